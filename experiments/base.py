@@ -1,0 +1,234 @@
+"""Every configuration key there is, with its unit and meaning.
+
+A recipe starts from `get_config()` and assigns; nothing else adds keys. The
+result is locked, so a mistyped key is an error that names the nearest one.
+"""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+# What differs between the two model families beyond their layers.
+_MODELS = {
+    'gpt2': {
+        'bias': True,
+        'tie_embeddings': True,
+        'norm_eps': 1e-5,
+        'activation': 'gelu_tanh',
+    },
+    'llama': {
+        'bias': False,
+        'tie_embeddings': False,
+        'norm_eps': 1e-6,
+        'activation': 'silu',
+    },
+}
+
+# Starting points, not tuned values: GPT-3's AdamW recipe, and for Lion and
+# Sophia their authors' advice relative to it (arXiv 2302.06675 section 5,
+# arXiv 2305.14342 section 3.1). `weight_decay` is for `independent` decay.
+_OPTIMIZERS = {
+    'adamw': {'lr': 6e-4, 'betas': (0.9, 0.95), 'eps': 1e-8},
+    'lion': {'lr': 1e-4, 'betas': (0.9, 0.99), 'eps': 0.0},
+    'sophia': {'lr': 3e-4, 'betas': (0.965, 0.99), 'eps': 1e-15},
+}
+
+
+def get_config() -> ConfigDict:
+  """Returns the base configuration: GPT-2 124M with AdamW."""
+  c = ConfigDict()
+  # Seeds initial weights, data order and sampled labels.
+  c.seed = 0
+  # Training sequences per step, over all devices.
+  c.batch_size = 512
+  # Sequential slices of a batch; the result does not depend on it.
+  c.microbatches = 1
+  # Optimizer steps of the run; the schedule ends here.
+  c.steps = 10_000
+  # Steps between rows of metrics.jsonl and TensorBoard.
+  c.log_every = 10
+  # Steps between validation losses; 0: only at the end of the run.
+  c.eval_every = 500
+  # Validation sequences per source; 0: none is read.
+  c.eval_sequences = 256
+  # Benchmarks, comma-separated globs of eval/tasks.py; '': none.
+  c.eval_tasks = ''
+  # Steps between benchmark scores; 0: only at the end of the run.
+  c.eval_tasks_every = 0
+  # Questions per benchmark task (MMLU: in all); 0: every one.
+  c.eval_tasks_limit = 0
+  # Directory of <task>.jsonl[.gz]; '': the downloaded copies.
+  c.eval_tasks_data = ''
+  # Steps between checkpoints; 0: none at all, not even at the end.
+  c.checkpoint_every = 1000
+  # Latest checkpoints that are kept.
+  c.checkpoints_kept = 2
+  # 'tune': a trial on a proxy, 'final': a run that the report compares.
+  c.stage = 'final'
+
+  c.model = model = ConfigDict()
+  # 'gpt2' or 'llama': a file in models/.
+  model.name = 'gpt2'
+  # Transformer blocks.
+  model.num_layers = 12
+  # Features of the residual stream.
+  model.width = 768
+  # Query heads.
+  model.num_heads = 12
+  # Key and value heads, a divisor of num_heads; 0: num_heads.
+  model.num_kv_heads = 0
+  # Features of a head; 0: width / num_heads.
+  model.head_dim = 0
+  # Features inside the MLP; 0: 4·width (gpt2), 8/3·width rounded up to a
+  # multiple of 32 (llama).
+  model.mlp_dim = 0
+  # Rows of the embedding; 0: the data's vocabulary.
+  model.vocab_size = 0
+  # Tokens of a training sequence.
+  model.context = 1024
+  # Biases in linear layers (gpt2: and in LayerNorm).
+  model.bias = True
+  # Whether the readout shares the embedding's matrix.
+  model.tie_embeddings = True
+  # Added to the variance in LayerNorm and RMSNorm.
+  model.norm_eps = 1e-5
+  # 'gelu_tanh', 'gelu' or 'silu'.
+  model.activation = 'gelu_tanh'
+  # Wavelength base of rotary positions (llama).
+  model.rope_base = 10_000.0
+  # Start with a zero readout matrix (untied models only).
+  model.zero_init_readout = False
+  # Start with zero query matrices.
+  model.zero_init_query = False
+  # Recompute in the backward pass: 'none' or 'full' (every block).
+  model.remat = 'none'
+  # '': random weights; 'hf:DIR': config.json and safetensors from DIR.
+  model.init_from = ''
+
+  c.parametrization = parametrization = ConfigDict()
+  # 'sp' (standard) or 'mup' (arXiv 2203.03466, table 8).
+  parametrization.kind = 'mup'
+  # Width at which mup equals sp; 0: the model's own.
+  parametrization.base_width = 0
+  # Layers at which the depth rule is 1; 0: the model's own.
+  parametrization.base_depth = 0
+  # mlp_dim of the base; 0: in proportion to the width.
+  parametrization.base_mlp_dim = 0
+  # num_heads of the base; 0: in proportion to the width, given
+  # base_head_dim, else the model's own.
+  parametrization.base_num_heads = 0
+  # head_dim of the base; 0: in proportion to the width, given the heads.
+  parametrization.base_head_dim = 0
+
+  c.optimizer = optimizer = ConfigDict()
+  # 'adamw', 'lion' or 'sophia': a file in optimizers/.
+  optimizer.name = 'adamw'
+  # Peak learning rate.
+  optimizer.lr = 6e-4
+  # Decay rates (b1, b2) of the moment estimates.
+  optimizer.betas = (0.9, 0.95)
+  # Added to the denominator (adamw, sophia).
+  optimizer.eps = 1e-8
+  # Weight decay of all matrices and embeddings, see decay_mode.
+  optimizer.weight_decay = 1e-4
+  # 'independent', 'times_lr' or 'times_role_lr': optimizers/build.py.
+  optimizer.decay_mode = 'independent'
+  # Largest global norm of the gradient; 0: not clipped.
+  optimizer.clip_norm = 1.0
+  # Sophia: gradient-to-curvature ratio beyond which updates are clipped.
+  optimizer.rho = 0.05
+  # Sophia: steps between curvature estimates.
+  optimizer.hessian_every = 10
+  # Sophia: 'gnb' (Gauss-Newton-Bartlett: Sophia-G), 'hutchinson' (-H).
+  optimizer.hessian_estimator = 'gnb'
+  # Sophia: divide the curvature's average by 1 - b2^(estimates so far). Off
+  # is the reference; short runs need it on.
+  optimizer.hessian_bias_correction = False
+
+  c.schedule = schedule = ConfigDict()
+  # 'constant', 'linear', 'cosine' or 'wsd' (warm-up, stable, decay).
+  schedule.kind = 'cosine'
+  # Steps of linear warm-up from 0.
+  schedule.warmup_steps = 200
+  # Learning rate of the last step over the peak.
+  schedule.final_fraction = 0.1
+  # wsd: share of the steps that the final decay takes.
+  schedule.decay_fraction = 0.2
+
+  c.data = data = ConfigDict()
+  # 'shards:DIR' (launch.prepare) or 'flat:FILE' (.npy, or .bin of nanoGPT
+  # and llm.c).
+  data.source = ''
+  # 'NAME:WEIGHT,…' of the sources; '': in proportion to their tokens.
+  data.mixture = ''
+  # Whether windows are read in random order (a function of the seed).
+  data.shuffle = True
+  # Passes over the windows: steps·batch_size windows are read in all,
+  # 1/epochs of them distinct.
+  data.epochs = 1
+  # Checksums at open: 'full' or 'size' (sizes alone).
+  data.verify = 'full'
+
+  c.mesh = mesh = ConfigDict()
+  # Devices along each axis; -1 (data alone): all that are left.
+  # Copies of the model, each with its share of the batch.
+  mesh.data = -1
+  # Ways in which parameters and optimizer state are split.
+  mesh.fsdp = 1
+  # Ways in which heads, MLP features and vocabulary are split.
+  mesh.tensor = 1
+  # Ways in which sequences are split.
+  mesh.sequence = 1
+
+  c.dtype = dtype = ConfigDict()
+  # Parameters and optimizer state: 'float32'.
+  dtype.params = 'float32'
+  # Activations and matrix products: 'float32' or 'bfloat16'.
+  dtype.compute = 'bfloat16'
+  return c.lock()
+
+
+def with_variant(
+    arg: str | None,
+    config: ConfigDict | None = None,
+    extra: tuple[str, ...] = (),
+) -> tuple[ConfigDict, frozenset[str]]:
+  """Applies `--config=FILE.py:VARIANT`, words separated by commas.
+
+  Args:
+    arg: the words: a model, an optimizer and any of `extra`, in any order.
+    config: what they apply to, the base by default.
+    extra: further words that the recipe itself understands.
+
+  Returns:
+    The configuration and the words given.
+
+  Raises:
+    ValueError: a word is unknown.
+  """
+  config = get_config() if config is None else config
+  words = frozenset(w for w in (arg or '').split(',') if w)
+  known = (*_MODELS, *_OPTIMIZERS, *extra)
+  for word in words:
+    if word not in known:
+      near = difflib.get_close_matches(word, known, 1)
+      hint = f'did you mean {near[0]!r}? ' if near else ''
+      raise ValueError(
+          f'unknown variant {word!r} in --config: {hint}'
+          f'known are {", ".join(known)}'
+      )
+  for name in words & set(_MODELS):
+    set_model(config, name)
+  for name in words & set(_OPTIMIZERS):
+    set_optimizer(config, name)
+  return config, words
+
+
+def set_model(config: ConfigDict, name: str) -> None:
+  """Selects a model family and its habits."""
+  config.model.update({'name': name, **_MODELS[name]})
+
+
+def set_optimizer(config: ConfigDict, name: str) -> None:
+  """Selects an optimizer and its starting hyperparameters."""
+  config.optimizer.update({'name': name, **_OPTIMIZERS[name]})
