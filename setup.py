@@ -4,65 +4,65 @@ from setuptools import find_packages
 from setuptools import setup
 
 _FOLDERS = (
-    'experiments',
-    'models',
-    'optimizers',
-    'data',
-    'training',
-    'eval',
-    'interop',
-    'launch',
+  'experiments',
+  'models',
+  'optimizers',
+  'data',
+  'training',
+  'eval',
+  'interop',
+  'launch',
 )
 _PACKAGES = [
-    f'steepest.{name}'
-    for folder in _FOLDERS
-    for name in (folder, *(f'{folder}.{s}' for s in find_packages(folder)))
+  f'steepest.{name}'
+  for folder in _FOLDERS
+  for name in (folder, *(f'{folder}.{s}' for s in find_packages(folder)))
 ]
 _TEST = ['chex', 'hypothesis', 'mypy', 'pytest', 'ruff']
 
 setup(
-    name='steepest',
-    version='0.1.0',
-    description='Which optimizer gets my language model furthest on a budget?',
-    license='Apache-2.0',
-    python_requires='>=3.11',
-    packages=_PACKAGES,
-    package_dir={f'steepest.{folder}': folder for folder in _FOLDERS},
-    package_data={'steepest.eval': ['*.css', '*.js', '*.html']},
-    install_requires=[
-        'absl-py',
-        'array_record',
-        'clu',
-        'etils[epath]',
-        'flax',
-        'grain',
-        # tensorflow-datasets uses it without declaring it.
-        'importlib_resources',
-        'jax',
-        'ml_collections',
-        'numpy',
-        'optax',
-        'orbax-checkpoint',
-        'plotly',
-        'pyarrow',
-        'rich',
-        'safetensors',
-        'scipy',
-        'sentencepiece',
-        'tensorboardX',
-        'tensorflow-datasets',
-        'tokenizers',
-        'zstandard',
-    ],
-    extras_require={
-        'cuda': ['jax[cuda13]'],
-        'tpu': ['jax[tpu]'],
-        'test': _TEST,
-    },
-    entry_points={
-        'console_scripts': [
-            f'steepest-{name} = steepest.launch.{name}:main'
-            for name in ('train', 'study', 'evaluate', 'report', 'prepare')
-        ]
-    },
+  name='steepest',
+  version='0.1.0',
+  description='Which optimizer gets my language model furthest on a budget?',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=_PACKAGES,
+  package_dir={f'steepest.{folder}': folder for folder in _FOLDERS},
+  package_data={'steepest.eval': ['*.css', '*.js', '*.html']},
+  install_requires=[
+    'absl-py',
+    'array_record',
+    'clu',
+    'etils[epath]',
+    'flax',
+    'grain',
+    # tensorflow-datasets uses it without declaring it.
+    'importlib_resources',
+    'jax',
+    'ml_collections',
+    'numpy',
+    'optax',
+    'orbax-checkpoint',
+    'plotly',
+    'pyarrow',
+    'rich',
+    'safetensors',
+    'scipy',
+    'sentencepiece',
+    'tensorboardX',
+    'tensorflow-datasets',
+    'tokenizers',
+    'zstandard',
+  ],
+  extras_require={
+    'cuda': ['jax[cuda13]'],
+    'tpu': ['jax[tpu]'],
+    'test': _TEST,
+  },
+  entry_points={
+    'console_scripts': [
+      f'steepest-{name} = steepest.launch.{name}:main'
+      for name in ('train', 'study', 'evaluate', 'report', 'prepare')
+    ]
+  },
 )

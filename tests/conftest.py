@@ -1,0 +1,52 @@
+"""Eight simulated devices, strict shapes, and where outside data lies."""
+
+import os
+import pathlib
+
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+)
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+import jax
+import pytest
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope='session')
+def conformance() -> pathlib.Path:
+  """Directory of outside data that the project does not ship."""
+  path = pathlib.Path(os.environ.get('STEEPEST_CONFORMANCE', '../shared'))
+  path = (ROOT / path).resolve()
+  if not path.exists():
+    pytest.skip(f'STEEPEST_CONFORMANCE: {path} does not exist')
+  return path
+
+
+@pytest.fixture(scope='session')
+def golden() -> pathlib.Path:
+  """Traces of reference implementations."""
+  return ROOT / 'tests' / 'golden'
+
+
+@pytest.fixture
+def run_command(tmp_path: pathlib.Path):
+  """Runs `python -m launch.NAME …` from the root as a user would."""
+  import subprocess
+  import sys
+
+  def run(name: str, *args: str, env: dict | None = None):
+    clean = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+    return subprocess.run(
+      [sys.executable, '-m', f'launch.{name}', *args],
+      cwd=ROOT,
+      env={**clean, 'JAX_PLATFORMS': 'cpu', **(env or {})},
+      capture_output=True,
+      text=True,
+      timeout=600,
+    )
+
+  return run
