@@ -1,0 +1,121 @@
+"""One flat token file: `.npy`, or the `.bin` of nanoGPT and llm.c.
+
+T is the context, W the windows, N the tokens of a file.
+"""
+
+import functools
+import hashlib
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+# llm.c's header: 256 int32, of which magic, version and number of tokens are
+# used (dev/data/data_common.py there).
+_HEADER = 256
+_LLMC = {
+  (20240520, 1): np.dtype('<u2'),
+  (20240801, 7): np.dtype('<u4'),
+}
+_CHUNK = 1 << 24
+
+
+class Contents(NamedTuple):
+  """What a token file holds: its hash and its largest token id."""
+
+  sha256: str
+  max_id: int
+
+
+class FlatWindows:
+  """Windows of T + 1 tokens; window i starts at token i·T."""
+
+  def __init__(self, tokens_N: np.ndarray, context: int):
+    self._tokens_N = tokens_N
+    self._context = context
+
+  def __len__(self) -> int:
+    return max(len(self._tokens_N) - 1, 0) // self._context
+
+  def __getitem__(self, i: int) -> np.ndarray:
+    start = i * self._context
+    return self._tokens_N[start : start + self._context + 1]
+
+
+def open_tokens(path: pathlib.Path) -> np.ndarray:
+  """Maps a token file into memory.
+
+  Args:
+    path: `.npy` of uint16 or uint32 in one dimension; `.bin` of raw uint16
+      (nanoGPT), or with llm.c's header, which is told by its magic number.
+
+  Returns:
+    The tokens, uint16 or uint32[N], read from disk as they are used.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it is of another kind, or cut short.
+  """
+  if not path.is_file():
+    raise FileNotFoundError(f'no token file {path}: check data.source')
+  if path.suffix == '.npy':
+    return _open_npy(path)
+  if path.suffix == '.bin':
+    return _open_bin(path)
+  raise ValueError(
+    f'{path} is neither .npy nor .bin: data.source=flat: reads .npy of '
+    'uint16 or uint32 and the .bin of nanoGPT and llm.c'
+  )
+
+
+def contents(path: pathlib.Path) -> Contents:
+  """Reads a file once and returns its hash and largest token id.
+
+  Opening an unchanged file again in the same process costs nothing.
+  """
+  stat = path.stat()
+  return _contents(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _contents(path: pathlib.Path, size: int, mtime_ns: int) -> Contents:
+  del size, mtime_ns  # They only tell a changed file from a known one.
+  tokens_N = open_tokens(path)
+  digest, max_id = hashlib.sha256(), 0
+  for start in range(0, len(tokens_N), _CHUNK):
+    chunk = np.ascontiguousarray(tokens_N[start : start + _CHUNK])
+    digest.update(chunk.data)
+    max_id = max(max_id, int(chunk.max()))
+  return Contents(digest.hexdigest(), max_id)
+
+
+def _open_npy(path: pathlib.Path) -> np.ndarray:
+  try:
+    tokens_N = np.load(path, mmap_mode='r', allow_pickle=False)
+  except (ValueError, EOFError, OSError) as error:
+    raise ValueError(f'{path} is no readable .npy file: {error}') from error
+  if tokens_N.ndim != 1 or tokens_N.dtype not in (np.uint16, np.uint32):
+    raise ValueError(
+      f'{path} holds {tokens_N.dtype} of shape {tokens_N.shape}: save one '
+      'dimension of uint16 or uint32'
+    )
+  return tokens_N
+
+
+def _open_bin(path: pathlib.Path) -> np.ndarray:
+  size = os.path.getsize(path)
+  header = np.fromfile(path, '<i4', _HEADER)
+  dtype, offset = np.dtype('<u2'), 0
+  if len(header) == _HEADER and (key := (header[0], header[1])) in _LLMC:
+    dtype, offset = _LLMC[key], header.nbytes
+    if size != offset + int(header[2]) * dtype.itemsize:
+      raise ValueError(
+        f'{path} has {size} bytes where its header of {header[2]} tokens '
+        f'asks for {offset + int(header[2]) * dtype.itemsize}: copy it again'
+      )
+  elif size % dtype.itemsize:
+    raise ValueError(f'{path} has {size} bytes, an odd number: not uint16')
+  if size == offset:
+    raise ValueError(f'{path} holds no tokens')
+  return np.memmap(path, dtype, 'r', offset)

@@ -1,0 +1,296 @@
+"""Batches of token windows: a function of the seed and the step, no more.
+
+B is the sequences of a batch on this process, T the context.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import json
+import math
+import pathlib
+from typing import NamedTuple, Protocol
+
+import grain
+from ml_collections import ConfigDict
+import numpy as np
+
+from steepest.data import flat
+from steepest.data import mixture
+
+Batch = dict[str, np.ndarray]
+
+# Batches that are read ahead, and the threads that read them.
+_READ_AHEAD = 8
+_THREADS = 2
+
+
+class Windows(Protocol):
+  """Windows of one source and split: T + 1 tokens each, in order."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, i: int) -> np.ndarray: ...
+
+
+class Corpus(NamedTuple):
+  """What a data source opens to, before any order is put on it."""
+
+  train: Mapping[str, Windows]
+  validation: Mapping[str, Windows]
+  vocab_size: int
+  tokenizer_dir: str | None
+  # Hash of all tokens.
+  content: str
+
+
+class Share(NamedTuple):
+  """The rows [first, first + rows) of every global batch."""
+
+  batch_size: int
+  first: int
+  rows: int
+
+
+class Data:
+  """Training batches and validation sequences of one run.
+
+  Attributes:
+    vocab_size: ids that the tokens may take.
+    tokenizer_dir: directory of the tokenizer.json, None for flat files.
+    sources: names of the sources that training reads.
+    fingerprint: hash of what fixes the data but the seed, the steps and the
+      batch size.
+  """
+
+  def __init__(
+    self,
+    corpus: Corpus,
+    order: '_Order',
+    share: Share,
+    steps: int,
+    eval_sequences: int,
+    fingerprint: str,
+  ):
+    self.vocab_size = corpus.vocab_size
+    self.tokenizer_dir = corpus.tokenizer_dir
+    self.sources = order.names
+    self.fingerprint = fingerprint
+    self._validation = corpus.validation
+    self._eval_sequences = eval_sequences
+    self._share = share
+    self._steps = steps
+    self._batches = (
+      grain.MapDataset.source(_Rows(order, share, steps))
+      .batch(share.rows)
+      .map(self._split)
+    )
+
+  def batch(self, step: int) -> Batch:
+    """Returns `inputs` and `targets` of a step, int32[B, T] each."""
+    if not 0 <= step < self._steps:
+      raise IndexError(f'step {step} of a run of {self._steps}')
+    return self._batches[step]
+
+  def train(self, first_step: int) -> Iterator[Batch]:
+    """Yields the batches from a step on, read ahead in the background."""
+    if first_step >= self._steps:
+      return iter(())
+    options = grain.ReadOptions(
+      num_threads=_THREADS, prefetch_buffer_size=_READ_AHEAD
+    )
+    return iter(self._batches[first_step:].to_iter_dataset(options))
+
+  def validation(self) -> dict[str, list[Batch]]:
+    """Returns the first `eval_sequences` validation windows of each source.
+
+    Returns:
+      By source the batches, as in training, with `mask`, float32[B]: 1 for a
+      sequence, 0 for the rows that fill the last batch.
+    """
+    return {
+      name: self._validation_batches(windows)
+      for name, windows in self._validation.items()
+      if self._eval_sequences and len(windows)
+    }
+
+  def _validation_batches(self, windows: Windows) -> list[Batch]:
+    held = min(self._eval_sequences, len(windows))
+    batches = []
+    for start in range(0, held, self._share.batch_size):
+      first = start + self._share.first
+      rows = [
+        windows[i] if i < held else np.zeros_like(windows[0])
+        for i in range(first, first + self._share.rows)
+      ]
+      batch = self._split(np.stack(rows))
+      real = np.arange(first, first + self._share.rows) < held
+      batches.append({**batch, 'mask': real.astype(np.float32)})
+    return batches
+
+  def _split(self, tokens: np.ndarray) -> Batch:
+    if tokens.max() >= self.vocab_size:
+      raise ValueError(
+        f'the data hold token id {tokens.max()} but the vocabulary ends at '
+        f'{self.vocab_size - 1}: prepare them again'
+      )
+    tokens = tokens.astype(np.int32)
+    return {'inputs': tokens[:, :-1], 'targets': tokens[:, 1:]}
+
+
+def open_data(
+  config: ConfigDict,
+  *,
+  context: int,
+  batch_size: int,
+  steps: int,
+  seed: int,
+  eval_sequences: int,
+  vocab_size: int = 0,
+  tokenizer_sha256: str | None = None,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Data:
+  """Opens and checks the data of a run.
+
+  Args:
+    config: the `data` keys of experiments/base.py.
+    context: T, tokens of a sequence.
+    batch_size: sequences of a step, over all processes.
+    steps: steps of the run.
+    seed: fixes the order.
+    eval_sequences: validation sequences of each source.
+    vocab_size: rows of the model's embedding; 0: as many as the data need.
+    tokenizer_sha256: the tokenizer that the shards must be made with.
+    process_index: p, this process.
+    process_count: P; process p reads rows [p·B/P, (p + 1)·B/P).
+
+  Raises:
+    FileNotFoundError: a file is missing.
+    ValueError: damaged data, or data that do not fit the run.
+  """
+  if batch_size % process_count:
+    raise ValueError(
+      f'batch_size={batch_size} does not divide over {process_count} processes'
+    )
+  if config.epochs < 1:
+    raise ValueError(f'data.epochs={config.epochs}: give 1 or more')
+  corpus = _open_corpus(config, context, vocab_size, tokenizer_sha256)
+  weights = mixture.parse(
+    config.mixture, {n: len(w) for n, w in corpus.train.items()}
+  )
+  order = _Order(corpus.train, weights, config, seed, steps * batch_size)
+  fixed = [corpus.content, context, weights, config.shuffle, config.epochs]
+  rows = batch_size // process_count
+  return Data(
+    corpus,
+    order,
+    Share(batch_size, process_index * rows, rows),
+    steps,
+    eval_sequences,
+    hashlib.sha256(json.dumps(fixed).encode()).hexdigest(),
+  )
+
+
+def _open_corpus(
+  config: ConfigDict, context: int, vocab_size: int, tokenizer: str | None
+) -> Corpus:
+  kind, _, name = config.source.partition(':')
+  path = pathlib.Path(name).expanduser()
+  if kind == 'flat' and name:
+    return _open_flat(path, context, vocab_size)
+  raise ValueError(
+    f'data.source={config.source!r}: write shards:DIR or flat:FILE'
+  )
+
+
+def _open_flat(path: pathlib.Path, context: int, vocab_size: int) -> Corpus:
+  tokens_N = flat.open_tokens(path)
+  held = flat.contents(path)
+  if vocab_size and held.max_id >= vocab_size:
+    raise ValueError(
+      f'{path} holds token id {held.max_id} but the model has '
+      f'{vocab_size} rows: set model.vocab_size to {held.max_id + 1} or more'
+    )
+  windows = flat.FlatWindows(tokens_N, context)
+  return Corpus(
+    {path.stem: windows}, {}, vocab_size or held.max_id + 1, None, held.sha256
+  )
+
+
+class _Order:
+  """The windows of a run in the order of training, over all processes.
+
+  A source is shuffled as a whole and its first windows taken, so that a
+  longer run of one epoch begins with the same batches.
+  """
+
+  def __init__(
+    self,
+    train: Mapping[str, Windows],
+    weights: Mapping[str, int],
+    config: ConfigDict,
+    seed: int,
+    rows: int,
+  ):
+    self.names = tuple(weights)
+    if not weights:
+      raise ValueError(
+        f'{config.source} holds no window of the context: shorten '
+        'model.context or prepare more text'
+      )
+    self._mixture = mixture.Mixture(list(weights.values()))
+    self._streams = []
+    for name, needed in zip(self.names, self._mixture.counts(rows)):
+      distinct = math.ceil(needed / config.epochs)
+      held = len(train[name])
+      if distinct > held:
+        raise ValueError(
+          f'source {name!r} of {config.source} holds {held} windows, the run '
+          f'needs {distinct}: raise data.epochs to '
+          f'{math.ceil(needed / max(held, 1))} or lower steps'
+        )
+      stream_seed = _seed(seed, name) if config.shuffle else None
+      self._streams.append(
+        _stream(train[name], distinct, config.epochs, stream_seed)
+      )
+
+  def __getitem__(self, row: int) -> np.ndarray:
+    source, i = self._mixture.locate(row)
+    return self._streams[source][i]
+
+
+class _Rows:
+  """The rows that one process reads, as a source for Grain."""
+
+  def __init__(self, order: _Order, share: Share, steps: int):
+    self._order, self._share, self._steps = order, share, steps
+
+  def __len__(self) -> int:
+    return self._steps * self._share.rows
+
+  def __getitem__(self, i: int) -> np.ndarray:
+    step, row = divmod(i, self._share.rows)
+    return self._order[step * self._share.batch_size + self._share.first + row]
+
+
+def _stream(
+  windows: Windows, distinct: int, epochs: int, seed: int | None
+) -> Sequence[np.ndarray]:
+  """Returns `distinct` windows, `epochs` times over, each time reshuffled."""
+  dataset = grain.MapDataset.source(windows)
+  if seed is not None:
+    dataset = dataset.shuffle(seed=seed)
+  dataset = dataset[:distinct]
+  if epochs == 1 or not distinct:
+    return dataset
+  # As a source of its own, a pass cannot reach beyond the distinct windows.
+  dataset = grain.MapDataset.source(dataset)
+  if seed is not None:
+    dataset = dataset.shuffle(seed=(seed + 1) % 2**32)
+  return dataset.repeat(epochs)
+
+
+def _seed(seed: int, name: str) -> int:
+  """Returns 32 bits that depend on the run's seed and the source's name."""
+  digest = hashlib.sha256(f'{seed}:{name}'.encode()).digest()
+  return int.from_bytes(digest[:4], 'little')
