@@ -1,0 +1,203 @@
+"""Benchmark scores of the compared runs: means over seeds and differences."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from steepest.eval import statistics
+from steepest.eval import tasks
+from steepest.eval.runs import Run
+
+# The metrics that the report shows, and whether less is better.
+METRICS = {'acc': False, 'acc_norm': False, 'perplexity': True}
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """A benchmark's metric for one cell.
+
+  Attributes:
+    mean: over seeds.
+    sd: between seeds; None for one seed.
+    error: standard error of `mean`, see statistics.accuracy_error.
+    per_seed: the seeds' own values.
+    questions: how many were scored, the same for every seed.
+    chance: the accuracy of guessing; None where not recorded.
+  """
+
+  mean: float
+  sd: float | None
+  error: float
+  per_seed: tuple[float, ...]
+  questions: int
+  chance: float | None
+
+  @property
+  def above_chance(self) -> bool | None:
+    """Whether `mean` is more than two standard errors above chance."""
+    if self.chance is None:
+      return None
+    return self.mean - self.chance > statistics.ACCURACY_ERRORS * self.error
+
+
+def list_metrics(runs: Sequence[Run]) -> list[tuple[str, str]]:
+  """Returns the (task, metric) pairs to show, in the order of eval/tasks.py.
+
+  Tasks and groups inside a group that was scored are left to results.json.
+  """
+  found = {
+    (task, metric)
+    for run in runs
+    if run.results is not None
+    for task, metrics in run.results['metrics'].items()
+    for metric in METRICS
+    if metric in metrics
+  }
+  names = {task for task, _ in found}
+  inner: set[str] = set()
+  for group in names & set(tasks.GROUPS):
+    leaves = set(tasks.GROUPS[group])
+    inner |= leaves
+    inner |= {g for g, of in tasks.GROUPS.items() if set(of) < leaves}
+  known = [*tasks.TASKS, *tasks.GROUPS]
+  order = {name: i for i, name in enumerate(known)}
+  metric_order = list(METRICS)
+  return sorted(
+    ((task, metric) for task, metric in found if task not in inner),
+    key=lambda tm: (
+      order[tm[0]] if tm[0] in order else len(order),
+      tm[0],
+      metric_order.index(tm[1]),
+    ),
+  )
+
+
+def score(runs: Sequence[Run], task: str, metric: str) -> Score | None:
+  """Combines the seeds of one cell; None where a seed lacks the score."""
+  values, errors = [], []
+  for run in runs:
+    if run.results is None or not _has(run, task, metric):
+      return None
+    metrics = run.results['metrics'][task]
+    values.append(float(metrics[metric]))
+    # One question alone has no error: 'N/A' or null.
+    error = metrics[f'{metric}_stderr']
+    errors.append(float(error) if isinstance(error, int | float) else 0.0)
+  first = runs[0].results
+  assert first is not None
+  between = statistics.spread(values)
+  return Score(
+    mean=between.mean,
+    sd=between.sd,
+    error=statistics.accuracy_error(errors, values),
+    per_seed=tuple(values),
+    questions=int(first['metrics'][task]['n']),
+    chance=_chance(first, task) if metric != 'perplexity' else None,
+  )
+
+
+def difference(
+  first: Sequence[Run], second: Sequence[Run], task: str, metric: str
+) -> statistics.Difference:
+  """Compares two cells: question by question where requests are on disk."""
+  a_SxQ = _answers(first, task, metric)
+  b_SxQ = _answers(second, task, metric)
+  if a_SxQ is not None and b_SxQ is not None:
+    questions = sorted(set(a_SxQ[0]) & set(b_SxQ[0]), key=str)
+    if len(questions) == len(a_SxQ[0]) == len(b_SxQ[0]):
+      return statistics.paired_accuracy_difference(
+        np.asarray([[a[q] for q in questions] for a in a_SxQ]),
+        np.asarray([[b[q] for q in questions] for b in b_SxQ]),
+      )
+  a, b = score(first, task, metric), score(second, task, metric)
+  if a is None or b is None:
+    raise ValueError(f'{task}: {metric} is missing in a cell to compare')
+  return statistics.accuracy_difference((a.mean, a.error), (b.mean, b.error))
+
+
+def unlike_questions(runs: Sequence[Run], task: str, metric: str) -> list[str]:
+  """Says which runs scored other questions than the first that has a score."""
+  scored = [run for run in runs if _has(run, task, metric)]
+  if not scored:
+    return []
+  reference = _questions(scored[0], task)
+  return [
+    f'{run.name} scored {_questions(run, task)[0]} questions of data '
+    f'{_questions(run, task)[1]}, {scored[0].name} {reference[0]} of '
+    f'{reference[1]}'
+    for run in scored[1:]
+    if _questions(run, task) != reference
+  ]
+
+
+def limits(runs: Sequence[Run]) -> list[int]:
+  """Returns the distinct limits on questions per task; 0: every one."""
+  return sorted(
+    {int(r.results['info']['limit'] or 0) for r in runs if r.results}
+  )
+
+
+def _has(run: Run, task: str, metric: str) -> bool:
+  if run.results is None or task not in run.results['metrics']:
+    return False
+  return metric in run.results['metrics'][task]
+
+
+def _questions(run: Run, task: str) -> tuple[int, str]:
+  """Returns what identifies the questions: their number and their file."""
+  assert run.results is not None
+  leaves = tasks.GROUPS[task] if task in tasks.GROUPS else (task,)
+  files = {tasks.TASKS[leaf].file for leaf in leaves if leaf in tasks.TASKS}
+  data = run.results['info']['data']
+  sums = {
+    name: entry['sha256'][:12]
+    for name, entry in data.items()
+    if pathlib.Path(name).name.split('.')[0] in files
+  }
+  return int(run.results['metrics'][task]['n']), json.dumps(sums)
+
+
+def _chance(results: Mapping[str, Any], task: str) -> float | None:
+  """Returns the accuracy of guessing; a group's is weighted by its tasks."""
+  chance = results['info']['chance']
+  if task in chance:
+    return float(chance[task])
+  leaves = tasks.GROUPS[task] if task in tasks.GROUPS else ()
+  sizes = {
+    leaf: results['metrics'][leaf]['n']
+    for leaf in leaves
+    if leaf in chance and leaf in results['metrics']
+  }
+  if not sizes:
+    return None
+  total = sum(sizes.values())
+  return sum(n * float(chance[leaf]) for leaf, n in sizes.items()) / total
+
+
+def _answers(
+  runs: Sequence[Run], task: str, metric: str
+) -> list[dict[Any, int]] | None:
+  """Returns each seed's question -> 0 or 1; None where they are not known."""
+  leaves = tasks.GROUPS[task] if task in tasks.GROUPS else (task,)
+  seeds = []
+  for run in runs:
+    answers: dict[Any, int] = {}
+    for leaf in leaves:
+      if leaf in run.answers and metric in run.answers[leaf]:
+        of_leaf = run.answers[leaf][metric]
+        answers |= {(leaf, doc): right for doc, right in of_leaf.items()}
+    assert run.results is not None
+    # Requests of another evaluation than results.json are of no use.
+    metrics = run.results['metrics'][task]
+    if not answers or len(answers) != metrics['n']:
+      return None
+    if abs(np.mean(list(answers.values())) - metrics[metric]) > 1.5 / len(
+      answers
+    ):
+      return None
+    seeds.append(answers)
+  return seeds

@@ -1,0 +1,177 @@
+"""Means, spreads and the rules by which the report calls a difference one.
+
+Nothing here knows of runs or files: sequences in, numbers out.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+
+import numpy as np
+from scipy import stats
+
+# Two-sided level of every comparison of losses and times.
+CONFIDENCE = 0.95
+# Standard errors that a difference of accuracies has to exceed.
+ACCURACY_ERRORS = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+  """Mean and sample standard deviation (None for one value) of n values."""
+
+  mean: float
+  sd: float | None
+  n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+  """A difference of two means and what it has to exceed.
+
+  Attributes:
+    value: mean of the first minus mean of the second.
+    error: standard error of `value`; None where no spread is known.
+    limit: the smallest |value| that counts; None where no spread is known.
+    rule: 'paired', 'pooled', 'one seed', 'questions, paired' or
+      'questions, unpaired'.
+  """
+
+  value: float
+  error: float | None
+  limit: float | None
+  rule: str
+
+  @property
+  def exceeds(self) -> bool | None:
+    """Whether the difference counts; None where no spread is known."""
+    return None if self.limit is None else abs(self.value) > self.limit
+
+
+def spread(values: Sequence[float]) -> Spread:
+  """Returns mean and sample standard deviation (n - 1) of `values`."""
+  values_S = np.asarray(values, np.float64)
+  sd = float(values_S.std(ddof=1)) if values_S.size > 1 else None
+  return Spread(float(values_S.mean()), sd, values_S.size)
+
+
+def pooled_sd(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
+  """Returns the standard deviation within `groups` and its freedom.
+
+  sqrt(sum of squared deviations from each group's mean / sum of (n - 1)).
+
+  Raises:
+    ValueError: no group has two values.
+  """
+  freedom = sum(len(group) - 1 for group in groups)
+  if freedom < 1:
+    raise ValueError('pooled_sd: needs a group of two values or more')
+  squares = sum(
+    float(np.sum((np.asarray(group, np.float64) - np.mean(group)) ** 2))
+    for group in groups
+  )
+  return math.sqrt(squares / freedom), freedom
+
+
+def seed_difference(
+  groups: Mapping[str, Sequence[float]], first: str, second: str
+) -> Difference:
+  """Compares two groups whose i-th values come from the same seed.
+
+  With three seeds or more: Student's t for the paired differences. With two,
+  where a paired test has a single degree of freedom: the standard deviation
+  within seeds pooled over all `groups`. With one: no limit.
+
+  Args:
+    groups: per optimizer the values of the same seeds in the same order.
+    first: a key of `groups`.
+    second: another.
+  """
+  a_S = np.asarray(groups[first], np.float64)
+  b_S = np.asarray(groups[second], np.float64)
+  value = float(a_S.mean() - b_S.mean())
+  seeds = a_S.size
+  if seeds == 1:
+    return Difference(value, None, None, 'one seed')
+  if seeds == 2:
+    sd, freedom = pooled_sd(list(groups.values()))
+    error, rule = sd * math.sqrt(2 / seeds), 'pooled'
+  else:
+    sd, freedom = float((a_S - b_S).std(ddof=1)), seeds - 1
+    error, rule = sd / math.sqrt(seeds), 'paired'
+  quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+  return Difference(value, error, quantile * error, rule)
+
+
+def accuracy_error(
+  errors: Sequence[float], accuracies: Sequence[float]
+) -> float:
+  """Returns the standard error of a mean accuracy over seeds.
+
+  All seeds answer the same questions, so the question error does not shrink
+  with their number: sqrt(mean of squared question errors + sd² / seeds), sd
+  being that of the accuracies between seeds (0 for one seed).
+
+  Args:
+    errors: each seed's standard error over questions.
+    accuracies: each seed's accuracy.
+  """
+  squared = float(np.mean(np.square(errors)))
+  between = spread(accuracies)
+  if between.sd is not None:
+    squared += between.sd**2 / between.n
+  return math.sqrt(squared)
+
+
+def paired_accuracy_difference(
+  first_SxQ: np.ndarray, second_SxQ: np.ndarray
+) -> Difference:
+  """Compares two optimizers question by question.
+
+  error² = sd over questions of (a question's difference, averaged over
+  seeds)² / questions + sd between the seeds' differences² / seeds.
+
+  Args:
+    first_SxQ: 1 where the seed's model answers the question rightly, else 0.
+    second_SxQ: the same questions and seeds for the other optimizer.
+  """
+  difference_SxQ = np.asarray(first_SxQ, float) - np.asarray(second_SxQ, float)
+  seeds, questions = difference_SxQ.shape
+  over_questions = spread(difference_SxQ.mean(axis=0))
+  squared = (over_questions.sd or 0.0) ** 2 / questions
+  between = spread(difference_SxQ.mean(axis=1))
+  if between.sd is not None:
+    squared += between.sd**2 / seeds
+  error = math.sqrt(squared)
+  return Difference(
+    over_questions.mean, error, ACCURACY_ERRORS * error, 'questions, paired'
+  )
+
+
+def accuracy_difference(
+  first: tuple[float, float], second: tuple[float, float]
+) -> Difference:
+  """Compares two (accuracy, standard error) whose questions are not known."""
+  error = math.hypot(first[1], second[1])
+  return Difference(
+    first[0] - second[0],
+    error,
+    ACCURACY_ERRORS * error,
+    'questions, unpaired',
+  )
+
+
+def parabola_minimum(
+  points: Sequence[tuple[float, float]],
+) -> tuple[float, float] | None:
+  """Returns the minimum (x, y) of the parabola through three points.
+
+  None where the points lie on a line or the parabola opens downwards.
+  """
+  (x0, y0), (x1, y1), (x2, y2) = points
+  slope01 = (y1 - y0) / (x1 - x0)
+  curvature = ((y2 - y1) / (x2 - x1) - slope01) / (x2 - x0)
+  if curvature <= 0:
+    return None
+  x = (x0 + x1) / 2 - slope01 / (2 * curvature)
+  return x, y0 + (x - x0) * (slope01 + curvature * (x - x1))
