@@ -1,0 +1,301 @@
+"""From documents to token ids: what is scored, given what.
+
+The rules are lm-evaluation-harness 0.4.13's, for models without an encoder.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import gzip
+import json
+import pathlib
+
+from steepest.data.tokenizers import Tokenizer
+from steepest.eval.tasks import Document
+from steepest.eval.tasks import Example
+from steepest.eval.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """A continuation whose probability after a context is asked for.
+
+  Attributes:
+    task: name of the task, with `doc_id` and `choice` the request's identity.
+    doc_id: index of the document in its file (MMLU: within the subject).
+    choice: index of the choice; n + i is choice i without a context, for
+      `acc_mutual_info` of n choices.
+    context: text before any whitespace moves into the continuation.
+    continuation: scored text, delimiter included.
+    context_ids: token ids of the context, after whitespace has moved.
+    continuation_ids: token ids that are scored.
+  """
+
+  task: str
+  doc_id: int
+  choice: int
+  context: str
+  continuation: str
+  context_ids: tuple[int, ...]
+  continuation_ids: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """A document with its place in the file and its strings."""
+
+  task: Task
+  doc_id: int
+  example: Example
+
+  def pairs(self) -> list[tuple[str, str]]:
+    """Returns (context, continuation) of every request, in order."""
+    pairs = list(zip(self.example.contexts, self.example.continuations))
+    if 'acc_mutual_info' in self.task.metrics:
+      pairs += [('', text) for text in self.example.continuations]
+    return pairs
+
+
+def find_file(directory: pathlib.Path, stem: str) -> pathlib.Path:
+  """Returns the path of `<stem>.jsonl` or `<stem>.jsonl.gz`.
+
+  Raises:
+    FileNotFoundError: neither exists.
+  """
+  for name in (f'{stem}.jsonl', f'{stem}.jsonl.gz'):
+    if (directory / name).is_file():
+      return directory / name
+  raise FileNotFoundError(
+    f'no {stem}.jsonl or {stem}.jsonl.gz in {directory}: give --data the '
+    'directory that holds the benchmark documents'
+  )
+
+
+def read_jsonl(path: pathlib.Path) -> Iterator[Document]:
+  """Yields the objects of a JSON-lines file, gzipped or not.
+
+  Raises:
+    ValueError: a line is no JSON object; names it.
+  """
+  opened = gzip.open if path.suffix == '.gz' else open
+  with opened(path, 'rt', encoding='utf-8') as lines:
+    # Not splitlines(): U+2028 and its like may stand inside strings.
+    for number, line in enumerate(lines, start=1):
+      if not line.strip():
+        continue
+      try:
+        doc = json.loads(line)
+      except json.JSONDecodeError as error:
+        raise ValueError(f'{path}, line {number}: {error}') from error
+      if not isinstance(doc, dict):
+        raise ValueError(f'{path}, line {number}: not a JSON object')
+      yield doc
+
+
+def read_questions(
+  tasks: Sequence[Task], directory: pathlib.Path, limit: int = 0
+) -> list[Question]:
+  """Reads the documents of `tasks` and builds their strings.
+
+  Args:
+    tasks: what to read, in the order of the result.
+    directory: holds `<file>.jsonl[.gz]` of every task.
+    limit: largest number of questions per family, 0 for all: a task's first
+      ones; of several subjects (MMLU) one after the other takes its next
+      question, in the order of `tasks`, until `limit` are taken.
+
+  Raises:
+    FileNotFoundError: a file is missing.
+    ValueError: a document does not fit its task's schema; names it.
+  """
+  files = {
+    task.file: list(read_jsonl(find_file(directory, task.file)))
+    for task in tasks
+  }
+  shots = {
+    task.file: list(read_jsonl(find_file(directory, f'{task.file}_dev')))
+    for task in tasks
+    if task.shots
+  }
+  documents = {task: _of_subject(task, files[task.file]) for task in tasks}
+  counts = _share({task: len(docs) for task, docs in documents.items()}, limit)
+  questions = []
+  for task, docs in documents.items():
+    opening = task.description
+    if task.shots:
+      solved = _of_subject(task, shots[task.file])[: task.shots]
+      opening += ''.join(
+        _solved(_example(task, i, doc)) for i, doc in enumerate(solved)
+      )
+    for doc_id, doc in enumerate(docs[: counts[task]]):
+      example = _example(task, doc_id, doc)
+      contexts = tuple(opening + context for context in example.contexts)
+      example = dataclasses.replace(example, contexts=contexts)
+      questions.append(Question(task, doc_id, example))
+  return questions
+
+
+def _of_subject(task: Task, docs: Sequence[Document]) -> list[Document]:
+  if task.subject is None:
+    return list(docs)
+  if any('subject' not in doc for doc in docs):
+    raise ValueError(f"a document of {task.file}.jsonl has no field 'subject'")
+  return [doc for doc in docs if doc['subject'] == task.subject]
+
+
+def _example(task: Task, doc_id: int, doc: Document) -> Example:
+  try:
+    return task.example(doc)
+  except KeyError as error:
+    problem = f'no field {error}'
+  except (AttributeError, TypeError, ValueError) as error:
+    problem = str(error)
+  raise ValueError(
+    f'document {doc_id} of {task.name} ({task.file}.jsonl) does not have '
+    f"the public dataset's schema: {problem}"
+  )
+
+
+def _solved(example: Example) -> str:
+  gold = example.gold or 0
+  return f'{example.contexts[gold]}{example.continuations[gold]}\n\n'
+
+
+def _share(sizes: dict[Task, int], limit: int) -> dict[Task, int]:
+  """Returns how many documents each task contributes."""
+  if not limit:
+    return sizes
+  families: dict[str, list[Task]] = {}
+  for task in sizes:
+    families.setdefault(task.family, []).append(task)
+  counts = dict.fromkeys(sizes, 0)
+  for members in families.values():
+    left = limit
+    while left and any(counts[task] < sizes[task] for task in members):
+      for task in members:
+        if left and counts[task] < sizes[task]:
+          counts[task] += 1
+          left -= 1
+  return counts
+
+
+def tokenize(
+  tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+  """Turns (context, continuation) strings into ids to condition on and score.
+
+  Whitespace at the end of a context moves to the continuation, which is then
+  tokenised together with it; an empty context becomes the prefix token
+  (beginning of sequence, else end of sequence).
+
+  Raises:
+    ValueError: nothing is left to condition on or to score.
+  """
+  prefix_id, prefix = _prefix(tokenizer)
+  moved = []
+  for context, continuation in pairs:
+    stripped = context.rstrip()
+    moved.append((stripped, context[len(stripped) :] + continuation))
+  # Text that already starts with the prefix token gets no second one.
+  texts = {c for (c, _), (full, _) in zip(moved, pairs) if full}
+  texts |= {c + t for (c, t), (full, _) in zip(moved, pairs) if full}
+  plain = {text for text in texts if text.startswith(prefix)}
+  bare = {t for (_, t), (full, _) in zip(moved, pairs) if not full}
+  with_special = _encode(tokenizer, texts - plain, special_tokens=True)
+  without = _encode(tokenizer, plain | bare, special_tokens=False)
+  encoded = {text: without[text] for text in plain} | with_special
+  result = []
+  for (context, continuation), (full, _) in zip(moved, pairs):
+    if full:
+      context_ids = encoded[context]
+      continuation_ids = encoded[context + continuation][len(context_ids) :]
+    else:
+      continuation_ids = without[continuation]
+      context_ids = (prefix_id,)
+      if continuation_ids[:1] == context_ids:
+        continuation_ids = continuation_ids[1:]
+    if not context_ids or not continuation_ids:
+      empty = 'continuation' if context_ids else 'context'
+      raise ValueError(
+        f'the {empty} has no tokens: context {full[-40:]!r}, '
+        f'continuation {continuation[:40]!r}'
+      )
+    result.append((context_ids, continuation_ids))
+  return result
+
+
+def _prefix(tokenizer: Tokenizer) -> tuple[int, str]:
+  """Returns id and text of what stands for an empty context."""
+  for index, text in (
+    (tokenizer.bos_id, tokenizer.bos_token),
+    (tokenizer.eos_id, tokenizer.eos_token),
+  ):
+    if index is not None and text is not None:
+      return index, text
+  raise ValueError(
+    f'tokenizer {tokenizer.name} has neither a beginning-of-sequence nor '
+    'an end-of-sequence token: one must stand for an empty context'
+  )
+
+
+def _encode(
+  tokenizer: Tokenizer, texts: set[str], special_tokens: bool
+) -> dict[str, tuple[int, ...]]:
+  ordered = sorted(texts)
+  encoded = tokenizer.encode_batch(ordered, special_tokens=special_tokens)
+  return {text: tuple(ids) for text, ids in zip(ordered, encoded)}
+
+
+def build(tokenizer: Tokenizer, questions: Sequence[Question]) -> list[Request]:
+  """Tokenises the requests of `questions`, in order."""
+  keys = []
+  pairs = []
+  for question in questions:
+    for choice, pair in enumerate(question.pairs()):
+      keys.append((question.task.name, question.doc_id, choice))
+      pairs.append(pair)
+  return [
+    Request(*key, *pair, *ids)
+    for key, pair, ids in zip(keys, pairs, tokenize(tokenizer, pairs))
+  ]
+
+
+def read_requests(path: pathlib.Path, tokenizer: Tokenizer) -> list[Request]:
+  """Reads given pairs: task, doc_id, choice, context and continuation.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: a field is missing; names the line.
+  """
+  rows = []
+  for number, row in enumerate(read_jsonl(path), start=1):
+    fields = ('task', 'doc_id', 'choice', 'context', 'continuation')
+    absent = [field for field in fields if field not in row]
+    if absent:
+      raise ValueError(
+        f'{path}, request {number}: no field {absent[0]!r}; '
+        f'each line has {", ".join(fields)}'
+      )
+    rows.append(tuple(row[field] for field in fields))
+  ids = tokenize(tokenizer, [row[3:] for row in rows])
+  return [Request(*row, *pair) for row, pair in zip(rows, ids)]
+
+
+def truncate(
+  request: Request, max_length: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  """Returns the model's input and the targets at its last positions.
+
+  The last `max_length + 1` ids are kept; the very last is only predicted.
+
+  Raises:
+    ValueError: the continuation alone is longer than `max_length`.
+  """
+  targets = request.continuation_ids
+  if len(targets) > max_length:
+    raise ValueError(
+      f'{request.task}, document {request.doc_id}, choice {request.choice}: '
+      f'the continuation has {len(targets)} tokens, the model takes '
+      f'{max_length}: leave this task out or train with a longer context'
+    )
+  ids = (request.context_ids + targets)[-(max_length + 1) :]
+  return ids[:-1], targets
