@@ -110,6 +110,8 @@ def get_config() -> ConfigDict:
   parametrization.kind = 'mup'
   # Width at which mup equals sp; 0: the model's own.
   parametrization.base_width = 0
+  # mup: 'none', 'completep' (arXiv 2505.01618) or 'depth_mup'.
+  parametrization.depth_rule = 'none'
   # Layers at which the depth rule is 1; 0: the model's own.
   parametrization.base_depth = 0
   # mlp_dim of the base; 0: in proportion to the width.

@@ -7,6 +7,7 @@
 """
 
 from ml_collections import ConfigDict
+
 from steepest.experiments import base
 
 

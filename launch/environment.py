@@ -1,0 +1,62 @@
+"""What a run ran on: versions, devices, commit."""
+
+import importlib.metadata
+import pathlib
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import jax
+
+_PACKAGES = (
+  'steepest',
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'grain',
+  'numpy',
+)
+
+
+def describe() -> dict[str, Any]:
+  """Returns what env.json holds; nothing that names a machine or a person."""
+  devices = jax.devices()
+  return {
+    'versions': {p: importlib.metadata.version(p) for p in _PACKAGES},
+    'python': platform.python_version(),
+    'system': platform.platform(terse=True),
+    'platform': devices[0].platform,
+    'device_kind': devices[0].device_kind,
+    'devices': [str(d) for d in devices],
+    'process_count': jax.process_count(),
+    'cpu_cores': _usable_cores(),
+    'git_commit': git_commit(),
+    'command': [pathlib.Path(sys.argv[0]).stem, *sys.argv[1:]],
+  }
+
+
+def git_commit() -> str | None:
+  """Returns the commit of the source, `+` where files differ from it."""
+  root = pathlib.Path(__file__).parent.parent
+  try:
+    git = lambda *a: subprocess.run(
+      ['git', *a], cwd=root, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    # A package installed into somebody else's repository has no commit.
+    if pathlib.Path(git('rev-parse', '--show-toplevel')) != root.resolve():
+      return None
+    dirty = git('status', '--porcelain', '--untracked-files=no')
+    return git('rev-parse', 'HEAD') + ('+' if dirty else '')
+  except (OSError, subprocess.CalledProcessError):
+    return None
+
+
+def _usable_cores() -> int:
+  import os
+
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1

@@ -1,0 +1,49 @@
+"""Trains one model.
+
+    python -m launch.train --config=experiments/tiny.py:gpt2,adamw \\
+        --config.data.source=shards:DIR --workdir=runs/tiny
+
+Started again with the same workdir, it goes on where it was; a finished run
+is left as it is. The workdir gets config.json, env.json, metrics.jsonl,
+TensorBoard events, checkpoints/ and at the end summary.json.
+"""
+
+import pathlib
+import re
+
+from absl import flags
+
+from steepest.launch import cli
+
+
+def main() -> None:
+  """The command."""
+  config = cli.define_config()
+  workdir = flags.DEFINE_string(
+    'workdir', None, 'Directory of the run (default runs/CONFIG-VARIANT).'
+  )
+  cli.run(lambda: _train(config, workdir.value), __doc__)
+
+
+def _train(holder: flags.FlagHolder, workdir: str | None) -> None:
+  config = cli.required(holder)
+  # JAX starts up for seconds; --help and mistyped keys need not wait.
+  from steepest.launch import assemble
+  from steepest.launch import progress
+
+  workdir = workdir or _default_workdir(flags.FLAGS[holder.name])
+  with progress.Training(config, workdir) as display:
+    summary = assemble.train(
+      config, workdir, cli.overrides(holder), display.callbacks
+    )
+  display.finish(summary)
+
+
+def _default_workdir(flag: flags.Flag) -> str:
+  name, _, variant = flag.config_filename.partition(':')
+  words = [pathlib.Path(name).stem, *filter(None, re.split(r'\W+', variant))]
+  return f'runs/{"-".join(words)}'
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,147 @@
+"""GPT-2 (Radford et al. 2019): learned positions, LayerNorm, tanh-GELU.
+
+B batch, L length, D width, H heads, h head dim, F MLP features, V vocabulary.
+"""
+
+from flax import linen as nn
+import jax
+from jax import numpy as jnp
+
+from steepest.models import attention
+from steepest.models.config import ModelConfig
+from steepest.models.parametrization import Linear
+from steepest.models.parametrization import Parametrization
+from steepest.models.parametrization import declare
+
+
+class LayerNorm(nn.Module):
+  """Layer normalisation in float32 with a gain and, optionally, a bias."""
+
+  config: ModelConfig
+  rules: Parametrization
+  residual: bool
+
+  @nn.compact
+  def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
+    c, rules = self.config, self.rules
+    gain_D = declare(
+      self, 'gain', rules.gain(self.residual), ('norm',), (c.width,)
+    )
+    x = x_BxLxD.astype(jnp.float32)
+    x -= x.mean(-1, keepdims=True)
+    x *= jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + c.norm_eps)
+    x *= gain_D[None, None]
+    if c.bias:
+      bias_D = declare(
+        self, 'bias', rules.bias(self.residual), ('norm',), (c.width,)
+      )
+      x += bias_D[None, None]
+    return x.astype(c.compute_dtype)
+
+
+class Block(nn.Module):
+  """Attention and MLP, each added to the residual stream."""
+
+  config: ModelConfig
+  rules: Parametrization
+
+  @nn.compact
+  def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
+    scale = self.rules.residual_multiplier
+    norm = lambda name: LayerNorm(
+      self.config, self.rules, residual=True, name=name
+    )
+    x_BxLxD += scale * self._attention(norm('attention_norm')(x_BxLxD))
+    x_BxLxD += scale * self._mlp(norm('mlp_norm')(x_BxLxD))
+    return nn.with_logical_constraint(x_BxLxD, ('batch', 'length', 'features'))
+
+  def _linear(self, name, features, weight, axes) -> Linear:
+    bias = self.rules.bias(residual=True) if self.config.bias else None
+    dtype = self.config.compute_dtype
+    return Linear(features, weight, axes, bias, dtype, name=name)
+
+  def _attention(self, x_BxLxD: jax.Array) -> jax.Array:
+    c, rules = self.config, self.rules
+    size = c.num_heads * c.head_dim
+    role, init = rules.hidden('width')
+    query = (role, nn.initializers.zeros if c.zero_init_query else init)
+    heads = ('width', 'heads')
+    shape = (*x_BxLxD.shape[:2], c.num_heads, c.head_dim)
+    y_BxLxHxh = attention.causal_attention(
+      self._linear('query', size, query, heads)(x_BxLxD).reshape(shape),
+      self._linear('key', size, (role, init), heads)(x_BxLxD).reshape(shape),
+      self._linear('value', size, (role, init), heads)(x_BxLxD).reshape(shape),
+      rules.attention_scale,
+    )
+    output = rules.hidden('heads', writes_residual=True)
+    return self._linear('output', c.width, output, ('heads', 'width'))(
+      y_BxLxHxh.reshape(*shape[:2], size)
+    )
+
+  def _mlp(self, x_BxLxD: jax.Array) -> jax.Array:
+    c, rules = self.config, self.rules
+    up = self._linear(
+      'mlp_up', c.mlp_dim, rules.hidden('width'), ('width', 'mlp')
+    )
+    down = self._linear(
+      'mlp_down',
+      c.width,
+      rules.hidden('mlp', writes_residual=True),
+      ('mlp', 'width'),
+    )
+    h_BxLxF = attention.ACTIVATIONS[c.activation](up(x_BxLxD))
+    return down(h_BxLxF)
+
+
+class Model(nn.Module):
+  """Token ids to logits."""
+
+  config: ModelConfig
+  rules: Parametrization
+
+  @nn.compact
+  def __call__(self, tokens_BxL: jax.Array) -> jax.Array:
+    """Returns logits B×L×V in the compute dtype."""
+    c, rules = self.config, self.rules
+    embedding_VxD = declare(
+      self,
+      'embedding',
+      rules.embedding(),
+      ('vocab', 'width'),
+      (c.vocab_size, c.width),
+    )
+    positions_LxD = declare(
+      self,
+      'positions',
+      rules.embedding(),
+      ('positions', 'width'),
+      (c.context, c.width),
+    )
+    x_BxLxD = embedding_VxD[tokens_BxL].astype(c.compute_dtype)
+    x_BxLxD += positions_LxD[None, : tokens_BxL.shape[1]].astype(
+      c.compute_dtype
+    )
+    x_BxLxD = nn.with_logical_constraint(
+      x_BxLxD, ('batch', 'length', 'features')
+    )
+    block = nn.remat(Block) if c.remat == 'full' else Block
+    for i in range(c.num_layers):
+      x_BxLxD = block(c, rules, name=f'block_{i}')(x_BxLxD)
+    x_BxLxD = LayerNorm(c, rules, residual=False, name='norm')(x_BxLxD)
+    x_BxLxD *= rules.readout_multiplier
+    if c.tie_embeddings:
+      readout_VxD = embedding_VxD
+    else:
+      role, init = rules.readout()
+      if c.zero_init_readout:
+        init = nn.initializers.zeros
+      readout_VxD = declare(
+        self,
+        'readout',
+        (role, init),
+        ('vocab', 'width'),
+        (c.vocab_size, c.width),
+      )
+    return jnp.einsum(
+      'BLD,VD->BLV', x_BxLxD, readout_VxD.astype(c.compute_dtype)
+    )

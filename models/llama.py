@@ -1,0 +1,150 @@
+"""LLaMA (arXiv 2302.13971, 2307.09288): RMSNorm, RoPE, SwiGLU, GQA.
+
+B batch, L length, D width, H heads, K key-value heads, h head dim,
+F MLP features, V vocabulary.
+"""
+
+from flax import linen as nn
+import jax
+from jax import numpy as jnp
+
+from steepest.models import attention
+from steepest.models.config import ModelConfig
+from steepest.models.parametrization import Linear
+from steepest.models.parametrization import Parametrization
+from steepest.models.parametrization import declare
+
+
+class RMSNorm(nn.Module):
+  """Root-mean-square normalisation in float32 with a gain."""
+
+  config: ModelConfig
+  rules: Parametrization
+  residual: bool
+
+  @nn.compact
+  def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
+    c = self.config
+    gain_D = declare(
+      self, 'gain', self.rules.gain(self.residual), ('norm',), (c.width,)
+    )
+    x = x_BxLxD.astype(jnp.float32)
+    x *= jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + c.norm_eps)
+    return (x * gain_D[None, None]).astype(c.compute_dtype)
+
+
+def rotate(x_BxLxHxh: jax.Array, base: float) -> jax.Array:
+  """Rotary positions (arXiv 2104.09864) in the half-split order of HF.
+
+  Feature i and i + h/2 turn by position · base^(-2i/h), in float32.
+  """
+  length, half = x_BxLxHxh.shape[1], x_BxLxHxh.shape[3] // 2
+  frequency_h = base ** -(jnp.arange(half, dtype=jnp.float32) / half)
+  angle_Lxh = jnp.outer(jnp.arange(length, dtype=jnp.float32), frequency_h)
+  cos = jnp.cos(angle_Lxh)[None, :, None]
+  sin = jnp.sin(angle_Lxh)[None, :, None]
+  a, b = jnp.split(x_BxLxHxh.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return turned.astype(x_BxLxHxh.dtype)
+
+
+class Block(nn.Module):
+  """Attention and SwiGLU, each added to the residual stream."""
+
+  config: ModelConfig
+  rules: Parametrization
+
+  @nn.compact
+  def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
+    scale = self.rules.residual_multiplier
+    norm = lambda name: RMSNorm(
+      self.config, self.rules, residual=True, name=name
+    )
+    x_BxLxD += scale * self._attention(norm('attention_norm')(x_BxLxD))
+    x_BxLxD += scale * self._mlp(norm('mlp_norm')(x_BxLxD))
+    return nn.with_logical_constraint(x_BxLxD, ('batch', 'length', 'features'))
+
+  def _linear(self, name, features, weight, axes) -> Linear:
+    bias = self.rules.bias(residual=True) if self.config.bias else None
+    dtype = self.config.compute_dtype
+    return Linear(features, weight, axes, bias, dtype, name=name)
+
+  def _attention(self, x_BxLxD: jax.Array) -> jax.Array:
+    c, rules = self.config, self.rules
+    h, (B, L, _) = c.head_dim, x_BxLxD.shape
+    role, init = rules.hidden('width')
+    query = (role, nn.initializers.zeros if c.zero_init_query else init)
+    project = lambda name, heads, weight, axis: self._linear(
+      name, heads * h, weight, ('width', axis)
+    )(x_BxLxD).reshape(B, L, heads, h)
+    y_BxLxHxh = attention.causal_attention(
+      rotate(project('query', c.num_heads, query, 'heads'), c.rope_base),
+      rotate(
+        project('key', c.num_kv_heads, (role, init), 'kv_heads'),
+        c.rope_base,
+      ),
+      project('value', c.num_kv_heads, (role, init), 'kv_heads'),
+      rules.attention_scale,
+    )
+    output = rules.hidden('heads', writes_residual=True)
+    return self._linear('output', c.width, output, ('heads', 'width'))(
+      y_BxLxHxh.reshape(B, L, c.num_heads * h)
+    )
+
+  def _mlp(self, x_BxLxD: jax.Array) -> jax.Array:
+    c, rules = self.config, self.rules
+    wide = lambda name: self._linear(
+      name, c.mlp_dim, rules.hidden('width'), ('width', 'mlp')
+    )
+    down = self._linear(
+      'mlp_down',
+      c.width,
+      rules.hidden('mlp', writes_residual=True),
+      ('mlp', 'width'),
+    )
+    gate_BxLxF = attention.ACTIVATIONS[c.activation](wide('mlp_gate')(x_BxLxD))
+    return down(gate_BxLxF * wide('mlp_up')(x_BxLxD))
+
+
+class Model(nn.Module):
+  """Token ids to logits."""
+
+  config: ModelConfig
+  rules: Parametrization
+
+  @nn.compact
+  def __call__(self, tokens_BxL: jax.Array) -> jax.Array:
+    """Returns logits B×L×V in the compute dtype."""
+    c, rules = self.config, self.rules
+    embedding_VxD = declare(
+      self,
+      'embedding',
+      rules.embedding(),
+      ('vocab', 'width'),
+      (c.vocab_size, c.width),
+    )
+    x_BxLxD = embedding_VxD[tokens_BxL].astype(c.compute_dtype)
+    x_BxLxD = nn.with_logical_constraint(
+      x_BxLxD, ('batch', 'length', 'features')
+    )
+    block = nn.remat(Block) if c.remat == 'full' else Block
+    for i in range(c.num_layers):
+      x_BxLxD = block(c, rules, name=f'block_{i}')(x_BxLxD)
+    x_BxLxD = RMSNorm(c, rules, residual=False, name='norm')(x_BxLxD)
+    x_BxLxD *= rules.readout_multiplier
+    if c.tie_embeddings:
+      readout_VxD = embedding_VxD
+    else:
+      role, init = rules.readout()
+      if c.zero_init_readout:
+        init = nn.initializers.zeros
+      readout_VxD = declare(
+        self,
+        'readout',
+        (role, init),
+        ('vocab', 'width'),
+        (c.vocab_size, c.width),
+      )
+    return jnp.einsum(
+      'BLD,VD->BLV', x_BxLxD, readout_VxD.astype(c.compute_dtype)
+    )

@@ -1,0 +1,70 @@
+"""Floating-point operations of a training run, and the devices' peaks."""
+
+from typing import Any
+
+from flax import traverse_util
+import jax
+import numpy as np
+
+from steepest.models.config import ModelConfig
+
+CONVENTION = (
+  'per token 6·N + 12·layers·heads·head_dim·context, N without position '
+  'embeddings and, where the readout has its own matrix, without the input '
+  'embedding; full, not causal, attention; recomputation and curvature '
+  'passes not counted; over the dense bfloat16 peak of the devices'
+)
+
+# A curvature estimate over the cost of a gradient: sampled labels take one
+# gradient, a Hessian-vector product about two.
+CURVATURE_COST = {'gnb': 1.0, 'hutchinson': 2.0}
+
+# Dense bfloat16 FLOP/s of one device, from the makers' data sheets.
+_PEAKS = {
+  'H100 PCIe': 756e12,
+  'H100': 989.4e12,
+  'H200': 989.4e12,
+  'A100': 312e12,
+  'TPU v4': 275e12,
+  'TPU v5 lite': 197e12,
+  'TPU v5e': 197e12,
+  'TPU v5p': 459e12,
+  'TPU v5': 459e12,
+  'TPU v6 lite': 918e12,
+  'TPU v6e': 918e12,
+}
+
+
+def peak(device: jax.Device) -> float | None:
+  """Returns the device's peak in FLOP/s, None where it is not known."""
+  for name, value in _PEAKS.items():
+    if name in device.device_kind:
+      return value
+  return None
+
+
+def count(params: Any) -> dict[str, int]:
+  """Returns numbers of parameters: all, and those outside embeddings.
+
+  Args:
+    params: arrays or their shapes.
+  """
+  sizes = {
+    path: int(np.prod(leaf.shape))
+    for path, leaf in traverse_util.flatten_dict(params).items()
+  }
+  outside = ('embedding', 'positions', 'readout')
+  return {
+    'parameters': sum(sizes.values()),
+    'parameters_without_embeddings': sum(
+      size for path, size in sizes.items() if path[0] not in outside
+    ),
+  }
+
+
+def per_token(params: Any, model: ModelConfig) -> float:
+  """Returns the FLOPs of one token, forward and backward; see CONVENTION."""
+  n = count(params)['parameters_without_embeddings']
+  n += model.vocab_size * model.width
+  heads = model.num_heads * model.head_dim
+  return 6.0 * n + 12.0 * model.num_layers * heads * model.context

@@ -1,0 +1,108 @@
+"""The device mesh and which logical axis goes where."""
+
+import math
+from typing import Any
+
+from flax import linen as nn
+import jax
+from jax.sharding import AxisType
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+from ml_collections import ConfigDict
+
+from steepest.models.config import ModelConfig
+
+AXES = ('data', 'fsdp', 'tensor', 'sequence')
+
+# Logical axis of a parameter or activation → mesh axes.
+RULES = (
+  ('batch', ('data', 'fsdp')),
+  ('length', 'sequence'),
+  ('features', None),
+  ('vocab', 'tensor'),
+  ('positions', None),
+  ('width', 'fsdp'),
+  ('heads', 'tensor'),
+  ('kv_heads', 'tensor'),
+  ('mlp', 'tensor'),
+  ('norm', None),
+)
+
+
+def make_mesh(config: ConfigDict) -> Mesh:
+  """Returns the mesh of the `mesh` slice over this job's devices.
+
+  Raises:
+    ValueError: the sizes ask for more devices than there are, or -1 does not
+      divide them.
+  """
+  devices = jax.devices()
+  sizes = [config[axis] for axis in AXES]
+  if any(size < 1 for size in sizes[1:]) or sizes[0] < -1 or sizes[0] == 0:
+    raise ValueError(f'mesh: sizes {sizes} must be positive (data: or -1)')
+  rest = math.prod(sizes[1:])
+  if sizes[0] == -1:
+    if len(devices) % rest:
+      raise ValueError(
+        f'mesh: {len(devices)} devices do not divide by fsdp·tensor·sequence'
+        f' = {rest}'
+      )
+    sizes[0] = len(devices) // rest
+  if math.prod(sizes) > len(devices):
+    raise ValueError(
+      f'mesh: {dict(zip(AXES, sizes))} needs {math.prod(sizes)} devices, '
+      f'there are {len(devices)}'
+    )
+  return jax.make_mesh(
+    tuple(sizes),
+    AXES,
+    axis_types=(AxisType.Auto,) * len(AXES),
+    devices=devices[: math.prod(sizes)],
+  )
+
+
+def shardings(mesh: Mesh, specs: Any) -> Any:
+  """Returns NamedShardings of a tree of logical PartitionSpecs."""
+  return nn.logical_to_mesh_sharding(specs, mesh, RULES)
+
+
+def batch_shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
+  """Returns the shardings of B×L token arrays and of what has B alone."""
+  rows = ('data', 'fsdp')
+  return (
+    NamedSharding(mesh, PartitionSpec(rows, 'sequence')),
+    NamedSharding(mesh, PartitionSpec(rows)),
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of what every device holds whole."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def check(
+  mesh: Mesh, model: ModelConfig, batch_size: int, microbatches: int
+) -> None:
+  """Raises a ValueError that names the first size that does not divide."""
+  shape = mesh.shape
+  rows = shape['data'] * shape['fsdp'] * microbatches
+  for what, size, parts, by in (
+    ('batch_size', batch_size, rows, 'mesh.data·mesh.fsdp·microbatches'),
+    ('model.context', model.context, shape['sequence'], 'mesh.sequence'),
+    ('model.width', model.width, shape['fsdp'], 'mesh.fsdp'),
+    ('model.num_heads', model.num_heads, shape['tensor'], 'mesh.tensor'),
+    (
+      'model.num_kv_heads',
+      model.num_kv_heads,
+      shape['tensor'],
+      'mesh.tensor',
+    ),
+    ('model.mlp_dim', model.mlp_dim, shape['tensor'], 'mesh.tensor'),
+    ('model.vocab_size', model.vocab_size, shape['tensor'], 'mesh.tensor'),
+  ):
+    if size % parts:
+      raise ValueError(
+        f'{what}={size} is not a multiple of {by} = {parts}: the next one is'
+        f' {-(-size // parts) * parts}'
+      )

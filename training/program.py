@@ -1,0 +1,196 @@
+"""A run's compiled functions: everything but its swept hyperparameters.
+
+Programs of equal key serve many runs, so a learning-rate search compiles once.
+"""
+
+from collections.abc import Callable, Mapping
+import time
+from typing import Any
+
+from flax import linen as nn
+import jax
+from jax import numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+
+from steepest.models.config import ModelConfig
+from steepest.models.parametrization import Parametrization
+from steepest.optimizers.build import Arguments
+from steepest.optimizers.build import Chain
+from steepest.training import mesh as mesh_lib
+from steepest.training.step import Step
+from steepest.training.step import TrainState
+from steepest.training.step import constrained
+from steepest.training.step import cross_entropy
+from steepest.training.step import key_for
+
+
+class Program:
+  """Initialisation, training step and evaluation loss on a mesh.
+
+  Attributes:
+    model: resolved shapes.
+    mesh: of the devices used.
+    chain: the optimizer.
+    logits: (params, tokens B×L) → logits B×L×V; not compiled.
+    state_shapes: ShapeDtypeStructs with shardings, like the state.
+    estimator: of the curvature.
+    compile_seconds: spent on compilation so far.
+  """
+
+  def __init__(
+    self,
+    module: nn.Module,
+    rules: Parametrization,
+    mesh: Mesh,
+    make_chain: Callable[[Any], Chain],
+    estimator: str,
+    batch_size: int,
+    microbatches: int,
+  ):
+    self.model: ModelConfig = rules.model
+    self.mesh = mesh
+    self.batch_size = batch_size
+    self.compile_seconds = 0.0
+    self._module = module
+    mesh_lib.check(mesh, self.model, batch_size, microbatches)
+    self.logits = constrained(module.apply, mesh_lib.RULES)
+    boxed = jax.eval_shape(self._init_boxed, 0)
+    self.chain = make_chain(
+      jax.tree.map(
+        lambda p: rules.factors(p.role),
+        boxed,
+        is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
+      )
+    )
+    self.state_shapes = self._state_shapes(boxed)
+    self._shardings = jax.tree.map(lambda s: s.sharding, self.state_shapes)
+    self.estimator = estimator
+    self._step = Step(self.logits, self.chain, estimator, microbatches)
+    self._compiled: dict[str, Any] = {}
+
+  def init(self, seed: int) -> TrainState:
+    """Returns the state before the first step."""
+    fn = lambda seed: self._state(nn.unbox(self._init_boxed(seed)))
+    compiled = self._compile(
+      'init', fn, (np.uint32(seed),), None, self._shardings
+    )
+    return compiled(jax.device_put(np.uint32(seed), self._whole))
+
+  def from_params(self, params: Any) -> TrainState:
+    """Returns the state before the first step from given parameters."""
+    params = jax.device_put(params, self._shardings.params)
+    with jax.set_mesh(self.mesh):
+      return jax.jit(self._state, out_shardings=self._shardings)(params)
+
+  def step(
+    self,
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    args: Arguments,
+    seed: jax.Array,
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer step; consumes `state`. See training/step.py."""
+    compiled = self._compile(
+      'step',
+      self._step,
+      (state, batch, args, seed),
+      (
+        self._shardings,
+        self._batch_shardings(batch),
+        self._whole,
+        self._whole,
+      ),
+      (self._shardings, self._whole),
+      donate=(0,),
+    )
+    return compiled(state, batch, args, seed)
+
+  def eval_loss(
+    self, params: Any, batch: dict[str, jax.Array]
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns the sum over sequences of the mean loss a token, in nats.
+
+    Args:
+      params: of the model.
+      batch: with `mask`, B: 0 for rows that do not count.
+
+    Returns:
+      That sum and the number of sequences that count.
+    """
+
+    def fn(params: Any, batch: dict[str, jax.Array]) -> Any:
+      logits_BxLxV = self.logits(params, batch['inputs'])
+      loss_B = cross_entropy(logits_BxLxV, batch['targets']).mean(-1)
+      return (loss_B * batch['mask']).sum(), batch['mask'].sum()
+
+    compiled = self._compile(
+      'eval_loss',
+      fn,
+      (params, batch),
+      (self._shardings.params, self._batch_shardings(batch)),
+      self._whole,
+    )
+    return compiled(params, batch)
+
+  def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Places this process's rows of a batch on the mesh."""
+    return {
+      name: jax.make_array_from_process_local_data(sharding, batch[name])
+      for name, sharding in self._batch_shardings(batch).items()
+    }
+
+  def _batch_shardings(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    tokens, rows = mesh_lib.batch_shardings(self.mesh)
+    return {
+      name: tokens if value.ndim == 2 else rows for name, value in batch.items()
+    }
+
+  def put(self, tree: Any) -> Any:
+    """Places numbers on every device."""
+    return jax.device_put(tree, self._whole)
+
+  @property
+  def _whole(self) -> jax.sharding.NamedSharding:
+    return mesh_lib.replicated(self.mesh)
+
+  def _init_boxed(self, seed: Any) -> Any:
+    tokens_BxL = jnp.zeros((1, self.model.context), jnp.int32)
+    return self._module.init(key_for(seed, 'init', 0), tokens_BxL)['params']
+
+  def _state(self, params: Any) -> TrainState:
+    return TrainState(jnp.zeros([], jnp.int32), params, self.chain.init(params))
+
+  def _state_shapes(self, boxed: Any) -> TrainState:
+    # Boxes survive zeros_like, so moments get their parameter's axes.
+    state = jax.eval_shape(self._state, boxed)
+    shardings = mesh_lib.shardings(self.mesh, nn.get_partition_spec(state))
+    return jax.tree.map(
+      lambda s, sharding: jax.ShapeDtypeStruct(
+        s.shape, s.dtype, sharding=sharding
+      ),
+      nn.unbox(state),
+      shardings,
+    )
+
+  def _compile(
+    self,
+    name: str,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    in_shardings: Any,
+    out_shardings: Any,
+    donate: tuple[int, ...] = (),
+  ) -> Any:
+    if name not in self._compiled:
+      start = time.perf_counter()
+      with jax.set_mesh(self.mesh):
+        jitted = jax.jit(
+          fn,
+          in_shardings=in_shardings or self._whole,
+          out_shardings=out_shardings,
+          donate_argnums=donate,
+        )
+        self._compiled[name] = jitted.lower(*args).compile()
+      self.compile_seconds += time.perf_counter() - start
+    return self._compiled[name]

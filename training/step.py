@@ -1,0 +1,181 @@
+"""The training step: gradient, update, curvature.
+
+B batch, L length, V vocabulary, n micro-batches.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+import jax
+from jax import numpy as jnp
+
+from steepest.optimizers.build import Arguments
+from steepest.optimizers.build import Chain
+
+# Purposes of random numbers: a key is fold_in(seed, purpose, step).
+_PURPOSES = {'init': 0, 'labels': 1, 'probe': 2}
+
+
+class TrainState(NamedTuple):
+  """All that training carries; `step` counts the updates done."""
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+
+
+def key_for(seed: Any, purpose: str, step: Any) -> jax.Array:
+  """Returns the random key of a purpose at a step."""
+  key = jax.random.fold_in(jax.random.key(seed), _PURPOSES[purpose])
+  return jax.random.fold_in(key, step)
+
+
+def cross_entropy(logits_BxLxV: jax.Array, labels_BxL: jax.Array) -> jax.Array:
+  """Returns the loss of each token, B×L, in float32 nats."""
+  logits_BxLxV = logits_BxLxV.astype(jnp.float32)
+  picked_BxL = jnp.take_along_axis(logits_BxLxV, labels_BxL[..., None], -1)
+  return jax.nn.logsumexp(logits_BxLxV, -1) - picked_BxL[..., 0]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+  """One optimizer step of any model and optimizer.
+
+  Attributes:
+    apply: (params, tokens B×L) → logits B×L×V.
+    chain: the optimizer.
+    estimator: 'gnb' or 'hutchinson', used if the chain wants curvature.
+    microbatches: slices of a batch whose gradients are averaged.
+  """
+
+  apply: Callable[[Any, jax.Array], jax.Array]
+  chain: Chain
+  estimator: str
+  microbatches: int
+
+  def __call__(
+    self,
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    args: Arguments,
+    seed: jax.Array,
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Returns the next state and what to log.
+
+    Args:
+      state: before the step.
+      batch: `inputs` and `targets`, B×L token ids.
+      args: hyperparameters.
+      seed: of the run.
+    """
+    loss, grads = self.gradient(state.params, batch)
+    params, opt_state, stats = self.chain.update(
+      grads, state.opt_state, state.params, state.step, args
+    )
+    if self.chain.wants_curvature:
+
+      def refresh(opt_state: Any) -> Any:
+        curvature = self.curvature(params, batch, seed, state.step)
+        return self.chain.update_curvature(opt_state, curvature, args)
+
+      every = args.hessian_every.astype(jnp.int32)
+      opt_state = jax.lax.cond(
+        state.step % every == every - 1, refresh, lambda s: s, opt_state
+      )
+    stats = {'train/loss': loss, **stats}
+    return TrainState(state.step + 1, params, opt_state), stats
+
+  def gradient(
+    self, params: Any, batch: dict[str, jax.Array]
+  ) -> tuple[jax.Array, Any]:
+    """Returns the mean loss of the batch and its gradient."""
+
+    def loss(params: Any, part: dict[str, jax.Array]) -> jax.Array:
+      logits_BxLxV = self.apply(params, part['inputs'])
+      return cross_entropy(logits_BxLxV, part['targets']).mean()
+
+    return self._mean(
+      functools.partial(jax.value_and_grad(loss), params), batch
+    )
+
+  def curvature(
+    self, params: Any, batch: dict[str, jax.Array], seed: Any, step: Any
+  ) -> Any:
+    """Returns an estimate of the diagonal curvature at `params`.
+
+    Gauss-Newton-Bartlett (arXiv 2305.14342, algorithm 2): labels are sampled
+    from the model, the gradient is averaged over the whole batch, then squared
+    once, times the tokens used. Hutchinson (algorithm 1): a Gaussian probe
+    times its product with the Hessian. Neither is clipped.
+    """
+    if self.estimator == 'hutchinson':
+      return self._hutchinson(params, batch, key_for(seed, 'probe', step))
+    keys_B = jax.random.split(
+      key_for(seed, 'labels', step), batch['inputs'].shape[0]
+    )
+
+    def loss(params: Any, part: dict[str, jax.Array]) -> jax.Array:
+      logits_BxLxV = self.apply(params, part['inputs']).astype(jnp.float32)
+      # A key a sequence: neither mesh nor micro-batches change the labels.
+      labels_BxL = jax.vmap(jax.random.categorical)(
+        part['keys'], jax.lax.stop_gradient(logits_BxLxV)
+      )
+      return cross_entropy(logits_BxLxV, labels_BxL).mean()
+
+    gradient = self._mean(
+      functools.partial(jax.grad(loss), params), {**batch, 'keys': keys_B}
+    )
+    tokens = batch['inputs'].size
+    return jax.tree.map(lambda g: tokens * (g * g), gradient)
+
+  def _hutchinson(
+    self, params: Any, batch: dict[str, jax.Array], key: jax.Array
+  ) -> Any:
+    leaves, treedef = jax.tree.flatten(params)
+    probe = treedef.unflatten(
+      jax.random.normal(k, p.shape, p.dtype)
+      for k, p in zip(jax.random.split(key, len(leaves)), leaves)
+    )
+
+    def product(part: dict[str, jax.Array]) -> Any:
+      def loss(params: Any) -> jax.Array:
+        logits_BxLxV = self.apply(params, part['inputs'])
+        return cross_entropy(logits_BxLxV, part['targets']).mean()
+
+      return jax.jvp(jax.grad(loss), (params,), (probe,))[1]
+
+    return jax.tree.map(jnp.multiply, probe, self._mean(product, batch))
+
+  def _mean(self, fn: Callable[[Any], Any], batch: Any) -> Any:
+    """Returns the mean of fn(part) over the micro-batches, one at a time."""
+    n = self.microbatches
+    if n == 1:
+      return fn(batch)
+    # Part i holds rows i, n + i, …: each device keeps the rows it has.
+    parts = jax.tree.map(
+      lambda x: x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1),
+      batch,
+    )
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+      return jax.tree.map(jnp.add, total, fn(part)), None
+
+    shapes = jax.eval_shape(fn, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, parts)
+    return jax.tree.map(lambda x: x / n, total)
+
+
+def constrained(
+  apply: Callable[..., jax.Array], rules: Any
+) -> Callable[..., jax.Array]:
+  """Lets the model's logical constraints find their mesh axes."""
+
+  def wrapped(params: Any, tokens_BxL: jax.Array) -> jax.Array:
+    with nn.logical_axis_rules(rules):
+      return apply({'params': params}, tokens_BxL)
+
+  return wrapped
