@@ -14,7 +14,7 @@ import numpy as np
 # llm.c's header: 256 int32, of which magic, version and number of tokens are
 # used (dev/data/data_common.py there).
 _HEADER = 256
-_LLMC = {
+_LLMC: dict[tuple[int, int], np.dtype] = {
   (20240520, 1): np.dtype('<u2'),
   (20240801, 7): np.dtype('<u4'),
 }
@@ -106,7 +106,8 @@ def _open_npy(path: pathlib.Path) -> np.ndarray:
 def _open_bin(path: pathlib.Path) -> np.ndarray:
   size = os.path.getsize(path)
   header = np.fromfile(path, '<i4', _HEADER)
-  dtype, offset = np.dtype('<u2'), 0
+  dtype: np.dtype = np.dtype('<u2')
+  offset = 0
   if len(header) == _HEADER and (key := (header[0], header[1])) in _LLMC:
     dtype, offset = _LLMC[key], header.nbytes
     if size != offset + int(header[2]) * dtype.itemsize:

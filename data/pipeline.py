@@ -15,7 +15,9 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from steepest.data import flat
+from steepest.data import manifest as manifests
 from steepest.data import mixture
+from steepest.data import shards
 
 Batch = dict[str, np.ndarray]
 
@@ -39,7 +41,7 @@ class Corpus(NamedTuple):
   validation: Mapping[str, Windows]
   vocab_size: int
   tokenizer_dir: str | None
-  # Hash of all tokens.
+  # What fixes all tokens: a hash, or several.
   content: str
 
 
@@ -198,6 +200,28 @@ def _open_corpus(
   path = pathlib.Path(name).expanduser()
   if kind == 'flat' and name:
     return _open_flat(path, context, vocab_size)
+  if kind == 'shards' and name:
+    manifest = manifests.load(path)
+    shards.verify(path, manifest, config.verify)
+    shards.check_tokenizer(path, manifest, tokenizer)
+    shards.check_fit(path, manifest, context, vocab_size)
+    train, validation = (
+      {
+        source: shards.ShardWindows(
+          path, manifest, manifest.select(split, source), context
+        )
+        for source in manifest.sources_of(split)
+      }
+      for split in ('train', 'validation')
+    )
+    hashes = [s.sha256 for s in manifest.shards]
+    return Corpus(
+      train,
+      validation,
+      manifest.tokenizer.vocab_size,
+      str(path),
+      json.dumps([hashes, manifest.tokenizer.sha256]),
+    )
   raise ValueError(
     f'data.source={config.source!r}: write shards:DIR or flat:FILE'
   )
@@ -243,11 +267,16 @@ class _Order:
     for name, needed in zip(self.names, self._mixture.counts(rows)):
       distinct = math.ceil(needed / config.epochs)
       held = len(train[name])
+      if not held:
+        raise ValueError(
+          f'source {name!r} of {config.source} holds no window of the context: '
+          'leave it out of data.mixture'
+        )
       if distinct > held:
         raise ValueError(
           f'source {name!r} of {config.source} holds {held} windows, the run '
           f'needs {distinct}: raise data.epochs to '
-          f'{math.ceil(needed / max(held, 1))} or lower steps'
+          f'{math.ceil(needed / held)} or lower steps'
         )
       stream_seed = _seed(seed, name) if config.shuffle else None
       self._streams.append(

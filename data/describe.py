@@ -1,0 +1,80 @@
+"""What a directory of shards holds, as a table and some text."""
+
+import pathlib
+
+from rich import console as rich_console
+from rich import markup
+from rich import table as rich_table
+
+from steepest.data import manifest as manifests
+from steepest.data import shards
+from steepest.data import tokenizers
+
+# Tokens of a window that is shown, and the windows of a directory.
+_WINDOW = 64
+_SHOWN = 4
+
+
+def describe(directory: pathlib.Path, console: rich_console.Console) -> None:
+  """Prints the sources, the notes and a few decoded windows.
+
+  Raises:
+    FileNotFoundError: no manifest, or a shard is missing.
+    ValueError: damaged data.
+  """
+  manifest = manifests.load(directory)
+  shards.verify(directory, manifest, 'full')
+  shards.check_tokenizer(directory, manifest, None)
+  console.print(_sources(manifest), _files(manifest))
+  made = manifest.tokenizer
+  console.print(
+    f'tokenizer {made.name}, {made.vocab_size:,} ids · '
+    f'{manifest.duplicates:,} duplicates and {manifest.rejected:,} bad lines '
+    f'left out · {manifest.unused_tokens:,} tokens fill no record',
+    highlight=False,
+    markup=False,
+  )
+  for note in manifest.notes:
+    console.print(f'note: {note}', markup=False, highlight=False)
+  tokenizer = tokenizers.load(f'hf:{directory}')
+  for source in manifest.sources_of('train')[:_SHOWN]:
+    windows = shards.ShardWindows(
+      directory, manifest, manifest.select('train', source), _WINDOW
+    )
+    text = tokenizer.decode(windows[len(windows) // 2][:-1].tolist())
+    console.print(f'\n[bold]{markup.escape(source)}[/bold]')
+    console.print(repr(text), markup=False, highlight=False)
+
+
+def _sources(manifest: manifests.Manifest) -> rich_table.Table:
+  table = rich_table.Table('source', title='documents')
+  for column in ('documents', 'tokens', 'share', 'bytes', 'bytes per token'):
+    table.add_column(column, justify='right')
+  for name, held in manifest.sources.items():
+    table.add_row(
+      markup.escape(name),
+      f'{held.documents:,}',
+      f'{held.tokens:,}',
+      f'{held.tokens / manifest.tokens:.1%}',
+      f'{held.bytes:,}',
+      f'{held.bytes / held.tokens:.2f}',
+    )
+  return table
+
+
+def _files(manifest: manifests.Manifest) -> rich_table.Table:
+  table = rich_table.Table('source', 'split', title='shards')
+  for column in ('files', 'records', 'tokens', 'bytes'):
+    table.add_column(column, justify='right')
+  for source in manifest.sources_of('train'):
+    for split in ('train', 'validation'):
+      if held := manifest.select(split, source):
+        table.add_row(
+          markup.escape(source),
+          split,
+          f'{len(held):,}',
+          f'{sum(s.records for s in held):,}',
+          f'{sum(s.tokens for s in held):,}',
+          f'{sum(s.bytes for s in held):,}',
+        )
+  return table

@@ -1,0 +1,130 @@
+"""manifest.json: what a directory of shards holds, written last."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+# Raised when a reader of the former version could not read the files.
+VERSION = 1
+# R: a record has R + 1 tokens, the last of them the next record's first.
+RECORD_TOKENS = 2048
+NAME = 'manifest.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Documents of one source that were kept.
+
+  `tokens` and `bytes` (UTF-8) are those of the documents; `tokens` counts
+  their ends, too.
+  """
+
+  documents: int
+  tokens: int
+  bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+  """One file of records, all of one source and split.
+
+  `tokens` is records · R, `documents` counts those that begin in it, `bytes`
+  and `sha256` are the file's.
+  """
+
+  name: str
+  split: str
+  source: str
+  records: int
+  tokens: int
+  documents: int
+  bytes: int
+  sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerInfo:
+  """The tokenizer beside the shards, in tokenizer.json."""
+
+  name: str
+  sha256: str
+  vocab_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+  """All there is to know of a directory of shards."""
+
+  version: int
+  # Arguments that decided the contents, and the input files with their sizes.
+  command: dict[str, Any]
+  inputs: list[dict[str, Any]]
+  seed: int
+  record_tokens: int
+  # NumPy's name of a token's type on disk, little-endian.
+  dtype: str
+  documents: int
+  duplicates: int
+  rejected: int
+  tokens: int
+  # Those after a stream's last full record, which are in no shard.
+  unused_tokens: int
+  sources: dict[str, Source]
+  shards: list[Shard]
+  tokenizer: TokenizerInfo
+  # What a reader should know, such as a source without validation text.
+  notes: list[str]
+
+  def sources_of(self, split: str) -> list[str]:
+    """Returns the sources that a split has shards of."""
+    return sorted({s.source for s in self.shards if s.split == split})
+
+  def select(self, split: str, source: str) -> list[Shard]:
+    """Returns the shards of a split and source in the order of the text."""
+    return [s for s in self.shards if (s.split, s.source) == (split, source)]
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+  """Returns the smallest type on disk that holds every id."""
+  return np.dtype('<u2' if vocab_size <= 1 << 16 else '<u4')
+
+
+def save(manifest: Manifest, directory: pathlib.Path) -> None:
+  """Writes manifest.json."""
+  part = directory / (NAME + '.part')
+  text = json.dumps(dataclasses.asdict(manifest), indent=1)
+  part.write_text(text + '\n', 'utf-8')
+  os.replace(part, directory / NAME)
+
+
+def load(directory: pathlib.Path) -> Manifest:
+  """Reads manifest.json.
+
+  Raises:
+    FileNotFoundError: the directory has none.
+    ValueError: it is damaged or of another version.
+  """
+  path = directory / NAME
+  if not path.is_file():
+    raise FileNotFoundError(
+      f'no {NAME} in {directory}: is it the --out of a finished launch.prepare?'
+    )
+  try:
+    held = json.loads(path.read_text('utf-8'))
+    if held['version'] != VERSION:
+      raise ValueError(
+        f'{path} is of version {held["version"]}, this program reads '
+        f'{VERSION}: prepare the text again'
+      )
+    held['sources'] = {n: Source(**s) for n, s in held['sources'].items()}
+    held['shards'] = [Shard(**s) for s in held['shards']]
+    held['tokenizer'] = TokenizerInfo(**held['tokenizer'])
+    return Manifest(**held)
+  except (KeyError, TypeError, json.JSONDecodeError) as error:
+    raise ValueError(
+      f'{path} is damaged ({error}): prepare the text again'
+    ) from error
