@@ -30,7 +30,7 @@ class Suite:
   Attributes:
     selection: tasks and groups.
     questions: their documents.
-    requests: those of `questions`, in order.
+    requests: those of `questions`, in order, then given pairs.
     info: what was read: tokenizer, limit, data files with their hashes.
   """
 
@@ -103,6 +103,19 @@ def prepare(
   }
   requests = requests_lib.build(tokenizer, questions)
   return Suite(selection, tuple(questions), tuple(requests), info)
+
+
+def add_requests(suite: Suite, path: str, tokenizer: Tokenizer) -> Suite:
+  """Adds given pairs to a suite; they have no metrics. See `read_requests`."""
+  if not path:
+    return suite
+  file = pathlib.Path(path)
+  given = requests_lib.read_requests(file, tokenizer)
+  return dataclasses.replace(
+    suite,
+    requests=(*suite.requests, *given),
+    info={**suite.info, 'given': _describe(file)},
+  )
 
 
 def run(

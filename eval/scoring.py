@@ -10,8 +10,11 @@ ones. Each scored token is a point: the position whose logits predict it, the
 token, and the continuation that owns it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import dataclasses
+import itertools
+import math
 from typing import Any
 
 import jax
@@ -30,7 +33,8 @@ _LENGTHS = 6
 _SHORTEST = 32
 # Bytes of float32 logits of a batch on each device: on a CPU what stays near
 # the caches is fastest.
-_LOGITS_BYTES = {'cpu': 2**23, 'gpu': 2**30, 'tpu': 2**30}
+_LOGITS_BYTES = 2**30
+_LOGITS_BYTES_CPU = 2**23
 # Tokens of a batch on each device, however large the vocabulary.
 _FEWEST_TOKENS = 512
 
@@ -66,11 +70,11 @@ class ScoreFn:
   def __init__(self, logits_fn: Logits, mesh: Mesh | None = None):
     """See `make_score_fn`."""
     self._logits_fn = logits_fn
-    axes = () if mesh is None else ('data', 'fsdp')
-    self._axes = tuple(a for a in axes if a in mesh.shape)  # type: ignore
     self._mesh = mesh
-    replicated = mesh and NamedSharding(mesh, PartitionSpec())
-    self._apply = jax.jit(self._score, out_shardings=replicated)
+    self._ways: dict[str, int] = {} if mesh is None else dict(mesh.shape)
+    self._row_axes = tuple(a for a in ('data', 'fsdp') if a in self._ways)
+    whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    self._apply = jax.jit(self._score, out_shardings=whole)
 
   @property
   def compiled_shapes(self) -> int:
@@ -96,7 +100,7 @@ class ScoreFn:
       A score for each request, in order.
 
     Raises:
-      ValueError: a continuation is longer than the model.
+      ValueError: a continuation is longer than the model, or a result is NaN.
     """
     targets: dict[_Target, list[int]] = {}
     for index, request in enumerate(requests):
@@ -105,25 +109,31 @@ class ScoreFn:
     scores: list[Score] = [Score(0.0, False)] * len(requests)
     done = 0
     pending = None
-    batches = self._batch(params, _pack(list(targets)), max_length)
-    for rows, arrays in (*batches, (None, None)):
-      # The next batch is on its way before this one's result is awaited.
-      outputs = None if rows is None else self._apply(params, *arrays)
-      if pending is not None:
-        done += _collect(*pending, targets, scores)
-        if progress is not None:
-          progress(done, len(requests))
-      pending = None if rows is None else (rows, outputs)
+    with contextlib.ExitStack() as stack:
+      if self._mesh is not None:
+        stack.enter_context(jax.set_mesh(self._mesh))
+      batches = self._batch(params, _pack(list(targets)), max_length)
+      for rows, arrays in itertools.chain(batches, [(None, None)]):
+        # The next batch is on its way before this one's result is awaited.
+        outputs = None if rows is None else self._apply(params, *arrays)
+        if pending is not None:
+          done += _collect(*pending, targets, scores)
+          if progress is not None:
+            progress(done, len(requests))
+        pending = None if rows is None else (rows, outputs)
     return scores
 
-  def _batch(self, params: Any, rows: list[_Row], max_length: int):
+  def _batch(
+    self, params: Any, rows: list[_Row], max_length: int
+  ) -> Iterator[tuple[list[_Row], list[jax.Array]]]:
     """Yields rows and their arrays, longest rows first."""
-    shards = int(np.prod([self._mesh.shape[a] for a in self._axes] or [1]))
+    shards = math.prod(self._ways[axis] for axis in self._row_axes)
     probe = jax.ShapeDtypeStruct((shards, max_length), jnp.int32)
     vocab_size = jax.eval_shape(self._logits_fn, params, probe).shape[-1]
-    logits_bytes = _LOGITS_BYTES[_platform(self._mesh)]
+    on_cpu = _platform(self._mesh) == 'cpu'
+    logits_bytes = _LOGITS_BYTES_CPU if on_cpu else _LOGITS_BYTES
     tokens = max(_FEWEST_TOKENS, logits_bytes // (4 * vocab_size))
-    lengths = _bucket_lengths(max_length)
+    lengths = _bucket_lengths(max_length, self._ways.get('sequence', 1))
     rows = sorted(rows, key=lambda row: len(row.tokens), reverse=True)
     while rows:
       length = min(x for x in lengths if x >= len(rows[0].tokens))
@@ -134,7 +144,7 @@ class ScoreFn:
   def _place(self, arrays: Sequence[np.ndarray]) -> list[jax.Array]:
     if self._mesh is None:
       return [jax.device_put(array) for array in arrays]
-    sharding = NamedSharding(self._mesh, PartitionSpec(self._axes or None))
+    sharding = NamedSharding(self._mesh, PartitionSpec(self._row_axes or None))
     return [
       jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
       for array in arrays
@@ -191,14 +201,18 @@ def _platform(mesh: Mesh | None) -> str:
   )
 
 
-def _bucket_lengths(max_length: int) -> list[int]:
+def _bucket_lengths(max_length: int, multiple: int) -> list[int]:
   """Returns the lengths that rows are padded to, longest first.
 
   Few, because each costs a compilation, and a function of `max_length` alone,
   so that all tasks share them.
   """
-  lengths = [-(-max_length // 2**i) for i in range(_LENGTHS)]
-  return [n for n in lengths if n >= _SHORTEST or n == max_length]
+  lengths = [max_length]
+  for i in range(1, _LENGTHS):
+    length = -(-max_length // (2**i * multiple)) * multiple
+    if _SHORTEST <= length < lengths[-1]:
+      lengths.append(length)
+  return lengths
 
 
 def _pack(targets: Sequence[_Target]) -> list[_Row]:
@@ -249,6 +263,11 @@ def _collect(
   for b, row in enumerate(rows):
     for c, (_, target) in enumerate(row.spans):
       score = Score(float(loglikelihood_BxC[b, c]), bool(is_greedy_BxC[b, c]))
+      if math.isnan(score.loglikelihood):
+        raise ValueError(
+          'a log-likelihood is NaN: the parameters hold NaN or infinities; '
+          'score an earlier checkpoint'
+        )
       for index in targets[target]:
         scores[index] = score
       count += len(targets[target])

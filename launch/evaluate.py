@@ -1,0 +1,195 @@
+"""Scores a model on benchmarks, without any training on them.
+
+    python -m launch.evaluate --model=ckpt:runs/tiny --tasks=arc_easy,mmlu \\
+        --limit=100 --out=scores
+    python -m launch.evaluate --model=hf:DIR --requests=pairs.jsonl --out=scores
+
+Prompts and metrics are lm-evaluation-harness's. --out gets results.json,
+requests.jsonl (log-likelihood of every choice) and predictions.jsonl.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import os
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from steepest.launch import cli
+
+if TYPE_CHECKING:
+  from jax.sharding import Mesh
+
+  from steepest.eval.evaluation import Results
+  from steepest.eval.scoring import Progress
+
+
+def main() -> None:
+  """The command."""
+  values = {
+    'model': flags.DEFINE_string('model', None, 'hf:DIR or ckpt:WORKDIR.'),
+    'tasks': flags.DEFINE_string(
+      'tasks',
+      '',
+      'Tasks, groups (mmlu, mmlu_stem, …) or globs of them, comma-separated.',
+    ),
+    'data': flags.DEFINE_string(
+      'data',
+      '',
+      'Directory of <task>.jsonl[.gz] in the public datasets’ schemas (MMLU: '
+      'mmlu.jsonl, mmlu_dev.jsonl); without it they are downloaded once.',
+    ),
+    'limit': flags.DEFINE_integer(
+      'limit',
+      0,
+      'Only the first N questions of each task; all selected MMLU subjects '
+      'together count as one task, whose N questions are taken one from each '
+      'subject in turn. 0: all.',
+      lower_bound=0,
+    ),
+    'requests': flags.DEFINE_string(
+      'requests',
+      '',
+      'Score these pairs: lines of task, doc_id, choice, context, '
+      'continuation.',
+    ),
+    'out': flags.DEFINE_string('out', None, 'Directory to write.'),
+  }
+  cli.run(lambda: _evaluate(**{k: v.value for k, v in values.items()}), __doc__)
+
+
+def _evaluate(
+  model: str | None,
+  tasks: str,
+  data: str,
+  limit: int,
+  requests: str,
+  out: str | None,
+) -> None:
+  if not model:
+    raise ValueError('--model is missing: give hf:DIR or ckpt:WORKDIR')
+  if not out:
+    raise ValueError('--out is missing: give --out=DIR')
+  if not tasks and not requests:
+    raise ValueError('give --tasks=… or --requests=FILE.jsonl, or both')
+  from steepest.eval import tasks as tasks_lib
+
+  # A mistyped task should not wait for the model.
+  selection = tasks_lib.select(tasks) if tasks else tasks_lib.Selection((), {})
+  directory = pathlib.Path(data or '.')
+  if tasks and not data:
+    from steepest.data import benchmarks
+
+    directory = pathlib.Path(
+      benchmarks.fetch(os.environ.get('STEEPEST_CACHE', '.cache'))
+    )
+  results = _score(model, selection, directory, limit, requests)
+  results.write(pathlib.Path(out))
+  _print_table(results)
+  print(f'results: {pathlib.Path(out) / "results.json"}')
+
+
+def _score(
+  spec: str, selection: Any, directory: pathlib.Path, limit: int, given: str
+) -> 'Results':
+  import jax
+
+  from steepest.eval import evaluation
+  from steepest.eval import scoring
+  from steepest.launch import assemble
+  from steepest.launch import environment
+
+  # Float32 products in float32; bfloat16 ones are what they are.
+  jax.config.update('jax_default_matmul_precision', 'highest')
+  model = assemble.load_model(spec)
+  params, mesh = _spread(model.params)
+  score_fn = scoring.make_score_fn(model.logits_fn, mesh)
+  suite = evaluation.prepare(model.tokenizer, selection, directory, limit)
+  suite = evaluation.add_requests(suite, given, model.tokenizer)
+  with _progress() as progress:
+    results = evaluation.run(
+      score_fn, params, suite, model.max_length, progress
+    )
+  described = {**model.description, 'environment': environment.describe()}
+  return dataclasses.replace(results, info={**described, **results.info})
+
+
+def _spread(params: Any) -> tuple[Any, 'Mesh | None']:
+  """Returns the parameters and the mesh that they lie on.
+
+  Parameters of one device are copied to all others, which share the rows.
+  """
+  import jax
+  from jax.sharding import NamedSharding
+  from jax.sharding import PartitionSpec
+
+  sharding = jax.tree.leaves(params)[0].sharding
+  if isinstance(sharding, NamedSharding):
+    return params, sharding.mesh
+  if jax.device_count() == 1:
+    return params, None
+  mesh = jax.make_mesh(
+    (jax.device_count(),),
+    ('data',),
+    axis_types=(jax.sharding.AxisType.Auto,),
+  )
+  return jax.device_put(params, NamedSharding(mesh, PartitionSpec())), mesh
+
+
+@contextlib.contextmanager
+def _progress() -> 'Iterator[Progress]':
+  from rich.console import Console
+  from rich.progress import Progress
+  from rich.progress import TimeElapsedColumn
+
+  console = Console(stderr=True)
+  columns = (*Progress.get_default_columns(), TimeElapsedColumn())
+  with Progress(
+    *columns, console=console, disable=not console.is_terminal
+  ) as bar:
+    task = bar.add_task('requests', total=None)
+    yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print_table(results: 'Results') -> None:
+  from rich.console import Console
+  from rich.table import Table
+
+  from steepest.eval import tasks as tasks_lib
+
+  info, metrics = results.info, results.metrics
+  grouped = {
+    name
+    for group in metrics
+    if group in tasks_lib.GROUPS
+    for name in tasks_lib.GROUPS[group]
+  }
+  table = Table('task', 'metric', 'value', 'n', 'chance')
+  for task, values in metrics.items():
+    if task in grouped:
+      continue
+    chance = f'{info["chance"][task]:.3f}' if task in info['chance'] else ''
+    for name, value in values.items():
+      if name == 'n' or name.endswith('_stderr'):
+        continue
+      error = values[f'{name}_stderr']
+      text = f'{value:.4g}' + ('' if error is None else f' ± {error:.2g}')
+      of = chance if name.startswith('acc') else ''
+      table.add_row(task, name, text, str(values['n']), of)
+  if metrics:
+    Console().print(table)
+  notes = [f'{info["requests"]} requests, {info["seconds"]:.1f} s']
+  if grouped:
+    notes.append('subjects of groups are in results.json')
+  if info['limit']:
+    notes.append(f'limit {info["limit"]}: {info["limit_rule"]}')
+  if info['truncated']:
+    notes.append(f'{info["truncated"]} requests lost their start')
+  for note in notes:
+    print(note)
+
+
+if __name__ == '__main__':
+  main()
