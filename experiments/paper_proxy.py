@@ -1,0 +1,59 @@
+"""Proxies on which arXiv 2507.08472's comparison is tuned: 39 M and 44 M.
+
+    python -m launch.train --config=experiments/paper_proxy.py:gpt2,lion \
+        --config.data.source=shards:DIR --config.optimizer.lr=4e-4 \
+        --workdir=runs/proxy/gpt2-lion/lr=4e-4
+
+What: the targets of paper_target.py at a tenth of the width. Depth, context,
+batch, vocabulary and head size are the targets', since µP promises a transfer
+over width alone. `:gpt2|llama,adamw|lion|sophia,single|multi`: `multi` reads a
+quarter of the tokens four times. Give each optimizer the same grid of rates,
+and another rate beyond the edge while the best one lies there.
+
+Ours, since the paper does not print it: shapes, batch, schedule and the
+2.6 B tokens of a trial. Sophia's curvature is bias-corrected here and in the
+targets: a trial is too short for the average to fill.
+
+Hardware: one accelerator of 24 GB or more for each trial; trials are
+independent. No scores are given here: none has been measured yet.
+"""
+
+from ml_collections import ConfigDict
+
+from steepest.experiments import base
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  """`arg` is `gpt2|llama,adamw|lion|sophia,single|multi`."""
+  config, words = base.with_variant(arg, extra=('single', 'multi'))
+  if {'single', 'multi'} <= words:
+    raise ValueError('single and multi exclude each other in --config')
+  config.stage = 'tune'
+  config.data.epochs = 4 if 'multi' in words else 1
+  model = config.model
+  model.num_layers = 32
+  model.width = 256
+  model.head_dim = 128
+  model.num_heads = 2
+  model.context = 2048
+  if model.name == 'llama':
+    # 8/3·width rounded up to a multiple of 256, as in the target.
+    model.mlp_dim = 768
+    model.vocab_size = 32_000
+    config.data.source = 'shards:corpora/slimpajama-llama'
+  else:
+    model.mlp_dim = 1024
+    # 50257 rounded up to a multiple of 128, for tensor cores and meshes.
+    model.vocab_size = 50_304
+    config.data.source = 'shards:corpora/slimpajama-gpt2'
+  config.parametrization.base_width = model.width
+  config.parametrization.base_num_heads = model.num_heads
+  config.parametrization.base_head_dim = model.head_dim
+  config.parametrization.base_mlp_dim = model.mlp_dim
+  config.optimizer.hessian_bias_correction = True
+  config.batch_size = 256
+  config.microbatches = 32
+  config.steps = 5000
+  config.schedule.warmup_steps = 500
+  config.eval_every = 0
+  return config
