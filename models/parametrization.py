@@ -237,7 +237,7 @@ class Linear(nn.Module):
     y = jnp.dot(x, kernel.astype(self.dtype))
     if self.bias is not None:
       bias = declare(self, 'bias', self.bias, self.axes[1:], shape[1:])
-      y += bias.astype(self.dtype)
+      y += bias.astype(self.dtype)[(None,) * (y.ndim - 1)]
     return y
 
 
