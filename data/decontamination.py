@@ -1,0 +1,53 @@
+"""Which documents repeat a piece of a benchmark.
+
+A piece is 13 words in a row, as in GPT-3's overlap analysis (arXiv
+2005.14165, appendix C). K is words, G runs of 13 of them.
+"""
+
+from collections.abc import Iterable, Sequence
+import re
+
+import numpy as np
+
+_RUN = 13
+# Odd, so that every power is invertible modulo 2^64 and no word drops out.
+_BASE = 0x9E3779B97F4A7C15
+_WORD = re.compile(r'\w+')
+
+
+class Benchmarks:
+  """The runs of words in some benchmark texts."""
+
+  def __init__(self, texts: Iterable[str]):
+    runs_G, _ = _runs(texts)
+    self._known_G = np.unique(runs_G)
+
+  def repeated_in(self, documents: Sequence[str]) -> list[bool]:
+    """Tells for each document whether it shares a run of words."""
+    runs_G, owner_G = _runs(documents)
+    at_G = np.searchsorted(self._known_G, runs_G)
+    at_G = np.minimum(at_G, max(len(self._known_G) - 1, 0))
+    repeated = np.zeros(len(documents), bool)
+    if len(self._known_G):
+      repeated[owner_G[self._known_G[at_G] == runs_G]] = True
+    return repeated.tolist()
+
+
+def _runs(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+  """Returns a hash of every run and the number of its text."""
+  hashes, owners = [], []
+  for number, text in enumerate(texts):
+    words = _WORD.findall(text.lower())
+    if len(words) >= _RUN:
+      hashes.append(np.fromiter(map(hash, words), np.int64, len(words)))
+      owners.append(np.full(len(words), number))
+  if not hashes:
+    return np.zeros(0, np.uint64), np.zeros(0, np.int64)
+  words_K = np.concatenate(hashes).view(np.uint64)
+  owner_K = np.concatenate(owners)
+  count = len(words_K) - _RUN + 1
+  runs_G = np.zeros(count, np.uint64)
+  for i in range(_RUN):
+    runs_G = runs_G * np.uint64(_BASE) + words_K[i : i + count]
+  inside_G = owner_K[:count] == owner_K[_RUN - 1 :]
+  return runs_G[inside_G], owner_K[:count][inside_G]
