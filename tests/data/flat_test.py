@@ -1,0 +1,65 @@
+"""Flat token files against the bytes of the three formats."""
+
+import numpy as np
+import pytest
+
+from steepest.data import flat
+
+
+def test_npy_and_both_kinds_of_bin_hold_the_same_tokens(tmp_path):
+  tokens = np.arange(1000, dtype=np.uint16)
+  np.save(tmp_path / 'a.npy', tokens)
+  tokens.tofile(tmp_path / 'b.bin')
+  header = np.zeros(256, np.int32)
+  header[:3] = 20240520, 1, 1000
+  (tmp_path / 'c.bin').write_bytes(header.tobytes() + tokens.tobytes())
+  header[:3] = 20240801, 7, 1000
+  wide = tokens.astype(np.uint32)
+  (tmp_path / 'd.bin').write_bytes(header.tobytes() + wide.tobytes())
+  for name in ('a.npy', 'b.bin', 'c.bin', 'd.bin'):
+    read = flat.open_tokens(tmp_path / name)
+    np.testing.assert_array_equal(read, tokens)
+    assert flat.contents(tmp_path / name).max_id == 999
+
+
+@pytest.mark.parametrize(
+  ('name', 'content', 'message'),
+  [
+    ('x.npy', b'no array', 'no readable .npy'),
+    ('x.bin', b'odd', 'an odd number'),
+    ('x.bin', b'', 'no tokens'),
+    ('x.txt', b'text', 'neither .npy nor .bin'),
+  ],
+)
+def test_other_files_are_refused(tmp_path, name, content, message):
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(ValueError, match=message):
+    flat.open_tokens(tmp_path / name)
+
+
+def test_wrong_types_are_refused(tmp_path):
+  np.save(tmp_path / 'a.npy', np.arange(9))
+  with pytest.raises(ValueError, match='int64'):
+    flat.open_tokens(tmp_path / 'a.npy')
+  np.save(tmp_path / 'b.npy', np.array([{}]), allow_pickle=True)
+  with pytest.raises(ValueError, match='no readable'):
+    flat.open_tokens(tmp_path / 'b.npy')
+  with pytest.raises(FileNotFoundError, match='nowhere.npy'):
+    flat.open_tokens(tmp_path / 'nowhere.npy')
+
+
+def test_bin_that_is_cut_short_is_refused(tmp_path):
+  header = np.zeros(256, np.int32)
+  header[:3] = 20240520, 1, 1000
+  (tmp_path / 'c.bin').write_bytes(header.tobytes() + bytes(1998))
+  with pytest.raises(ValueError, match='header of 1000 tokens'):
+    flat.open_tokens(tmp_path / 'c.bin')
+
+
+def test_contents_notice_a_changed_file(tmp_path):
+  path = tmp_path / 'a.npy'
+  np.save(path, np.arange(9, dtype=np.uint16))
+  before = flat.contents(path)
+  np.save(path, np.arange(1, 10, dtype=np.uint16))
+  after = flat.contents(path)
+  assert after.max_id == 9 and before.sha256 != after.sha256

@@ -1,0 +1,263 @@
+"""The order of the data: complete, resumable, the same on any processes."""
+
+import collections
+import itertools
+import math
+
+from hypothesis import HealthCheck
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from steepest.data import pipeline
+from steepest.experiments import base
+
+_PROPERTY = settings(
+  max_examples=25,
+  deadline=None,
+  suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+def _open_flat(tmp_path, windows, context, **changed):
+  """Opens a file whose token i is i, so that a window tells its number."""
+  path = tmp_path / f'{windows}x{context}.npy'
+  if not path.exists():
+    np.save(path, np.arange(windows * context + 1, dtype=np.uint32))
+  config = base.get_config().unlock().data
+  config.source = f'flat:{path}'
+  names = ('shuffle', 'epochs', 'mixture')
+  for name in names:
+    if name in changed:
+      config[name] = changed.pop(name)
+  arguments = {'seed': 0, 'eval_sequences': 0, **changed}
+  return pipeline.open_data(config, context=context, **arguments)
+
+
+def _numbers(batches, context):
+  """Returns the windows of some batches, by number."""
+  inputs = np.concatenate([b['inputs'] for b in batches])
+  assert (inputs[:, 0] % context == 0).all()
+  return (inputs[:, 0] // context).tolist()
+
+
+def test_unshuffled_windows_follow_the_formula(tmp_path):
+  data = _open_flat(tmp_path, 60, 8, batch_size=4, steps=15, shuffle=False)
+  tokens = np.arange(60 * 8 + 1)
+  for step, row in itertools.product(range(15), range(4)):
+    i = step * 4 + row
+    batch = data.batch(step)
+    np.testing.assert_array_equal(
+      batch['inputs'][row], tokens[i * 8 : i * 8 + 8]
+    )
+    np.testing.assert_array_equal(
+      batch['targets'][row], tokens[i * 8 + 1 : i * 8 + 9]
+    )
+    assert batch['inputs'].dtype == batch['targets'].dtype == np.int32
+
+
+@_PROPERTY
+@given(
+  batch_size=st.integers(1, 7),
+  steps=st.integers(1, 9),
+  epochs=st.integers(1, 4),
+  spare=st.integers(0, 5),
+  seed=st.integers(0, 2**31),
+  shuffle=st.booleans(),
+)
+def test_each_pass_has_every_window_once(
+  tmp_path, batch_size, steps, epochs, spare, seed, shuffle
+):
+  rows = batch_size * steps
+  distinct = math.ceil(rows / epochs)
+  data = _open_flat(
+    tmp_path,
+    distinct + spare,
+    4,
+    batch_size=batch_size,
+    steps=steps,
+    epochs=epochs,
+    seed=seed,
+    shuffle=shuffle,
+  )
+  read = _numbers([data.batch(s) for s in range(steps)], 4)
+  passes = [read[i : i + distinct] for i in range(0, rows, distinct)]
+  assert all(len(set(p)) == len(p) for p in passes)
+  assert all(set(p) <= set(passes[0]) for p in passes)
+  assert len(passes[0]) == min(distinct, rows)
+
+
+@_PROPERTY
+@given(
+  processes=st.sampled_from([1, 2, 4]),
+  first=st.integers(0, 10),
+  epochs=st.integers(1, 3),
+  seed=st.integers(0, 2**31),
+)
+def test_any_process_count_and_start_give_the_same_batches(
+  tmp_path, processes, first, epochs, seed
+):
+  run = {'batch_size': 8, 'steps': 10, 'epochs': epochs, 'seed': seed}
+  whole = _open_flat(tmp_path, 80, 4, **run)
+  shares = [
+    _open_flat(
+      tmp_path, 80, 4, process_index=p, process_count=processes, **run
+    ).train(first)
+    for p in range(processes)
+  ]
+  steps = range(first, 10)
+  for step, *parts in zip(steps, *shares, strict=True):
+    for name, global_BxT in whole.batch(step).items():
+      joined_BxT = np.concatenate([part[name] for part in parts])
+      np.testing.assert_array_equal(joined_BxT, global_BxT)
+
+
+def test_passes_and_seeds_differ_in_order(tmp_path):
+  run = {'batch_size': 10, 'steps': 20, 'epochs': 2}
+  data = _open_flat(tmp_path, 100, 4, **run)
+  read = _numbers([data.batch(s) for s in range(20)], 4)
+  assert read[:100] != read[100:] and set(read[:100]) == set(read[100:])
+  other = _open_flat(tmp_path, 100, 4, **run, seed=1)
+  assert read != _numbers([other.batch(s) for s in range(20)], 4)
+
+
+def test_a_longer_run_begins_the_same(tmp_path):
+  short, long = (
+    _open_flat(tmp_path, 100, 4, batch_size=5, steps=s) for s in (3, 20)
+  )
+  for step in range(3):
+    np.testing.assert_array_equal(
+      short.batch(step)['inputs'], long.batch(step)['inputs']
+    )
+  assert short.fingerprint == long.fingerprint
+
+
+def test_too_few_windows_say_how_many_and_what_to_do(tmp_path):
+  run = {'batch_size': 8, 'steps': 50}
+  with pytest.raises(ValueError) as error:
+    _open_flat(tmp_path, 150, 4, **run)
+  assert 'holds 150 windows, the run needs 400' in str(error.value)
+  assert 'data.epochs to 3 ' in str(error.value)
+  _open_flat(tmp_path, 150, 4, **run, epochs=3)
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+  run = {'batch_size': 6, 'steps': 2}
+  with pytest.raises(ValueError, match='model.vocab_size to 401'):
+    _open_flat(tmp_path, 100, 4, **run, vocab_size=400)
+  with pytest.raises(ValueError, match='does not divide over 4 processes'):
+    _open_flat(tmp_path, 100, 4, **run, process_count=4)
+  with pytest.raises(ValueError, match=r'data.epochs=0'):
+    _open_flat(tmp_path, 100, 4, **run, epochs=0)
+  with pytest.raises(ValueError, match='unknown source'):
+    _open_flat(tmp_path, 100, 4, **run, mixture='wikipedia:1')
+  data = _open_flat(tmp_path, 100, 4, **run, vocab_size=401)
+  assert data.validation() == {} and data.tokenizer_dir is None
+  assert list(data.train(2)) == []
+  with pytest.raises(IndexError):
+    data.batch(2)
+
+
+def test_the_source_is_named_by_its_kind(data_config):
+  for source in ('', 'corpus', 'shards:', 'flat:'):
+    data_config.source = source
+    with pytest.raises(ValueError, match='shards:DIR or flat:FILE'):
+      _open(data_config)
+
+
+def _open(config, **changed):
+  arguments = {
+    'context': 64,
+    'batch_size': 4,
+    'steps': 5,
+    'seed': 0,
+    'eval_sequences': 6,
+    **changed,
+  }
+  return pipeline.open_data(config, **arguments)
+
+
+def test_a_mixture_takes_its_share_of_each_source(shards_dir, data_config):
+  data_config.source = f'shards:{shards_dir}'
+  alone = {}
+  for name in ('email', 'http', 'json'):
+    data_config.mixture = f'{name}:1'
+    data = _open(data_config, steps=8)
+    assert data.sources == (name,)
+    rows = np.concatenate([b['inputs'] for b in data.train(0)])
+    alone[name] = [row.tobytes() for row in rows]
+  data_config.mixture = 'json:1,email:2.5,http:0.5'
+  data = _open(data_config, steps=8)
+  assert set(data.sources) == set(alone)
+  rows = np.concatenate([b['inputs'] for b in data.train(0)])
+  counts = collections.Counter()
+  for row in rows:
+    # A source's own order does not depend on what it is mixed with.
+    (name,) = (n for n in alone if alone[n][counts[n]] == row.tobytes())
+    counts[name] += 1
+  assert counts == {'json': 8, 'email': 20, 'http': 4}
+
+
+def test_all_text_is_read_when_all_is_asked_for(shards_dir, data_config):
+  data_config.source = f'shards:{shards_dir}'
+  sources = ('email', 'http', 'json')
+  windows = sum(len(_stream(shards_dir, s, 'train')) // 64 for s in sources)
+  data = _open(data_config, batch_size=1, steps=windows)
+  read = collections.Counter(b['inputs'].tobytes() for b in data.train(0))
+  expected = collections.Counter(
+    _stream(shards_dir, s, 'train')[i : i + 64].tobytes()
+    for s in sources
+    for i in range(0, len(_stream(shards_dir, s, 'train')) - 64, 64)
+  )
+  assert read == expected
+  with pytest.raises(ValueError, match='raise data.epochs to 2'):
+    _open(data_config, batch_size=1, steps=windows + 3)
+
+
+def _stream(directory, source, split):
+  """Joins the records of a source, read without the pipeline."""
+  from array_record.python import array_record_data_source
+
+  from steepest.data import manifest as manifests
+
+  held = manifests.load(directory)
+  paths = [str(directory / s.name) for s in held.select(split, source)]
+  records = [
+    np.frombuffer(r, '<u2').astype(np.int32)
+    for r in array_record_data_source.ArrayRecordDataSource(paths)
+  ]
+  for before, after in itertools.pairwise(records):
+    assert before[-1] == after[0]
+  return np.concatenate([r[:-1] for r in records] + [records[-1][-1:]])
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_validation_is_the_start_of_each_source(
+  shards_dir, data_config, processes
+):
+  data_config.source = f'shards:{shards_dir}'
+  shares = [
+    _open(data_config, process_index=p, process_count=processes).validation()
+    for p in range(processes)
+  ]
+  assert set(shares[0]) == {'email', 'http', 'json'}
+  for source in shares[0]:
+    batches = list(zip(*(share[source] for share in shares)))
+    rows = np.concatenate([b['inputs'] for parts in batches for b in parts])
+    mask = np.concatenate([b['mask'] for parts in batches for b in parts])
+    assert mask.tolist() == [1.0] * 6 + [0.0] * 2
+    stream = _stream(shards_dir, source, 'validation')
+    np.testing.assert_array_equal(rows[:6].ravel(), stream[: 6 * 64])
+  assert _open(data_config, eval_sequences=0).validation() == {}
+
+
+def test_fingerprint_follows_the_data_alone(shards_dir, data_config):
+  data_config.source = f'shards:{shards_dir}'
+  first = _open(data_config)
+  same = _open(data_config, batch_size=2, steps=9, seed=4, eval_sequences=1)
+  assert first.fingerprint == same.fingerprint
+  assert first.fingerprint != _open(data_config, context=32).fingerprint
+  data_config.mixture = 'json:1'
+  assert first.fingerprint != _open(data_config).fingerprint

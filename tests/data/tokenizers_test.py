@@ -1,0 +1,113 @@
+"""Tokenizers against llama.cpp's vectors and SentencePiece itself."""
+
+import gzip
+import json
+import pathlib
+
+import pytest
+
+from steepest.data import tokenizers
+
+_SEPARATOR = '\n__ggml_vocab_test__\n'
+
+
+@pytest.fixture(scope='module')
+def vectors(conformance: pathlib.Path) -> list[tuple[str, list[int]]]:
+  folder = conformance / 'data' / 'tokenizers' / 'gpt2'
+  name = 'ggml-vocab-gpt-2.gguf'
+  texts = (folder / f'{name}.inp').read_bytes().decode().split(_SEPARATOR)
+  ids = (folder / f'{name}.out').read_text().split('\n')
+  return [(t, [int(i) for i in line.split()]) for t, line in zip(texts, ids)][
+    : len(texts) - 1
+  ]
+
+
+@pytest.fixture(scope='module')
+def gpt2(conformance: pathlib.Path) -> tokenizers.Tokenizer:
+  return tokenizers.load(f'gpt2:{conformance / "data/tokenizers/gpt2"}')
+
+
+@pytest.fixture(scope='module')
+def llama(conformance: pathlib.Path) -> tokenizers.Tokenizer:
+  model = conformance / 'data/tokenizers/llama/tokenizer.model'
+  return tokenizers.load(f'llama:{model}')
+
+
+def test_gpt2_equals_the_vectors(gpt2, vectors):
+  assert len(vectors) == 46
+  texts = [t for t, _ in vectors]
+  assert gpt2.encode_batch(texts) == [ids for _, ids in vectors]
+  assert [gpt2.encode(t) for t in texts] == [ids for _, ids in vectors]
+  assert [gpt2.decode(gpt2.encode(t)) for t in texts] == texts
+  assert (gpt2.vocab_size, gpt2.bos_id, gpt2.eos_id) == (50257, 50256, 50256)
+
+
+def test_llama_equals_sentencepiece(llama, vectors, conformance):
+  sentencepiece = pytest.importorskip('sentencepiece')
+  model = sentencepiece.SentencePieceProcessor(
+    model_file=str(conformance / 'data/tokenizers/llama/tokenizer.model')
+  )
+  texts = [t for t, _ in vectors]
+  samples = conformance / 'data' / 'redpajama-sample'
+  for path in sorted(samples.glob('*/*.gz')):
+    with gzip.open(path, 'rt', encoding='utf-8') as file:
+      texts += [json.loads(line)['text'][:5000] for line, _ in zip(file, '123')]
+  assert len(texts) > 60
+  for text in texts:
+    assert llama.encode(text) == [1, *model.EncodeAsIds(text)]
+    assert llama.encode(text, special_tokens=False) == model.EncodeAsIds(text)
+  assert (llama.vocab_size, llama.bos_id, llama.eos_id) == (32000, 1, 2)
+
+
+def test_special_text_is_a_token_only_where_it_is_trusted(gpt2, llama):
+  assert gpt2.encode('<|endoftext|>a') == [50256, 64]
+  assert llama.encode('<s>hi', special_tokens=False)[0] == 1
+  # A document has one end, whatever it says.
+  (ids,) = gpt2.encode_documents(['a<|endoftext|>b'])
+  assert ids.count(50256) == 1 and ids[-1] == 50256
+  assert gpt2.decode(ids[:-1]) == 'a<|endoftext|>b'
+  (ids,) = llama.encode_documents(['hi </s>'])
+  assert (ids[0], ids[-1]) == (1, 2) and ids.count(2) == 1
+
+
+@pytest.mark.parametrize('name', ['gpt2', 'llama', 'trained'])
+def test_saved_tokenizer_is_the_same(name, request, vectors, tmp_path):
+  if name == 'trained':
+    text = pathlib.Path(__file__).read_text()
+    tokenizer = tokenizers.train_bpe(iter([text]), 300)
+    assert tokenizer.vocab_size == 300
+  else:
+    tokenizer = request.getfixturevalue(name)
+  tokenizer.save(tmp_path)
+  again = tokenizers.load(f'hf:{tmp_path}')
+  assert again.sha256 == tokenizer.sha256
+  assert again.bos_id == tokenizer.bos_id and again.eos_id == tokenizer.eos_id
+  assert again.model_max_length == tokenizer.model_max_length
+  for text, _ in vectors:
+    assert again.encode(text) == tokenizer.encode(text)
+
+
+def test_ids_of_special_tokens_come_from_the_model_too(gpt2, tmp_path):
+  gpt2.save(tmp_path)
+  (tmp_path / 'tokenizer_config.json').unlink()
+  assert tokenizers.load(f'hf:{tmp_path}').eos_id is None
+  (tmp_path / 'config.json').write_text('{"eos_token_id": [50256]}')
+  assert tokenizers.load(f'hf:{tmp_path}').eos_id == 50256
+
+
+@pytest.mark.parametrize(
+  'spec', ['gpt3', 'hf:nowhere', 'llama:nowhere', 'gpt2:nowhere', 'hf:']
+)
+def test_unknown_tokenizer_is_one_line(spec):
+  with pytest.raises((ValueError, FileNotFoundError)) as error:
+    tokenizers.load(spec)
+  assert '\n' not in str(error.value)
+
+
+def test_unreadable_tokenizer_is_one_line(tmp_path):
+  (tmp_path / 'tokenizer.json').write_text('{}')
+  with pytest.raises(ValueError, match='is no tokenizer.json'):
+    tokenizers.load(f'hf:{tmp_path}')
+  (tmp_path / 'x.model').write_bytes(b'nothing')
+  with pytest.raises(ValueError, match='is no SentencePiece model'):
+    tokenizers.load(f'llama:{tmp_path / "x.model"}')
