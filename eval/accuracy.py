@@ -84,9 +84,9 @@ def score(runs: Sequence[Run], task: str, metric: str) -> Score | None:
       return None
     metrics = run.results['metrics'][task]
     values.append(float(metrics[metric]))
-    # One question alone has no error: 'N/A' or null.
+    # One question alone has no standard error.
     error = metrics[f'{metric}_stderr']
-    errors.append(float(error) if isinstance(error, int | float) else 0.0)
+    errors.append(0.0 if error is None else float(error))
   first = runs[0].results
   assert first is not None
   between = statistics.spread(values)
@@ -96,14 +96,14 @@ def score(runs: Sequence[Run], task: str, metric: str) -> Score | None:
     error=statistics.accuracy_error(errors, values),
     per_seed=tuple(values),
     questions=int(first['metrics'][task]['n']),
-    chance=_chance(first, task) if metric != 'perplexity' else None,
+    chance=_chance(first['info'], task, metric),
   )
 
 
 def difference(
   first: Sequence[Run], second: Sequence[Run], task: str, metric: str
 ) -> statistics.Difference:
-  """Compares two cells: question by question where requests are on disk."""
+  """Compares two cells: question by question where predictions are on disk."""
   a_SxQ = _answers(first, task, metric)
   b_SxQ = _answers(second, task, metric)
   if a_SxQ is not None and b_SxQ is not None:
@@ -161,21 +161,10 @@ def _questions(run: Run, task: str) -> tuple[int, str]:
   return int(run.results['metrics'][task]['n']), json.dumps(sums)
 
 
-def _chance(results: Mapping[str, Any], task: str) -> float | None:
-  """Returns the accuracy of guessing; a group's is weighted by its tasks."""
-  chance = results['info']['chance']
-  if task in chance:
-    return float(chance[task])
-  leaves = tasks.GROUPS[task] if task in tasks.GROUPS else ()
-  sizes = {
-    leaf: results['metrics'][leaf]['n']
-    for leaf in leaves
-    if leaf in chance and leaf in results['metrics']
-  }
-  if not sizes:
+def _chance(info: Mapping[str, Any], task: str, metric: str) -> float | None:
+  if metric == 'perplexity' or task not in info['chance']:
     return None
-  total = sum(sizes.values())
-  return sum(n * float(chance[leaf]) for leaf, n in sizes.items()) / total
+  return float(info['chance'][task])
 
 
 def _answers(
@@ -191,7 +180,7 @@ def _answers(
         of_leaf = run.answers[leaf][metric]
         answers |= {(leaf, doc): right for doc, right in of_leaf.items()}
     assert run.results is not None
-    # Requests of another evaluation than results.json are of no use.
+    # Those of another evaluation than results.json are of no use.
     metrics = run.results['metrics'][task]
     if not answers or len(answers) != metrics['n']:
       return None

@@ -86,9 +86,10 @@ class Verdict:
     architecture: model.name.
     column: what is compared.
     best: the optimizer with the best mean; None where nothing is compared.
-    conclusion: 'wins' (the difference to every other one counts), 'partly',
-      'tie' (to none), 'unknown' (one seed), 'equal' (the same number),
-      'alone', 'chance' (the best is not above chance) or 'incomparable'.
+    conclusion: 'wins' (the difference to every other one counts; of exact
+      counts, to every one with another number), 'partly', 'tie' (to none),
+      'unknown' (one seed), 'equal' (the same number), 'alone', 'chance' (the
+      best is not above chance) or 'incomparable'.
     differences: other optimizer -> difference of the best to it.
     reason: why nothing is compared, in words.
   """
@@ -99,6 +100,12 @@ class Verdict:
   conclusion: str
   differences: dict[str, statistics.Difference]
   reason: str = ''
+
+  @property
+  def leaders(self) -> list[str]:
+    """The best and those with the very same number."""
+    same = [name for name, d in self.differences.items() if d.value == 0]
+    return [] if self.best is None else [self.best, *same]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,14 +142,12 @@ class Comparison:
     groups: one per architecture that has final runs.
     columns: those that at least one cell has.
     curves: the learning-rate searches.
-    unequal_budgets: where tuning was not equal, in words.
   """
 
   runs: list[Run]
   groups: list[Group]
   columns: list[Column]
   curves: list[tuning.Curve]
-  unequal_budgets: list[str]
 
   @property
   def cells(self) -> list[Cell]:
@@ -183,7 +188,6 @@ def compare(runs: Sequence[Run]) -> Comparison:
     groups=groups,
     columns=columns,
     curves=curves,
-    unequal_budgets=tuning.unequal_budgets(curves),
   )
 
 
@@ -311,7 +315,11 @@ def _conclusion(
       return 'chance'
   elif all(d.value == 0 for d in differences.values()):
     return 'equal'
-  exceeds = [d.exceeds for d in differences.values()]
+  exceeds = [
+    d.exceeds
+    for d in differences.values()
+    if column.kind != 'count' or d.value != 0
+  ]
   if None in exceeds:
     return 'unknown'
   if all(exceeds):

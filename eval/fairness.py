@@ -146,10 +146,12 @@ def speed_setup(run: Run) -> tuple[str, ...]:
   devices = run.env['devices'] if 'devices' in run.env else []
   kind = run.env['device_kind'] if 'device_kind' in run.env else 'unknown'
   processes = run.env['process_count'] if 'process_count' in run.env else 1
+  cores = run.env['cpu_cores'] if 'cpu_cores' in run.env else 'unknown'
   mesh = {k: v for k, v in run.config.items() if k.startswith('mesh.')}
   return (
     f'{len(devices)} × {kind}',
-    f'{processes} process(es)',
+    f'processes={processes}',
+    f'cpu_cores={cores}',
     *(f'{key}={value}' for key, value in sorted(mesh.items())),
     *(f'{key}={run.config[key]}' for key in _SPEED if key in run.config),
   )

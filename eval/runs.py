@@ -110,14 +110,18 @@ class Run:
     return xy_Rx2[:, 0], xy_Rx2[:, 1]
 
   @functools.cached_property
-  def answers(self) -> dict[str, dict[str, dict[Any, int]]]:
+  def answers(self) -> dict[str, dict[str, dict[int, int]]]:
     """Right (1) and wrong (0) answers: task -> metric -> question -> 0 or 1.
 
-    From eval/requests.jsonl; empty without it. `acc` takes the choice of the
-    largest log-likelihood (the first of equals), `acc_norm` divides it by the
-    choice's length in characters without the delimiting space.
+    From eval/predictions.jsonl; empty without it.
     """
-    return _read_answers(self.path / 'eval' / 'requests.jsonl')
+    path = self.path / 'eval' / 'predictions.jsonl'
+    answers: dict[str, dict[str, dict[int, int]]] = {}
+    for row in _read_rows(path) if path.exists() else ():
+      of_metric = answers.setdefault(row['task'], {})
+      of_question = of_metric.setdefault(row['metric'], {})
+      of_question[row['doc_id']] = int(row['pred'] == row['gold'])
+    return answers
 
 
 def load_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Run]:
@@ -234,29 +238,3 @@ def _require(
       f'{path}: lacks {", ".join(missing)}; it was written by another '
       'version: run it again'
     )
-
-
-def _read_answers(
-  path: pathlib.Path,
-) -> dict[str, dict[str, dict[Any, int]]]:
-  if not path.exists():
-    return {}
-  choices: dict[tuple[str, Any], list[dict[str, Any]]] = {}
-  for row in _read_rows(path):
-    choices.setdefault((row['task'], row['doc_id']), []).append(row)
-  answers: dict[str, dict[str, dict[Any, int]]] = {}
-  for (task, question), rows in choices.items():
-    if any('gold' not in r or r['gold'] is None for r in rows):
-      continue
-    rows.sort(key=lambda r: r['choice'])
-    scores_C = np.asarray([r['loglikelihood'] for r in rows])
-    # The first character is the delimiter between context and choice.
-    lengths_C = np.asarray([max(len(r['continuation']) - 1, 1) for r in rows])
-    of_task = answers.setdefault(task, {'acc': {}, 'acc_norm': {}})
-    for metric, values_C in (
-      ('acc', scores_C),
-      ('acc_norm', scores_C / lengths_C),
-    ):
-      right = int(np.argmax(values_C)) == int(rows[0]['gold'])
-      of_task[metric][question] = int(right)
-  return answers

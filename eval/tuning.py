@@ -222,20 +222,14 @@ def _planned(trial: Run) -> tuple[float, ...] | None:
   return None
 
 
-def unequal_budgets(found: Sequence[Curve]) -> list[str]:
-  """Says in words where optimizers of one architecture had unlike budgets."""
-  lines = []
-  for architecture in sorted({curve.architecture for curve in found}):
-    of_all: dict[str, list[int]] = {}
-    for curve in found:
-      if curve.architecture == architecture:
-        entry = of_all.setdefault(curve.optimizer, [0, 0])
-        entry[0] += curve.trials
-        entry[1] += curve.trials * curve.tokens
-    if len({tuple(entry) for entry in of_all.values()}) > 1:
-      budgets = ', '.join(
-        f'{name} {trials} trials ({tokens:,} tokens)'
-        for name, (trials, tokens) in of_all.items()
-      )
-      lines.append(f'{architecture}: {budgets}')
-  return lines
+def budgets(found: Sequence[Curve]) -> dict[str, dict[str, tuple[int, int]]]:
+  """Returns architecture -> optimizer -> trials and their tokens in all."""
+  result: dict[str, dict[str, tuple[int, int]]] = {}
+  for curve in found:
+    of_all = result.setdefault(curve.architecture, {})
+    trials, tokens = of_all.setdefault(curve.optimizer, (0, 0))
+    of_all[curve.optimizer] = (
+      trials + curve.trials,
+      tokens + curve.trials * curve.tokens,
+    )
+  return result

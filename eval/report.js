@@ -1,0 +1,90 @@
+'use strict';
+
+// Draws the figures that Python computed; shows and hides their runs.
+const figures = JSON.parse(document.getElementById('figures').textContent);
+const lossIds = ['loss-tokens', 'loss-seconds'].filter((id) => id in figures);
+const hidden = new Set();
+const state = {kind: 'eval', range: 'last 75 %'};
+
+function allTraces() {
+  return lossIds.flatMap((id) => figures[id].data);
+}
+
+function isShown(trace) {
+  if (hidden.has(trace.meta.run)) return false;
+  const kind = trace.meta.kind;
+  if (kind === 'mark') return true;
+  if (kind === 'raw') return state.kind === 'train';
+  return kind === state.kind;
+}
+
+function zoomed(id) {
+  return structuredClone(figures[id].zooms[state.kind][state.range]);
+}
+
+function redraw() {
+  for (const id of lossIds) {
+    const visible = figures[id].data.map(isShown);
+    Plotly.update(id, {visible: visible}, zoomed(id));
+  }
+}
+
+function press(button, on) {
+  button.setAttribute('aria-pressed', on ? 'true' : 'false');
+}
+
+function pressChips() {
+  for (const chip of document.querySelectorAll('.chip')) {
+    const runs = JSON.parse(chip.dataset.runs);
+    press(chip, runs.some((run) => !hidden.has(run)));
+  }
+}
+
+function onChip(chip) {
+  const runs = JSON.parse(chip.dataset.runs);
+  const hide = runs.some((run) => !hidden.has(run));
+  for (const run of runs) {
+    if (hide) hidden.add(run);
+    else hidden.delete(run);
+  }
+  pressChips();
+  redraw();
+}
+
+function onSwitch(button) {
+  const name = button.parentElement.dataset.name;
+  state[name] = button.dataset.value;
+  for (const other of button.parentElement.children) {
+    press(other, other === button);
+  }
+  redraw();
+}
+
+function start() {
+  if (!allTraces().some((trace) => trace.meta.kind === 'eval')) {
+    state.kind = 'train';
+  }
+  for (const id of lossIds) {
+    for (const trace of figures[id].data) trace.visible = isShown(trace);
+  }
+  const config = {
+    responsive: true,
+    displaylogo: false,
+    showLink: false,
+    modeBarButtons: [['toImage', 'zoom2d', 'pan2d', 'resetScale2d']],
+  };
+  for (const id of Object.keys(figures)) {
+    Plotly.newPlot(id, figures[id].data, figures[id].layout, config);
+  }
+  redraw();
+  for (const button of document.querySelectorAll('.switch button')) {
+    const name = button.parentElement.dataset.name;
+    press(button, state[name] === button.dataset.value);
+    button.addEventListener('click', () => onSwitch(button));
+  }
+  for (const chip of document.querySelectorAll('.chip')) {
+    chip.addEventListener('click', () => onChip(chip));
+  }
+}
+
+start();

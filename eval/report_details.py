@@ -1,0 +1,230 @@
+"""The report's tables of what lies behind the numbers, as HTML."""
+
+from collections.abc import Callable, Iterable
+import json
+import math
+from typing import Any
+
+from steepest.eval import fairness
+from steepest.eval import plots_layout
+from steepest.eval import report_names
+from steepest.eval import tuning
+from steepest.eval.comparison import Comparison
+from steepest.eval.comparison import Group
+from steepest.eval.report_tables import escape
+from steepest.eval.report_tables import swatch
+from steepest.eval.runs import Run
+
+
+def tuned(comparison: Comparison) -> str:
+  """Returns the table of learning-rate searches."""
+  if not comparison.curves:
+    return ''
+  heads = (
+    'Cell',
+    'Proxy',
+    'Target',
+    'Grid',
+    'Trials',
+    'Tokens per trial',
+    'Best',
+    'Parabola',
+    'Used',
+    'Inside the grid',
+    'Grid extended',
+    'Other settings',
+  )
+  look = plots_layout.styles([c.optimizer for c in comparison.curves])
+  rows = ''.join(_tuned_row(curve, look) for curve in comparison.curves)
+  head = ''.join(f'<th>{h}</th>' for h in heads)
+  return (
+    f'<table class="tuned"><thead><tr>{head}</tr></thead>'
+    f'<tbody>{rows}</tbody></table>'
+  )
+
+
+def _tuned_row(curve: tuning.Curve, look: dict[str, dict[str, str]]) -> str:
+  rates = [
+    report_names.rate(p.lr) + ('×' if p.diverged_at is not None else '')
+    for p in curve.points
+  ]
+  trials = f'{curve.trials}'
+  diverged = sum(p.diverged_at is not None for p in curve.points)
+  if diverged:
+    trials += f' ({diverged} diverged)'
+  if curve.unfinished:
+    trials += f' ({curve.unfinished} under way)'
+  target = '–'
+  if curve.target_width is not None:
+    target = f'{curve.target_layers} × {curve.target_width}'
+  proxy = f'{curve.layers} × {curve.width}'
+  if curve.parameters is not None:
+    proxy += f' ({report_names.count(curve.parameters)})'
+  cells = (
+    f'{swatch(curve.optimizer, look)} '
+    f'{escape(report_names.name(curve.architecture))}, '
+    f'{escape(report_names.name(curve.optimizer))}',
+    escape(proxy),
+    f'{escape(target)} <small>{escape(curve.parametrization)}</small>',
+    escape(', '.join(rates)),
+    escape(trials),
+    escape(report_names.count(curve.tokens)),
+    _rate(curve.best),
+    _rate(curve.fitted),
+    _chosen(curve),
+    {None: '–', True: 'yes', False: '<strong>no, at the edge</strong>'}[
+      curve.inside
+    ],
+    _extended(curve),
+    f'<small>{escape(_settings(curve))}</small>',
+  )
+  return '<tr>' + ''.join(f'<td>{cell}</td>' for cell in cells) + '</tr>'
+
+
+def _rate(lr: float | None) -> str:
+  return '–' if lr is None else escape(report_names.rate(lr))
+
+
+def _chosen(curve: tuning.Curve) -> str:
+  shown = _rate(curve.chosen)
+  if curve.chosen is None or curve.best is None:
+    return shown
+  if math.isclose(curve.chosen, curve.best, rel_tol=1e-6):
+    return shown
+  return f'<strong>{shown}, not the best</strong>'
+
+
+def _extended(curve: tuning.Curve) -> str:
+  if curve.extended is None:
+    return 'not recorded'
+  if not curve.extended:
+    return 'no'
+  return f'by {", ".join(report_names.rate(lr) for lr in curve.extended)}'
+
+
+def _settings(curve: tuning.Curve) -> str:
+  """Returns the settings that were not searched, in symbols."""
+  symbols = {'betas': 'β', 'eps': 'ε', 'weight_decay': 'decay'}
+  if curve.optimizer == 'sophia':
+    symbols |= {'rho': 'ρ', 'hessian_every': 'curvature every'}
+  return ', '.join(
+    f'{symbol}\u00a0{json.dumps(curve.settings[key])}'
+    for key, symbol in symbols.items()
+    if key in curve.settings
+  )
+
+
+def equal_values(group: Group) -> str:
+  """Returns the table of what all compared runs share."""
+  items = ''.join(
+    f'<tr><th>{escape(key)}</th><td>{escape(json.dumps(value))}</td></tr>'
+    for key, value in group.selection.equal.items()
+  )
+  return f'<table class="values"><tbody>{items}</tbody></table>'
+
+
+def excluded(group: Group) -> list[tuple[Run, str]]:
+  """Returns the final runs that are not compared, and why, in words."""
+  selection = group.selection
+  entries = [(e.run, '; '.join(e.reasons)) for e in selection.left_out]
+  entries += [
+    (run, f'diverged at step {tuning.diverged_step(run)}')
+    for run in selection.diverged
+  ]
+  entries += [
+    (run, f'unfinished, step {run.steps_done} of {run.config["steps"]}')
+    for run in selection.unfinished
+  ]
+  return entries
+
+
+def run_list(runs: Iterable[tuple[Run, str]]) -> str:
+  """Returns a list of runs with a remark each."""
+  items = ''.join(
+    f'<li><code>{escape(run.name)}</code> '
+    f'<span>{escape(report_names.name(run.architecture))}, '
+    f'{escape(report_names.name(run.optimizer))}, seed {run.seed}</span>: '
+    f'{escape(remark)}</li>'
+    for run, remark in runs
+  )
+  return f'<ul class="runs">{items}</ul>'
+
+
+def all_runs(comparison: Comparison) -> str:
+  """Returns the table of every final run that ended, compared or not."""
+  heads = (
+    'Run',
+    'Status',
+    'Learning rate',
+    'Steps',
+    'Training loss',
+    'Validation loss',
+    'By source',
+    'Training time',
+    'Compile / evaluate / save',
+    'Tokens/s',
+    'MFU',
+    'FLOPs',
+    'Curvature passes',
+    'Peak memory',
+  )
+  rows = ''.join(
+    _run_row(run)
+    for run in comparison.runs
+    if run.stage == 'final' and run.summary is not None
+  )
+  head = ''.join(f'<th>{h}</th>' for h in heads)
+  return f'<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+
+
+def _run_row(run: Run) -> str:
+  s = run.summary
+  assert s is not None
+  by_source = s['eval_loss_by_source'] if 'eval_loss_by_source' in s else None
+  other = [
+    _optional(s, f'{key}_seconds', report_names.duration)
+    for key in ('compile', 'eval', 'checkpoint')
+  ]
+  status = run.status
+  if status == 'diverged':
+    status += f' at step {tuning.diverged_step(run)}'
+  cells = (
+    f'<code>{escape(run.name)}</code>',
+    escape(status),
+    escape(report_names.rate(run.lr)),
+    f'{run.steps_done:,}',
+    _optional(s, 'train_loss', '{:.4f}'.format),
+    _optional(s, 'eval_loss', '{:.4f}'.format),
+    escape(', '.join(f'{k} {v:.4f}' for k, v in (by_source or {}).items())),
+    escape(report_names.duration(s['seconds'])),
+    ' / '.join(other),
+    _optional(s, 'tokens_per_second', '{:,.0f}'.format),
+    _optional(s, 'mfu', '{:.1%}'.format),
+    _optional(s, 'flops', report_names.scientific),
+    _optional(s, 'curvature_passes', '{:,}'.format),
+    _optional(s, 'peak_memory_bytes', lambda b: f'{b / 2**30:.2f} GiB'),
+  )
+  return '<tr>' + ''.join(f'<td>{cell}</td>' for cell in cells) + '</tr>'
+
+
+def _optional(
+  summary: dict[str, Any], key: str, write: Callable[[Any], str]
+) -> str:
+  if key not in summary or summary[key] is None:
+    return '–'
+  return escape(write(summary[key]))
+
+
+def fairness_rule() -> str:
+  """Says what may differ between compared runs."""
+  free = ', '.join(f'<code>{escape(k)}</code>' for k in fairness.COMPARED)
+  irrelevant = ', '.join(
+    f'<code>{escape(k)}</code>' for k in fairness.IRRELEVANT if k != 'seed'
+  )
+  return (
+    '<p>Among the compared runs of an architecture every configuration value, '
+    'the fingerprint of the data and the set of seeds are equal, except the '
+    f'optimizer’s own settings ({free}) and what does not touch the result '
+    f'({irrelevant}). A run that differs in anything else is left out below. '
+    'Architectures are not compared with one another.</p>'
+  )

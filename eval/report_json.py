@@ -1,0 +1,108 @@
+"""The report's numbers as JSON: everything the page shows, unrounded."""
+
+import dataclasses
+import math
+from typing import Any
+
+from steepest.eval import plots
+from steepest.eval import report_words
+from steepest.eval import tuning
+from steepest.eval.comparison import Cell
+from steepest.eval.comparison import Comparison
+from steepest.eval.comparison import Group
+from steepest.eval.runs import Run
+
+
+def to_dict(comparison: Comparison) -> dict[str, Any]:
+  """Returns the comparison as values that JSON can hold."""
+  content = {
+    'architectures': [_group(group) for group in comparison.groups],
+    'tuning': [_curve(curve) for curve in comparison.curves],
+    'unequal_budgets': report_words.unequal_budgets(comparison),
+    'runs': [_run(run) for run in comparison.runs],
+    'rules': list(report_words.RULES),
+    'figures': plots.figures(comparison),
+  }
+  return _finite(content)
+
+
+def _group(group: Group) -> dict[str, Any]:
+  selection = group.selection
+  return {
+    'architecture': group.architecture,
+    'headline': report_words.headline(group),
+    'seeds': list(selection.seeds),
+    'equal': selection.equal,
+    'cells': [_cell(cell) for cell in group.cells],
+    'verdicts': [
+      {
+        'column': verdict.column.key,
+        'best': verdict.best,
+        'conclusion': verdict.conclusion,
+        'text': statement.text,
+        'differences': {
+          other: {**dataclasses.asdict(d), 'exceeds': d.exceeds}
+          for other, d in verdict.differences.items()
+        },
+      }
+      for verdict, statement in zip(
+        group.verdicts, report_words.statements(group)
+      )
+    ],
+    'left_out': [
+      {'run': entry.run.name, 'reasons': list(entry.reasons)}
+      for entry in selection.left_out
+    ],
+    'diverged': [
+      {'run': run.name, 'step': tuning.diverged_step(run)}
+      for run in selection.diverged
+    ],
+    'unfinished': [
+      {'run': run.name, 'steps': run.steps_done, 'of': run.config['steps']}
+      for run in selection.unfinished
+    ],
+    'warnings': group.warnings,
+  }
+
+
+def _cell(cell: Cell) -> dict[str, Any]:
+  return {
+    'optimizer': cell.optimizer,
+    'runs': [run.name for run in cell.runs],
+    'values': {
+      key: {**dataclasses.asdict(spread), 'per_seed': cell.per_seed[key]}
+      for key, spread in cell.spreads.items()
+    },
+    'scores': {
+      key: dataclasses.asdict(score) for key, score in cell.scores.items()
+    },
+  }
+
+
+def _curve(curve: tuning.Curve) -> dict[str, Any]:
+  return {**dataclasses.asdict(curve), 'extended': curve.extended}
+
+
+def _run(run: Run) -> dict[str, Any]:
+  return {
+    'run': run.name,
+    'stage': run.stage,
+    'status': run.status,
+    'architecture': run.architecture,
+    'optimizer': run.optimizer,
+    'seed': run.seed,
+    'lr': run.lr,
+    'summary': run.summary,
+    'env': run.env,
+  }
+
+
+def _finite(value: Any) -> Any:
+  """Returns `value` with null for numbers that JSON has no word for."""
+  if isinstance(value, dict):
+    return {str(key): _finite(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(item) for item in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value

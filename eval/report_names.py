@@ -1,0 +1,111 @@
+"""How the report writes names and numbers."""
+
+import math
+
+from steepest.eval.comparison import Column
+
+_NAMES = {
+  'gpt2': 'GPT-2',
+  'llama': 'LLaMA',
+  'adamw': 'AdamW',
+  'lion': 'Lion',
+  'sophia': 'Sophia',
+  'arc_easy': 'ARC-Easy',
+  'arc_challenge': 'ARC-Challenge',
+  'hellaswag': 'HellaSwag',
+  'mmlu': 'MMLU',
+  'mmlu_continuation': 'MMLU (cont.)',
+  'mmlu_5shot': 'MMLU, 5-shot',
+  'lambada_openai': 'LAMBADA',
+  'piqa': 'PIQA',
+  'winogrande': 'WinoGrande',
+  'boolq': 'BoolQ',
+  'openbookqa': 'OpenBookQA',
+  'sciq': 'SciQ',
+  'acc': 'acc',
+  'acc_norm': 'acc_norm',
+  'train_loss': 'Training loss',
+  'eval_loss': 'Validation loss',
+  'tokens_per_second': 'Tokens/s',
+  'seconds': 'Training time',
+  'flops': 'FLOPs',
+  'parameters': 'Parameters',
+}
+
+
+def name(key: str) -> str:
+  """Returns the usual spelling of a name out of a config or a file."""
+  return _NAMES[key] if key in _NAMES else key
+
+
+def column_name(column: Column) -> str:
+  """Returns what a column is called in a sentence."""
+  if column.kind == 'benchmark':
+    return f'{name(column.task)} {column.metric}'
+  return name(column.key)
+
+
+def number(column: Column, value: float) -> str:
+  """Returns `value` as the tables show it, without its unit."""
+  if column.kind == 'loss':
+    return f'{value:.4f}'
+  if column.kind == 'benchmark':
+    if column.metric == 'perplexity':
+      return f'{value:.3g}'
+    return f'{100 * value:.1f}'
+  if column.key == 'tokens_per_second':
+    return f'{value:,.0f}' if value >= 100 else f'{value:.1f}'
+  if column.key == 'seconds':
+    return duration(value)
+  if column.key == 'parameters':
+    return count(value)
+  return scientific(value)
+
+
+def deviation(column: Column, value: float, beside: float) -> str:
+  """Returns a spread in the unit that `number` gives `beside`."""
+  if column.key == 'tokens_per_second' and beside >= 100:
+    return f'{value:,.0f}'
+  if column.key != 'seconds':
+    return number(column, value)
+  scale, unit = _time_unit(beside)
+  return f'{value / scale:.{_time_digits(unit)}f}'
+
+
+def duration(seconds: float) -> str:
+  """Returns seconds as '85.3 s', '12.42 min' or '3.42 h'."""
+  scale, unit = _time_unit(seconds)
+  return f'{seconds / scale:.{_time_digits(unit)}f}\u00a0{unit}'
+
+
+def count(value: float) -> str:
+  """Returns a count as '950', '12.3 k', '124.4 M' or '2.70 B'."""
+  for scale, unit in ((1e12, 'T'), (1e9, 'B'), (1e6, 'M'), (1e3, 'k')):
+    if abs(value) >= scale:
+      scaled = value / scale
+      return f'{scaled:.{2 if scaled < 10 else 1}f}\u00a0{unit}'
+  return f'{value:,.0f}'
+
+
+def scientific(value: float) -> str:
+  """Returns three significant digits, such as '2.93 × 10¹⁵'."""
+  if value == 0 or not math.isfinite(value):
+    return f'{value:g}'
+  mantissa, _, exponent = f'{value:.2e}'.partition('e')
+  superscript = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
+  return f'{mantissa} × 10{str(int(exponent)).translate(superscript)}'
+
+
+def rate(lr: float) -> str:
+  """Returns a learning rate as '0.0012' or '3e-05'."""
+  return f'{lr:.3g}'
+
+
+def _time_unit(seconds: float) -> tuple[float, str]:
+  if abs(seconds) < 120:
+    return 1.0, 's'
+  return (60.0, 'min') if abs(seconds) < 7200 else (3600.0, 'h')
+
+
+def _time_digits(unit: str) -> int:
+  return 1 if unit == 's' else 2

@@ -1,0 +1,200 @@
+"""The report's tables as HTML; every text from outside is escaped."""
+
+from collections.abc import Iterable, Sequence
+import html
+
+from steepest.eval import accuracy
+from steepest.eval import plots_layout
+from steepest.eval import report_names
+from steepest.eval import tuning
+from steepest.eval.comparison import Cell
+from steepest.eval.comparison import Column
+from steepest.eval.comparison import Comparison
+from steepest.eval.comparison import Group
+from steepest.eval.runs import Run
+
+_UNITS = {'loss': 'nats per token', 'benchmark': '%'}
+_GROUPS = {
+  'loss': 'Loss at the end',
+  'speed': 'Cost',
+  'count': 'Cost',
+  'benchmark': 'Zero-shot accuracy (%)',
+}
+
+
+def escape(value: object) -> str:
+  """Returns `value` as HTML text, safe in attributes too."""
+  return html.escape(str(value), quote=True)
+
+
+def swatch(optimizer: str, look: dict[str, dict[str, str]]) -> str:
+  """Returns the optimizer's line sample: its colour and dash."""
+  dashes = {
+    'solid': '',
+    'dash': '5 3',
+    'dot': '2 3',
+    'dashdot': '6 3 2 3',
+    'longdash': '9 4',
+    'longdashdot': '9 3 2 3',
+  }
+  style = look[optimizer]
+  return (
+    '<svg class="swatch" width="26" height="10" aria-hidden="true"><line x1="1"'
+    f' y1="5" x2="25" y2="5" stroke="{style["color"]}" stroke-width="3" '
+    f'stroke-dasharray="{dashes[style["dash"]]}"/></svg>'
+  )
+
+
+def headline(comparison: Comparison) -> str:
+  """Returns the table of cells."""
+  columns = comparison.columns
+  look = plots_layout.styles([cell.optimizer for cell in comparison.cells])
+  spans: list[tuple[str, int]] = []
+  for column in columns:
+    title = _GROUPS[column.kind]
+    if spans and spans[-1][0] == title:
+      spans[-1] = (title, spans[-1][1] + 1)
+    else:
+      spans.append((title, 1))
+  upper = ''.join(
+    f'<th colspan="{n}" class="group">{title}</th>' for title, n in spans
+  )
+  starts = {sum(n for _, n in spans[:i]) for i in range(len(spans))}
+  lower = ''.join(
+    f'<th class="num{" first" if i in starts else ""}">{_column_head(c)}</th>'
+    for i, c in enumerate(columns)
+  )
+  body = ''.join(
+    _group_rows(group, columns, look, starts) for group in comparison.groups
+  )
+  return (
+    '<table class="headline"><thead><tr><th rowspan="2">Optimizer</th>'
+    f'<th rowspan="2" class="num">Seeds</th>{upper}</tr><tr>{lower}</tr>'
+    f'</thead>{body}</table>'
+  )
+
+
+def _column_head(column: Column) -> str:
+  if column.kind == 'benchmark':
+    return (
+      f'{escape(report_names.name(column.task))}'
+      f'<small>{escape(column.metric)}</small>'
+    )
+  title = escape(report_names.name(column.key).removesuffix(' loss'))
+  unit = f'<small>{_UNITS["loss"]}</small>' if column.kind == 'loss' else ''
+  return title + unit
+
+
+def _group_rows(
+  group: Group,
+  columns: Sequence[Column],
+  look: dict[str, dict[str, str]],
+  starts: set[int],
+) -> str:
+  rows = [
+    f'<tbody><tr class="architecture"><th colspan="{len(columns) + 2}" '
+    f'scope="rowgroup">{escape(report_names.name(group.architecture))} '
+    f'{_shape(group)}</th></tr>'
+  ]
+  for cell in group.cells:
+    name = escape(report_names.name(cell.optimizer))
+    head = f'<th scope="row">{swatch(cell.optimizer, look)} {name}</th>'
+    if not cell.runs:
+      text = escape(diverged_text(cell.diverged))
+      rows.append(
+        f'<tr>{head}<td class="num">0</td><td colspan="{len(columns)}" '
+        f'class="diverged">{text}</td></tr>'
+      )
+      continue
+    mark = ''
+    if cell.diverged:
+      title = escape(diverged_text(cell.diverged))
+      mark = f'<small title="{title}">{len(cell.diverged)} diverged</small>'
+    values = ''.join(
+      _value(cell, column, group, i in starts)
+      for i, column in enumerate(columns)
+    )
+    rows.append(
+      f'<tr>{head}<td class="num">{len(cell.runs)}{mark}</td>{values}</tr>'
+    )
+  return ''.join(rows) + '</tbody>'
+
+
+def _shape(group: Group) -> str:
+  equal = group.selection.equal
+  if not equal:
+    return ''
+  tokens = report_names.count(float(equal['tokens']))
+  return (
+    f'<small>{escape(equal["model.num_layers"])} layers, width '
+    f'{escape(equal["model.width"])}, context '
+    f'{escape(equal["model.context"])}, {tokens} tokens</small>'
+  )
+
+
+def diverged_text(runs: Iterable[Run]) -> str:
+  """Returns 'seed 1 diverged at step 120, …'."""
+  return ', '.join(
+    f'seed {run.seed} diverged at step {tuning.diverged_step(run)}'
+    for run in runs
+  )
+
+
+def _value(cell: Cell, column: Column, group: Group, first: bool) -> str:
+  edge = ' first' if first else ''
+  mean = cell.value(column.key)
+  if mean is None:
+    return f'<td class="num none{edge}">–</td>'
+  shown = report_names.number(column, mean)
+  spread = ''
+  attributes = f'data-key="{escape(column.key)}" data-value="{mean!r}"'
+  if column.kind == 'benchmark':
+    score = cell.scores[column.key]
+    spread = report_names.number(column, score.error)
+    attributes += f' data-error="{score.error!r}"'
+    attributes += f' title="{score.questions:,} questions"'
+  else:
+    sd = cell.spreads[column.key].sd
+    if column.kind != 'count' and sd is not None:
+      spread = report_names.deviation(column, sd, mean)
+      attributes += f' data-sd="{sd!r}"'
+    if column.key == 'flops':
+      summary = cell.runs[0].summary
+      assert summary is not None
+      passes = int(summary['curvature_passes'])
+      attributes += f' title="including {passes:,} curvature passes"'
+  verdict = group.verdict(column.key)
+  mark = ''
+  style = ''
+  if verdict is not None and cell.optimizer in verdict.leaders:
+    if verdict.conclusion == 'wins':
+      style, mark = ' best', '<i class="mark">●</i>'
+    elif verdict.conclusion in ('partly', 'tie', 'unknown'):
+      style, mark = ' ahead', '<i class="mark">○</i>'
+  plus = f'<small>± {spread}</small>' if spread else ''
+  return f'<td class="num{style}{edge}" {attributes}>{mark}{shown}{plus}</td>'
+
+
+def questions(comparison: Comparison) -> str:
+  """Says how many questions were scored, in words."""
+  counts: dict[str, set[int]] = {}
+  for cell in comparison.cells:
+    for key, score in cell.scores.items():
+      task = report_names.name(key.rpartition('/')[0])
+      counts.setdefault(task, set()).add(score.questions)
+  if not counts:
+    return ''
+  runs = [run for cell in comparison.cells for run in cell.runs]
+  listed = ', '.join(
+    f'{escape(task)} {" or ".join(f"{n:,}" for n in sorted(numbers))}'
+    for task, numbers in counts.items()
+  )
+  limits = [n for n in accuracy.limits(runs) if n]
+  limited = (
+    f' The benchmarks were <strong>limited to the first '
+    f'{" or ".join(f"{n:,}" for n in limits)} questions</strong> of each, so '
+    'the numbers are not those of the full benchmarks.'
+    if limits
+    else ' Every question was scored.'
+  )
+  return f'Questions scored: {listed}.{limited}'

@@ -1,0 +1,82 @@
+"""The report's tables for a terminal of 100 columns."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from steepest.eval import report_details
+from steepest.eval import report_names
+from steepest.eval import report_words
+from steepest.eval.comparison import Cell
+from steepest.eval.comparison import Column
+from steepest.eval.comparison import Comparison
+from steepest.eval.comparison import Group
+
+# Benchmark columns that fit beside the names of the cells.
+_COLUMNS = 7
+
+
+def print_table(comparison: Comparison, console: Console) -> None:
+  """Prints losses and costs, then accuracies, then the answers."""
+  kept = [c for c in comparison.columns if c.kind != 'benchmark']
+  scored = [c for c in comparison.columns if c.kind == 'benchmark']
+  blocks = [kept] if kept else []
+  blocks += [scored[i : i + _COLUMNS] for i in range(0, len(scored), _COLUMNS)]
+  for block in blocks:
+    console.print(_table(comparison, block))
+  for group in comparison.groups:
+    console.print(escape(report_words.headline(group)))
+    for run, remark in report_details.excluded(group):
+      console.print(escape(f'  not compared: {run.name}: {remark}'))
+    for line in group.warnings:
+      console.print(escape(f'  note: {line}'))
+  for line in report_words.unequal_budgets(comparison):
+    console.print(escape(f'unequal tuning budgets: {line}'))
+  console.print(
+    '± is the standard deviation over seeds, for accuracies (%) the standard '
+    'error; ● best by more than that spread, ○ best in number only.',
+    style='dim',
+  )
+
+
+def _table(comparison: Comparison, columns: Sequence[Column]) -> Table:
+  table = Table(pad_edge=False, header_style='bold')
+  table.add_column('Cell', no_wrap=True)
+  table.add_column('n', justify='right')
+  for column in columns:
+    title = report_names.column_name(column)
+    table.add_column(escape(title.replace(' ', '\n', 1)), justify='right')
+  for group in comparison.groups:
+    for cell in group.cells:
+      table.add_row(
+        escape(
+          f'{report_names.name(cell.architecture)} '
+          f'{report_names.name(cell.optimizer)}'
+        ),
+        str(len(cell.runs)),
+        *(_value(cell, column, group) for column in columns),
+      )
+    table.add_section()
+  return table
+
+
+def _value(cell: Cell, column: Column, group: Group) -> str:
+  mean = cell.value(column.key)
+  if mean is None:
+    return 'diverged' if not cell.runs else '–'
+  text = report_names.number(column, mean)
+  if column.kind == 'benchmark':
+    text += f' ±{report_names.number(column, cell.scores[column.key].error)}'
+  elif column.kind == 'loss' and cell.spreads[column.key].sd is not None:
+    sd = cell.spreads[column.key].sd or 0.0
+    text += f' ±{report_names.deviation(column, sd, mean)}'
+  verdict = group.verdict(column.key)
+  if verdict is None or cell.optimizer not in verdict.leaders:
+    return text
+  if verdict.conclusion == 'wins':
+    return f'[bold]● {text}[/bold]'
+  if verdict.conclusion in ('partly', 'tie', 'unknown'):
+    return f'○ {text}'
+  return text
