@@ -1,5 +1,6 @@
 """Puts a run together from its configuration: the one place that knows all."""
 
+from collections.abc import Callable
 import dataclasses
 import difflib
 import importlib
@@ -18,6 +19,7 @@ from steepest.data import tokenizers
 from steepest.interop import huggingface
 from steepest.launch import cli
 from steepest.launch import environment
+from steepest.launch import scores
 from steepest.models import config as model_config
 from steepest.models import parametrization
 from steepest.models.config import ModelConfig
@@ -41,7 +43,7 @@ def train(
   config: ConfigDict,
   workdir: str | os.PathLike[str],
   overrides: dict[str, Any],
-  callbacks: Callbacks | None = None,
+  on_row: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
   """Trains one run, or goes on with it, and returns its summary.
 
@@ -50,7 +52,7 @@ def train(
     workdir: of the run; see `python -m launch.train --help`.
     overrides: keys set on the command line, which no imported model may
       contradict.
-    callbacks: benchmark scores and progress.
+    on_row: called with each row of metrics.
 
   Raises:
     ValueError: anything in the configuration, the data or the workdir does
@@ -72,6 +74,9 @@ def train(
   program = make_program(config, model)
   args = build.arguments(config.optimizer, config.schedule, config.steps)
   _open_workdir(config, workdir, data.tokenizer_dir)
+  evaluate = None
+  if config.eval_tasks:
+    evaluate = scores.evaluator(config, program, workdir)
   loop = Loop(
     program,
     data,
@@ -80,7 +85,7 @@ def train(
       **{f.name: config[f.name] for f in dataclasses.fields(LoopConfig)}
     ),
     workdir,
-    callbacks or Callbacks(),
+    Callbacks(evaluate, on_row),
   )
 
   def init():

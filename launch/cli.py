@@ -74,6 +74,13 @@ def required(holder: flags.FlagHolder) -> ConfigDict:
   return holder.value
 
 
+def default_workdir(holder: flags.FlagHolder) -> str:
+  """Returns runs/CONFIG-VARIANT."""
+  name, _, variant = flags.FLAGS[holder.name].config_filename.partition(':')
+  words = [pathlib.Path(name).stem, *filter(None, re.split(r'\W+', variant))]
+  return f'runs/{"-".join(words)}'
+
+
 def _find_config(arg: str) -> str:
   """Lets experiments/F.py be named from any directory."""
   match = re.fullmatch(r'(--?config=)(experiments/[^:]+)(:.*)?', arg)

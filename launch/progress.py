@@ -10,8 +10,6 @@ from rich.progress import Progress
 from rich.progress import TextColumn
 from rich.progress import TimeRemainingColumn
 
-from steepest.training.loop import Callbacks
-
 
 class Training:
   """A progress bar; without a terminal, a line every tenth of the run."""
@@ -34,7 +32,6 @@ class Training:
       total=config.steps,
       status='compiling',
     )
-    self.callbacks = Callbacks(on_row=self._on_row)
 
   def __enter__(self) -> 'Training':
     self._bar.start()
@@ -59,7 +56,7 @@ class Training:
       soft_wrap=True,
     )
 
-  def _on_row(self, row: dict[str, Any]) -> None:
+  def on_row(self, row: dict[str, Any]) -> None:
     done = row['step'] + 1
     status = describe(row)
     self._bar.update(self._task, completed=done, status=status)

@@ -8,9 +8,6 @@ is left as it is. The workdir gets config.json, env.json, metrics.jsonl,
 TensorBoard events, checkpoints/ and at the end summary.json.
 """
 
-import pathlib
-import re
-
 from absl import flags
 
 from steepest.launch import cli
@@ -31,18 +28,12 @@ def _train(holder: flags.FlagHolder, workdir: str | None) -> None:
   from steepest.launch import assemble
   from steepest.launch import progress
 
-  workdir = workdir or _default_workdir(flags.FLAGS[holder.name])
+  workdir = workdir or cli.default_workdir(holder)
   with progress.Training(config, workdir) as display:
     summary = assemble.train(
-      config, workdir, cli.overrides(holder), display.callbacks
+      config, workdir, cli.overrides(holder), display.on_row
     )
   display.finish(summary)
-
-
-def _default_workdir(flag: flags.Flag) -> str:
-  name, _, variant = flag.config_filename.partition(':')
-  words = [pathlib.Path(name).stem, *filter(None, re.split(r'\W+', variant))]
-  return f'runs/{"-".join(words)}'
 
 
 if __name__ == '__main__':

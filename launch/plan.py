@@ -1,0 +1,159 @@
+"""What a study has to do, what is done of it, and how it shows that."""
+
+import json
+import math
+import pathlib
+from types import TracebackType
+from typing import Any
+
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.progress import BarColumn
+from rich.progress import Progress
+from rich.progress import TaskID
+from rich.progress import TextColumn
+from rich.progress import TimeElapsedColumn
+from rich.progress import TimeRemainingColumn
+
+from steepest.launch import cells
+from steepest.launch import progress
+
+
+class Plan:
+  """The runs of a study, each weighed by what it computes.
+
+  Attributes:
+    weights: run directory relative to the study → tokens × parameters of its
+      blocks and readout, in arbitrary units.
+  """
+
+  def __init__(self, config: ConfigDict, workdir: pathlib.Path):
+    self.workdir = workdir
+    self._seeds = config.study.seeds
+    self.weights: dict[str, float] = {}
+    for cell in cells.cells(config):
+      for lr in cells.grid(config, cell):
+        trial = cells.trial_config(config, cell, lr)
+        self._add(cells.trial_dir(workdir, cell, lr), trial)
+      for seed in range(self._seeds):
+        target = cells.target_config(config, cell, 0.0, seed)
+        self._add(cells.target_dir(workdir, cell, seed), target)
+
+  def done(self, cell: cells.Cell) -> bool:
+    """Returns whether all targets of a cell are there; each needs them."""
+    return all(
+      self.finished(self.name(cells.target_dir(self.workdir, cell, seed)))
+      for seed in range(self._seeds)
+    )
+
+  def name(self, directory: pathlib.Path) -> str:
+    """Returns a run's directory relative to the study's."""
+    return str(directory.relative_to(self.workdir))
+
+  def finished(self, name: str) -> bool:
+    """Returns whether a run is done."""
+    path = self.workdir / name / 'summary.json'
+    return path.exists() and 'status' in json.loads(path.read_text('utf-8'))
+
+  def _add(self, directory: pathlib.Path, config: ConfigDict) -> None:
+    width, layers = config.model.width, config.model.num_layers
+    # Twelve width² a block, and a readout of a few thousand entries.
+    size = 12 * layers * width**2 + 2048 * width
+    tokens = config.steps * config.batch_size * config.model.context
+    self.weights[self.name(directory)] = float(tokens * size)
+
+
+class Display:
+  """A bar for the study and a line for each worker.
+
+  Without a terminal, a line for every run that ends and every minute.
+  """
+
+  def __init__(self, plan: Plan, workers: int):
+    self._plan = plan
+    self._console = Console()
+    self._parts = {n: float(plan.finished(n)) for n in plan.weights}
+    self._bar = Progress(
+      TextColumn('{task.description}'),
+      BarColumn(bar_width=24),
+      TextColumn('{task.fields[status]}'),
+      TimeElapsedColumn(),
+      TimeRemainingColumn(),
+      console=self._console,
+      disable=not self._console.is_terminal,
+    )
+    self._all = self._bar.add_task('study', total=1.0, status='')
+    self._workers: list[TaskID] = [
+      self._bar.add_task(f'worker {i}', total=1.0, status='starting')
+      for i in range(workers)
+    ]
+
+  def __enter__(self) -> 'Display':
+    self._bar.start()
+    self._update()
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    self._bar.stop()
+
+  def show(self, job: dict[str, Any], message: dict[str, Any]) -> None:
+    """Shows what a worker says about its job."""
+    task = self._workers[message['worker']]
+    cell = f'{job["model"]}-{job["optimizer"]}'
+    if message['kind'] == 'row':
+      row, steps = message['row'], message['steps']
+      done = (row['step'] + 1) / steps
+      self._parts[message['run']] = done
+      status = f'step {row["step"] + 1}/{steps} {progress.describe(row)}'
+      self._bar.update(
+        task,
+        description=_short(message['run']),
+        completed=done,
+        status=status,
+      )
+    elif message['kind'] == 'run':
+      self._parts[message['run']] = 1.0
+      loss = message['loss']
+      text = 'diverged' if loss is None else f'loss {loss:.4f}'
+      self._console.print(
+        f'{self._fraction():4.0%} {_short(message["run"])}: {text}',
+        highlight=False,
+      )
+    elif message['kind'] == 'done' and message['lr'] is not None:
+      self._console.print(
+        f'{self._fraction():4.0%} {cell}: best learning rate on the proxy '
+        f'{message["lr"]:.6g}, training its targets',
+        highlight=False,
+      )
+    elif message['kind'] == 'failed':
+      self._console.print(f'{cell} failed: {message["error"]}')
+    self._update()
+
+  def _update(self) -> None:
+    finished = sum(part == 1.0 for part in self._parts.values())
+    self._bar.update(
+      self._all,
+      completed=self._fraction(),
+      status=f'{finished} of {len(self._parts)} runs',
+    )
+
+  def _fraction(self) -> float:
+    # A grid that is extended adds runs as it goes.
+    mean = math.fsum(self._plan.weights.values()) / len(self._plan.weights)
+    for name in self._parts:
+      self._plan.weights.setdefault(name, mean)
+    total = math.fsum(self._plan.weights.values())
+    done = math.fsum(
+      self._plan.weights[name] * part for name, part in self._parts.items()
+    )
+    return done / total
+
+
+def _short(run: str) -> str:
+  """gpt2-adamw lr=0.001 or gpt2-adamw seed=0."""
+  return ' '.join(pathlib.Path(run).parts[1:])

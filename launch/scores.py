@@ -1,0 +1,79 @@
+"""Benchmark scores of a run, on its mesh, while it trains and at its end."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from steepest.data import benchmarks
+from steepest.data import tokenizers
+from steepest.eval import evaluation
+from steepest.eval import scoring
+from steepest.training.program import Program
+
+
+def evaluator(
+  config: ConfigDict, program: Program, workdir: pathlib.Path
+) -> Callable[[Any, int, bool], dict[str, float]]:
+  """Returns the training loop's callback for `eval_tasks`.
+
+  It returns every group and every task outside a group as TASK/METRIC, and
+  after the last step writes WORKDIR/eval/ as launch.evaluate does.
+
+  Raises:
+    FileNotFoundError: the run has no tokenizer, or documents are missing.
+  """
+  if not (workdir / 'tokenizer.json').exists():
+    raise FileNotFoundError(
+      f'eval_tasks={config.eval_tasks} needs a tokenizer, and '
+      f'{config.data.source} has none: use shards or eval_tasks=""'
+    )
+  # Runs of one tokenizer share the tokenized questions.
+  suite = _suite(
+    (workdir / 'tokenizer.json').read_text('utf-8'),
+    str(workdir),
+    config.eval_tasks,
+    config.eval_tasks_data or str(benchmarks.fetch()),
+    config.eval_tasks_limit,
+  )
+
+  def evaluate(params: Any, done: int, last: bool) -> dict[str, float]:
+    results = evaluation.run(
+      _score_fn(program), params, suite, program.model.context
+    )
+    if last:
+      info = {'model': f'ckpt:{workdir}', 'steps': done, **results.info}
+      dataclasses.replace(results, info=info).write(workdir / 'eval')
+    grouped = {t for names in suite.selection.groups.values() for t in names}
+    return {
+      f'{task}/{metric}': value
+      for task, values in results.metrics.items()
+      if task not in grouped
+      for metric, value in values.items()
+      if value is not None
+    }
+
+  return evaluate
+
+
+_tokenized: dict[tuple[str, str, str, int], evaluation.Suite] = {}
+
+
+def _suite(
+  definition: str, directory: str, tasks: str, data: str, limit: int
+) -> evaluation.Suite:
+  """Returns the questions, tokenized once for all runs of a tokenizer."""
+  key = definition, tasks, data, limit
+  if key not in _tokenized:
+    tokenizer = tokenizers.load(f'hf:{directory}')
+    _tokenized[key] = evaluation.prepare(tokenizer, tasks, data, limit)
+  return _tokenized[key]
+
+
+@functools.lru_cache(maxsize=1)
+def _score_fn(program: Program) -> scoring.ScoreFn:
+  """Scores compile once a program."""
+  return scoring.make_score_fn(program.logits, program.mesh)
