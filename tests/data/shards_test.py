@@ -1,0 +1,132 @@
+"""What a damaged or unfitting directory of shards says at open."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from steepest.data import manifest as manifests
+from steepest.data import pipeline
+from steepest.data import shards
+from steepest.data import tokenizers
+
+
+@pytest.fixture
+def copy(shards_dir, tmp_path) -> pathlib.Path:
+  return shutil.copytree(shards_dir, tmp_path / 'copy')
+
+
+def _open(directory, config, **changed):
+  config.source = f'shards:{directory}'
+  arguments = {
+    'context': 64,
+    'batch_size': 2,
+    'steps': 1,
+    'seed': 0,
+    'eval_sequences': 1,
+    **changed,
+  }
+  return pipeline.open_data(config, **arguments)
+
+
+def _shard(directory: pathlib.Path) -> pathlib.Path:
+  return sorted(directory.glob('train-*.array_record'))[1]
+
+
+def test_missing_shard_is_named(copy, data_config):
+  _shard(copy).unlink()
+  with pytest.raises(FileNotFoundError, match='train-00001.*is missing'):
+    _open(copy, data_config)
+
+
+def test_shard_that_is_cut_short_is_named(copy, data_config):
+  content = _shard(copy).read_bytes()
+  _shard(copy).write_bytes(content[:-1])
+  with pytest.raises(ValueError, match=f'has {len(content) - 1} bytes'):
+    _open(copy, data_config)
+
+
+def test_flipped_bit_is_found_by_the_checksum(copy, data_config):
+  content = bytearray(_shard(copy).read_bytes())
+  content[len(content) // 2] ^= 1
+  _shard(copy).write_bytes(content)
+  with pytest.raises(ValueError, match='train-00001.*another checksum'):
+    _open(copy, data_config)
+  data_config.verify = 'size'
+  _open(copy, data_config)
+  data_config.verify = 'none'
+  with pytest.raises(ValueError, match="'full' or 'size'"):
+    _open(copy, data_config)
+
+
+def test_sizes_of_all_shards_come_before_any_checksum(copy, data_config):
+  first, *_, last = sorted(copy.glob('*.array_record'))
+  content = bytearray(first.read_bytes())
+  content[-1] ^= 1
+  first.write_bytes(content)
+  last.unlink()
+  with pytest.raises(FileNotFoundError, match=last.name):
+    _open(copy, data_config)
+
+
+def test_other_tokenizers_are_refused(copy, data_config):
+  other = tokenizers.train_bpe(iter(['some other text']), 260)
+  sha256 = manifests.load(copy).tokenizer.sha256
+  _open(copy, data_config, tokenizer_sha256=sha256)
+  with pytest.raises(ValueError, match='the model with another'):
+    _open(copy, data_config, tokenizer_sha256=other.sha256)
+  other.save(copy)
+  with pytest.raises(ValueError, match='is not the tokenizer bpe-train:512'):
+    _open(copy, data_config)
+  (copy / 'tokenizer.json').unlink()
+  with pytest.raises(FileNotFoundError, match='tokenizer.json'):
+    _open(copy, data_config)
+
+
+def test_small_vocabularies_are_refused(shards_dir, data_config):
+  with pytest.raises(ValueError, match='vocabulary of 512, the model 500'):
+    _open(shards_dir, data_config, vocab_size=500)
+  data = _open(shards_dir, data_config, vocab_size=520)
+  assert data.vocab_size == 512
+
+
+def test_contexts_that_do_not_divide_name_those_that_do(
+  shards_dir, data_config
+):
+  for context in (100, 4096, 0):
+    with pytest.raises(ValueError, match=r'use one of 2048, 1024, 512, .*1$'):
+      _open(shards_dir, data_config, context=context)
+
+
+@pytest.mark.parametrize('context', [1, 32, 2048])
+def test_every_dividing_context_reads_the_same_stream(shards_dir, context):
+  manifest = manifests.load(shards_dir)
+  held = manifest.select('train', 'email')
+  assert len(held) > 1
+  windows = shards.ShardWindows(shards_dir, manifest, held, context)
+  whole = shards.ShardWindows(shards_dir, manifest, held, 2048)
+  read = np.concatenate([windows[i] for i in range(2 * 2048 // context)])
+  expected = np.concatenate([whole[0][:-1], whole[1]])
+  np.testing.assert_array_equal(
+    read.reshape(-1, context + 1)[:, :-1].ravel(), expected[:-1]
+  )
+  assert len(windows) == len(whole) * 2048 // context
+
+
+def test_damaged_manifests_are_one_line(copy, data_config):
+  path = copy / 'manifest.json'
+  content = json.loads(path.read_text())
+  for text, message in (
+    (json.dumps({**content, 'version': 9}), 'version 9'),
+    (json.dumps({**content, 'more': 1}), 'damaged'),
+    ('{', 'damaged'),
+  ):
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+      _open(copy, data_config)
+    assert '\n' not in str(error.value)
+  path.unlink()
+  with pytest.raises(FileNotFoundError, match='no manifest.json'):
+    _open(copy, data_config)
