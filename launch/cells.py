@@ -126,7 +126,8 @@ def search(
       lrs.append(float(f'{lrs[-1] ** 2 / lrs[-2]:.6g}'))
   raise ValueError(
     f'{cell}: the best learning rate {best:.6g} is still at the edge after '
-    X study.lrs_{cell.optimizer}'
+    f'{config.study.max_extensions} extensions: widen '
+    f'study.lrs_{cell.optimizer}'
   )
 
 

@@ -1,0 +1,38 @@
+# Two commands for a fresh machine with Python >= 3.11: make quickstart, make test.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.complete
+STUDY ?= runs/quickstart
+
+.PHONY: install quickstart test slow check clean
+
+install: $(STAMP)
+
+$(STAMP): setup.py constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than 3.11: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+quickstart: install
+	$(BIN)/python -m launch.study --config=experiments/quickstart.py --workdir=$(STUDY)
+
+test: install
+	$(BIN)/python -m pytest
+
+slow: install
+	$(BIN)/python -m pytest -m slow
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p .typing/steepest
+	for f in experiments models optimizers data training eval interop launch; do \
+	  ln -sfn ../../$$f .typing/steepest/$$f; done
+	MYPYPATH=.typing $(BIN)/mypy -p steepest
+
+clean:
+	rm -rf .venv .typing build *.egg-info
