@@ -1,0 +1,147 @@
+"""Against scipy's tests and closed forms."""
+
+import math
+
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+from scipy import stats
+
+from steepest.eval import statistics
+
+_LOSS = st.floats(2, 9, allow_nan=False)
+
+
+def _differ(values: list[float]) -> bool:
+  return float(np.std(values)) > 1e-6
+
+
+def test_spread_of_known_values():
+  assert statistics.spread([1.0, 2.0, 4.0]) == statistics.Spread(
+    pytest.approx(7 / 3), pytest.approx(math.sqrt(7 / 3)), 3
+  )
+  assert statistics.spread([5.0]).sd is None
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(_LOSS, _LOSS), min_size=3, max_size=8))
+def test_three_seeds_agree_with_the_paired_t_test(pairs):
+  a, b = map(list, zip(*pairs))
+  if not _differ([x - y for x, y in pairs]):
+    return
+  found = statistics.seed_difference({'a': a, 'b': b, 'c': a}, 'a', 'b')
+  expected = stats.ttest_rel(a, b)
+  assert found.rule == 'paired'
+  interval = expected.confidence_interval(0.95)
+  assert found.limit == pytest.approx((interval.high - interval.low) / 2)
+  if abs(expected.pvalue - 0.05) > 1e-9:
+    assert found.exceeds == (expected.pvalue < 0.05)
+
+
+@settings(deadline=None)
+@given(st.tuples(_LOSS, _LOSS), st.tuples(_LOSS, _LOSS))
+def test_two_seeds_agree_with_the_pooled_t_test(a, b):
+  if not _differ(list(a)) or not _differ(list(b)):
+    return
+  found = statistics.seed_difference({'a': a, 'b': b}, 'a', 'b')
+  expected = stats.ttest_ind(a, b, equal_var=True)
+  assert found.rule == 'pooled'
+  if abs(expected.pvalue - 0.05) > 1e-9:
+    assert found.exceeds == (expected.pvalue < 0.05)
+
+
+def test_pooling_takes_every_optimizer():
+  groups = {'a': [1.0, 1.2], 'b': [2.0, 2.4], 'c': [3.0, 3.1]}
+  sd, freedom = statistics.pooled_sd(list(groups.values()))
+  # One-way analysis of variance: F = between / within mean square.
+  means = [np.mean(g) for g in groups.values()]
+  f = stats.f_oneway(*groups.values()).statistic
+  assert freedom == 3
+  assert sd == pytest.approx(math.sqrt(2 * np.var(means, ddof=1) / f))
+
+
+def test_one_seed_claims_nothing():
+  found = statistics.seed_difference({'a': [1.0], 'b': [9.0]}, 'a', 'b')
+  assert (found.value, found.limit, found.exceeds) == (-8.0, None, None)
+
+
+def test_equal_seeds_leave_no_spread():
+  found = statistics.seed_difference(
+    {'a': [1.0, 1.0], 'b': [2.0, 2.0]}, 'a', 'b'
+  )
+  assert found.limit == 0 and found.exceeds
+  same = statistics.seed_difference({'a': [1.0] * 3, 'b': [1.0] * 3}, 'a', 'b')
+  assert not same.exceeds
+
+
+def test_repeated_seeds_do_not_shrink_the_question_error():
+  p, n = 0.4, 200
+  binomial = math.sqrt(p * (1 - p) / (n - 1))
+  for seeds in (1, 2, 5):
+    error = statistics.accuracy_error([binomial] * seeds, [p] * seeds)
+    assert error == pytest.approx(binomial)
+
+
+def test_seeds_that_vary_widen_the_error():
+  error = statistics.accuracy_error([0.03, 0.04], [0.5, 0.6])
+  assert error == pytest.approx(
+    math.sqrt((0.03**2 + 0.04**2) / 2 + 0.1**2 / 2 / 2)
+  )
+
+
+def test_paired_questions_agree_with_the_paired_t_test():
+  rng = np.random.default_rng(0)
+  a_Q, b_Q = rng.integers(0, 2, (2, 300))
+  found = statistics.paired_accuracy_difference(a_Q[None], b_Q[None])
+  expected = stats.ttest_rel(a_Q, b_Q)
+  assert found.value == pytest.approx(a_Q.mean() - b_Q.mean())
+  assert found.value / found.error == pytest.approx(expected.statistic)
+  assert found.limit == pytest.approx(2 * found.error)
+
+
+def test_shared_questions_tell_more_than_unpaired_ones():
+  rng = np.random.default_rng(1)
+  hard_Q = rng.uniform(size=400)
+  a_SxQ = np.stack([hard_Q < 0.5, hard_Q < 0.5])
+  b_SxQ = np.stack([hard_Q < 0.45, hard_Q < 0.45])
+  paired = statistics.paired_accuracy_difference(a_SxQ, b_SxQ)
+  error = math.sqrt(0.25 / 399)
+  unpaired = statistics.accuracy_difference((0.5, error), (0.45, error))
+  assert paired.exceeds and not unpaired.exceeds
+
+
+def test_paired_error_covers_what_it_claims():
+  # Seeds and questions drawn anew: |difference| exceeds in about 5 %.
+  rng = np.random.default_rng(2)
+  exceeding = 0
+  for _ in range(400):
+    hard_Q = rng.uniform(size=200)
+    lift_2xS = rng.normal(0, 0.02, (2, 3))
+    a_SxQ, b_SxQ = (
+      rng.uniform(size=(3, 200)) < 0.2 + 0.6 * hard_Q + lift_S[:, None]
+      for lift_S in lift_2xS
+    )
+    exceeding += bool(
+      statistics.paired_accuracy_difference(a_SxQ, b_SxQ).exceeds
+    )
+  assert exceeding < 0.09 * 400
+
+
+@settings(deadline=None)
+@given(
+  st.floats(-5, 5), st.floats(0.1, 10), st.floats(-3, 3), st.floats(0.2, 2)
+)
+def test_parabola_is_recovered(x0, a, y0, step):
+  points = [
+    (x, y0 + a * (x - x0) ** 2) for x in (x0 - 1.3 * step, x0 + 0.1, x0 + 2.0)
+  ]
+  x, y = statistics.parabola_minimum(points)
+  assert x == pytest.approx(x0, abs=1e-6)
+  assert y == pytest.approx(y0, abs=1e-6)
+
+
+def test_a_line_has_no_minimum():
+  assert statistics.parabola_minimum([(0, 1), (1, 2), (2, 3)]) is None
+  assert statistics.parabola_minimum([(0, 1), (1, 5), (2, 1)]) is None
