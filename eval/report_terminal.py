@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -42,12 +43,14 @@ def print_table(comparison: Comparison, console: Console) -> None:
 
 
 def _table(comparison: Comparison, columns: Sequence[Column]) -> Table:
-  table = Table(pad_edge=False, header_style='bold')
+  table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, header_style='bold')
   table.add_column('Cell', no_wrap=True)
   table.add_column('n', justify='right')
   for column in columns:
     title = report_names.column_name(column)
-    table.add_column(escape(title.replace(' ', '\n', 1)), justify='right')
+    # Narrow heads leave room for the numbers.
+    title = title.replace(' ', '\n').replace('ARC-', 'ARC-\n')
+    table.add_column(escape(title), justify='right', no_wrap=True)
   for group in comparison.groups:
     for cell in group.cells:
       table.add_row(
@@ -76,7 +79,7 @@ def _value(cell: Cell, column: Column, group: Group) -> str:
   if verdict is None or cell.optimizer not in verdict.leaders:
     return text
   if verdict.conclusion == 'wins':
-    return f'[bold]● {text}[/bold]'
+    return f'[bold]●{text}[/bold]'
   if verdict.conclusion in ('partly', 'tie', 'unknown'):
-    return f'○ {text}'
+    return f'○{text}'
   return text

@@ -47,7 +47,9 @@ def test_cells_hold_the_means_of_the_summaries(result, study_dir):
     for column in comparison.COLUMNS:
       values = [summary[column.key] for summary in summaries]
       assert cell.spreads[column.key].mean == pytest.approx(np.mean(values))
-      assert cell.spreads[column.key].sd == pytest.approx(np.std(values, ddof=1))
+      assert cell.spreads[column.key].sd == pytest.approx(
+        np.std(values, ddof=1)
+      )
       assert cell.per_seed[column.key] == tuple(values)
 
 

@@ -1,0 +1,401 @@
+"""The page and its JSON against the runs' files; the page loads nothing."""
+
+import html.parser
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from steepest.eval import comparison
+from steepest.eval import plots_layout
+from steepest.eval import plots_loss
+from steepest.eval import report
+
+_VOID = {'meta', 'link', 'br', 'img', 'input', 'hr', 'line'}
+_EVIL = '<script>alert("x")</script>'
+
+
+class _Page(html.parser.HTMLParser):
+  """Collects elements and text; asserts that every element is closed."""
+
+  def __init__(self, text: str):
+    super().__init__()
+    self.elements: list[tuple[str, dict[str, str | None]]] = []
+    self.texts: list[str] = []
+    self.code: dict[str, str] = {'script': '', 'style': ''}
+    self._open: list[str] = []
+    self.feed(text)
+    self.close()
+    assert not self._open
+
+  def handle_starttag(self, tag, attrs):
+    self.elements.append((tag, dict(attrs)))
+    if tag not in _VOID:
+      self._open.append(tag)
+
+  def handle_startendtag(self, tag, attrs):
+    self.elements.append((tag, dict(attrs)))
+
+  def handle_endtag(self, tag):
+    assert self._open.pop() == tag
+
+  def handle_data(self, data):
+    if self._open and self._open[-1] in self.code:
+      self.code[self._open[-1]] += data
+    else:
+      self.texts.append(data)
+
+  @property
+  def text(self) -> str:
+    return ' '.join(' '.join(self.texts).split())
+
+
+def _write(runs_dir, out, command='python -m launch.report'):
+  result = comparison.compare(comparison.load_runs([runs_dir]))
+  path = report.write(result, out, command)
+  numbers = json.loads((out / 'report.json').read_text(), parse_constant=_no)
+  return result, path, _Page(path.read_text()), numbers
+
+
+def _no(constant):
+  raise AssertionError(f'{constant} is not JSON')
+
+
+@pytest.fixture(scope='module')
+def written(study_dir, tmp_path_factory):
+  return _write(study_dir, tmp_path_factory.mktemp('report'))
+
+
+@pytest.fixture
+def evil_runs(study_runs, tmp_path):
+  """Writes runs whose every name tries to break out of the page."""
+  for stage, lr in (('final', 1e-3), ('tune', 1e-3), ('tune', 2e-3)):
+    settings = study_runs.config(
+      'gpt2', 'adamw', 0, stage, optimizer__lr=lr, data__source=_EVIL
+    )
+    settings['optimizer']['name'] = _EVIL
+    settings['model']['name'] = f'</title>{_EVIL}'
+    name = f'{stage}{lr}<img src=x onerror=alert(1)>'
+    study_runs.write_run(tmp_path / 'runs' / name, settings, 3.4, rows=20)
+  settings['stage'] = 'final'
+  settings['seed'] = 1
+  study_runs.write_run(
+    tmp_path / 'runs' / 'cut', settings, 3.4, status='diverged', stop=50
+  )
+  return tmp_path / 'runs'
+
+
+def test_cells_of_the_page_equal_the_summaries(written, study_dir):
+  _, _, page, _ = written
+  shown = [
+    (attributes['data-key'], float(attributes['data-value']), attributes)
+    for tag, attributes in page.elements
+    if tag == 'td' and 'data-value' in attributes
+  ]
+  expected = []
+  for model in ('gpt2', 'llama'):
+    for optimizer in ('adamw', 'lion', 'sophia'):
+      runs = [
+        study_dir / f'finals/{model}-{optimizer}/seed={s}' for s in (0, 1)
+      ]
+      files = [json.loads((r / 'summary.json').read_text()) for r in runs]
+      scores = [
+        json.loads((r / 'eval/results.json').read_text())['metrics']
+        for r in runs
+      ]
+      for column in written[0].columns:
+        if column.kind == 'benchmark':
+          values = [s[column.task][column.metric] for s in scores]
+        else:
+          values = [f[column.key] for f in files]
+        expected.append((column.key, values))
+  assert len(shown) == len(expected) == 6 * 13
+  for (key, value, attributes), (wanted, values) in zip(shown, expected):
+    assert key == wanted
+    assert value == pytest.approx(np.mean(values), rel=1e-12)
+    if 'data-sd' in attributes:
+      sd = float(attributes['data-sd'])
+      assert sd == pytest.approx(np.std(values, ddof=1), abs=1e-12)
+
+
+def test_json_equals_the_summaries(written, study_dir):
+  numbers = written[3]
+  for group in numbers['architectures']:
+    for cell in group['cells']:
+      for name, seed in zip(cell['runs'], group['seeds']):
+        path = study_dir / name
+        summary = json.loads((path / 'summary.json').read_text())
+        results = json.loads((path / 'eval/results.json').read_text())
+        for key, entry in cell['values'].items():
+          assert entry['per_seed'][seed] == summary[key]
+        for key, entry in cell['scores'].items():
+          task, _, metric = key.partition('/')
+          assert entry['per_seed'][seed] == results['metrics'][task][metric]
+          assert entry['questions'] == results['metrics'][task]['n']
+  assert len(numbers['runs']) == 12 + 26
+
+
+def test_page_says_each_verdict_in_words(written):
+  result, _, page, numbers = written
+  for group, content in zip(result.groups, numbers['architectures']):
+    assert content['headline'] in page.text
+    assert len(content['verdicts']) == len(group.verdicts) == 12
+    for verdict in content['verdicts']:
+      assert ' '.join(verdict['text'].split()) in page.text
+  assert 'Questions scored: ARC-Easy 570' in page.text
+  assert 'limited to the first 500 questions' in page.text
+  assert 'no difference shown' in page.text
+
+
+def test_page_loads_nothing(written):
+  _, path, page, _ = written
+  assert path.stat().st_size < 6e6
+  for tag, attributes in page.elements:
+    assert tag not in ('iframe', 'object', 'embed', 'base', 'audio', 'video')
+    for name in ('src', 'href', 'srcset', 'action', 'poster', 'data'):
+      value = attributes[name] if name in attributes else None
+      assert value is None or value.startswith(('#', 'data:'))
+    if tag == 'a':
+      target = {'id': attributes['href'].removeprefix('#')}
+      assert any(a.items() >= target.items() for _, a in page.elements)
+  assert 'url(' not in page.code['style']
+  assert '@import' not in page.code['style']
+  policy = next(a['content'] for _, a in page.elements if 'http-equiv' in a)
+  assert "default-src 'none'" in policy
+
+
+def test_figures_hold_the_logged_numbers(written, study_dir):
+  result, path, _, numbers = written
+  text = path.read_text()
+  match = re.search(r'id="figures">(.*?)</script>', text, re.DOTALL)
+  figures = json.loads(match[1])
+  assert figures == numbers['figures']
+  assert set(figures) == {'loss-tokens', 'loss-seconds', 'lr', 'scores'}
+  for name, x in (('loss-tokens', 'tokens'), ('loss-seconds', 'seconds')):
+    traces = [
+      t for t in figures[name]['data'] if t['meta']['kind'] in ('raw', 'eval')
+    ]
+    assert len(traces) == 2 * 12
+    for trace in traces:
+      file = study_dir / trace['meta']['run'] / 'metrics.jsonl'
+      rows = [json.loads(line) for line in file.read_text().splitlines()]
+      key = 'eval/loss' if trace['meta']['kind'] == 'eval' else 'train/loss'
+      rows = [row for row in rows if key in row]
+      np.testing.assert_allclose(trace['y'], [r[key] for r in rows], rtol=1e-5)
+      scale = rows[-1][x] / trace['x'][-1]
+      np.testing.assert_allclose(
+        np.array(trace['x']) * scale, [r[x] for r in rows], rtol=1e-4
+      )
+  for trace in figures['lr']['data']:
+    if trace['meta']['kind'] == 'line':
+      cell = f'{"gpt2" if trace["xaxis"] == "x" else "llama"}-'
+      cell += trace['legendgroup']
+      for lr, loss in zip(trace['x'], trace['y']):
+        file = study_dir / 'trials' / cell / f'lr={lr:g}' / 'summary.json'
+        summary = json.loads(file.read_text())
+        assert loss == pytest.approx(summary['eval_loss'], rel=1e-5)
+  marks = [t for t in figures['lr']['data'] if t['meta']['kind'] == 'diverged']
+  assert [trace['x'] for trace in marks] == [[3.2e-3], [3.2e-3]]
+  bars = [t for t in figures['scores']['data'] if t['type'] == 'bar']
+  assert len(bars) == 6
+  for bar, cell in zip(bars, result.cells):
+    for y, error, score in zip(
+      bar['y'], bar['error_y']['array'], cell.scores.values()
+    ):
+      assert y == pytest.approx(100 * score.mean, rel=1e-5)
+      assert error == pytest.approx(100 * score.error, rel=1e-5)
+
+
+def test_optimizers_differ_in_more_than_colour():
+  look = plots_layout.styles(['adamw', 'lion', 'sophia', 'muon', 'soap'])
+  for key in ('color', 'dash', 'marker', 'pattern'):
+    assert len({style[key] for style in look.values()}) == 5
+  # The same three look the same in every figure.
+  assert plots_layout.styles(['lion'])['lion'] == look['lion']
+
+
+def test_names_cannot_become_markup(evil_runs, tmp_path):
+  _, path, page, numbers = _write(evil_runs, tmp_path / 'out', _EVIL)
+  assert 'alert("x")' in page.text
+  assert len([tag for tag, _ in page.elements if tag == 'script']) == 3
+  assert not [tag for tag, _ in page.elements if tag in ('img', 'a/')]
+  for _, attributes in page.elements:
+    assert not [name for name in attributes if name.startswith('on')]
+  text = path.read_text()
+  figures = re.search(r'id="figures">(.*?)</script>', text, re.DOTALL)[1]
+  assert '<' not in figures
+  shown = json.dumps(
+    [
+      [trace['name'], trace['hovertemplate']]
+      for figure in json.loads(figures).values()
+      for trace in figure['data']
+      if trace.get('hovertemplate')
+    ]
+  )
+  assert '<script' not in shown and '&lt;script' in shown
+  assert numbers['command'] == _EVIL
+
+
+def test_excluded_runs_are_listed_with_their_reasons(
+  study_runs, study_dir, tmp_path
+):
+  root = tmp_path / 'study'
+  shutil.copytree(study_dir, root)
+  write, config = study_runs.write_run, study_runs.config
+  write(
+    root / 'odd', config('gpt2', 'lion', 0, 'final', schedule__kind='linear'), 1
+  )
+  settings = config('gpt2', 'lion', 2, 'final', optimizer__lr=4e-4)
+  write(root / 'burst', settings, 3.4, status='diverged', stop=150)
+  write(root / 'going', settings, 3.4, status='unfinished', stop=100)
+  _, _, page, numbers = _write(root, tmp_path / 'out')
+  assert 'schedule.kind is "linear", not "cosine"' in page.text
+  assert 'seed 2 : diverged at step 150' in page.text
+  assert 'unfinished, step 99 of 400' in page.text
+  assert 'seed 2 diverged at step 150' in [
+    attributes['title']
+    for _, attributes in page.elements
+    if 'title' in attributes
+  ]
+  (content,) = [
+    a for a in numbers['architectures'] if a['architecture'] == 'gpt2'
+  ]
+  assert [entry['run'] for entry in content['left_out']] == ['odd']
+  assert content['diverged'] == [{'run': 'burst', 'step': 150}]
+  assert [entry['run'] for entry in content['unfinished']] == ['going']
+
+
+@pytest.mark.parametrize('part', ['trials', 'finals/gpt2-lion', 'unfinished'])
+def test_partial_studies_have_a_report(study_runs, study_dir, tmp_path, part):
+  root = study_dir / part
+  if part == 'unfinished':
+    root = tmp_path / 'runs'
+    settings = study_runs.config('gpt2', 'adamw', 0, 'final')
+    study_runs.write_run(
+      root / 'a', settings, 3.4, status='unfinished', stop=8, rows=20
+    )
+  result, _, page, _ = _write(root, tmp_path / 'out')
+  expected = {
+    'trials': 'No final run has finished yet',
+    'finals/gpt2-lion': 'only Lion has finished',
+    'unfinished': 'unfinished, step',
+  }
+  assert expected[part] in page.text
+  report.print_table(result, Console(file=io.StringIO(), width=100))
+
+
+def test_values_that_are_no_numbers_stay_out(study_runs, tmp_path):
+  settings = study_runs.config('gpt2', 'adamw', 0, 'final')
+  path = tmp_path / 'runs' / 'a'
+  study_runs.write_run(path, settings, 3.4, rows=20)
+  rows = (path / 'metrics.jsonl').read_text().splitlines()
+  row = json.loads(rows[3]) | {'train/loss': math.nan}
+  (path / 'metrics.jsonl').write_text('\n'.join([*rows, json.dumps(row)]))
+  summary = json.loads((path / 'summary.json').read_text())
+  summary |= {'train_loss': math.inf, 'eval_loss': None}
+  (path / 'summary.json').write_text(json.dumps(summary))
+  _write(tmp_path / 'runs', tmp_path / 'out')
+
+
+@pytest.mark.parametrize('width', [100, 120])
+def test_terminal_table_fits(written, width):
+  stream = io.StringIO()
+  report.print_table(written[0], Console(file=stream, width=width))
+  text = stream.getvalue()
+  assert max(map(len, text.splitlines())) <= width
+  for cell in written[0].cells:
+    assert f'{cell.spreads["eval_loss"].mean:.4f}' in text
+    assert f'{100 * cell.scores["mmlu/acc"].mean:.1f}' in text
+  assert '…' not in text
+
+
+def test_running_mean_against_numpy():
+  values = np.random.default_rng(0).normal(size=50)
+  found = plots_loss.running_mean(values, 5)
+  np.testing.assert_allclose(
+    found[2:-2], np.convolve(values, np.ones(5) / 5, 'valid')
+  )
+  assert found[0] == pytest.approx(values[0])
+  # A straight line stays itself, up to its ends.
+  line = np.arange(30.0)
+  np.testing.assert_allclose(plots_loss.running_mean(line, 7), line)
+
+
+def test_thinning_keeps_the_mean_and_the_size():
+  xs = np.arange(10_000.0)
+  tx, ty = plots_loss.thin(xs, 2 * xs, 400)
+  assert len(tx) == len(ty) == 400
+  np.testing.assert_allclose(ty, 2 * tx)
+  assert ty.mean() == pytest.approx((2 * xs).mean())
+  assert plots_loss.thin(xs[:10], xs[:10], 400)[0] is not None
+
+
+def test_long_runs_stay_small(study_runs, tmp_path):
+  for seed in range(2):
+    for optimizer in ('adamw', 'lion', 'sophia'):
+      settings = study_runs.config('gpt2', optimizer, seed, 'final', steps=9000)
+      study_runs.write_run(
+        tmp_path / f'{optimizer}{seed}', settings, 3.0, rows=9000
+      )
+  _, path, _, _ = _write(tmp_path, tmp_path / 'out')
+  assert path.stat().st_size < 6e6
+
+
+def test_page_runs_in_a_browser(written, tmp_path):
+  browser = shutil.which('chromium')
+  if browser is None:
+    pytest.skip('chromium is not installed')
+  probe = """<script>addEventListener('load', () => setTimeout(() => {
+    const click = (query) => document.querySelector(query).click();
+    click('[data-value=train]');
+    click('[data-value=all]');
+    click('.chip');
+    const shown = document.getElementById('loss-tokens').data;
+    const root = document.documentElement;
+    const probe = document.createElement('pre');
+    probe.textContent = 'PROBE' + JSON.stringify({
+      plots: document.querySelectorAll('.js-plotly-plot .main-svg').length,
+      lines: shown.filter((t) => t.visible && t.meta.kind === 'train').length,
+      evals: shown.filter((t) => t.visible && t.meta.kind === 'eval').length,
+      overflow: root.scrollWidth - root.clientWidth,
+      loaded: performance.getEntriesByType('resource').length,
+    }) + 'END';
+    document.body.append(probe);
+  }, 1500))</script></body>"""
+  page = tmp_path / 'page.html'
+  page.write_text(written[1].read_text().replace('</body>', probe))
+  done = subprocess.run(
+    [
+      browser,
+      '--headless',
+      '--no-sandbox',
+      '--disable-gpu',
+      '--disable-quic',
+      '--no-first-run',
+      '--disable-background-networking',
+      '--disable-component-update',
+      '--disable-sync',
+      f'--user-data-dir={tmp_path / "profile"}',
+      '--virtual-time-budget=6000',
+      '--enable-logging=stderr',
+      '--window-size=1280,1000',
+      '--dump-dom',
+      page.as_uri(),
+    ],
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert 'CONSOLE' not in done.stderr
+  found = json.loads(re.search(r'>PROBE(.*?)END', done.stdout)[1])
+  assert found['plots'] >= 4
+  # The first chip hides both seeds of AdamW on GPT-2.
+  assert (found['lines'], found['evals']) == (10, 0)
+  assert found['overflow'] <= 0
+  assert found['loaded'] == 0

@@ -1,0 +1,67 @@
+"""The command as a user runs it."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+
+@pytest.fixture(scope='module')
+def study(tmp_path_factory):
+  path = pathlib.Path(__file__).parent.parent / 'eval' / 'study_runs.py'
+  spec = importlib.util.spec_from_file_location('study_runs', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  root = tmp_path_factory.mktemp('study')
+  module.write_study(root, models=('gpt2',))
+  return root
+
+
+def test_writes_the_page_and_names_it_last(run_command, study, tmp_path):
+  out = tmp_path / 'out'
+  done = run_command('report', f'--runs={study}', f'--out={out}')
+  assert done.returncode == 0, done.stderr
+  lines = done.stdout.splitlines()
+  assert lines[-1] == f'report: {out / "report.html"}'
+  assert 'GPT-2 Sophia' in done.stdout
+  assert max(map(len, lines[:-1])) <= 120
+  assert {p.name for p in out.iterdir()} == {'report.html', 'report.json'}
+  page = (out / 'report.html').read_text()
+  assert 'python -m launch.report --runs=' in page
+
+
+def test_several_directories(run_command, study, tmp_path):
+  finals = study / 'finals'
+  runs = f'--runs={finals / "gpt2-adamw"},{finals / "gpt2-lion"}'
+  done = run_command('report', runs, f'--out={tmp_path}')
+  assert done.returncode == 0, done.stderr
+  assert 'GPT-2 AdamW' in done.stdout and 'GPT-2 Lion' in done.stdout
+  assert 'Sophia' not in done.stdout
+
+
+def test_help(run_command):
+  done = run_command('report', '--help')
+  assert done.returncode == 0
+  assert '--runs' in done.stdout and '--out' in done.stdout
+
+
+@pytest.mark.parametrize('case', ['missing', 'none', 'broken', 'no flag'])
+def test_errors_are_one_line(run_command, tmp_path, case):
+  runs = tmp_path / 'runs'
+  if case != 'missing':
+    runs.mkdir()
+  if case == 'broken':
+    (runs / 'config.json').write_text('{')
+    (runs / 'metrics.jsonl').write_text('')
+  flag = [] if case == 'no flag' else [f'--runs={runs}']
+  done = run_command('report', *flag, f'--out={tmp_path / "out"}')
+  assert done.returncode == 1
+  (line,) = done.stderr.splitlines()
+  expected = {
+    'missing': 'no such directory',
+    'none': 'no run in it',
+    'broken': 'config.json: not valid JSON',
+    'no flag': '--runs is missing',
+  }
+  assert line.startswith('error: ') and expected[case] in line
+  assert not (tmp_path / 'out').exists()
