@@ -104,7 +104,9 @@ def _pool(
   spools: dict[str, Spool], part: pathlib.Path, notes: list[str]
 ) -> dict[str, Spool]:
   """Puts the sources that fill no record together as one."""
-  small = {n: s for n, s in spools.items() if sum(s.lengths) <= _R}
+  small = {
+    n: s for n, s in spools.items() if sum(s.lengths) <= _R or n == POOLED
+  }
   if not small:
     return spools
   pooled = Spool(part / 'spool' / 'pooled')

@@ -1,5 +1,6 @@
 """What a damaged or unfitting directory of shards says at open."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -113,6 +114,23 @@ def test_every_dividing_context_reads_the_same_stream(shards_dir, context):
     read.reshape(-1, context + 1)[:, :-1].ravel(), expected[:-1]
   )
   assert len(windows) == len(whole) * 2048 // context
+
+
+def test_tokens_of_four_bytes_are_read_as_written(shards_dir, tmp_path):
+  tokens = np.random.default_rng(0).integers(0, 1 << 32, 3 * 2048 + 1)
+  tokens = tokens.astype('<u4')
+  name = 'train-00000-of-00001.array_record'
+  size, sha256 = shards.write(tmp_path / name, tokens, 2048)
+  shard = manifests.Shard(name, 'train', 'x', 3, 6144, 1, size, sha256)
+  manifest = dataclasses.replace(
+    manifests.load(shards_dir), shards=[shard], dtype='uint32'
+  )
+  shards.verify(tmp_path, manifest, 'full')
+  windows = shards.ShardWindows(tmp_path, manifest, [shard], 1024)
+  assert len(windows) == 6
+  for i in range(6):
+    expected = tokens[i * 1024 : i * 1024 + 1025]
+    np.testing.assert_array_equal(windows[i], expected)
 
 
 def test_damaged_manifests_are_one_line(copy, data_config):
