@@ -134,11 +134,9 @@ def unlike_questions(runs: Sequence[Run], task: str, metric: str) -> list[str]:
   ]
 
 
-def limits(runs: Sequence[Run]) -> list[int]:
-  """Returns the distinct limits on questions per task; 0: every one."""
-  return sorted(
-    {int(r.results['info']['limit'] or 0) for r in runs if r.results}
-  )
+def infos(runs: Sequence[Run]) -> list[dict[str, Any]]:
+  """Returns how each scored run was scored."""
+  return [run.results['info'] for run in runs if run.results is not None]
 
 
 def _has(run: Run, task: str, metric: str) -> bool:

@@ -92,7 +92,9 @@ def _curve_traces(
       {
         **common,
         'x': [p.lr for p in marked],
-        'y': [plots_layout.digits(p.loss) for p in marked],
+        'y': [
+          plots_layout.digits(p.loss) for p in marked if p.loss is not None
+        ],
         'mode': 'markers',
         'marker': {
           'symbol': 'circle-open',
@@ -108,7 +110,7 @@ def _curve_traces(
     {
       **common,
       'x': [p.lr for p in done],
-      'y': [plots_layout.digits(p.loss) for p in done],
+      'y': [plots_layout.digits(p.loss) for p in done if p.loss is not None],
       'customdata': [p.trials for p in done],
       'mode': 'lines+markers',
       'line': {'color': look['color'], 'width': 2, 'dash': look['dash']},

@@ -68,14 +68,14 @@ def deviation(column: Column, value: float, beside: float) -> str:
     return f'{value:,.0f}'
   if column.key != 'seconds':
     return number(column, value)
-  scale, unit = _time_unit(beside)
-  return f'{value / scale:.{_time_digits(unit)}f}'
+  scale, _, digits = _time_unit(beside)
+  return f'{value / scale:.{digits}f}'
 
 
 def duration(seconds: float) -> str:
   """Returns seconds as '85.3 s', '12.42 min' or '3.42 h'."""
-  scale, unit = _time_unit(seconds)
-  return f'{seconds / scale:.{_time_digits(unit)}f}\u00a0{unit}'
+  scale, unit, digits = _time_unit(seconds)
+  return f'{seconds / scale:.{digits}f}\u00a0{unit}'
 
 
 def count(value: float) -> str:
@@ -101,11 +101,8 @@ def rate(lr: float) -> str:
   return f'{lr:.3g}'
 
 
-def _time_unit(seconds: float) -> tuple[float, str]:
+def _time_unit(seconds: float) -> tuple[float, str, int]:
+  """Returns the unit's seconds, its name and the decimals to show."""
   if abs(seconds) < 120:
-    return 1.0, 's'
-  return (60.0, 'min') if abs(seconds) < 7200 else (3600.0, 'h')
-
-
-def _time_digits(unit: str) -> int:
-  return 1 if unit == 's' else 2
+    return 1.0, 's', 2 if abs(seconds) < 10 else 1
+  return (60.0, 'min', 2) if abs(seconds) < 7200 else (3600.0, 'h', 2)

@@ -18,7 +18,7 @@ _GROUPS = {
   'loss': 'Loss at the end',
   'speed': 'Cost',
   'count': 'Cost',
-  'benchmark': 'Zero-shot accuracy (%)',
+  'benchmark': 'Benchmark accuracy (%)',
 }
 
 
@@ -189,12 +189,15 @@ def questions(comparison: Comparison) -> str:
     f'{escape(task)} {" or ".join(f"{n:,}" for n in sorted(numbers))}'
     for task, numbers in counts.items()
   )
-  limits = [n for n in accuracy.limits(runs) if n]
-  limited = (
-    f' The benchmarks were <strong>limited to the first '
-    f'{" or ".join(f"{n:,}" for n in limits)} questions</strong> of each, so '
-    'the numbers are not those of the full benchmarks.'
-    if limits
+  limited = [
+    f'{info["limit_rule"]}, N = {info["limit"]:,}'
+    for info in accuracy.infos(runs)
+    if info['limit']
+  ]
+  remark = (
+    f' <strong>Limited</strong>: {escape("; ".join(dict.fromkeys(limited)))}. '
+    'The numbers are not those of the full benchmarks.'
+    if limited
     else ' Every question was scored.'
   )
-  return f'Questions scored: {listed}.{limited}'
+  return f'Questions scored: {listed}.{remark}'

@@ -134,7 +134,9 @@ def _reasons(verdict: Verdict, cells: dict[str, Cell]) -> str:
     if verdict.column.kind == 'benchmark'
     else 'the seed spread'
   )
-  beyond, within, unknown = [], [], []
+  beyond: list[str] = []
+  within: list[str] = []
+  unknown: list[str] = []
   for other, difference in verdict.differences.items():
     clause = _clause(verdict, other, difference, cells)
     if difference.exceeds is None:
@@ -230,7 +232,9 @@ RULES = (
   'no difference is shown, whatever the numbers.',
   'FLOPs are counted, not measured: forward and backward passes and the '
   'curvature passes of the optimizer. Training time includes the curvature '
-  'passes; compilation, evaluation and checkpoints are apart.',
+  'passes; compilation, evaluation and checkpoints are apart. Times and speeds '
+  'are compared only where devices, processes, cores, mesh, micro-batches and '
+  'rematerialisation are equal, and hold for that machine.',
   'Each difference is judged by itself; nothing is corrected for the number '
   'of comparisons.',
 )

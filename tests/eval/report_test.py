@@ -149,7 +149,7 @@ def test_page_says_each_verdict_in_words(written):
     for verdict in content['verdicts']:
       assert ' '.join(verdict['text'].split()) in page.text
   assert 'Questions scored: ARC-Easy 570' in page.text
-  assert 'limited to the first 500 questions' in page.text
+  assert 'Limited : the first N questions of a task, N = 500.' in page.text
   assert 'no difference shown' in page.text
 
 
@@ -269,6 +269,20 @@ def test_excluded_runs_are_listed_with_their_reasons(
   assert [entry['run'] for entry in content['left_out']] == ['odd']
   assert content['diverged'] == [{'run': 'burst', 'step': 150}]
   assert [entry['run'] for entry in content['unfinished']] == ['going']
+
+
+def test_an_optimizer_that_always_diverges_has_a_row(study_runs, tmp_path):
+  runs = tmp_path / 'runs'
+  write, config = study_runs.write_run, study_runs.config
+  write(runs / 'a', config('gpt2', 'adamw', 0, 'final'), 3.4, rows=20)
+  settings = config('gpt2', 'lion', 0, 'final')
+  write(runs / 'b', settings, 3.4, status='diverged', stop=120, rows=20)
+  result, _, page, _ = _write(runs, tmp_path / 'out')
+  assert [cell.optimizer for cell in result.cells] == ['adamw', 'lion']
+  assert 'Lion 0 seed 0 diverged at step 120' in page.text
+  stream = io.StringIO()
+  report.print_table(result, Console(file=stream, width=100))
+  assert 'diverged at step 120' in stream.getvalue()
 
 
 @pytest.mark.parametrize('part', ['trials', 'finals/gpt2-lion', 'unfinished'])
