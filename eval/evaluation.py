@@ -39,6 +39,11 @@ class Suite:
   requests: tuple[requests_lib.Request, ...]
   info: Mapping[str, Any]
 
+  def check(self, max_length: int) -> None:
+    """Raises a ValueError if a continuation does not fit into a model."""
+    for request in self.requests:
+      requests_lib.truncate(request, max_length)
+
 
 @dataclasses.dataclass(frozen=True)
 class Results:
@@ -87,6 +92,11 @@ def prepare(
   directory = pathlib.Path(data_dir)
   selection = tasks_lib.select(tasks) if isinstance(tasks, str) else tasks
   questions = requests_lib.read_questions(selection.tasks, directory, limit)
+  found = {question.task.family for question in questions}
+  for task in selection.tasks:
+    if task.family not in found:
+      path = requests_lib.find_file(directory, task.file)
+      raise ValueError(f'{path} has no document for {task.family}')
   read = {f'{task.file}.jsonl': task.file for task in selection.tasks}
   shots = (f'{task.file}_dev' for task in selection.tasks if task.shots)
   read |= {f'{stem}.jsonl': stem for stem in shots}
@@ -145,18 +155,13 @@ def run(
   """
   start = time.perf_counter()
   scores = score_fn(params, suite.requests, max_length, progress)
-  by_question = _group(suite.questions, scores)
+  answered = _by_task(suite.questions, scores)
   metrics = {}
   chance = {}
   predictions: list[dict[str, Any]] = []
-  for task in suite.selection.tasks:
-    members = [i for i, q in enumerate(suite.questions) if q.task == task]
-    if not members:
-      continue
-    questions = [suite.questions[i] for i in members]
-    answers = [by_question[i] for i in members]
-    metrics[task.name] = metrics_lib.summarize(questions, answers)
-    chance[task.name] = metrics_lib.chance(questions)
+  for name, (questions, answers) in answered.items():
+    metrics[name] = metrics_lib.summarize(questions, answers)
+    chance[name] = metrics_lib.chance(questions)
     predictions += _predictions(questions, answers)
   for group, names in suite.selection.groups.items():
     present = [name for name in names if name in metrics]
@@ -203,17 +208,19 @@ def describe(
   ]
 
 
-def _group(
+def _by_task(
   questions: Sequence[requests_lib.Question], scores: Sequence[Score]
-) -> list[Sequence[Score]]:
-  """Returns the scores of each question's requests."""
-  groups = []
+) -> dict[str, tuple[list[requests_lib.Question], list[Sequence[Score]]]]:
+  """Returns the questions of each task and the scores of their requests."""
+  tasks: dict[str, tuple[list, list]] = {}
   start = 0
   for question in questions:
     stop = start + len(question.pairs())
-    groups.append(scores[start:stop])
+    members, answers = tasks.setdefault(question.task.name, ([], []))
+    members.append(question)
+    answers.append(scores[start:stop])
     start = stop
-  return groups
+  return tasks
 
 
 def _predictions(

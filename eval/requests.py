@@ -3,6 +3,7 @@
 The rules are lm-evaluation-harness 0.4.13's, for models without an encoder.
 """
 
+import collections
 from collections.abc import Iterator, Sequence
 import dataclasses
 import gzip
@@ -107,24 +108,20 @@ def read_questions(
     FileNotFoundError: a file is missing.
     ValueError: a document does not fit its task's schema; names it.
   """
+  solved = {f'{task.file}_dev' for task in tasks if task.shots}
   files = {
-    task.file: list(read_jsonl(find_file(directory, task.file)))
-    for task in tasks
+    stem: _by_subject(find_file(directory, stem))
+    for stem in {task.file for task in tasks} | solved
   }
-  shots = {
-    task.file: list(read_jsonl(find_file(directory, f'{task.file}_dev')))
-    for task in tasks
-    if task.shots
-  }
-  documents = {task: _of_subject(task, files[task.file]) for task in tasks}
+  documents = {task: files[task.file][task.subject] for task in tasks}
   counts = _share({task: len(docs) for task, docs in documents.items()}, limit)
   questions = []
   for task, docs in documents.items():
     opening = task.description
     if task.shots:
-      solved = _of_subject(task, shots[task.file])[: task.shots]
+      shots = files[f'{task.file}_dev'][task.subject][: task.shots]
       opening += ''.join(
-        _solved(_example(task, i, doc)) for i, doc in enumerate(solved)
+        _solved(_example(task, i, doc)) for i, doc in enumerate(shots)
       )
     for doc_id, doc in enumerate(docs[: counts[task]]):
       example = _example(task, doc_id, doc)
@@ -134,12 +131,14 @@ def read_questions(
   return questions
 
 
-def _of_subject(task: Task, docs: Sequence[Document]) -> list[Document]:
-  if task.subject is None:
-    return list(docs)
-  if any('subject' not in doc for doc in docs):
-    raise ValueError(f"a document of {task.file}.jsonl has no field 'subject'")
-  return [doc for doc in docs if doc['subject'] == task.subject]
+def _by_subject(path: pathlib.Path) -> dict[str | None, list[Document]]:
+  """Returns the documents of each subject; under None, all of them."""
+  groups: dict[str | None, list[Document]] = collections.defaultdict(list)
+  for doc in read_jsonl(path):
+    groups[None].append(doc)
+    if 'subject' in doc:
+      groups[doc['subject']].append(doc)
+  return groups
 
 
 def _example(task: Task, doc_id: int, doc: Document) -> Example:
@@ -164,9 +163,9 @@ def _share(sizes: dict[Task, int], limit: int) -> dict[Task, int]:
   """Returns how many documents each task contributes."""
   if not limit:
     return sizes
-  families: dict[str, list[Task]] = {}
+  families = collections.defaultdict(list)
   for task in sizes:
-    families.setdefault(task.family, []).append(task)
+    families[task.family].append(task)
   counts = dict.fromkeys(sizes, 0)
   for members in families.values():
     left = limit
@@ -253,6 +252,14 @@ def build(tokenizer: Tokenizer, questions: Sequence[Question]) -> list[Request]:
     for choice, pair in enumerate(question.pairs()):
       keys.append((question.task.name, question.doc_id, choice))
       pairs.append(pair)
+  return _join(tokenizer, keys, pairs)
+
+
+def _join(
+  tokenizer: Tokenizer,
+  keys: Sequence[tuple[str, int, int]],
+  pairs: Sequence[tuple[str, str]],
+) -> list[Request]:
   return [
     Request(*key, *pair, *ids)
     for key, pair, ids in zip(keys, pairs, tokenize(tokenizer, pairs))
@@ -266,18 +273,18 @@ def read_requests(path: pathlib.Path, tokenizer: Tokenizer) -> list[Request]:
     FileNotFoundError: there is no such file.
     ValueError: a field is missing; names the line.
   """
-  rows = []
+  keys = []
+  pairs = []
   for number, row in enumerate(read_jsonl(path), start=1):
-    fields = ('task', 'doc_id', 'choice', 'context', 'continuation')
-    absent = [field for field in fields if field not in row]
-    if absent:
-      raise ValueError(
-        f'{path}, request {number}: no field {absent[0]!r}; '
-        f'each line has {", ".join(fields)}'
-      )
-    rows.append(tuple(row[field] for field in fields))
-  ids = tokenize(tokenizer, [row[3:] for row in rows])
-  return [Request(*row, *pair) for row, pair in zip(rows, ids)]
+    for field in ('task', 'doc_id', 'choice', 'context', 'continuation'):
+      if field not in row:
+        raise ValueError(
+          f'{path}, request {number}: no field {field!r}; each line has task, '
+          'doc_id, choice, context and continuation'
+        )
+    keys.append((row['task'], row['doc_id'], row['choice']))
+    pairs.append((row['context'], row['continuation']))
+  return _join(tokenizer, keys, pairs)
 
 
 def truncate(

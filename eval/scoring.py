@@ -10,10 +10,10 @@ ones. Each scored token is a point: the position whose logits predict it, the
 token, and the continuation that owns it.
 """
 
+import collections
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
-import itertools
 import math
 from typing import Any
 
@@ -36,7 +36,7 @@ _SHORTEST = 32
 _LOGITS_BYTES = 2**30
 _LOGITS_BYTES_CPU = 2**23
 # Tokens of a batch on each device, however large the vocabulary.
-_FEWEST_TOKENS = 512
+_FEWEST_TOKENS = 256
 
 Logits = Callable[[Any, jax.Array], jax.Array]
 Progress = Callable[[int, int], None]
@@ -65,21 +65,20 @@ class ScoreFn:
 
   Parameters are an argument, so a model in training is scored again and again
   without compiling again.
+
+  Attributes:
+    compilations: programs compiled so far.
   """
 
   def __init__(self, logits_fn: Logits, mesh: Mesh | None = None):
     """See `make_score_fn`."""
     self._logits_fn = logits_fn
     self._mesh = mesh
+    self.compilations = 0
     self._ways: dict[str, int] = {} if mesh is None else dict(mesh.shape)
     self._row_axes = tuple(a for a in ('data', 'fsdp') if a in self._ways)
     whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     self._apply = jax.jit(self._score, out_shardings=whole)
-
-  @property
-  def compiled_shapes(self) -> int:
-    """Number of programs compiled so far."""
-    return self._apply._cache_size()
 
   def __call__(
     self,
@@ -106,22 +105,26 @@ class ScoreFn:
     for index, request in enumerate(requests):
       target = requests_lib.truncate(request, max_length)
       targets.setdefault(target, []).append(index)
+    rows = _pack(list(targets))
     scores: list[Score] = [Score(0.0, False)] * len(requests)
     done = 0
-    pending = None
+    # Batches whose results are not awaited yet: one is computed while the
+    # next is put together.
+    flying: collections.deque[tuple[list[_Row], Any]] = collections.deque()
     with contextlib.ExitStack() as stack:
       if self._mesh is not None:
         stack.enter_context(jax.set_mesh(self._mesh))
-      batches = self._batch(params, _pack(list(targets)), max_length)
-      for rows, arrays in itertools.chain(batches, [(None, None)]):
-        # The next batch is on its way before this one's result is awaited.
-        outputs = None if rows is None else self._apply(params, *arrays)
-        if pending is not None:
-          done += _collect(*pending, targets, scores)
+      batches = self._batch(params, rows, max_length)
+      while True:
+        batch = next(batches, None)
+        if batch is not None:
+          flying.append((batch[0], self._apply(params, *batch[1])))
+        if len(flying) > 1 or (flying and batch is None):
+          done += _collect(*flying.popleft(), targets, scores)
           if progress is not None:
             progress(done, len(requests))
-        pending = None if rows is None else (rows, outputs)
-    return scores
+        elif batch is None:
+          return scores
 
   def _batch(
     self, params: Any, rows: list[_Row], max_length: int
@@ -159,6 +162,7 @@ class ScoreFn:
     owners_BxL: jax.Array,
   ) -> tuple[jax.Array, jax.Array]:
     """Returns loglikelihood_BxC and is_greedy_BxC; owner -1 is padding."""
+    self.compilations += 1  # This body runs only when JAX traces it.
     logits_BxLxV = self._logits_fn(params, tokens_BxL).astype(jnp.float32)
     normalizer_BxL = jax.nn.logsumexp(logits_BxLxV, axis=-1)
     best_BxL = _argmax(logits_BxLxV)

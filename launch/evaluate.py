@@ -11,7 +11,6 @@ requests.jsonl (log-likelihood of every choice) and predictions.jsonl.
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import os
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
 
 def main() -> None:
   """The command."""
-  values = {
-    'model': flags.DEFINE_string('model', None, 'hf:DIR or ckpt:WORKDIR.'),
+  values: dict[str, flags.FlagHolder] = {
+    'model': flags.DEFINE_string('model', '', 'hf:DIR or ckpt:WORKDIR.'),
     'tasks': flags.DEFINE_string(
       'tasks',
       '',
@@ -55,18 +54,13 @@ def main() -> None:
       'Score these pairs: lines of task, doc_id, choice, context, '
       'continuation.',
     ),
-    'out': flags.DEFINE_string('out', None, 'Directory to write.'),
+    'out': flags.DEFINE_string('out', '', 'Directory to write.'),
   }
   cli.run(lambda: _evaluate(**{k: v.value for k, v in values.items()}), __doc__)
 
 
 def _evaluate(
-  model: str | None,
-  tasks: str,
-  data: str,
-  limit: int,
-  requests: str,
-  out: str | None,
+  *, model: str, tasks: str, data: str, limit: int, requests: str, out: str
 ) -> None:
   if not model:
     raise ValueError('--model is missing: give hf:DIR or ckpt:WORKDIR')
@@ -82,9 +76,7 @@ def _evaluate(
   if tasks and not data:
     from steepest.data import benchmarks
 
-    directory = pathlib.Path(
-      benchmarks.fetch(os.environ.get('STEEPEST_CACHE', '.cache'))
-    )
+    directory = pathlib.Path(benchmarks.fetch())
   results = _score(model, selection, directory, limit, requests)
   results.write(pathlib.Path(out))
   _print_table(results)
@@ -122,11 +114,13 @@ def _spread(params: Any) -> tuple[Any, 'Mesh | None']:
   Parameters of one device are copied to all others, which share the rows.
   """
   import jax
+  from jax.sharding import Mesh
   from jax.sharding import NamedSharding
   from jax.sharding import PartitionSpec
 
   sharding = jax.tree.leaves(params)[0].sharding
   if isinstance(sharding, NamedSharding):
+    assert isinstance(sharding.mesh, Mesh)  # An array lies on real devices.
     return params, sharding.mesh
   if jax.device_count() == 1:
     return params, None
