@@ -298,17 +298,7 @@ def _sentencepiece(path: pathlib.Path) -> Tokenizer:
       byte_fallback=True,
     )
   )
-  backend.normalizer = hf.normalizers.Sequence(
-    [hf.normalizers.Prepend('▁'), hf.normalizers.Replace(' ', '▁')]
-  )
-  backend.decoder = hf.decoders.Sequence(
-    [
-      hf.decoders.Replace('▁', ' '),
-      hf.decoders.ByteFallback(),
-      hf.decoders.Fuse(),
-      hf.decoders.Strip(' ', 1, 0),
-    ]
-  )
+  _mark_blanks(backend)
   backend.add_special_tokens(
     [
       hf.AddedToken(model.IdToPiece(i), normalized=False, special=True)
@@ -327,6 +317,21 @@ def _sentencepiece(path: pathlib.Path) -> Tokenizer:
     single=f'{bos} $A', pair=f'{bos} $A $B', special_tokens=[(bos, vocab[bos])]
   )
   return Tokenizer(backend, f'llama:{path}', bos, eos)
+
+
+def _mark_blanks(backend: hf.Tokenizer) -> None:
+  """Writes blanks as SentencePiece does, with one in front of a text."""
+  backend.normalizer = hf.normalizers.Sequence(
+    [hf.normalizers.Prepend('▁'), hf.normalizers.Replace(' ', '▁')]
+  )
+  backend.decoder = hf.decoders.Sequence(
+    [
+      hf.decoders.Replace('▁', ' '),
+      hf.decoders.ByteFallback(),
+      hf.decoders.Fuse(),
+      hf.decoders.Strip(' ', 1, 0),
+    ]
+  )
 
 
 def _without_offsets(part: Any) -> Any:
