@@ -204,7 +204,8 @@ def _score_section(figures: dict[str, Any]) -> list[str]:
   return [
     '<section><h2>Benchmarks</h2><div class="plot" id="scores"></div>'
     '<p class="caption">Accuracy, zero-shot unless the name says otherwise, '
-    'mean over seeds; whiskers are one standard error either way, dotted lines the accuracy of guessing.</p>'
+    'mean over seeds; whiskers are one standard error either way, dotted '
+    'lines the accuracy of guessing.</p>'
     '</section>'
   ]
 
