@@ -60,6 +60,7 @@ def resolve(
     for field in dataclasses.fields(ModelConfig)
     if field.name != 'compute_dtype'
   }
+  _check_positive('num_heads', config.num_heads)
   if config.head_dim == 0:
     if config.width % config.num_heads:
       raise ValueError(
@@ -72,9 +73,12 @@ def resolve(
     config.name, config.width
   )
   values['vocab_size'] = config.vocab_size or vocab_size
-  for name in ('dtype.params', 'dtype.compute'):
-    if dtype[name.partition('.')[2]] not in _DTYPES:
-      raise ValueError(f'{name} must be one of {", ".join(_DTYPES)}')
+  if dtype.params != 'float32':
+    raise ValueError(f'dtype.params={dtype.params!r}: must be float32')
+  if dtype.compute not in _DTYPES:
+    raise ValueError(
+      f'dtype.compute={dtype.compute!r}: must be one of {", ".join(_DTYPES)}'
+    )
   model = ModelConfig(**values, compute_dtype=_DTYPES[dtype.compute])
   _check(model)
   return model
@@ -84,16 +88,13 @@ def _check(model: ModelConfig) -> None:
   for name in (
     'num_layers',
     'width',
-    'num_heads',
+    'num_kv_heads',
     'head_dim',
     'mlp_dim',
     'vocab_size',
     'context',
   ):
-    if getattr(model, name) < 1:
-      raise ValueError(
-        f'model.{name}={getattr(model, name)}: must be at least 1'
-      )
+    _check_positive(name, getattr(model, name))
   if model.num_heads % model.num_kv_heads:
     raise ValueError(
       f'model.num_heads={model.num_heads} is not a multiple of '
@@ -121,3 +122,8 @@ def _check(model: ModelConfig) -> None:
       'model.zero_init_readout needs an untied readout: set '
       'model.tie_embeddings=False'
     )
+
+
+def _check_positive(name: str, value: int) -> None:
+  if value < 1:
+    raise ValueError(f'model.{name}={value}: must be at least 1')

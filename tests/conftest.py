@@ -3,8 +3,12 @@
 import os
 import pathlib
 
+# Tests compile much and compute little: unoptimized code comes sooner.
 os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+  os.environ.get('XLA_FLAGS', '')
+  + ' --xla_force_host_platform_device_count=8'
+  + ' --xla_backend_optimization_level=0'
+  + ' --xla_llvm_disable_expensive_passes=true'
 )
 os.environ['JAX_PLATFORMS'] = 'cpu'
 

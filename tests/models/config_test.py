@@ -1,0 +1,44 @@
+"""Shapes that do not divide and names that do not exist are refused."""
+
+import pytest
+
+from steepest.models import config as model_config
+
+
+@pytest.mark.parametrize(
+  'name, shapes, said',
+  [
+    ('gpt2', {'width': 30}, r'width=30 is not a multiple of .*num_heads=4'),
+    ('llama', {'num_kv_heads': 3}, r'num_heads=4 is not a multiple of'),
+    ('gpt2', {'num_kv_heads': 2}, 'gpt2 has as many'),
+    ('llama', {'head_dim': 7}, 'rotary positions need an even one'),
+    ('llama', {'activation': 'relu'}, "'relu'.*gelu_tanh"),
+    ('llama', {'remat': 'half'}, "'half'.*full"),
+    ('gpt2', {'zero_init_readout': True}, 'tie_embeddings=False'),
+    ('gpt2', {'num_layers': 0}, 'num_layers=0: must be at least 1'),
+    ('gpt2', {'vocab_size': -1}, 'vocab_size=-1: must be at least 1'),
+    ('gpt2', {'num_heads': 0}, 'num_heads=0: must be at least 1'),
+    ('llama', {'num_kv_heads': -2}, 'num_kv_heads=-2: must be at least'),
+    ('gpt2', {'compute': 'float16'}, r'dtype\.compute=.float16.: must be one'),
+  ],
+)
+def test_refused(build_model, name, shapes, said):
+  with pytest.raises(ValueError, match=said):
+    build_model(name, **shapes)
+
+
+def test_zeros_are_resolved(build_model):
+  model = build_model('llama', width=48, num_heads=6).rules.model
+  assert model.head_dim == 8
+  assert model.num_kv_heads == 6
+  # 8/3·48 = 128.
+  assert model.mlp_dim == 128
+  assert build_model('gpt2', width=48).rules.model.mlp_dim == 192
+
+
+@pytest.mark.parametrize(
+  'width, mlp_dim', [(32, 96), (64, 192), (256, 704), (768, 2048)]
+)
+def test_swiglu_is_rounded_up_to_32(width, mlp_dim):
+  assert model_config.default_mlp_dim('llama', width) == mlp_dim
+  assert mlp_dim - 32 < 8 * width / 3 <= mlp_dim

@@ -1,0 +1,228 @@
+"""Roles, factors and initial values against Table 8, by hand."""
+
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import numpy as np
+import pytest
+
+from steepest.models import parametrization
+
+_NAMES = ('gpt2', 'llama')
+# Width 128 over 32, heads 8·16 over 4·8, MLP 384 over 64: all ratios differ.
+_WIDE = {
+  'width': 128,
+  'num_heads': 8,
+  'head_dim': 24,
+  'mlp_dim': 384,
+  'tie_embeddings': False,
+}
+_BASE = {
+  'base_width': 32,
+  'base_num_heads': 4,
+  'base_head_dim': 8,
+  'base_mlp_dim': 64,
+}
+
+
+def _roles(built):
+  flat = traverse_util.flatten_dict(built.boxed, sep='/')
+  return {path: box.role for path, box in flat.items()}
+
+
+def _stds(built):
+  flat = traverse_util.flatten_dict(built.params, sep='/')
+  return {path: float(np.std(value)) for path, value in flat.items()}
+
+
+@pytest.mark.parametrize('name', _NAMES)
+@pytest.mark.parametrize('tied', [True, False])
+def test_at_the_base_mup_is_sp_bit_for_bit(build_model, name, tied):
+  sp = build_model(name, 'sp', tie_embeddings=tied)
+  for rules in ({}, {'base_width': 32, 'base_head_dim': 8}):
+    mup = build_model(name, 'mup', rules=rules, tie_embeddings=tied)
+    assert mup.rules.attention_scale == sp.rules.attention_scale
+    assert mup.rules.readout_multiplier == 1
+    for role in _roles(mup).values():
+      factors = mup.rules.factors(role)
+      assert (factors.lr, factors.rho, factors.eps) == (1, 1, 1)
+  jax.tree.map(np.testing.assert_array_equal, sp.params, mup.params)
+
+
+@pytest.mark.parametrize('name', _NAMES)
+def test_initial_spreads(build_model, name):
+  """Standard deviation of every matrix, by its role."""
+  residual = (2 * 2) ** -0.5
+  for kind, readout in (('sp', 128**-0.5), ('mup', 32**-0.5)):
+    stds = _stds(build_model(name, kind, rules=_BASE, **_WIDE))
+    wanted = {'embedding': 0.02, 'positions': 0.02, 'readout': readout}
+    for layer in ('block_0', 'block_1'):
+      for matrix in ('query', 'key', 'value', 'mlp_up', 'mlp_gate'):
+        wanted[f'{layer}/{matrix}/kernel'] = 128**-0.5
+      wanted[f'{layer}/output/kernel'] = (8 * 24) ** -0.5 * residual
+      wanted[f'{layer}/mlp_down/kernel'] = 384**-0.5 * residual
+    for path, std in stds.items():
+      if path in wanted:
+        assert std == pytest.approx(wanted[path], rel=0.05), (kind, path)
+      else:
+        assert std == 0, (kind, path)
+
+
+@pytest.mark.parametrize('name', _NAMES)
+def test_gains_are_one_and_biases_zero(build_model, name):
+  for path, value in traverse_util.flatten_dict(
+    build_model(name).params, sep='/'
+  ).items():
+    if path.endswith('gain'):
+      assert (value == 1).all()
+    elif path.endswith('bias'):
+      assert not value.any()
+
+
+def test_factors_by_hand(build_model):
+  """m = 4; fan-ins 128/32, 192/32 and 384/64."""
+  built = build_model('gpt2', 'mup', rules=_BASE, **_WIDE)
+  factors = {
+    path: built.rules.factors(role) for path, role in _roles(built).items()
+  }
+  lrs = {
+    'query/kernel': 32 / 128,
+    'key/kernel': 32 / 128,
+    'value/kernel': 32 / 128,
+    'mlp_up/kernel': 32 / 128,
+    'output/kernel': 32 / 192,
+    'mlp_down/kernel': 64 / 384,
+  }
+  for path, f in factors.items():
+    tail = path.partition('/')[2]
+    assert f.lr == pytest.approx(lrs[tail] if tail in lrs else 1), path
+    assert (f.rho, f.eps) == (4, 1 / 4), path
+  assert built.rules.readout_multiplier == 1 / 4
+  # √8/24, which at 8 would be 1/√8.
+  assert built.rules.attention_scale == pytest.approx(8**0.5 / 24)
+
+
+def test_sp_has_no_factors(build_model):
+  built = build_model('gpt2', 'sp', rules=_BASE, **_WIDE)
+  for role in _roles(built).values():
+    f = built.rules.factors(role)
+    assert (f.lr, f.rho, f.eps) == (1, 1, 1)
+  assert built.rules.readout_multiplier == 1
+  assert built.rules.attention_scale == 24**-0.5
+
+
+@pytest.mark.parametrize(
+  'given, heads_dim, head_dim, mlp_dim',
+  [
+    # Nothing given: everything shrinks by 128/32.
+    ({}, 192 / 4, 192 / 4 / 8, 96),
+    # Heads of a fixed size: their number shrinks.
+    ({'base_head_dim': 24}, 192 / 4, 24, 96),
+    # A fixed number of heads: their size shrinks.
+    ({'base_num_heads': 8}, 192 / 4, 6, 96),
+    ({'base_num_heads': 2, 'base_head_dim': 24}, 48, 24, 96),
+    ({'base_mlp_dim': 100}, 192 / 4, 6, 100),
+  ],
+)
+def test_base_shapes_of_zero_follow_the_width(
+  build_model, given, heads_dim, head_dim, mlp_dim
+):
+  rules = build_model(
+    'gpt2', 'mup', rules={'base_width': 32, **given}, **_WIDE
+  ).rules
+  assert rules.base_heads_dim == heads_dim
+  assert rules.base_head_dim == head_dim
+  assert rules.base_mlp_dim == mlp_dim
+
+
+@pytest.mark.parametrize(
+  'rule, alpha', [('completep', 1.0), ('depth_mup', 0.5)]
+)
+def test_depth_factors_by_hand(build_model, rule, alpha):
+  """d = 4/1 at the base width, so only the depth's factors show."""
+  built = build_model(
+    'gpt2',
+    'mup',
+    rules={'depth_rule': rule, 'base_depth': 1},
+    num_layers=4,
+    tie_embeddings=False,
+  )
+  assert built.rules.residual_multiplier == 4**-alpha
+  for path, role in _roles(built).items():
+    f = built.rules.factors(role)
+    if path.startswith('block'):
+      assert f.lr == 4 ** (alpha - 1), path
+      assert (f.rho, f.eps) == (4**alpha, 4**-alpha), path
+    else:
+      assert (f.lr, f.rho, f.eps) == (1, 1, 1), path
+  # Residual projections start at the base's 1/√(2·1), not at 1/√(2·4).
+  std = _stds(built)['block_3/mlp_down/kernel']
+  assert std == pytest.approx(256**-0.5, rel=0.05)
+
+
+def test_depth_rule_at_the_base_depth_changes_nothing(build_model):
+  plain = build_model('llama', 'mup')
+  ruled = build_model(
+    'llama', 'mup', rules={'depth_rule': 'completep', 'base_depth': 2}
+  )
+  jax.tree.map(np.testing.assert_array_equal, plain.params, ruled.params)
+  assert ruled.rules.residual_multiplier == 1
+  for role in _roles(ruled).values():
+    assert ruled.rules.factors(role).lr == 1
+
+
+@pytest.mark.parametrize('name', _NAMES)
+def test_decay_applies_to_matrices_embeddings_and_positions(build_model, name):
+  built = build_model(name, tie_embeddings=False)
+  for path, box in traverse_util.flatten_dict(built.boxed, sep='/').items():
+    matrix = nn.meta.unbox(box).ndim >= 2
+    assert box.role.decays == matrix, path
+    assert built.rules.factors(box.role).decays == matrix, path
+  kinds = {role.kind for role in _roles(built).values()}
+  bias = {'bias'} if name == 'gpt2' else set()
+  assert kinds == {'embedding', 'hidden', 'readout', 'gain'} | bias
+
+
+@pytest.mark.parametrize('name', _NAMES)
+@pytest.mark.parametrize('kind', ['sp', 'mup'])
+def test_zero_initial_values(build_model, name, kind):
+  built = build_model(
+    name,
+    kind,
+    tie_embeddings=False,
+    zero_init_readout=True,
+    zero_init_query=True,
+  )
+  for path, std in _stds(built).items():
+    if path == 'readout' or path.endswith('query/kernel'):
+      assert std == 0, path
+    elif path.endswith('kernel'):
+      assert std > 0, path
+  tokens = np.arange(8)[None]
+  assert not jax.jit(built.logits)(built.params, tokens).any()
+
+
+def test_positions_are_embeddings(build_model):
+  roles = _roles(build_model('gpt2'))
+  assert roles['positions'].kind == roles['embedding'].kind == 'embedding'
+
+
+@pytest.mark.parametrize(
+  'kind, rules, said',
+  [
+    ('mu', {}, r"parametrization\.kind='mu'"),
+    ('mup', {'depth_rule': 'complete'}, r'depth_rule.*completep'),
+    ('sp', {'depth_rule': 'completep'}, 'needs parametrization.kind=mup'),
+  ],
+)
+def test_unknown_names_are_refused(build_model, kind, rules, said):
+  with pytest.raises(ValueError, match=said):
+    build_model('gpt2', kind, rules=rules)
+
+
+def test_axes_name_every_dimension(build_model):
+  for name in _NAMES:
+    built = build_model(name, tie_embeddings=False)
+    for box in traverse_util.flatten_dict(built.boxed, sep='/').values():
+      assert isinstance(box, parametrization.Parameter)
+      assert len(box.names) == nn.meta.unbox(box).ndim
