@@ -6,6 +6,9 @@ from steepest.eval import plots_layout
 from steepest.eval import report_names
 from steepest.eval.comparison import Comparison
 
+# Columns up to which their names fit beside one another.
+_LEVEL_LABELS = 9
+
 
 def score_figure(comparison: Comparison) -> dict[str, Any] | None:
   """Draws accuracies with standard errors and chance, a panel each."""
@@ -18,13 +21,19 @@ def score_figure(comparison: Comparison) -> dict[str, Any] | None:
   if not columns or not groups:
     return None
   look = plots_layout.styles([c.optimizer for g in groups for c in g.cells])
+  level = len(columns) <= _LEVEL_LABELS
   layout = plots_layout.layout(
-    [report_names.name(g.architecture) for g in groups], 340, stacked=True
+    [report_names.name(g.architecture) for g in groups],
+    340 if level else 440,
+    stacked=True,
   )
   layout |= {'barmode': 'group', 'bargap': 0.28, 'showlegend': True}
   layout['hovermode'] = 'closest'
+  break_ = '<br>' if level else ' '
   labels = [
-    f'{plots_layout.text(report_names.name(c.task))}<br>{plots_layout.text(c.metric)}'
+    plots_layout.text(report_names.name(c.task))
+    + break_
+    + plots_layout.text(c.metric)
     for c in columns
   ]
   data: list[dict[str, Any]] = []
@@ -76,6 +85,7 @@ def score_figure(comparison: Comparison) -> dict[str, Any] | None:
       'tickvals': list(range(len(columns))),
       'ticktext': labels,
       'showgrid': False,
+      'tickangle': 0 if level else -60,
       'range': [-0.5, len(columns) - 0.5],
     }
     layout[plots_layout.axis('y', panel)] |= {

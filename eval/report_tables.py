@@ -198,6 +198,6 @@ def questions(comparison: Comparison) -> str:
     f' <strong>Limited</strong>: {escape("; ".join(dict.fromkeys(limited)))}. '
     'The numbers are not those of the full benchmarks.'
     if limited
-    else ' Every question was scored.'
+    else ' Every question of the files read was scored.'
   )
   return f'Questions scored: {listed}.{remark}'

@@ -15,8 +15,9 @@ from steepest.eval.comparison import Column
 from steepest.eval.comparison import Comparison
 from steepest.eval.comparison import Group
 
-# Benchmark columns that fit beside the names of the cells.
-_COLUMNS = 7
+# Characters of a benchmark's number, and of the cell's name and seeds.
+_NUMBER = 10
+_CELL = 18
 
 
 def print_table(comparison: Comparison, console: Console) -> None:
@@ -24,7 +25,7 @@ def print_table(comparison: Comparison, console: Console) -> None:
   kept = [c for c in comparison.columns if c.kind != 'benchmark']
   scored = [c for c in comparison.columns if c.kind == 'benchmark']
   blocks = [kept] if kept else []
-  blocks += [scored[i : i + _COLUMNS] for i in range(0, len(scored), _COLUMNS)]
+  blocks += _split(scored, console.width)
   for block in blocks:
     console.print(_table(comparison, block))
   for group in comparison.groups:
@@ -42,15 +43,36 @@ def print_table(comparison: Comparison, console: Console) -> None:
   )
 
 
+def _split(columns: Sequence[Column], width: int) -> list[list[Column]]:
+  """Splits columns into tables that fit into `width`."""
+  blocks: list[list[Column]] = []
+  room = 0
+  for column in columns:
+    needs = 2 + max(_NUMBER, *map(len, _head(column).split('\n')))
+    if needs > room:
+      blocks.append([])
+      room = width - _CELL
+    blocks[-1].append(column)
+    room -= needs
+  return blocks
+
+
+def _head(column: Column) -> str:
+  """Returns a column's name in lines: narrow heads leave room for numbers."""
+  if column.kind != 'benchmark':
+    return report_names.column_name(column).replace(' ', '\n')
+  task = report_names.name(column.task).replace('ARC-', 'ARC-\n')
+  for separator in ' _':
+    task = task.replace(separator, '\n')
+  return f'{task}\n{column.metric}'
+
+
 def _table(comparison: Comparison, columns: Sequence[Column]) -> Table:
   table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, header_style='bold')
   table.add_column('Cell', no_wrap=True)
   table.add_column('n', justify='right')
   for column in columns:
-    title = report_names.column_name(column)
-    # Narrow heads leave room for the numbers.
-    title = title.replace(' ', '\n').replace('ARC-', 'ARC-\n')
-    table.add_column(escape(title), justify='right', no_wrap=True)
+    table.add_column(escape(_head(column)), justify='right', no_wrap=True)
   for group in comparison.groups:
     for cell in group.cells:
       table.add_row(

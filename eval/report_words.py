@@ -151,9 +151,7 @@ def _reasons(verdict: Verdict, cells: dict[str, Cell]) -> str:
   if within:
     parts.append(f'Within {spread}: {_join(within)}.')
   if unknown:
-    parts.append(
-      f'Differences: {_join(unknown)}. With one seed their spread is unknown.'
-    )
+    parts.append(f'By {_join(unknown)}; with one seed the spread is unknown.')
   return ' '.join(parts)
 
 
