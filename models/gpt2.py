@@ -9,6 +9,7 @@ from jax import numpy as jnp
 
 from steepest.models import attention
 from steepest.models.config import ModelConfig
+from steepest.models.matmul import matmul
 from steepest.models.parametrization import Linear
 from steepest.models.parametrization import Parametrization
 from steepest.models.parametrization import declare
@@ -142,6 +143,4 @@ class Model(nn.Module):
         ('vocab', 'width'),
         (c.vocab_size, c.width),
       )
-    return jnp.einsum(
-      'BLD,VD->BLV', x_BxLxD, readout_VxD.astype(c.compute_dtype)
-    )
+    return matmul(x_BxLxD, readout_VxD.astype(c.compute_dtype).T)

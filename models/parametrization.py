@@ -35,6 +35,7 @@ from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from steepest.models.config import ModelConfig
+from steepest.models.matmul import matmul
 
 _EMBEDDING_STD = 0.02
 # Exponents of CompleteP (arXiv 2505.01618) and depth-µP (arXiv 2310.02244).
@@ -234,7 +235,7 @@ class Linear(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (x.shape[-1], self.features)
     kernel = declare(self, 'kernel', self.weight, self.axes, shape)
-    y = jnp.dot(x, kernel.astype(self.dtype))
+    y = matmul(x, kernel.astype(self.dtype))
     if self.bias is not None:
       bias = declare(self, 'bias', self.bias, self.axes[1:], shape[1:])
       y += bias.astype(self.dtype)[(None,) * (y.ndim - 1)]
