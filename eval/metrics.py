@@ -35,17 +35,20 @@ def predict(question: Question, scores: Sequence[Score], metric: str) -> int:
   values = raw[: len(choices)]
   match metric:
     case 'acc':
-      pass
+      lengths = np.ones(len(choices))
     case 'acc_norm':
       # Code points, as the harness does; acc_bytes is the other reading.
-      values = values / [len(choice) for choice in choices]
+      lengths = np.array([len(choice) for choice in choices])
     case 'acc_bytes':
-      values = values / [len(choice.encode()) for choice in choices]
+      lengths = np.array([len(choice.encode()) for choice in choices])
     case 'acc_mutual_info':
       values = values - raw[len(choices) :]
+      lengths = np.ones(len(choices))
     case _:
       raise ValueError(f'{metric} does not rank choices')
-  return int(np.argmax(values))
+  # An empty choice comes last.
+  with np.errstate(divide='ignore'):
+    return int(np.argmax(values / lengths))
 
 
 def is_right(question: Question, scores: Sequence[Score], metric: str) -> bool:

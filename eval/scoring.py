@@ -35,8 +35,9 @@ _SHORTEST = 32
 # the caches is fastest.
 _LOGITS_BYTES = 2**30
 _LOGITS_BYTES_CPU = 2**23
-# Tokens of a batch on each device, however large the vocabulary.
+# Tokens of a batch on each device, however large or small the vocabulary.
 _FEWEST_TOKENS = 256
+_MOST_TOKENS = 2**14
 
 Logits = Callable[[Any, jax.Array], jax.Array]
 Progress = Callable[[int, int], None]
@@ -135,7 +136,8 @@ class ScoreFn:
     vocab_size = jax.eval_shape(self._logits_fn, params, probe).shape[-1]
     on_cpu = _platform(self._mesh) == 'cpu'
     logits_bytes = _LOGITS_BYTES_CPU if on_cpu else _LOGITS_BYTES
-    tokens = max(_FEWEST_TOKENS, logits_bytes // (4 * vocab_size))
+    tokens = min(logits_bytes // (4 * vocab_size), _MOST_TOKENS)
+    tokens = max(tokens, _FEWEST_TOKENS)
     lengths = _bucket_lengths(max_length, self._ways.get('sequence', 1))
     rows = sorted(rows, key=lambda row: len(row.tokens), reverse=True)
     while rows:
@@ -170,7 +172,9 @@ class ScoreFn:
     chosen_BxL = logits_BxLxV[row_Bx1, positions_BxL, targets_BxL]
     logp_BxL = chosen_BxL - normalizer_BxL[row_Bx1, positions_BxL]
     hit_BxL = best_BxL[row_Bx1, positions_BxL] == targets_BxL
-    owned_BxLxC = owners_BxL[..., None] == jnp.arange(_CONTINUATIONS)
+    owned_BxLxC = (
+      owners_BxL[..., None] == jnp.arange(_CONTINUATIONS)[None, None]
+    )
     loglikelihood_BxC = jnp.sum(logp_BxL[..., None], 1, where=owned_BxLxC)
     is_greedy_BxC = jnp.all(hit_BxL[..., None] | ~owned_BxLxC, axis=1)
     return loglikelihood_BxC, is_greedy_BxC
