@@ -1,0 +1,255 @@
+"""Eight simulated devices give what one gives, so do micro-batches."""
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+from steepest.training import mesh as mesh_lib
+from steepest.training.step import Step
+
+_MESHES = {
+  'data=8': {'mesh__data': 8},
+  'fsdp=8': {'mesh__fsdp': 8},
+  'tensor=4': {'mesh__tensor': 4},
+  'data=2,fsdp=2,tensor=2': {
+    'mesh__data': 2,
+    'mesh__fsdp': 2,
+    'mesh__tensor': 2,
+  },
+  'data=2,fsdp=2,sequence=2': {
+    'mesh__data': 2,
+    'mesh__fsdp': 2,
+    'mesh__sequence': 2,
+  },
+  'microbatches=4': {'microbatches': 4},
+  'data=2,fsdp=2,microbatches=4': {
+    'mesh__data': 2,
+    'mesh__fsdp': 2,
+    'microbatches': 4,
+  },
+}
+_FAST = ('data=2,fsdp=2,tensor=2', 'data=2,fsdp=2,microbatches=4')
+_OPTIMIZERS = ('adamw', 'lion', 'sophia')
+_EACH = [
+  pytest.param(name, mesh, marks=[] if mesh in _FAST else pytest.mark.slow)
+  for name in ('gpt2', 'llama')
+  for mesh in _MESHES
+]
+
+
+def _close(tree, wanted, rtol=1e-5):
+  """Equal to `rtol` of the largest entry of each tensor."""
+  largest = max(np.abs(w).max() for w in jax.tree.leaves(wanted))
+
+  def check(path, a, b):
+    # A tensor whose gradient is nothing but rounding has no scale of its own:
+    # GPT-2's key bias, to which the softmax is blind.
+    scale = max(np.abs(b).max(), 1e-3 * largest)
+    difference = np.abs(np.asarray(a, np.float64) - b).max()
+    assert difference <= rtol * scale, (jax.tree_util.keystr(path), difference)
+
+  jax.tree_util.tree_map_with_path(check, tree, wanted)
+
+
+def _compute(program, microbatches, estimator, params, batch):
+  """Returns loss, gradient and curvature on the program's mesh."""
+  step = Step(program.logits, program.chain, estimator, microbatches)
+
+  def fn(params, batch):
+    return step.gradient(params, batch), step.curvature(params, batch, 7, 3)
+
+  shardings = jax.tree.map(lambda s: s.sharding, program.state_shapes.params)
+  with jax.set_mesh(program.mesh):
+    params = jax.device_put(params, shardings)
+    return jax.device_get(jax.jit(fn)(params, program.put_batch(batch)))
+
+
+@pytest.fixture(scope='module')
+def single(configure, make_program, make_batch):
+  """What one device makes of a whole batch, by model and estimator."""
+  known = {}
+
+  def compute(name, estimator):
+    key = name, estimator
+    if key not in known:
+      program = make_program(
+        configure(name, 'sophia', optimizer__hessian_estimator=estimator)
+      )
+      assert program.mesh.size == 1
+      params = jax.device_get(program.init(0).params)
+      known[key] = params, _compute(program, 1, estimator, params, make_batch())
+    return known[key]
+
+  return compute
+
+
+@pytest.mark.parametrize('name, mesh', _EACH)
+def test_gradient_and_curvature(
+  configure, make_program, make_batch, single, name, mesh
+):
+  params, ((loss, grads), curvature) = single(name, 'gnb')
+  config = configure(name, 'sophia', **_MESHES[mesh])
+  program = make_program(config)
+  (other, others), curvatures = _compute(
+    program, config.microbatches, 'gnb', params, make_batch()
+  )
+  assert loss == pytest.approx(float(other), rel=2e-6)
+  _close(others, grads)
+  # Labels sampled on eight devices are those of one; squaring doubles errors.
+  _close(curvatures, curvature, rtol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['gpt2', 'llama'])
+def test_hutchinson(configure, make_program, make_batch, single, name):
+  params, (_, curvature) = single(name, 'hutchinson')
+  config = configure(
+    name,
+    'sophia',
+    optimizer__hessian_estimator='hutchinson',
+    **_MESHES['data=2,fsdp=2,tensor=2'],
+  )
+  _, curvatures = _compute(
+    make_program(config), 1, 'hutchinson', params, make_batch()
+  )
+  _close(curvatures, curvature, rtol=5e-5)
+
+
+@pytest.mark.parametrize('optimizer', _OPTIMIZERS)
+def test_update_from_equal_gradients(
+  configure, make_program, arguments, single, optimizer
+):
+  """One update on a split state; the gradient's norm alone is summed anew."""
+  params, ((_, grads), curvature) = single('gpt2', 'gnb')
+  results = []
+  for mesh in ({}, _MESHES['data=2,fsdp=2,tensor=2']):
+    config = configure('gpt2', optimizer, schedule__warmup_steps=0, **mesh)
+    program = make_program(config)
+    chain, args = program.chain, arguments(config)
+
+    def update(params, grads, curvature, chain=chain, args=args):
+      state = chain.init(params)
+      if chain.wants_curvature:
+        state = chain.update_curvature(state, curvature, args)
+      return chain.update(grads, state, params, 0, args)
+
+    shardings = jax.tree.map(lambda s: s.sharding, program.state_shapes.params)
+    trees = (jax.device_put(t, shardings) for t in (params, grads, curvature))
+    new, _, stats = jax.device_get(jax.jit(update)(*trees))
+    results.append((new, stats))
+  (new, stats), (other, others) = results
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8),
+    new,
+    other,
+  )
+  for key, value in stats.items():
+    assert others[key] == pytest.approx(value, rel=1e-5), key
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), new, params)
+  assert min(jax.tree.leaves(moved)) > 0
+
+
+@pytest.mark.parametrize(
+  'name, optimizer, mesh',
+  [
+    pytest.param(
+      name,
+      optimizer,
+      mesh,
+      marks=[]
+      if (name, mesh) == ('gpt2', 'data=2,fsdp=2,tensor=2')
+      else pytest.mark.slow,
+    )
+    for name in ('gpt2', 'llama')
+    for optimizer in _OPTIMIZERS
+    for mesh in (*_FAST, 'data=2,fsdp=2,sequence=2', 'data=8', 'fsdp=8')
+  ],
+)
+def test_losses(
+  configure, make_program, arguments, make_batch, name, optimizer, mesh
+):
+  """Six steps, past two curvature estimates."""
+  curves = []
+  for where in ({}, _MESHES[mesh]):
+    config = configure(name, optimizer, optimizer__lr=3e-3, **where)
+    program = make_program(config)
+    args, seed = program.put(arguments(config)), program.put(np.uint32(0))
+    state, losses = program.init(0), []
+    for s in range(6):
+      batch = program.put_batch(make_batch(s))
+      state, stats = program.step(state, batch, args, seed)
+      losses.append(float(stats['train/loss']))
+    curves.append(losses)
+  np.testing.assert_allclose(*curves, atol=1e-4, rtol=0)
+  assert curves[0][-1] < curves[0][0]
+
+
+def test_state_is_split_over_the_mesh(configure, make_program):
+  config = configure('llama', 'adamw', **_MESHES['data=2,fsdp=2,tensor=2'])
+  state = make_program(config).init(0)
+  for tree in (state.params, state.opt_state.m, state.opt_state.v):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+      parts = leaf.size / leaf.addressable_shards[0].data.size
+      # Gains are whole everywhere; embeddings over vocabulary and width.
+      assert parts == (1 if leaf.ndim == 1 else 4), path
+
+
+def test_initial_values_do_not_depend_on_the_mesh(configure, make_program):
+  config = configure('gpt2', 'adamw')
+  wanted = jax.device_get(make_program(config).init(3).params)
+  config = configure('gpt2', 'adamw', **_MESHES['data=2,fsdp=2,tensor=2'])
+  got = jax.device_get(make_program(config).init(3).params)
+  jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+@pytest.mark.parametrize(
+  'sizes, said',
+  [
+    ({'mesh__data': -1, 'mesh__fsdp': 3}, '8 devices do not divide'),
+    ({'mesh__data': 16}, 'needs 16 devices, there are 8'),
+    ({'mesh__data': 0}, 'must be positive'),
+    ({'mesh__tensor': -1}, 'must be positive'),
+  ],
+)
+def test_impossible_meshes_are_refused(configure, sizes, said):
+  with pytest.raises(ValueError, match=said):
+    mesh_lib.make_mesh(configure('gpt2', 'adamw', **sizes).mesh)
+
+
+@pytest.mark.parametrize(
+  'keys, said',
+  [
+    ({'batch_size': 9, 'mesh__data': 2}, 'batch_size=9 .*the next one is 10'),
+    ({'microbatches': 3}, 'batch_size=16 .*microbatches = 3'),
+    ({'mesh__tensor': 8, 'model__num_heads': 4}, 'num_heads=4'),
+    (
+      {'mesh__tensor': 4, 'model__num_kv_heads': 2},
+      r'model\.num_kv_heads=2 is not a multiple of mesh\.tensor = 4',
+    ),
+    ({'mesh__sequence': 8, 'model__context': 12}, 'context=12'),
+    ({'mesh__fsdp': 8, 'model__width': 36, 'model__head_dim': 8}, 'width=36'),
+    ({'mesh__tensor': 4, 'model__vocab_size': 65}, 'vocab_size=65'),
+    ({'mesh__tensor': 4, 'model__mlp_dim': 90}, 'mlp_dim=90'),
+  ],
+)
+def test_shapes_that_do_not_divide_are_refused(
+  configure, make_program, keys, said
+):
+  with pytest.raises(ValueError, match=said):
+    make_program(configure('llama', 'adamw', **keys))
+
+
+def test_minus_one_takes_the_devices_that_are_left(configure):
+  config = configure('gpt2', 'adamw', mesh__data=-1, mesh__tensor=2)
+  shape = mesh_lib.make_mesh(config.mesh).shape
+  assert shape == {'data': 4, 'fsdp': 1, 'tensor': 2, 'sequence': 1}
+
+
+def test_a_batch_is_split_over_data_and_fsdp(
+  configure, make_program, make_batch
+):
+  config = configure('gpt2', 'adamw', mesh__data=2, mesh__fsdp=4)
+  inputs = make_program(config).put_batch(make_batch())['inputs']
+  assert inputs.addressable_shards[0].data.shape == (2, 16)
+  assert jnp.array_equal(inputs, make_batch()['inputs'])

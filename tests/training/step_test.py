@@ -1,0 +1,135 @@
+"""Curvature estimates against closed forms; micro-batches against batches."""
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+from steepest.training.step import Step
+from steepest.training.step import cross_entropy
+from steepest.training.step import key_for
+
+_FEATURES = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+_TOKENS = np.random.default_rng(1).integers(0, 7, (4, 5)).astype(np.int32)
+_BATCH = {'inputs': _TOKENS, 'targets': (_TOKENS + 2) % 4}
+_WEIGHTS = np.random.default_rng(2).normal(size=(3, 4)).astype(np.float32)
+
+
+def _regression(params, tokens_BxL):
+  """Softmax regression of 4 classes on 3 features of a token."""
+  return jnp.asarray(_FEATURES)[tokens_BxL] @ params
+
+
+def _step(estimator, microbatches=1):
+  return Step(_regression, None, estimator, microbatches)
+
+
+def _average(step, draws):
+  curvature = jax.vmap(lambda s: step.curvature(_WEIGHTS, _BATCH, 0, s))
+  samples = np.asarray(jax.jit(curvature)(jnp.arange(draws)), np.float64)
+  return samples.mean(0), samples.std(0) / draws**0.5
+
+
+@pytest.mark.parametrize('microbatches', [1, 4])
+def test_gauss_newton_bartlett_averages_to_the_closed_form(microbatches):
+  """Diagonal of the Gauss-Newton matrix: mean over tokens of p(1-p)·x²."""
+  mean, error = _average(_step('gnb', microbatches), 20_000)
+  x_NxF = _FEATURES[_TOKENS.ravel()].astype(np.float64)
+  p_NxV = np.exp(x_NxF @ _WEIGHTS)
+  p_NxV /= p_NxV.sum(1, keepdims=True)
+  wanted = np.einsum('nf,nv->fv', x_NxF**2, p_NxV * (1 - p_NxV)) / len(x_NxF)
+  assert (np.abs(mean - wanted) < 5 * error).all()
+  np.testing.assert_allclose(mean, wanted, rtol=0.06)
+  # The targets do not enter: the empirical Fisher would differ.
+  grads = _step('gnb').gradient(_WEIGHTS, _BATCH)[1]
+  empirical = _TOKENS.size * np.asarray(grads) ** 2
+  assert np.abs(empirical / wanted - 1).max() > 0.5
+
+
+def test_hutchinson_averages_to_the_hessians_diagonal():
+  def loss(flat):
+    logits = _regression(flat.reshape(3, 4), _TOKENS)
+    return cross_entropy(logits, _BATCH['targets']).mean()
+
+  wanted = np.diag(jax.hessian(loss)(_WEIGHTS.ravel())).reshape(3, 4)
+  mean, error = _average(_step('hutchinson'), 20_000)
+  assert (np.abs(mean - wanted) < 5 * error).all()
+  np.testing.assert_allclose(mean, wanted, atol=0.05 * wanted.max())
+
+
+def test_hutchinson_of_a_constant_loss_is_zero():
+  """With a single class nothing can be learnt."""
+  step = Step(lambda p, t: p[t][..., None], None, 'hutchinson', 1)
+  zero = step.curvature(
+    jnp.ones(7), {'inputs': _TOKENS, 'targets': _TOKENS * 0}, 0, 0
+  )
+  np.testing.assert_allclose(zero, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize('estimator', ['gnb', 'hutchinson'])
+def test_micro_batches_change_neither_gradient_nor_curvature(estimator):
+  whole, parts = _step(estimator), _step(estimator, 4)
+  loss, grads = whole.gradient(_WEIGHTS, _BATCH)
+  other, others = parts.gradient(_WEIGHTS, _BATCH)
+  np.testing.assert_allclose(loss, other, rtol=1e-6)
+  np.testing.assert_allclose(grads, others, rtol=1e-5, atol=1e-7)
+  np.testing.assert_allclose(
+    whole.curvature(_WEIGHTS, _BATCH, 3, 5),
+    parts.curvature(_WEIGHTS, _BATCH, 3, 5),
+    rtol=1e-5,
+    atol=1e-7,
+  )
+
+
+def test_gradient_is_the_mean_over_tokens_by_hand():
+  x_NxF = _FEATURES[_TOKENS.ravel()].astype(np.float64)
+  p_NxV = np.exp(x_NxF @ _WEIGHTS)
+  p_NxV /= p_NxV.sum(1, keepdims=True)
+  labels = _BATCH['targets'].ravel()
+  picked = p_NxV[np.arange(len(labels)), labels]
+  wanted = x_NxF.T @ (p_NxV - np.eye(4)[labels]) / len(labels)
+  loss, grads = _step('gnb').gradient(_WEIGHTS, _BATCH)
+  np.testing.assert_allclose(loss, -np.log(picked).mean(), rtol=1e-5)
+  np.testing.assert_allclose(grads, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_keys_differ_by_seed_purpose_and_step():
+  keys = {
+    jax.random.key_data(key_for(seed, purpose, step)).tobytes()
+    for seed in (0, 1)
+    for purpose in ('init', 'labels', 'probe')
+    for step in (0, 1, 2)
+  }
+  assert len(keys) == 18
+
+
+@pytest.mark.parametrize('every', [1, 3])
+def test_curvature_comes_after_the_update_every_so_many_steps(
+  configure, make_program, arguments, make_batch, every
+):
+  """At s = every - 1, 2·every - 1, …, at the new parameters, same inputs."""
+  config = configure('gpt2', 'sophia', optimizer__hessian_every=every)
+  program = make_program(config)
+  args, seed = program.put(arguments(config)), program.put(np.uint32(0))
+  step = Step(program.logits, program.chain, 'gnb', 1)
+  state, refreshed = program.init(0), []
+  for s in range(4):
+    batch = program.put_batch(make_batch(s))
+    before = jax.tree.map(np.asarray, state.opt_state)
+    state, _ = program.step(state, batch, args, seed)
+    h = jax.tree.map(np.asarray, state.opt_state.h)
+    moved = int(state.opt_state.estimates) - int(before.estimates)
+    refreshed.append(moved)
+    if not moved:
+      jax.tree.map(np.testing.assert_array_equal, h, before.h)
+  assert refreshed == [int(s % every == every - 1) for s in range(4)]
+  if every == 1:
+    wanted = jax.jit(step.curvature)(state.params, batch, 0, 3)
+    jax.tree.map(
+      lambda new, old, c: np.testing.assert_allclose(
+        new, 0.99 * old + 0.01 * c, rtol=1e-4, atol=1e-6 * np.abs(c).max()
+      ),
+      h,
+      before.h,
+      wanted,
+    )
