@@ -57,6 +57,7 @@ class Training:
     )
 
   def on_row(self, row: dict[str, Any]) -> None:
+    """Shows a logged row."""
     done = row['step'] + 1
     status = describe(row)
     self._bar.update(self._task, completed=done, status=status)

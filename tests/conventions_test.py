@@ -1,0 +1,147 @@
+"""Rules of the house that a reader would otherwise have to watch."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+from steepest.experiments import base
+from steepest.launch import cli
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_FOLDERS = (
+  'experiments',
+  'models',
+  'optimizers',
+  'data',
+  'training',
+  'eval',
+  'interop',
+  'launch',
+)
+_FILES = sorted(p for f in _FOLDERS for p in (_ROOT / f).rglob('*.py'))
+_TESTS = sorted((_ROOT / 'tests').rglob('*.py'))
+_MOST_KEYS = 100
+# One list of keys or of a plot's traces, not a flow of control.
+_LISTS = ('get_config', 'score_figure', '_curve_traces')
+
+
+def _relative(path: pathlib.Path) -> str:
+  return path.relative_to(_ROOT).as_posix()
+
+
+@pytest.mark.parametrize('path', _FILES, ids=_relative)
+def test_files_and_functions_are_short(path):
+  text = path.read_text('utf-8')
+  assert len(text.splitlines()) <= 400
+  for node in ast.walk(ast.parse(text)):
+    if isinstance(node, ast.FunctionDef):
+      lines = node.end_lineno - node.body[0].lineno + 1
+      if ast.get_docstring(node):
+        lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+      if node.name not in _LISTS:
+        assert lines <= 60, f'{node.name} has {lines} lines'
+
+
+@pytest.mark.parametrize('path', _FILES + _TESTS, ids=_relative)
+def test_no_drawer_for_everything(path):
+  assert path.stem not in ('utils', 'util', 'helpers', 'common', 'misc')
+
+
+def test_recipes_are_short():
+  for path in (_ROOT / 'experiments').glob('*.py'):
+    if path.stem != 'base':
+      assert len(path.read_text('utf-8').splitlines()) <= 120, path
+
+
+@pytest.mark.parametrize('path', _FILES, ids=_relative)
+def test_configuration_has_no_defaults_elsewhere(path):
+  """Every key exists in base.py; `.get('key', …)` would hide a mistake."""
+  for node in ast.walk(ast.parse(path.read_text('utf-8'))):
+    if (
+      isinstance(node, ast.Call)
+      and isinstance(node.func, ast.Attribute)
+      and node.func.attr in ('get', 'get_ref', 'get_oneway_ref')
+    ):
+      holder = ast.unparse(node.func.value)
+      assert not re.search(r'config|\bcfg\b', holder), ast.unparse(node)
+
+
+@pytest.mark.parametrize('path', _FILES, ids=_relative)
+def test_no_pickle_is_loaded(path):
+  for node in ast.walk(ast.parse(path.read_text('utf-8'))):
+    if isinstance(node, ast.Call):
+      call = ast.unparse(node.func)
+      assert call not in ('pickle.load', 'pickle.loads', 'torch.load'), call
+      for keyword in node.keywords:
+        if keyword.arg == 'allow_pickle':
+          assert ast.unparse(keyword.value) == 'False', ast.unparse(node)
+
+
+@pytest.mark.parametrize('path', _FILES, ids=_relative)
+def test_functions_and_files_say_what_they_do(path):
+  tree = ast.parse(path.read_text('utf-8'))
+  if path.name == '__init__.py':
+    return
+  assert ast.get_docstring(tree), 'the file has no docstring'
+  nodes = [*tree.body]
+  for node in tree.body:
+    if isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
+      nodes += node.body
+  for node in nodes:
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+      if not node.name.startswith('_') and not _trivial(node):
+        assert ast.get_docstring(node), f'{node.name} has no docstring'
+
+
+def _trivial(node: ast.FunctionDef | ast.ClassDef) -> bool:
+  """Whether a method's name and few lines say it all."""
+  return isinstance(node, ast.FunctionDef) and len(node.body) <= 3
+
+
+def _keys_and_comments() -> list[tuple[str, str]]:
+  """Returns each assignment to a key in base.py and the line above it."""
+  lines = (_ROOT / 'experiments' / 'base.py').read_text('utf-8').splitlines()
+  found = []
+  for above, line in zip(lines, lines[1:]):
+    match = re.match(r'  \w+\.(\w+) = (?!.*ConfigDict)', line)
+    if match:
+      found.append((match[1], above.strip()))
+  return found
+
+
+def test_every_key_is_explained_and_they_stay_few():
+  documented = _keys_and_comments()
+  keys = [key.rpartition('.')[2] for key in cli.flatten(base.get_config())]
+  study = [k.rpartition('.')[2] for k in cli.flatten(base.get_study_config())]
+  assert len(keys) <= _MOST_KEYS
+  # Some keys share one comment.
+  shared = ('optimizers', 'lrs_lion', 'lrs_sophia')
+  for key, comment in documented:
+    assert key in study
+    if key not in shared:
+      assert comment.startswith('#'), f'{key} has no comment above it'
+  assert set(study) <= {key for key, _ in documented}
+
+
+def test_real_valued_defaults_are_floats():
+  """So `--config.optimizer.lr=1` is no type error."""
+  for key, value in cli.flatten(base.get_study_config()).items():
+    leaf = key.rpartition('.')[2]
+    if leaf in ('lr', 'eps', 'rho', 'weight_decay', 'clip_norm', 'rope_base'):
+      assert isinstance(value, float), key
+    if leaf.endswith(('_fraction', '_eps')):
+      assert isinstance(value, float), key
+
+
+_FORBIDDEN = re.compile(
+  r'/work/|/tmp/|/root/|/home/|/Users/|localhost:\d'
+  r'|files\.pythonhosted|pypi\.org/simple'
+)
+
+
+@pytest.mark.parametrize('path', _FILES, ids=_relative)
+def test_no_machine_is_named(path):
+  found = _FORBIDDEN.search(path.read_text('utf-8'))
+  assert not found, found
