@@ -36,6 +36,28 @@ from steepest.training.program import Program
 # Keys that a restart may change: they do not change what is computed.
 _FREE = ('steps', 'log_every', 'eval_', 'checkpoint', 'mesh.', 'microbatches')
 
+_POSITIVE = (
+  'batch_size',
+  'checkpoints_kept',
+  'data.epochs',
+  'log_every',
+  'microbatches',
+  'steps',
+)
+_NOT_NEGATIVE = (
+  'checkpoint_every',
+  'eval_every',
+  'eval_sequences',
+  'eval_tasks_every',
+  'eval_tasks_limit',
+  'parametrization.base_depth',
+  'parametrization.base_head_dim',
+  'parametrization.base_mlp_dim',
+  'parametrization.base_num_heads',
+  'parametrization.base_width',
+  'seed',
+)
+
 _programs: dict[str, Program] = {}
 
 
@@ -60,6 +82,7 @@ def train(
   """
   workdir = pathlib.Path(workdir)
   config = config.copy_and_resolve_references()
+  _check_ranges(config)
   _import_shapes(config, overrides)
   summary = finished(config, workdir)
   if summary is not None:
@@ -121,7 +144,8 @@ def finished(
   if summary['status'] == 'diverged':
     raise Diverged(
       f'{workdir} holds a run that diverged at step '
-      f'{summary["diverged_at_step"]}: use another --workdir'
+      f'{summary["diverged_at_step"]}: use another --workdir',
+      summary['diverged_at_step'],
     )
   return summary if summary['steps'] == config.steps else None
 
@@ -265,6 +289,17 @@ def _load_checkpoint(workdir: pathlib.Path) -> LoadedModel:
     model.context,
     {'model': f'ckpt:{workdir}', 'steps': steps},
   )
+
+
+def _check_ranges(config: ConfigDict) -> None:
+  """Raises a ValueError that names the first key out of its range."""
+  values = cli.flatten(config)
+  for key in _POSITIVE + _NOT_NEGATIVE:
+    least = 1 if key in _POSITIVE else 0
+    if values[key] < least:
+      raise ValueError(f'{key}={values[key]}: must be at least {least}')
+  if config.stage not in ('tune', 'final'):
+    raise ValueError(f'stage={config.stage!r}: must be tune or final')
 
 
 def _import_shapes(config: ConfigDict, overrides: dict[str, Any]) -> None:

@@ -83,9 +83,11 @@ def default_workdir(holder: flags.FlagHolder) -> str:
 
 def _find_config(arg: str) -> str:
   """Lets experiments/F.py be named from any directory."""
-  match = re.fullmatch(r'(--?config=)(experiments/[^:]+)(:.*)?', arg)
+  match = re.fullmatch(r'(--?config=)([^:]+\.py)(:.*)?', arg)
   if not match or pathlib.Path(match[2]).exists():
     return arg
+  if pathlib.Path(match[2]).parent != pathlib.Path('experiments'):
+    raise FileNotFoundError(f'no recipe {match[2]}')
   from steepest.experiments import base
 
   shipped = pathlib.Path(base.__file__).parent / pathlib.Path(match[2]).name

@@ -65,7 +65,10 @@ def arguments(
   Raises:
     ValueError: a value is out of its range.
   """
-  b1, b2 = optimizer.betas
+  betas = optimizer.betas
+  if len(betas) != 2 or not all(isinstance(b, (int, float)) for b in betas):
+    raise ValueError(f'optimizer.betas={betas}: give two numbers')
+  b1, b2 = betas
   values = {
     'lr': optimizer.lr,
     'b1': b1,

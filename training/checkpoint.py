@@ -13,12 +13,26 @@ from steepest.training.step import TrainState
 class Checkpointer:
   """Checkpoints of one run, named by the steps done."""
 
-  def __init__(self, directory: str | os.PathLike[str], kept: int):
+  def __init__(
+    self,
+    directory: str | os.PathLike[str],
+    kept: int,
+    read_only: bool = False,
+  ):
+    """Opens the directory.
+
+    Args:
+      directory: of all checkpoints, made if it does not exist.
+      kept: latest checkpoints to keep.
+      read_only: change nothing there.
+    """
     self.directory = pathlib.Path(directory).absolute()
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=kept, enable_async_checkpointing=True
+        max_to_keep=None if read_only else kept,
+        enable_async_checkpointing=not read_only,
+        read_only=read_only,
       ),
     )
 

@@ -61,7 +61,9 @@ class Callbacks:
 class Diverged(ValueError):
   """The loss or the update stopped being a number, at `step`."""
 
-  step: int | None = None
+  def __init__(self, message: str, step: int):
+    super().__init__(message)
+    self.step = step
 
 
 class Loop:
@@ -119,7 +121,18 @@ class Loop:
     finally:
       if checkpointer is not None:
         checkpointer.close()
-    return self._summary()
+    return self._summary(self.config.steps)
+
+  def diverged(self, error: Diverged) -> dict[str, Any]:
+    """Returns what summary.json holds of a run that ended with `error`."""
+    return {
+      **self._summary(error.step),
+      'status': 'diverged',
+      'diverged_at_step': error.step,
+      'train_loss': None,
+      'eval_loss': None,
+      'eval_loss_by_source': {},
+    }
 
   def _start(
     self, init: Callable[[], TrainState], checkpointer: Checkpointer | None
@@ -190,7 +203,8 @@ class Loop:
     if bad:
       raise Diverged(
         f'diverged at step {step}: {bad[0]} is {row[bad[0]]}; lower '
-        f'optimizer.lr; {self._last_good()}'
+        f'optimizer.lr; {self._last_good()}',
+        step,
       )
     return {'step': step, 'tokens': (step + 1) * self._tokens_per_step, **row}
 
@@ -277,8 +291,7 @@ class Loop:
     finally:
       self._seconds[what] += time.perf_counter() - start
 
-  def _summary(self) -> dict[str, Any]:
-    steps = self.config.steps
+  def _summary(self, steps: int) -> dict[str, Any]:
     rows = metrics.read_rows(self.workdir)
     tail = rows[-max(1, round(len(rows) * 0.05)) :]
     tokens = steps * self._tokens_per_step
