@@ -1,0 +1,155 @@
+"""Runs in this process: restarts, warm starts, reading models back."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from steepest.data import tokenizers
+from steepest.experiments import tiny
+from steepest.launch import assemble
+
+_TIMED = ('seconds', 'data/wait_seconds', 'tokens_per_second')
+
+
+@pytest.fixture
+def configure(golden):
+  """Returns a function that makes a configuration of one small layer."""
+
+  def fn(variant, **keys):
+    config = tiny.get_config(variant)
+    given = {key.replace('__', '.'): value for key, value in keys.items()}
+    config.update_from_flattened_dict(
+      {
+        'data.source': f'flat:{golden / "tokens.npy"}',
+        'mesh.data': 1,
+        'model.num_layers': 1,
+        'model.width': 32,
+        'model.context': 16,
+        'model.vocab_size': 128,
+        'schedule.kind': 'constant',
+        'schedule.warmup_steps': 1,
+        'optimizer.hessian_every': 2,
+        'steps': 6,
+        'checkpoint_every': 3,
+        **given,
+      }
+    )
+    return config
+
+  return fn
+
+
+def _rows(workdir):
+  rows = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+  return [{k: v for k, v in row.items() if k not in _TIMED} for row in rows]
+
+
+def _state(workdir, steps):
+  import orbax.checkpoint as ocp
+
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    return reader.restore(workdir / 'checkpoints' / str(steps) / 'state')
+
+
+@pytest.mark.parametrize(
+  'variant', ['gpt2,adamw', 'llama,lion', 'gpt2,sophia', 'llama,sophia']
+)
+def test_k_steps_and_k_more_are_2k_steps(configure, tmp_path, variant):
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  seen = []
+  assemble.train(configure(variant), whole, {}, seen.append)
+  assemble.train(configure(variant, steps=3), parts, {})
+  summary = assemble.train(configure(variant), parts, {})
+  assert _rows(whole) == _rows(parts)
+  assert len(seen) == len(_rows(whole)) == summary['steps'] == 6
+  jax.tree.map(
+    np.testing.assert_array_equal, _state(whole, 6), _state(parts, 6)
+  )
+  assert summary['curvature_passes'] == (3 if 'sophia' in variant else 0)
+
+
+def test_a_finished_run_is_left_alone(configure, tmp_path):
+  first = assemble.train(configure('gpt2,lion'), tmp_path / 'run', {})
+  before = {p: p.stat().st_mtime_ns for p in (tmp_path / 'run').rglob('*')}
+  assert assemble.train(configure('gpt2,lion'), tmp_path / 'run', {}) == first
+  after = {p: p.stat().st_mtime_ns for p in (tmp_path / 'run').rglob('*')}
+  assert before == after
+
+
+def test_seconds_are_carried_through_restarts(configure, tmp_path):
+  config = configure('gpt2,lion', steps=3)
+  first = assemble.train(config, tmp_path / 'run', {})
+  second = assemble.train(configure('gpt2,lion'), tmp_path / 'run', {})
+  assert second['seconds'] > first['seconds']
+  rows = (tmp_path / 'run' / 'metrics.jsonl').read_text('utf-8').splitlines()
+  seconds = [json.loads(row)['seconds'] for row in rows]
+  assert seconds == sorted(seconds)
+
+
+def test_sophias_extra_passes_count_as_flops(configure, tmp_path):
+  flops = {}
+  for name in ('lion', 'sophia'):
+    config = configure(f'gpt2,{name}', checkpoint_every=0)
+    flops[name] = assemble.train(config, tmp_path / name, {})['flops']
+  # Three of the six steps take a second gradient.
+  assert flops['sophia'] / flops['lion'] == pytest.approx(1.5)
+
+
+def test_a_search_shares_its_program(configure):
+  from steepest.models import config as model_config
+
+  a, b, c = (
+    configure('llama,lion', **keys)
+    for keys in ({}, {'optimizer__lr': 0.1, 'seed': 3}, {'batch_size': 4})
+  )
+  model = model_config.resolve(a.model, 0, a.dtype)
+  program = assemble.make_program(a, model)
+  assert assemble.make_program(b, model) is program
+  assert assemble.make_program(c, model) is not program
+
+
+def test_a_trained_model_is_read_back(configure, tmp_path):
+  workdir = tmp_path / 'run'
+  tokenizer = tokenizers.train_bpe(iter(['some text of no weight'] * 9), 270)
+  config = configure('llama,adamw', model__vocab_size=tokenizer.vocab_size)
+  assemble.train(config, workdir, {})
+  with pytest.raises(FileNotFoundError, match=r'no tokenizer\.json'):
+    assemble.load_model(f'ckpt:{workdir}')
+  tokenizer.save(workdir)
+  before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
+  loaded = assemble.load_model(f'ckpt:{workdir}')
+  assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
+  assert loaded.description['steps'] == 6
+  assert loaded.max_length == 16
+  assert loaded.tokenizer.sha256 == tokenizer.sha256
+  saved = _state(workdir, 6)
+  params = saved['params'] if isinstance(saved, dict) else saved.params
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+  logits = loaded.logits_fn(loaded.params, np.zeros((1, 5), np.int32))
+  assert logits.shape == (1, 5, tokenizer.vocab_size)
+  assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize(
+  'spec, said',
+  [
+    ('gone', 'give hf:DIR or ckpt:WORKDIR'),
+    ('ckpt:', 'give hf:DIR or ckpt:WORKDIR'),
+    ('ckpt:gone', 'no config.json, not a run'),
+    ('hf:gone', 'no gone/config.json'),
+  ],
+)
+def test_models_that_are_not_there(spec, said):
+  with pytest.raises((ValueError, FileNotFoundError), match=said):
+    assemble.load_model(spec)
+
+
+def test_a_run_without_checkpoints_cannot_be_read(configure, tmp_path):
+  config = configure('gpt2,lion', checkpoint_every=0)
+  assemble.train(config, tmp_path / 'run', {})
+  tokenizer = tokenizers.train_bpe(iter(['some text'] * 9), 262)
+  tokenizer.save(tmp_path / 'run')
+  with pytest.raises(FileNotFoundError, match='no complete checkpoint'):
+    assemble.load_model(f'ckpt:{tmp_path / "run"}')

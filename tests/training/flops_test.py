@@ -1,0 +1,63 @@
+"""FLOPs by hand, and against what XLA counts."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from steepest.training import flops
+
+
+def test_parameters_and_flops_by_hand(configure, make_program):
+  """One layer of width 32, MLP 128, 64 tokens, context 16, GPT-2."""
+  program = make_program(configure('gpt2', 'adamw'))
+  params = program.state_shapes.params
+  block = 4 * (32 * 32 + 32) + (32 * 128 + 128) + (128 * 32 + 32) + 4 * 32
+  outside = 64 * 32 + 16 * 32
+  assert flops.count(params) == {
+    'parameters': block + 2 * 32 + outside,
+    'parameters_without_embeddings': block + 2 * 32,
+  }
+  wanted = 6 * (block + 2 * 32 + 64 * 32) + 12 * 1 * 32 * 16
+  assert flops.per_token(params, program.model) == wanted
+
+
+def test_is_close_to_what_xla_counts(configure, make_program, make_batch):
+  """Matrix products are nearly all of it at these widths."""
+  program = make_program(configure('gpt2', 'adamw', model__width=128))
+  params = program.state_shapes.params
+  batch = program.put_batch(make_batch())
+
+  def forward(params, tokens):
+    return program.logits(params, tokens)
+
+  with jax.set_mesh(program.mesh):
+    cost = jax.jit(forward).lower(params, batch['inputs']).cost_analysis()
+  tokens = batch['inputs'].size
+  # A third of a step's FLOPs are the forward pass's.
+  ours = flops.per_token(params, program.model) * tokens / 3
+  assert cost['flops'] == pytest.approx(ours, rel=0.1)
+
+
+@pytest.mark.parametrize(
+  'kind, peak',
+  [
+    ('NVIDIA H100 80GB HBM3', 989.4e12),
+    ('NVIDIA H100 PCIe', 756e12),
+    ('NVIDIA A100-SXM4-80GB', 312e12),
+    ('TPU v5 lite', 197e12),
+    ('TPU v5p', 459e12),
+    ('TPU v4', 275e12),
+    ('TPU v6 lite', 918e12),
+    ('cpu', None),
+  ],
+)
+def test_peaks_by_the_devices_name(kind, peak):
+  assert flops.peak(types.SimpleNamespace(device_kind=kind)) == peak
+
+
+def test_counts_are_integers(configure, make_program):
+  params = make_program(configure('gpt2', 'adamw')).state_shapes.params
+  for value in flops.count(params).values():
+    assert isinstance(value, int) and not isinstance(value, np.integer)
