@@ -293,7 +293,7 @@ def _load_checkpoint(workdir: pathlib.Path) -> LoadedModel:
 
 def _check_ranges(config: ConfigDict) -> None:
   """Raises a ValueError that names the first key out of its range."""
-  values = cli.flatten(config)
+  values: dict[str, Any] = cli.flatten(config)
   for key in _POSITIVE + _NOT_NEGATIVE:
     least = 1 if key in _POSITIVE else 0
     if values[key] < least:

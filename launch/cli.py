@@ -76,7 +76,8 @@ def required(holder: flags.FlagHolder) -> ConfigDict:
 
 def default_workdir(holder: flags.FlagHolder) -> str:
   """Returns runs/CONFIG-VARIANT."""
-  name, _, variant = flags.FLAGS[holder.name].config_filename.partition(':')
+  path = config_flags.get_config_filename(flags.FLAGS[holder.name])
+  name, _, variant = path.partition(':')
   words = [pathlib.Path(name).stem, *filter(None, re.split(r'\W+', variant))]
   return f'runs/{"-".join(words)}'
 

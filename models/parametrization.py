@@ -26,6 +26,7 @@ in proportion as gradients shrink with 1/m and curvatures with 1/m².
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 from flax import linen as nn
 from flax import struct
@@ -252,7 +253,7 @@ def declare(
   """Declares a float32 parameter with its role and logical axes."""
   role, init = role_and_init
 
-  def boxed(key: jax.Array) -> Parameter:
+  def boxed(key: jax.Array) -> Any:
     return Parameter(init(key, shape, jnp.float32), names=axes, role=role)
 
   return module.param(name, boxed)

@@ -14,7 +14,7 @@ from steepest.optimizers.hyperparameters import like
 class ScaleByAdamWState(NamedTuple):
   """Steps taken, first and second moments."""
 
-  count: jax.Array
+  steps: jax.Array
   m: Any
   v: Any
 
@@ -48,7 +48,7 @@ def scale_by_adamw(
 
   def update(grads: Any, state: ScaleByAdamWState, params: Any = None):
     del params
-    count = state.count + 1
+    steps = state.steps + 1
     b1s, b2s, epss = like(b1, grads), like(b2, grads), like(eps, grads)
     m = jax.tree.map(lambda m, g, b: b * m + (1 - b) * g, state.m, grads, b1s)
     v = jax.tree.map(
@@ -56,12 +56,12 @@ def scale_by_adamw(
     )
 
     def direction(m, v, b1, b2, eps):
-      t = count.astype(m.dtype)
+      t = steps.astype(m.dtype)
       m_hat = m / (1 - b1**t)
       return m_hat / (jnp.sqrt(v / (1 - b2**t)) + eps)
 
     updates = jax.tree.map(direction, m, v, b1s, b2s, epss)
-    return updates, ScaleByAdamWState(count, m, v)
+    return updates, ScaleByAdamWState(steps, m, v)
 
   return optax.GradientTransformation(init, update)
 

@@ -170,7 +170,7 @@ class Chain:
     """Folds a curvature estimate into the state."""
     return self.module.update_curvature(state, curvature, args.b2)
 
-  def _unclipped(self, updates: Any) -> dict[str, jax.Array]:
+  def _unclipped(self, updates: Any) -> dict[str, Any]:
     """Returns the share of coordinates with |u| < 1, in all and by role."""
     totals: dict[str, list[tuple[jax.Array, int]]] = {}
     leaves = zip(

@@ -23,9 +23,9 @@ class Hyperparameters(NamedTuple):
 
 def like(value: Number, tree: Any) -> Any:
   """Returns `value` as a tree like `tree`, a single one for every leaf."""
-  if jax.tree.structure(value) == jax.tree.structure(tree):
+  structure: Any = jax.tree.structure
+  if structure(value) == structure(tree):
     return value
-  if jax.tree.structure(value).num_leaves == 1:
-    leaf = jax.tree.leaves(value)[0]
-    return jax.tree.map(lambda _: leaf, tree)
+  if len(leaves := jax.tree.leaves(value)) == 1:
+    return jax.tree.map(lambda _: leaves[0], tree)
   raise ValueError('hyperparameter tree and parameter tree differ')

@@ -134,10 +134,10 @@ class Step:
   def _hutchinson(
     self, params: Any, batch: dict[str, jax.Array], key: jax.Array
   ) -> Any:
-    leaves, treedef = jax.tree.flatten(params)
-    probe = treedef.unflatten(
-      jax.random.normal(k, p.shape, p.dtype)
-      for k, p in zip(jax.random.split(key, len(leaves)), leaves)
+    treedef: Any = jax.tree.structure(params)
+    keys = treedef.unflatten(jax.random.split(key, treedef.num_leaves))
+    probe = jax.tree.map(
+      lambda k, p: jax.random.normal(k, p.shape, p.dtype), keys, params
     )
 
     def product(part: dict[str, jax.Array]) -> Any:
@@ -170,7 +170,7 @@ class Step:
 
 
 def constrained(
-  apply: Callable[..., jax.Array], rules: Any
+  apply: Callable[..., Any], rules: Any
 ) -> Callable[..., jax.Array]:
   """Lets the model's logical constraints find their mesh axes."""
 
