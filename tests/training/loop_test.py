@@ -1,0 +1,221 @@
+"""The loop on data held in memory: what is logged, evaluated, saved, when."""
+
+import json
+
+import numpy as np
+import pytest
+
+from steepest.training import metrics
+from steepest.training.loop import Callbacks
+from steepest.training.loop import Diverged
+from steepest.training.loop import Loop
+from steepest.training.loop import LoopConfig
+from steepest.training.step import cross_entropy
+
+
+class _Data:
+  """Batches by step, and 20 and 5 validation sequences of two sources."""
+
+  fingerprint = 'f'
+
+  def __init__(self, make_batch):
+    self._make_batch = make_batch
+
+  def train(self, first_step):
+    step = first_step
+    while True:
+      yield self._make_batch(step)
+      step += 1
+
+  def validation(self):
+    batches = {}
+    for source, real in (('a', (16, 4)), ('b', (5,))):
+      batches[source] = [
+        {
+          **self._make_batch(100 + i),
+          'mask': (np.arange(16) < rows).astype(np.float32),
+        }
+        for i, rows in enumerate(real)
+      ]
+    return batches
+
+
+@pytest.fixture
+def make_loop(configure, make_program, arguments, make_batch, tmp_path):
+  """Returns a function that makes a loop of a few steps."""
+
+  def fn(optimizer='lion', callbacks=None, data=None, args=None, **keys):
+    config = configure('gpt2', optimizer, schedule__kind='constant')
+    values = {
+      'seed': 0,
+      'steps': 7,
+      'log_every': 1,
+      'eval_every': 0,
+      'eval_sequences': 0,
+      'eval_tasks': '',
+      'eval_tasks_every': 0,
+      'checkpoint_every': 0,
+      'checkpoints_kept': 2,
+      **keys,
+    }
+    return Loop(
+      make_program(config),
+      data or _Data(make_batch),
+      (args or arguments)(config),
+      LoopConfig(**values),
+      tmp_path,
+      callbacks or Callbacks(),
+    )
+
+  return fn
+
+
+def _run(loop):
+  return loop.run(lambda: loop.program.init(loop.config.seed))
+
+
+def _rows(tmp_path):
+  return metrics.read_rows(tmp_path)
+
+
+def test_rows_and_summary(make_loop, tmp_path):
+  summary = _run(make_loop())
+  rows = _rows(tmp_path)
+  assert [row['step'] for row in rows] == list(range(7))
+  for row in rows:
+    assert {'train/loss', 'lr', 'grad_norm', 'update_rms'} <= row.keys()
+    assert row['tokens'] == (row['step'] + 1) * 256
+  assert summary['train_loss'] == rows[-1]['train/loss']
+  assert summary['tokens'] == 7 * 256
+  assert summary['tokens_per_second'] * summary['seconds'] == pytest.approx(
+    7 * 256
+  )
+  json.dumps(summary, allow_nan=False)
+
+
+def test_rows_between_are_left_out_but_not_the_last(make_loop, tmp_path):
+  seen = []
+  _run(make_loop(log_every=3, callbacks=Callbacks(on_row=seen.append)))
+  assert [row['step'] for row in _rows(tmp_path)] == [0, 3, 6]
+  assert [row['step'] for row in seen] == list(range(7))
+
+
+def test_validation_is_the_mean_over_sequences(make_loop, tmp_path):
+  loop = make_loop(steps=4, eval_every=2, eval_sequences=20, log_every=9)
+  summary = _run(loop)
+  rows = _rows(tmp_path)
+  assert [row['step'] for row in rows] == [0, 1, 3]
+  assert 'eval/loss' not in rows[0]
+  for row in rows[1:]:
+    mean = (20 * row['eval/loss/a'] + 5 * row['eval/loss/b']) / 25
+    assert row['eval/loss'] == pytest.approx(mean)
+  assert summary['eval_loss'] == rows[-1]['eval/loss']
+  assert summary['eval_loss_by_source'] == {
+    'a': rows[-1]['eval/loss/a'],
+    'b': rows[-1]['eval/loss/b'],
+  }
+
+
+def test_validation_by_hand(make_loop, make_batch):
+  loop = make_loop(steps=1, eval_sequences=20)
+  summary = _run(loop)
+  again = make_loop(steps=1)
+  state = again.program.init(0)
+  batch = again.program.put_batch(make_batch(0))
+  state, _ = again.program.step(state, batch, again._args, again._seed)
+  losses = []
+  for i, rows in ((0, 16), (1, 4)):
+    held = make_batch(100 + i)
+    logits = loop.program.logits(state.params, held['inputs'])
+    losses += list(cross_entropy(logits, held['targets']).mean(1)[:rows])
+  by_source = summary['eval_loss_by_source']
+  assert by_source['a'] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_benchmarks_are_scored_when_due(make_loop, tmp_path):
+  calls = []
+
+  def evaluate(params, done, last):
+    calls.append((done, last))
+    return {'task/acc': done / 10}
+
+  _run(
+    make_loop(
+      eval_tasks='task',
+      eval_tasks_every=3,
+      callbacks=Callbacks(evaluate=evaluate),
+    )
+  )
+  assert calls == [(3, False), (6, False), (7, True)]
+  scored = {
+    row['step']: row['eval/task/acc']
+    for row in _rows(tmp_path)
+    if 'eval/task/acc' in row
+  }
+  assert scored == {2: 0.3, 5: 0.6, 6: 0.7}
+
+
+def test_evaluation_takes_no_training_time(make_loop):
+  import time
+
+  def evaluate(params, done, last):
+    time.sleep(0.5)
+    return {}
+
+  loop = make_loop(eval_tasks='task', callbacks=Callbacks(evaluate=evaluate))
+  _run(make_loop())  # Compiles.
+  summary = _run(loop)
+  assert summary['eval_seconds'] >= 0.5
+  assert summary['seconds'] < 0.5
+
+
+def test_checkpoints_are_made_when_due_and_at_the_end(make_loop, tmp_path):
+  _run(make_loop(checkpoint_every=3, checkpoints_kept=9))
+  kept = sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
+  assert kept == [3, 6, 7]
+
+
+def test_rows_are_on_disk_before_their_checkpoint(make_loop, tmp_path):
+  """Cutting everything but the first checkpoint loses no earlier row."""
+  import shutil
+
+  _run(make_loop(checkpoint_every=3, checkpoints_kept=9))
+  wanted = _rows(tmp_path)
+  for steps in (6, 7):
+    shutil.rmtree(tmp_path / 'checkpoints' / str(steps))
+  _run(make_loop(checkpoint_every=3, checkpoints_kept=9))
+  timed = ('seconds', 'data/wait_seconds', 'tokens_per_second')
+  strip = lambda rows: [
+    {k: v for k, v in row.items() if k not in timed} for row in rows
+  ]
+  assert strip(_rows(tmp_path)) == strip(wanted)
+
+
+def test_divergence_names_the_step(make_loop, arguments, tmp_path):
+  def broken(config):
+    return arguments(config)._replace(lr=np.float32('inf'))
+
+  loop = make_loop(args=broken)
+  with pytest.raises(Diverged, match='diverged at step 0: ') as caught:
+    _run(loop)
+  assert caught.value.step == 0
+  summary = loop.diverged(caught.value)
+  assert summary['status'] == 'diverged'
+  assert summary['diverged_at_step'] == summary['steps'] == 0
+  assert summary['train_loss'] is summary['eval_loss'] is None
+  json.dumps(summary, allow_nan=False)
+  assert _rows(tmp_path) == []
+
+
+def test_fewer_steps_than_done_are_refused(make_loop):
+  _run(make_loop(checkpoint_every=3))
+  with pytest.raises(ValueError, match='holds 7 steps, steps=5 asks for fewer'):
+    _run(make_loop(checkpoint_every=3, steps=5))
+
+
+def test_other_data_are_refused(make_loop, make_batch):
+  _run(make_loop(checkpoint_every=3, steps=3))
+  other = _Data(make_batch)
+  other.fingerprint = 'g'
+  with pytest.raises(ValueError, match='trained on other data'):
+    _run(make_loop(checkpoint_every=3, data=other))
