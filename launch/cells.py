@@ -117,7 +117,7 @@ def search(
         losses[lr] = run(trial, trial_dir(workdir, cell, lr))
     best = min(lrs, key=losses.__getitem__)
     if math.isinf(losses[best]):
-      raise ValueError(f'{cell}: every learning rate of {lrs} diverged')
+      raise ValueError(f'every learning rate of {lrs} diverged')
     if best not in (lrs[0], lrs[-1]):
       return best
     if best == lrs[0]:
@@ -125,7 +125,7 @@ def search(
     else:
       lrs.append(float(f'{lrs[-1] ** 2 / lrs[-2]:.6g}'))
   raise ValueError(
-    f'{cell}: the best learning rate {best:.6g} is still at the edge after '
+    f'the best learning rate {best:.6g} is still at the edge after '
     f'{config.study.max_extensions} extensions: widen '
     f'study.lrs_{cell.optimizer}'
   )

@@ -14,6 +14,8 @@ from absl import logging
 from ml_collections import ConfigDict
 from ml_collections import config_flags
 
+from steepest.launch import cpu_memory
+
 _HELP = ('--help', '-help', '-h', '--helpshort', '--helpfull')
 
 
@@ -25,6 +27,7 @@ def run(main: Callable[[], None], doc: str | None) -> None:
   and exits 0.
   """
   logging.set_verbosity(logging.ERROR)
+  cpu_memory.keep()
   if any(arg in _HELP for arg in sys.argv[1:]):
     print((doc or '').strip(), end='\n\n')
     _print_flags()

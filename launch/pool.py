@@ -72,14 +72,14 @@ class Pool:
     """Yields what the workers say, in the order in which it arrives.
 
     Raises:
-      RuntimeError: a worker ended.
+      ChildProcessError: a worker ended.
     """
     while True:
       message = self._messages.get()
       if message['kind'] == 'ended':
         i = message['worker']
         code = self._processes[i].wait()
-        raise RuntimeError(
+        raise ChildProcessError(
           f'worker {i} ended with status {code}: see {self._logs[i].name}; '
           'run the same command again to go on'
         )

@@ -39,6 +39,7 @@ def evaluator(
     config.eval_tasks_data or str(benchmarks.fetch()),
     config.eval_tasks_limit,
   )
+  suite.check(program.model.context)
 
   def evaluate(params: Any, done: int, last: bool) -> dict[str, float]:
     results = evaluation.run(

@@ -59,7 +59,7 @@ def _study(holder: flags.FlagHolder, given: str | None, workers: int) -> None:
 
 
 def _write_config(config: 'ConfigDict', workdir: pathlib.Path) -> None:
-  path = workdir / 'study.json'
+  path = workdir / 'config.json'
   temporary = path.with_name(f'.{path.name}.tmp')
   values = json.loads(config.to_json())
   temporary.write_text(json.dumps(values, indent=2) + '\n', 'utf-8')
@@ -112,7 +112,7 @@ def _run(config: 'ConfigDict', workdir: pathlib.Path, workers: int) -> None:
       if not busy:
         break
   if failures:
-    raise RuntimeError('; '.join(failures))
+    raise ValueError('; '.join(failures))
 
 
 def _has_accelerator() -> bool:

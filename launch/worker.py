@@ -14,9 +14,12 @@ import sys
 import threading
 from typing import Any
 
+from steepest.launch import cpu_memory
+
 
 def main() -> None:
   """The process; its argument is the core it stays on, if any."""
+  cpu_memory.keep()
   if len(sys.argv) > 1:
     # Before JAX starts: its thread pools follow the cores they are given.
     os.sched_setaffinity(0, {int(sys.argv[1])})
@@ -54,7 +57,7 @@ def _do(job: dict[str, Any], say: Any) -> float | None:
   from steepest.launch import cells
 
   workdir = pathlib.Path(job['study'])
-  config = ConfigDict(json.loads((workdir / 'study.json').read_text('utf-8')))
+  config = ConfigDict(json.loads((workdir / 'config.json').read_text('utf-8')))
   cell = cells.Cell(job['model'], job['optimizer'])
 
   def run(run_config: ConfigDict, directory: pathlib.Path) -> float:
