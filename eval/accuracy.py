@@ -84,9 +84,10 @@ def score(runs: Sequence[Run], task: str, metric: str) -> Score | None:
       return None
     metrics = run.results['metrics'][task]
     values.append(float(metrics[metric]))
-    # One question alone has no standard error.
     error = metrics[f'{metric}_stderr']
-    errors.append(0.0 if error is None else float(error))
+    # Too few questions to estimate it: the largest that it can be.
+    largest = 0.5 / int(metrics['n']) ** 0.5
+    errors.append(largest if error is None else float(error))
   first = runs[0].results
   assert first is not None
   between = statistics.spread(values)

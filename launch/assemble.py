@@ -147,11 +147,20 @@ def finished(
       f'{summary["diverged_at_step"]}: use another --workdir',
       summary['diverged_at_step'],
     )
+  if summary['steps'] > config.steps:
+    raise ValueError(
+      f'{workdir} holds {summary["steps"]} steps, steps={config.steps} asks '
+      'for fewer: use another --workdir'
+    )
   return summary if summary['steps'] == config.steps else None
 
 
 def open_data(config: ConfigDict) -> pipeline.Data:
   """Opens the data that a run's configuration names."""
+  wanted = None
+  imported = config.model.init_from.removeprefix('hf:')
+  if imported and (pathlib.Path(imported) / 'tokenizer.json').exists():
+    wanted = tokenizers.load(f'hf:{imported}').sha256
   return pipeline.open_data(
     config.data,
     context=config.model.context,
@@ -160,6 +169,7 @@ def open_data(config: ConfigDict) -> pipeline.Data:
     seed=config.seed,
     eval_sequences=config.eval_sequences,
     vocab_size=config.model.vocab_size,
+    tokenizer_sha256=wanted,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
@@ -323,6 +333,10 @@ def _import_shapes(config: ConfigDict, overrides: dict[str, Any]) -> None:
       if smaller:
         continue
     config.model[key] = value
+  # It was trained without factors: it is the base, not the recipe's shapes.
+  for key in config.parametrization:
+    if key.startswith('base_') and f'parametrization.{key}' not in overrides:
+      config.parametrization[key] = 0
 
 
 def _open_workdir(
