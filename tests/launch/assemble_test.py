@@ -97,6 +97,62 @@ def test_sophias_extra_passes_count_as_flops(configure, tmp_path):
   assert flops['sophia'] / flops['lion'] == pytest.approx(1.5)
 
 
+def _small_gpt2(directory):
+  """Writes random weights of one layer of width 32 with one head."""
+  from safetensors import numpy as safetensors
+
+  D, V, T = 32, 128, 16
+  shapes = {'wte.weight': (V, D), 'wpe.weight': (T, D)}
+  for name in ('h.0.ln_1', 'h.0.ln_2', 'ln_f'):
+    shapes |= {f'{name}.weight': (D,), f'{name}.bias': (D,)}
+  for name, into, out in (
+    ('attn.c_attn', D, 3 * D),
+    ('attn.c_proj', D, D),
+    ('mlp.c_fc', D, 4 * D),
+    ('mlp.c_proj', 4 * D, D),
+  ):
+    shapes |= {f'h.0.{name}.weight': (into, out), f'h.0.{name}.bias': (out,)}
+  rng = np.random.default_rng(0)
+  directory.mkdir()
+  safetensors.save_file(
+    {
+      name: rng.normal(0, 0.3, shape).astype(np.float32)
+      for name, shape in shapes.items()
+    },
+    directory / 'model.safetensors',
+  )
+  config = {
+    'model_type': 'gpt2',
+    'activation_function': 'gelu_new',
+    'layer_norm_epsilon': 1e-5,
+    'n_embd': D,
+    'n_head': 1,
+    'n_layer': 1,
+    'n_positions': T,
+    'vocab_size': V,
+  }
+  (directory / 'config.json').write_text(json.dumps(config), 'utf-8')
+  return directory
+
+
+def test_an_imported_model_is_its_own_base(configure, golden, tmp_path):
+  """The recipe's base width is 64: no factor of µP may touch the import."""
+  directory = _small_gpt2(tmp_path / 'hf')
+  spec = f'hf:{directory}'
+  config = configure('gpt2,adamw', steps=1, data__shuffle=False)
+  assert config.parametrization.base_width == 64
+  config.model.init_from = spec
+  assemble.train(config, tmp_path / 'run', {})
+  tokenizers.train_bpe(iter(['some text'] * 9), 262).save(directory)
+  loaded = assemble.load_model(spec)
+  tokens = np.load(golden / 'tokens.npy')[: 8 * 16 + 1].astype(np.int32)
+  logits = loaded.logits_fn(loaded.params, tokens[:-1].reshape(8, 16))
+  losses = -jax.nn.log_softmax(logits).reshape(8 * 16, -1)
+  wanted = losses[np.arange(8 * 16), tokens[1:]].mean()
+  (row,) = _rows(tmp_path / 'run')
+  assert row['train/loss'] == pytest.approx(float(wanted), rel=1e-5)
+
+
 def test_a_search_shares_its_program(configure):
   from steepest.models import config as model_config
 

@@ -15,6 +15,10 @@ import pytest
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _DATA = '--config.data.source=flat:tests/golden/tokens.npy'
+# Compiles sooner, for tests in which speed and last digits do not matter.
+_QUICK = (
+  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+)
 # Numbers that time, not the computation, decides.
 _TIMED = ('seconds', 'data/wait_seconds', 'tokens_per_second', 'mfu')
 
@@ -265,7 +269,7 @@ def test_divergence_keeps_the_last_good_checkpoint(fork_commands, tmp_path):
     '--config.schedule.warmup_steps=0',
     '--config.schedule.kind=constant',
   )
-  first, again = fork_commands([('train', command)] * 2)
+  first, again = fork_commands([('train', command)] * 2, XLA_FLAGS=_QUICK)
   assert first.code == 1
   assert len(first.err.splitlines()) == 1
   summary = _summary(workdir)
@@ -302,7 +306,7 @@ def test_unlike_workdirs_are_refused(fork_commands, tmp_path):
     for extra, _ in cases
   ]
   jobs.append(('train', _command('llama,lion', workdir, *few)))
-  first, *others, llama = fork_commands(jobs)
+  first, *others, llama = fork_commands(jobs, XLA_FLAGS=_QUICK)
   assert first.code == 0, first.err
   for result, (_, said) in zip(others, cases):
     assert result.code == 1
@@ -320,7 +324,8 @@ def test_unlike_workdirs_are_refused(fork_commands, tmp_path):
         'train',
         _command('gpt2,lion', workdir, *few, '--config.model.width=32'),
       )
-    ]
+    ],
+    XLA_FLAGS=_QUICK,
   )
   assert unlike.code == 1
   assert len(unlike.err.splitlines()) == 1
@@ -337,11 +342,11 @@ def test_other_data_under_a_checkpoint_are_refused(fork_commands, tmp_path):
     '--config.checkpoint_every=2',
     f'--config.data.source=flat:{tmp_path / "tokens.npy"}',
   )
-  (first,) = fork_commands([('train', command)])
+  (first,) = fork_commands([('train', command)], XLA_FLAGS=_QUICK)
   assert first.code == 0, first.err
   np.save(tmp_path / 'tokens.npy', np.roll(tokens, 1))
   (tmp_path / 'run' / 'summary.json').unlink()
-  (second,) = fork_commands([('train', command)])
+  (second,) = fork_commands([('train', command)], XLA_FLAGS=_QUICK)
   assert second.code == 1
   assert len(second.err.splitlines()) == 1
   assert 'other data' in second.err
@@ -361,7 +366,8 @@ def test_more_steps_go_on_and_a_smaller_context_imports(
     '--config.data.shuffle=False',
   )
   first, second = fork_commands(
-    [('train', [*command, f'--config.steps={n}']) for n in (3, 6)]
+    [('train', [*command, f'--config.steps={n}']) for n in (3, 6)],
+    XLA_FLAGS=_QUICK,
   )
   assert first.code == 0, first.err
   assert second.code == 0, second.err
@@ -385,7 +391,7 @@ def test_workdir_defaults_to_the_variant(tmp_path):
       '--config.optimizer.lr=1',
     ],
     cwd=tmp_path,
-    env=clean,
+    env={**clean, 'XLA_FLAGS': _QUICK},
     capture_output=True,
     text=True,
     timeout=300,

@@ -60,6 +60,7 @@ def test_mup_at_its_base_trains_as_sp_bit_for_bit(
   jax.tree.map(np.testing.assert_array_equal, state, other)
 
 
+@pytest.mark.slow
 def test_mup_away_from_its_base_is_another_model(
   configure, make_program, arguments, make_batch
 ):
