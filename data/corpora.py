@@ -18,6 +18,7 @@ import zipfile
 from steepest.data import benchmarks
 from steepest.data import decontamination
 from steepest.data import documents
+from steepest.data import hub
 from steepest.data import wheels
 
 # Documents that are compared with the benchmarks at a time.
@@ -85,7 +86,7 @@ def fetch_hub(
   if (directory / 'about.json').is_file():
     return directory
   scored = benchmarks.fetch(root)
-  paths = [_hub_file(dataset, name, root) for name in files]
+  paths = [hub.fetch(dataset, name, root) for name in files]
   texts = (
     item
     for path in paths
@@ -98,26 +99,6 @@ def fetch_hub(
 
 def _root(cache: str | os.PathLike[str] | None) -> pathlib.Path:
   return wheels.default_cache() if cache is None else pathlib.Path(cache)
-
-
-def _hub_file(dataset: str, name: str, root: pathlib.Path) -> pathlib.Path:
-  if pathlib.Path(dataset).is_dir():
-    return pathlib.Path(dataset) / name
-  try:
-    import huggingface_hub
-  except ImportError as error:
-    raise OSError(
-      f'{dataset} needs the package huggingface_hub: pip install it'
-    ) from error
-  try:
-    return pathlib.Path(
-      huggingface_hub.hf_hub_download(
-        dataset, name, repo_type='dataset', cache_dir=root / 'hub'
-      )
-    )
-  except Exception as error:  # Its errors share no base class.
-    line = str(error).strip().splitlines()[0]
-    raise OSError(f'could not get {name} of {dataset}: {line}') from error
 
 
 def _collect(

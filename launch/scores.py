@@ -36,7 +36,7 @@ def evaluator(
     (workdir / 'tokenizer.json').read_text('utf-8'),
     str(workdir),
     config.eval_tasks,
-    config.eval_tasks_data or str(benchmarks.fetch()),
+    str(benchmarks.locate(config.eval_tasks_data)),
     config.eval_tasks_limit,
   )
   suite.check(program.model.context)
