@@ -1,4 +1,4 @@
-"""GPT-2 and LLaMA weights in Hugging Face's layout (safetensors)."""
+"""GPT-2 and LLaMA weights from Hugging Face's layout (safetensors)."""
 
 from collections.abc import Iterator
 import json
@@ -18,6 +18,29 @@ _ACTIVATIONS = {
   'gelu': 'gelu',
   'silu': 'silu',
 }
+# Their names of a layer's parts and ours; query, key and value of GPT-2 are
+# one matrix there.
+GPT2_NORMS = (('ln_1', 'attention_norm'), ('ln_2', 'mlp_norm'))
+GPT2_LINEARS = (
+  ('attn.c_proj', 'output', 'DD'),
+  ('mlp.c_fc', 'mlp_up', 'DF'),
+  ('mlp.c_proj', 'mlp_down', 'FD'),
+)
+GPT2_ATTENTION = ('query', 'key', 'value')
+LLAMA_NORMS = (
+  ('input_layernorm', 'attention_norm'),
+  ('post_attention_layernorm', 'mlp_norm'),
+)
+# With inputs and outputs: D width, H query heads, K key-value heads, F MLP.
+LLAMA_LINEARS = (
+  ('self_attn.q_proj', 'query', 'DH'),
+  ('self_attn.k_proj', 'key', 'DK'),
+  ('self_attn.v_proj', 'value', 'DK'),
+  ('self_attn.o_proj', 'output', 'HD'),
+  ('mlp.gate_proj', 'mlp_gate', 'DF'),
+  ('mlp.up_proj', 'mlp_up', 'DF'),
+  ('mlp.down_proj', 'mlp_down', 'FD'),
+)
 
 
 def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -183,19 +206,16 @@ def _gpt2_params(
   yield from _positions(t, c)
   for i in range(c.num_layers):
     ours, theirs = f'block_{i}', f'h.{i}'
-    for name, norm in (('ln_1', 'attention_norm'), ('ln_2', 'mlp_norm')):
+    for name, norm in GPT2_NORMS:
       yield f'{ours}/{norm}/gain', t.take(f'{theirs}.{name}.weight', (D,))
       yield f'{ours}/{norm}/bias', t.take(f'{theirs}.{name}.bias', (D,))
     kernels = np.split(t.take(f'{theirs}.attn.c_attn.weight', (D, 3 * D)), 3, 1)
     biases = np.split(t.take(f'{theirs}.attn.c_attn.bias', (3 * D,)), 3)
-    for name, kernel, bias in zip(('query', 'key', 'value'), kernels, biases):
+    for name, kernel, bias in zip(GPT2_ATTENTION, kernels, biases):
       yield f'{ours}/{name}/kernel', kernel
       yield f'{ours}/{name}/bias', bias
-    for name, linear, shape in (
-      ('attn.c_proj', 'output', (D, D)),
-      ('mlp.c_fc', 'mlp_up', (D, F)),
-      ('mlp.c_proj', 'mlp_down', (F, D)),
-    ):
+    for name, linear, letters in GPT2_LINEARS:
+      shape = tuple({'D': D, 'F': F}[letter] for letter in letters)
       yield (
         f'{ours}/{linear}/kernel',
         t.take(f'{theirs}.{name}.weight', shape),
@@ -221,23 +241,14 @@ def _llama_params(
 ) -> Iterator[tuple[str, np.ndarray]]:
   D, F, V = c.width, c.mlp_dim, c.vocab_size
   H, K = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+  sizes = {'D': D, 'F': F, 'H': H, 'K': K}
   yield 'embedding', t.take('embed_tokens.weight', (V, D))
   for i in range(c.num_layers):
     ours, theirs = f'block_{i}', f'layers.{i}'
-    for name, norm in (
-      ('input_layernorm', 'attention_norm'),
-      ('post_attention_layernorm', 'mlp_norm'),
-    ):
+    for name, norm in LLAMA_NORMS:
       yield f'{ours}/{norm}/gain', t.take(f'{theirs}.{name}.weight', (D,))
-    for name, linear, (out, into) in (
-      ('self_attn.q_proj', 'query', (H, D)),
-      ('self_attn.k_proj', 'key', (K, D)),
-      ('self_attn.v_proj', 'value', (K, D)),
-      ('self_attn.o_proj', 'output', (D, H)),
-      ('mlp.gate_proj', 'mlp_gate', (F, D)),
-      ('mlp.up_proj', 'mlp_up', (F, D)),
-      ('mlp.down_proj', 'mlp_down', (D, F)),
-    ):
+    for name, linear, letters in LLAMA_LINEARS:
+      into, out = (sizes[letter] for letter in letters)
       # torch.nn.Linear holds the transpose of x·W.
       kernel = t.take(f'{theirs}.{name}.weight', (out, into)).T
       yield f'{ours}/{linear}/kernel', np.ascontiguousarray(kernel)

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import pkgutil
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -96,10 +97,10 @@ def train(
     )
   program = make_program(config, model)
   args = build.arguments(config.optimizer, config.schedule, config.steps)
-  _open_workdir(config, workdir, data.tokenizer_dir)
   evaluate = None
   if config.eval_tasks:
-    evaluate = scores.evaluator(config, program, workdir)
+    evaluate = scores.evaluator(config, program, data.tokenizer_dir, workdir)
+  _open_workdir(config, workdir, data.tokenizer_dir)
   loop = Loop(
     program,
     data,
@@ -228,6 +229,7 @@ class LoadedModel(NamedTuple):
     tokenizer: that goes with it.
     max_length: most tokens that go in.
     description: where it is from, JSON values.
+    rules: its shapes and multipliers.
   """
 
   logits_fn: Any
@@ -235,6 +237,7 @@ class LoadedModel(NamedTuple):
   tokenizer: tokenizers.Tokenizer
   max_length: int
   description: dict[str, Any]
+  rules: parametrization.Parametrization
 
 
 def load_model(spec: str) -> LoadedModel:
@@ -266,6 +269,7 @@ def _load_hf(directory: str) -> LoadedModel:
     tokenizers.load(f'hf:{directory}'),
     model.context,
     {'model': f'hf:{directory}'},
+    rules,
   )
 
 
@@ -298,6 +302,7 @@ def _load_checkpoint(workdir: pathlib.Path) -> LoadedModel:
     tokenizer,
     model.context,
     {'model': f'ckpt:{workdir}', 'steps': steps},
+    parametrization.resolve(config.parametrization, model),
   )
 
 
@@ -359,6 +364,12 @@ def _check_same(config: ConfigDict, workdir: pathlib.Path) -> None:
   saved = ConfigDict(json.loads((workdir / 'config.json').read_text('utf-8')))
   now = ConfigDict(_as_json(config))
   before, after = cli.flatten(saved), cli.flatten(now)
+  if before['steps'] < after['steps'] and saved.schedule.kind != 'constant':
+    print(
+      f'note: {workdir} was planned for {before["steps"]} steps; with '
+      f'{after["steps"]} its {saved.schedule.kind} schedule is another one',
+      file=sys.stderr,
+    )
   for key in sorted(before | after):
     a, b = before.get(key), after.get(key)
     if a != b and not key.startswith(_FREE):

@@ -1,0 +1,62 @@
+"""Writes a trained model as a directory for `transformers` and vLLM.
+
+    python -m launch.export --model=ckpt:runs/tiny --out=DIR
+
+DIR gets config.json, generation_config.json, model.safetensors (float32),
+tokenizer.json and tokenizer_config.json. Multipliers of µP and of a depth rule
+are folded into the weights, so the logits stay what they were.
+"""
+
+import os
+import pathlib
+import shutil
+
+from absl import flags
+
+from steepest.launch import cli
+
+
+def main() -> None:
+  """The command."""
+  model = flags.DEFINE_string('model', '', 'ckpt:WORKDIR or hf:DIR.')
+  out = flags.DEFINE_string('out', '', 'Directory to write; new or empty.')
+  cli.run(lambda: _export(model.value, out.value), __doc__)
+
+
+def _export(spec: str, out: str) -> None:
+  if not spec:
+    raise ValueError('--model is missing: give ckpt:WORKDIR')
+  if not out:
+    raise ValueError('--out is missing: give --out=DIR')
+  directory = pathlib.Path(out).absolute()
+  if directory.is_dir() and any(directory.iterdir()):
+    raise FileExistsError(f'--out={out} is not empty: give a new directory')
+  if directory.exists() and not directory.is_dir():
+    raise FileExistsError(f'--out={out} is a file: give a new directory')
+  # JAX starts up for seconds; --help and errors need not wait.
+  import jax
+
+  from steepest.interop import huggingface_export
+  from steepest.launch import assemble
+
+  model = assemble.load_model(spec)
+  tokenizer = model.tokenizer
+  tokenizer.model_max_length = model.max_length
+  part = directory.with_name(f'.{directory.name}.{os.getpid()}')
+  part.mkdir(parents=True)
+  try:
+    tokenizer.save(part)
+    huggingface_export.write(
+      part, model.params, model.rules, tokenizer.bos_id, tokenizer.eos_id
+    )
+    os.replace(part, directory)
+  finally:
+    shutil.rmtree(part, ignore_errors=True)
+  count = sum(p.size for p in jax.tree.leaves(model.params))
+  steps = model.description.get('steps')
+  after = f' after {steps} steps' if steps is not None else ''
+  print(f'{model.rules.model.name}, {count:,} parameters{after}: {directory}')
+
+
+if __name__ == '__main__':
+  main()
