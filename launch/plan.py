@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import time
 from types import TracebackType
 from typing import Any
 
@@ -10,10 +11,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn
 from rich.progress import Progress
-from rich.progress import TaskID
 from rich.progress import TextColumn
-from rich.progress import TimeElapsedColumn
-from rich.progress import TimeRemainingColumn
 
 from steepest.launch import cells
 from steepest.launch import progress
@@ -77,16 +75,17 @@ class Display:
       TextColumn('{task.description}'),
       BarColumn(bar_width=24),
       TextColumn('{task.fields[status]}'),
-      TimeElapsedColumn(),
-      TimeRemainingColumn(),
+      TextColumn('{task.fields[left]}'),
       console=self._console,
       disable=not self._console.is_terminal,
     )
-    self._all = self._bar.add_task('study', total=1.0, status='')
-    self._workers: list[TaskID] = [
-      self._bar.add_task(f'worker {i}', total=1.0, status='starting')
-      for i in range(workers)
+    fields = {'total': 1.0, 'status': 'starting', 'left': ''}
+    self._all = self._bar.add_task('study', **fields)
+    self._workers = [
+      self._bar.add_task(f'worker {i}', **fields) for i in range(workers)
     ]
+    self._start = self._said = time.monotonic()
+    self._before = self._fraction()
 
   def __enter__(self) -> 'Display':
     self._bar.start()
@@ -136,11 +135,21 @@ class Display:
 
   def _update(self) -> None:
     finished = sum(part == 1.0 for part in self._parts.values())
-    self._bar.update(
-      self._all,
-      completed=self._fraction(),
-      status=f'{finished} of {len(self._parts)} runs',
-    )
+    done = self._fraction()
+    status = f'{finished} of {len(self._parts)} runs'
+    left = self._left(done)
+    self._bar.update(self._all, completed=done, status=status, left=left)
+    if not self._console.is_terminal and time.monotonic() > self._said + 60:
+      self._said = time.monotonic()
+      self._console.print(f'{done:4.0%} {status} {left}', highlight=False)
+
+  def _left(self, done: float) -> str:
+    """Returns the time left, at the pace since this process began."""
+    spent = time.monotonic() - self._start
+    if done - self._before < 0.01:
+      return ''
+    left = spent * (1 - done) / (done - self._before)
+    return f'{left // 60:.0f}:{left % 60:02.0f} left'
 
   def _fraction(self) -> float:
     # A grid that is extended adds runs as it goes.

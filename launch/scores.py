@@ -16,7 +16,10 @@ from steepest.training.program import Program
 
 
 def evaluator(
-  config: ConfigDict, program: Program, workdir: pathlib.Path
+  config: ConfigDict,
+  program: Program,
+  tokenizer_dir: str | None,
+  workdir: pathlib.Path,
 ) -> Callable[[Any, int, bool], dict[str, float]]:
   """Returns the training loop's callback for `eval_tasks`.
 
@@ -24,17 +27,18 @@ def evaluator(
   after the last step writes WORKDIR/eval/ as launch.evaluate does.
 
   Raises:
-    FileNotFoundError: the run has no tokenizer, or documents are missing.
+    FileNotFoundError: documents are missing.
+    ValueError: the data have no tokenizer, or a task is unknown.
   """
-  if not (workdir / 'tokenizer.json').exists():
-    raise FileNotFoundError(
+  if tokenizer_dir is None:
+    raise ValueError(
       f'eval_tasks={config.eval_tasks} needs a tokenizer, and '
       f'{config.data.source} has none: use shards or eval_tasks=""'
     )
   # Runs of one tokenizer share the tokenized questions.
   suite = _suite(
-    (workdir / 'tokenizer.json').read_text('utf-8'),
-    str(workdir),
+    (pathlib.Path(tokenizer_dir) / 'tokenizer.json').read_text('utf-8'),
+    tokenizer_dir,
     config.eval_tasks,
     str(benchmarks.locate(config.eval_tasks_data)),
     config.eval_tasks_limit,
