@@ -15,8 +15,7 @@ SwiGLU of 6912, batch, schedule.
 
 Hardware: 6·N·D is 1e21 FLOPs a run. Parameters and optimizer state are split
 over the 8 accelerators of a node (`mesh.fsdp`), nodes hold copies; 80 GB
-each. Ask `python -m launch.bench --plan` before paying. No scores are given
-here: none has been measured yet.
+each. No scores are given here: none has been measured yet.
 """
 
 from ml_collections import ConfigDict

@@ -16,6 +16,7 @@ from steepest.experiments import gpt2_124m
 from steepest.experiments import llama_130m
 from steepest.experiments import paper_proxy
 from steepest.experiments import paper_target
+from steepest.experiments import quickstart
 from steepest.experiments import tiny
 from steepest.launch import assemble
 from steepest.launch import cli
@@ -75,6 +76,14 @@ def test_study_keys_are_on_record(golden):
     golden / 'configs' / 'study.json',
     {k: v for k, v in study.items() if k not in plain},
   )
+
+
+def test_quickstart_is_on_record(golden):
+  study = cli.flatten(base.get_study_config())
+  leaves = cli.flatten(quickstart.get_config())
+  assert leaves.keys() == study.keys()
+  changed = {k: v for k, v in leaves.items() if v != study[k]}
+  _check(golden / 'configs' / 'quickstart.json', changed)
 
 
 @pytest.mark.parametrize('name', _RECIPES)
