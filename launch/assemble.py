@@ -110,6 +110,7 @@ def train(
     ),
     workdir,
     Callbacks(evaluate, on_row),
+    cli.flatten(config),
   )
 
   def init():

@@ -9,6 +9,7 @@ import pathlib
 import time
 from typing import Any, Protocol
 
+from clu import parameter_overview
 import jax
 import numpy as np
 
@@ -67,7 +68,10 @@ class Diverged(ValueError):
 
 
 class Loop:
-  """One run in its workdir; goes on where an earlier one stopped."""
+  """One run in its workdir; goes on where an earlier one stopped.
+
+  `hparams` are shown in TensorBoard beside the table of parameters.
+  """
 
   def __init__(
     self,
@@ -77,12 +81,14 @@ class Loop:
     config: LoopConfig,
     workdir: str | os.PathLike[str],
     callbacks: Callbacks,
+    hparams: Mapping[str, Any],
   ):
     self.program = program
     self.data = data
     self.config = config
     self.workdir = pathlib.Path(workdir)
     self.callbacks = callbacks
+    self._hparams = hparams
     self._args = program.put(args)
     self._seed = program.put(np.uint32(config.seed))
     self._seconds = dict.fromkeys(
@@ -115,6 +121,9 @@ class Loop:
       state, first = self._start(init, checkpointer)
       writer = metrics.MetricWriter(self.workdir, first)
       try:
+        if first == 0:
+          writer.write_hparams(self._hparams)
+          writer.write_texts(0, {'parameters': self._overview()})
         self._steps(state, first, writer, checkpointer)
       finally:
         writer.close()
@@ -122,6 +131,12 @@ class Loop:
       if checkpointer is not None:
         checkpointer.close()
     return self._summary(self.config.steps)
+
+  def _overview(self) -> str:
+    table = parameter_overview.get_parameter_overview(
+      self.program.state_shapes.params, include_stats=False
+    )
+    return f'<pre>{table}</pre>'
 
   def diverged(self, error: Diverged) -> dict[str, Any]:
     """Returns what summary.json holds of a run that ended with `error`."""

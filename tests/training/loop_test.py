@@ -65,6 +65,7 @@ def make_loop(configure, make_program, arguments, make_batch, tmp_path):
       LoopConfig(**values),
       tmp_path,
       callbacks or Callbacks(),
+      values,
     )
 
   return fn
