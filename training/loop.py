@@ -1,6 +1,6 @@
 """The training loop: steps, evaluation, checkpoints, bookkeeping."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import math
