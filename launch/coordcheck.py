@@ -1,0 +1,136 @@
+"""Checks that training changes a model alike at every size (µP).
+
+    python -m launch.coordcheck --model=gpt2 --optimizer=lion \\
+        --widths=32,64,128,256 --parametrization=mup --out=runs/coordcheck
+
+Trains some 10 steps on the source of Python's library at each width, heads
+growing, with several seeds; fits the slope of each activation's change, of
+the updates and of Sophia's curvature over the width, on logarithmic scales;
+judges each. --depths does the same over layers, at the first width. Leaves
+coordcheck.json and coordcheck.html in --out; exits 0 if every slope is
+allowed, 1 if not.
+"""
+
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags
+import rich.console
+import rich.table
+
+from steepest.launch import cli
+
+
+def main() -> None:
+  """The command."""
+  enum = flags.DEFINE_enum
+  found = {
+    'model': enum('model', 'gpt2', ['gpt2', 'llama'], 'Architecture.'),
+    'optimizer': enum(
+      'optimizer', 'adamw', ['adamw', 'lion', 'sophia'], 'Optimizer.'
+    ),
+    'widths': flags.DEFINE_list(
+      'widths',
+      ['32', '64', '128', '256'],
+      'Widths, multiples of the first, which is the base.',
+    ),
+    'depths': flags.DEFINE_list(
+      'depths',
+      [],
+      'Numbers of layers to check besides; the first is the base, and the '
+      'depth at which widths are checked. None: 2 layers.',
+    ),
+    'parametrization': enum(
+      'parametrization', 'mup', ['mup', 'sp'], 'Rules to check.'
+    ),
+    'depth_rule': enum(
+      'depth_rule',
+      'none',
+      ['none', 'completep', 'depth_mup'],
+      'Rule of mup for --depths.',
+    ),
+    'steps': flags.DEFINE_integer(
+      'steps', 10, 'Optimizer steps; Sophia needs more than 4.', lower_bound=1
+    ),
+    'seeds': flags.DEFINE_integer('seeds', 3, 'Runs a size.', lower_bound=1),
+    'out': flags.DEFINE_string('out', None, 'Directory for what is found.'),
+  }
+  cli.run(lambda: _check({k: f.value for k, f in found.items()}), __doc__)
+
+
+def _check(values: dict[str, Any]) -> None:
+  if not values['out']:
+    raise ValueError('--out is missing: give --out=DIR')
+  sizes = {
+    'width': _sizes('widths', values['widths'], 2),
+    'depth': _sizes('depths', values['depths'], 0) or (2,),
+  }
+  # JAX starts up for seconds; --help need not wait.
+  from steepest.launch import coordinates
+
+  settings = coordinates.Settings(
+    model=values['model'],
+    optimizer=values['optimizer'],
+    kind=values['parametrization'],
+    depth_rule=values['depth_rule'],
+    widths=sizes['width'],
+    depths=sizes['depth'],
+    steps=values['steps'],
+    seeds=values['seeds'],
+  )
+  console = rich.console.Console()
+  if not console.is_terminal:
+    console = rich.console.Console(width=120)
+  rows = coordinates.check(settings, console)
+  out = pathlib.Path(values['out'])
+  coordinates.write(rows, settings, out)
+  _print(rows, console)
+  failed = [row.quantity for row in rows if not row.passed]
+  judged = sum(row.band is not None for row in rows)
+  verdict = (
+    f'failed: {len(failed)} of {judged} slopes ({", ".join(failed)})'
+    if failed
+    else f'passed: all {judged} slopes'
+  )
+  print(f'coordinate check {verdict}: {out / "coordcheck.html"}')
+  sys.exit(1 if failed else 0)
+
+
+def _sizes(flag: str, words: list[str], least: int) -> tuple[int, ...]:
+  """Returns rising sizes.
+
+  Raises:
+    ValueError: they are not.
+  """
+  try:
+    sizes = tuple(int(word) for word in words)
+  except ValueError:
+    sizes = ()
+  good = len(sizes) == len(words) >= least and len(sizes) != 1
+  if not good or list(sizes) != sorted(set(sizes)) or min(sizes, default=1) < 1:
+    raise ValueError(
+      f'--{flag}={",".join(words)}: give two or more rising numbers'
+    )
+  return sizes
+
+
+def _print(rows: list[Any], console: rich.console.Console) -> None:
+  table = rich.table.Table(box=None, pad_edge=False)
+  for name in ('quantity', 'slope', 'allowed', 'verdict', 'reason'):
+    table.add_column(name, overflow='fold', no_wrap=name != 'reason')
+  for row in rows:
+    if row.band is not None:
+      error = '' if row.error != row.error else f' ± {row.error:.2f}'
+      table.add_row(
+        f'{row.quantity} over {row.axis}',
+        f'{row.slope:+.2f}{error}',
+        str(row.band),
+        'passes' if row.passed else '[bold red]FAILS[/]',
+        row.words,
+      )
+  console.print(table)
+
+
+if __name__ == '__main__':
+  main()
