@@ -62,7 +62,15 @@ setup(
   entry_points={
     'console_scripts': [
       f'steepest-{name} = steepest.launch.{name}:main'
-      for name in ('train', 'study', 'evaluate', 'report', 'prepare')
+      for name in (
+        'train',
+        'study',
+        'evaluate',
+        'report',
+        'prepare',
+        'export',
+        'generate',
+      )
     ]
   },
 )

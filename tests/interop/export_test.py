@@ -37,16 +37,13 @@ _VARIANTS = {
 _MULTIPLIERS = {
   'sp': {'parametrization.kind': 'sp'},
   'mup at its base': {'parametrization.base_width': 64},
-  'mup, heads grow': {
+  'mup, depth_mup, wider heads': {
     'parametrization.base_width': 16,
     'parametrization.base_head_dim': 4,
-  },
-  'mup, depth_mup': {
-    'parametrization.base_width': 24,
     'parametrization.base_depth': 1,
     'parametrization.depth_rule': 'depth_mup',
   },
-  'mup, completep': {
+  'mup, completep, below its base': {
     'parametrization.base_width': 128,
     'parametrization.base_depth': 6,
     'parametrization.depth_rule': 'completep',

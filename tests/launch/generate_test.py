@@ -1,0 +1,87 @@
+"""`python -m launch.generate` as a user meets it."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from steepest.data import tokenizers
+from steepest.experiments import base
+from steepest.interop import huggingface_export
+from steepest.launch import assemble
+from steepest.models import config as model_config
+from steepest.models import parametrization
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory) -> pathlib.Path:
+  """A LLaMA of random weights with its tokenizer."""
+  directory = tmp_path_factory.mktemp('model')
+  tokenizer = tokenizers.train_bpe(iter(['the cat sat on the mat'] * 9), 270)
+  tokenizer.save(directory)
+  config = base.get_config()
+  base.set_model(config, 'llama')
+  shapes = {'num_layers': 1, 'width': 16, 'num_heads': 2, 'context': 32}
+  config.model.update({**shapes, 'vocab_size': tokenizer.vocab_size})
+  resolved = model_config.resolve(config.model, 0, config.dtype)
+  rules = parametrization.resolve(config.parametrization, resolved)
+  module = assemble.find_model('llama').Model(resolved, rules)
+  params = module.init(jax.random.key(0), np.zeros((1, 4), np.int32))
+  params = jax.tree.map(
+    lambda p: p.value,
+    params['params'],
+    is_leaf=lambda p: isinstance(p, parametrization.Parameter),
+  )
+  huggingface_export.write(
+    directory, params, rules, tokenizer.bos_id, tokenizer.eos_id
+  )
+  return directory
+
+
+def test_continues_a_text(fork_commands, model):
+  args = [f'--model=hf:{model}', '--tokens=8']
+  drawn = ['--prompt=the cat', '--temperature=2', '--top_p=0.95']
+  greedy, one, same, empty = fork_commands(
+    [
+      ('generate', [*args, '--prompt=the cat']),
+      ('generate', [*args, *drawn, '--seed=1']),
+      ('generate', [*args, *drawn, '--seed=1']),
+      ('generate', [*args]),
+    ]
+  )
+  for result in (greedy, one, same, empty):
+    assert result.code == 0, result.err
+  assert one.out == same.out != greedy.out
+  assert one.out.startswith('the cat')
+  loaded = assemble.load_model(f'hf:{model}')
+  tokenizer = loaded.tokenizer
+  ids = tokenizer.encode('the cat')
+  start = len(ids)
+  logits_fn = jax.jit(loaded.logits_fn)
+  while len(ids) < start + 8:
+    tokens = np.array([ids + [0] * (32 - len(ids))], np.int32)
+    token = int(logits_fn(loaded.params, tokens)[0, len(ids) - 1].argmax())
+    if token == tokenizer.eos_id:
+      break
+    ids.append(token)
+  assert greedy.out == tokenizer.decode(ids, skip_special_tokens=True) + '\n'
+  assert greedy.err.startswith(f'{len(ids) - start} tokens, ')
+
+
+def test_help_and_errors(fork_commands, model):
+  cases = [
+    ([], '--model is missing'),
+    (['--model=hf:gone'], 'no gone/config.json'),
+    ([f'--model=hf:{model}', '--tokens=0'], 'tokens'),
+    ([f'--model=hf:{model}', '--top_p=2'], 'top_p'),
+    ([f'--model=hf:{model}', '--temperature=-1'], 'temperature'),
+    ([f'--model=hf:{model}', 'the cat'], "unexpected argument 'the cat'"),
+  ]
+  help_, *done = fork_commands(
+    [('generate', ['--help']), *(('generate', args) for args, _ in cases)]
+  )
+  assert help_.code == 0 and '--temperature' in help_.out
+  for (_, words), result in zip(cases, done):
+    assert result.code == 1
+    assert words in result.err and result.err.count('\n') == 1
