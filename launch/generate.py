@@ -73,11 +73,10 @@ def _generate(
   # As launch.evaluate: float32 products in float32.
   jax.config.update('jax_default_matmul_precision', 'highest')
   loaded = assemble.load_model(model)
-  sharding: Any = jax.tree.leaves(loaded.params)[0].sharding
+  sharding = jax.tree.leaves(loaded.params)[0].sharding
+  mesh: Any = sharding.mesh if isinstance(sharding, NamedSharding) else None
   sampler = sampling.Sampler(
-    loaded.logits_fn,
-    loaded.tokenizer.vocab_size,
-    sharding.mesh if isinstance(sharding, NamedSharding) else None,
+    loaded.logits_fn, loaded.tokenizer.vocab_size, mesh
   )
   ids = _encode(prompt, loaded.tokenizer)
   drawn = sampler(
