@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import importlib
 import json
+import math
 import os
 import pathlib
 import pkgutil
@@ -288,6 +289,7 @@ def _load_checkpoint(workdir: pathlib.Path) -> LoadedModel:
   # One sequence a device: the mesh must fit the model, not a batch.
   config.batch_size, config.microbatches = jax.device_count(), 1
   model = model_config.resolve(config.model, tokenizer.vocab_size, config.dtype)
+  _fit_mesh(config.mesh, model.width)
   program = make_program(config, model)
   checkpointer = Checkpointer(workdir / 'checkpoints', 1, read_only=True)
   steps = checkpointer.latest()
@@ -305,6 +307,15 @@ def _load_checkpoint(workdir: pathlib.Path) -> LoadedModel:
     {'model': f'ckpt:{workdir}', 'steps': steps},
     parametrization.resolve(config.parametrization, model),
   )
+
+
+def _fit_mesh(mesh: ConfigDict, width: int) -> None:
+  """Splits the model over the devices here where the run had others."""
+  try:
+    mesh_lib.make_mesh(mesh)
+  except ValueError:
+    fsdp = math.gcd(width, jax.device_count())
+    mesh.update({'data': -1, 'fsdp': fsdp, 'tensor': 1, 'sequence': 1})
 
 
 def _check_ranges(config: ConfigDict) -> None:

@@ -188,6 +188,22 @@ def test_a_trained_model_is_read_back(configure, tmp_path):
   assert np.isfinite(logits).all()
 
 
+def test_a_run_of_a_larger_machine_is_read_here(configure, tmp_path):
+  workdir = tmp_path / 'run'
+  tokenizer = tokenizers.train_bpe(iter(['some text of no weight'] * 9), 270)
+  config = configure('llama,lion', model__vocab_size=tokenizer.vocab_size)
+  assemble.train(config, workdir, {})
+  tokenizer.save(workdir)
+  wanted = assemble.load_model(f'ckpt:{workdir}').params
+  saved = json.loads((workdir / 'config.json').read_text('utf-8'))
+  saved['mesh'] |= {'data': 2, 'fsdp': 16, 'tensor': 3}
+  (workdir / 'config.json').write_text(json.dumps(saved), 'utf-8')
+  got = assemble.load_model(f'ckpt:{workdir}').params
+  jax.tree.map(np.testing.assert_array_equal, got, wanted)
+  kernel = got['block_0']['query']['kernel']
+  assert not kernel.sharding.is_fully_replicated
+
+
 @pytest.mark.parametrize(
   'spec, said',
   [
