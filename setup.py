@@ -70,6 +70,7 @@ setup(
         'prepare',
         'export',
         'generate',
+        'coordcheck',
       )
     ]
   },

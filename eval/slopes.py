@@ -78,7 +78,7 @@ _LOGITS = Band(
   _ANY, 0.1, 'may shrink, as outputs do that start random, but not grow'
 )
 _ATTENTION = Band(
-  _ANY, 0.1, 'may shrink until queries and keys align, but not grow'
+  _ANY, 0.2, 'may shrink until queries and keys align, but not grow'
 )
 # Axis -> pattern of quantities -> slopes that pass; the first that fits.
 _BANDS = {

@@ -104,6 +104,9 @@ def config(settings: Settings, width: int, depth: int) -> ConfigDict:
     num_heads=_HEADS,
     mlp_dim=base_mlp_dim * ratio,
     context=_CONTEXT,
+    # Random queries and keys start with logits that shrink as 1/√head_dim,
+    # which would hide a scale that is too large by √head_dim.
+    zero_init_query=True,
   )
   c.parametrization.update(
     kind=settings.kind,
@@ -237,7 +240,7 @@ class Size:
       microbatches=1,
     )
     jit = functools.partial(jax.jit, compiler_options=_QUICK)
-    self._jit_init = jit(self._init)
+    self.init = jit(self._init)
     self._jit_step = jit(self._step, donate_argnums=0)
     self._jit_activations = jit(self.activations)
     self._jit_changes = jit(self._changes)
@@ -261,7 +264,7 @@ class Size:
       `unclipped/ROLE`: share of coordinates that it does not clip.
     """
     batch = lambda step: library_text.batch(text, _BATCH, _CONTEXT, seed, step)
-    state = self._jit_init(np.uint32(seed))
+    state = self.init(np.uint32(seed))
     last = batch(self.steps)
     start = self._jit_activations(state.params, last['inputs'])
     for step in range(self.steps):

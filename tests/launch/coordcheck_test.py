@@ -1,0 +1,166 @@
+"""The coordinate check passes the right rules and fails each wrong one."""
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+import rich.console
+
+from steepest.data import library_text
+from steepest.launch import coordinates
+from steepest.models import parametrization
+from steepest.models.parametrization import Parametrization
+
+
+class _Attention(Parametrization):
+  @property
+  def attention_scale(self):
+    return self.model.head_dim**-0.5
+
+
+class _Readout(Parametrization):
+  @property
+  def readout_multiplier(self):
+    return 1.0
+
+
+class _HiddenLr(Parametrization):
+  def factors(self, role):
+    return dataclasses.replace(super().factors(role), lr=1.0)
+
+
+class _Rho(Parametrization):
+  def factors(self, role):
+    return dataclasses.replace(super().factors(role), rho=1.0)
+
+
+# A wrong rule -> its class and a quantity that must give it away.
+_WRONG = {
+  'attention': (_Attention, 'change/last_block/attention_logits'),
+  'readout': (_Readout, 'change/logits'),
+  'hidden_lr': (_HiddenLr, 'change/last_block'),
+  'rho': (_Rho, 'unclipped/hidden'),
+  'sp': (Parametrization, 'change/last_block'),
+}
+
+
+def _check(model, optimizer, rule, widths, seeds, depths=(2,), depth='none'):
+  """Returns the quantities that fail."""
+  wrong, _ = _WRONG.get(rule, (Parametrization, ''))
+
+  def make_rules(config, shapes):
+    right = parametrization.resolve(config, shapes)
+    fields = dataclasses.fields(right)
+    return wrong(**{f.name: getattr(right, f.name) for f in fields})
+
+  kind = 'sp' if rule == 'sp' else 'mup'
+  settings = coordinates.Settings(
+    model, optimizer, kind, depth, widths, depths, steps=10, seeds=seeds
+  )
+  console = rich.console.Console(file=io.StringIO())
+  rows = coordinates.check(settings, console, make_rules)
+  for row in rows:
+    if row.band is not None:
+      print(model, optimizer, rule, row.quantity, f'{row.slope:+.2f}')
+  return {row.quantity for row in rows if not row.passed}
+
+
+@pytest.mark.parametrize('rule', ['right', 'sp', 'attention'])
+def test_quick(rule):
+  failed = _check('gpt2', 'lion', rule, (32, 128), 1)
+  if rule == 'right':
+    assert not failed
+  else:
+    assert _WRONG[rule][1] in failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('rule', ['right', *_WRONG])
+@pytest.mark.parametrize('optimizer', ['adamw', 'lion', 'sophia'])
+@pytest.mark.parametrize('model', ['gpt2', 'llama'])
+def test_every_rule(model, optimizer, rule):
+  if rule == 'rho' and optimizer != 'sophia':
+    pytest.skip('rho is Sophia’s')
+  failed = _check(model, optimizer, rule, (32, 64, 128, 256), 2)
+  if rule == 'right':
+    assert not failed
+  else:
+    assert _WRONG[rule][1] in failed
+
+
+def test_attention_logits_are_those_of_the_model():
+  """Softmax of the logits times the values is what the output layer gets."""
+  for model in ('gpt2', 'llama'):
+    settings = coordinates.Settings(
+      model, 'lion', 'mup', 'none', (32, 64), (2,), 1, 1
+    )
+    size = coordinates.Size(settings, 64, 2)
+    params = size.init(np.uint32(0)).params
+    # Queries start at zero, where every scale gives the same logits.
+    kernel = params['block_0']['query']['kernel']
+    params['block_0']['query']['kernel'] = kernel + np.random.default_rng(
+      0
+    ).normal(size=kernel.shape).astype('f4')
+    tokens = np.arange(2 * 64, dtype=np.int32).reshape(2, 64)
+    found = size.activations(params, tokens)
+    logits = np.full((2, 4, 64, 64), -np.inf)
+    rows, columns = np.tril_indices(64)
+    logits[:, :, rows, columns] = found['first_block/attention_logits']
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    value = np.asarray(found['first_block/value']).reshape(2, 64, 4, 16)
+    mixed = np.einsum('BHqk,BkHh->BqHh', weights, value).reshape(2, 64, 64)
+    output = params['block_0']['output']
+    expected = mixed @ np.asarray(output['kernel'])
+    if 'bias' in output:
+      expected += np.asarray(output['bias'])[None, None]
+    np.testing.assert_allclose(found['first_block/output'], expected, atol=2e-5)
+
+
+def test_text_is_the_same_for_every_width():
+  text = library_text.read()
+  a = library_text.batch(text, 4, 16, seed=1, step=2)
+  b = library_text.batch(library_text.read(), 4, 16, seed=1, step=2)
+  np.testing.assert_array_equal(a['inputs'], b['inputs'])
+  np.testing.assert_array_equal(a['inputs'][:, 1:], a['targets'][:, :-1])
+  c = library_text.batch(text, 4, 16, seed=1, step=3)
+  assert (a['inputs'] != c['inputs']).any()
+
+
+def test_commands(fork_commands, tmp_path):
+  out = tmp_path / 'out'
+  few = ['--widths=8,16', '--seeds=1', '--steps=1', '--optimizer=lion']
+  results = fork_commands(
+    [
+      ('coordcheck', ['--help']),
+      ('coordcheck', [*few, '--parametrization=sp', f'--out={out}']),
+      ('coordcheck', few),
+      ('coordcheck', ['--widths=64,32', f'--out={out}']),
+      ('coordcheck', ['--widths=12,24', f'--out={out}']),
+      ('coordcheck', ['--model=bert', f'--out={out}']),
+    ]
+  )
+  assert results[0].code == 0 and '--widths' in results[0].out
+  failed = results[1]
+  assert failed.code == 1 and not failed.err
+  last = failed.out.splitlines()[-1]
+  assert last.startswith('coordinate check failed: ')
+  assert last.endswith(f'{out / "coordcheck.html"}')
+  saved = json.loads((out / 'coordcheck.json').read_text('utf-8'))
+  assert saved['passed'] is False
+  hidden = [r for r in saved['rows'] if r['quantity'] == 'update/hidden']
+  # Each of Lion's updates is lr, and sp has no factor on it.
+  assert hidden[0]['slope'] == pytest.approx(0, abs=1e-3)
+  assert hidden[0]['passed'] is False
+  assert {p.name for p in out.iterdir()} == {
+    'coordcheck.json',
+    'coordcheck.html',
+  }
+  for result, word in zip(
+    results[2:], ('--out', 'rising', 'multiple', 'bert'), strict=True
+  ):
+    assert result.code == 1
+    (line,) = result.err.splitlines()
+    assert line.startswith('error: ') and word in line
