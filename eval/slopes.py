@@ -78,7 +78,10 @@ _LOGITS = Band(
   _ANY, 0.1, 'may shrink, as outputs do that start random, but not grow'
 )
 _ATTENTION = Band(
-  _ANY, 0.2, 'may shrink until queries and keys align, but not grow'
+  _ANY,
+  0.3,
+  'may shrink while queries align with keys; a scale too large by '
+  '√head_dim adds 1/2',
 )
 # Axis -> pattern of quantities -> slopes that pass; the first that fits.
 _BANDS = {

@@ -33,7 +33,8 @@ def main() -> None:
     'widths': flags.DEFINE_list(
       'widths',
       ['32', '64', '128', '256'],
-      'Widths, multiples of the first, which is the base.',
+      'Widths, multiples of the first, which is the base; one octave is '
+      'too few for the slopes that are allowed.',
     ),
     'depths': flags.DEFINE_list(
       'depths',
