@@ -142,7 +142,7 @@ def fit(sizes: Sequence[int], values: np.ndarray) -> np.ndarray:
   x -= x.mean()
   good = np.isfinite(values) & (values > 0)
   y = np.log2(np.where(good, values, 1.0))
-  slopes = x @ y / (x @ x)
+  slopes = x @ (y - y.mean(0)) / (x @ x)
   return np.where(good.all(0), slopes, np.nan)
 
 

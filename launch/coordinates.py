@@ -386,6 +386,6 @@ class Size:
     for x, f in zip(jax.tree.leaves(tree), jax.tree.leaves(self._factors)):
       leaves.setdefault(f.kind, []).append(x)
     return {
-      kind: sum(x.sum() for x in xs) / sum(x.size for x in xs)
+      kind: jnp.stack([x.sum() for x in xs]).sum() / sum(x.size for x in xs)
       for kind, xs in leaves.items()
     }
