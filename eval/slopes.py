@@ -98,10 +98,10 @@ _BANDS = {
       -0.15, 0.15, 'updates of vectors, embeddings and readout keep their size'
     ),
     'curvature/*': Band(
-      -2.6, -1.4, 'squared gradients fall as 1/width², which rho makes up for'
+      -2.3, -1.4, 'squared gradients fall as 1/width², which rho makes up for'
     ),
     'unclipped/*': Band(
-      -0.25, 0.25, 'where it falls, Sophia turns into the sign of its momentum'
+      -0.2, 0.25, 'where it falls, Sophia turns into the sign of its momentum'
     ),
   },
   # Where branches shrink with depth, so does what the first of them adds.
