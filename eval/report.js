@@ -61,7 +61,9 @@ function onSwitch(button) {
 }
 
 function start() {
-  if (!allTraces().some((trace) => trace.meta.kind === 'eval')) {
+  // Validation losses at the end alone make no curve.
+  const isCurve = (trace) => trace.meta.kind === 'eval' && trace.x.length > 2;
+  if (!allTraces().some(isCurve)) {
     state.kind = 'train';
   }
   for (const id of lossIds) {

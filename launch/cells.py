@@ -58,6 +58,8 @@ def trial_config(config: ConfigDict, cell: Cell, lr: float) -> ConfigDict:
   run = _cell_config(config, cell)
   run.stage = 'tune'
   run.optimizer.lr = lr
+  # Only the end of a trial is compared.
+  run.eval_every = 0
   run.eval_tasks = ''
   # A trial is short: it is done again rather than resumed.
   run.checkpoint_every = 0
