@@ -75,7 +75,12 @@ def _fastest(group: Group) -> str:
   if verdict is None or verdict.conclusion not in ('wins', 'partly'):
     return ''
   assert verdict.best is not None
-  return f'; {report_names.name(verdict.best)} takes the least training time'
+  text = f'; {report_names.name(verdict.best)} takes the least training time'
+  if verdict.conclusion == 'wins':
+    return text
+  close = [o for o, d in verdict.differences.items() if not d.exceeds]
+  others = _join([report_names.name(o) for o in close])
+  return f'{text}, not to be told from {others}'
 
 
 def _statement(verdict: Verdict, cells: dict[str, Cell]) -> Statement:
