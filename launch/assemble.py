@@ -376,10 +376,10 @@ def _check_same(config: ConfigDict, workdir: pathlib.Path) -> None:
   saved = ConfigDict(json.loads((workdir / 'config.json').read_text('utf-8')))
   now = ConfigDict(_as_json(config))
   before, after = cli.flatten(saved), cli.flatten(now)
-  if before['steps'] < after['steps'] and saved.schedule.kind != 'constant':
+  if saved.steps < now.steps and saved.schedule.kind != 'constant':
     print(
-      f'note: {workdir} was planned for {before["steps"]} steps; with '
-      f'{after["steps"]} its {saved.schedule.kind} schedule is another one',
+      f'note: {workdir} was planned for {saved.steps} steps; with '
+      f'{now.steps} its {saved.schedule.kind} schedule is another one',
       file=sys.stderr,
     )
   for key in sorted(before | after):

@@ -79,11 +79,11 @@ class Display:
       console=self._console,
       disable=not self._console.is_terminal,
     )
-    fields = {'total': 1.0, 'status': 'starting', 'left': ''}
-    self._all = self._bar.add_task('study', **fields)
-    self._workers = [
-      self._bar.add_task(f'worker {i}', **fields) for i in range(workers)
-    ]
+    add = lambda name: self._bar.add_task(
+      name, total=1.0, status='starting', left=''
+    )
+    self._all = add('study')
+    self._workers = [add(f'worker {i}') for i in range(workers)]
     self._start = self._said = time.monotonic()
     self._before = self._fraction()
 

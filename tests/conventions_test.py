@@ -135,10 +135,7 @@ def test_real_valued_defaults_are_floats():
       assert isinstance(value, float), key
 
 
-_FORBIDDEN = re.compile(
-  r'/work/|/tmp/|/root/|/home/|/Users/|localhost:\d'
-  r'|files\.pythonhosted|pypi\.org/simple'
-)
+_FORBIDDEN = re.compile(r'/(?:work|tmp|root|home|Users)/|localhost:\d')
 
 
 @pytest.mark.parametrize('path', _FILES, ids=_relative)
