@@ -7,6 +7,7 @@ large ones, so that the kernel clears every page again at every step
 
 import ctypes
 import glob
+import os
 import sys
 
 # Parameters of mallopt(3), from malloc.h.
@@ -33,5 +34,10 @@ def keep() -> None:
 
 
 def has_accelerator() -> bool:
-  """Returns whether the kernel shows a GPU or TPU."""
+  """Returns whether JAX may find a GPU or TPU, without starting JAX.
+
+  A process that starts it takes the accelerator from the others.
+  """
+  if os.environ.get('JAX_PLATFORMS') == 'cpu':
+    return False
   return any(map(glob.glob, ('/dev/nvidia[0-9]*', '/dev/accel*', '/dev/kfd')))

@@ -12,11 +12,12 @@ import os
 import pathlib
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from steepest.launch import cli
+from steepest.launch import cpu_memory
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
@@ -80,8 +81,12 @@ def _run(config: 'ConfigDict', workdir: pathlib.Path, workers: int) -> None:
   ]
   if not jobs:
     return
-  # Without an accelerator, workers that are pinned to cores.
-  pinned = workers == 0 and not _has_accelerator()
+  # Without an accelerator, workers that are pinned to cores where they can be.
+  pinned = (
+    workers == 0
+    and hasattr(os, 'sched_setaffinity')
+    and not cpu_memory.has_accelerator()
+  )
   count = workers or (len(os.sched_getaffinity(0)) if pinned else 1)
   count = min(count, len(jobs))
   failures = []
@@ -89,8 +94,8 @@ def _run(config: 'ConfigDict', workdir: pathlib.Path, workers: int) -> None:
     pool.Pool(count, pinned, workdir / 'logs') as workers_,
     plan.Display(todo, count) as display,
   ):
-    busy = dict.fromkeys(range(count), jobs[0])
-    for worker in busy:
+    busy: dict[int, dict[str, Any]] = {}
+    for worker in range(count):
       busy[worker] = jobs.pop(0)
       workers_.start(worker, busy[worker])
     for message in workers_.messages():
@@ -113,12 +118,6 @@ def _run(config: 'ConfigDict', workdir: pathlib.Path, workers: int) -> None:
         break
   if failures:
     raise ValueError('; '.join(failures))
-
-
-def _has_accelerator() -> bool:
-  import jax
-
-  return jax.default_backend() != 'cpu'
 
 
 def _report(workdir: pathlib.Path, seconds: float) -> None:
