@@ -46,7 +46,7 @@ class Sampler:
     ways = {} if mesh is None else dict(mesh.shape)
     # A mesh that splits rows and lengths needs something to split.
     self._rows = math.prod(ways[a] for a in ('data', 'fsdp') if a in ways)
-    self._multiple = ways.get('sequence', 1)
+    self._multiple = math.prod(ways[a] for a in ('sequence',) if a in ways)
     whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     self._apply = jax.jit(self._pick, out_shardings=whole)
 

@@ -78,6 +78,7 @@ class ScoreFn:
     self.compilations = 0
     self._ways: dict[str, int] = {} if mesh is None else dict(mesh.shape)
     self._row_axes = tuple(a for a in ('data', 'fsdp') if a in self._ways)
+    self._length_axes = tuple(a for a in ('sequence',) if a in self._ways)
     whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     self._apply = jax.jit(self._score, out_shardings=whole)
 
@@ -138,7 +139,8 @@ class ScoreFn:
     logits_bytes = _LOGITS_BYTES_CPU if on_cpu else _LOGITS_BYTES
     tokens = min(logits_bytes // (4 * vocab_size), _MOST_TOKENS)
     tokens = max(tokens, _FEWEST_TOKENS)
-    lengths = _bucket_lengths(max_length, self._ways.get('sequence', 1))
+    parts = math.prod(self._ways[axis] for axis in self._length_axes)
+    lengths = _bucket_lengths(max_length, parts)
     rows = sorted(rows, key=lambda row: len(row.tokens), reverse=True)
     while rows:
       length = min(x for x in lengths if x >= len(rows[0].tokens))

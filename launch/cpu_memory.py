@@ -1,4 +1,4 @@
-"""Keeps freed memory in the process, which doubles the speed of a CPU run.
+"""Keeps freed memory in the process, which makes training on a CPU faster.
 
 XLA allocates a step's temporary buffer anew each time. glibc maps and unmaps
 large ones, so that the kernel clears every page again at every step
