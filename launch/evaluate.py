@@ -92,12 +92,12 @@ def _score(
 
   from steepest.eval import evaluation
   from steepest.eval import scoring
-  from steepest.launch import assemble
   from steepest.launch import environment
+  from steepest.launch import loading
 
   # Float32 products in float32; bfloat16 ones are what they are.
   jax.config.update('jax_default_matmul_precision', 'highest')
-  model = assemble.load_model(spec)
+  model = loading.load_model(spec)
   params, mesh = _spread(model.params)
   score_fn = scoring.make_score_fn(model.logits_fn, mesh)
   suite = evaluation.prepare(model.tokenizer, selection, directory, limit)

@@ -37,9 +37,9 @@ def _export(spec: str, out: str) -> None:
   import jax
 
   from steepest.interop import huggingface_export
-  from steepest.launch import assemble
+  from steepest.launch import loading
 
-  model = assemble.load_model(spec)
+  model = loading.load_model(spec)
   tokenizer = model.tokenizer
   tokenizer.model_max_length = model.max_length
   part = directory.with_name(f'.{directory.name}.{os.getpid()}')

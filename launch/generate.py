@@ -68,11 +68,11 @@ def _generate(
   from jax.sharding import NamedSharding
 
   from steepest.eval import sampling
-  from steepest.launch import assemble
+  from steepest.launch import loading
 
   # As launch.evaluate: float32 products in float32.
   jax.config.update('jax_default_matmul_precision', 'highest')
-  loaded = assemble.load_model(model)
+  loaded = loading.load_model(model)
   sharding = jax.tree.leaves(loaded.params)[0].sharding
   mesh: Any = sharding.mesh if isinstance(sharding, NamedSharding) else None
   sampler = sampling.Sampler(

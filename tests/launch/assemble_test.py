@@ -9,6 +9,7 @@ import pytest
 from steepest.data import tokenizers
 from steepest.experiments import tiny
 from steepest.launch import assemble
+from steepest.launch import loading
 
 _TIMED = ('seconds', 'data/wait_seconds', 'tokens_per_second')
 
@@ -144,7 +145,7 @@ def test_an_imported_model_is_its_own_base(configure, golden, tmp_path):
   config.model.init_from = spec
   assemble.train(config, tmp_path / 'run', {})
   tokenizers.train_bpe(iter(['some text'] * 9), 262).save(directory)
-  loaded = assemble.load_model(spec)
+  loaded = loading.load_model(spec)
   tokens = np.load(golden / 'tokens.npy')[: 8 * 16 + 1].astype(np.int32)
   logits = loaded.logits_fn(loaded.params, tokens[:-1].reshape(8, 16))
   losses = -jax.nn.log_softmax(logits).reshape(8 * 16, -1)
@@ -172,10 +173,10 @@ def test_a_trained_model_is_read_back(configure, tmp_path):
   config = configure('llama,adamw', model__vocab_size=tokenizer.vocab_size)
   assemble.train(config, workdir, {})
   with pytest.raises(FileNotFoundError, match=r'no tokenizer\.json'):
-    assemble.load_model(f'ckpt:{workdir}')
+    loading.load_model(f'ckpt:{workdir}')
   tokenizer.save(workdir)
   before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
-  loaded = assemble.load_model(f'ckpt:{workdir}')
+  loaded = loading.load_model(f'ckpt:{workdir}')
   assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
   assert loaded.description['steps'] == 6
   assert loaded.max_length == 16
@@ -194,11 +195,11 @@ def test_a_run_of_a_larger_machine_is_read_here(configure, tmp_path):
   config = configure('llama,lion', model__vocab_size=tokenizer.vocab_size)
   assemble.train(config, workdir, {})
   tokenizer.save(workdir)
-  wanted = assemble.load_model(f'ckpt:{workdir}').params
+  wanted = loading.load_model(f'ckpt:{workdir}').params
   saved = json.loads((workdir / 'config.json').read_text('utf-8'))
   saved['mesh'] |= {'data': 2, 'fsdp': 16, 'tensor': 3}
   (workdir / 'config.json').write_text(json.dumps(saved), 'utf-8')
-  got = assemble.load_model(f'ckpt:{workdir}').params
+  got = loading.load_model(f'ckpt:{workdir}').params
   jax.tree.map(np.testing.assert_array_equal, got, wanted)
   kernel = got['block_0']['query']['kernel']
   assert not kernel.sharding.is_fully_replicated
@@ -215,7 +216,7 @@ def test_a_run_of_a_larger_machine_is_read_here(configure, tmp_path):
 )
 def test_models_that_are_not_there(spec, said):
   with pytest.raises((ValueError, FileNotFoundError), match=said):
-    assemble.load_model(spec)
+    loading.load_model(spec)
 
 
 def test_a_run_without_checkpoints_cannot_be_read(configure, tmp_path):
@@ -224,4 +225,4 @@ def test_a_run_without_checkpoints_cannot_be_read(configure, tmp_path):
   tokenizer = tokenizers.train_bpe(iter(['some text'] * 9), 262)
   tokenizer.save(tmp_path / 'run')
   with pytest.raises(FileNotFoundError, match='no complete checkpoint'):
-    assemble.load_model(f'ckpt:{tmp_path / "run"}')
+    loading.load_model(f'ckpt:{tmp_path / "run"}')

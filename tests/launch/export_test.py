@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from steepest.data import tokenizers
-from steepest.launch import assemble
+from steepest.launch import loading
 
 _FILES = [
   'config.json',
@@ -70,8 +70,8 @@ def test_the_directory_holds_the_model(run, exported):
   assert told['model_max_length'] == config['max_position_embeddings'] == 16
   with safe_open(out / 'model.safetensors', 'numpy') as file:
     assert file.metadata() == {'format': 'pt'}
-  wanted = assemble.load_model(f'ckpt:{run}')
-  got = assemble.load_model(f'hf:{out}')
+  wanted = loading.load_model(f'ckpt:{run}')
+  got = loading.load_model(f'hf:{out}')
   assert wanted.rules.readout_multiplier == wanted.rules.residual_multiplier
   assert wanted.rules.readout_multiplier == 0.5
   assert got.tokenizer.sha256 == wanted.tokenizer.sha256
@@ -92,7 +92,7 @@ def test_transformers_reads_it(exported):
   out, *_ = exported
   model = transformers.AutoModelForCausalLM.from_pretrained(str(out))
   tokenizer = transformers.AutoTokenizer.from_pretrained(str(out))
-  ours = assemble.load_model(f'hf:{out}')
+  ours = loading.load_model(f'hf:{out}')
   text = 'some weight of <|endoftext|> text'
   assert tokenizer(text)['input_ids'] == ours.tokenizer.encode(text)
   assert tokenizer.eos_token_id == ours.tokenizer.eos_id

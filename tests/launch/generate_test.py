@@ -10,6 +10,7 @@ from steepest.data import tokenizers
 from steepest.experiments import base
 from steepest.interop import huggingface_export
 from steepest.launch import assemble
+from steepest.launch import loading
 from steepest.models import config as model_config
 from steepest.models import parametrization
 
@@ -54,7 +55,7 @@ def test_continues_a_text(fork_commands, model):
     assert result.code == 0, result.err
   assert one.out == same.out != greedy.out
   assert one.out.startswith('the cat')
-  loaded = assemble.load_model(f'hf:{model}')
+  loaded = loading.load_model(f'hf:{model}')
   tokenizer = loaded.tokenizer
   ids = tokenizer.encode('the cat')
   start = len(ids)

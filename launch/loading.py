@@ -1,0 +1,113 @@
+"""Loads trained models, to be scored, exported or talked to."""
+
+import json
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from steepest.data import tokenizers
+from steepest.interop import huggingface
+from steepest.launch import assemble
+from steepest.models import config as model_config
+from steepest.models import parametrization
+from steepest.training import mesh as mesh_lib
+from steepest.training.checkpoint import Checkpointer
+
+
+class LoadedModel(NamedTuple):
+  """A trained model, ready to be scored.
+
+  Attributes:
+    logits_fn: (params, tokens B×L) → float32 logits B×L×V.
+    params: on the devices.
+    tokenizer: that goes with it.
+    max_length: most tokens that go in.
+    description: where it is from, JSON values.
+    rules: its shapes and multipliers.
+  """
+
+  logits_fn: Any
+  params: Any
+  tokenizer: tokenizers.Tokenizer
+  max_length: int
+  description: dict[str, Any]
+  rules: parametrization.Parametrization
+
+
+def load_model(spec: str) -> LoadedModel:
+  """Loads `hf:DIR` or `ckpt:WORKDIR`.
+
+  Raises:
+    ValueError: the name is neither, or what is there does not fit.
+  """
+  kind, _, directory = spec.partition(':')
+  if kind == 'hf' and directory:
+    return _load_hf(directory)
+  if kind == 'ckpt' and directory:
+    return _load_checkpoint(pathlib.Path(directory))
+  raise ValueError(f'--model={spec}: give hf:DIR or ckpt:WORKDIR')
+
+
+def _load_hf(directory: str) -> LoadedModel:
+  from steepest.experiments import base
+
+  config = base.get_config()
+  config.model.update(huggingface.read_config(directory))
+  config.dtype.compute = 'float32'
+  model = model_config.resolve(config.model, 0, config.dtype)
+  rules = parametrization.resolve(config.parametrization, model)
+  module = assemble.find_model(model.name).Model(model, rules)
+  return LoadedModel(
+    lambda params, tokens: module.apply({'params': params}, tokens),
+    jax.device_put(huggingface.read_params(directory, model)),
+    tokenizers.load(f'hf:{directory}'),
+    model.context,
+    {'model': f'hf:{directory}'},
+    rules,
+  )
+
+
+def _load_checkpoint(workdir: pathlib.Path) -> LoadedModel:
+  if not (workdir / 'config.json').exists():
+    raise FileNotFoundError(f'ckpt:{workdir}: no config.json, not a run')
+  if not (workdir / 'tokenizer.json').exists():
+    raise FileNotFoundError(
+      f'ckpt:{workdir}: no tokenizer.json; a run on a flat token file has '
+      'none, put the one that made the tokens there'
+    )
+  config = ConfigDict(json.loads((workdir / 'config.json').read_text('utf-8')))
+  tokenizer = tokenizers.load(f'hf:{workdir}')
+  config.model.vocab_size = config.model.vocab_size or tokenizer.vocab_size
+  # One sequence a device: the mesh must fit the model, not a batch.
+  config.batch_size, config.microbatches = jax.device_count(), 1
+  model = model_config.resolve(config.model, tokenizer.vocab_size, config.dtype)
+  _fit_mesh(config.mesh, model.width)
+  program = assemble.make_program(config, model)
+  checkpointer = Checkpointer(workdir / 'checkpoints', 1, read_only=True)
+  steps = checkpointer.latest()
+  if steps is None:
+    raise FileNotFoundError(
+      f'ckpt:{workdir}: no complete checkpoint; train with '
+      'checkpoint_every above 0'
+    )
+  params = checkpointer.restore_params(program.state_shapes.params, steps)
+  return LoadedModel(
+    program.logits,
+    params,
+    tokenizer,
+    model.context,
+    {'model': f'ckpt:{workdir}', 'steps': steps},
+    parametrization.resolve(config.parametrization, model),
+  )
+
+
+def _fit_mesh(mesh: ConfigDict, width: int) -> None:
+  """Splits the model over the devices here where the run had others."""
+  try:
+    mesh_lib.make_mesh(mesh)
+  except ValueError:
+    fsdp = math.gcd(width, jax.device_count())
+    mesh.update({'data': -1, 'fsdp': fsdp, 'tensor': 1, 'sequence': 1})
