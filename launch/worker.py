@@ -1,6 +1,7 @@
 """Takes a study's jobs from stdin, one JSON line each; ends with its parent.
 
-Jobs: {"kind": "search" | "targets", "study": DIR, "model", "optimizer", "lr"}.
+Jobs: {"kind": "search" | "targets", "study": DIR, "model", "optimizer", "lr"};
+{"kind": "run", "config": CONFIG, "directory": DIR} trains one run.
 Messages on stdout: `row` (a logged row of a run), `run` (a run ended), `done`
 (with the best `lr` of a search) and `failed` (with `error`).
 """
@@ -56,6 +57,15 @@ def _do(job: dict[str, Any], say: Any) -> float | None:
 
   from steepest.launch import cells
 
+  if job['kind'] == 'run':
+    run_config = ConfigDict(job['config'])
+    directory = job['directory']
+    on_row = lambda row: say(
+      'row', run=directory, steps=run_config.steps, row=row
+    )
+    loss = cells.run_once(run_config, pathlib.Path(directory), on_row)
+    say('run', run=directory, loss=loss if math.isfinite(loss) else None)
+    return None
   workdir = pathlib.Path(job['study'])
   config = ConfigDict(json.loads((workdir / 'config.json').read_text('utf-8')))
   cell = cells.Cell(job['model'], job['optimizer'])
