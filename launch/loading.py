@@ -1,6 +1,5 @@
 """Loads trained models, to be scored, exported or talked to."""
 
-import json
 import math
 import pathlib
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 from steepest.data import tokenizers
 from steepest.interop import huggingface
 from steepest.launch import assemble
+from steepest.launch import validation
 from steepest.models import config as model_config
 from steepest.models import parametrization
 from steepest.training import mesh as mesh_lib
@@ -78,7 +78,7 @@ def _load_checkpoint(workdir: pathlib.Path) -> LoadedModel:
       f'ckpt:{workdir}: no tokenizer.json; a run on a flat token file has '
       'none, put the one that made the tokens there'
     )
-  config = ConfigDict(json.loads((workdir / 'config.json').read_text('utf-8')))
+  config = validation.read_config(workdir)
   tokenizer = tokenizers.load(f'hf:{workdir}')
   config.model.vocab_size = config.model.vocab_size or tokenizer.vocab_size
   # One sequence a device: the mesh must fit the model, not a batch.

@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from steepest.experiments import base
 from steepest.interop import huggingface
 from steepest.launch import cli
 
@@ -76,7 +77,7 @@ def import_shapes(config: ConfigDict, overrides: dict[str, Any]) -> None:
 
 def check_same(config: ConfigDict, workdir: pathlib.Path) -> None:
   """Raises a ValueError that names the first key on which a restart differs."""
-  saved = ConfigDict(json.loads((workdir / 'config.json').read_text('utf-8')))
+  saved = read_config(workdir)
   now = ConfigDict(as_json(config))
   before, after = cli.flatten(saved), cli.flatten(now)
   if saved.steps < now.steps and saved.schedule.kind != 'constant':
@@ -92,6 +93,19 @@ def check_same(config: ConfigDict, workdir: pathlib.Path) -> None:
         f'{workdir} holds a run with {key}={a}, asked for {b}: use another '
         '--workdir'
       )
+
+
+def read_config(workdir: pathlib.Path) -> ConfigDict:
+  """Returns a run's configuration.
+
+  Keys that did not exist when the run was made have their default, which does
+  what was done before there was a key.
+  """
+  saved = json.loads((workdir / 'config.json').read_text('utf-8'))
+  config = ConfigDict(as_json(base.get_config()))
+  with config.unlocked():
+    config.update(saved)
+  return config
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:

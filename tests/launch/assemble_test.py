@@ -98,6 +98,19 @@ def test_sophias_extra_passes_count_as_flops(configure, tmp_path):
   assert flops['sophia'] / flops['lion'] == pytest.approx(1.5)
 
 
+def test_a_run_older_than_a_key_goes_on(configure, tmp_path):
+  path = tmp_path / 'run' / 'config.json'
+  assemble.train(configure('gpt2,lion', steps=3), path.parent, {})
+  saved = json.loads(path.read_text())
+  del saved['optimizer']['decay_mode'], saved['microbatches']
+  path.write_text(json.dumps(saved))
+  assert assemble.train(configure('gpt2,lion'), path.parent, {})['steps'] == 6
+  saved['optimizer']['decay_mode'] = 'times_lr'
+  path.write_text(json.dumps(saved))
+  with pytest.raises(ValueError, match='decay_mode=times_lr'):
+    assemble.train(configure('gpt2,lion'), path.parent, {})
+
+
 def _small_gpt2(directory):
   """Writes random weights of one layer of width 32 with one head."""
   from safetensors import numpy as safetensors
