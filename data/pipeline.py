@@ -46,11 +46,10 @@ class Corpus(NamedTuple):
 
 
 class Share(NamedTuple):
-  """The rows [first, first + rows) of every global batch."""
+  """The rows of every global batch that one process reads."""
 
   batch_size: int
-  first: int
-  rows: int
+  rows: Sequence[int]
 
 
 class Data:
@@ -83,7 +82,7 @@ class Data:
     self._steps = steps
     self._batches = (
       grain.MapDataset.source(_Rows(order, share, steps))
-      .batch(share.rows)
+      .batch(len(share.rows))
       .map(self._split)
     )
 
@@ -119,13 +118,13 @@ class Data:
     held = min(self._eval_sequences, len(windows))
     batches = []
     for start in range(0, held, self._share.batch_size):
-      first = start + self._share.first
+      numbers = start + np.array(self._share.rows)
       rows = [
-        windows[i] if i < held else np.zeros_like(windows[0])
-        for i in range(first, first + self._share.rows)
+        windows[int(i)] if i < held else np.zeros_like(windows[0])
+        for i in numbers
       ]
       batch = self._split(np.stack(rows))
-      real = np.arange(first, first + self._share.rows) < held
+      real = numbers < held
       batches.append({**batch, 'mask': real.astype(np.float32)})
     return batches
 
@@ -149,8 +148,7 @@ def open_data(
   eval_sequences: int,
   vocab_size: int = 0,
   tokenizer_sha256: str | None = None,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Sequence[int] | None = None,
 ) -> Data:
   """Opens and checks the data of a run.
 
@@ -163,17 +161,12 @@ def open_data(
     eval_sequences: validation sequences of each source.
     vocab_size: rows of the model's embedding; 0: as many as the data need.
     tokenizer_sha256: the tokenizer that the shards must be made with.
-    process_index: p, this process.
-    process_count: P; process p reads rows [p·B/P, (p + 1)·B/P).
+    rows: of each batch, that this process reads; None: all.
 
   Raises:
     FileNotFoundError: a file is missing.
     ValueError: damaged data, or data that do not fit the run.
   """
-  if batch_size % process_count:
-    raise ValueError(
-      f'batch_size={batch_size} does not divide over {process_count} processes'
-    )
   if config.epochs < 1:
     raise ValueError(f'data.epochs={config.epochs}: give 1 or more')
   corpus = _open_corpus(config, context, vocab_size, tokenizer_sha256)
@@ -182,11 +175,10 @@ def open_data(
   )
   order = _Order(corpus.train, weights, config, seed, steps * batch_size)
   fixed = [corpus.content, context, weights, config.shuffle, config.epochs]
-  rows = batch_size // process_count
   return Data(
     corpus,
     order,
-    Share(batch_size, process_index * rows, rows),
+    Share(batch_size, range(batch_size) if rows is None else rows),
     steps,
     eval_sequences,
     hashlib.sha256(json.dumps(fixed).encode()).hexdigest(),
@@ -295,11 +287,11 @@ class _Rows:
     self._order, self._share, self._steps = order, share, steps
 
   def __len__(self) -> int:
-    return self._steps * self._share.rows
+    return self._steps * len(self._share.rows)
 
   def __getitem__(self, i: int) -> np.ndarray:
-    step, row = divmod(i, self._share.rows)
-    return self._order[step * self._share.batch_size + self._share.first + row]
+    step, row = divmod(i, len(self._share.rows))
+    return self._order[step * self._share.batch_size + self._share.rows[row]]
 
 
 def _stream(
