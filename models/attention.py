@@ -1,10 +1,67 @@
 """Causal attention, by the fastest kernel there is for the device.
 
-B batch, L length, H heads, K key-value heads, h head dim.
+B batch, L length, C length of a cache, H heads, K key-value heads, h head dim.
 """
 
+from typing import Any
+
+from flax import linen as nn
 import jax
 from jax import numpy as jnp
+
+from steepest.models.config import ModelConfig
+
+
+def attend(
+  module: nn.Module,
+  q_BxLxHxh: jax.Array,
+  k_BxLxKxh: jax.Array,
+  v_BxLxKxh: jax.Array,
+  scale: float,
+  segment_ids_BxL: jax.Array | None,
+  positions_BxL: jax.Array | None,
+) -> jax.Array:
+  """Returns B×L×H×h: attention among the tokens, or over a cache as well.
+
+  If `module` is given a collection `cache` (see make_cache), the keys and
+  values go into it at their positions, and each token sees what is there up to
+  its own position.
+  """
+  if not module.has_variable('cache', 'keys'):
+    return causal_attention(
+      q_BxLxHxh, k_BxLxKxh, v_BxLxKxh, scale, segment_ids_BxL
+    )
+  assert positions_BxL is not None and segment_ids_BxL is None
+  rows_Bx1 = jnp.arange(positions_BxL.shape[0])[:, None]
+
+  def extend(name: str, new_BxLxKxh: jax.Array) -> jax.Array:
+    held_BxCxKxh = module.get_variable('cache', name)
+    held_BxCxKxh = held_BxCxKxh.at[rows_Bx1, positions_BxL].set(new_BxLxKxh)
+    module.put_variable('cache', name, held_BxCxKxh)
+    return held_BxCxKxh
+
+  keys_BxCxKxh = extend('keys', k_BxLxKxh)
+  values_BxCxKxh = extend('values', v_BxLxKxh)
+  # What a row holds beyond the position is stale or not written yet.
+  index_1x1xC = jnp.arange(keys_BxCxKxh.shape[1])[None, None]
+  mask_BxLxC = index_1x1xC <= positions_BxL[..., None]
+  return jax.nn.dot_product_attention(
+    q_BxLxHxh,
+    keys_BxCxKxh,
+    values_BxCxKxh,
+    mask=mask_BxLxC[:, None],
+    scale=scale,
+  )
+
+
+def make_cache(model: ModelConfig, rows: int, length: int) -> dict[str, Any]:
+  """Returns an empty cache of keys and values: a collection for attend."""
+  shape = (rows, length, model.num_kv_heads, model.head_dim)
+  zeros = lambda: jnp.zeros(shape, model.compute_dtype)
+  return {
+    f'block_{i}': {'keys': zeros(), 'values': zeros()}
+    for i in range(model.num_layers)
+  }
 
 
 def causal_attention(
@@ -12,18 +69,26 @@ def causal_attention(
   k_BxLxKxh: jax.Array,
   v_BxLxKxh: jax.Array,
   scale: float,
+  segment_ids_BxL: jax.Array | None = None,
 ) -> jax.Array:
   """Returns B×L×H×h; H is a multiple of K, softmax in float32.
 
   cuDNN's fused kernel serves half-precision inputs on GPUs; elsewhere XLA
-  compiles the plain formula.
+  compiles the plain formula. With segments that kernel reads a mask B×1×L×L
+  as a bias, for whose backward pass it asks for an even length.
   """
   half = q_BxLxHxh.dtype in (jnp.bfloat16, jnp.float16)
   fused = jax.default_backend() == 'gpu' and half
+  mask_Bx1xLxL = None
+  if segment_ids_BxL is not None:
+    same_BxLxL = segment_ids_BxL[:, :, None] == segment_ids_BxL[:, None]
+    mask_Bx1xLxL = same_BxLxL[:, None]
+    fused = fused and segment_ids_BxL.shape[1] % 2 == 0
   return jax.nn.dot_product_attention(
     q_BxLxHxh,
     k_BxLxKxh,
     v_BxLxKxh,
+    mask=mask_Bx1xLxL,
     scale=scale,
     is_causal=True,
     implementation='cudnn' if fused else 'xla',

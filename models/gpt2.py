@@ -1,6 +1,7 @@
 """GPT-2 (Radford et al. 2019): learned positions, LayerNorm, tanh-GELU.
 
-B batch, L length, D width, H heads, h head dim, F MLP features, V vocabulary.
+B batch, L length, D width, H heads, h head dim, F MLP features, V vocabulary,
+P positions.
 """
 
 from flax import linen as nn
@@ -47,12 +48,19 @@ class Block(nn.Module):
   rules: Parametrization
 
   @nn.compact
-  def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
+  def __call__(
+    self,
+    x_BxLxD: jax.Array,
+    segment_ids_BxL: jax.Array | None,
+    positions_BxL: jax.Array | None,
+  ) -> jax.Array:
     scale = self.rules.residual_multiplier
     norm = lambda name: LayerNorm(
       self.config, self.rules, residual=True, name=name
     )
-    x_BxLxD += scale * self._attention(norm('attention_norm')(x_BxLxD))
+    x_BxLxD += scale * self._attention(
+      norm('attention_norm')(x_BxLxD), segment_ids_BxL, positions_BxL
+    )
     x_BxLxD += scale * self._mlp(norm('mlp_norm')(x_BxLxD))
     return nn.with_logical_constraint(x_BxLxD, ('batch', 'length', 'features'))
 
@@ -61,18 +69,26 @@ class Block(nn.Module):
     dtype = self.config.compute_dtype
     return Linear(features, weight, axes, bias, dtype, name=name)
 
-  def _attention(self, x_BxLxD: jax.Array) -> jax.Array:
+  def _attention(
+    self,
+    x_BxLxD: jax.Array,
+    segment_ids_BxL: jax.Array | None,
+    positions_BxL: jax.Array | None,
+  ) -> jax.Array:
     c, rules = self.config, self.rules
     size = c.num_heads * c.head_dim
     role, init = rules.hidden('width')
     query = (role, nn.initializers.zeros if c.zero_init_query else init)
     heads = ('width', 'heads')
     shape = (*x_BxLxD.shape[:2], c.num_heads, c.head_dim)
-    y_BxLxHxh = attention.causal_attention(
+    y_BxLxHxh = attention.attend(
+      self,
       self._linear('query', size, query, heads)(x_BxLxD).reshape(shape),
       self._linear('key', size, (role, init), heads)(x_BxLxD).reshape(shape),
       self._linear('value', size, (role, init), heads)(x_BxLxD).reshape(shape),
       rules.attention_scale,
+      segment_ids_BxL,
+      positions_BxL,
     )
     output = rules.hidden('heads', writes_residual=True)
     return self._linear('output', c.width, output, ('heads', 'width'))(
@@ -101,8 +117,20 @@ class Model(nn.Module):
   rules: Parametrization
 
   @nn.compact
-  def __call__(self, tokens_BxL: jax.Array) -> jax.Array:
-    """Returns logits B×L×V in the compute dtype."""
+  def __call__(
+    self,
+    tokens_BxL: jax.Array,
+    segment_ids_BxL: jax.Array | None = None,
+    positions_BxL: jax.Array | None = None,
+  ) -> jax.Array:
+    """Returns logits B×L×V in the compute dtype.
+
+    Args:
+      tokens_BxL: ids.
+      segment_ids_BxL: tokens see those of their own segment alone; None: a row
+        is one segment.
+      positions_BxL: of the tokens; None: 0, 1, ….
+    """
     c, rules = self.config, self.rules
     embedding_VxD = declare(
       self,
@@ -111,7 +139,7 @@ class Model(nn.Module):
       ('vocab', 'width'),
       (c.vocab_size, c.width),
     )
-    positions_LxD = declare(
+    table_PxD = declare(
       self,
       'positions',
       rules.embedding(),
@@ -119,15 +147,19 @@ class Model(nn.Module):
       (c.context, c.width),
     )
     x_BxLxD = embedding_VxD[tokens_BxL].astype(c.compute_dtype)
-    x_BxLxD += positions_LxD[None, : tokens_BxL.shape[1]].astype(
-      c.compute_dtype
-    )
+    if positions_BxL is None:
+      added = table_PxD[None, : tokens_BxL.shape[1]]
+    else:
+      added = table_PxD[positions_BxL]
+    x_BxLxD += added.astype(c.compute_dtype)
     x_BxLxD = nn.with_logical_constraint(
       x_BxLxD, ('batch', 'length', 'features')
     )
     block = nn.remat(Block) if c.remat == 'full' else Block
     for i in range(c.num_layers):
-      x_BxLxD = block(c, rules, name=f'block_{i}')(x_BxLxD)
+      x_BxLxD = block(c, rules, name=f'block_{i}')(
+        x_BxLxD, segment_ids_BxL, positions_BxL
+      )
     x_BxLxD = LayerNorm(c, rules, residual=False, name='norm')(x_BxLxD)
     x_BxLxD *= rules.readout_multiplier
     if c.tie_embeddings:

@@ -34,16 +34,22 @@ class RMSNorm(nn.Module):
     return (x * gain_D[None, None]).astype(c.compute_dtype)
 
 
-def rotate(x_BxLxHxh: jax.Array, base: float) -> jax.Array:
+def rotate(
+  x_BxLxHxh: jax.Array, base: float, positions_BxL: jax.Array | None = None
+) -> jax.Array:
   """Rotary positions (arXiv 2104.09864) in the half-split order of HF.
 
-  Feature i and i + h/2 turn by position · base^(-2i/h), in float32.
+  Feature i and i + h/2 turn by position · base^(-2i/h), in float32. Without
+  positions a row's are 0, 1, ….
   """
   length, half = x_BxLxHxh.shape[1], x_BxLxHxh.shape[3] // 2
   frequency_h = base ** -(jnp.arange(half, dtype=jnp.float32) / half)
-  angle_Lxh = jnp.outer(jnp.arange(length, dtype=jnp.float32), frequency_h)
-  cos = jnp.cos(angle_Lxh)[None, :, None]
-  sin = jnp.sin(angle_Lxh)[None, :, None]
+  if positions_BxL is None:
+    positions_BxL = jnp.arange(length)[None]
+  positions_BxLx1 = positions_BxL.astype(jnp.float32)[..., None]
+  angle_BxLxh = positions_BxLx1 * frequency_h[None, None]
+  cos = jnp.cos(angle_BxLxh)[:, :, None]
+  sin = jnp.sin(angle_BxLxh)[:, :, None]
   a, b = jnp.split(x_BxLxHxh.astype(jnp.float32), 2, axis=-1)
   turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
   return turned.astype(x_BxLxHxh.dtype)
@@ -56,12 +62,19 @@ class Block(nn.Module):
   rules: Parametrization
 
   @nn.compact
-  def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
+  def __call__(
+    self,
+    x_BxLxD: jax.Array,
+    segment_ids_BxL: jax.Array | None,
+    positions_BxL: jax.Array | None,
+  ) -> jax.Array:
     scale = self.rules.residual_multiplier
     norm = lambda name: RMSNorm(
       self.config, self.rules, residual=True, name=name
     )
-    x_BxLxD += scale * self._attention(norm('attention_norm')(x_BxLxD))
+    x_BxLxD += scale * self._attention(
+      norm('attention_norm')(x_BxLxD), segment_ids_BxL, positions_BxL
+    )
     x_BxLxD += scale * self._mlp(norm('mlp_norm')(x_BxLxD))
     return nn.with_logical_constraint(x_BxLxD, ('batch', 'length', 'features'))
 
@@ -70,7 +83,12 @@ class Block(nn.Module):
     dtype = self.config.compute_dtype
     return Linear(features, weight, axes, bias, dtype, name=name)
 
-  def _attention(self, x_BxLxD: jax.Array) -> jax.Array:
+  def _attention(
+    self,
+    x_BxLxD: jax.Array,
+    segment_ids_BxL: jax.Array | None,
+    positions_BxL: jax.Array | None,
+  ) -> jax.Array:
     c, rules = self.config, self.rules
     h, (B, L, _) = c.head_dim, x_BxLxD.shape
     role, init = rules.hidden('width')
@@ -78,14 +96,15 @@ class Block(nn.Module):
     project = lambda name, heads, weight, axis: self._linear(
       name, heads * h, weight, ('width', axis)
     )(x_BxLxD).reshape(B, L, heads, h)
-    y_BxLxHxh = attention.causal_attention(
-      rotate(project('query', c.num_heads, query, 'heads'), c.rope_base),
-      rotate(
-        project('key', c.num_kv_heads, (role, init), 'kv_heads'),
-        c.rope_base,
-      ),
+    turn = lambda x_BxLxHxh: rotate(x_BxLxHxh, c.rope_base, positions_BxL)
+    y_BxLxHxh = attention.attend(
+      self,
+      turn(project('query', c.num_heads, query, 'heads')),
+      turn(project('key', c.num_kv_heads, (role, init), 'kv_heads')),
       project('value', c.num_kv_heads, (role, init), 'kv_heads'),
       rules.attention_scale,
+      segment_ids_BxL,
+      positions_BxL,
     )
     output = rules.hidden('heads', writes_residual=True)
     return self._linear('output', c.width, output, ('heads', 'width'))(
@@ -114,8 +133,20 @@ class Model(nn.Module):
   rules: Parametrization
 
   @nn.compact
-  def __call__(self, tokens_BxL: jax.Array) -> jax.Array:
-    """Returns logits B×L×V in the compute dtype."""
+  def __call__(
+    self,
+    tokens_BxL: jax.Array,
+    segment_ids_BxL: jax.Array | None = None,
+    positions_BxL: jax.Array | None = None,
+  ) -> jax.Array:
+    """Returns logits B×L×V in the compute dtype.
+
+    Args:
+      tokens_BxL: ids.
+      segment_ids_BxL: tokens see those of their own segment alone; None: a row
+        is one segment.
+      positions_BxL: of the tokens; None: 0, 1, ….
+    """
     c, rules = self.config, self.rules
     embedding_VxD = declare(
       self,
@@ -130,7 +161,9 @@ class Model(nn.Module):
     )
     block = nn.remat(Block) if c.remat == 'full' else Block
     for i in range(c.num_layers):
-      x_BxLxD = block(c, rules, name=f'block_{i}')(x_BxLxD)
+      x_BxLxD = block(c, rules, name=f'block_{i}')(
+        x_BxLxD, segment_ids_BxL, positions_BxL
+      )
     x_BxLxD = RMSNorm(c, rules, residual=False, name='norm')(x_BxLxD)
     x_BxLxD *= rules.readout_multiplier
     if c.tie_embeddings:

@@ -4,6 +4,7 @@ Programs of equal key serve many runs, so a learning-rate search compiles once.
 """
 
 from collections.abc import Callable, Mapping
+import functools
 import time
 from typing import Any
 
@@ -20,6 +21,7 @@ from steepest.optimizers.build import Chain
 from steepest.training import mesh as mesh_lib
 from steepest.training.step import Step
 from steepest.training.step import TrainState
+from steepest.training.step import apply_to
 from steepest.training.step import constrained
 from steepest.training.step import cross_entropy
 from steepest.training.step import key_for
@@ -32,7 +34,8 @@ class Program:
     model: resolved shapes.
     mesh: of the devices used.
     chain: the optimizer.
-    logits: (params, tokens B×L) → logits B×L×V; not compiled.
+    logits: (params, tokens B×L[, segment ids, positions B×L]) → logits
+      B×L×V; not compiled.
     state_shapes: ShapeDtypeStructs with shardings, like the state.
     estimator: of the curvature.
     compile_seconds: spent on compilation so far.
@@ -67,19 +70,20 @@ class Program:
     self._shardings = jax.tree.map(lambda s: s.sharding, self.state_shapes)
     self.estimator = estimator
     self._step = Step(self.logits, self.chain, estimator, microbatches)
-    self._compiled: dict[str, Any] = {}
+    self._compiled: dict[tuple[str, ...], Any] = {}
 
   def init(self, seed: int) -> TrainState:
     """Returns the state before the first step."""
     fn = lambda seed: self._state(nn.unbox(self._init_boxed(seed)))
     compiled = self._compile(
-      'init', fn, (np.uint32(seed),), None, self._shardings
+      ('init',), fn, (np.uint32(seed),), None, self._shardings
     )
     return compiled(jax.device_put(np.uint32(seed), self._whole))
 
   def from_params(self, params: Any) -> TrainState:
     """Returns the state before the first step from given parameters."""
-    params = jax.device_put(params, self._shardings.params)
+    # Each process has them all and places its part.
+    params = jax.tree.map(_place, params, self._shardings.params)
     with jax.set_mesh(self.mesh):
       return jax.jit(self._state, out_shardings=self._shardings)(params)
 
@@ -92,7 +96,7 @@ class Program:
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step; consumes `state`. See training/step.py."""
     compiled = self._compile(
-      'step',
+      ('step', *sorted(batch)),
       self._step,
       (state, batch, args, seed),
       (
@@ -120,12 +124,12 @@ class Program:
     """
 
     def fn(params: Any, batch: dict[str, jax.Array]) -> Any:
-      logits_BxLxV = self.logits(params, batch['inputs'])
+      logits_BxLxV = apply_to(self.logits, params, batch)
       loss_B = cross_entropy(logits_BxLxV, batch['targets']).mean(-1)
       return (loss_B * batch['mask']).sum(), batch['mask'].sum()
 
     compiled = self._compile(
-      'eval_loss',
+      ('eval_loss', *sorted(batch)),
       fn,
       (params, batch),
       (self._shardings.params, self._batch_shardings(batch)),
@@ -133,12 +137,30 @@ class Program:
     )
     return compiled(params, batch)
 
+  @functools.cached_property
+  def local_rows(self) -> list[int]:
+    """The rows of a batch that this process places."""
+    return mesh_lib.local_rows(self.mesh, self.batch_size)
+
   def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Places this process's rows of a batch on the mesh."""
+    """Places this process's rows of a batch, `local_rows`, on the mesh."""
     return {
-      name: jax.make_array_from_process_local_data(sharding, batch[name])
+      name: self._put_rows(batch[name], sharding)
       for name, sharding in self._batch_shardings(batch).items()
     }
+
+  def _put_rows(
+    self, rows: np.ndarray, sharding: jax.sharding.NamedSharding
+  ) -> jax.Array:
+    whole = range(self.batch_size)
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+      first = self.local_rows.index(whole[index[0]][0])
+      count = len(whole[index[0]])
+      return rows[first : first + count][:, *index[1:]]
+
+    shape = (self.batch_size, *rows.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, part)
 
   def _batch_shardings(self, batch: Mapping[str, Any]) -> dict[str, Any]:
     tokens, rows = mesh_lib.batch_shardings(self.mesh)
@@ -175,7 +197,7 @@ class Program:
 
   def _compile(
     self,
-    name: str,
+    name: tuple[str, ...],
     fn: Callable[..., Any],
     args: tuple[Any, ...],
     in_shardings: Any,
@@ -194,3 +216,11 @@ class Program:
         self._compiled[name] = jitted.lower(*args).compile()
       self.compile_seconds += time.perf_counter() - start
     return self._compiled[name]
+
+
+def _place(
+  value: np.ndarray, sharding: jax.sharding.NamedSharding
+) -> jax.Array:
+  return jax.make_array_from_callback(
+    value.shape, sharding, lambda index: value[index]
+  )

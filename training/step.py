@@ -62,13 +62,14 @@ class Step:
   """One optimizer step of any model and optimizer.
 
   Attributes:
-    apply: (params, tokens B×L) → logits B×L×V.
+    apply: (params, tokens B×L[, segment ids B×L, positions B×L]) → logits
+      B×L×V; see models/.
     chain: the optimizer.
     estimator: 'gnb' or 'hutchinson', used if the chain wants curvature.
     microbatches: slices of a batch whose gradients are averaged.
   """
 
-  apply: Callable[[Any, jax.Array], jax.Array]
+  apply: Callable[..., jax.Array]
   chain: Chain
   estimator: str
   microbatches: int
@@ -84,7 +85,9 @@ class Step:
 
     Args:
       state: before the step.
-      batch: `inputs` and `targets`, B×L token ids.
+      batch: `inputs` and `targets`, B×L token ids; to keep documents apart,
+        `segment_ids` and `positions`. Every target counts, the first token of
+        a document after the end of the one before it too.
       args: hyperparameters.
       seed: of the run.
     """
@@ -114,7 +117,7 @@ class Step:
     """Returns the mean loss of the batch and its gradient."""
 
     def loss(params: Any, part: dict[str, jax.Array]) -> jax.Array:
-      logits_BxLxV = self.apply(params, part['inputs'])
+      logits_BxLxV = apply_to(self.apply, params, part)
       return cross_entropy(logits_BxLxV, part['targets']).mean()
 
     return self._mean(
@@ -138,7 +141,7 @@ class Step:
     )
 
     def loss(params: Any, part: dict[str, jax.Array]) -> jax.Array:
-      logits_BxLxV = self.apply(params, part['inputs']).astype(jnp.float32)
+      logits_BxLxV = apply_to(self.apply, params, part).astype(jnp.float32)
       # A key a sequence: neither mesh nor micro-batches change the labels.
       labels_BxL = sample(part['keys'], jax.lax.stop_gradient(logits_BxLxV))
       return cross_entropy(logits_BxLxV, labels_BxL).mean()
@@ -160,7 +163,7 @@ class Step:
 
     def product(part: dict[str, jax.Array]) -> Any:
       def loss(params: Any) -> jax.Array:
-        logits_BxLxV = self.apply(params, part['inputs'])
+        logits_BxLxV = apply_to(self.apply, params, part)
         return cross_entropy(logits_BxLxV, part['targets']).mean()
 
       return jax.jvp(jax.grad(loss), (params,), (probe,))[1]
@@ -187,13 +190,28 @@ class Step:
     return jax.tree.map(lambda x: x / n, total)
 
 
+def apply_to(
+  apply: Callable[..., jax.Array], params: Any, batch: dict[str, jax.Array]
+) -> jax.Array:
+  """Returns a batch's logits B×L×V; documents apart if it says where they are.
+
+  Packed documents give what each alone would: tokens see those of their own
+  segment, and positions start anew.
+  """
+  if 'segment_ids' not in batch:
+    return apply(params, batch['inputs'])
+  return apply(
+    params, batch['inputs'], batch['segment_ids'], batch['positions']
+  )
+
+
 def constrained(
   apply: Callable[..., Any], rules: Any
 ) -> Callable[..., jax.Array]:
   """Lets the model's logical constraints find their mesh axes."""
 
-  def wrapped(params: Any, tokens_BxL: jax.Array) -> jax.Array:
+  def wrapped(params: Any, *inputs: jax.Array) -> jax.Array:
     with nn.logical_axis_rules(rules):
-      return apply({'params': params}, tokens_BxL)
+      return apply({'params': params}, *inputs)
 
   return wrapped

@@ -1,0 +1,148 @@
+"""Packed documents against the same documents alone; caches against none."""
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+from steepest.models import attention
+from steepest.training.step import Step
+from steepest.training.step import cross_entropy
+
+_LENGTHS = ((5, 1, 10), (16,), (9, 7))
+_VARIANTS = [
+  ('gpt2', {}),
+  ('llama', {'num_kv_heads': 2, 'remat': 'full'}),
+]
+
+
+def _pack(lengths, context=16):
+  """Rows of documents: tokens, targets, segment ids and positions."""
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(0, 64, (len(lengths), context + 1)).astype(np.int32)
+  ids = [np.repeat(np.arange(len(row)) + 1, row) for row in lengths]
+  positions = [np.concatenate([np.arange(n) for n in row]) for row in lengths]
+  return {
+    'inputs': tokens[:, :-1],
+    'targets': tokens[:, 1:],
+    'segment_ids': np.stack(ids).astype(np.int32),
+    'positions': np.stack(positions).astype(np.int32),
+  }
+
+
+def _documents(batch):
+  """Yields row, slice and a row of its own for each document."""
+  for row, ids in enumerate(batch['segment_ids']):
+    for segment in np.unique(ids):
+      (at,) = np.nonzero(ids == segment)
+      yield row, at, jnp.asarray(batch['inputs'][row, at])[None]
+
+
+def _apply(built):
+  return lambda params, *inputs: built.module.apply({'params': params}, *inputs)
+
+
+@pytest.mark.parametrize('name, shapes', _VARIANTS)
+def test_packed_documents_equal_each_alone(build_model, name, shapes):
+  built, batch = build_model(name, **shapes), _pack(_LENGTHS)
+  params, apply = built.random(), _apply(built)
+  names = ('inputs', 'segment_ids', 'positions')
+  together = jax.jit(apply)(params, *(batch[n] for n in names))
+  for row, at, alone in _documents(batch):
+    wanted = apply(params, alone)[0]
+    np.testing.assert_allclose(together[row, at], wanted, atol=1e-5, rtol=1e-5)
+  # What is kept apart would matter.
+  mixed = jax.jit(apply)(params, batch['inputs'])
+  assert np.abs(mixed[0, 5:] - together[0, 5:]).max() > 0.01
+  np.testing.assert_allclose(mixed[1], together[1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('name, shapes', _VARIANTS)
+@pytest.mark.parametrize('microbatches', [1, 3])
+def test_loss_and_gradient_are_those_of_the_documents(
+  build_model, name, shapes, microbatches
+):
+  """Every target counts, those after an end of document too."""
+  built, batch = build_model(name, **shapes), _pack(_LENGTHS)
+  params, apply = built.random(), _apply(built)
+
+  def apart(params):
+    total = jnp.float32(0)
+    for row, at, alone in _documents(batch):
+      targets = jnp.asarray(batch['targets'][row, at])[None]
+      total += cross_entropy(apply(params, alone), targets).sum()
+    return total / batch['targets'].size
+
+  wanted, grads = jax.jit(jax.value_and_grad(apart))(params)
+  step = Step(apply, None, 'gnb', microbatches)
+  got, others = jax.jit(step.gradient)(params, batch)
+  np.testing.assert_allclose(got, wanted, rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+    others,
+    grads,
+  )
+
+
+@pytest.mark.parametrize('estimator', ['gnb', 'hutchinson'])
+def test_curvature_sees_the_documents_apart(build_model, estimator):
+  """A first document does not change what a later one contributes."""
+  built, batch = build_model('llama', num_layers=1), _pack(((8, 8),))
+  params, apply = built.random(), _apply(built)
+  step = Step(apply, None, estimator, 1)
+  curvature = jax.jit(lambda b: step.curvature(params, b, 0, 0))
+  alone = {k: v for k, v in batch.items() if k in ('inputs', 'targets')}
+  one = {**batch, 'segment_ids': np.ones_like(batch['segment_ids'])}
+  one['positions'] = np.arange(16, dtype=np.int32)[None]
+  plain, whole, parts = map(curvature, (alone, one, batch))
+  close = lambda a, b: all(
+    np.allclose(x, y, rtol=1e-4, atol=1e-5 * np.abs(y).max())
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))
+  )
+  assert close(plain, whole)
+  assert not close(plain, parts)
+
+
+@pytest.mark.parametrize('name', ['gpt2', 'llama'])
+def test_without_segments_nothing_is_masked_or_gathered(build_model, name):
+  """The compiled model has the operations it had: one mask of constants."""
+  built = build_model(name, num_layers=1)
+  text = jax.jit(built.logits).lower(built.random(), np.zeros((1, 16), int))
+  assert text.as_text().count('"stablehlo.gather"(') == 1  # Embedding.
+
+
+@pytest.mark.parametrize(
+  'name, shapes', [('gpt2', {}), ('llama', {'num_kv_heads': 2})]
+)
+def test_cached_logits_equal_those_of_the_whole_text(build_model, name, shapes):
+  """Rows of unlike lengths: a prompt at once, then a token at a time."""
+  built = build_model(name, **shapes)
+  params = built.random()
+  tokens = np.random.default_rng(1).integers(0, 64, (2, 16)).astype(np.int32)
+  wanted = built.logits(params, tokens)
+  cache = attention.make_cache(built.rules.model, 2, 16)
+
+  @jax.jit
+  def extend(cache, tokens, positions):
+    logits, new = built.module.apply(
+      {'params': params, 'cache': cache},
+      tokens,
+      None,
+      positions,
+      mutable=['cache'],
+    )
+    return logits, new['cache']
+
+  prompt = np.array([6, 3])  # The shorter row's rest is padding.
+  positions = np.broadcast_to(np.arange(6), (2, 6))
+  padded = np.where(positions < prompt[:, None], tokens[:, :6], 0)
+  logits, cache = extend(cache, padded, positions)
+  np.testing.assert_allclose(logits[0], wanted[0, :6], atol=1e-5)
+  np.testing.assert_allclose(logits[1, :3], wanted[1, :3], atol=1e-5)
+  for step in range(10):
+    at = (prompt + step)[:, None]
+    logits, cache = extend(cache, np.take_along_axis(tokens, at, 1), at)
+    for row in (0, 1):
+      np.testing.assert_allclose(
+        logits[row, 0], wanted[row, at[row, 0]], atol=1e-5
+      )
