@@ -41,7 +41,7 @@ def describe(directory: pathlib.Path, console: rich_console.Console) -> None:
     windows = shards.ShardWindows(
       directory, manifest, manifest.select('train', source), _WINDOW
     )
-    text = tokenizer.decode(windows[len(windows) // 2][:-1].tolist())
+    text = tokenizer.decode(windows.read([len(windows) // 2])[0, :-1].tolist())
     console.print(f'\n[bold]{markup.escape(source)}[/bold]')
     console.print(repr(text), markup=False, highlight=False)
 

@@ -1,8 +1,9 @@
 """One flat token file: `.npy`, or the `.bin` of nanoGPT and llm.c.
 
-T is the context, W the windows, N the tokens of a file.
+T is the context, n some windows, N the tokens of a file.
 """
 
+from collections.abc import Sequence
 import functools
 import hashlib
 import os
@@ -38,9 +39,12 @@ class FlatWindows:
   def __len__(self) -> int:
     return max(len(self._tokens_N) - 1, 0) // self._context
 
-  def __getitem__(self, i: int) -> np.ndarray:
-    start = i * self._context
-    return self._tokens_N[start : start + self._context + 1]
+  def read(self, numbers: Sequence[int]) -> np.ndarray:
+    """Returns some windows, [n, T + 1]."""
+    size = self._context
+    return np.stack(
+      [self._tokens_N[i * size : (i + 1) * size + 1] for i in numbers]
+    )
 
 
 def open_tokens(path: pathlib.Path) -> np.ndarray:

@@ -78,6 +78,8 @@ class Manifest:
   tokenizer: TokenizerInfo
   # What a reader should know, such as a source without validation text.
   notes: list[str]
+  # Of the documents kept for validation, by the sources of the shards.
+  validation: dict[str, Source] = dataclasses.field(default_factory=dict)
 
   def sources_of(self, split: str) -> list[str]:
     """Returns the sources that a split has shards of."""
@@ -86,6 +88,11 @@ class Manifest:
   def select(self, split: str, source: str) -> list[Shard]:
     """Returns the shards of a split and source in the order of the text."""
     return [s for s in self.shards if (s.split, s.source) == (split, source)]
+
+  def bytes_per_token(self) -> dict[str, float]:
+    """Returns bytes over tokens, of validation documents where there are."""
+    held = {**self.sources, **self.validation}
+    return {n: s.bytes / s.tokens for n, s in sorted(held.items()) if s.tokens}
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -121,6 +128,10 @@ def load(directory: pathlib.Path) -> Manifest:
         f'{VERSION}: prepare the text again'
       )
     held['sources'] = {n: Source(**s) for n, s in held['sources'].items()}
+    if 'validation' in held:  # Version 1 did not have it at first.
+      held['validation'] = {
+        n: Source(**s) for n, s in held['validation'].items()
+      }
     held['shards'] = [Shard(**s) for s in held['shards']]
     held['tokenizer'] = TokenizerInfo(**held['tokenizer'])
     return Manifest(**held)

@@ -6,9 +6,8 @@ B is the sequences of a batch on this process, T the context.
 from collections.abc import Iterator, Mapping, Sequence
 import hashlib
 import json
-import math
 import pathlib
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import grain
 from ml_collections import ConfigDict
@@ -17,7 +16,10 @@ import numpy as np
 from steepest.data import flat
 from steepest.data import manifest as manifests
 from steepest.data import mixture
+from steepest.data import order as orders
+from steepest.data import segments
 from steepest.data import shards
+from steepest.data import tokenizers
 
 Batch = dict[str, np.ndarray]
 
@@ -26,23 +28,16 @@ _READ_AHEAD = 8
 _THREADS = 2
 
 
-class Windows(Protocol):
-  """Windows of one source and split: T + 1 tokens each, in order."""
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, i: int) -> np.ndarray: ...
-
-
 class Corpus(NamedTuple):
   """What a data source opens to, before any order is put on it."""
 
-  train: Mapping[str, Windows]
-  validation: Mapping[str, Windows]
+  train: Mapping[str, orders.Windows]
+  validation: Mapping[str, orders.Windows]
   vocab_size: int
   tokenizer_dir: str | None
   # What fixes all tokens: a hash, or several.
   content: str
+  bytes_per_token: Mapping[str, float]
 
 
 class Share(NamedTuple):
@@ -59,6 +54,8 @@ class Data:
     vocab_size: ids that the tokens may take.
     tokenizer_dir: directory of the tokenizer.json, None for flat files.
     sources: names of the sources that training reads.
+    bytes_per_token: UTF-8 bytes of a token by source, of its validation
+      documents where it has some; empty for flat files.
     fingerprint: hash of what fixes the data but the seed, the steps and the
       batch size.
   """
@@ -66,28 +63,34 @@ class Data:
   def __init__(
     self,
     corpus: Corpus,
-    order: '_Order',
+    order: orders.Order,
     share: Share,
     steps: int,
     eval_sequences: int,
     fingerprint: str,
+    eos_id: int | None = None,
   ):
+    """Takes what is open; with an `eos_id`, batches tell documents apart."""
     self.vocab_size = corpus.vocab_size
     self.tokenizer_dir = corpus.tokenizer_dir
     self.sources = order.names
+    self.bytes_per_token = dict(corpus.bytes_per_token)
     self.fingerprint = fingerprint
     self._validation = corpus.validation
     self._eval_sequences = eval_sequences
     self._share = share
     self._steps = steps
-    self._batches = (
-      grain.MapDataset.source(_Rows(order, share, steps))
-      .batch(len(share.rows))
-      .map(self._split)
+    self._eos_id = eos_id
+    self._batches = grain.MapDataset.source(_Steps(order, share, steps)).map(
+      self._split
     )
 
   def batch(self, step: int) -> Batch:
-    """Returns `inputs` and `targets` of a step, int32[B, T] each."""
+    """Returns `inputs` and `targets` of a step, int32[B, T] each.
+
+    With data.mask_documents also `segment_ids` and `positions` of the inputs,
+    as segments.segments gives them.
+    """
     if not 0 <= step < self._steps:
       raise IndexError(f'step {step} of a run of {self._steps}')
     return self._batches[step]
@@ -114,17 +117,14 @@ class Data:
       if self._eval_sequences and len(windows)
     }
 
-  def _validation_batches(self, windows: Windows) -> list[Batch]:
+  def _validation_batches(self, windows: orders.Windows) -> list[Batch]:
     held = min(self._eval_sequences, len(windows))
     batches = []
     for start in range(0, held, self._share.batch_size):
       numbers = start + np.array(self._share.rows)
-      rows = [
-        windows[int(i)] if i < held else np.zeros_like(windows[0])
-        for i in numbers
-      ]
-      batch = self._split(np.stack(rows))
       real = numbers < held
+      # The last batch is filled with its source's first window.
+      batch = self._split(windows.read(np.where(real, numbers, 0).tolist()))
       batches.append({**batch, 'mask': real.astype(np.float32)})
     return batches
 
@@ -135,7 +135,26 @@ class Data:
         f'{self.vocab_size - 1}: prepare them again'
       )
     tokens = tokens.astype(np.int32)
-    return {'inputs': tokens[:, :-1], 'targets': tokens[:, 1:]}
+    batch = {'inputs': tokens[:, :-1], 'targets': tokens[:, 1:]}
+    if self._eos_id is not None:
+      batch['segment_ids'], batch['positions'] = segments.segments(
+        batch['inputs'], self._eos_id
+      )
+    return batch
+
+
+class _Steps:
+  """The rows that one process reads of each step, as a source for Grain."""
+
+  def __init__(self, order: orders.Order, share: Share, steps: int):
+    self._order, self._share, self._steps = order, share, steps
+
+  def __len__(self) -> int:
+    return self._steps
+
+  def __getitem__(self, step: int) -> np.ndarray:
+    first = step * self._share.batch_size
+    return self._order.read([first + row for row in self._share.rows])
 
 
 def open_data(
@@ -173,8 +192,11 @@ def open_data(
   weights = mixture.parse(
     config.mixture, {n: len(w) for n, w in corpus.train.items()}
   )
-  order = _Order(corpus.train, weights, config, seed, steps * batch_size)
+  eos_id = _eos_id(config, corpus) if config.mask_documents else None
+  order = orders.Order(corpus.train, weights, config, seed, steps * batch_size)
   fixed = [corpus.content, context, weights, config.shuffle, config.epochs]
+  if config.mask_documents:
+    fixed.append('mask_documents')
   return Data(
     corpus,
     order,
@@ -182,7 +204,20 @@ def open_data(
     steps,
     eval_sequences,
     hashlib.sha256(json.dumps(fixed).encode()).hexdigest(),
+    eos_id,
   )
+
+
+def _eos_id(config: ConfigDict, corpus: Corpus) -> int:
+  if corpus.tokenizer_dir is None:
+    raise ValueError(
+      f'data.mask_documents: {config.source} does not tell where a document '
+      'ends: use shards:DIR'
+    )
+  tokenizer = tokenizers.load(f'hf:{corpus.tokenizer_dir}')
+  # launch.prepare writes no shards without one.
+  assert tokenizer.eos_id is not None
+  return tokenizer.eos_id
 
 
 def _open_corpus(
@@ -213,6 +248,7 @@ def _open_corpus(
       manifest.tokenizer.vocab_size,
       str(path),
       json.dumps([hashes, manifest.tokenizer.sha256]),
+      manifest.bytes_per_token(),
     )
   raise ValueError(
     f'data.source={config.source!r}: write shards:DIR or flat:FILE'
@@ -229,89 +265,10 @@ def _open_flat(path: pathlib.Path, context: int, vocab_size: int) -> Corpus:
     )
   windows = flat.FlatWindows(tokens_N, context)
   return Corpus(
-    {path.stem: windows}, {}, vocab_size or held.max_id + 1, None, held.sha256
+    {path.stem: windows},
+    {},
+    vocab_size or held.max_id + 1,
+    None,
+    held.sha256,
+    {},
   )
-
-
-class _Order:
-  """The windows of a run in the order of training, over all processes.
-
-  A source is shuffled as a whole and its first windows taken, so that a
-  longer run of one epoch begins with the same batches.
-  """
-
-  def __init__(
-    self,
-    train: Mapping[str, Windows],
-    weights: Mapping[str, int],
-    config: ConfigDict,
-    seed: int,
-    rows: int,
-  ):
-    self.names = tuple(weights)
-    if not weights:
-      raise ValueError(
-        f'{config.source} holds no window of the context: shorten '
-        'model.context or prepare more text'
-      )
-    self._mixture = mixture.Mixture(list(weights.values()))
-    self._streams = []
-    for name, needed in zip(self.names, self._mixture.counts(rows)):
-      distinct = math.ceil(needed / config.epochs)
-      held = len(train[name])
-      if not held:
-        raise ValueError(
-          f'source {name!r} of {config.source} holds no window of the context: '
-          'leave it out of data.mixture'
-        )
-      if distinct > held:
-        raise ValueError(
-          f'source {name!r} of {config.source} holds {held} windows, the run '
-          f'needs {distinct}: raise data.epochs to '
-          f'{math.ceil(needed / held)} or lower steps'
-        )
-      stream_seed = _seed(seed, name) if config.shuffle else None
-      self._streams.append(
-        _stream(train[name], distinct, config.epochs, stream_seed)
-      )
-
-  def __getitem__(self, row: int) -> np.ndarray:
-    source, i = self._mixture.locate(row)
-    return self._streams[source][i]
-
-
-class _Rows:
-  """The rows that one process reads, as a source for Grain."""
-
-  def __init__(self, order: _Order, share: Share, steps: int):
-    self._order, self._share, self._steps = order, share, steps
-
-  def __len__(self) -> int:
-    return self._steps * len(self._share.rows)
-
-  def __getitem__(self, i: int) -> np.ndarray:
-    step, row = divmod(i, len(self._share.rows))
-    return self._order[step * self._share.batch_size + self._share.rows[row]]
-
-
-def _stream(
-  windows: Windows, distinct: int, epochs: int, seed: int | None
-) -> Sequence[np.ndarray]:
-  """Returns `distinct` windows, `epochs` times over, each time reshuffled."""
-  dataset = grain.MapDataset.source(windows)
-  if seed is not None:
-    dataset = dataset.shuffle(seed=seed)
-  dataset = dataset[:distinct]
-  if epochs == 1 or not distinct:
-    return dataset
-  # As a source of its own, a pass cannot reach beyond the distinct windows.
-  dataset = grain.MapDataset.source(dataset)
-  if seed is not None:
-    dataset = dataset.shuffle(seed=(seed + 1) % 2**32)
-  return dataset.repeat(epochs)
-
-
-def _seed(seed: int, name: str) -> int:
-  """Returns 32 bits that depend on the run's seed and the source's name."""
-  digest = hashlib.sha256(f'{seed}:{name}'.encode()).digest()
-  return int.from_bytes(digest[:4], 'little')

@@ -41,11 +41,20 @@ class ShardWindows:
   def __len__(self) -> int:
     return self._length
 
-  def __getitem__(self, i: int) -> np.ndarray:
-    record, part = divmod(i, self._per_record)
-    tokens = np.frombuffer(self._records[record], self._dtype)
-    start = part * self._context
-    return tokens[start : start + self._context + 1]
+  def read(self, numbers: Sequence[int]) -> np.ndarray:
+    """Returns some windows, [n, T + 1]; each record is read once."""
+    located = [divmod(i, self._per_record) for i in numbers]
+    records = list(dict.fromkeys(record for record, _ in located))
+    held = dict(zip(records, self._records.__getitems__(records)))
+    windows = np.empty((len(located), self._context + 1), self._dtype)
+    for window, (record, part) in zip(windows, located):
+      window[:] = np.frombuffer(
+        held[record],
+        self._dtype,
+        self._context + 1,
+        part * self._context * self._dtype.itemsize,
+      )
+    return windows
 
 
 def write(

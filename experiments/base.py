@@ -169,6 +169,9 @@ def get_config() -> ConfigDict:
   # Passes over the windows: steps·batch_size windows are read in all,
   # 1/epochs of them distinct.
   data.epochs = 1
+  # Whether attention ends at a document's bounds and positions count from 0
+  # in each (shards only).
+  data.mask_documents = False
   # Checksums at open: 'full' or 'size' (sizes alone).
   data.verify = 'full'
 

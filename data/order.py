@@ -1,0 +1,113 @@
+"""Which window each row of a run reads: a function of the seed and the row.
+
+n is a number of rows, T the context.
+"""
+
+from collections.abc import Mapping, Sequence
+import hashlib
+import math
+from typing import Protocol
+
+import grain
+from ml_collections import ConfigDict
+import numpy as np
+
+from steepest.data import mixture
+
+
+class Windows(Protocol):
+  """Windows of one source and split: T + 1 tokens each, in order."""
+
+  def __len__(self) -> int: ...
+
+  def read(self, numbers: Sequence[int]) -> np.ndarray:
+    """Returns some windows, unsigned integers[n, T + 1]."""
+
+
+class Order:
+  """The windows of a run in the order of training, over all processes.
+
+  A source is shuffled as a whole and its first windows taken, so that a
+  longer run of one epoch begins with the same batches.
+  """
+
+  def __init__(
+    self,
+    train: Mapping[str, Windows],
+    weights: Mapping[str, int],
+    config: ConfigDict,
+    seed: int,
+    rows: int,
+  ):
+    """Takes the windows of each source and plans some rows of them.
+
+    Raises:
+      ValueError: a source has too few windows.
+    """
+    self.names = tuple(weights)
+    if not weights:
+      raise ValueError(
+        f'{config.source} holds no window of the context: shorten '
+        'model.context or prepare more text'
+      )
+    self._windows = [train[name] for name in self.names]
+    self._mixture = mixture.Mixture(list(weights.values()))
+    self._numbers = []
+    for name, needed in zip(self.names, self._mixture.counts(rows)):
+      distinct = math.ceil(needed / config.epochs)
+      held = len(train[name])
+      if not held:
+        raise ValueError(
+          f'source {name!r} of {config.source} holds no window of the context: '
+          'leave it out of data.mixture'
+        )
+      if distinct > held:
+        raise ValueError(
+          f'source {name!r} of {config.source} holds {held} windows, the run '
+          f'needs {distinct}: raise data.epochs to '
+          f'{math.ceil(needed / held)} or lower steps'
+        )
+      stream_seed = _seed(seed, name) if config.shuffle else None
+      self._numbers.append(_stream(held, distinct, config.epochs, stream_seed))
+
+  def read(self, rows: Sequence[int]) -> np.ndarray:
+    """Returns the windows of some rows of the run, [n, T + 1]."""
+    by_source: dict[int, list[tuple[int, int]]] = {}
+    for at, row in enumerate(rows):
+      source, i = self._mixture.locate(row)
+      by_source.setdefault(source, []).append((at, self._numbers[source][i]))
+    parts = [
+      self._windows[source].read([number for _, number in held])
+      for source, held in by_source.items()
+    ]
+    at_n = [at for held in by_source.values() for at, _ in held]
+    together = np.concatenate(parts)
+    windows = np.empty_like(together)
+    windows[at_n] = together
+    return windows
+
+
+def _stream(
+  held: int, distinct: int, epochs: int, seed: int | None
+) -> Sequence[int]:
+  """Returns `distinct` of the numbers below `held`, `epochs` times over.
+
+  Each pass over them has an order of its own.
+  """
+  dataset = grain.MapDataset.source(range(held))
+  if seed is not None:
+    dataset = dataset.shuffle(seed=seed)
+  dataset = dataset[:distinct]
+  if epochs == 1 or not distinct:
+    return dataset
+  # As a source of its own, a pass cannot reach beyond the distinct windows.
+  dataset = grain.MapDataset.source(dataset)
+  if seed is not None:
+    dataset = dataset.shuffle(seed=(seed + 1) % 2**32)
+  return dataset.repeat(epochs)
+
+
+def _seed(seed: int, name: str) -> int:
+  """Returns 32 bits that depend on the run's seed and the source's name."""
+  digest = hashlib.sha256(f'{seed}:{name}'.encode()).digest()
+  return int.from_bytes(digest[:4], 'little')
