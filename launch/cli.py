@@ -26,7 +26,8 @@ def run(main: Callable[[], None], doc: str | None) -> None:
   STEEPEST_TRACEBACK=1 adds the traceback. `--help` prints `doc` and the flags
   and exits 0.
   """
-  logging.set_verbosity(logging.ERROR)
+  # Orbax logs pages about errors that are one line here.
+  logging.set_verbosity(logging.FATAL)
   cpu_memory.keep()
   if any(arg in _HELP for arg in sys.argv[1:]):
     print((doc or '').strip(), end='\n\n')
@@ -51,7 +52,17 @@ def run(main: Callable[[], None], doc: str | None) -> None:
     if os.environ.get('STEEPEST_TRACEBACK'):
       traceback.print_exc()
     print(f'error: {_one_line(error)}', file=sys.stderr)
+    _leave_others()
     sys.exit(1)
+
+
+def _leave_others() -> None:
+  """Ends a process of several: at exit JAX would wait for the others."""
+  jax = sys.modules.get('jax')
+  if jax is not None and jax.distributed.is_initialized():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def define_config() -> flags.FlagHolder:

@@ -1,23 +1,40 @@
 """Asynchronous Orbax checkpoints of state, step and bookkeeping."""
 
+from collections.abc import Callable
+import contextlib
 import os
 import pathlib
+import shutil
+import sys
+import threading
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
+import numpy as np
 import orbax.checkpoint as ocp
 
+from steepest.training import integrity
 from steepest.training.step import TrainState
+
+# What the first process tells the others when there is no step to tell.
+_NONE, _DAMAGED = -1, -2
 
 
 class Checkpointer:
-  """Checkpoints of one run, named by the steps done."""
+  """Checkpoints of one run, named by the steps done.
+
+  A checkpoint counts once it was read back and its checksums stand beside it
+  (training/integrity.py); only then are older ones deleted. One that cannot be
+  written is given up with a warning, and what there was before stays.
+  """
 
   def __init__(
     self,
     directory: str | os.PathLike[str],
     kept: int,
     read_only: bool = False,
+    warn: Callable[[str], None] | None = None,
   ):
     """Opens the directory.
 
@@ -25,36 +42,77 @@ class Checkpointer:
       directory: of all checkpoints, made if it does not exist.
       kept: latest checkpoints to keep.
       read_only: change nothing there.
+      warn: told of checkpoints that are damaged or could not be written; by
+        default they are written to stderr.
     """
     self.directory = pathlib.Path(directory).absolute()
+    self._kept = kept
+    self._read_only = read_only
+    self._warn = warn or _to_stderr
+    self._finishing: threading.Thread | None = None
+    self._failure: str | None = None
+    if not read_only and jax.process_index() == 0:
+      self._clear_unfinished()
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=None if read_only else kept,
-        enable_async_checkpointing=not read_only,
-        read_only=read_only,
+        enable_async_checkpointing=not read_only, read_only=read_only
       ),
     )
 
   def latest(self) -> int | None:
-    """Returns the steps done in the newest complete checkpoint."""
-    return self._manager.latest_step()
+    """Returns the steps done in the newest checkpoint that is whole.
+
+    Newer ones that are not are named and put aside; read-only, just named.
+
+    Raises:
+      ValueError: there are checkpoints, but none of them is whole.
+    """
+    # One process looks; the others would read the same files again.
+    found, error = _NONE, None
+    if jax.process_index() == 0:
+      try:
+        found = self._newest_whole()
+      except ValueError as e:
+        found, error = _DAMAGED, e
+    if jax.process_count() > 1:
+      found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+    if found == _DAMAGED:
+      raise error or ValueError(f'no checkpoint in {self.directory} is whole')
+    self._manager.reload()
+    return None if found == _NONE else found
 
   def save(self, state: TrainState, steps: int, books: dict[str, Any]) -> None:
-    """Starts writing; earlier checkpoints stay until it is complete.
+    """Starts writing; earlier checkpoints stay until it is verified.
 
     Args:
       state: copied to the host before this returns.
       steps: steps done, the position in the data too.
       books: JSON values carried through restarts.
     """
+    self.wait()
     books = {**books, 'shapes': _shapes(state.params)}
-    self._manager.save(
-      steps,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), books=ocp.args.JsonSave(books)
-      ),
-    )
+    try:
+      self._manager.save(
+        steps,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), books=ocp.args.JsonSave(books)
+        ),
+      )
+    except (OSError, ValueError) as e:
+      self._give_up(steps, e)
+      return
+    self._finishing = threading.Thread(target=self._finish, args=(steps,))
+    self._finishing.start()
+
+  def drop_after(self, steps: int) -> None:
+    """Deletes the checkpoints of more than `steps` steps."""
+    self.wait()
+    if jax.process_index() == 0:
+      for later in _steps(self.directory):
+        if later > steps:
+          shutil.rmtree(self.directory / str(later))
+    self._manager.reload()
 
   def restore(
     self, target: TrainState, steps: int
@@ -97,12 +155,86 @@ class Checkpointer:
     return restored['books']
 
   def wait(self) -> None:
-    """Returns once everything started is on disk."""
-    self._manager.wait_until_finished()
+    """Returns once everything started is on disk or was given up."""
+    if self._finishing is not None:
+      self._finishing.join()
+      self._finishing = None
 
   def close(self) -> None:
-    """Waits and releases the writer's threads."""
+    """Waits and releases the writer's threads.
+
+    Raises:
+      OSError: the last checkpoint could not be written.
+    """
+    self.wait()
     self._manager.close()
+    if self._failure is not None:
+      raise OSError(
+        f'{self._failure}; make room there and run the same command again'
+      )
+
+  def _finish(self, steps: int) -> None:
+    """Waits for a checkpoint, verifies it, then deletes what it replaces."""
+    try:
+      self._manager.wait_until_finished()
+      if jax.process_index() == 0:
+        integrity.seal(self.directory / str(steps))
+        for old in _steps(self.directory)[: -self._kept]:
+          shutil.rmtree(self.directory / str(old))
+    except (OSError, ValueError) as e:
+      self._give_up(steps, e)
+    else:
+      self._failure = None
+
+  def _give_up(self, steps: int, error: Exception) -> None:
+    reason = ' '.join(str(error).split())
+    self._failure = f'checkpoint {self.directory / str(steps)}: {reason}'
+    left = _steps(self.directory, sealed=True)
+    stays = f'the one of step {left[-1]} stays' if left else 'there is none yet'
+    self._warn(f'warning: {self._failure}; {stays}, training goes on')
+    if jax.process_index() == 0:
+      self._clear_unfinished()
+      if not integrity.is_sealed(self.directory / str(steps)):
+        shutil.rmtree(self.directory / str(steps), ignore_errors=True)
+
+  def _clear_unfinished(self) -> None:
+    """Frees what a write that was cut off took."""
+    for path in self.directory.glob('*.orbax-checkpoint-tmp*'):
+      shutil.rmtree(path, ignore_errors=True)
+
+  def _newest_whole(self) -> int:
+    """Returns the newest whole checkpoint's steps, or _NONE."""
+    damage: dict[int, str] = {}
+    for n in reversed(_steps(self.directory, sealed=True)):
+      try:
+        integrity.check(self.directory / str(n))
+      except ValueError as e:
+        damage[n] = str(e)
+        continue
+      if not self._read_only:
+        # The others were cut off before they were verified.
+        for later in set(_steps(self.directory)) - set(damage):
+          if later > n:
+            shutil.rmtree(self.directory / str(later), ignore_errors=True)
+      for later, error in damage.items():
+        self._warn(
+          f'warning: checkpoint of step {later} is not used, that of step {n} '
+          f'is: {error}'
+        )
+        if not self._read_only:
+          self._put_aside(later)
+      return n
+    if damage:
+      raise ValueError(
+        f'no checkpoint in {self.directory} is whole: '
+        f'{damage[max(damage)]}; restore it or use another --workdir'
+      )
+    return max(_steps(self.directory), default=_NONE)
+
+  def _put_aside(self, steps: int) -> None:
+    aside = self.directory / f'damaged-{steps}'
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(self.directory / str(steps), aside)
 
   def _check(self, saved: Any, wanted: Any, steps: int) -> None:
     if saved == wanted:
@@ -121,3 +253,20 @@ def _shapes(params: Any) -> dict[str, list[int]]:
     jax.tree_util.keystr(path, simple=True, separator='/'): list(leaf.shape)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)
   }
+
+
+def _to_stderr(text: str) -> None:
+  # Where the disk is full the file behind stderr may be on it.
+  with contextlib.suppress(OSError):
+    print(text, file=sys.stderr, flush=True)
+
+
+def _steps(directory: pathlib.Path, sealed: bool = False) -> list[int]:
+  """Returns the steps of the complete checkpoints, in order."""
+  if not directory.is_dir():
+    return []
+  return sorted(
+    int(path.name)
+    for path in directory.iterdir()
+    if path.name.isdigit() and (not sealed or integrity.is_sealed(path))
+  )

@@ -1,5 +1,8 @@
 """Checkpoints come back bit for bit, on other meshes too."""
 
+import resource
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -111,3 +114,122 @@ def test_another_models_checkpoint_is_refused(
   with pytest.raises(ValueError, match='is of another model'):
     writer.restore_params(program.state_shapes.params, 3)
   writer.close()
+
+
+def _damage(path, how):
+  data = bytearray(path.read_bytes())
+  if how == 'truncated':
+    data = data[:-1]
+  elif how == 'flipped':
+    data[len(data) // 2] ^= 1
+  else:
+    path.unlink()
+    return
+  path.write_bytes(data)
+
+
+@pytest.fixture
+def three_checkpoints(tmp_path, trained):
+  """Returns a directory with the checkpoints of steps 1 to 3."""
+  _, state = trained('adamw')
+  writer = Checkpointer(tmp_path, 3)
+  for steps in (1, 2, 3):
+    writer.save(state, steps, _BOOKS)
+  writer.close()
+  return tmp_path
+
+
+def _files(checkpoint):
+  return sorted(p for p in checkpoint.rglob('*') if p.is_file())
+
+
+@pytest.mark.parametrize('how', ['truncated', 'flipped', 'missing'])
+def test_any_damaged_file_leads_back_to_the_one_before(three_checkpoints, how):
+  """Whatever file of the newest it is; the damaged one is put aside."""
+  whole = three_checkpoints / '3'
+  names = [p.relative_to(whole) for p in _files(whole)]
+  for name in names:
+    copy = three_checkpoints.with_name(f'{how}-{"-".join(name.parts)}')
+    shutil.copytree(three_checkpoints, copy)
+    _damage(copy / '3' / name, how)
+    said = []
+    reader = Checkpointer(copy, 3, warn=said.append)
+    # Without its checksums a checkpoint was never verified.
+    assert reader.latest() == 2, name
+    reader.close()
+    unsealed = how == 'missing' and name.name == 'checksums.json'
+    assert (copy / 'damaged-3').exists() == (not unsealed)
+    assert unsealed or str(name) in said[0]
+
+
+def test_looking_at_a_damaged_one_leaves_it(three_checkpoints, capsys):
+  _damage(_files(three_checkpoints / '3')[0], 'flipped')
+  before = _files(three_checkpoints)
+  reader = Checkpointer(three_checkpoints, 3, read_only=True)
+  assert reader.latest() == 2
+  assert 'step 3 is not used' in capsys.readouterr().err
+  assert _files(three_checkpoints) == before
+
+
+def test_no_whole_checkpoint_is_no_fresh_start(three_checkpoints):
+  for steps in '123':
+    _damage(_files(three_checkpoints / steps)[0], 'truncated')
+  for _ in range(2):
+    reader = Checkpointer(three_checkpoints, 3)
+    with pytest.raises(ValueError, match='no checkpoint in .* is whole: .*/3/'):
+      reader.latest()
+    reader.close()
+
+
+def test_a_checkpoint_without_checksums_is_used_where_there_is_no_other(
+  three_checkpoints,
+):
+  for steps in '123':
+    (three_checkpoints / steps / 'checksums.json').unlink()
+  reader = Checkpointer(three_checkpoints, 3)
+  assert reader.latest() == 3
+  reader.close()
+
+
+def test_a_full_disk_costs_the_new_checkpoint_only(tmp_path, trained):
+  """A limit on the size of files stands in for the full disk."""
+  program, state = trained('adamw')
+  wanted = jax.device_get(state)
+  said = []
+  writer = Checkpointer(tmp_path, 1, warn=said.append)
+  writer.save(state, 1, _BOOKS)
+  writer.wait()
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+  try:
+    for steps in (2, 3):
+      writer.save(state, steps, _BOOKS)
+      writer.wait()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert len(said) == 2
+  assert all('the one of step 1 stays, training goes on' in s for s in said)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['1']
+  with pytest.raises(OSError, match='checkpoint .*/3: .*; make room there'):
+    writer.close()
+  # There is room again: the next one is written and replaces the first.
+  writer = Checkpointer(tmp_path, 1)
+  writer.save(state, 4, _BOOKS)
+  writer.close()
+  reader = Checkpointer(tmp_path, 1)
+  assert reader.latest() == 4
+  restored, _ = reader.restore(program.state_shapes, 4)
+  _equal(jax.device_get(restored), wanted)
+  reader.close()
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['4']
+
+
+def test_dropped_checkpoints_can_be_written_again(three_checkpoints, trained):
+  _, state = trained('adamw')
+  writer = Checkpointer(three_checkpoints, 3)
+  assert writer.latest() == 3
+  writer.drop_after(1)
+  assert writer.latest() == 1
+  writer.save(state, 2, _BOOKS)
+  writer.close()
+  assert Checkpointer(three_checkpoints, 3, read_only=True).latest() == 2
