@@ -96,9 +96,9 @@ def train(
   try:
     summary = loop.run(init)
   except Diverged as error:
-    metrics.write_json(workdir / 'summary.json', loop.diverged(error))
+    _write_summary(workdir, loop.diverged(error))
     raise
-  metrics.write_json(workdir / 'summary.json', summary)
+  _write_summary(workdir, summary)
   return summary
 
 
@@ -137,6 +137,10 @@ def open_data(config: ConfigDict) -> pipeline.Data:
   imported = config.model.init_from.removeprefix('hf:')
   if imported and (pathlib.Path(imported) / 'tokenizer.json').exists():
     wanted = tokenizers.load(f'hf:{imported}').sha256
+  rows = None
+  if jax.process_count() > 1:
+    mesh = mesh_lib.make_mesh(config.mesh)
+    rows = mesh_lib.local_rows(mesh, config.batch_size)
   return pipeline.open_data(
     config.data,
     context=config.model.context,
@@ -146,8 +150,7 @@ def open_data(config: ConfigDict) -> pipeline.Data:
     eval_sequences=config.eval_sequences,
     vocab_size=config.model.vocab_size,
     tokenizer_sha256=wanted,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    rows=rows,
   )
 
 
@@ -195,10 +198,18 @@ def find_model(name: str) -> Any:
   raise ValueError(f'model.name={name!r}: {hint}there are {", ".join(known)}')
 
 
+def _write_summary(workdir: pathlib.Path, summary: dict[str, Any]) -> None:
+  # Of several processes, one writes.
+  if jax.process_index() == 0:
+    metrics.write_json(workdir / 'summary.json', summary)
+
+
 def _open_workdir(
   config: ConfigDict, workdir: pathlib.Path, tokenizer_dir: str | None
 ) -> None:
   """Leaves what identifies the run."""
+  if jax.process_index():
+    return
   workdir.mkdir(parents=True, exist_ok=True)
   metrics.write_json(workdir / 'config.json', validation.as_json(config))
   metrics.write_json(workdir / 'env.json', environment.describe())

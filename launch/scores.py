@@ -6,6 +6,7 @@ import functools
 import pathlib
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from steepest.data import benchmarks
@@ -49,7 +50,7 @@ def evaluator(
     results = evaluation.run(
       _score_fn(program), params, suite, program.model.context
     )
-    if last:
+    if last and jax.process_index() == 0:
       info = {'model': f'ckpt:{workdir}', 'steps': done, **results.info}
       dataclasses.replace(results, info=info).write(workdir / 'eval')
     grouped = {t for names in suite.selection.groups.values() for t in names}

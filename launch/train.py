@@ -5,7 +5,9 @@
 
 Started again with the same workdir, it goes on where it was; a finished run
 is left as it is. The workdir gets config.json, env.json, metrics.jsonl,
-TensorBoard events, checkpoints/ and at the end summary.json.
+TensorBoard events, checkpoints/ and at the end summary.json. As one of several
+processes (launch/distributed.py; `launch.submit` starts them) it does its part
+of the run in a workdir that all of them see.
 """
 
 from absl import flags
@@ -26,9 +28,14 @@ def _train(holder: flags.FlagHolder, workdir: str | None) -> None:
   config = cli.required(holder)
   # JAX starts up for seconds; --help and mistyped keys need not wait.
   from steepest.launch import assemble
+  from steepest.launch import distributed
   from steepest.launch import progress
 
   workdir = workdir or cli.default_workdir(holder)
+  if distributed.join():
+    # The first process shows what goes on, the others help.
+    assemble.train(config, workdir, cli.overrides(holder))
+    return
   with progress.Training(config, workdir) as display:
     summary = assemble.train(
       config, workdir, cli.overrides(holder), display.on_row

@@ -53,10 +53,12 @@ class Callbacks:
   Attributes:
     evaluate: (params, steps done, whether the run ends) → benchmark scores.
     on_row: called with each logged row.
+    writers: (first step) → further writers of metrics.
   """
 
   evaluate: Callable[[Any, int, bool], dict[str, float]] | None = None
   on_row: Callable[[dict[str, Any]], None] | None = None
+  writers: Callable[[int], list[metrics.Writer]] = lambda first: []
 
 
 class Diverged(ValueError):
@@ -119,7 +121,7 @@ class Loop:
       )
     try:
       state, first = self._start(init, checkpointer)
-      writer = metrics.MetricWriter(self.workdir, first)
+      writer = self._writer(first)
       try:
         if first == 0:
           writer.write_hparams(self._hparams)
@@ -131,6 +133,13 @@ class Loop:
       if checkpointer is not None:
         checkpointer.close()
     return self._summary(self.config.steps)
+
+  def _writer(self, first: int) -> metrics.Writer:
+    """Returns what writes; of several processes, the first does."""
+    if jax.process_index():
+      return metrics.Writers([])
+    files = metrics.MetricWriter(self.workdir, first)
+    return metrics.Writers([files, *self.callbacks.writers(first)])
 
   def _overview(self) -> str:
     table = parameter_overview.get_parameter_overview(
@@ -174,7 +183,7 @@ class Loop:
     self,
     state: TrainState,
     first: int,
-    writer: metrics.MetricWriter,
+    writer: metrics.Writer,
     checkpointer: Checkpointer | None,
   ) -> None:
     batches = self.data.train(first)
@@ -230,7 +239,7 @@ class Loop:
     return f'the last good checkpoint is kept in {latest}'
 
   def _write(
-    self, writer: metrics.MetricWriter, row: dict[str, Any], always=False
+    self, writer: metrics.Writer, row: dict[str, Any], always=False
   ) -> None:
     step = row['step']
     row['seconds'] = seconds = self._seconds['train']
@@ -283,7 +292,7 @@ class Loop:
     self,
     state: TrainState,
     done: int,
-    writer: metrics.MetricWriter,
+    writer: metrics.Writer,
     checkpointer: Checkpointer | None,
   ) -> None:
     every = self.config.checkpoint_every

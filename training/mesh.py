@@ -54,6 +54,11 @@ def make_mesh(config: ConfigDict) -> Mesh:
       f'mesh: {dict(zip(AXES, sizes))} needs {math.prod(sizes)} devices, '
       f'there are {len(devices)}'
     )
+  if math.prod(sizes) < len(devices) and jax.process_count() > 1:
+    raise ValueError(
+      f'mesh: {dict(zip(AXES, sizes))} leaves devices of the '
+      f'{jax.process_count()} processes idle: set mesh.data=-1'
+    )
   return jax.make_mesh(
     tuple(sizes),
     AXES,
@@ -74,6 +79,25 @@ def batch_shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
     NamedSharding(mesh, PartitionSpec(rows, 'sequence')),
     NamedSharding(mesh, PartitionSpec(rows)),
   )
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
+  """Returns the rows of a batch that this process's devices hold.
+
+  Raises:
+    ValueError: the batch does not divide.
+  """
+  parts = mesh.shape['data'] * mesh.shape['fsdp']
+  if batch_size % parts:
+    raise ValueError(
+      f'batch_size={batch_size} is not a multiple of mesh.data·mesh.fsdp = '
+      f'{parts}: the next one is {-(-batch_size // parts) * parts}'
+    )
+  _, sharding = batch_shardings(mesh)
+  held: set[int] = set()
+  for index in sharding.addressable_devices_indices_map((batch_size,)).values():
+    held.update(range(batch_size)[index[0]] if index else ())
+  return sorted(held)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -3,13 +3,54 @@
 The methods are those of clu.metric_writers, which needs TensorFlow.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, Protocol
 
 import tensorboardX
+
+
+class Writer(Protocol):
+  """What the training loop writes to."""
+
+  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None: ...
+
+  def write_texts(self, step: int, texts: Mapping[str, str]) -> None: ...
+
+  def write_hparams(self, hparams: Mapping[str, Any]) -> None: ...
+
+  def flush(self) -> None: ...
+
+  def close(self) -> None: ...
+
+
+class Writers:
+  """Hands everything to each of several writers, in order."""
+
+  def __init__(self, writers: Sequence[Writer]):
+    self._writers = writers
+
+  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+    for writer in self._writers:
+      writer.write_scalars(step, scalars)
+
+  def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+    for writer in self._writers:
+      writer.write_texts(step, texts)
+
+  def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+    for writer in self._writers:
+      writer.write_hparams(hparams)
+
+  def flush(self) -> None:
+    for writer in self._writers:
+      writer.flush()
+
+  def close(self) -> None:
+    for writer in self._writers:
+      writer.close()
 
 
 class MetricWriter:

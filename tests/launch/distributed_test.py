@@ -1,0 +1,158 @@
+"""Runs of several processes, each a real one, against runs of one."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from steepest.experiments import tiny
+from steepest.launch import assemble
+from steepest.launch import distributed
+from steepest.training import metrics
+
+_ROOT = pathlib.Path(__file__).parent.parent.parent
+_QUICK = (
+  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+)
+_COMMON = {
+  'data.source': f'flat:{_ROOT}/tests/golden/tokens.npy',
+  'model.num_layers': 1,
+  'model.width': 32,
+  'model.context': 16,
+  'steps': 6,
+  'optimizer.hessian_every': 2,
+  'schedule.kind': 'constant',
+}
+
+
+def _processes(workdir, count, recipe, keys, devices=1):
+  """Trains with `count` processes of `devices` each; returns the rows."""
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    port = s.getsockname()[1]
+  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  env |= {
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': f'{_QUICK} --xla_force_host_platform_device_count={devices}',
+    'STEEPEST_COORDINATOR': f'127.0.0.1:{port}',
+    'STEEPEST_PROCESSES': str(count),
+  }
+  command = [
+    sys.executable,
+    '-m',
+    'launch.train',
+    f'--config=experiments/tiny.py:{recipe}',
+    f'--workdir={workdir}',
+    *(f'--config.{key}={value}' for key, value in {**_COMMON, **keys}.items()),
+  ]
+  started = [
+    subprocess.Popen(
+      command,
+      cwd=_ROOT,
+      env={**env, 'STEEPEST_PROCESS': str(i)},
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(count)
+  ]
+  for process in started:
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+  return metrics.read_rows(workdir)
+
+
+def _one(workdir, recipe, keys):
+  """Trains in this process, on one device."""
+  config = tiny.get_config(recipe)
+  config.update_from_flattened_dict({**_COMMON, 'mesh.data': 1, **keys})
+  assemble.train(config, workdir, {})
+  return metrics.read_rows(workdir)
+
+
+def _assert_same(rows, other):
+  assert [r['step'] for r in rows] == [r['step'] for r in other] != []
+  for name in ('train/loss', 'grad_norm', 'param_norm'):
+    np.testing.assert_allclose(
+      [r[name] for r in rows], [r[name] for r in other], rtol=2e-5, err_msg=name
+    )
+
+
+def test_two_processes_compute_what_one_does_and_one_goes_on(tmp_path):
+  # Sophia's curvature draws labels, which must not depend on who draws them.
+  recipe = 'gpt2,sophia'
+  one = _one(tmp_path / 'one', recipe, {})
+  keys = {'mesh.fsdp': 2, 'checkpoint_every': 2}
+  keys |= {'microbatches': 2, 'steps': 4}
+  two = _processes(tmp_path / 'two', 2, recipe, keys)
+  _assert_same(two, one[:4])
+  env = json.loads((tmp_path / 'two' / 'env.json').read_text('utf-8'))
+  assert env['process_count'] == 2
+  summary = json.loads((tmp_path / 'two' / 'summary.json').read_text('utf-8'))
+  assert summary['steps'] == 4
+  both = _one(tmp_path / 'two', recipe, {'checkpoint_every': 2})
+  _assert_same(both, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('optimizer', ['adamw', 'lion', 'sophia'])
+def test_four_processes_on_every_mesh(tmp_path, optimizer):
+  recipe = f'llama,{optimizer}'
+  one = _one(tmp_path / 'one', recipe, {})
+  # Axes that lie within a process, between processes, and both.
+  for i, mesh in enumerate(
+    ({'tensor': 2}, {'fsdp': 2, 'sequence': 2}, {'fsdp': 4, 'tensor': 2})
+  ):
+    keys = {f'mesh.{axis}': size for axis, size in mesh.items()}
+    rows = _processes(tmp_path / str(i), 4, recipe, keys, devices=2)
+    _assert_same(rows, one)
+
+
+@pytest.mark.slow
+def test_one_process_begins_and_four_go_on(tmp_path):
+  recipe, keep = 'gpt2,adamw', {'checkpoint_every': 2}
+  one = _one(tmp_path / 'one', recipe, {})
+  _one(tmp_path / 'run', recipe, {**keep, 'steps': 4})
+  rows = _processes(tmp_path / 'run', 4, recipe, {**keep, 'mesh.fsdp': 2})
+  _assert_same(rows, one)
+
+
+def test_one_process_joins_nobody(monkeypatch):
+  assert distributed.join() == 0
+  monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '1')
+  assert distributed.join() == 0
+
+
+@pytest.mark.parametrize(
+  'environment, message',
+  [
+    ({'STEEPEST_PROCESS': '0'}, 'STEEPEST_COORDINATOR is not: set all three'),
+    (
+      {
+        'STEEPEST_COORDINATOR': 'host:1',
+        'STEEPEST_PROCESSES': '2',
+        'STEEPEST_PROCESS': '2',
+      },
+      'the first below the second',
+    ),
+    (
+      {
+        'STEEPEST_COORDINATOR': 'host',
+        'STEEPEST_PROCESSES': '2',
+        'STEEPEST_PROCESS': '1',
+      },
+      'give HOST:PORT',
+    ),
+    ({'STEEPEST_DISTRIBUTED': 'yes'}, 'must be auto'),
+  ],
+)
+def test_half_a_description_is_refused(monkeypatch, environment, message):
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(ValueError, match=message):
+    distributed.join()
