@@ -201,6 +201,13 @@ def get_study_config() -> ConfigDict:
   # Cells are models × optimizers; comma-separated.
   study.models = 'gpt2,llama'
   study.optimizers = 'adamw,lion,sophia'
+  # 'grid' (every value; rates are added while the best is at an edge),
+  # 'random' or 'tpe' (Optuna), which draw between the lowest and highest value.
+  study.search = 'grid'
+  # Trials of a cell (random, tpe), the same for every optimizer.
+  study.trials = 16
+  # Seed of random draws; all optimizers get the same ones.
+  study.search_seed = 0
   # Learning rates of the search, per optimizer; at least four.
   study.lrs_adamw = (1e-3, 2e-3, 4e-3, 8e-3)
   study.lrs_lion = (2e-4, 4e-4, 8e-4, 1.6e-3)
@@ -208,6 +215,33 @@ def get_study_config() -> ConfigDict:
   # Further rates that may be tried, one at a time, while the best is at an
   # edge of the grid; more: the study stops and says so.
   study.max_extensions = 4
+  # Share of the range of log lr, at each end, that counts as its edge (random,
+  # tpe): while the best is there, the range grows by a step of the rates.
+  study.edge_fraction = 0.1
+  # Values searched beside lr; (): the optimizer's own. Weight decay.
+  study.space_weight_decay = ()
+  # Decay rates of the moment estimates, drawn evenly in log(1 - b).
+  study.space_b1 = ()
+  study.space_b2 = ()
+  # Steps of warm-up.
+  study.space_warmup_steps = ()
+  # Sophia's rho; the other optimizers have none.
+  study.space_rho = ()
+  # Rate that the targets get: 'argmin' (of the best trial) or 'quadratic'
+  # (minimum of a parabola in log lr fitted around it).
+  study.optimum = 'argmin'
+  # Ends trials that lag behind: 'none', or 'median': training loss above the
+  # median of the cell's finished trials at the same step.
+  study.pruning = 'none'
+  # Finished trials of a cell before any is ended.
+  study.pruning_trials = 4
+  # Share of a trial's steps before which it is not ended.
+  study.pruning_fraction = 0.3
+  # Trials of a cell under way at once with tpe or pruning, over all processes;
+  # above 1 the outcome depends on which ends first.
+  study.parallel_trials = 1
+  # Trials trained as one program; 0: each by itself.
+  study.vmapped_trials = 0
   # Targets' width over the proxies' (heads grow, head_dim stays).
   study.width_ratio = 2
   # Steps of a target run; `steps` are those of a trial.
