@@ -22,6 +22,7 @@ class LoadedModel(NamedTuple):
 
   Attributes:
     logits_fn: (params, tokens B×L) → float32 logits B×L×V.
+    features_fn: what scores are computed from; see eval/scoring.py.
     params: on the devices.
     tokenizer: that goes with it.
     max_length: most tokens that go in.
@@ -30,6 +31,7 @@ class LoadedModel(NamedTuple):
   """
 
   logits_fn: Any
+  features_fn: Any
   params: Any
   tokenizer: tokenizers.Tokenizer
   max_length: int
@@ -61,7 +63,8 @@ def _load_hf(directory: str) -> LoadedModel:
   rules = parametrization.resolve(config.parametrization, model)
   module = assemble.find_model(model.name).Model(model, rules)
   return LoadedModel(
-    lambda params, tokens: module.apply({'params': params}, tokens),
+    lambda params, *inputs: module.apply({'params': params}, *inputs),
+    lambda params, *inputs: module.apply({'params': params}, *inputs, True),
     jax.device_put(huggingface.read_params(directory, model)),
     tokenizers.load(f'hf:{directory}'),
     model.context,
@@ -96,6 +99,7 @@ def _load_checkpoint(workdir: pathlib.Path) -> LoadedModel:
   params = checkpointer.restore_params(program.state_shapes.params, steps)
   return LoadedModel(
     program.logits,
+    program.features,
     params,
     tokenizer,
     model.context,

@@ -74,14 +74,17 @@ def causal_attention(
   """Returns B×L×H×h; H is a multiple of K, softmax in float32.
 
   cuDNN's fused kernel serves half-precision inputs on GPUs; elsewhere XLA
-  compiles the plain formula. With segments that kernel reads a mask B×1×L×L
+  compiles the plain formula. Instead of segments, B×L×L says which token sees
+  which of those before it. With either that kernel reads a mask B×1×L×L
   as a bias, for whose backward pass it asks for an even length.
   """
   half = q_BxLxHxh.dtype in (jnp.bfloat16, jnp.float16)
   fused = jax.default_backend() == 'gpu' and half
   mask_Bx1xLxL = None
   if segment_ids_BxL is not None:
-    same_BxLxL = segment_ids_BxL[:, :, None] == segment_ids_BxL[:, None]
+    same_BxLxL = segment_ids_BxL
+    if segment_ids_BxL.ndim == 2:
+      same_BxLxL = segment_ids_BxL[:, :, None] == segment_ids_BxL[:, None]
     mask_Bx1xLxL = same_BxLxL[:, None]
     fused = fused and segment_ids_BxL.shape[1] % 2 == 0
   return jax.nn.dot_product_attention(

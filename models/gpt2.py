@@ -122,14 +122,17 @@ class Model(nn.Module):
     tokens_BxL: jax.Array,
     segment_ids_BxL: jax.Array | None = None,
     positions_BxL: jax.Array | None = None,
-  ) -> jax.Array:
+    features: bool = False,
+  ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Returns logits B×L×V in the compute dtype.
 
     Args:
       tokens_BxL: ids.
       segment_ids_BxL: tokens see those of their own segment alone; None: a row
-        is one segment.
+        is one segment. Or, B×L×L, which token sees which of those before it.
       positions_BxL: of the tokens; None: 0, 1, ….
+      features: return instead what the readout is multiplied with, B×L×D, and
+        the readout, V×D.
     """
     c, rules = self.config, self.rules
     embedding_VxD = declare(
@@ -175,4 +178,6 @@ class Model(nn.Module):
         ('vocab', 'width'),
         (c.vocab_size, c.width),
       )
+    if features:
+      return x_BxLxD, readout_VxD
     return matmul(x_BxLxD, readout_VxD.astype(c.compute_dtype).T)

@@ -57,7 +57,8 @@ class Program:
     self.compile_seconds = 0.0
     self._module = module
     mesh_lib.check(mesh, self.model, batch_size, microbatches)
-    self.logits = constrained(module.apply, mesh_lib.RULES)
+    self._apply: Callable[..., Any] = constrained(module.apply, mesh_lib.RULES)
+    self.logits: Callable[..., jax.Array] = self._apply
     boxed = jax.eval_shape(self._init_boxed, 0)
     self.chain = make_chain(
       jax.tree.map(
@@ -141,6 +142,16 @@ class Program:
   def local_rows(self) -> list[int]:
     """The rows of a batch that this process places."""
     return mesh_lib.local_rows(self.mesh, self.batch_size)
+
+  def features(
+    self,
+    params: Any,
+    tokens_BxL: jax.Array,
+    visible_BxLxL: jax.Array,
+    positions_BxL: jax.Array,
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns what the readout gets, and the readout; not compiled."""
+    return self._apply(params, tokens_BxL, visible_BxLxL, positions_BxL, True)
 
   def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Places this process's rows of a batch, `local_rows`, on the mesh."""
