@@ -137,7 +137,10 @@ def _check_keys(argv: list[str]) -> None:
   """Raises a ValueError that names the first unknown key of --config.KEY=."""
   from steepest.experiments import base
 
-  known = list(flatten(base.get_study_config()))
+  known = [
+    *flatten(base.get_study_config()),
+    *flatten(base.get_transfer_config()),
+  ]
   for arg in argv[1:]:
     match = re.match(r'--?(?:no)?config\.([^=]+)', arg)
     if not match or match[1] in known:
