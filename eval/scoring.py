@@ -1,20 +1,21 @@
 """Log-likelihoods of continuations, in batches of few shapes.
 
-Shape letters: B rows of a batch, L tokens of a row, V vocabulary, C
-continuations of a row.
+Shape letters: B rows of a batch, L tokens of a row, D features, V vocabulary,
+S shards of the rows, N tokens of a shard, P points of a shard, K points whose
+logits are computed at a time.
 
-A row carries every request whose input is a prefix of its tokens: in a causal
-model what follows a position cannot change it. So the four letters of a
-multiple-choice question cost one pass, and choices of one token ride on longer
-ones. Each scored token is a point: the position whose logits predict it, the
-token, and the continuation that owns it.
+eval/packing.py says what goes on which row. Logits are computed only at the
+points, where a request is scored: with a large vocabulary the rest would be a
+good part of the work and most of the memory.
 """
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
 import math
+import queue
+import threading
 from typing import Any
 
 import jax
@@ -24,24 +25,28 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from steepest.eval import packing
 from steepest.eval import requests as requests_lib
 
-# Continuations that one row can carry; further ones get a row of their own.
-_CONTINUATIONS = 8
-# Rows are padded to max_length / 2^i, i = 0 … 5.
-_LENGTHS = 6
-_SHORTEST = 32
-# Bytes of float32 logits of a batch on each device: on a CPU what stays near
+# Tokens of a batch on each device.
+_TOKENS = 2**14
+_TOKENS_CPU = 2**10
+# Bytes of float32 logits at a time on each device: on a CPU what stays near
 # the caches is fastest.
-_LOGITS_BYTES = 2**30
-_LOGITS_BYTES_CPU = 2**23
-# Tokens of a batch on each device, however large or small the vocabulary.
-_FEWEST_TOKENS = 256
-_MOST_TOKENS = 2**14
+_LOGITS_BYTES = 2**28
+_LOGITS_BYTES_CPU = 2**24
+_FEWEST_POINTS = 16
+# Batches made ahead of the device, and sent to it but not awaited.
+_AHEAD = 4
+_FLYING = 2
 
-Logits = Callable[[Any, jax.Array], jax.Array]
+# (params, tokens B×L, visible B×L×L, positions B×L) → what the readout gets,
+# B×L×D, and the readout, V×D. A token sees itself and those before it in the
+# row that `visible` lets it see.
+Features = Callable[
+  [Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]
+]
 Progress = Callable[[int, int], None]
-_Target = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +55,6 @@ class Score:
 
   loglikelihood: float
   is_greedy: bool
-
-
-@dataclasses.dataclass
-class _Row:
-  """Tokens, and what is scored on them: (index of target, ids)."""
-
-  tokens: tuple[int, ...]
-  spans: list[tuple[int, _Target]]
-  points: int
 
 
 class ScoreFn:
@@ -71,16 +67,16 @@ class ScoreFn:
     compilations: programs compiled so far.
   """
 
-  def __init__(self, logits_fn: Logits, mesh: Mesh | None = None):
+  def __init__(self, features_fn: Features, mesh: Mesh | None = None):
     """See `make_score_fn`."""
-    self._logits_fn = logits_fn
+    self._features_fn = features_fn
     self._mesh = mesh
     self.compilations = 0
     self._ways: dict[str, int] = {} if mesh is None else dict(mesh.shape)
     self._row_axes = tuple(a for a in ('data', 'fsdp') if a in self._ways)
-    self._length_axes = tuple(a for a in ('sequence',) if a in self._ways)
+    self._shards = math.prod(self._ways[axis] for axis in self._row_axes)
     whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    self._apply = jax.jit(self._score, out_shardings=whole)
+    self._apply = jax.jit(self._score, static_argnums=(3,), out_shardings=whole)
 
   def __call__(
     self,
@@ -92,8 +88,9 @@ class ScoreFn:
     """Scores `requests`.
 
     Args:
-      params: first argument of the logits function.
-      requests: what to score; their order does not matter to the results.
+      params: first argument of the features function.
+      requests: what to score; their order does not matter to the results. They
+        are read while the first ones are being scored.
       max_length: tokens that the model takes; longer inputs lose their start.
       progress: called with requests done and requests in all.
 
@@ -103,52 +100,54 @@ class ScoreFn:
     Raises:
       ValueError: a continuation is longer than the model, or a result is NaN.
     """
-    targets: dict[_Target, list[int]] = {}
-    for index, request in enumerate(requests):
-      target = requests_lib.truncate(request, max_length)
-      targets.setdefault(target, []).append(index)
-    rows = _pack(list(targets))
-    scores: list[Score] = [Score(0.0, False)] * len(requests)
-    done = 0
+    numbers: list[int] = []
+    found: dict[int, Score] = {}
+    packer, at_once = self._packer(params, max_length)
+    targets = _distinct(requests, max_length, numbers)
+    made = packer.batches(packing.chunks(targets))
     # Batches whose results are not awaited yet: one is computed while the
     # next is put together.
-    flying: collections.deque[tuple[list[_Row], Any]] = collections.deque()
+    flying: collections.deque[tuple[packing.Batch, Any]] = collections.deque()
+    done = 0
     with contextlib.ExitStack() as stack:
       if self._mesh is not None:
         stack.enter_context(jax.set_mesh(self._mesh))
-      batches = self._batch(params, rows, max_length)
+      batches = stack.enter_context(_ahead(made))
       while True:
         batch = next(batches, None)
         if batch is not None:
-          flying.append((batch[0], self._apply(params, *batch[1])))
-        if len(flying) > 1 or (flying and batch is None):
-          done += _collect(*flying.popleft(), targets, scores)
+          count = np.int32(-(-batch.points // at_once))
+          outputs = self._apply(
+            params, self._place(batch.arrays), count, at_once
+          )
+          flying.append((batch, outputs))
+        if len(flying) > _FLYING or (flying and batch is None):
+          done += _collect(*flying.popleft(), found)
           if progress is not None:
             progress(done, len(requests))
         elif batch is None:
-          return scores
+          if progress is not None:
+            progress(len(requests), len(requests))
+          return [found[number] for number in numbers]
 
-  def _batch(
-    self, params: Any, rows: list[_Row], max_length: int
-  ) -> Iterator[tuple[list[_Row], list[jax.Array]]]:
-    """Yields rows and their arrays, longest rows first."""
-    shards = math.prod(self._ways[axis] for axis in self._row_axes)
-    probe = jax.ShapeDtypeStruct((shards, max_length), jnp.int32)
-    vocab_size = jax.eval_shape(self._logits_fn, params, probe).shape[-1]
+  def _packer(self, params: Any, max_length: int) -> tuple[packing.Packer, int]:
+    """Returns how rows are filled, and the points computed at a time."""
+    row = jax.ShapeDtypeStruct((self._shards, max_length), jnp.int32)
+    visible = jax.ShapeDtypeStruct((*row.shape, max_length), jnp.bool_)
+    _, readout_VxD = jax.eval_shape(
+      self._features_fn, params, row, visible, row
+    )
     on_cpu = _platform(self._mesh) == 'cpu'
     logits_bytes = _LOGITS_BYTES_CPU if on_cpu else _LOGITS_BYTES
-    tokens = min(logits_bytes // (4 * vocab_size), _MOST_TOKENS)
-    tokens = max(tokens, _FEWEST_TOKENS)
-    parts = math.prod(self._ways[axis] for axis in self._length_axes)
-    lengths = _bucket_lengths(max_length, parts)
-    rows = sorted(rows, key=lambda row: len(row.tokens), reverse=True)
-    while rows:
-      length = min(x for x in lengths if x >= len(rows[0].tokens))
-      size = max(1, tokens // length) * shards
-      yield rows[:size], self._place(_arrays(rows[:size], size, length))
-      rows = rows[size:]
+    tokens = _TOKENS_CPU if on_cpu else _TOKENS
+    points = logits_bytes // (4 * readout_VxD.shape[0])
+    at_once = min(max(points, _FEWEST_POINTS), tokens)
+    multiple = self._ways['sequence'] if 'sequence' in self._ways else 1
+    lengths = packing.row_lengths(max_length, multiple)
+    return packing.Packer(lengths, tokens, self._shards, at_once), at_once
 
   def _place(self, arrays: Sequence[np.ndarray]) -> list[jax.Array]:
+    """Puts a batch on the devices; a process sends its own slices alone."""
     if self._mesh is None:
       return [jax.device_put(array) for array in arrays]
     sharding = NamedSharding(self._mesh, PartitionSpec(self._row_axes or None))
@@ -158,51 +157,93 @@ class ScoreFn:
     ]
 
   def _score(
-    self,
-    params: Any,
-    tokens_BxL: jax.Array,
-    positions_BxL: jax.Array,
-    targets_BxL: jax.Array,
-    owners_BxL: jax.Array,
+    self, params: Any, arrays: list[jax.Array], count: jax.Array, at_once: int
   ) -> tuple[jax.Array, jax.Array]:
-    """Returns loglikelihood_BxC and is_greedy_BxC; owner -1 is padding."""
+    """Returns log-probabilities and whether they are the highest, S×P each.
+
+    Args:
+      params: of the model.
+      arrays: of a `packing.Batch`.
+      count: of the portions of points that are wanted; others stay 0.
+      at_once: points of a portion, K.
+    """
     self.compilations += 1  # This body runs only when JAX traces it.
-    logits_BxLxV = self._logits_fn(params, tokens_BxL).astype(jnp.float32)
-    normalizer_BxL = jax.nn.logsumexp(logits_BxLxV, axis=-1)
-    best_BxL = _argmax(logits_BxLxV)
-    row_Bx1 = jnp.arange(tokens_BxL.shape[0])[:, None]
-    chosen_BxL = logits_BxLxV[row_Bx1, positions_BxL, targets_BxL]
-    logp_BxL = chosen_BxL - normalizer_BxL[row_Bx1, positions_BxL]
-    hit_BxL = best_BxL[row_Bx1, positions_BxL] == targets_BxL
-    owned_BxLxC = (
-      owners_BxL[..., None] == jnp.arange(_CONTINUATIONS)[None, None]
+    tokens_BxL, positions_BxL, trees_BxL, branches_BxL = arrays[:4]
+    places_SxP, targets_SxP = arrays[4:]
+    S = places_SxP.shape[0]
+    x_BxLxD, readout_VxD = self._features_fn(
+      params, tokens_BxL, _visible(trees_BxL, branches_BxL), positions_BxL
     )
-    loglikelihood_BxC = jnp.sum(logp_BxL[..., None], 1, where=owned_BxLxC)
-    is_greedy_BxC = jnp.all(hit_BxL[..., None] | ~owned_BxLxC, axis=1)
-    return loglikelihood_BxC, is_greedy_BxC
+    # Here, so that it is not gathered for every portion again.
+    readout_VxD = self._constrain(readout_VxD, 'tensor')
+    x_SxNxD = x_BxLxD.reshape(S, -1, x_BxLxD.shape[-1])
+    x_SxNxD = self._constrain(x_SxNxD, self._row_axes)
+
+    def portion(i: jax.Array, outputs: Any) -> Any:
+      cut = lambda of_SxP: jax.lax.dynamic_slice_in_dim(
+        of_SxP, i * at_once, at_once, axis=1
+      )
+      x_SxKxD = jnp.take_along_axis(x_SxNxD, cut(places_SxP)[..., None], axis=1)
+      logp_SxK, hit_SxK = _look_up(x_SxKxD, readout_VxD, cut(targets_SxP))
+      return tuple(
+        jax.lax.dynamic_update_slice_in_dim(whole, part, i * at_once, axis=1)
+        for whole, part in zip(outputs, (logp_SxK, hit_SxK))
+      )
+
+    empty = (
+      jnp.zeros(places_SxP.shape, jnp.float32),
+      jnp.zeros(places_SxP.shape, jnp.bool_),
+    )
+    return jax.lax.fori_loop(0, count, portion, empty)
+
+  def _constrain(self, x: jax.Array, axes: str | tuple[str, ...]) -> jax.Array:
+    """Splits the first dimension over mesh axes, and no other."""
+    if self._mesh is None:
+      return x
+    names = (axes,) if isinstance(axes, str) else axes
+    spec = PartitionSpec(tuple(a for a in names if a in self._ways) or None)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(self._mesh, spec))
 
 
-def make_score_fn(logits_fn: Logits, mesh: Mesh | None = None) -> ScoreFn:
+def make_score_fn(features_fn: Features, mesh: Mesh | None = None) -> ScoreFn:
   """Returns the scorer of a causal language model.
 
   Args:
-    logits_fn: pure function (params, tokens_BxL int32) -> logits_BxLxV, whose
-      logits at a position depend on the tokens up to it only.
-    mesh: rows are split over its axes `data` and `fsdp`; None: one device.
+    features_fn: pure function; see Features.
+    mesh: rows are split over its axes `data` and `fsdp`, logits over `tensor`;
+      None: one device.
   """
-  return ScoreFn(logits_fn, mesh)
+  return ScoreFn(features_fn, mesh)
 
 
-def _argmax(logits_BxLxV: jax.Array) -> jax.Array:
-  """Returns the lowest index of the maximum.
+def _visible(trees_BxL: jax.Array, branches_BxL: jax.Array) -> jax.Array:
+  """Returns which token sees which, B×L×L, where order allows it."""
+  of_one_tree = trees_BxL[:, :, None] == trees_BxL[:, None]
+  of_one_branch = branches_BxL[:, :, None] == branches_BxL[:, None]
+  return of_one_tree & (of_one_branch | (branches_BxL[:, None] == 0))
 
-  XLA's CPU code for two plain reductions is faster than for jnp.argmax.
+
+def _look_up(
+  x_SxKxD: jax.Array, readout_VxD: jax.Array, targets_SxK: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns log p of the targets, in float32, and whether they are argmax.
+
+  Of equal logits the one of the lowest index is the argmax.
   """
-  top_BxLx1 = jnp.max(logits_BxLxV, axis=-1, keepdims=True)
-  index_1x1xV = jnp.arange(logits_BxLxV.shape[-1])[None, None]
-  nowhere = logits_BxLxV.shape[-1]
-  is_top_BxLxV = logits_BxLxV == top_BxLx1
-  return jnp.where(is_top_BxLxV, index_1x1xV, nowhere).min(axis=-1)
+  S, K, D = x_SxKxD.shape
+  logits_SxKxV = jnp.matmul(
+    x_SxKxD.reshape(S * K, D),
+    readout_VxD.astype(x_SxKxD.dtype).T,
+    preferred_element_type=jnp.float32,
+  ).reshape(S, K, -1)
+  chosen_SxKx1 = jnp.take_along_axis(logits_SxKxV, targets_SxK[..., None], -1)
+  logp_SxK = chosen_SxKx1[..., 0] - jax.nn.logsumexp(logits_SxKxV, axis=-1)
+  index_1x1xV = jnp.arange(logits_SxKxV.shape[-1])[None, None]
+  before_SxKxV = index_1x1xV < targets_SxK[..., None]
+  beaten_SxKxV = (logits_SxKxV > chosen_SxKx1) | (
+    before_SxKxV & (logits_SxKxV == chosen_SxKx1)
+  )
+  return logp_SxK, ~beaten_SxKxV.any(-1)
 
 
 def _platform(mesh: Mesh | None) -> str:
@@ -211,74 +252,78 @@ def _platform(mesh: Mesh | None) -> str:
   )
 
 
-def _bucket_lengths(max_length: int, multiple: int) -> list[int]:
-  """Returns the lengths that rows are padded to, longest first.
+def _distinct(
+  requests: Iterable[requests_lib.Request],
+  max_length: int,
+  numbers: list[int],
+) -> Iterator[tuple[int, packing.Target]]:
+  """Yields each distinct target with its number.
 
-  Few, because each costs a compilation, and a function of `max_length` alone,
-  so that all tasks share them.
+  Writes the number of each request's target into `numbers`.
   """
-  lengths = [max_length]
-  for i in range(1, _LENGTHS):
-    length = -(-max_length // (2**i * multiple)) * multiple
-    if _SHORTEST <= length < lengths[-1]:
-      lengths.append(length)
-  return lengths
+  known: dict[packing.Target, int] = {}
+  for request in requests:
+    target = requests_lib.truncate(request, max_length)
+    new = target not in known
+    number = known.setdefault(target, len(known))
+    numbers.append(number)
+    if new:
+      yield number, target
 
 
-def _pack(targets: Sequence[_Target]) -> list[_Row]:
-  """Puts each target on a row that starts with its input."""
-  # Descending order puts every input right behind those it is a prefix of.
-  order = sorted(range(len(targets)), key=targets.__getitem__, reverse=True)
-  rows: list[_Row] = []
-  for index in order:
-    inputs, ids = targets[index]
-    row = rows[-1] if rows else None
-    if (
-      row is None
-      or row.tokens[: len(inputs)] != inputs
-      or row.points + len(ids) > len(row.tokens)
-      or len(row.spans) == _CONTINUATIONS
-    ):
-      rows.append(_Row(inputs, [], 0))
-    rows[-1].spans.append((index, targets[index]))
-    rows[-1].points += len(ids)
-  return rows
+@contextlib.contextmanager
+def _ahead(
+  batches: Iterator[packing.Batch],
+) -> Iterator[Iterator[packing.Batch]]:
+  """Makes batches in a thread while the device works on others."""
+  made: queue.Queue[packing.Batch | BaseException | None]
+  made = queue.Queue(_AHEAD)
+  stopped = threading.Event()
 
+  def put(item: packing.Batch | BaseException | None) -> None:
+    while not stopped.is_set():
+      with contextlib.suppress(queue.Full):
+        return made.put(item, timeout=0.1)
 
-def _arrays(rows: Sequence[_Row], size: int, length: int) -> list[np.ndarray]:
-  """Returns tokens, positions, targets and owners of a batch, padded right."""
-  tokens_BxL, positions_BxL, targets_BxL = np.zeros((3, size, length), np.int32)
-  owners_BxL = np.full((size, length), -1, np.int32)
-  for b, row in enumerate(rows):
-    tokens_BxL[b, : len(row.tokens)] = row.tokens
-    start = 0
-    for owner, (_, (inputs, ids)) in enumerate(row.spans):
-      points = slice(start, start + len(ids))
-      positions_BxL[b, points] = range(len(inputs) - len(ids), len(inputs))
-      targets_BxL[b, points] = ids
-      owners_BxL[b, points] = owner
-      start += len(ids)
-  return [tokens_BxL, positions_BxL, targets_BxL, owners_BxL]
+  def make() -> None:
+    try:
+      for batch in batches:
+        put(batch)
+        if stopped.is_set():
+          return
+      put(None)
+    except BaseException as error:  # Raised where the batches are awaited.
+      put(error)
+
+  def take() -> Iterator[packing.Batch]:
+    while (item := made.get()) is not None:
+      if isinstance(item, BaseException):
+        raise item
+      yield item
+
+  thread = threading.Thread(target=make, name='packing', daemon=True)
+  thread.start()
+  try:
+    yield take()
+  finally:
+    stopped.set()
+    thread.join()
 
 
 def _collect(
-  rows: Sequence[_Row],
+  batch: packing.Batch,
   outputs: tuple[jax.Array, jax.Array],
-  targets: dict[_Target, list[int]],
-  scores: list[Score],
+  found: dict[int, Score],
 ) -> int:
-  """Writes a batch's results into `scores`; returns how many."""
-  loglikelihood_BxC, is_greedy_BxC = jax.device_get(outputs)
-  count = 0
-  for b, row in enumerate(rows):
-    for c, (_, target) in enumerate(row.spans):
-      score = Score(float(loglikelihood_BxC[b, c]), bool(is_greedy_BxC[b, c]))
-      if math.isnan(score.loglikelihood):
-        raise ValueError(
-          'a log-likelihood is NaN: the parameters hold NaN or infinities; '
-          'score an earlier checkpoint'
-        )
-      for index in targets[target]:
-        scores[index] = score
-      count += len(targets[target])
-  return count
+  """Writes a batch's results into `found`; returns how many."""
+  logp_SxP, hit_SxP = jax.device_get(outputs)
+  for shard, first, count, number in batch.owners:
+    part = slice(first, first + count)
+    loglikelihood = float(logp_SxP[shard, part].sum(dtype=np.float64))
+    if math.isnan(loglikelihood):
+      raise ValueError(
+        'a log-likelihood is NaN: the parameters hold NaN or infinities; '
+        'score an earlier checkpoint'
+      )
+    found[number] = Score(loglikelihood, bool(hit_SxP[shard, part].all()))
+  return len(batch.owners)

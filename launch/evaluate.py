@@ -99,7 +99,7 @@ def _score(
   jax.config.update('jax_default_matmul_precision', 'highest')
   model = loading.load_model(spec)
   params, mesh = _spread(model.params)
-  score_fn = scoring.make_score_fn(model.logits_fn, mesh)
+  score_fn = scoring.make_score_fn(model.features_fn, mesh)
   suite = evaluation.prepare(model.tokenizer, selection, directory, limit)
   suite = evaluation.add_requests(suite, given, model.tokenizer)
   with _progress() as progress:

@@ -82,4 +82,4 @@ def _suite(
 @functools.lru_cache(maxsize=1)
 def _score_fn(program: Program) -> scoring.ScoreFn:
   """Scores compile once a program."""
-  return scoring.make_score_fn(program.logits, program.mesh)
+  return scoring.make_score_fn(program.features, program.mesh)

@@ -1,0 +1,301 @@
+"""Puts requests on rows of few lengths, each shared beginning only once.
+
+Shape letters: B rows of a batch, L tokens of a row, S shards of the rows, P
+points of a shard.
+
+A request is scored at the last positions of its input. In a causal model what
+follows a position cannot change it, so a request whose input begins another's
+rides on that: the letters of a multiple-choice question, and choices of one
+token in general, cost one pass. Inputs that only begin alike become a tree: the
+trunk that they share, then a branch for each, which sees the trunk and itself.
+Rows hold several trees, which do not see one another, so next to nothing is
+padding. What is wanted of the model are points: (position, token) pairs.
+"""
+
+import bisect
+import collections
+from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+# A row is no shorter than this, however short the requests: rows are filled.
+_SHORTEST = 256
+# Programs compiled at most, one for each length.
+_LENGTHS = 8
+# Sequences that a tree takes at most: bounds the search for the best trees.
+_BRANCHES = 32
+# Requests that are put on rows together; memory does not grow with the suite.
+_CHUNK = 8192
+
+# What the model reads, and the ids that are scored at its last positions.
+Target = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclasses.dataclass
+class _Sequence:
+  """Tokens, and the targets that they carry, by number."""
+
+  tokens: tuple[int, ...]
+  targets: list[int]
+  points: int
+
+
+class _Tree(NamedTuple):
+  """Sequences that share their first `trunk` tokens.
+
+  `size` is what it takes of a row, in tokens or in points.
+  """
+
+  trunk: int
+  sequences: Sequence[_Sequence]
+  size: int
+
+
+class Batch(NamedTuple):
+  """Arrays of a batch, and whose the points are.
+
+  Attributes:
+    arrays: tokens, positions, trees and branches, B×L; then positions in the
+      shard and the tokens scored there, S×P. Tree 0 is padding; branch 0 is
+      the trunk.
+    points: of the shard that has most.
+    owners: (shard, first point, points, target) of each target.
+  """
+
+  arrays: list[np.ndarray]
+  points: int
+  owners: list[tuple[int, int, int, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Packer:
+  """Turns targets into batches.
+
+  Attributes:
+    lengths: of rows, shortest first.
+    tokens: of a shard of a batch, about.
+    shards: that rows are split into.
+    multiple: of which the points of a shard are made.
+  """
+
+  lengths: Sequence[int]
+  tokens: int
+  shards: int
+  multiple: int
+
+  def batches(self, chunks: Iterable[dict[int, Target]]) -> Iterator[Batch]:
+    """Yields batches that hold every target of every chunk once."""
+    waiting: dict[int, list[list[_Tree]]] = {n: [] for n in self.lengths}
+    targets: dict[int, Target] = {}
+    for chunk in chunks:
+      targets.update(chunk)
+      trees = collections.defaultdict(list)
+      for tree in _trees(_sequences(chunk), self.lengths):
+        trees[_bucket(tree.size, self.lengths)].append(tree)
+      for length, members in trees.items():
+        waiting[length] += _rows(members, length)
+        count = self._rows(length)
+        while len(waiting[length]) >= count:
+          yield self._batch(waiting[length][:count], length, targets)
+          del waiting[length][:count]
+    for length, rows in waiting.items():
+      if rows:
+        yield self._batch(rows, length, targets)
+
+  def _rows(self, length: int) -> int:
+    return max(1, self.tokens // length) * self.shards
+
+  def _batch(
+    self, rows: list[list[_Tree]], length: int, targets: dict[int, Target]
+  ) -> Batch:
+    """Lays rows out; targets laid out are dropped from `targets`."""
+    count = self._rows(length)
+    by_shard = count // self.shards
+    capacity = -(-by_shard * length // self.multiple) * self.multiple
+    grid = np.zeros((4, count, length), np.int32)
+    spots = np.zeros((2, self.shards, capacity), np.int32)
+    filled = [0] * self.shards
+    owners = []
+    # Dealt in the order of their points, so that shards have alike many.
+    rows = sorted(rows, key=lambda row: sum(_points(t) for t in row))
+    for i, row in enumerate(rows):
+      shard, within = i % self.shards, i // self.shards
+      start = 0
+      for number, tree in enumerate(row, start=1):
+        place = within * length + start
+        _write(grid[:, shard * by_shard + within], start, number, tree)
+        for index, at, ids in _spots(tree, targets):
+          first = filled[shard]
+          filled[shard] += len(ids)
+          spots[0, shard, first : filled[shard]] = np.add(at, place)
+          spots[1, shard, first : filled[shard]] = ids
+          owners.append((shard, first, len(ids), index))
+        start += tree.size
+    return Batch([*grid, *spots], max(filled), owners)
+
+
+def chunks(
+  targets: Iterable[tuple[int, Target]],
+) -> Iterator[dict[int, Target]]:
+  """Yields numbered targets in portions that are packed together."""
+  chunk: dict[int, Target] = {}
+  for index, target in targets:
+    chunk[index] = target
+    if len(chunk) == _CHUNK:
+      yield chunk
+      chunk = {}
+  if chunk:
+    yield chunk
+
+
+def row_lengths(max_length: int, multiple: int) -> list[int]:
+  """Returns the lengths of rows, shortest first.
+
+  Few, because each costs a compilation, and a function of `max_length` alone,
+  so that all tasks share them.
+
+  Args:
+    max_length: of the model, the longest; each is half of the next one.
+    multiple: that lengths have to be of.
+  """
+  lengths = [max_length]
+  while len(lengths) < _LENGTHS and lengths[-1] >= 2 * _SHORTEST:
+    half = -(-lengths[-1] // (2 * multiple)) * multiple
+    lengths.append(half)
+  return lengths[::-1]
+
+
+def _bucket(size: int, lengths: Sequence[int]) -> int:
+  return lengths[bisect.bisect_left(lengths, size)]
+
+
+def _sequences(targets: dict[int, Target]) -> list[_Sequence]:
+  """Puts each target on a sequence that starts with its input."""
+  # Descending order puts every input right behind those that it begins.
+  order = sorted(targets, key=targets.__getitem__, reverse=True)
+  sequences: list[_Sequence] = []
+  for index in order:
+    inputs, ids = targets[index]
+    last = sequences[-1] if sequences else None
+    if (
+      last is None
+      or last.tokens[: len(inputs)] != inputs
+      or last.points + len(ids) > len(last.tokens)
+    ):
+      last = _Sequence(inputs, [], 0)
+      sequences.append(last)
+    last.targets.append(index)
+    last.points += len(ids)
+  return sequences
+
+
+def _trees(
+  sequences: Sequence[_Sequence], lengths: Sequence[int]
+) -> list[_Tree]:
+  """Cuts sorted sequences into the trees that take the least room.
+
+  A tree stays within the length of row that its longest sequence needs.
+  """
+  alike = [0]
+  for left, right in zip(sequences, sequences[1:]):
+    alike.append(_common(left.tokens, right.tokens))
+  # The room that the first n take at best, and their last tree.
+  best = [0]
+  last = [_Tree(0, (), 0)]
+  for end in range(1, len(sequences) + 1):
+    room, tree = math.inf, last[0]
+    tokens = points = longest = 0
+    trunk = len(sequences[end - 1].tokens)
+    for start in range(end - 1, max(end - 1 - _BRANCHES, -1), -1):
+      if start < end - 1:
+        trunk = min(trunk, alike[start + 1])
+      member = sequences[start]
+      tokens += len(member.tokens)
+      points += member.points
+      longest = max(longest, len(member.tokens))
+      size = max(tokens - (end - start - 1) * trunk, points)
+      if not trunk or size > _bucket(longest, lengths):
+        break
+      if best[start] + size < room:
+        room = best[start] + size
+        shared = trunk if start < end - 1 else 0
+        tree = _Tree(shared, sequences[start:end], size)
+    best.append(int(room))
+    last.append(tree)
+  trees = []
+  end = len(sequences)
+  while end:
+    trees.append(last[end])
+    end -= len(last[end].sequences)
+  return trees
+
+
+def _common(left: tuple[int, ...], right: tuple[int, ...]) -> int:
+  """Returns how many tokens begin both, leaving one to each at least."""
+  limit = min(len(left), len(right)) - 1
+  low, high = 0, limit
+  # Comparing slices is faster than comparing tokens one by one.
+  while low < high:
+    middle = (low + high + 1) // 2
+    if left[low:middle] == right[low:middle]:
+      low = middle
+    else:
+      high = middle - 1
+  return low
+
+
+def _rows(trees: list[_Tree], length: int) -> list[list[_Tree]]:
+  """Fills rows, each tree on the one that it leaves least room on."""
+  rows: list[list[_Tree]] = []
+  # (room left, row), ascending.
+  room: list[tuple[int, int]] = []
+  for tree in sorted(trees, key=lambda tree: tree.size, reverse=True):
+    found = bisect.bisect_left(room, (tree.size, -1))
+    if found == len(room):
+      left, number = length, len(rows)
+      rows.append([])
+    else:
+      left, number = room.pop(found)
+    rows[number].append(tree)
+    bisect.insort(room, (left - tree.size, number))
+  return rows
+
+
+def _points(tree: _Tree) -> int:
+  return sum(sequence.points for sequence in tree.sequences)
+
+
+def _write(grid_4xL: np.ndarray, start: int, number: int, tree: _Tree) -> None:
+  """Writes a tree's tokens into a row from `start`."""
+  trunk = tree.trunk
+  tokens = list(tree.sequences[0].tokens[:trunk])
+  positions = list(range(trunk))
+  branches = [0] * trunk
+  for branch, sequence in enumerate(tree.sequences, start=1):
+    tokens += sequence.tokens[trunk:]
+    positions += range(trunk, len(sequence.tokens))
+    branches += [branch] * (len(sequence.tokens) - trunk)
+  part = slice(start, start + len(tokens))
+  grid_4xL[0, part] = tokens
+  grid_4xL[1, part] = positions
+  grid_4xL[2, part] = number
+  grid_4xL[3, part] = branches
+
+
+def _spots(
+  tree: _Tree, targets: dict[int, Target]
+) -> Iterator[tuple[int, list[int], tuple[int, ...]]]:
+  """Yields each target, its positions in the tree and the tokens there."""
+  trunk = tree.trunk
+  moved = 0
+  for sequence in tree.sequences:
+    for index in sequence.targets:
+      inputs, ids = targets.pop(index)
+      first = len(inputs) - len(ids)
+      at = list(range(first, min(trunk, len(inputs))))
+      at += range(max(first, trunk) + moved, len(inputs) + moved)
+      yield index, at, ids
+    moved += len(sequence.tokens) - trunk
