@@ -256,6 +256,37 @@ def get_study_config() -> ConfigDict:
   return c.lock()
 
 
+def get_transfer_config() -> ConfigDict:
+  """Returns the base with the keys that only launch.transfer reads."""
+  c = get_config().unlock()
+  c.transfer = transfer = ConfigDict()
+  # Cells are models × optimizers × parametrizations; comma-separated.
+  transfer.models = 'gpt2,llama'
+  transfer.optimizers = 'adamw,lion,sophia'
+  transfer.parametrizations = 'mup,sp'
+  # Widths over model.width, which is the base (heads grow, head_dim stays).
+  transfer.width_ratios = (1, 2, 4, 8)
+  # Learning rates tried at every width, per optimizer; at least four.
+  transfer.lrs_adamw = (1e-3, 2e-3, 4e-3, 8e-3)
+  transfer.lrs_lion = (2e-4, 4e-4, 8e-4, 1.6e-3)
+  transfer.lrs_sophia = (2e-4, 4e-4, 8e-4, 1.6e-3)
+  # optimizer.rho of each model: their curvatures differ in scale.
+  transfer.rho_gpt2 = 0.05
+  transfer.rho_llama = 0.05
+  # Further rates that a width may try, one at a time, while its best is at an
+  # edge of what it tried.
+  transfer.max_extensions = 4
+  # Seeds: 0 … seeds - 1. Seed 0 tries all learning rates.
+  transfer.seeds = 3
+  # Rates on either side of seed 0's best that the other seeds try; 0: all.
+  transfer.refine = 2
+  # Corpus and entries of the byte-level BPE where data.source is '', as
+  # study.corpus and study.vocab_size.
+  transfer.corpus = 'passages'
+  transfer.vocab_size = 512
+  return c.lock()
+
+
 def with_variant(
   arg: str | None,
   config: ConfigDict | None = None,
