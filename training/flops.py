@@ -20,7 +20,7 @@ CONVENTION = (
 CURVATURE_COST = {'gnb': 1.0, 'hutchinson': 2.0}
 
 # Dense bfloat16 FLOP/s of one device, from the makers' data sheets.
-_PEAKS = {
+PEAKS = {
   'H100 PCIe': 756e12,
   'H100': 989.4e12,
   'H200': 989.4e12,
@@ -37,7 +37,7 @@ _PEAKS = {
 
 def peak(device: jax.Device) -> float | None:
   """Returns the device's peak in FLOP/s, None where it is not known."""
-  for name, value in _PEAKS.items():
+  for name, value in PEAKS.items():
     if name in device.device_kind:
       return value
   return None

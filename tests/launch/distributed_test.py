@@ -102,13 +102,13 @@ def test_two_processes_compute_what_one_does_and_one_goes_on(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('optimizer', ['adamw', 'lion', 'sophia'])
 def test_four_processes_on_every_mesh(tmp_path, optimizer):
-  recipe = f'llama,{optimizer}'
-  one = _one(tmp_path / 'one', recipe, {})
+  recipe, vocabulary = f'llama,{optimizer}', {'model.vocab_size': 128}
+  one = _one(tmp_path / 'one', recipe, vocabulary)
   # Axes that lie within a process, between processes, and both.
   for i, mesh in enumerate(
     ({'tensor': 2}, {'fsdp': 2, 'sequence': 2}, {'fsdp': 4, 'tensor': 2})
   ):
-    keys = {f'mesh.{axis}': size for axis, size in mesh.items()}
+    keys = {f'mesh.{axis}': size for axis, size in mesh.items()} | vocabulary
     rows = _processes(tmp_path / str(i), 4, recipe, keys, devices=2)
     _assert_same(rows, one)
 
