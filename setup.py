@@ -18,7 +18,7 @@ _PACKAGES = [
   for folder in _FOLDERS
   for name in (folder, *(f'{folder}.{s}' for s in find_packages(folder)))
 ]
-_TEST = ['chex', 'hypothesis', 'mypy', 'pytest', 'ruff']
+_TEST = ['chex', 'hypothesis', 'matplotlib', 'mypy', 'pytest', 'ruff']
 
 setup(
   name='steepest',
@@ -57,6 +57,7 @@ setup(
   extras_require={
     'cuda': ['jax[cuda13]'],
     'tpu': ['jax[tpu]'],
+    'figures': ['matplotlib'],
     'test': _TEST,
   },
   entry_points={
@@ -71,6 +72,7 @@ setup(
         'export',
         'generate',
         'coordcheck',
+        'transfer',
       )
     ]
   },
