@@ -4,10 +4,10 @@ Started by benchmarks/eval.py, with a Python that has torch and transformers:
 
     python benchmarks/eval_baseline.py MODEL_DIR BATCH_SIZE
 
-Each line of its input names a file of (context, continuation) pairs and one to
-write the log-likelihoods to; it answers with the seconds taken, on the clock and
-of all cores together. Requests are sorted by length, so that next to nothing is
-padding.
+Each line of its input names a file of (context, continuation) pairs and one
+to write the log-likelihoods to; it answers with the seconds taken, by the clock
+and of all cores together. Requests are sorted by length, so that next to
+nothing is padding.
 """
 
 import json
