@@ -27,11 +27,12 @@ from steepest.models.config import ModelConfig
 from steepest.optimizers import build
 from steepest.training import mesh as mesh_lib
 from steepest.training import metrics
+from steepest.training import watchdog
 from steepest.training.loop import Callbacks
-from steepest.training.loop import Diverged
 from steepest.training.loop import Loop
 from steepest.training.loop import LoopConfig
 from steepest.training.program import Program
+from steepest.training.watchdog import Diverged
 
 _programs: dict[str, Program] = {}
 
@@ -41,6 +42,7 @@ def train(
   workdir: str | os.PathLike[str],
   overrides: dict[str, Any],
   on_row: Callable[[dict[str, Any]], None] | None = None,
+  stop: Callable[[int], bool] = lambda steps: False,
 ) -> dict[str, Any]:
   """Trains one run, or goes on with it, and returns its summary.
 
@@ -50,14 +52,17 @@ def train(
     overrides: keys set on the command line, which no imported model may
       contradict.
     on_row: called with each row of metrics.
+    stop: (steps done) → whether to save and leave; asked once a step.
 
   Raises:
     ValueError: anything in the configuration, the data or the workdir does
       not fit, or the run diverged.
+    Stopped: `stop` said so.
   """
   workdir = pathlib.Path(workdir)
   config = config.copy_and_resolve_references()
   validation.check_ranges(config)
+  policy = watchdog.parse(config.spikes)
   validation.import_shapes(config, overrides)
   summary = finished(config, workdir)
   if summary is not None:
@@ -82,8 +87,9 @@ def train(
     LoopConfig(
       **{f.name: config[f.name] for f in dataclasses.fields(LoopConfig)}
     ),
+    policy,
     workdir,
-    Callbacks(evaluate, on_row),
+    Callbacks(evaluate, on_row, stop),
     cli.flatten(config),
   )
 
@@ -118,6 +124,8 @@ def finished(
     return None
   summary = json.loads(path.read_text('utf-8'))
   if summary['status'] == 'diverged':
+    if validation.read_config(workdir).spikes != config.spikes:
+      return None
     raise Diverged(
       f'{workdir} holds a run that diverged at step '
       f'{summary["diverged_at_step"]}: use another --workdir',

@@ -10,6 +10,8 @@ processes (launch/distributed.py; `launch.submit` starts them) it does its part
 of the run in a workdir that all of them see.
 """
 
+import sys
+
 from absl import flags
 
 from steepest.launch import cli
@@ -30,16 +32,24 @@ def _train(holder: flags.FlagHolder, workdir: str | None) -> None:
   from steepest.launch import assemble
   from steepest.launch import distributed
   from steepest.launch import progress
+  from steepest.training import signals
 
   workdir = workdir or cli.default_workdir(holder)
-  if distributed.join():
-    # The first process shows what goes on, the others help.
-    assemble.train(config, workdir, cli.overrides(holder))
-    return
-  with progress.Training(config, workdir) as display:
-    summary = assemble.train(
-      config, workdir, cli.overrides(holder), display.on_row
-    )
+  first = distributed.join() == 0
+  overrides = cli.overrides(holder)
+  try:
+    with signals.StopSignals(config.stop_grace_seconds) as stop:
+      if not first:
+        # The first process shows what goes on, the others help.
+        assemble.train(config, workdir, overrides, stop=stop.requested)
+        return
+      with progress.Training(config, workdir) as display:
+        summary = assemble.train(
+          config, workdir, overrides, display.on_row, stop.requested
+        )
+  except signals.Stopped as stopped:
+    print(stopped, file=sys.stderr)
+    sys.exit(signals.EXIT_CODE)
   display.finish(summary)
 
 

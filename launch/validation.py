@@ -11,8 +11,18 @@ from steepest.experiments import base
 from steepest.interop import huggingface
 from steepest.launch import cli
 
-# Keys that a restart may change: they do not change what is computed.
-_FREE = ('steps', 'log_every', 'eval_', 'checkpoint', 'mesh.', 'microbatches')
+# Keys that a restart may change: they do not change what is computed, or are
+# what a run that went wrong is to be saved by.
+_FREE = (
+  'steps',
+  'log_every',
+  'eval_',
+  'checkpoint',
+  'mesh.',
+  'microbatches',
+  'spikes.',
+  'stop_grace_seconds',
+)
 
 _POSITIVE = (
   'batch_size',
@@ -34,6 +44,7 @@ _NOT_NEGATIVE = (
   'parametrization.base_num_heads',
   'parametrization.base_width',
   'seed',
+  'stop_grace_seconds',
 )
 
 

@@ -9,16 +9,23 @@ import pathlib
 import time
 from typing import Any, Protocol
 
-from clu import parameter_overview
 import jax
 import numpy as np
 
 from steepest.optimizers.build import Arguments
 from steepest.training import flops
 from steepest.training import metrics
+from steepest.training import summary
 from steepest.training.checkpoint import Checkpointer
+from steepest.training.events import Events
 from steepest.training.program import Program
+from steepest.training.signals import Stopped
 from steepest.training.step import TrainState
+from steepest.training.validation import Validation
+from steepest.training.watchdog import Diverged
+from steepest.training.watchdog import Policy
+from steepest.training.watchdog import Spike
+from steepest.training.watchdog import Watchdog
 
 
 class Data(Protocol):
@@ -52,21 +59,15 @@ class Callbacks:
 
   Attributes:
     evaluate: (params, steps done, whether the run ends) → benchmark scores.
-    on_row: called with each logged row.
+    on_row: called with each row.
+    stop: (steps done) → whether to save and leave; asked once a step.
     writers: (first step) → further writers of metrics.
   """
 
   evaluate: Callable[[Any, int, bool], dict[str, float]] | None = None
   on_row: Callable[[dict[str, Any]], None] | None = None
+  stop: Callable[[int], bool] = lambda steps: False
   writers: Callable[[int], list[metrics.Writer]] = lambda first: []
-
-
-class Diverged(ValueError):
-  """The loss or the update stopped being a number, at `step`."""
-
-  def __init__(self, message: str, step: int):
-    super().__init__(message)
-    self.step = step
 
 
 class Loop:
@@ -81,6 +82,7 @@ class Loop:
     data: Data,
     args: Arguments,
     config: LoopConfig,
+    policy: Policy,
     workdir: str | os.PathLike[str],
     callbacks: Callbacks,
     hparams: Mapping[str, Any],
@@ -90,6 +92,7 @@ class Loop:
     self.config = config
     self.workdir = pathlib.Path(workdir)
     self.callbacks = callbacks
+    self._checkpoints = self.workdir / 'checkpoints'
     self._hparams = hparams
     self._args = program.put(args)
     self._seed = program.put(np.uint32(config.seed))
@@ -102,8 +105,11 @@ class Loop:
     )
     peak = flops.peak(program.mesh.devices.flat[0])
     self._peak = peak and peak * program.mesh.size
-    self._validation: dict[str, list[dict[str, jax.Array]]] | None = None
+    self._validation: Validation | None = None
     self._losses: dict[str, float] = {}
+    self._watchdog = Watchdog(policy)
+    self._events = Events(workdir, writes=jax.process_index() == 0)
+    self._step = 0
 
   def run(self, init: Callable[[], TrainState]) -> dict[str, Any]:
     """Trains to the last step and returns what summary.json holds.
@@ -113,26 +119,72 @@ class Loop:
 
     Raises:
       Diverged: names the step; the last good checkpoint is kept.
+      Stopped: a stop was asked for; a checkpoint of that step is kept.
     """
     checkpointer = None
     if self.config.checkpoint_every:
       checkpointer = Checkpointer(
-        self.workdir / 'checkpoints', self.config.checkpoints_kept
+        self._checkpoints,
+        self.config.checkpoints_kept,
+        warn=lambda text: self._events.add('checkpoint', self._step, text),
       )
     try:
       state, first = self._start(init, checkpointer)
-      writer = self._writer(first)
-      try:
-        if first == 0:
-          writer.write_hparams(self._hparams)
-          writer.write_texts(0, {'parameters': self._overview()})
-        self._steps(state, first, writer, checkpointer)
-      finally:
-        writer.close()
+      while True:
+        spike = self._attempt(state, first, checkpointer)
+        if spike is None:
+          break
+        del state  # The one that is restored takes its memory.
+        state, first = self._go_back(spike, init, checkpointer)
     finally:
       if checkpointer is not None:
         checkpointer.close()
     return self._summary(self.config.steps)
+
+  def _attempt(
+    self, state: TrainState, first: int, checkpointer: Checkpointer | None
+  ) -> Spike | None:
+    """Trains to the last step, or to a spike that the policy goes back from."""
+    writer = self._writer(first)
+    try:
+      if first == 0:
+        writer.write_hparams(self._hparams)
+        table = summary.parameter_table(self.program)
+        writer.write_texts(0, {'parameters': table})
+      self._steps(state, first, writer, checkpointer)
+    except Spike as spike:
+      if self._watchdog.policy.kind != 'rollback':
+        raise self._as_diverged(spike) from None
+      # Its traceback would hold the state.
+      return spike.with_traceback(None)
+    finally:
+      writer.close()
+    return None
+
+  def _go_back(
+    self,
+    spike: Spike,
+    init: Callable[[], TrainState],
+    checkpointer: Checkpointer | None,
+  ) -> tuple[TrainState, int]:
+    """Returns the state before the updates that are to be left out."""
+    try:
+      before = self._watchdog.leave_out(spike)
+    except Spike as last:
+      raise self._as_diverged(last) from None
+    seconds = dict(self._seconds)
+    if checkpointer is not None:
+      checkpointer.drop_after(before)
+    state, first = self._start(init, checkpointer)
+    # What was done in vain took its time too.
+    self._seconds = seconds
+    self._events.add(
+      'rollback',
+      spike.step,
+      f'{spike.text}; going on from step {first} without the updates of steps '
+      f'{before} to {spike.step}',
+    )
+    return state, first
 
   def _writer(self, first: int) -> metrics.Writer:
     """Returns what writes; of several processes, the first does."""
@@ -141,11 +193,15 @@ class Loop:
     files = metrics.MetricWriter(self.workdir, first)
     return metrics.Writers([files, *self.callbacks.writers(first)])
 
-  def _overview(self) -> str:
-    table = parameter_overview.get_parameter_overview(
-      self.program.state_shapes.params, include_stats=False
+  def _as_diverged(self, spike: Spike) -> Diverged:
+    where = 'no checkpoint was asked for'
+    if self.config.checkpoint_every:
+      where = f'the last good checkpoint is kept in {self._checkpoints}'
+    return Diverged(
+      f'diverged at step {spike.step}: {spike.text}; lower optimizer.lr; '
+      f'{where}',
+      spike.step,
     )
-    return f'<pre>{table}</pre>'
 
   def diverged(self, error: Diverged) -> dict[str, Any]:
     """Returns what summary.json holds of a run that ended with `error`."""
@@ -163,6 +219,8 @@ class Loop:
   ) -> tuple[TrainState, int]:
     latest = checkpointer.latest() if checkpointer else None
     if checkpointer is None or latest is None:
+      if self._step:
+        self._watchdog.start_over()
       return init(), 0
     if latest > self.config.steps:
       raise ValueError(
@@ -177,6 +235,9 @@ class Loop:
       )
     self._seconds |= books['seconds']
     self._losses = books['losses']
+    # Checkpoints from before there was a watchdog have none.
+    if 'watchdog' in books:
+      self._watchdog.resume(books['watchdog'])
     return state, latest
 
   def _steps(
@@ -189,11 +250,14 @@ class Loop:
     batches = self.data.train(first)
     pending: tuple[int, Any] | None = None
     for step in range(first, self.config.steps):
+      self._step = step
       with self._timed('data'):
         batch = self.program.put_batch(next(batches))
       before = self.program.compile_seconds
       with self._timed('train'):
-        state, stats = self.program.step(state, batch, self._args, self._seed)
+        state, stats = self.program.step(
+          state, batch, self._args, self._seed, self._limits(step)
+        )
         # The last step's numbers are read while this one runs.
         row = self._read(pending)
       spent = self.program.compile_seconds - before
@@ -202,15 +266,31 @@ class Loop:
       if row:
         self._write(writer, row)
       pending = step, stats
-      if self._pause(step + 1):
+      stop = self.callbacks.stop(step + 1)
+      if stop or self._pause(step + 1):
         with self._timed('train'):
           row = self._read(pending)
         pending = None
         row |= self._evaluate(state.params, step + 1)
         self._write(writer, row, always=True)
-        self._save(state, step + 1, writer, checkpointer)
+        self._save(state, step + 1, writer, checkpointer, stop)
+        if stop and step + 1 < self.config.steps:
+          raise self._stopped(step + 1)
     if first == self.config.steps:
       self._evaluate(state.params, first)
+
+  def _limits(self, step: int) -> jax.Array | None:
+    if not self._watchdog.policy.guards:
+      return None
+    return self.program.put(self._watchdog.limits(step))
+
+  def _stopped(self, steps: int) -> Stopped:
+    kept = 'run the same command again to go on'
+    if not self.config.checkpoint_every:
+      kept = 'nothing was kept: set checkpoint_every'
+    return Stopped(
+      f'stopped after {steps} of {self.config.steps} steps; {kept}', steps
+    )
 
   def _pause(self, done: int) -> bool:
     c = self.config
@@ -223,20 +303,14 @@ class Loop:
       return {}
     step, stats = pending
     row = {name: float(v) for name, v in jax.device_get(stats).items()}
-    bad = [name for name, value in row.items() if not math.isfinite(value)]
-    if bad:
-      raise Diverged(
-        f'diverged at step {step}: {bad[0]} is {row[bad[0]]}; lower '
-        f'optimizer.lr; {self._last_good()}',
+    if self._watchdog.see(step, row):
+      self._events.add(
+        'skipped_update',
         step,
+        f'loss {row["train/loss"]:.4g}, gradient norm {row["grad_norm"]:.4g}',
       )
+      row = {name: v for name, v in row.items() if math.isfinite(v)}
     return {'step': step, 'tokens': (step + 1) * self._tokens_per_step, **row}
-
-  def _last_good(self) -> str:
-    latest = self.workdir / 'checkpoints'
-    if not self.config.checkpoint_every:
-      return 'no checkpoint was asked for'
-    return f'the last good checkpoint is kept in {latest}'
 
   def _write(
     self, writer: metrics.Writer, row: dict[str, Any], always=False
@@ -260,7 +334,9 @@ class Loop:
       if c.eval_sequences and (
         last or (c.eval_every and done % c.eval_every == 0)
       ):
-        scores |= self._validation_losses(params)
+        if self._validation is None:
+          self._validation = Validation(self.program, self.data.validation())
+        scores |= self._validation.losses(params)
         self._losses = scores
       every = c.eval_tasks_every
       if c.eval_tasks and self.callbacks.evaluate:
@@ -269,34 +345,18 @@ class Loop:
           scores = scores | {f'eval/{k}': v for k, v in tasks.items()}
     return scores
 
-  def _validation_losses(self, params: Any) -> dict[str, float]:
-    """Returns eval/loss, the mean over sequences, and each source's."""
-    if self._validation is None:
-      self._validation = {
-        source: [self.program.put_batch(batch) for batch in batches]
-        for source, batches in self.data.validation().items()
-      }
-    losses: dict[str, float] = {}
-    total, count = 0.0, 0
-    for source, batches in self._validation.items():
-      parts = jax.device_get(
-        [self.program.eval_loss(params, batch) for batch in batches]
-      )
-      source_total = sum(float(loss) for loss, _ in parts)
-      source_count = sum(int(rows) for _, rows in parts)
-      losses[f'eval/loss/{source}'] = source_total / source_count
-      total, count = total + source_total, count + source_count
-    return {'eval/loss': total / count, **losses} if count else {}
-
   def _save(
     self,
     state: TrainState,
     done: int,
     writer: metrics.Writer,
     checkpointer: Checkpointer | None,
+    now: bool,
   ) -> None:
     every = self.config.checkpoint_every
-    if checkpointer is None or (done % every and done != self.config.steps):
+    if checkpointer is None:
+      return
+    if done % every and done != self.config.steps and not now:
       return
     with self._timed('checkpoint'):
       writer.flush()
@@ -304,6 +364,7 @@ class Loop:
         'seconds': dict(self._seconds),
         'losses': self._losses,
         'data_fingerprint': self.data.fingerprint,
+        'watchdog': self._watchdog.books(),
       }
       checkpointer.save(state, done, books)
 
@@ -316,43 +377,20 @@ class Loop:
       self._seconds[what] += time.perf_counter() - start
 
   def _summary(self, steps: int) -> dict[str, Any]:
-    rows = metrics.read_rows(self.workdir)
-    tail = rows[-max(1, round(len(rows) * 0.05)) :]
-    tokens = steps * self._tokens_per_step
     passes = 0
     if self.program.chain.wants_curvature:
       passes = steps // int(self._args.hessian_every)
-    seconds = self._seconds['train']
-    memory = self.program.mesh.local_devices[0].memory_stats() or {}
-    peak = 'peak_bytes_in_use'
     return {
-      'status': 'finished',
-      'steps': steps,
-      'tokens': tokens,
-      'seconds': seconds,
-      'data_wait_seconds': self._seconds['data'],
-      'compile_seconds': self._seconds['compile'],
-      'eval_seconds': self._seconds['eval'],
-      'checkpoint_seconds': self._seconds['checkpoint'],
-      'train_loss': (
-        float(np.mean([r['train/loss'] for r in tail])) if tail else None
+      **summary.summarise(
+        self.program,
+        metrics.read_rows(self.workdir),
+        steps,
+        self._seconds,
+        self._losses,
+        passes,
+        self._peak,
       ),
-      'eval_loss': self._losses['eval/loss'] if self._losses else None,
-      'eval_loss_by_source': {
-        name.removeprefix('eval/loss/'): value
-        for name, value in self._losses.items()
-        if name != 'eval/loss'
-      },
-      'tokens_per_second': tokens / max(seconds, 1e-9),
-      'mfu': (
-        tokens * self._per_token / seconds / self._peak if self._peak else None
-      ),
-      'mfu_convention': flops.CONVENTION,
-      **flops.count(self.program.state_shapes.params),
-      'flops': self._per_token
-      * self._tokens_per_step
-      * (steps + passes * flops.CURVATURE_COST[self.program.estimator]),
-      'curvature_passes': passes,
       'data_fingerprint': self.data.fingerprint,
-      'peak_memory_bytes': memory[peak] if peak in memory else None,
+      'skipped_updates': self._watchdog.skipped,
+      'rollbacks': self._watchdog.rollbacks,
     }

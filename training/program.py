@@ -94,22 +94,25 @@ class Program:
     batch: dict[str, jax.Array],
     args: Arguments,
     seed: jax.Array,
+    limits: jax.Array | None = None,
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step; consumes `state`. See training/step.py."""
+    guards = () if limits is None else ('limits',)
     compiled = self._compile(
-      ('step', *sorted(batch)),
+      ('step', *sorted(batch), *guards),
       self._step,
-      (state, batch, args, seed),
+      (state, batch, args, seed, limits),
       (
         self._shardings,
         self._batch_shardings(batch),
+        self._whole,
         self._whole,
         self._whole,
       ),
       (self._shardings, self._whole),
       donate=(0,),
     )
-    return compiled(state, batch, args, seed)
+    return compiled(state, batch, args, seed, limits)
 
   def eval_loss(
     self, params: Any, batch: dict[str, jax.Array]

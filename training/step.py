@@ -80,6 +80,7 @@ class Step:
     batch: dict[str, jax.Array],
     args: Arguments,
     seed: jax.Array,
+    limits: jax.Array | None = None,
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Returns the next state and what to log.
 
@@ -90,6 +91,9 @@ class Step:
         a document after the end of the one before it too.
       args: hyperparameters.
       seed: of the run.
+      limits: if given, the highest loss and gradient norm, 2, with which the
+        parameters and the optimizer's state change; `skipped` is logged as 1
+        where they do not.
     """
     loss, grads = self.gradient(state.params, batch)
     params, opt_state, stats = self.chain.update(
@@ -109,6 +113,15 @@ class Step:
         state.step % every == every - 1, refresh, lambda s: s, opt_state
       )
     stats = {'train/loss': loss, **stats}
+    if limits is not None:
+      # False for what is not a number too.
+      keep = (loss <= limits[0]) & (stats['grad_norm'] <= limits[1])
+      params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(keep, new, old),
+        (params, opt_state),
+        (state.params, state.opt_state),
+      )
+      stats['skipped'] = 1.0 - keep
     return TrainState(state.step + 1, params, opt_state), stats
 
   def gradient(

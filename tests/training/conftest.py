@@ -11,7 +11,14 @@ from steepest.launch import assemble
 from steepest.launch import cli
 from steepest.models import config as model_config
 from steepest.optimizers import build
+from steepest.training.loop import Callbacks
+from steepest.training.loop import Loop
+from steepest.training.loop import LoopConfig
 from steepest.training.program import Program
+from steepest.training.watchdog import Policy
+
+# Goes on whatever happens, short of what is not a number.
+_STOP = Policy('stop', 0, 0.0, 10, 10)
 
 _SMALL = {
   'model.num_layers': 1,
@@ -71,3 +78,70 @@ def arguments():
 @pytest.fixture(scope='session')
 def make_batch():
   return _batch
+
+
+class _Data:
+  """Batches by step, and 20 and 5 validation sequences of two sources."""
+
+  fingerprint = 'f'
+
+  def __init__(self, make_batch):
+    self._make_batch = make_batch
+
+  def train(self, first_step):
+    step = first_step
+    while True:
+      yield self._make_batch(step)
+      step += 1
+
+  def validation(self):
+    batches = {}
+    for source, real in (('a', (16, 4)), ('b', (5,))):
+      batches[source] = [
+        {
+          **self._make_batch(100 + i),
+          'mask': (np.arange(16) < rows).astype(np.float32),
+        }
+        for i, rows in enumerate(real)
+      ]
+    return batches
+
+
+@pytest.fixture
+def make_loop(configure, make_program, arguments, make_batch, tmp_path):
+  """Returns a function that makes a loop of a few steps."""
+
+  def fn(
+    optimizer='lion',
+    callbacks=None,
+    data=None,
+    args=None,
+    policy=_STOP,
+    directory=None,
+    **keys,
+  ):
+    config = configure('gpt2', optimizer, schedule__kind='constant')
+    values = {
+      'seed': 0,
+      'steps': 7,
+      'log_every': 1,
+      'eval_every': 0,
+      'eval_sequences': 0,
+      'eval_tasks': '',
+      'eval_tasks_every': 0,
+      'checkpoint_every': 0,
+      'checkpoints_kept': 2,
+      **keys,
+    }
+    return Loop(
+      make_program(config),
+      data or _Data(make_batch),
+      (args or arguments)(config),
+      LoopConfig(**values),
+      policy,
+      directory or tmp_path,
+      callbacks or Callbacks(),
+      values,
+    )
+
+  return fn

@@ -7,68 +7,8 @@ import pytest
 
 from steepest.training import metrics
 from steepest.training.loop import Callbacks
-from steepest.training.loop import Diverged
-from steepest.training.loop import Loop
-from steepest.training.loop import LoopConfig
 from steepest.training.step import cross_entropy
-
-
-class _Data:
-  """Batches by step, and 20 and 5 validation sequences of two sources."""
-
-  fingerprint = 'f'
-
-  def __init__(self, make_batch):
-    self._make_batch = make_batch
-
-  def train(self, first_step):
-    step = first_step
-    while True:
-      yield self._make_batch(step)
-      step += 1
-
-  def validation(self):
-    batches = {}
-    for source, real in (('a', (16, 4)), ('b', (5,))):
-      batches[source] = [
-        {
-          **self._make_batch(100 + i),
-          'mask': (np.arange(16) < rows).astype(np.float32),
-        }
-        for i, rows in enumerate(real)
-      ]
-    return batches
-
-
-@pytest.fixture
-def make_loop(configure, make_program, arguments, make_batch, tmp_path):
-  """Returns a function that makes a loop of a few steps."""
-
-  def fn(optimizer='lion', callbacks=None, data=None, args=None, **keys):
-    config = configure('gpt2', optimizer, schedule__kind='constant')
-    values = {
-      'seed': 0,
-      'steps': 7,
-      'log_every': 1,
-      'eval_every': 0,
-      'eval_sequences': 0,
-      'eval_tasks': '',
-      'eval_tasks_every': 0,
-      'checkpoint_every': 0,
-      'checkpoints_kept': 2,
-      **keys,
-    }
-    return Loop(
-      make_program(config),
-      data or _Data(make_batch),
-      (args or arguments)(config),
-      LoopConfig(**values),
-      tmp_path,
-      callbacks or Callbacks(),
-      values,
-    )
-
-  return fn
+from steepest.training.watchdog import Diverged
 
 
 def _run(loop):
@@ -216,7 +156,7 @@ def test_fewer_steps_than_done_are_refused(make_loop):
 
 def test_other_data_are_refused(make_loop, make_batch):
   _run(make_loop(checkpoint_every=3, steps=3))
-  other = _Data(make_batch)
+  other = make_loop(checkpoint_every=3, steps=3).data
   other.fingerprint = 'g'
   with pytest.raises(ValueError, match='trained on other data'):
     _run(make_loop(checkpoint_every=3, data=other))

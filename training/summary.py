@@ -1,0 +1,78 @@
+"""What summary.json holds of a run."""
+
+from typing import Any
+
+from clu import parameter_overview
+import numpy as np
+
+from steepest.training import flops
+from steepest.training.program import Program
+
+
+def summarise(
+  program: Program,
+  rows: list[dict[str, Any]],
+  steps: int,
+  seconds: dict[str, float],
+  losses: dict[str, float],
+  curvature_passes: int,
+  peak_flops: float | None,
+) -> dict[str, Any]:
+  """Returns the summary of a run that finished.
+
+  Args:
+    program: that trained it.
+    rows: of metrics.jsonl.
+    steps: done.
+    seconds: spent on 'train', 'data', 'eval', 'checkpoint' and 'compile'.
+    losses: the last validation losses, as logged.
+    curvature_passes: done, beyond one gradient a step.
+    peak_flops: a second, of all devices together; None: not known.
+  """
+  tokens = steps * program.batch_size * program.model.context
+  flops_per_token = flops.per_token(program.state_shapes.params, program.model)
+  tail = rows[-max(1, round(len(rows) * 0.05)) :]
+  cost = flops.CURVATURE_COST[program.estimator]
+  memory = program.mesh.local_devices[0].memory_stats() or {}
+  peak = 'peak_bytes_in_use'
+  return {
+    'status': 'finished',
+    'steps': steps,
+    'tokens': tokens,
+    'seconds': seconds['train'],
+    'data_wait_seconds': seconds['data'],
+    'compile_seconds': seconds['compile'],
+    'eval_seconds': seconds['eval'],
+    'checkpoint_seconds': seconds['checkpoint'],
+    'train_loss': (
+      float(np.mean([row['train/loss'] for row in tail])) if tail else None
+    ),
+    'eval_loss': losses['eval/loss'] if losses else None,
+    'eval_loss_by_source': {
+      name.removeprefix('eval/loss/'): value
+      for name, value in losses.items()
+      if name.startswith('eval/loss/')
+    },
+    'tokens_per_second': tokens / max(seconds['train'], 1e-9),
+    'mfu': (
+      tokens * flops_per_token / seconds['train'] / peak_flops
+      if peak_flops
+      else None
+    ),
+    'mfu_convention': flops.CONVENTION,
+    **flops.count(program.state_shapes.params),
+    'flops': flops_per_token
+    * program.batch_size
+    * program.model.context
+    * (steps + curvature_passes * cost),
+    'curvature_passes': curvature_passes,
+    'peak_memory_bytes': memory[peak] if peak in memory else None,
+  }
+
+
+def parameter_table(program: Program) -> str:
+  """Returns the shapes and sizes of all parameters, as HTML."""
+  table = parameter_overview.get_parameter_overview(
+    program.state_shapes.params, include_stats=False
+  )
+  return f'<pre>{table}</pre>'
