@@ -1,0 +1,119 @@
+"""Says what a run would take on chips that are not here.
+
+    python -m launch.bench --plan --config=experiments/gpt2_124m.py:adamw \\
+        --devices=8 --chip=h100
+
+Memory by part, FLOPs, communication, step time and hours of the whole run,
+from shapes alone: nothing is compiled. Exit status 0: it fits; 3: it does
+not, and the nearest settings that do are listed; 1: an error.
+"""
+
+import sys
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from steepest.launch import cli
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
+
+  from steepest.training import planner
+
+_DOES_NOT_FIT = 3
+
+
+def main() -> None:
+  """The command."""
+  config = cli.define_config()
+  plan = flags.DEFINE_bool('plan', False, 'Plan the run of --config.')
+  devices = flags.DEFINE_integer(
+    'devices', 1, 'Chips that it runs on.', lower_bound=1
+  )
+  chip = flags.DEFINE_string(
+    'chip', 'h100', 'h100, h200, a100 (80 GB), v5e, v5p or v6e.'
+  )
+  cli.run(
+    lambda: _bench(config, plan.value, devices.value, chip.value), __doc__
+  )
+
+
+def _bench(
+  holder: flags.FlagHolder, plan: bool, devices: int, chip: str
+) -> None:
+  if not plan:
+    raise ValueError('give --plan; benchmarks/ measures speed')
+  config = cli.required(holder)
+  # Nothing here needs an accelerator, and one may be in use.
+  import jax
+
+  jax.config.update('jax_platforms', 'cpu')
+  from steepest.launch import plans
+
+  planned = plans.make_planner(config, plans.chip(chip))
+  wanted = plans.setting(config, devices)
+  result = planned.plan(wanted)
+  _print(config, result, f'{devices} × {chip}')
+  if result.fits:
+    return
+  over = (result.peak - result.capacity) / 2**30
+  print(f'does not fit, by {over:.1f} GiB a device')
+  found = plans.that_fit(planned, wanted)
+  print('these fit:' if found else 'no setting fits')
+  for other in found:
+    keys = ' '.join(
+      f'--{key}={value}' if key == 'devices' else f'--config.{key}={value}'
+      for key, value in plans.changes(wanted, other.setting).items()
+    )
+    print(
+      f'  {keys}: {other.peak / 2**30:.1f} GiB, {other.step_seconds:.3f} s a '
+      f'step, {_hours(config, other):,.1f} h'
+    )
+  sys.exit(_DOES_NOT_FIT)
+
+
+def _hours(config: 'ConfigDict', plan: 'planner.Plan') -> float:
+  return config.steps * plan.step_seconds / 3600
+
+
+def _print(config: 'ConfigDict', plan: 'planner.Plan', where: str) -> None:
+  from rich.console import Console
+  from rich.table import Table
+
+  from steepest.training import mesh
+
+  console = Console(highlight=False)
+  sizes = ' '.join(f'{a}={n}' for a, n in zip(mesh.AXES, plan.setting.mesh))
+  console.print(
+    f'{config.model.name} {config.optimizer.name} on {where}: mesh {sizes}, '
+    f'microbatches={plan.setting.microbatches}, remat={plan.setting.remat}',
+    soft_wrap=True,
+  )
+  table = Table('', 'per device', box=None, pad_edge=False)
+  table.columns[1].justify = 'right'
+  for part, size in plan.memory.items():
+    table.add_row(part, f'{size / 2**30:.2f} GiB')
+  table.add_row('at the fullest moment', f'{plan.peak / 2**30:.2f} GiB')
+  table.add_row('may be used', f'{plan.capacity / 2**30:.2f} GiB')
+  for axis, sent in plan.traffic.items():
+    if sent:
+      table.add_row(f'sent over {axis}, a step', f'{sent / 1e9:.2f} GB')
+  for part, seconds in plan.seconds.items():
+    table.add_row(f'{part} time', f'{seconds * 1e3:.1f} ms')
+  console.print(table)
+  tokens = config.batch_size * config.model.context
+  console.print(
+    f'{plan.flops:.3g} FLOP and {plan.step_seconds:.3f} s a step, '
+    f'{tokens / plan.step_seconds:,.0f} tokens/s, MFU {plan.mfu:.1%}, bound by '
+    f'{plan.bound}',
+    soft_wrap=True,
+  )
+  console.print(
+    f'{config.steps * tokens / 1e9:,.2f} G tokens: '
+    f'{_hours(config, plan):,.1f} h',
+    soft_wrap=True,
+  )
+
+
+if __name__ == '__main__':
+  main()

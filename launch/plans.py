@@ -1,0 +1,170 @@
+"""Plans of a run's configuration, and settings that fit where it does not."""
+
+import dataclasses
+import math
+import pathlib
+
+from ml_collections import ConfigDict
+
+from steepest.data import flat
+from steepest.data import manifest
+from steepest.launch import assemble
+from steepest.models import config as model_config
+from steepest.models import parametrization
+from steepest.optimizers import build
+from steepest.training import chips
+from steepest.training import flops
+from steepest.training import mesh as mesh_lib
+from steepest.training import planner
+
+# Settings that are proposed.
+_PROPOSALS = 3
+
+
+def chip(name: str) -> chips.Chip:
+  """Returns the accelerator of that name.
+
+  Raises:
+    ValueError: there is none.
+  """
+  if name not in chips.CHIPS:
+    raise ValueError(f'--chip={name}: there are {", ".join(chips.CHIPS)}')
+  return chips.CHIPS[name]
+
+
+def make_planner(config: ConfigDict, chip: chips.Chip) -> planner.Planner:
+  """Returns the planner of a run.
+
+  Raises:
+    ValueError: the configuration does not fit together.
+  """
+  o = config.optimizer
+  model = model_config.resolve(config.model, vocab_size(config), config.dtype)
+  rules = lambda m: parametrization.resolve(config.parametrization, m)
+  find = assemble.find_model
+  curvature = 0.0
+  chain = build.build(o, config.schedule, None)
+  if chain.wants_curvature:
+    curvature = flops.CURVATURE_COST[o.hessian_estimator] / o.hessian_every
+  return planner.Planner(
+    model,
+    lambda m: find(m.name).Model(m, rules(m)),
+    lambda params: chain,
+    o.name,
+    curvature,
+    config.batch_size,
+    chip,
+  )
+
+
+def vocab_size(config: ConfigDict) -> int:
+  """Returns the rows of the embedding, from the data where need be.
+
+  Raises:
+    ValueError: nothing says how many.
+  """
+  if config.model.vocab_size:
+    return config.model.vocab_size
+  kind, _, name = config.data.source.partition(':')
+  path = pathlib.Path(name).expanduser()
+  if kind == 'shards' and (path / 'manifest.json').exists():
+    return manifest.load(path).tokenizer.vocab_size
+  if kind == 'flat' and path.exists():
+    return flat.contents(path).max_id + 1
+  raise ValueError(
+    f'model.vocab_size=0 and data.source={config.data.source!r} is not here: '
+    'set model.vocab_size'
+  )
+
+
+def setting(config: ConfigDict, devices: int) -> planner.Setting:
+  """Returns the setting that a configuration asks for on `devices`.
+
+  Raises:
+    ValueError: the mesh does not fit them.
+  """
+  sizes = [config.mesh[axis] for axis in mesh_lib.AXES]
+  rest = math.prod(sizes[1:])
+  if sizes[0] == -1 and rest > 0:
+    if devices % rest:
+      raise ValueError(
+        f'mesh: {devices} devices do not divide by fsdp·tensor·sequence = '
+        f'{rest}'
+      )
+    sizes[0] = devices // rest
+  if math.prod(sizes) != devices or min(sizes) < 1:
+    raise ValueError(
+      f'mesh: {dict(zip(mesh_lib.AXES, sizes))} is not for {devices} devices: '
+      'set mesh.data=-1'
+    )
+  return planner.Setting(
+    (sizes[0], sizes[1], sizes[2], sizes[3]),
+    config.microbatches,
+    config.model.remat,
+  )
+
+
+def that_fit(
+  plans: planner.Planner, wanted: planner.Setting
+) -> list[planner.Plan]:
+  """Returns the nearest settings that fit, those with the fewest changes first.
+
+  Where none fits on as many devices, on twice as many, and so on.
+  """
+  devices = wanted.devices
+  while devices <= 2**14:
+    found = []
+    for candidate in _candidates(plans, wanted, devices):
+      try:
+        plan = plans.plan(candidate)
+      except ValueError:
+        continue
+      if plan.fits:
+        found.append(plan)
+    if found:
+      key = lambda p: (len(changes(wanted, p.setting)), p.step_seconds)
+      return sorted(found, key=key)[:_PROPOSALS]
+    devices *= 2
+  return []
+
+
+def changes(
+  wanted: planner.Setting, found: planner.Setting
+) -> dict[str, int | str]:
+  """Returns the configuration keys on which two settings differ."""
+  keys: dict[str, int | str] = {}
+  if wanted.devices != found.devices:
+    keys['devices'] = found.devices
+  for axis, a, b in zip(mesh_lib.AXES, wanted.mesh, found.mesh):
+    # The axis data takes what is left.
+    if a != b and axis != 'data':
+      keys[f'mesh.{axis}'] = b
+  if wanted.microbatches != found.microbatches:
+    keys['microbatches'] = found.microbatches
+  if wanted.remat != found.remat:
+    keys['model.remat'] = found.remat
+  return keys
+
+
+def _candidates(
+  plans: planner.Planner, wanted: planner.Setting, devices: int
+) -> list[planner.Setting]:
+  powers = lambda most: [2**i for i in range(most.bit_length()) if 2**i <= most]
+  found = []
+  for tensor in {wanted.mesh[2], *powers(8)}:
+    rest = devices // (tensor * wanted.mesh[3])
+    for fsdp in {wanted.mesh[1], *powers(rest), rest}:
+      if not rest or rest % fsdp:
+        continue
+      mesh = (rest // fsdp, fsdp, tensor, wanted.mesh[3])
+      if math.prod(mesh) != devices:
+        continue
+      most = plans.batch_size // (mesh[0] * mesh[1])
+      for slices in {wanted.microbatches, *powers(most)}:
+        for remat in ('none', 'full'):
+          found.append(
+            dataclasses.replace(
+              wanted, mesh=mesh, microbatches=slices, remat=remat
+            )
+          )
+  return found
