@@ -1,15 +1,17 @@
-"""Continues a text.
+"""Continues texts.
 
     python -m launch.generate --model=ckpt:runs/tiny --prompt='Once upon a time'
     python -m launch.generate --model=hf:DIR --prompt=Once --temperature=0.8 \\
         --top_p=0.9 --seed=1
 
-The text is written as it comes, and ends with the end of text or --tokens.
-There is no key-value cache: every token costs a pass over the whole text.
-Export the model (launch.export) to serve it at speed.
+One prompt: the text is written as it comes. Several (--prompt=A --prompt=B):
+they are continued side by side and written one after the other, an empty line
+between. A text ends with the end of text, with --tokens, or where the model's
+context is full. Keys and values of earlier tokens are kept, so a token costs a
+pass over that token alone.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -26,11 +28,13 @@ def main() -> None:
   """The command."""
   values: dict[str, flags.FlagHolder] = {
     'model': flags.DEFINE_string('model', '', 'hf:DIR or ckpt:WORKDIR.'),
-    'prompt': flags.DEFINE_string(
-      'prompt', '', 'What it starts from; without it from an empty text.'
+    'prompt': flags.DEFINE_multi_string(
+      'prompt',
+      [],
+      'What it starts from; without it from an empty text. May be repeated.',
     ),
     'tokens': flags.DEFINE_integer(
-      'tokens', 100, 'Most tokens to add.', lower_bound=1
+      'tokens', 100, 'Most tokens to add to each.', lower_bound=1
     ),
     'temperature': flags.DEFINE_float(
       'temperature',
@@ -38,10 +42,17 @@ def main() -> None:
       'Divides the logits; 0: always the likeliest token.',
       lower_bound=0.0,
     ),
+    'top_k': flags.DEFINE_integer(
+      'top_k',
+      0,
+      'Draw from so many of the likeliest tokens; 0: from all.',
+      lower_bound=0,
+    ),
     'top_p': flags.DEFINE_float(
       'top_p',
       1.0,
-      'Draw from the likeliest tokens that have this probability together.',
+      'Draw from the likeliest tokens that have this probability together '
+      '(of those that --top_k leaves).',
       lower_bound=0.0,
       upper_bound=1.0,
     ),
@@ -53,13 +64,7 @@ def main() -> None:
 
 
 def _generate(
-  *,
-  model: str,
-  prompt: str,
-  tokens: int,
-  temperature: float,
-  top_p: float,
-  seed: int,
+  *, model: str, prompt: list[str], tokens: int, **how: float
 ) -> None:
   if not model:
     raise ValueError('--model is missing: give hf:DIR or ckpt:WORKDIR')
@@ -73,22 +78,24 @@ def _generate(
   # As launch.evaluate: float32 products in float32.
   jax.config.update('jax_default_matmul_precision', 'highest')
   loaded = loading.load_model(model)
+  tokenizer = loaded.tokenizer
   sharding = jax.tree.leaves(loaded.params)[0].sharding
   mesh: Any = sharding.mesh if isinstance(sharding, NamedSharding) else None
   sampler = sampling.Sampler(
-    loaded.logits_fn, loaded.tokenizer.vocab_size, mesh
+    loaded.extend_fn, loaded.make_cache, tokenizer.vocab_size, mesh
   )
-  ids = _encode(prompt, loaded.tokenizer)
-  drawn = sampler(
+  texts = [
+    _Text(_encode(text, tokenizer), tokenizer) for text in prompt or ['']
+  ]
+  rows = sampler(
     loaded.params,
-    ids,
+    [text.ids for text in texts],
     tokens,
     loaded.max_length,
-    temperature=temperature,
-    top_p=top_p,
-    seed=seed,
+    eos_id=tokenizer.eos_id,
+    **how,
   )
-  _stream(ids, drawn, loaded.tokenizer)
+  _write(texts, rows, loaded.max_length)
 
 
 def _encode(prompt: str, tokenizer: 'Tokenizer') -> list[int]:
@@ -102,29 +109,58 @@ def _encode(prompt: str, tokenizer: 'Tokenizer') -> list[int]:
   return [start]
 
 
-def _stream(
-  prompt: Sequence[int], drawn: Iterable[int], tokenizer: 'Tokenizer'
+class _Text:
+  """A text that grows; characters are written once they are whole."""
+
+  def __init__(self, ids: list[int], tokenizer: 'Tokenizer'):
+    self.ids = list(ids)
+    self._tokenizer = tokenizer
+    self._shown = ''
+
+  def add(self, token: int | None) -> bool:
+    """Adds a token, unless it ends the text; returns whether it was added."""
+    if token is None or token == self._tokenizer.eos_id:
+      return False
+    self.ids.append(token)
+    return True
+
+  def new(self, last: bool = False) -> str:
+    """Returns what can be written that was not, at last all of it."""
+    text = self._tokenizer.decode(self.ids, skip_special_tokens=True)
+    if not last:
+      # The rest of a character may be in the next token.
+      text = text.rstrip('\ufffd')
+    added = text[len(self._shown) :]
+    self._shown = max(self._shown, text, key=len)
+    return added
+
+
+def _write(
+  texts: list[_Text], rows: Iterator[list[int | None]], max_length: int
 ) -> None:
-  """Writes the text as far as its characters are whole."""
-  ids = list(prompt)
-  shown = tokenizer.decode(ids, skip_special_tokens=True)
-  sys.stdout.write(shown)
-  sys.stdout.flush()
-  start = time.perf_counter()
-  for token in drawn:
-    if token == tokenizer.eos_id:
-      break
-    ids.append(token)
-    text = tokenizer.decode(ids, skip_special_tokens=True)
-    # The rest of a character may be in the next token.
-    whole = text.rstrip('\ufffd')
-    sys.stdout.write(whole[len(shown) :])
+  """Writes texts: one as it comes, several when all have ended."""
+
+  def show(text: str) -> None:
+    sys.stdout.write(text)
     sys.stdout.flush()
-    shown = max(shown, whole, key=len)
-  text = tokenizer.decode(ids, skip_special_tokens=True)
-  sys.stdout.write(text[len(shown) :] + '\n')
+
+  alone = len(texts) == 1
+  if alone:
+    show(texts[0].new())
+  start, tokens = time.perf_counter(), 0
+  for row in rows:
+    for text, token in zip(texts, row):
+      tokens += text.add(token)
+    if alone:
+      show(texts[0].new())
+  show('\n\n'.join(text.new(last=True) for text in texts) + '\n')
   seconds = time.perf_counter() - start
-  print(f'{len(ids) - len(prompt)} tokens, {seconds:.1f} s', file=sys.stderr)
+  print(f'{tokens} tokens, {seconds:.1f} s', file=sys.stderr)
+  if any(len(text.ids) >= max_length for text in texts):
+    print(
+      f'stopped where the context of {max_length} tokens is full',
+      file=sys.stderr,
+    )
 
 
 if __name__ == '__main__':

@@ -1,5 +1,7 @@
 """Loads trained models, to be scored, exported or talked to."""
 
+import dataclasses
+import functools
 import math
 import pathlib
 from typing import Any, NamedTuple
@@ -12,6 +14,7 @@ from steepest.interop import huggingface
 from steepest.launch import assemble
 from steepest.launch import validation
 from steepest.models import config as model_config
+from steepest.models import decoding
 from steepest.models import parametrization
 from steepest.training import mesh as mesh_lib
 from steepest.training.checkpoint import Checkpointer
@@ -23,6 +26,8 @@ class LoadedModel(NamedTuple):
   Attributes:
     logits_fn: (params, tokens B×L) → float32 logits B×L×V.
     features_fn: what scores are computed from; see eval/scoring.py.
+    extend_fn: what texts are continued with; see models/decoding.py.
+    make_cache: (rows, length) → its empty cache.
     params: on the devices.
     tokenizer: that goes with it.
     max_length: most tokens that go in.
@@ -32,6 +37,8 @@ class LoadedModel(NamedTuple):
 
   logits_fn: Any
   features_fn: Any
+  extend_fn: Any
+  make_cache: Any
   params: Any
   tokenizer: tokenizers.Tokenizer
   max_length: int
@@ -65,6 +72,7 @@ def _load_hf(directory: str) -> LoadedModel:
   return LoadedModel(
     lambda params, *inputs: module.apply({'params': params}, *inputs),
     lambda params, *inputs: module.apply({'params': params}, *inputs, True),
+    *_decoding(rules),
     jax.device_put(huggingface.read_params(directory, model)),
     tokenizers.load(f'hf:{directory}'),
     model.context,
@@ -96,15 +104,29 @@ def _load_checkpoint(workdir: pathlib.Path) -> LoadedModel:
       f'ckpt:{workdir}: no complete checkpoint; train with '
       'checkpoint_every above 0'
     )
+  rules = parametrization.resolve(config.parametrization, model)
   params = checkpointer.restore_params(program.state_shapes.params, steps)
   return LoadedModel(
     program.logits,
     program.features,
+    *_decoding(rules),
     params,
     tokenizer,
     model.context,
     {'model': f'ckpt:{workdir}', 'steps': steps},
-    parametrization.resolve(config.parametrization, model),
+    rules,
+  )
+
+
+def _decoding(rules: parametrization.Parametrization) -> tuple[Any, Any]:
+  """Returns what extends a text, and what makes its cache."""
+  # Nothing is differentiated, so nothing is recomputed.
+  model = dataclasses.replace(rules.model, remat='none')
+  rules = dataclasses.replace(rules, model=model)
+  module = assemble.find_model(model.name).Model(model, rules)
+  return (
+    functools.partial(decoding.extend, module),
+    functools.partial(decoding.make_cache, model),
   )
 
 

@@ -3,13 +3,9 @@
 B batch, L length, C length of a cache, H heads, K key-value heads, h head dim.
 """
 
-from typing import Any
-
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
-
-from steepest.models.config import ModelConfig
 
 
 def attend(
@@ -23,7 +19,7 @@ def attend(
 ) -> jax.Array:
   """Returns B×L×H×h: attention among the tokens, or over a cache as well.
 
-  If `module` is given a collection `cache` (see make_cache), the keys and
+  If `module` is given a collection `cache` (models/decoding.py), the keys and
   values go into it at their positions, and each token sees what is there up to
   its own position.
   """
@@ -52,16 +48,6 @@ def attend(
     mask=mask_BxLxC[:, None],
     scale=scale,
   )
-
-
-def make_cache(model: ModelConfig, rows: int, length: int) -> dict[str, Any]:
-  """Returns an empty cache of keys and values: a collection for attend."""
-  shape = (rows, length, model.num_kv_heads, model.head_dim)
-  zeros = lambda: jnp.zeros(shape, model.compute_dtype)
-  return {
-    f'block_{i}': {'keys': zeros(), 'values': zeros()}
-    for i in range(model.num_layers)
-  }
 
 
 def causal_attention(

@@ -45,7 +45,7 @@ def rotate(
   length, half = x_BxLxHxh.shape[1], x_BxLxHxh.shape[3] // 2
   frequency_h = base ** -(jnp.arange(half, dtype=jnp.float32) / half)
   if positions_BxL is None:
-    positions_BxL = jnp.arange(length)[None]
+    positions_BxL = jnp.arange(length, dtype=jnp.float32)[None]
   positions_BxLx1 = positions_BxL.astype(jnp.float32)[..., None]
   angle_BxLxh = positions_BxLx1 * frequency_h[None, None]
   cos = jnp.cos(angle_BxLxh)[:, :, None]

@@ -43,15 +43,17 @@ def model(tmp_path_factory) -> pathlib.Path:
 def test_continues_a_text(fork_commands, model):
   args = [f'--model=hf:{model}', '--tokens=8']
   drawn = ['--prompt=the cat', '--temperature=2', '--top_p=0.95']
-  greedy, one, same, empty = fork_commands(
+  greedy, one, same, empty, both, full = fork_commands(
     [
       ('generate', [*args, '--prompt=the cat']),
       ('generate', [*args, *drawn, '--seed=1']),
       ('generate', [*args, *drawn, '--seed=1']),
       ('generate', [*args]),
+      ('generate', [*args, '--prompt=the cat', '--prompt=the mat sat on']),
+      ('generate', [*args, '--prompt=the cat', '--tokens=99']),
     ]
   )
-  for result in (greedy, one, same, empty):
+  for result in (greedy, one, same, empty, both, full):
     assert result.code == 0, result.err
   assert one.out == same.out != greedy.out
   assert one.out.startswith('the cat')
@@ -68,6 +70,9 @@ def test_continues_a_text(fork_commands, model):
     ids.append(token)
   assert greedy.out == tokenizer.decode(ids, skip_special_tokens=True) + '\n'
   assert greedy.err.startswith(f'{len(ids) - start} tokens, ')
+  assert both.out.startswith(greedy.out + '\nthe mat sat on')
+  if tokenizer.eos_id not in ids and len(tokenizer.encode(full.out)) >= 31:
+    assert 'stopped where the context of 32 tokens is full' in full.err
 
 
 def test_help_and_errors(fork_commands, model):
@@ -76,6 +81,10 @@ def test_help_and_errors(fork_commands, model):
     (['--model=hf:gone'], 'no gone/config.json'),
     ([f'--model=hf:{model}', '--tokens=0'], 'tokens'),
     ([f'--model=hf:{model}', '--top_p=2'], 'top_p'),
+    (
+      [f'--model=hf:{model}', f'--prompt={"x" * 99}'],
+      'a prompt has 99 tokens, the model takes 32: shorten it',
+    ),
     ([f'--model=hf:{model}', '--temperature=-1'], 'temperature'),
     ([f'--model=hf:{model}', 'the cat'], "unexpected argument 'the cat'"),
   ]

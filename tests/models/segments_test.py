@@ -5,7 +5,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from steepest.models import attention
+from steepest.models import decoding
 from steepest.training.step import Step
 from steepest.training.step import cross_entropy
 
@@ -120,29 +120,21 @@ def test_cached_logits_equal_those_of_the_whole_text(build_model, name, shapes):
   params = built.random()
   tokens = np.random.default_rng(1).integers(0, 64, (2, 16)).astype(np.int32)
   wanted = built.logits(params, tokens)
-  cache = attention.make_cache(built.rules.model, 2, 16)
+  cache = decoding.make_cache(built.rules.model, 2, 16)
 
   @jax.jit
-  def extend(cache, tokens, positions):
-    logits, new = built.module.apply(
-      {'params': params, 'cache': cache},
-      tokens,
-      None,
-      positions,
-      mutable=['cache'],
-    )
-    return logits, new['cache']
+  def extend(cache, tokens, positions, last):
+    return decoding.extend(built.module, params, cache, tokens, positions, last)
 
   prompt = np.array([6, 3])  # The shorter row's rest is padding.
   positions = np.broadcast_to(np.arange(6), (2, 6))
   padded = np.where(positions < prompt[:, None], tokens[:, :6], 0)
-  logits, cache = extend(cache, padded, positions)
-  np.testing.assert_allclose(logits[0], wanted[0, :6], atol=1e-5)
-  np.testing.assert_allclose(logits[1, :3], wanted[1, :3], atol=1e-5)
+  logits, cache = extend(cache, padded, positions, prompt - 1)
+  rows = np.arange(2)
+  np.testing.assert_allclose(logits, wanted[rows, prompt - 1], atol=1e-5)
   for step in range(10):
-    at = (prompt + step)[:, None]
-    logits, cache = extend(cache, np.take_along_axis(tokens, at, 1), at)
-    for row in (0, 1):
-      np.testing.assert_allclose(
-        logits[row, 0], wanted[row, at[row, 0]], atol=1e-5
-      )
+    at = prompt + step
+    logits, cache = extend(
+      cache, tokens[rows, at][:, None], at[:, None], np.zeros(2, int)
+    )
+    np.testing.assert_allclose(logits, wanted[rows, at], atol=1e-5)
