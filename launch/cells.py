@@ -1,10 +1,10 @@
 """The cells of a study: what each of its runs trains.
 
-A cell is a model × an optimizer. Its learning rate is searched on a proxy and
-carried to a target `study.width_ratio` times as wide by µP.
+A cell is a model × an optimizer. Its hyperparameters are searched on a proxy
+and carried to a target `study.width_ratio` times as wide by µP.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import math
 import pathlib
@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 
 from steepest.experiments import base
 from steepest.launch import assemble
+from steepest.launch import space
+from steepest.launch.pruning import Pruned
 from steepest.models import config as model_config
 from steepest.training.loop import Diverged
-
-Runner = Callable[[ConfigDict, pathlib.Path], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,26 +38,13 @@ def cells(config: ConfigDict) -> list[Cell]:
   return [Cell(m, o) for o in optimizers for m in models]
 
 
-def grid(config: ConfigDict, cell: Cell) -> list[float]:
-  """Returns the learning rates that a cell's search starts with.
-
-  Raises:
-    ValueError: there are fewer than four, or they do not grow.
-  """
-  key = f'lrs_{cell.optimizer}'
-  if key not in config.study:
-    raise ValueError(f'study.{key} is missing: give its learning rates')
-  lrs = [float(lr) for lr in config.study[key]]
-  if len(lrs) < 4 or lrs != sorted(set(lrs)) or lrs[0] <= 0:
-    raise ValueError(f'study.{key}={lrs}: give four or more rising rates')
-  return lrs
-
-
-def trial_config(config: ConfigDict, cell: Cell, lr: float) -> ConfigDict:
-  """Returns the configuration of a proxy run of the search."""
+def trial_config(
+  config: ConfigDict, cell: Cell, values: Mapping[str, float]
+) -> ConfigDict:
+  """Returns the configuration of a proxy run with the values of a trial."""
   run = _cell_config(config, cell)
   run.stage = 'tune'
-  run.optimizer.lr = lr
+  space.set_values(run, values)
   # Only the end of a trial is compared.
   run.eval_every = 0
   run.eval_tasks = ''
@@ -67,14 +54,14 @@ def trial_config(config: ConfigDict, cell: Cell, lr: float) -> ConfigDict:
 
 
 def target_config(
-  config: ConfigDict, cell: Cell, lr: float, seed: int
+  config: ConfigDict, cell: Cell, values: Mapping[str, float], seed: int
 ) -> ConfigDict:
-  """Returns the configuration of a target run with the proxy's best rate."""
+  """Returns the configuration of a target run with the proxy's best values."""
   run = _cell_config(config, cell)
   ratio = config.study.width_ratio
   run.stage = 'final'
   run.seed = seed
-  run.optimizer.lr = lr
+  space.set_values(run, values)
   run.steps = config.study.target_steps
   run.model.width *= ratio
   run.model.num_heads *= ratio
@@ -83,54 +70,14 @@ def target_config(
   return run
 
 
-def trial_dir(workdir: pathlib.Path, cell: Cell, lr: float) -> pathlib.Path:
-  """Returns where a trial's run is kept."""
-  return workdir / 'trials' / str(cell) / f'lr={lr:.6g}'
+def trials_dir(workdir: pathlib.Path, cell: Cell) -> pathlib.Path:
+  """Returns where a cell's trials are kept, a directory each."""
+  return workdir / 'trials' / str(cell)
 
 
 def target_dir(workdir: pathlib.Path, cell: Cell, seed: int) -> pathlib.Path:
   """Returns where a target's run is kept."""
   return workdir / 'finals' / str(cell) / f'seed={seed}'
-
-
-def search(
-  config: ConfigDict, cell: Cell, workdir: pathlib.Path, run: Runner
-) -> float:
-  """Returns the best learning rate of a cell.
-
-  While the best rate is at an edge of the grid, the grid is extended there by
-  its own ratio.
-
-  Args:
-    config: of the study.
-    cell: to be tuned.
-    workdir: of the study.
-    run: (configuration, directory) → final loss, infinite if it diverged.
-
-  Raises:
-    ValueError: the best is still at an edge after study.max_extensions.
-  """
-  lrs = grid(config, cell)
-  losses: dict[float, float] = {}
-  for _ in range(config.study.max_extensions + 1):
-    for lr in lrs:
-      if lr not in losses:
-        trial = trial_config(config, cell, lr)
-        losses[lr] = run(trial, trial_dir(workdir, cell, lr))
-    best = min(lrs, key=losses.__getitem__)
-    if math.isinf(losses[best]):
-      raise ValueError(f'every learning rate of {lrs} diverged')
-    if best not in (lrs[0], lrs[-1]):
-      return best
-    if best == lrs[0]:
-      lrs.insert(0, float(f'{lrs[0] ** 2 / lrs[1]:.6g}'))
-    else:
-      lrs.append(float(f'{lrs[-1] ** 2 / lrs[-2]:.6g}'))
-  raise ValueError(
-    f'the best learning rate {best:.6g} is still at the edge after '
-    f'{config.study.max_extensions} extensions: widen '
-    f'study.lrs_{cell.optimizer}'
-  )
 
 
 def run_once(
@@ -141,14 +88,33 @@ def run_once(
   """Trains a run unless it is done and returns the loss to compare.
 
   That is the validation loss, or the training loss where none is read;
-  infinite if the run diverged.
+  infinite if the run diverged or was pruned.
+  """
+  loss = ended(config, workdir)
+  if loss is None:
+    try:
+      loss = _loss(assemble.train(config, workdir, {}, on_row))
+    except (Diverged, Pruned):
+      loss = math.inf
+  return loss
+
+
+def ended(config: ConfigDict, workdir: pathlib.Path) -> float | None:
+  """Returns the loss to compare of a run; None while it has not ended.
+
+  Raises:
+    ValueError: the directory holds another run.
   """
   try:
-    summary = assemble.train(config, workdir, {}, on_row)
-  except Diverged:
+    summary = assemble.finished(config.copy_and_resolve_references(), workdir)
+  except (Diverged, Pruned):
     return math.inf
+  return None if summary is None else _loss(summary)
+
+
+def _loss(summary: Mapping[str, Any]) -> float:
   loss = summary['eval_loss']
-  return summary['train_loss'] if loss is None else loss
+  return float(summary['train_loss'] if loss is None else loss)
 
 
 def _cell_config(config: ConfigDict, cell: Cell) -> ConfigDict:

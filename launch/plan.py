@@ -15,6 +15,8 @@ from rich.progress import TextColumn
 
 from steepest.launch import cells
 from steepest.launch import progress
+from steepest.launch import search
+from steepest.launch.space import Values
 
 
 class Plan:
@@ -30,11 +32,12 @@ class Plan:
     self._seeds = config.study.seeds
     self.weights: dict[str, float] = {}
     for cell in cells.cells(config):
-      for lr in cells.grid(config, cell):
-        trial = cells.trial_config(config, cell, lr)
-        self._add(cells.trial_dir(workdir, cell, lr), trial)
+      home = cells.trials_dir(workdir, cell)
+      trial = cells.trial_config(config, cell, {})
+      for name in search.first_names(config, cell.optimizer):
+        self._add(home / name, trial)
       for seed in range(self._seeds):
-        target = cells.target_config(config, cell, 0.0, seed)
+        target = cells.target_config(config, cell, {}, seed)
         self._add(cells.target_dir(workdir, cell, seed), target)
 
   def done(self, cell: cells.Cell) -> bool:
@@ -52,6 +55,11 @@ class Plan:
     """Returns whether a run is done."""
     path = self.workdir / name / 'summary.json'
     return path.exists() and 'status' in json.loads(path.read_text('utf-8'))
+
+  def ending(self, name: str) -> str:
+    """Returns how a run without a loss ended."""
+    path = self.workdir / name / 'summary.json'
+    return str(json.loads(path.read_text('utf-8'))['status'])
 
   def _add(self, directory: pathlib.Path, config: ConfigDict) -> None:
     width, layers = config.model.width, config.model.num_layers
@@ -100,38 +108,49 @@ class Display:
   ) -> None:
     self._bar.stop()
 
-  def show(self, job: dict[str, Any], message: dict[str, Any]) -> None:
-    """Shows what a worker says about its job."""
+  def show(self, message: dict[str, Any]) -> None:
+    """Shows what a worker says."""
     task = self._workers[message['worker']]
-    cell = f'{job["model"]}-{job["optimizer"]}'
     if message['kind'] == 'row':
+      name = self._plan.name(pathlib.Path(message['run']))
       row, steps = message['row'], message['steps']
       done = (row['step'] + 1) / steps
-      self._parts[message['run']] = done
+      self._parts[name] = done
       status = f'step {row["step"] + 1}/{steps} {progress.describe(row)}'
       self._bar.update(
-        task,
-        description=_short(message['run']),
-        completed=done,
-        status=status,
+        task, description=_short(name), completed=done, status=status
       )
     elif message['kind'] == 'run':
-      self._parts[message['run']] = 1.0
+      name = self._plan.name(pathlib.Path(message['run']))
+      self._parts[name] = 1.0
       loss = message['loss']
-      text = 'diverged' if loss is None else f'loss {loss:.4f}'
-      self._console.print(
-        f'{self._fraction():4.0%} {_short(message["run"])}: {text}',
-        highlight=False,
-      )
-    elif message['kind'] == 'done' and message['lr'] is not None:
-      self._console.print(
-        f'{self._fraction():4.0%} {cell}: best learning rate on the proxy '
-        f'{message["lr"]:.6g}, training its targets',
-        highlight=False,
-      )
-    elif message['kind'] == 'failed':
-      self._console.print(f'{cell} failed: {message["error"]}')
+      text = self._plan.ending(name) if loss is None else f'loss {loss:.4f}'
+      self._say(f'{_short(name)}: {text}')
     self._update()
+
+  def best(self, cell: cells.Cell, values: Values) -> None:
+    """Shows what a search found."""
+    others = ''.join(
+      f', {name} {value:.6g}' for name, value in values.items() if name != 'lr'
+    )
+    self._say(
+      f'{cell}: best learning rate on the proxy {values["lr"]:.6g}{others}, '
+      'training its targets'
+    )
+
+  def failed(self, cell: cells.Cell, error: str) -> None:
+    """Shows why nothing more of a cell is done."""
+    self._console.print(f'{cell} failed: {error}')
+
+  def refresh(self) -> None:
+    """Looks which runs other processes have ended."""
+    for name, part in self._parts.items():
+      if part < 1.0 and self._plan.finished(name):
+        self._parts[name] = 1.0
+    self._update()
+
+  def _say(self, text: str) -> None:
+    self._console.print(f'{self._fraction():4.0%} {text}', highlight=False)
 
   def _update(self) -> None:
     finished = sum(part == 1.0 for part in self._parts.values())
@@ -141,7 +160,7 @@ class Display:
     self._bar.update(self._all, completed=done, status=status, left=left)
     if not self._console.is_terminal and time.monotonic() > self._said + 60:
       self._said = time.monotonic()
-      self._console.print(f'{done:4.0%} {status} {left}', highlight=False)
+      self._say(f'{status} {left}')
 
   def _left(self, done: float) -> str:
     """Returns the time left, at the pace since this process began."""

@@ -75,15 +75,28 @@ class Pool:
       ChildProcessError: a worker ended.
     """
     while True:
-      message = self._messages.get()
-      if message['kind'] == 'ended':
-        i = message['worker']
-        code = self._processes[i].wait()
-        raise ChildProcessError(
-          f'worker {i} ended with status {code}: see {self._logs[i].name}; '
-          'run the same command again to go on'
-        )
+      message = self.next_message(None)
+      assert message is not None
       yield message
+
+  def next_message(self, seconds: float | None) -> dict[str, Any] | None:
+    """Returns the next message; None if there is none for so long.
+
+    Raises:
+      ChildProcessError: a worker ended.
+    """
+    try:
+      message = self._messages.get(timeout=seconds)
+    except queue.Empty:
+      return None
+    if message['kind'] == 'ended':
+      i = message['worker']
+      code = self._processes[i].wait()
+      raise ChildProcessError(
+        f'worker {i} ended with status {code}: see {self._logs[i].name}; '
+        'run the same command again to go on'
+      )
+    return message
 
   def _listen(self, worker: int) -> None:
     pipe = self._processes[worker].stdout

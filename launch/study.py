@@ -2,9 +2,12 @@
 
     python -m launch.study --config=experiments/quickstart.py --workdir=runs/q
 
-For every model × optimizer: a learning-rate search on a proxy, µP transfer of
-the best rate to a wider target, target runs with several seeds, benchmark
+For every model × optimizer: a search on a proxy (a grid of learning rates, or
+random or TPE trials of several hyperparameters: study.search), µP transfer of
+the best values to a wider target, target runs with several seeds, benchmark
 scores; then the report. Started again, it skips what is done and goes on.
+Started several times with the same --workdir, on machines that share it, the
+processes divide the runs among them.
 """
 
 import json
@@ -12,7 +15,7 @@ import os
 import pathlib
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -21,6 +24,11 @@ from steepest.launch import cpu_memory
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
+
+  from steepest.launch.locks import Locks
+
+# Between looks for runs that other processes have given back.
+_POLL_SECONDS = 1.0
 
 
 def main() -> None:
@@ -36,10 +44,25 @@ def main() -> None:
     'each core on a CPU, one on an accelerator.',
     lower_bound=0,
   )
-  cli.run(lambda: _study(config, workdir.value, workers.value), __doc__)
+  lock_timeout = flags.DEFINE_float(
+    'lock_timeout',
+    300.0,
+    'Seconds after which a run of a process that does not answer, on another '
+    'machine, is done by somebody else.',
+    lower_bound=1.0,
+  )
+  cli.run(
+    lambda: _study(config, workdir.value, workers.value, lock_timeout.value),
+    __doc__,
+  )
 
 
-def _study(holder: flags.FlagHolder, given: str | None, workers: int) -> None:
+def _study(
+  holder: flags.FlagHolder,
+  given: str | None,
+  workers: int,
+  lock_timeout: float,
+) -> None:
   config = cli.required(holder)
   if 'study' not in config:
     raise ValueError(
@@ -48,15 +71,19 @@ def _study(holder: flags.FlagHolder, given: str | None, workers: int) -> None:
   workdir = pathlib.Path(given or cli.default_workdir(holder)).absolute()
   from steepest.launch import cells
   from steepest.launch import corpus
+  from steepest.launch import locks
+  from steepest.launch import search
 
   for cell in cells.cells(config):
-    cells.grid(config, cell)
-  workdir.mkdir(parents=True, exist_ok=True)
-  config = corpus.ready(config, workdir)
-  _write_config(config, workdir)
+    search.make(config, cell.optimizer, cells.trials_dir(workdir, cell))
   start = time.perf_counter()
-  _run(config, workdir, workers)
-  _report(workdir, time.perf_counter() - start)
+  with locks.Locks(workdir, lock_timeout) as held:
+    with held.wait(workdir):
+      config = corpus.ready(config, workdir)
+      _write_config(config, workdir)
+    _run(config, workdir, workers, held)
+    with held.wait(workdir):
+      _report(workdir, time.perf_counter() - start)
 
 
 def _write_config(config: 'ConfigDict', workdir: pathlib.Path) -> None:
@@ -67,19 +94,21 @@ def _write_config(config: 'ConfigDict', workdir: pathlib.Path) -> None:
   os.replace(temporary, path)
 
 
-def _run(config: 'ConfigDict', workdir: pathlib.Path, workers: int) -> None:
+def _run(
+  config: 'ConfigDict',
+  workdir: pathlib.Path,
+  workers: int,
+  locks: 'Locks',
+) -> None:
   """Runs all cells; each first searches, then trains its targets."""
   from steepest.launch import cells
   from steepest.launch import plan
   from steepest.launch import pool
+  from steepest.launch import schedule
 
-  todo = plan.Plan(config, workdir)
-  jobs = [
-    {'kind': 'search', 'study': str(workdir), **vars(cell)}
-    for cell in cells.cells(config)
-    if not todo.done(cell)
-  ]
-  if not jobs:
+  plans = plan.Plan(config, workdir)
+  todo = [cell for cell in cells.cells(config) if not plans.done(cell)]
+  if not todo:
     return
   # Without an accelerator, workers that are pinned to cores where they can be.
   pinned = (
@@ -88,34 +117,33 @@ def _run(config: 'ConfigDict', workdir: pathlib.Path, workers: int) -> None:
     and not cpu_memory.has_accelerator()
   )
   count = workers or (len(os.sched_getaffinity(0)) if pinned else 1)
-  count = min(count, len(jobs))
-  failures = []
+  count = min(count, schedule.breadth(config, todo))
   with (
-    pool.Pool(count, pinned, workdir / 'logs') as workers_,
-    plan.Display(todo, count) as display,
+    pool.Pool(count, pinned, workdir / 'logs') as pool_,
+    plan.Display(plans, count) as display,
   ):
-    busy: dict[int, dict[str, Any]] = {}
-    for worker in range(count):
-      busy[worker] = jobs.pop(0)
-      workers_.start(worker, busy[worker])
-    for message in workers_.messages():
-      worker = message['worker']
-      display.show(busy[worker], message)
+    runs = schedule.Schedule(config, workdir, todo, locks, display.best)
+    idle = set(range(count))
+    while True:
+      for worker in sorted(idle):
+        if task := runs.take(worker):
+          pool_.start(worker, task.job)
+          idle.remove(worker)
+      if runs.over:
+        break
+      # An idle worker waits for what other processes are at.
+      message = pool_.next_message(_POLL_SECONDS if idle else None)
+      locks.check()
+      if message is None:
+        display.refresh()
+        continue
+      display.show(message)
       if message['kind'] not in ('done', 'failed'):
         continue
-      job = busy.pop(worker)
-      if message['kind'] == 'failed':
-        failures.append(
-          f'{job["model"]}-{job["optimizer"]}: {message["error"]}'
-        )
-      elif job['kind'] == 'search':
-        jobs.append({**job, 'kind': 'targets', 'lr': message['lr']})
-      for idle in set(range(count)) - set(busy):
-        if jobs:
-          busy[idle] = jobs.pop(0)
-          workers_.start(idle, busy[idle])
-      if not busy:
-        break
+      idle.add(message['worker'])
+      error = message['error'] if message['kind'] == 'failed' else None
+      runs.ended(message['worker'], error)
+  failures = [f'{cell}: {error}' for cell, error in runs.failures.items()]
   if failures:
     raise ValueError('; '.join(failures))
 

@@ -1,11 +1,14 @@
-"""Takes a study's jobs from stdin, one JSON line each; ends with its parent.
+"""Takes jobs from stdin, one JSON line each; ends with its parent.
 
-Jobs: {"kind": "search" | "targets", "study": DIR, "model", "optimizer", "lr"};
-{"kind": "run", "config": CONFIG, "directory": DIR} trains one run.
+Jobs: {"kind": "run", "config": CONFIG, "directory": DIR} trains one run;
+{"kind": "trials", "runs": [{"config", "directory"}, …]} trains several as one
+program. Either may have "watch": {"window": STEPS, "limits": [[steps done,
+loss], …]}, above which a run ends early (launch/pruning.py).
 Messages on stdout: `row` (a logged row of a run), `run` (a run ended), `done`
-(with the best `lr` of a search) and `failed` (with `error`).
+and `failed` (with `error`).
 """
 
+from collections.abc import Callable
 import json
 import math
 import os
@@ -37,7 +40,8 @@ def main() -> None:
   while True:
     job = json.loads(jobs.get())
     try:
-      say('done', lr=_do(job, say))
+      _do(job, say)
+      say('done')
     except Exception as error:
       import traceback
 
@@ -51,38 +55,44 @@ def _read(jobs: queue.Queue[str]) -> None:
   os._exit(1)
 
 
-def _do(job: dict[str, Any], say: Any) -> float | None:
-  """Does one job and returns the best rate of a search."""
+def _do(job: dict[str, Any], say: Callable[..., None]) -> None:
+  """Does one job."""
   from ml_collections import ConfigDict
 
   from steepest.launch import cells
+  from steepest.launch import pruning
 
-  if job['kind'] == 'run':
-    run_config = ConfigDict(job['config'])
-    directory = job['directory']
-    on_row = lambda row: say(
-      'row', run=directory, steps=run_config.steps, row=row
-    )
-    loss = cells.run_once(run_config, pathlib.Path(directory), on_row)
-    say('run', run=directory, loss=loss if math.isfinite(loss) else None)
-    return None
-  workdir = pathlib.Path(job['study'])
-  config = ConfigDict(json.loads((workdir / 'config.json').read_text('utf-8')))
-  cell = cells.Cell(job['model'], job['optimizer'])
+  runs = job['runs'] if job['kind'] == 'trials' else [job]
+  configs = [ConfigDict(run['config']) for run in runs]
+  names = [run['directory'] for run in runs]
+  watch = job['watch'] if 'watch' in job else None
 
-  def run(run_config: ConfigDict, directory: pathlib.Path) -> float:
-    name = str(directory.relative_to(workdir))
-    on_row = lambda row: say('row', run=name, steps=run_config.steps, row=row)
-    loss = cells.run_once(run_config, directory, on_row)
+  def listener(name: str, config: ConfigDict) -> Callable[..., None]:
+    watcher = None
+    if watch is not None:
+      limits = {int(done): loss for done, loss in watch['limits']}
+      watcher = pruning.Watch(limits, watch['window'], config.log_every)
+
+    def on_row(row: dict[str, Any]) -> None:
+      say('row', run=name, steps=config.steps, row=row)
+      if watcher:
+        watcher(row)
+
+    return on_row
+
+  def on_end(name: str, loss: float) -> None:
     say('run', run=name, loss=loss if math.isfinite(loss) else None)
-    return loss
 
-  if job['kind'] == 'search':
-    return cells.search(config, cell, workdir, run)
-  for seed in range(config.study.seeds):
-    target = cells.target_config(config, cell, job['lr'], seed)
-    run(target, cells.target_dir(workdir, cell, seed))
-  return None
+  listeners = [listener(n, c) for n, c in zip(names, configs, strict=True)]
+  directories = [pathlib.Path(name) for name in names]
+  if len(runs) == 1:
+    on_end(names[0], cells.run_once(configs[0], directories[0], listeners[0]))
+    return
+  from steepest.launch import together
+
+  losses = together.train(configs, directories, listeners)
+  for name, loss in zip(names, losses, strict=True):
+    on_end(name, loss)
 
 
 if __name__ == '__main__':

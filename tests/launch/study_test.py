@@ -1,7 +1,6 @@
-"""Studies: the search, the transfer, and a whole one killed and resumed."""
+"""Studies: the transfer, and a whole one killed and resumed."""
 
 import json
-import math
 import os
 import pathlib
 import signal
@@ -9,77 +8,23 @@ import subprocess
 import sys
 import time
 
-from hypothesis import given
-from hypothesis import strategies as st
 import pytest
 
 from steepest.data import prepare
-from steepest.experiments import base
 from steepest.experiments import quickstart
 from steepest.launch import cells
 from steepest.models import config as model_config
 from steepest.models import parametrization
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-CELL = cells.Cell('gpt2', 'adamw')
-
-
-def _search(best: float, max_extensions: int = 6) -> tuple[float, list[float]]:
-  """Searches a bowl whose lowest point is at `best`."""
-  config = base.get_study_config()
-  config.study.lrs_adamw = (1e-3, 2e-3, 4e-3, 8e-3)
-  config.study.max_extensions = max_extensions
-  tried = []
-
-  def run(run_config, directory):
-    lr = run_config.optimizer.lr
-    assert directory.name == f'lr={lr:.6g}'
-    tried.append(lr)
-    return math.log(lr / best) ** 2
-
-  return cells.search(config, CELL, pathlib.Path('study'), run), tried
-
-
-@given(st.floats(1e-4, 8e-2))
-def test_the_best_rate_lies_inside_what_was_tried(best):
-  lr, tried = _search(best)
-  assert min(tried) < lr < max(tried)
-  # Nearest in log: the loss is a parabola there.
-  assert lr == min(tried, key=lambda x: abs(math.log(x / best)))
-  assert len(tried) == len(set(tried)) >= 4
-  ratios = [b / a for a, b in zip(sorted(tried), sorted(tried)[1:])]
-  assert ratios == pytest.approx([2.0] * len(ratios))
-
-
-def test_a_grid_is_extended_only_so_often():
-  with pytest.raises(ValueError, match='at the edge after 1 extensions'):
-    _search(1.0, max_extensions=1)
-
-
-def test_diverged_rates_lose():
-  config = base.get_study_config()
-  config.study.lrs_adamw = (1e-3, 2e-3, 4e-3, 8e-3)
-  losses = {1e-3: 3.0, 2e-3: 2.0, 4e-3: math.inf, 8e-3: math.inf}
-  run = lambda c, directory: losses[c.optimizer.lr]
-  assert cells.search(config, CELL, pathlib.Path('study'), run) == 2e-3
-  with pytest.raises(ValueError, match='every learning rate'):
-    cells.search(config, CELL, pathlib.Path('s'), lambda c, d: math.inf)
-
-
-@pytest.mark.parametrize('lrs', [(1e-3, 2e-3, 4e-3), (4e-3, 2e-3, 1e-3, 5e-4)])
-def test_a_grid_needs_four_rising_rates(lrs):
-  config = base.get_study_config()
-  config.study.lrs_adamw = lrs
-  with pytest.raises(ValueError, match='four or more rising'):
-    cells.grid(config, CELL)
 
 
 @pytest.mark.parametrize('model', ['gpt2', 'llama'])
 def test_targets_are_wider_proxies_under_mup(model):
   config = quickstart.get_config()
   cell = cells.Cell(model, 'sophia')
-  proxy = cells.trial_config(config, cell, 1e-3)
-  target = cells.target_config(config, cell, 1e-3, seed=1)
+  proxy = cells.trial_config(config, cell, {'lr': 1e-3})
+  target = cells.target_config(config, cell, {'lr': 1e-3}, seed=1)
   assert target.model.width == 2 * proxy.model.width
   shapes = model_config.resolve(target.model, 2048, target.dtype)
   rules = parametrization.resolve(target.parametrization, shapes)
@@ -99,7 +44,7 @@ def test_targets_are_wider_proxies_under_mup(model):
 def test_cells_differ_only_in_their_optimizer():
   config = quickstart.get_config()
   a, b = (
-    cells.target_config(config, cells.Cell('llama', o), 1e-3, 0).to_dict()
+    cells.target_config(config, cells.Cell('llama', o), {}, 0).to_dict()
     for o in ('adamw', 'lion')
   )
   a.pop('optimizer'), b.pop('optimizer')
