@@ -1,173 +1,166 @@
-"""Tokens of a source, in a spool file, to the shards of its two splits.
+"""Streams of documents to shards.
 
-R is manifest.RECORD_TOKENS.
+R is manifest.RECORD_TOKENS, N the tokens of a shard, K the documents that
+reach into it.
 """
 
-import array
 import collections
-import dataclasses
+from collections.abc import Sequence
+import itertools
+import json
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from etils import epath
 import numpy as np
-from rich import progress as rich_progress
 
-from steepest.data import arrange
+from steepest.data import checksums
+from steepest.data import files
 from steepest.data import manifest as manifests
+from steepest.data import runs
 from steepest.data import shards
+from steepest.data import tables
 
 _R = manifests.RECORD_TOKENS
-# The source of the documents whose own source fills no record.
-POOLED = 'small sources'
 
 
-class Rules(NamedTuple):
-  """How much is kept for validation, size of a file, order of documents."""
+class Plan(NamedTuple):
+  """Records [first, last) of a stream, for one file.
 
-  validation_tokens: int
-  validation_fraction: float
-  shard_tokens: int
-  seed: int
+  Attributes:
+    shard: what the manifest will say; size and hashes are not yet known.
+    stream: file of its documents, tables.STREAM[D].
+    tokens: of the stream.
+    first: first record.
+    part: directory of the preparation, with its runs and tables; the file
+      goes to `out` in it, a sign that it is complete to `done`.
+    vocab_size: ids that a token may take.
+  """
 
-
-@dataclasses.dataclass
-class Spool:
-  """Tokens of one source, in a file, and its documents, in memory."""
-
-  path: pathlib.Path
-  # Compact, as there may be hundreds of millions of documents.
-  hashes: array.array = dataclasses.field(
-    default_factory=lambda: array.array('Q')
-  )
-  lengths: array.array = dataclasses.field(
-    default_factory=lambda: array.array('Q')
-  )
-  bytes: int = 0
-
-
-class _Plan(NamedTuple):
-  """Records [first, last) of a stream, for one file."""
-
-  split: str
-  source: str
-  stream: arrange.Stream
+  shard: dict[str, Any]
+  stream: str
+  tokens: int
   first: int
-  last: int
+  part: pathlib.Path
+  vocab_size: int
 
 
-def write_shards(
-  spools: dict[str, Spool],
+def plan(
+  streams: Sequence[tables.Stream],
+  shard_tokens: int,
   part: pathlib.Path,
-  dtype: np.dtype,
-  rules: Rules,
-  progress: rich_progress.Progress,
-) -> tuple[list[manifests.Shard], list[str]]:
-  """Cuts every source into the records of its two splits.
-
-  Args:
-    spools: tokens and documents by source.
-    part: directory for the files.
-    dtype: type of a token, in the spools and in the shards.
-    rules: what decides the cuts.
-    progress: shows how far it is.
-
-  Returns:
-    The shards, and notes for the reader.
+  vocab_size: int,
+) -> list[Plan]:
+  """Cuts every stream into files; what fills no record is left over.
 
   Raises:
     ValueError: all text together fills no record.
   """
-  notes: list[str] = []
-  plans: list[_Plan] = []
-  for name, spool in sorted(_pool(spools, part, notes).items()):
-    for split, stream in _split(rules, spool, dtype).items():
-      records = max(len(stream) - 1, 0) // _R
-      per_shard = rules.shard_tokens // _R
-      plans += [
-        _Plan(split, name, stream, first, min(first + per_shard, records))
-        for first in range(0, records, per_shard)
-      ]
-      if split == 'validation' and rules.validation_tokens and not records:
-        notes.append(
-          f'source {name!r} gives no validation: no documents of {_R + 1} '
-          f'tokens are within {rules.validation_fraction:.2g} of it '
-          '(--validation_fraction)'
-        )
-  if not plans:
+  per_shard = shard_tokens // _R
+  cuts = []
+  for stream in streams:
+    records = max(stream.tokens - 1, 0) // _R
+    cuts += [
+      (stream, first, min(first + per_shard, records))
+      for first in range(0, records, per_shard)
+    ]
+  if not cuts:
     raise ValueError(
       f'the input holds less than a record of {_R + 1} tokens: give more text'
     )
-  return _write_plans(plans, part, progress), notes
-
-
-def _pool(
-  spools: dict[str, Spool], part: pathlib.Path, notes: list[str]
-) -> dict[str, Spool]:
-  """Puts the sources that fill no record together as one."""
-  small = {
-    n: s for n, s in spools.items() if sum(s.lengths) <= _R or n == POOLED
-  }
-  if not small:
-    return spools
-  pooled = Spool(part / 'spool' / 'pooled')
-  with pooled.path.open('wb') as file:
-    for spool in small.values():
-      file.write(spool.path.read_bytes())
-      pooled.hashes.extend(spool.hashes)
-      pooled.lengths.extend(spool.lengths)
-  notes.append(
-    f'{len(small)} sources of less than {_R + 1} tokens, as {min(small)!r}, '
-    f'are together the source {POOLED!r} in the shards'
-  )
-  large = {n: s for n, s in spools.items() if n not in small}
-  return {**large, POOLED: pooled}
-
-
-def _split(
-  rules: Rules, spool: Spool, dtype: np.dtype
-) -> dict[str, arrange.Stream]:
-  """Returns the streams of training and, if a record fits, validation."""
-  hashes = np.frombuffer(spool.hashes, np.uint64)
-  lengths = np.frombuffer(spool.lengths, np.uint64).astype(np.int64)
-  starts = np.cumsum(lengths) - lengths
-  most = int(rules.validation_fraction * int(lengths.sum()))
-  mask = arrange.validation_mask(hashes, lengths, rules.validation_tokens, most)
-  if lengths[mask].sum() <= _R:
-    mask[:] = False
-  tokens = np.memmap(spool.path, dtype, 'r')
-  shuffled = arrange.order(hashes, rules.seed)
-  return {
-    split: arrange.Stream(
-      tokens, starts, lengths, shuffled[mask[shuffled] == kept]
-    )
-    for split, kept in (('train', False), ('validation', True))
-  }
-
-
-def _write_plans(
-  plans: list[_Plan], part: pathlib.Path, progress: rich_progress.Progress
-) -> list[manifests.Shard]:
-  counts = collections.Counter(p.split for p in plans)
+  counts = collections.Counter(stream.split for stream, _, _ in cuts)
   numbers: collections.Counter[str] = collections.Counter()
-  written = []
-  for plan in progress.track(plans, description='writing shards'):
-    split, stream = plan.split, plan.stream
-    name = f'{split}-{numbers[split]:05d}-of-{counts[split]:05d}.array_record'
+  plans = []
+  for stream, first, last in cuts:
+    split = stream.split
+    number = f'{numbers[split]:05d}-of-{counts[split]:05d}'
     numbers[split] += 1
-    begin, end = plan.first * _R, plan.last * _R
-    size, sha256 = shards.write(part / name, stream.read(begin, end + 1), _R)
-    # The last file counts the documents that fill no record, too.
-    final = plan.last * _R + _R >= len(stream)
-    written.append(
-      manifests.Shard(
-        name=name,
-        split=split,
-        source=plan.source,
-        records=plan.last - plan.first,
-        tokens=end - begin,
-        documents=stream.begun(begin, None if final else end),
-        bytes=size,
-        sha256=sha256,
-      )
+    shard = {
+      'name': f'{split}-{number}.array_record',
+      'split': split,
+      'source': stream.source,
+      'records': last - first,
+      'tokens': (last - first) * _R,
+    }
+    plans.append(
+      Plan(shard, stream.file, stream.tokens, first, part, vocab_size)
     )
-  return written
+  return plans
+
+
+def written(plan: Plan) -> manifests.Shard | None:
+  """Returns the shard of a plan that was carried out, None otherwise."""
+  path = plan.part / 'done' / f'{plan.shard["name"]}.json'
+  if not path.exists():
+    return None
+  return manifests.Shard(**json.loads(path.read_text('utf-8')))
+
+
+def write(plan: Plan) -> manifests.Shard:
+  """Writes the shard of a plan."""
+  begin = plan.first * _R
+  end = begin + plan.shard['tokens']
+  table_D = np.memmap(plan.part / 'tables' / plan.stream, tables.STREAM, 'r')
+  tokens_N, documents = _read(plan, table_D, begin, end + 1)
+  if tokens_N.max() >= plan.vocab_size:
+    raise ValueError(
+      f'{plan.part} is damaged, it holds token id {tokens_N.max()}: delete it '
+      'and run the same command again'
+    )
+  path = plan.part / 'out' / plan.shard['name']
+  shards.write(path, tokens_N, _R)
+  held = epath.Path(path)
+  shard = manifests.Shard(
+    **plan.shard,
+    documents=documents,
+    bytes=path.stat().st_size,
+    sha256=checksums.sha256(held),
+    sampled_sha256=checksums.sampled(held),
+  )
+  text = json.dumps(manifests.as_json(shard))
+  files.write(plan.part / 'done' / f'{path.name}.json', [text.encode()])
+  return shard
+
+
+def _read(
+  plan: Plan, table_D: np.ndarray, begin: int, end: int
+) -> tuple[np.ndarray, int]:
+  """Returns tokens [begin, end) of a stream and the documents begun there.
+
+  A document is counted for the shard in which it begins; the last shard of a
+  stream counts those that fill no record, too.
+  """
+  starts_D = table_D['start']
+  first = int(np.searchsorted(starts_D, begin, 'right')) - 1
+  last = int(np.searchsorted(starts_D, end, 'left'))
+  held_K = np.array(table_D[first:last])
+  begins_K = held_K['start'].astype(np.int64)
+  ends_K = np.append(
+    begins_K[1:], starts_D[last] if last < len(starts_D) else plan.tokens
+  )
+  low_K = np.maximum(begins_K, begin)
+  sizes_K = (np.minimum(ends_K, end) - low_K).astype(np.int64)
+  offsets_K = held_K['offset'].astype(np.int64) + low_K - begins_K
+  tokens_N = np.empty(end - begin, manifests.token_dtype(plan.vocab_size))
+  # Each run in one sweep, from its beginning to its end.
+  order_K = np.lexsort((offsets_K, held_K['run']))
+  for run, group in itertools.groupby(
+    order_K.tolist(), lambda k: held_K['run'][k]
+  ):
+    path = runs.tokens_path(plan.part / 'runs', int(run))
+    with path.open('rb', buffering=0) as file:
+      for k in group:
+        at = int(low_K[k]) - begin
+        piece = tokens_N[at : at + int(sizes_K[k])]
+        file.seek(int(offsets_K[k]) * tokens_N.itemsize)
+        if file.readinto(piece.data) != piece.nbytes:
+          raise ValueError(
+            f'{path} is cut short: delete {plan.part} and run the same command '
+            'again'
+          )
+  final = end - 1 + _R >= plan.tokens
+  begun = (begins_K >= begin) & (begins_K < end - 1)
+  count = int(begun.sum())
+  if final:
+    count = len(starts_D) - int(np.searchsorted(starts_D, begin, 'left'))
+  return tokens_N, count

@@ -1,11 +1,11 @@
 """What a directory of shards holds, as a table and some text."""
 
-import pathlib
-
+from etils import epath
 from rich import console as rich_console
 from rich import markup
 from rich import table as rich_table
 
+from steepest.data import checks
 from steepest.data import manifest as manifests
 from steepest.data import shards
 from steepest.data import tokenizers
@@ -15,16 +15,18 @@ _WINDOW = 64
 _SHOWN = 4
 
 
-def describe(directory: pathlib.Path, console: rich_console.Console) -> None:
+def describe(directory: epath.PathLike, console: rich_console.Console) -> None:
   """Prints the sources, the notes and a few decoded windows.
 
   Raises:
     FileNotFoundError: no manifest, or a shard is missing.
     ValueError: damaged data.
   """
+  directory = epath.Path(directory)
   manifest = manifests.load(directory)
-  shards.verify(directory, manifest, 'full')
-  shards.check_tokenizer(directory, manifest, None)
+  checks.verify(directory, manifest, 'full')
+  checks.check_tokenizer(directory, manifest, None)
+  checks.check_records(directory, manifest, 'full')
   console.print(_sources(manifest), _files(manifest))
   made = manifest.tokenizer
   console.print(

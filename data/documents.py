@@ -1,7 +1,6 @@
 """Documents out of files: JSON lines, Parquet and plain text."""
 
 from collections.abc import Iterator
-import glob
 import io
 import json
 import pathlib
@@ -12,8 +11,11 @@ from pyarrow import parquet
 
 _JSON_LINES = ('.jsonl', '.json', '.ndjson')
 _COMPRESSED = {'.gz': 'gzip', '.zst': 'zstd'}
-# Rows of a Parquet file that are in memory at a time.
+# What is read of a record.
+COLUMNS = ('text', 'meta', 'source')
+# Rows of a Parquet file in a block; bytes of one of lines.
 _ROWS = 512
+_BLOCK = 1 << 20
 # Characters of a rejected line that are quoted.
 _QUOTED = 200
 
@@ -34,21 +36,31 @@ class Reject(NamedTuple):
   quoted: str
 
 
-def find(patterns: str) -> list[pathlib.Path]:
-  """Returns the files of some comma-separated globs, sorted, each once.
+class Block(NamedTuple):
+  """A piece of a file that is parsed at once.
 
-  Raises:
-    FileNotFoundError: a glob matches no file.
+  Attributes:
+    file: name that rejects are told under.
+    stem: source of the documents that name none.
+    first: number of its first line or row.
+    content: lines of JSON, one document's bytes (`text`), or rows.
+    text: whether the content is one document.
   """
-  found: set[pathlib.Path] = set()
-  for pattern in patterns.split(','):
-    paths = map(pathlib.Path, glob.glob(pattern, recursive=True))
-    files = {p for p in paths if p.is_file()}
-    if not files:
-      hint = ': write DIR/*' if pathlib.Path(pattern).is_dir() else ''
-      raise FileNotFoundError(f'no file matches --input={pattern!r}{hint}')
-    found |= files
-  return sorted(found)
+
+  file: str
+  stem: str
+  first: int
+  content: bytes | pa.RecordBatch | list[dict[str, Any]]
+  text: bool = False
+
+  @property
+  def bytes(self) -> int:
+    """About its size."""
+    if isinstance(self.content, list):
+      return sum(len(str(row)) for row in self.content)
+    if isinstance(self.content, bytes):
+      return len(self.content)
+    return self.content.nbytes
 
 
 def read(path: pathlib.Path) -> Iterator[Document | Reject]:
@@ -62,17 +74,44 @@ def read(path: pathlib.Path) -> Iterator[Document | Reject]:
   Raises:
     ValueError: the file as a whole is damaged.
   """
+  for block in blocks(path, _BLOCK):
+    for _, item in parse(block):
+      yield item
+
+
+def blocks(path: pathlib.Path, size: int) -> Iterator[Block]:
+  """Yields a file in blocks of whole lines, about `size` bytes each.
+
+  Raises:
+    ValueError: the file as a whole is damaged.
+  """
   kinds = [s.lower() for s in path.suffixes]
   try:
     if kinds and kinds[-1] == '.parquet':
-      yield from _read_parquet(path)
+      yield from _row_blocks(path)
     elif any(kind in _JSON_LINES for kind in kinds[-2:]):
-      yield from _read_lines(path)
+      yield from _line_blocks(path, size)
     else:
       with _open(path) as file:
-        yield _document(path, 1, file.read())
+        yield Block(str(path), stem(path), 1, file.read(), text=True)
   except (pa.ArrowException, OSError, EOFError) as error:
     raise ValueError(f'{path} is damaged or cut short: {error}') from error
+
+
+def parse(block: Block) -> Iterator[tuple[int, Document | Reject]]:
+  """Yields line number and document of each line, row or text of a block."""
+  content = block.content
+  if block.text:
+    assert isinstance(content, bytes)
+    yield 1, _document(block, 1, content)
+  elif isinstance(content, bytes):
+    for number, line in enumerate(content.split(b'\n'), block.first):
+      if line.strip():
+        yield number, _from_line(block, number, line)
+  else:
+    rows = content if isinstance(content, list) else content.to_pylist()
+    for number, row in enumerate(rows, block.first):
+      yield number, _from_record(block, number, row)
 
 
 def stem(path: pathlib.Path) -> str:
@@ -81,6 +120,11 @@ def stem(path: pathlib.Path) -> str:
   while path.suffix.lower() in known:
     path = path.with_suffix('')
   return path.stem
+
+
+def quote(line: str | bytes) -> str:
+  """Returns the beginning of a line in ASCII, by Python's own quoting."""
+  return ascii(line[:_QUOTED])
 
 
 def _open(path: pathlib.Path) -> io.BufferedIOBase:
@@ -92,56 +136,58 @@ def _open(path: pathlib.Path) -> io.BufferedIOBase:
   return io.BufferedReader(pa.input_stream(str(path), compression), 1 << 20)
 
 
-def _read_lines(path: pathlib.Path) -> Iterator[Document | Reject]:
+def _line_blocks(path: pathlib.Path, size: int) -> Iterator[Block]:
   with _open(path) as file:
-    for number, line in enumerate(file, 1):
-      if not line.strip():
-        continue
-      try:
-        record = json.loads(line)
-      except (ValueError, RecursionError):
-        yield _reject(path, number, 'no JSON', line)
-        continue
-      if not isinstance(record, dict):
-        yield _reject(path, number, 'no JSON object', line)
-        continue
-      yield _from_record(path, number, record)
+    number = 1
+    while content := file.read(size):
+      content += file.readline()
+      yield Block(str(path), stem(path), number, content)
+      number += content.count(b'\n')
 
 
-def _read_parquet(path: pathlib.Path) -> Iterator[Document | Reject]:
+def _row_blocks(path: pathlib.Path) -> Iterator[Block]:
   with parquet.ParquetFile(path) as file:
     held = set(file.schema_arrow.names)
     if 'text' not in held:
       raise ValueError(f'{path} has no column `text`')
-    columns = [c for c in ('text', 'meta', 'source') if c in held]
-    number = 0
+    columns = [c for c in COLUMNS if c in held]
+    number = 1
     for rows in file.iter_batches(_ROWS, columns=columns):
-      for record in rows.to_pylist():
-        number += 1
-        yield _from_record(path, number, record)
+      yield Block(str(path), stem(path), number, rows)
+      number += len(rows)
+
+
+def _from_line(block: Block, number: int, line: bytes) -> Document | Reject:
+  try:
+    record = json.loads(line)
+  except (ValueError, RecursionError):
+    return _reject(block, number, 'no JSON', line)
+  if not isinstance(record, dict):
+    return _reject(block, number, 'no JSON object', line)
+  return _from_record(block, number, record)
 
 
 def _from_record(
-  path: pathlib.Path, number: int, record: dict[str, Any]
+  block: Block, number: int, record: dict[str, Any]
 ) -> Document | Reject:
   text = record.get('text')
   if not isinstance(text, str):
-    return _reject(path, number, 'no `text`', str(record))
-  return _document(path, number, text, _source(record))
+    return _reject(block, number, 'no `text`', str(record))
+  return _document(block, number, text, _source(record))
 
 
 def _document(
-  path: pathlib.Path, number: int, text: str | bytes, source: str | None = None
+  block: Block, number: int, text: str | bytes, source: str | None = None
 ) -> Document | Reject:
   try:
     # A lone surrogate, which JSON can spell, has no UTF-8 either.
     text = text.decode() if isinstance(text, bytes) else text
     text.encode()
   except UnicodeError:
-    return _reject(path, number, 'no Unicode', text)
+    return _reject(block, number, 'no Unicode', text)
   if not text.strip():
-    return _reject(path, number, 'empty', text)
-  return Document(text, source or stem(path))
+    return _reject(block, number, 'empty', text)
+  return Document(text, source or block.stem)
 
 
 def _source(record: dict[str, Any]) -> str | None:
@@ -162,7 +208,6 @@ def _source(record: dict[str, Any]) -> str | None:
 
 
 def _reject(
-  path: pathlib.Path, number: int, reason: str, line: str | bytes
+  block: Block, number: int, reason: str, line: str | bytes
 ) -> Reject:
-  # Python's own quoting: ASCII, whatever the line holds.
-  return Reject(str(path), number, reason, ascii(line[:_QUOTED]))
+  return Reject(block.file, number, reason, quote(line))

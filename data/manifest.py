@@ -2,17 +2,22 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 from typing import Any
 
+from etils import epath
 import numpy as np
 
-# Raised when a reader of the former version could not read the files.
-VERSION = 1
+from steepest.data import files
+
+# Raised when a reader of the former version could not read the files. The
+# first one lacks the fields that have defaults below.
+VERSION = 2
+_READABLE = (1, 2)
 # R: a record has R + 1 tokens, the last of them the next record's first.
 RECORD_TOKENS = 2048
 NAME = 'manifest.json'
+SPLITS = ('train', 'validation')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +38,8 @@ class Shard:
   """One file of records, all of one source and split.
 
   `tokens` is records · R, `documents` counts those that begin in it, `bytes`
-  and `sha256` are the file's.
+  and `sha256` are the file's, `sampled_sha256` is that of some places in it
+  (shards.py), '' where it was not taken.
   """
 
   name: str
@@ -44,6 +50,7 @@ class Shard:
   documents: int
   bytes: int
   sha256: str
+  sampled_sha256: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +87,12 @@ class Manifest:
   notes: list[str]
   # Of the documents kept for validation, by the sources of the shards.
   validation: dict[str, Source] = dataclasses.field(default_factory=dict)
+  # Documents that repeat a benchmark, by source; None: not looked for.
+  contaminated: dict[str, int] | None = None
+  # Documents by source, those of 2^i to 2^(i + 1) - 1 tokens at i.
+  lengths: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+  # Name and version of the program that wrote it.
+  program: str = ''
 
   def sources_of(self, split: str) -> list[str]:
     """Returns the sources that a split has shards of."""
@@ -100,35 +113,39 @@ def token_dtype(vocab_size: int) -> np.dtype:
   return np.dtype('<u2' if vocab_size <= 1 << 16 else '<u4')
 
 
+def as_json(held: Any) -> dict[str, Any]:
+  """Returns the fields of a dataclass of this file."""
+  return dataclasses.asdict(held)
+
+
 def save(manifest: Manifest, directory: pathlib.Path) -> None:
   """Writes manifest.json."""
-  part = directory / (NAME + '.part')
-  text = json.dumps(dataclasses.asdict(manifest), indent=1)
-  part.write_text(text + '\n', 'utf-8')
-  os.replace(part, directory / NAME)
+  text = json.dumps(as_json(manifest), indent=1)
+  files.write(directory / NAME, [(text + '\n').encode()])
 
 
-def load(directory: pathlib.Path) -> Manifest:
+def load(directory: epath.PathLike) -> Manifest:
   """Reads manifest.json.
 
   Raises:
     FileNotFoundError: the directory has none.
     ValueError: it is damaged or of another version.
   """
+  directory = epath.Path(directory)
   path = directory / NAME
   if not path.is_file():
     raise FileNotFoundError(
       f'no {NAME} in {directory}: is it the --out of a finished launch.prepare?'
     )
   try:
-    held = json.loads(path.read_text('utf-8'))
-    if held['version'] != VERSION:
+    held = json.loads(path.read_text())
+    if held['version'] not in _READABLE:
       raise ValueError(
         f'{path} is of version {held["version"]}, this program reads '
-        f'{VERSION}: prepare the text again'
+        f'{VERSION} at most: prepare the text again'
       )
     held['sources'] = {n: Source(**s) for n, s in held['sources'].items()}
-    if 'validation' in held:  # Version 1 did not have it at first.
+    if 'validation' in held:
       held['validation'] = {
         n: Source(**s) for n, s in held['validation'].items()
       }

@@ -9,10 +9,12 @@ import json
 import pathlib
 from typing import NamedTuple
 
+from etils import epath
 import grain
 from ml_collections import ConfigDict
 import numpy as np
 
+from steepest.data import checks
 from steepest.data import flat
 from steepest.data import manifest as manifests
 from steepest.data import mixture
@@ -224,14 +226,15 @@ def _open_corpus(
   config: ConfigDict, context: int, vocab_size: int, tokenizer: str | None
 ) -> Corpus:
   kind, _, name = config.source.partition(':')
-  path = pathlib.Path(name).expanduser()
   if kind == 'flat' and name:
-    return _open_flat(path, context, vocab_size)
+    return _open_flat(pathlib.Path(name).expanduser(), context, vocab_size)
   if kind == 'shards' and name:
+    path = epath.Path(name).expanduser()
     manifest = manifests.load(path)
-    shards.verify(path, manifest, config.verify)
-    shards.check_tokenizer(path, manifest, tokenizer)
-    shards.check_fit(path, manifest, context, vocab_size)
+    checks.verify(path, manifest, config.verify)
+    checks.check_tokenizer(path, manifest, tokenizer)
+    checks.check_fit(path, manifest, context, vocab_size)
+    checks.check_records(path, manifest, config.verify)
     train, validation = (
       {
         source: shards.ShardWindows(

@@ -8,6 +8,7 @@ import os
 import pathlib
 from typing import Any
 
+from etils import epath
 import tokenizers as hf
 
 from steepest.data import wheels
@@ -179,7 +180,7 @@ def load(spec: str, cache: str | os.PathLike[str] | None = None) -> Tokenizer:
       _one_of(path, 'vocab.bpe', 'merges.txt').read_text('utf-8'),
     )
   if kind == 'hf' and name:
-    return _hugging_face(path)
+    return _hugging_face(epath.Path(name).expanduser())
   if kind == 'llama' and name:
     return _sentencepiece(path)
   raise ValueError(
@@ -231,15 +232,15 @@ def _gpt2(encoder: str, merges: str) -> Tokenizer:
   return Tokenizer(backend, 'gpt2', _END_OF_TEXT, _END_OF_TEXT, 1024)
 
 
-def _hugging_face(path: pathlib.Path) -> Tokenizer:
+def _hugging_face(path: epath.Path) -> Tokenizer:
   file = path / 'tokenizer.json' if path.is_dir() else path
   if path.is_dir() and not file.exists():
     if (path / 'tokenizer.model').exists():
-      return _sentencepiece(path / 'tokenizer.model')
+      return _sentencepiece(pathlib.Path(path / 'tokenizer.model'))
   if not file.is_file():
     raise FileNotFoundError(f'no tokenizer file {file}')
   try:
-    backend = hf.Tokenizer.from_file(str(file))
+    backend = hf.Tokenizer.from_str(file.read_text())
   except Exception as error:  # The library raises bare Exceptions.
     raise ValueError(f'{file} is no tokenizer.json: {error}') from error
   told = _read_json(file.parent / 'tokenizer_config.json')
@@ -352,11 +353,11 @@ def _one_of(directory: pathlib.Path, *names: str) -> pathlib.Path:
   raise FileNotFoundError(f'{directory} holds none of {", ".join(names)}')
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def _read_json(path: epath.Path) -> dict[str, Any]:
   if not path.exists():
     return {}
   try:
-    return json.loads(path.read_text('utf-8'))
+    return json.loads(path.read_text())
   except ValueError as error:
     raise ValueError(f'{path} is no JSON: {error}') from error
 

@@ -5,8 +5,10 @@
     python -m launch.prepare --describe=shards
 
 Reads .jsonl, .jsonl.gz, .jsonl.zst and .parquet with a `text` in each record,
-and any other file as one document. Duplicates are dropped, every source gives
-some documents for validation, and each document ends with the end of text.
+any other file as one document, and datasets of the Hugging Face hub and of
+TFDS. Duplicates are dropped, every source gives some documents for validation,
+and each document ends with the end of text. Stopped at any point, the same
+command goes on where it was; the result is the same, byte for byte.
 """
 
 import os
@@ -24,7 +26,12 @@ def main() -> None:
     'describe', None, 'Show what this directory of shards holds.'
   )
   values = {
-    'input': flags.DEFINE_string('input', None, 'Globs, comma-separated.'),
+    'input': flags.DEFINE_string(
+      'input',
+      None,
+      'Comma-separated globs, hf:DATASET[:CONFIG[:SPLIT]] (also a local copy) '
+      'or tfds:NAME[:SPLIT] (also the directory of one).',
+    ),
     'tokenizer': flags.DEFINE_string(
       'tokenizer',
       None,
@@ -45,8 +52,25 @@ def main() -> None:
     'source': flags.DEFINE_string(
       'source', '', 'Source of all documents, whatever the files say.'
     ),
+    'max_rejected': flags.DEFINE_float(
+      'max_rejected',
+      0.01,
+      'Share of the lines that may be bad; more stop the job. Ten never do.',
+    ),
+    'decontaminate': flags.DEFINE_string(
+      'decontaminate',
+      '',
+      'What is done with documents that share 13 words in a row with a scored '
+      "benchmark: 'drop' or 'report'; both write contaminated.jsonl.",
+    ),
+    'decontaminate_data': flags.DEFINE_string(
+      'decontaminate_data',
+      '',
+      'Directory of other benchmarks, *.jsonl[.gz]; default: those that '
+      'launch.evaluate scores.',
+    ),
     'workers': flags.DEFINE_integer(
-      'workers', 0, 'Threads that tokenize; 0: one for each core.'
+      'workers', 0, 'Processes that tokenize; 0: one for each core.'
     ),
   }
   cli.run(lambda: _prepare(describe.value, values), __doc__)
@@ -57,8 +81,8 @@ def _prepare(
 ) -> None:
   values = {name: holder.value for name, holder in holders.items()}
   # Read by the tokenizers library when it starts its threads.
-  if workers := values.pop('workers'):
-    os.environ['RAYON_NUM_THREADS'] = str(workers)
+  if values['workers'] == 1:
+    os.environ['RAYON_NUM_THREADS'] = '1'
   from rich import console as rich_console
 
   console = rich_console.Console(stderr=True)
@@ -74,6 +98,9 @@ def _prepare(
 
   values['inputs'] = values.pop('input')
   values['out'] = pathlib.Path(values['out']).absolute()
+  if values['decontaminate_data']:
+    directory = pathlib.Path(values['decontaminate_data']).absolute()
+    values['decontaminate_data'] = str(directory)
   options = prepare.Options(**values)
   manifest = prepare.prepare(options, console)
   for note in manifest.notes:
@@ -83,6 +110,12 @@ def _prepare(
     f'{manifest.duplicates:,} duplicates and {manifest.rejected:,} bad lines '
     f'left out: {options.out}'
   )
+  if manifest.contaminated is not None:
+    print(
+      f'{sum(manifest.contaminated.values()):,} documents repeat a benchmark '
+      f'({"kept" if options.decontaminate == "report" else "left out"}): see '
+      f'{options.out / "contaminated.jsonl"}'
+    )
 
 
 if __name__ == '__main__':

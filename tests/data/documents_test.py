@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pathlib
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -9,6 +10,7 @@ import pytest
 import zstandard
 
 from steepest.data import documents
+from steepest.data import inputs
 
 _RECORDS = [
   {'text': 'one', 'meta': {'redpajama_set_name': 'RedPajamaC4'}},
@@ -102,9 +104,13 @@ def test_globs_are_sorted_and_must_match(tmp_path):
   for name in ('b.txt', 'a.txt', 'sub/c.txt'):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text('x')
-  found = documents.find(f'{tmp_path}/*.txt,{tmp_path}/**/*.txt')
-  assert [p.name for p in found] == ['a.txt', 'b.txt', 'c.txt']
+  found = inputs.find(f'{tmp_path}/*.txt,{tmp_path}/**/*.txt')
+  assert [pathlib.Path(i.name).name for i in found] == [
+    'a.txt',
+    'b.txt',
+    'c.txt',
+  ]
   with pytest.raises(FileNotFoundError, match='nothing'):
-    documents.find(f'{tmp_path}/*.txt,{tmp_path}/nothing*')
+    inputs.find(f'{tmp_path}/*.txt,{tmp_path}/nothing*')
   with pytest.raises(FileNotFoundError, match=r'write DIR/\*'):
-    documents.find(str(tmp_path))
+    inputs.find(str(tmp_path))

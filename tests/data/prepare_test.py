@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from steepest.data import documents
+from steepest.data import inputs
 from steepest.data import manifest as manifests
 from steepest.data import prepare
 from steepest.data import tokenizers
@@ -51,8 +52,8 @@ def _check(directory: pathlib.Path, patterns: str) -> manifests.Manifest:
   tokenizer = tokenizers.load(f'hf:{directory}')
   expected = collections.defaultdict(set)
   texts = {}
-  for path in documents.find(patterns):
-    for item in documents.read(path):
+  for found in inputs.find(patterns):
+    for item in documents.read(pathlib.Path(found.name)):
       if isinstance(item, documents.Document):
         texts.setdefault(item.text, item.source)
   for text, source in texts.items():

@@ -5,9 +5,12 @@ import json
 import pathlib
 import shutil
 
+from etils import epath
 import numpy as np
 import pytest
 
+from steepest.data import checks
+from steepest.data import checksums
 from steepest.data import manifest as manifests
 from steepest.data import pipeline
 from steepest.data import shards
@@ -58,7 +61,7 @@ def test_flipped_bit_is_found_by_the_checksum(copy, data_config):
   data_config.verify = 'size'
   _open(copy, data_config)
   data_config.verify = 'none'
-  with pytest.raises(ValueError, match="'full' or 'size'"):
+  with pytest.raises(ValueError, match="'full', 'sampled' or 'size'"):
     _open(copy, data_config)
 
 
@@ -118,12 +121,21 @@ def test_tokens_of_four_bytes_are_read_as_written(shards_dir, tmp_path):
   tokens = np.random.default_rng(0).integers(0, 1 << 32, 3 * 2048 + 1)
   tokens = tokens.astype('<u4')
   name = 'train-00000-of-00001.array_record'
-  size, sha256 = shards.write(tmp_path / name, tokens, 2048)
-  shard = manifests.Shard(name, 'train', 'x', 3, 6144, 1, size, sha256)
+  shards.write(tmp_path / name, tokens, 2048)
+  shard = manifests.Shard(
+    name,
+    'train',
+    'x',
+    records=3,
+    tokens=6144,
+    documents=1,
+    bytes=(tmp_path / name).stat().st_size,
+    sha256=checksums.sha256(epath.Path(tmp_path / name)),
+  )
   manifest = dataclasses.replace(
     manifests.load(shards_dir), shards=[shard], dtype='uint32'
   )
-  shards.verify(tmp_path, manifest, 'full')
+  checks.verify(epath.Path(tmp_path), manifest, 'full')
   windows = shards.ShardWindows(tmp_path, manifest, [shard], 1024)
   assert len(windows) == 6
   for i in range(6):
