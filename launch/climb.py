@@ -62,7 +62,10 @@ class State:
         if not path.exists():
           break
         summary = json.loads(path.read_text('utf-8'))
-        self.losses[rung, seed][run.lr] = _loss(summary['eval_loss'])
+        loss = summary['eval_loss']
+        # Without validation data the training loss is compared.
+        loss = summary['train_loss'] if loss is None else loss
+        self.losses[rung, seed][run.lr] = _loss(loss)
 
   def tasks(self) -> list[Task]:
     """Returns all tasks: seed 0 first, so that a part says something of all."""

@@ -10,6 +10,7 @@ transfer.json, transfer.svg and transfer.png in the workdir; --report_only
 writes them from the runs that are there.
 """
 
+import importlib.util
 import os
 import pathlib
 from typing import TYPE_CHECKING
@@ -52,6 +53,10 @@ def _transfer(
   if 'transfer' not in config:
     raise ValueError(
       '--config is no transfer experiment: start from experiments/transfer.py'
+    )
+  if importlib.util.find_spec('matplotlib') is None:
+    raise ValueError(
+      "the figures need matplotlib: pip install 'steepest[figures]'"
     )
   workdir = pathlib.Path(given or cli.default_workdir(holder)).absolute()
   if not report_only:
