@@ -58,6 +58,7 @@ setup(
     'cuda': ['jax[cuda13]'],
     'tpu': ['jax[tpu]'],
     'figures': ['matplotlib'],
+    'gguf': ['gguf'],
     'test': _TEST,
   },
   entry_points={

