@@ -21,6 +21,7 @@ from steepest.launch import cli
 from steepest.launch import environment
 from steepest.launch import scores
 from steepest.launch import validation
+from steepest.launch.pruning import Pruned
 from steepest.models import config as model_config
 from steepest.models import parametrization
 from steepest.models.config import ModelConfig
@@ -104,6 +105,9 @@ def train(
   except Diverged as error:
     _write_summary(workdir, loop.diverged(error))
     raise
+  except Pruned as error:
+    _write_summary(workdir, loop.pruned(error.steps))
+    raise
   _write_summary(workdir, summary)
   return summary
 
@@ -115,6 +119,7 @@ def finished(
 
   Raises:
     ValueError: it holds another run, or one that diverged.
+    Pruned: it holds a trial that was ended early.
   """
   if not (workdir / 'config.json').exists():
     return None
@@ -130,6 +135,12 @@ def finished(
       f'{workdir} holds a run that diverged at step '
       f'{summary["diverged_at_step"]}: use another --workdir',
       summary['diverged_at_step'],
+    )
+  if summary['status'] == 'pruned':
+    raise Pruned(
+      f'{workdir} holds a trial that was ended early, after '
+      f'{summary["steps"]} steps: use another --workdir',
+      summary['steps'],
     )
   if summary['steps'] > config.steps:
     raise ValueError(

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 _SHARE = 1 / 20
 
 
-class Pruned(Exception):
+class Pruned(ValueError):
   """A trial that lags behind was ended after `steps` steps."""
 
   def __init__(self, message: str, steps: int):

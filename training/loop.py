@@ -214,6 +214,10 @@ class Loop:
       'eval_loss_by_source': {},
     }
 
+  def pruned(self, steps: int) -> dict[str, Any]:
+    """Returns what summary.json holds of a trial ended after `steps` steps."""
+    return {**self._summary(steps), 'status': 'pruned', 'eval_loss': None}
+
   def _start(
     self, init: Callable[[], TrainState], checkpointer: Checkpointer | None
   ) -> tuple[TrainState, int]:

@@ -114,6 +114,78 @@ class Program:
     )
     return compiled(state, batch, args, seed, limits)
 
+  def stack(self, state: TrainState, count: int) -> TrainState:
+    """Returns `count` copies of a state, for `step_many`."""
+    fn = lambda s: TrainState(
+      s.step,
+      *jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (count, *x.shape)), tuple(s[1:])
+      ),
+    )
+    with jax.set_mesh(self.mesh):
+      return jax.jit(fn, out_shardings=self._many_shardings)(state)
+
+  def step_many(
+    self,
+    states: TrainState,
+    batch: dict[str, jax.Array],
+    args: Arguments,
+    seed: jax.Array,
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step of each of several runs on one batch; consumes `states`.
+
+    Args:
+      states: of all runs, at one step: every leaf but that has an axis for
+        the runs before its own.
+      batch: `inputs` and `targets`, B×L token ids.
+      args: an axis for the runs, but for `hessian_every`: whether curvature
+        is estimated has to be one decision, or it is estimated at each step.
+      seed: of all runs.
+    """
+    return self.compile_many(states, batch, args, seed)(
+      states, batch, args, seed
+    )
+
+  def compile_many(
+    self,
+    states: TrainState,
+    batch: dict[str, jax.Array],
+    args: Arguments,
+    seed: jax.Array,
+  ) -> Any:
+    """Returns the compiled program of `step_many`; arguments as there."""
+    count = len(args.lr)
+    of_states = TrainState(None, 0, 0)  # type: ignore[arg-type]
+    of_args = Arguments(*[0] * len(Arguments._fields))
+    many = jax.vmap(
+      self._step,
+      in_axes=(of_states, None, of_args._replace(hessian_every=None), None),
+      out_axes=(of_states, 0),
+    )
+    return self._compile(
+      (f'step of {count}', *sorted(batch)),
+      many,
+      (states, batch, args, seed),
+      (
+        self._many_shardings,
+        self._batch_shardings(batch),
+        self._whole,
+        self._whole,
+      ),
+      (self._many_shardings, self._whole),
+      donate=(0,),
+    )
+
+  @property
+  def _many_shardings(self) -> TrainState:
+    """Every device has its part of each run."""
+    behind = lambda s: jax.sharding.NamedSharding(
+      s.mesh, jax.sharding.PartitionSpec(None, *s.spec)
+    )
+    return TrainState(
+      self._shardings.step, *jax.tree.map(behind, tuple(self._shardings[1:]))
+    )
+
   def eval_loss(
     self, params: Any, batch: dict[str, jax.Array]
   ) -> tuple[jax.Array, jax.Array]:
