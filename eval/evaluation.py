@@ -81,7 +81,8 @@ def prepare(
 
   Args:
     tokenizer: the model's.
-    tasks: comma-separated names or globs, or what they select.
+    tasks: comma-separated names or globs (see `tasks.select`), or what they
+      select.
     data_dir: holds `<file>.jsonl[.gz]` of every task.
     limit: questions per task, see LIMIT_RULE; 0: all.
 
@@ -91,23 +92,23 @@ def prepare(
   """
   directory = pathlib.Path(data_dir)
   selection = tasks_lib.select(tasks) if isinstance(tasks, str) else tasks
-  questions = requests_lib.read_questions(selection.tasks, directory, limit)
+  questions = requests_lib.read_questions(
+    selection.tasks, directory, limit, selection.limits
+  )
   found = {question.task.family for question in questions}
   for task in selection.tasks:
     if task.family not in found:
       path = requests_lib.find_file(directory, task.file)
       raise ValueError(f'{path} has no document for {task.family}')
-  read = {f'{task.file}.jsonl': task.file for task in selection.tasks}
-  shots = (f'{task.file}_dev' for task in selection.tasks if task.shots)
-  read |= {f'{stem}.jsonl': stem for stem in shots}
   info = {
     'tasks': [task.name for task in selection.tasks],
     'limit': limit,
+    'limits': selection.limits,
     'limit_rule': LIMIT_RULE,
     'shots': {t.name: t.shots for t in selection.tasks if t.shots},
     'data': {
-      name: _describe(requests_lib.find_file(directory, stem))
-      for name, stem in read.items()
+      f'{stem}.jsonl': _describe(requests_lib.find_file(directory, stem))
+      for stem in requests_lib.stems(selection.tasks)
     },
     'tokenizer': {'name': tokenizer.name, 'sha256': tokenizer.sha256},
   }

@@ -4,16 +4,20 @@ The rules are lm-evaluation-harness 0.4.13's, for models without an encoder.
 """
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import gzip
 import json
 import pathlib
+import random
 
 from steepest.data.tokenizers import Tokenizer
 from steepest.eval.tasks import Document
 from steepest.eval.tasks import Example
 from steepest.eval.tasks import Task
+
+# lm-evaluation-harness's seed of the examples that questions draw.
+_SHOTS_SEED = 1234
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +97,10 @@ def read_jsonl(path: pathlib.Path) -> Iterator[Document]:
 
 
 def read_questions(
-  tasks: Sequence[Task], directory: pathlib.Path, limit: int = 0
+  tasks: Sequence[Task],
+  directory: pathlib.Path,
+  limit: int = 0,
+  limits: Mapping[str, int] | None = None,
 ) -> list[Question]:
   """Reads the documents of `tasks` and builds their strings.
 
@@ -103,32 +110,48 @@ def read_questions(
     limit: largest number of questions per family, 0 for all: a task's first
       ones; of several subjects (MMLU) one after the other takes its next
       question, in the order of `tasks`, until `limit` are taken.
+    limits: of families for which `limit` does not hold.
 
   Raises:
     FileNotFoundError: a file is missing.
     ValueError: a document does not fit its task's schema; names it.
   """
-  solved = {f'{task.file}_dev' for task in tasks if task.shots}
   files = {
-    stem: _by_subject(find_file(directory, stem))
-    for stem in {task.file for task in tasks} | solved
+    stem: _by_subject(find_file(directory, stem)) for stem in stems(tasks)
   }
   documents = {task: files[task.file][task.subject] for task in tasks}
-  counts = _share({task: len(docs) for task, docs in documents.items()}, limit)
+  counts = _share(
+    {task: len(docs) for task, docs in documents.items()}, limit, limits or {}
+  )
   questions = []
   for task, docs in documents.items():
-    opening = task.description
-    if task.shots:
-      shots = files[f'{task.file}_dev'][task.subject][: task.shots]
-      opening += ''.join(
-        _solved(_example(task, i, doc)) for i, doc in enumerate(shots)
+    pool = files[task.shots_file][task.subject] if task.shots else []
+    if counts[task] and task.shots > len(pool):
+      raise ValueError(
+        f'{task.shots_file}.jsonl has {len(pool)} examples for {task.name}, '
+        f'{task.shots} shots are asked for'
       )
+    rng = random.Random(_SHOTS_SEED)
     for doc_id, doc in enumerate(docs[: counts[task]]):
-      example = _example(task, doc_id, doc)
+      if task.shots_drawn:
+        shots = rng.sample(list(enumerate(pool)), task.shots)
+      else:
+        shots = list(enumerate(pool[: task.shots]))
+      opening = task.description + ''.join(
+        _solved(_example(task, task.shots_file, i, shot)) for i, shot in shots
+      )
+      example = _example(task, task.file, doc_id, doc)
       contexts = tuple(opening + context for context in example.contexts)
       example = dataclasses.replace(example, contexts=contexts)
       questions.append(Question(task, doc_id, example))
   return questions
+
+
+def stems(tasks: Sequence[Task]) -> list[str]:
+  """Returns the files that tasks read, without `.jsonl`."""
+  files = [task.file for task in tasks]
+  files += [task.shots_file for task in tasks if task.shots]
+  return list(dict.fromkeys(files))
 
 
 def _by_subject(path: pathlib.Path) -> dict[str | None, list[Document]]:
@@ -141,7 +164,7 @@ def _by_subject(path: pathlib.Path) -> dict[str | None, list[Document]]:
   return groups
 
 
-def _example(task: Task, doc_id: int, doc: Document) -> Example:
+def _example(task: Task, stem: str, doc_id: int, doc: Document) -> Example:
   try:
     return task.example(doc)
   except KeyError as error:
@@ -149,26 +172,31 @@ def _example(task: Task, doc_id: int, doc: Document) -> Example:
   except (AttributeError, TypeError, ValueError) as error:
     problem = str(error)
   raise ValueError(
-    f'document {doc_id} of {task.name} ({task.file}.jsonl) does not have '
+    f'document {doc_id} of {task.name} ({stem}.jsonl) does not have '
     f"the public dataset's schema: {problem}"
   )
 
 
 def _solved(example: Example) -> str:
-  gold = example.gold or 0
+  if example.gold is None:
+    # The harness puts its delimiter before the blank that the word has.
+    return f'{example.contexts[0]} {example.continuations[0]}\n\n'
+  gold = example.gold
   return f'{example.contexts[gold]}{example.continuations[gold]}\n\n'
 
 
-def _share(sizes: dict[Task, int], limit: int) -> dict[Task, int]:
+def _share(
+  sizes: dict[Task, int], limit: int, limits: Mapping[str, int]
+) -> dict[Task, int]:
   """Returns how many documents each task contributes."""
-  if not limit:
-    return sizes
   families = collections.defaultdict(list)
   for task in sizes:
     families[task.family].append(task)
   counts = dict.fromkeys(sizes, 0)
-  for members in families.values():
-    left = limit
+  for family, members in families.items():
+    left = limits[family] if family in limits else limit
+    if not left:
+      counts.update({task: sizes[task] for task in members})
     while left and any(counts[task] < sizes[task] for task in members):
       for task in members:
         if left and counts[task] < sizes[task]:

@@ -54,8 +54,10 @@ class Task:
       is a subject of MMLU.
     subject: only documents with this `subject` count; None: all.
     description: stands in front of everything.
-    shots: solved examples in front of the question, the first ones of
-      `<file>_dev.jsonl`.
+    shots: solved examples in front of the question.
+    shots_file: stem of the file that they are from.
+    shots_drawn: each question draws its own at random; False: all have the
+      first ones.
   """
 
   name: str
@@ -66,6 +68,8 @@ class Task:
   subject: str | None = None
   description: str = ''
   shots: int = 0
+  shots_file: str = ''
+  shots_drawn: bool = True
 
 
 def _choose(context: str, choices: list[str], gold: int) -> Example:
@@ -196,6 +200,8 @@ def _mmlu_family(
       subject=subject,
       description=f'{opening} about {subject.replace("_", " ")}.\n\n',
       shots=shots,
+      shots_file='mmlu_dev',
+      shots_drawn=False,
     )
     for subject in sorted(sum(MMLU_SUBJECTS.values(), ()))
   ]
@@ -215,8 +221,15 @@ def _list_tasks() -> dict[str, Task]:
     'lambada_openai': (_lambada, ('perplexity', 'acc')),
   }
   tasks = [
-    Task(name, name, example, metrics, family=name)
+    Task(name, name, example, metrics, name, shots_file=f'{name}_train')
     for name, (example, metrics) in functions.items()
+  ]
+  # LAMBADA has no training split in this form; the harness draws from the test.
+  tasks = [
+    dataclasses.replace(task, shots_file=task.name)
+    if task.name == 'lambada_openai'
+    else task
+    for task in tasks
   ]
   letters = 'The following are multiple choice questions (with answers)'
   tasks += _mmlu_family('', _mmlu, ('acc',), letters)
@@ -263,19 +276,27 @@ GROUPS: dict[str, tuple[str, ...]] = _list_groups()
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-  """What `--tasks` names: the tasks to run and the groups to report."""
+  """What `--tasks` names.
+
+  Attributes:
+    tasks: to run.
+    groups: to report, and their tasks.
+    limits: questions of a family, where `--tasks` says so.
+  """
 
   tasks: tuple[Task, ...]
   groups: dict[str, tuple[str, ...]]
+  limits: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
-def select(patterns: str) -> Selection:
+def select(patterns: str, shots: int | None = None) -> Selection:
   """Finds the tasks and groups that comma-separated names or globs mean.
 
   A group stands for its tasks and for the groups inside it.
 
   Args:
-    patterns: such as 'arc_*,mmlu'.
+    patterns: such as 'arc_*,mmlu' or, with limits, 'arc_easy:100,mmlu:500'.
+    shots: solved examples in front of every question; None: the tasks' own.
 
   Returns:
     Tasks in the order of TASKS, each once.
@@ -288,23 +309,42 @@ def select(patterns: str) -> Selection:
   if not words:
     raise ValueError(f'no task given: known are {", ".join(_shown())}')
   named: set[str] = set()
+  limits: dict[str, int] = {}
   for word in words:
-    matches = fnmatch.filter(known, word)
+    name, limit = _split_limit(word)
+    matches = fnmatch.filter(known, name)
     if not matches:
-      near = difflib.get_close_matches(word, known, 1, cutoff=0.0)[0]
+      near = difflib.get_close_matches(name, known, 1, cutoff=0.0)[0]
       raise ValueError(
-        f'unknown task {word!r}: did you mean {near!r}? '
+        f'unknown task {name!r}: did you mean {near!r}? '
         f'known are {", ".join(_shown())}, and globs of them'
       )
     named.update(matches)
+    if limit is not None:
+      for match in matches:
+        first = match if match in TASKS else GROUPS[match][0]
+        limits[TASKS[first].family] = limit
   groups = {
     group: names
     for group, names in GROUPS.items()
     if any(set(names) <= set(GROUPS[g]) for g in named & set(GROUPS))
   }
   named.update(*groups.values())
-  tasks = tuple(task for name, task in TASKS.items() if name in named)
-  return Selection(tasks, groups)
+  tasks = [task for name, task in TASKS.items() if name in named]
+  if shots is not None:
+    tasks = [dataclasses.replace(task, shots=shots) for task in tasks]
+  return Selection(tuple(tasks), groups, limits)
+
+
+def _split_limit(word: str) -> tuple[str, int | None]:
+  """Returns the name and the limit of 'name:limit' or 'name'."""
+  # Names of groups have colons too.
+  name, colon, number = word.rpartition(':')
+  if not colon or not number.isdigit():
+    return word, None
+  if not int(number):
+    raise ValueError(f'{word}: a limit is at least 1; leave it out for all')
+  return name, int(number)
 
 
 def _shown() -> list[str]:

@@ -32,7 +32,16 @@ def main() -> None:
     'tasks': flags.DEFINE_string(
       'tasks',
       '',
-      'Tasks, groups (mmlu, mmlu_stem, …) or globs of them, comma-separated.',
+      'Tasks, groups (mmlu, mmlu_stem, …) or globs of them, comma-separated; '
+      'NAME:N limits one to N questions.',
+    ),
+    'num_fewshot': flags.DEFINE_integer(
+      'num_fewshot',
+      None,
+      'Solved examples in front of every question: the first ones of '
+      'mmlu_dev.jsonl, for other tasks ones drawn, as lm-evaluation-harness '
+      'does, from <task>_train.jsonl (LAMBADA: lambada_openai.jsonl).',
+      lower_bound=0,
     ),
     'data': flags.DEFINE_string(
       'data',
@@ -62,7 +71,14 @@ def main() -> None:
 
 
 def _evaluate(
-  *, model: str, tasks: str, data: str, limit: int, requests: str, out: str
+  *,
+  model: str,
+  tasks: str,
+  num_fewshot: int | None,
+  data: str,
+  limit: int,
+  requests: str,
+  out: str,
 ) -> None:
   if not model:
     raise ValueError('--model is missing: give hf:DIR or ckpt:WORKDIR')
@@ -73,7 +89,9 @@ def _evaluate(
   from steepest.eval import tasks as tasks_lib
 
   # A mistyped task should not wait for the model.
-  selection = tasks_lib.select(tasks) if tasks else tasks_lib.Selection((), {})
+  selection = tasks_lib.Selection((), {})
+  if tasks:
+    selection = tasks_lib.select(tasks, num_fewshot)
   directory = pathlib.Path('.')
   if tasks:
     from steepest.data import benchmarks
