@@ -32,6 +32,7 @@ class Data(Protocol):
   """What the loop reads; data/pipeline.py has it."""
 
   fingerprint: str
+  bytes_per_token: Mapping[str, float]
 
   def train(self, first_step: int) -> Iterator[dict[str, np.ndarray]]: ...
 
@@ -212,6 +213,8 @@ class Loop:
       'train_loss': None,
       'eval_loss': None,
       'eval_loss_by_source': {},
+      'eval_bits_per_byte': None,
+      'eval_bits_per_byte_by_source': {},
     }
 
   def pruned(self, steps: int) -> dict[str, Any]:
@@ -339,7 +342,9 @@ class Loop:
         last or (c.eval_every and done % c.eval_every == 0)
       ):
         if self._validation is None:
-          self._validation = Validation(self.program, self.data.validation())
+          self._validation = Validation(
+            self.program, self.data.validation(), self.data.bytes_per_token
+          )
         scores |= self._validation.losses(params)
         self._losses = scores
       every = c.eval_tasks_every

@@ -53,6 +53,14 @@ def summarise(
       for name, value in losses.items()
       if name.startswith('eval/loss/')
     },
+    'eval_bits_per_byte': (
+      losses['eval/bits_per_byte'] if 'eval/bits_per_byte' in losses else None
+    ),
+    'eval_bits_per_byte_by_source': {
+      name.removeprefix('eval/bits_per_byte/'): value
+      for name, value in losses.items()
+      if name.startswith('eval/bits_per_byte/')
+    },
     'tokens_per_second': tokens / max(seconds['train'], 1e-9),
     'mfu': (
       tokens * flops_per_token / seconds['train'] / peak_flops

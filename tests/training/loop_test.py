@@ -1,6 +1,7 @@
 """The loop on data held in memory: what is logged, evaluated, saved, when."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from steepest.training import metrics
 from steepest.training.loop import Callbacks
 from steepest.training.step import cross_entropy
+from steepest.training.validation import Validation
 from steepest.training.watchdog import Diverged
 
 
@@ -55,6 +57,27 @@ def test_validation_is_the_mean_over_sequences(make_loop, tmp_path):
     'a': rows[-1]['eval/loss/a'],
     'b': rows[-1]['eval/loss/b'],
   }
+
+
+def test_bits_per_byte(make_loop, tmp_path):
+  """All bits over all bytes; none where a source's bytes are not known."""
+  loop = make_loop(steps=4, eval_every=2, eval_sequences=20)
+  summary = _run(loop)
+  by_source = summary['eval_loss_by_source']
+  bits = {k: v / math.log(2) for k, v in by_source.items()}
+  assert summary['eval_bits_per_byte_by_source'] == pytest.approx(
+    {'a': bits['a'] / 4, 'b': bits['b'] / 2.5}
+  )
+  wanted = (20 * bits['a'] + 5 * bits['b']) / (20 * 4 + 5 * 2.5)
+  assert summary['eval_bits_per_byte'] == pytest.approx(wanted)
+  row = _rows(tmp_path)[-1]
+  assert row['eval/bits_per_byte'] == summary['eval_bits_per_byte']
+  assert row['eval/bits_per_byte/b'] == pytest.approx(bits['b'] / 2.5)
+  batches = {k: v[:1] for k, v in loop.data.validation().items()}
+  params = loop.program.init(0).params
+  for known, wanted in (({}, set()), ({'a': 4.0}, {'eval/bits_per_byte/a'})):
+    losses = Validation(loop.program, batches, known).losses(params)
+    assert {k for k in losses if 'bits' in k} == wanted
 
 
 def test_validation_by_hand(make_loop, make_batch):
