@@ -128,18 +128,53 @@ def fetch_hub(
 
 
 def texts(directory: pathlib.Path) -> Iterator[str]:
-  """Yields every question of a fetched directory with each of its answers."""
-  for name in ROWS:
-    with (directory / f'{name}.jsonl').open(encoding='utf-8') as file:
-      for line in file:
-        row = json.loads(line)
-        if name == 'hellaswag':
-          question, choices = row['ctx'], row['endings']
-        else:
-          question, choices = row['question'], row['choices']
-        if isinstance(choices, dict):
-          choices = choices['text']
-        yield from (f'{question} {choice}' for choice in choices)
+  """Yields what a directory of benchmarks holds, text by text.
+
+  A question of a file that `fetch` knows comes with each of its answers; of
+  any other `.jsonl` or `.jsonl.gz` comes every string in every record.
+
+  Raises:
+    FileNotFoundError: the directory holds no such file.
+    ValueError: a file is no JSON lines.
+  """
+  paths = [
+    path
+    for path in sorted(directory.glob('*'))
+    if path.name.endswith(('.jsonl', '.jsonl.gz'))
+  ]
+  if not paths:
+    raise FileNotFoundError(f'no *.jsonl or *.jsonl.gz in {directory}')
+  for path in paths:
+    known = path.name.partition('.')[0] in ROWS
+    opened = gzip.open(path, 'rt', encoding='utf-8')
+    if path.suffix != '.gz':
+      opened = path.open(encoding='utf-8')
+    with opened as file:
+      for number, line in enumerate(file, 1):
+        try:
+          row = json.loads(line)
+        except ValueError as error:
+          raise ValueError(f'{path}: line {number} is no JSON') from error
+        yield from _questions(row) if known else _strings(row)
+
+
+def _questions(row: dict[str, Any]) -> Iterator[str]:
+  question = row['ctx'] if 'ctx' in row else row['question']
+  choices = row['endings'] if 'endings' in row else row['choices']
+  if isinstance(choices, dict):
+    choices = choices['text']
+  yield from (f'{question} {choice}' for choice in choices)
+
+
+def _strings(held: Any) -> Iterator[str]:
+  """Yields all strings inside a JSON value."""
+  if isinstance(held, str):
+    yield held
+  elif isinstance(held, dict):
+    held = list(held.values())
+  if isinstance(held, list):
+    for item in held:
+      yield from _strings(item)
 
 
 def requests(wheel: zipfile.ZipFile, name: str) -> Iterator[dict[str, Any]]:
