@@ -18,7 +18,7 @@ _PACKAGES = [
   for folder in _FOLDERS
   for name in (folder, *(f'{folder}.{s}' for s in find_packages(folder)))
 ]
-_TEST = ['chex', 'hypothesis', 'matplotlib', 'mypy', 'pytest', 'ruff']
+_TEST = ['chex', 'gguf', 'hypothesis', 'matplotlib', 'mypy', 'pytest', 'ruff']
 
 setup(
   name='steepest',
