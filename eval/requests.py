@@ -126,25 +126,46 @@ def read_questions(
   questions = []
   for task, docs in documents.items():
     pool = files[task.shots_file][task.subject] if task.shots else []
-    if counts[task] and task.shots > len(pool):
+    if counts[task] and task.shots + _spare(task) > len(pool):
       raise ValueError(
         f'{task.shots_file}.jsonl has {len(pool)} examples for {task.name}, '
-        f'{task.shots} shots are asked for'
+        f'too few for {task.shots} shots'
       )
     rng = random.Random(_SHOTS_SEED)
     for doc_id, doc in enumerate(docs[: counts[task]]):
-      if task.shots_drawn:
-        shots = rng.sample(list(enumerate(pool)), task.shots)
-      else:
-        shots = list(enumerate(pool[: task.shots]))
       opening = task.description + ''.join(
-        _solved(_example(task, task.shots_file, i, shot)) for i, shot in shots
+        _solved(_example(task, task.shots_file, i, pool[i]))
+        for i in _draw(task, pool, doc, rng)
       )
       example = _example(task, task.file, doc_id, doc)
       contexts = tuple(opening + context for context in example.contexts)
       example = dataclasses.replace(example, contexts=contexts)
       questions.append(Question(task, doc_id, example))
   return questions
+
+
+def _spare(task: Task) -> int:
+  """Returns how many examples are drawn in excess.
+
+  Where no test split is scored the harness leaves room for striking out the
+  question itself.
+  """
+  return int(task.shots > 0 and task.split == 'validation')
+
+
+def _draw(
+  task: Task, pool: Sequence[Document], doc: Document, rng: random.Random
+) -> list[int]:
+  """Returns which of the pool stand in front of a question."""
+  if not task.shots_drawn or not task.shots:
+    return list(range(task.shots))
+  drawn = rng.sample(range(len(pool)), task.shots + _spare(task))
+  if _spare(task):
+    drawn = [i for i in drawn if pool[i] != doc]
+    if len(drawn) < task.shots:
+      others = [i for i in range(len(pool)) if pool[i] != doc]
+      drawn = rng.sample(others, task.shots)
+  return drawn[: task.shots]
 
 
 def stems(tasks: Sequence[Task]) -> list[str]:

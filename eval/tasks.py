@@ -54,6 +54,7 @@ class Task:
       is a subject of MMLU.
     subject: only documents with this `subject` count; None: all.
     description: stands in front of everything.
+    split: of the public dataset, 'test' or 'validation', that is scored.
     shots: solved examples in front of the question.
     shots_file: stem of the file that they are from.
     shots_drawn: each question draws its own at random; False: all have the
@@ -67,6 +68,7 @@ class Task:
   family: str
   subject: str | None = None
   description: str = ''
+  split: str = 'test'
   shots: int = 0
   shots_file: str = ''
   shots_drawn: bool = True
@@ -210,26 +212,28 @@ def _mmlu_family(
 def _list_tasks() -> dict[str, Task]:
   norm = ('acc', 'acc_norm')
   functions = {
-    'arc_easy': (_arc, norm),
-    'arc_challenge': (_arc, norm),
-    'hellaswag': (_hellaswag, norm),
-    'piqa': (_piqa, norm),
-    'winogrande': (_winogrande, ('acc',)),
-    'boolq': (_boolq, ('acc',)),
-    'openbookqa': (_openbookqa, norm),
-    'sciq': (_sciq, norm),
-    'lambada_openai': (_lambada, ('perplexity', 'acc')),
+    'arc_easy': (_arc, norm, 'test'),
+    'arc_challenge': (_arc, norm, 'test'),
+    'hellaswag': (_hellaswag, norm, 'validation'),
+    'piqa': (_piqa, norm, 'validation'),
+    'winogrande': (_winogrande, ('acc',), 'validation'),
+    'boolq': (_boolq, ('acc',), 'validation'),
+    'openbookqa': (_openbookqa, norm, 'test'),
+    'sciq': (_sciq, norm, 'test'),
+    'lambada_openai': (_lambada, ('perplexity', 'acc'), 'test'),
   }
   tasks = [
-    Task(name, name, example, metrics, name, shots_file=f'{name}_train')
-    for name, (example, metrics) in functions.items()
-  ]
-  # LAMBADA has no training split in this form; the harness draws from the test.
-  tasks = [
-    dataclasses.replace(task, shots_file=task.name)
-    if task.name == 'lambada_openai'
-    else task
-    for task in tasks
+    Task(
+      name,
+      name,
+      example,
+      metrics,
+      family=name,
+      split=split,
+      # LAMBADA has no other split in this form: it draws from what is scored.
+      shots_file=name if name == 'lambada_openai' else f'{name}_train',
+    )
+    for name, (example, metrics, split) in functions.items()
   ]
   letters = 'The following are multiple choice questions (with answers)'
   tasks += _mmlu_family('', _mmlu, ('acc',), letters)
@@ -296,6 +300,7 @@ def select(patterns: str, shots: int | None = None) -> Selection:
 
   Args:
     patterns: such as 'arc_*,mmlu' or, with limits, 'arc_easy:100,mmlu:500'.
+    split: of the public dataset, 'test' or 'validation', that is scored.
     shots: solved examples in front of every question; None: the tasks' own.
 
   Returns:

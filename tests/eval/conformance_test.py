@@ -5,6 +5,7 @@ The kit holds documents, three small models and what the harness gave for them.
 
 from collections.abc import Iterator
 import dataclasses
+import hashlib
 import json
 import pathlib
 import subprocess
@@ -26,6 +27,20 @@ _ALL = 'arc_*,hellaswag*,piqa,winogrande,boolq,openbookqa*,sciq,lambada_openai'
 _OWN = {
   'synth_mc_extra': ('synth_mc', 'arc_easy_extra'),
   'hellaswag_wikihow_extra': ('hellaswag_wikihow', 'hellaswag_extra'),
+}
+
+
+# SHA-256 of what lm-evaluation-harness 0.4.13 itself made of the first 12
+# documents with 3 shots from the others: JSON of its (context, continuation)s.
+_SHOTS = {
+  'arc_easy': '850ade3aeb560a83',
+  'hellaswag': '6c884bc1ae31a3d0',
+  'piqa': 'fd5f5799830a3f45',
+  'winogrande': '61857fac0ae08193',
+  'boolq': '0381673b7a18aca9',
+  'openbookqa': 'f15cbf454fa2a347',
+  'sciq': 'df7e7b14ce0b5fdb',
+  'lambada_openai': '6a4ea1feb0a903dc',
 }
 
 
@@ -84,6 +99,20 @@ def test_strings_and_ids(kit, model):
       assert ids == (tuple(context_ids), tuple(choice['continuation_ids']))
       compared += 1
   assert compared > 3000
+
+
+@pytest.mark.parametrize('name', _SHOTS)
+def test_shots(kit, tmp_path, name):
+  docs = list(requests.read_jsonl(kit / 'docs' / f'{name}.jsonl'))
+  files = {name: docs[:12], f'{name}_train': docs[12:]}
+  for stem, part in files.items():
+    lines = [json.dumps(doc) + '\n' for doc in part]
+    (tmp_path / f'{stem}.jsonl').write_text(''.join(lines))
+  selected = tasks.select(name, shots=3).tasks
+  questions = requests.read_questions(selected, tmp_path)
+  pairs = [pair for question in questions for pair in question.pairs()]
+  digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+  assert digest.startswith(_SHOTS[name])
 
 
 @pytest.mark.parametrize('model', _MODELS)
@@ -208,8 +237,22 @@ def test_given_pairs(run_command, kit, tmp_path, model):
           'continuation': choice['continuation'],
         }
         file.write(json.dumps(pair) + '\n')
+    # Each alone, the harness gives −0.48 to the first; next to the second,
+    # whose input ends with the same tokens, −32.5.
+    pairs = [
+      ('Once upon a time there was a little', ' girl'),
+      ('Once upon a time there was', ' a little girl'),
+    ]
+    for doc_id, pair in enumerate(pairs):
+      fields = ('task', 'doc_id', 'choice', 'context', 'continuation')
+      row = dict(zip(fields, ('bug', doc_id, 0, *pair)))
+      file.write(json.dumps(row) + '\n')
   out = tmp_path / 'out'
   _run(run_command, kit, model, out, f'--requests={given}')
+  if model == 'llama_stories260k':
+    rows = requests.read_jsonl(out / 'requests.jsonl')
+    [first, _] = [row for row in rows if row['task'] == 'bug']
+    assert first['loglikelihood'] == pytest.approx(-0.48, abs=0.01)
   done = subprocess.run(
     [
       sys.executable,

@@ -133,6 +133,34 @@ def test_limit_takes_the_first_documents(tmp_path):
   assert [q.example.continuations for q in questions] == [(' b0',), (' b1',)]
 
 
+def test_single_tasks_have_limits_of_their_own(tmp_path):
+  docs = [{'text': f'a b{i}'} for i in range(5)]
+  _write(tmp_path / 'lambada_openai.jsonl', docs)
+  _write(tmp_path / 'mmlu.jsonl', [_mmlu('anatomy', i) for i in range(9)])
+  selection = tasks.select('lambada_openai,mmlu:4')
+  questions = requests.read_questions(
+    selection.tasks, tmp_path, 2, selection.limits
+  )
+  assert _sizes(questions) == {'lambada_openai': 2, 'mmlu_anatomy': 4}
+  with pytest.raises(ValueError, match='at least 1'):
+    tasks.select('mmlu:0')
+
+
+def test_a_question_is_no_example_of_itself(tmp_path):
+  docs = [
+    {'goal': f'g{i}', 'sol1': 'x', 'sol2': 'y', 'label': 0} for i in range(5)
+  ]
+  for stem in ('piqa', 'piqa_train'):
+    _write(tmp_path / f'{stem}.jsonl', docs)
+  questions = requests.read_questions(tasks.select('piqa', 4).tasks, tmp_path)
+  for i, question in enumerate(questions):
+    context = question.example.contexts[0]
+    assert context.count('Answer: x\n\n') == 4
+    assert context.count(f'g{i}\n') == 1
+  with pytest.raises(ValueError, match='piqa_train.jsonl has 5 .* 5 shots'):
+    requests.read_questions(tasks.select('piqa', 5).tasks, tmp_path)
+
+
 def test_shots_come_after_the_description(tmp_path):
   _write(tmp_path / 'mmlu.jsonl', [_mmlu('anatomy', 0)])
   _write(tmp_path / 'mmlu_dev.jsonl', [_mmlu('anatomy', i) for i in range(5)])
