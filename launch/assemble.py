@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import pkgutil
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from ml_collections import ConfigDict
@@ -33,7 +33,10 @@ from steepest.training.loop import Callbacks
 from steepest.training.loop import Loop
 from steepest.training.loop import LoopConfig
 from steepest.training.program import Program
+from steepest.training.step import TrainState
 from steepest.training.watchdog import Diverged
+
+AnyLoop = TypeVar('AnyLoop', bound=Loop)
 
 _programs: dict[str, Program] = {}
 
@@ -63,7 +66,7 @@ def train(
   workdir = pathlib.Path(workdir)
   config = config.copy_and_resolve_references()
   validation.check_ranges(config)
-  policy = watchdog.parse(config.spikes)
+  watchdog.parse(config.spikes)
   validation.import_shapes(config, overrides)
   summary = finished(config, workdir)
   if summary is not None:
@@ -76,39 +79,20 @@ def train(
       f'{data.vocab_size} token ids of {config.data.source}'
     )
   program = make_program(config, model)
-  args = build.arguments(config.optimizer, config.schedule, config.steps)
   evaluate = None
   if config.eval_tasks:
     evaluate = scores.evaluator(config, program, data.tokenizer_dir, workdir)
-  _open_workdir(config, workdir, data.tokenizer_dir)
-  loop = Loop(
-    program,
-    data,
-    args,
-    LoopConfig(
-      **{f.name: config[f.name] for f in dataclasses.fields(LoopConfig)}
-    ),
-    policy,
-    workdir,
-    Callbacks(evaluate, on_row, stop),
-    cli.flatten(config),
-  )
-
-  def init():
-    if not config.model.init_from:
-      return program.init(config.seed)
-    directory = config.model.init_from.removeprefix('hf:')
-    return program.from_params(huggingface.read_params(directory, model))
-
+  callbacks = Callbacks(evaluate, on_row, stop)
+  loop = open_loop(Loop, config, workdir, program, data, callbacks)
   try:
-    summary = loop.run(init)
+    summary = loop.run(lambda: initial_state(config, program))
   except Diverged as error:
-    _write_summary(workdir, loop.diverged(error))
+    write_summary(workdir, loop.diverged(error))
     raise
   except Pruned as error:
-    _write_summary(workdir, loop.pruned(error.steps))
+    write_summary(workdir, loop.pruned(error.steps))
     raise
-  _write_summary(workdir, summary)
+  write_summary(workdir, summary)
   return summary
 
 
@@ -129,7 +113,8 @@ def finished(
     return None
   summary = json.loads(path.read_text('utf-8'))
   if summary['status'] == 'diverged':
-    if validation.read_config(workdir).spikes != config.spikes:
+    policy = validation.read_config(workdir).spikes.to_dict()
+    if policy != config.spikes.to_dict():
       return None
     raise Diverged(
       f'{workdir} holds a run that diverged at step '
@@ -217,7 +202,42 @@ def find_model(name: str) -> Any:
   raise ValueError(f'model.name={name!r}: {hint}there are {", ".join(known)}')
 
 
-def _write_summary(workdir: pathlib.Path, summary: dict[str, Any]) -> None:
+def open_loop(
+  kind: type[AnyLoop],
+  config: ConfigDict,
+  workdir: pathlib.Path,
+  program: Program,
+  data: pipeline.Data,
+  callbacks: Callbacks,
+) -> AnyLoop:
+  """Opens a run's workdir and returns its loop, of class `kind`."""
+  args = build.arguments(config.optimizer, config.schedule, config.steps)
+  _open_workdir(config, workdir, data.tokenizer_dir)
+  return kind(
+    program,
+    data,
+    args,
+    LoopConfig(
+      **{f.name: config[f.name] for f in dataclasses.fields(LoopConfig)}
+    ),
+    watchdog.parse(config.spikes),
+    workdir,
+    callbacks,
+    cli.flatten(config),
+  )
+
+
+def initial_state(config: ConfigDict, program: Program) -> TrainState:
+  """Returns the state that a run starts from."""
+  if not config.model.init_from:
+    return program.init(config.seed)
+  directory = config.model.init_from.removeprefix('hf:')
+  params = huggingface.read_params(directory, program.model)
+  return program.from_params(params)
+
+
+def write_summary(workdir: pathlib.Path, summary: dict[str, Any]) -> None:
+  """Writes summary.json: the run has ended."""
   # Of several processes, one writes.
   if jax.process_index() == 0:
     metrics.write_json(workdir / 'summary.json', summary)

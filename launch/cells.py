@@ -93,7 +93,7 @@ def run_once(
   loss = ended(config, workdir)
   if loss is None:
     try:
-      loss = _loss(assemble.train(config, workdir, {}, on_row))
+      loss = loss_of(assemble.train(config, workdir, {}, on_row))
     except (Diverged, Pruned):
       loss = math.inf
   return loss
@@ -109,10 +109,10 @@ def ended(config: ConfigDict, workdir: pathlib.Path) -> float | None:
     summary = assemble.finished(config.copy_and_resolve_references(), workdir)
   except (Diverged, Pruned):
     return math.inf
-  return None if summary is None else _loss(summary)
+  return None if summary is None else loss_of(summary)
 
 
-def _loss(summary: Mapping[str, Any]) -> float:
+def loss_of(summary: Mapping[str, Any]) -> float:
   loss = summary['eval_loss']
   return float(summary['train_loss'] if loss is None else loss)
 
