@@ -58,7 +58,11 @@ setup(
     'cuda': ['jax[cuda13]'],
     'tpu': ['jax[tpu]'],
     'figures': ['matplotlib'],
+    # Reads shards at gs:// addresses.
+    'gcs': ['gcsfs'],
     'gguf': ['gguf'],
+    # Reads --input=hf:DATASET.
+    'hub': ['datasets'],
     'test': _TEST,
   },
   entry_points={

@@ -1,0 +1,98 @@
+"""Token shards as a TFDS dataset, for programs that read those.
+
+    tfds_builder.SteepestTokens(shards='shards', data_dir='tfds').build()
+    source = tfds.data_source('steepest_tokens', data_dir='tfds', split='train')
+
+R + 1 tokens a record, as in the shards. Neither writing nor reading needs
+TensorFlow. Training reads the shards themselves (data.source=shards:DIR).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from array_record.python import array_record_data_source
+from etils import epath
+import numpy as np
+import tensorflow_datasets as tfds
+
+from steepest.data import checks
+from steepest.data import manifest as manifests
+
+
+class SteepestTokens(tfds.core.GeneratorBasedBuilder):
+  """The records of a directory that launch.prepare wrote, in their order."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  # TFDS would look for the namespace package in one directory.
+  pkg_dir_path = epath.Path(__file__).parent
+  code_path = epath.Path(__file__)
+
+  def __init__(
+    self, *, shards: epath.PathLike | None = None, **arguments: Any
+  ) -> None:
+    """Takes the directory of the shards, which reading does not need.
+
+    Args:
+      shards: with a manifest.json; only to write the dataset.
+      **arguments: of every builder, such as data_dir.
+    """
+    self._shards = None if shards is None else epath.Path(shards)
+    self._manifest = manifests.load(shards) if shards is not None else None
+    arguments.setdefault('file_format', 'array_record')
+    super().__init__(**arguments)
+
+  def build(self) -> None:
+    """Writes the dataset, or finds that it is there already.
+
+    Raises:
+      FileNotFoundError: a shard is missing.
+      ValueError: a shard is damaged, or no shards were given.
+    """
+    if self._shards is None or self._manifest is None:
+      raise ValueError('no shards are given: write SteepestTokens(shards=DIR)')
+    checks.verify(self._shards, self._manifest, 'full')
+    # Checksums of downloads: there are none.
+    config = tfds.download.DownloadConfig(
+      register_checksums=False, try_download_gcs=False
+    )
+    self.download_and_prepare(download_config=config)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return self.dataset_info_from_configs(
+      description='Tokenised text: records of R + 1 tokens, the last of which '
+      "is the next record's first; documents end with the end of text.",
+      features=tfds.features.FeaturesDict(
+        {
+          'tokens': tfds.features.Tensor(
+            shape=(manifests.RECORD_TOKENS + 1,), dtype=np.uint32
+          ),
+          'source': tfds.features.Text(),
+        }
+      ),
+      # The shards are shuffled by document, and records continue each other.
+      disable_shuffling=True,
+    )
+
+  def _split_generators(
+    self, dl_manager: tfds.download.DownloadManager
+  ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    del dl_manager
+    assert self._manifest is not None
+    held = {s.split for s in self._manifest.shards}
+    return {
+      s: self._generate_examples(s) for s in manifests.SPLITS if s in held
+    }
+
+  def _generate_examples(
+    self, split: str
+  ) -> Iterator[tuple[int, dict[str, Any]]]:
+    assert self._manifest is not None and self._shards is not None
+    number = 0
+    for shard in self._manifest.shards:
+      if shard.split != split:
+        continue
+      path = str(self._shards / shard.name)
+      for record in array_record_data_source.ArrayRecordDataSource([path]):
+        tokens = np.frombuffer(record, self._manifest.dtype).astype(np.uint32)
+        yield number, {'tokens': tokens, 'source': shard.source}
+        number += 1
