@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
-import dataclasses
 import math
 import os
 import pathlib
 import time
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +17,9 @@ from steepest.training import metrics
 from steepest.training import summary
 from steepest.training.checkpoint import Checkpointer
 from steepest.training.events import Events
+from steepest.training.given import Callbacks
+from steepest.training.given import Data
+from steepest.training.given import LoopConfig
 from steepest.training.program import Program
 from steepest.training.signals import Stopped
 from steepest.training.step import TrainState
@@ -26,49 +28,6 @@ from steepest.training.watchdog import Diverged
 from steepest.training.watchdog import Policy
 from steepest.training.watchdog import Spike
 from steepest.training.watchdog import Watchdog
-
-
-class Data(Protocol):
-  """What the loop reads; data/pipeline.py has it."""
-
-  fingerprint: str
-  bytes_per_token: Mapping[str, float]
-
-  def train(self, first_step: int) -> Iterator[dict[str, np.ndarray]]: ...
-
-  def validation(self) -> dict[str, list[dict[str, np.ndarray]]]: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopConfig:
-  """Keys of experiments/base.py that the loop itself reads."""
-
-  seed: int
-  steps: int
-  log_every: int
-  eval_every: int
-  eval_sequences: int
-  eval_tasks: str
-  eval_tasks_every: int
-  checkpoint_every: int
-  checkpoints_kept: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Callbacks:
-  """What others add to the loop.
-
-  Attributes:
-    evaluate: (params, steps done, whether the run ends) → benchmark scores.
-    on_row: called with each row.
-    stop: (steps done) → whether to save and leave; asked once a step.
-    writers: (first step) → further writers of metrics.
-  """
-
-  evaluate: Callable[[Any, int, bool], dict[str, float]] | None = None
-  on_row: Callable[[dict[str, Any]], None] | None = None
-  stop: Callable[[int], bool] = lambda steps: False
-  writers: Callable[[int], list[metrics.Writer]] = lambda first: []
 
 
 class Loop:
@@ -191,7 +150,8 @@ class Loop:
     """Returns what writes; of several processes, the first does."""
     if jax.process_index():
       return metrics.Writers([])
-    files = metrics.MetricWriter(self.workdir, first)
+    warn = lambda text: self._events.add('metrics', self._step, text)
+    files = metrics.MetricWriter(self.workdir, first, warn)
     return metrics.Writers([files, *self.callbacks.writers(first)])
 
   def _as_diverged(self, spike: Spike) -> Diverged:
@@ -273,13 +233,14 @@ class Loop:
       if row:
         self._write(writer, row)
       pending = step, stats
-      stop = self.callbacks.stop(step + 1)
-      if stop or self._pause(step + 1):
+      stop, due = self.callbacks.stop(step + 1), self._pause(step + 1)
+      if stop or due:
         with self._timed('train'):
           row = self._read(pending)
         pending = None
         row |= self._evaluate(state.params, step + 1)
-        self._write(writer, row, always=True)
+        # A stop leaves the rows that there would be without it.
+        self._write(writer, row, always=due)
         self._save(state, step + 1, writer, checkpointer, stop)
         if stop and step + 1 < self.config.steps:
           raise self._stopped(step + 1)
@@ -368,7 +329,14 @@ class Loop:
     if done % every and done != self.config.steps and not now:
       return
     with self._timed('checkpoint'):
-      writer.flush()
+      try:
+        writer.flush()
+      except OSError as error:
+        # Its rows come before it; without them there is none.
+        self._events.add(
+          'metrics', done, f'no room for rows, nor a checkpoint: {error}'
+        )
+        return
       books = {
         'seconds': dict(self._seconds),
         'losses': self._losses,

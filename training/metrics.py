@@ -3,13 +3,14 @@
 The methods are those of clu.metric_writers, which needs TensorFlow.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import json
 import os
 import pathlib
 from typing import Any, Protocol
 
-import tensorboardX
+from steepest.training.board import Board
 
 
 class Writer(Protocol):
@@ -57,35 +58,48 @@ class MetricWriter:
   """Writes metrics.jsonl and TensorBoard events of one run.
 
   Each step stands once in metrics.jsonl: rows of steps that a restart will do
-  again are cut off when the writer opens.
+  again are cut off when the writer opens. Rows that find no room on the disk
+  are kept until they do; TensorBoard events are given up.
   """
 
-  def __init__(self, workdir: str | os.PathLike[str], first_step: int):
+  def __init__(
+    self,
+    workdir: str | os.PathLike[str],
+    first_step: int,
+    warn: Callable[[str], None] | None = None,
+  ):
     """Opens the files.
 
     Args:
       workdir: of the run.
       first_step: the step that comes next; earlier rows are kept.
+      warn: told of TensorBoard events that could not be written.
     """
     self._path = pathlib.Path(workdir) / 'metrics.jsonl'
     if self._path.exists():
       _keep_rows_before(self._path, first_step)
-    self._file = self._path.open('a', encoding='utf-8')
-    self._board = tensorboardX.SummaryWriter(
-      str(workdir), purge_step=first_step or None
-    )
+    # Unbuffered: what was written is known when there is no room for the rest.
+    self._file = self._path.open('ab', buffering=0)
+    self._waiting = b''
+    self._board = Board(self._path.parent, first_step)
+    self._warn = warn or (lambda text: None)
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Writes one row; values are finite numbers, logged unrounded."""
     row = {'step': step, **scalars}
-    self._file.write(json.dumps(row, allow_nan=False) + '\n')
-    for name, value in scalars.items():
-      self._board.add_scalar(name, value, step)
+    self._waiting += json.dumps(row, allow_nan=False).encode() + b'\n'
+    # What finds no room now is tried again with the next row.
+    with contextlib.suppress(OSError):
+      self._write_waiting()
+    with self._board_may_fail():
+      for name, value in scalars.items():
+        self._board.add_scalar(name, value, step)
 
   def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
     """Writes texts to TensorBoard."""
-    for name, text in texts.items():
-      self._board.add_text(name, text, step)
+    with self._board_may_fail():
+      for name, text in texts.items():
+        self._board.add_text(name, text, step)
 
   def write_hparams(self, hparams: Mapping[str, Any]) -> None:
     """Writes hyperparameters to TensorBoard as a table."""
@@ -93,16 +107,36 @@ class MetricWriter:
     self.write_texts(0, {'config': f'| key | value |\n|---|---|\n{rows}'})
 
   def flush(self) -> None:
-    """Returns once all rows are on disk."""
-    self._file.flush()
+    """Returns once all rows are on disk.
+
+    Raises:
+      OSError: they are not; they are tried again with the next row.
+    """
+    with self._board_may_fail():
+      self._board.flush()
+    self._write_waiting()
     os.fsync(self._file.fileno())
-    self._board.flush()
 
   def close(self) -> None:
-    """Flushes and closes."""
-    self.flush()
-    self._file.close()
-    self._board.close()
+    """Flushes and closes. Raises as `flush`."""
+    try:
+      self.flush()
+    finally:
+      self._file.close()
+      with self._board_may_fail():
+        self._board.close()
+
+  def _write_waiting(self) -> None:
+    while self._waiting:
+      written = self._file.write(self._waiting)
+      self._waiting = self._waiting[written:]
+
+  @contextlib.contextmanager
+  def _board_may_fail(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as error:
+      self._warn(f'TensorBoard events are not written: {error}')
 
 
 def read_rows(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:

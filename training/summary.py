@@ -31,6 +31,8 @@ def summarise(
   """
   tokens = steps * program.batch_size * program.model.context
   flops_per_token = flops.per_token(program.state_shapes.params, program.model)
+  # Steps whose update was skipped may have no finite loss.
+  rows = [row for row in rows if 'train/loss' in row]
   tail = rows[-max(1, round(len(rows) * 0.05)) :]
   cost = flops.CURVATURE_COST[program.estimator]
   memory = program.mesh.local_devices[0].memory_stats() or {}

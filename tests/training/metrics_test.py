@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import resource
 
 import numpy as np
 import pytest
@@ -98,3 +99,54 @@ def test_json_is_replaced_whole(tmp_path):
   metrics.write_json(path, {'b': 2.5})
   assert json.loads(path.read_text('utf-8')) == {'b': 2.5}
   assert [p.name for p in tmp_path.iterdir()] == ['summary.json']
+
+
+class _Room:
+  """A limit on the size of files that this process writes, as a full disk."""
+
+  def __init__(self, size):
+    self._before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    self._size = size
+
+  def __enter__(self):
+    limits = (self._size, self._before[1])
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+  def __exit__(self, *_):
+    resource.setrlimit(resource.RLIMIT_FSIZE, self._before)
+
+
+def test_rows_wait_for_room(tmp_path):
+  """None is lost or torn, and training is not held up."""
+  said = []
+  writer = metrics.MetricWriter(tmp_path, 0, said.append)
+  with _Room(1000):
+    for step in range(100):
+      writer.write_scalars(step, {'train/loss': step / 3})
+    with pytest.raises(OSError):
+      writer.flush()
+    assert len(metrics.read_rows(tmp_path)) < 50
+  assert said and all('TensorBoard events are not' in s for s in said)
+  writer.write_scalars(100, {'train/loss': 0.0})
+  writer.close()
+  assert [r['step'] for r in metrics.read_rows(tmp_path)] == list(range(101))
+
+
+def test_rows_without_room_are_an_error_at_the_end(tmp_path):
+  writer = metrics.MetricWriter(tmp_path, 0)
+  with _Room(100):
+    for step in range(10):
+      writer.write_scalars(step, {'train/loss': step / 3})
+    with pytest.raises(OSError):
+      writer.close()
+  # Half a row may be there; a restart cuts it off.
+  metrics.MetricWriter(tmp_path, 1).close()
+  assert [r['step'] for r in metrics.read_rows(tmp_path)] == [0]
+
+
+def test_files_of_the_same_second_do_not_replace_each_other(tmp_path):
+  for first in (0, 3, 6):
+    _write(tmp_path, first, range(first, first + 3))
+  files = list(tmp_path.glob('events.out.tfevents.*'))
+  assert len(files) == 3
+  assert all(path.stat().st_size > 100 for path in files)
