@@ -1,0 +1,132 @@
+"""Benchmarks on the training mesh: same scores, one compilation, no copy."""
+
+import functools
+import json
+import pathlib
+import random
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from steepest.data import tokenizers
+from steepest.eval import evaluation
+from steepest.eval import scoring
+from steepest.experiments import tiny
+from steepest.launch import assemble
+from steepest.launch import scores
+from steepest.models import config as model_config
+
+_WORDS = 'red green blue cats dogs birds sing run sleep under over near'.split()
+_MESHES = (
+  ('gpt2', {'data': 2, 'fsdp': 2, 'tensor': 2}),
+  ('llama', {'tensor': 2, 'sequence': 2}),
+  pytest.param('llama', {'data': 8}, marks=pytest.mark.slow),
+)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory) -> pathlib.Path:
+  """Documents of two benchmarks, and a tokenizer."""
+  directory = tmp_path_factory.mktemp('data')
+  rng = random.Random(0)
+  words = lambda low, high: ' '.join(
+    rng.choices(_WORDS, k=rng.randint(low, high))
+  )
+  arc = [
+    {
+      'question': words(1, 40),
+      'choices': {'text': [words(1, 9) for _ in 'ABCD'], 'label': list('ABCD')},
+      'answerKey': rng.choice('ABCD'),
+    }
+    for _ in range(20)
+  ]
+  mmlu = [
+    {
+      'question': words(3, 9),
+      'subject': subject,
+      'choices': [words(1, 3) for _ in range(4)],
+      'answer': rng.randrange(4),
+    }
+    for subject in ('anatomy', 'virology')
+    for _ in range(4)
+  ]
+  for name, docs in {'arc_easy': arc, 'mmlu': mmlu}.items():
+    lines = [json.dumps(doc) + '\n' for doc in docs]
+    (directory / f'{name}.jsonl').write_text(''.join(lines))
+  tokenizers.train_bpe(iter([' '.join(_WORDS)] * 9), 300).save(directory)
+  return directory
+
+
+def _program(name: str, mesh: dict[str, int], compute: str = 'float32') -> Any:
+  config = tiny.get_config(f'{name},adamw').unlock()
+  config.model.update(vocab_size=320, width=32, num_heads=4)
+  config.mesh.update({'data': 1, 'fsdp': 1, 'tensor': 1, 'sequence': 1} | mesh)
+  config.dtype.compute = compute
+  config.batch_size = 8
+  model = model_config.resolve(config.model, 320, config.dtype)
+  return assemble.make_program(config, model)
+
+
+def _scores(data: pathlib.Path, program: Any) -> list[scoring.Score]:
+  suite = evaluation.prepare(
+    tokenizers.load(f'hf:{data}'), 'arc_easy,mmlu', data
+  )
+  score_fn = scoring.make_score_fn(program.features, program.mesh)
+  return score_fn(program.init(0).params, suite.requests, 64)
+
+
+@pytest.fixture(scope='module')
+def alone(data):
+  """Scores of one device."""
+  return functools.cache(lambda name: _scores(data, _program(name, {})))
+
+
+@pytest.mark.parametrize('name, mesh', _MESHES, ids=str)
+def test_any_mesh_scores_the_same(data, alone, name, mesh):
+  found = _scores(data, _program(name, mesh))
+  np.testing.assert_allclose(
+    [score.loglikelihood for score in found],
+    [score.loglikelihood for score in alone(name)],
+    atol=2e-4,
+  )
+  same = [a.is_greedy == b.is_greedy for a, b in zip(found, alone(name))]
+  assert all(same)
+
+
+def test_half_precision_sums_in_full(data, alone):
+  program = _program('gpt2', {}, 'bfloat16')
+  found = _scores(data, program)
+  np.testing.assert_allclose(
+    [score.loglikelihood for score in found],
+    [score.loglikelihood for score in alone('gpt2')],
+    rtol=5e-3,
+  )
+  # Values of bfloat16 have 8 significant bits; sums of float32 have more.
+  exact = [np.float32(score.loglikelihood).view(np.uint32) for score in found]
+  assert any(bits & 0xFFFF for bits in exact)
+
+
+def test_evaluations_compile_once_and_copy_nothing(data, tmp_path):
+  config = tiny.get_config('gpt2,adamw').unlock()
+  config.eval_tasks = 'arc_easy:7,mmlu'
+  config.eval_tasks_data = str(data)
+  config.eval_tasks_limit = 5
+  program = _program('gpt2', {'data': 2, 'fsdp': 2, 'tensor': 2})
+  evaluate = scores.evaluator(config, program, str(data), tmp_path)
+  score_fn = scores._score_fn(program)
+  first, second = (program.init(seed).params for seed in (0, 1))
+  values = evaluate(first, 1, False)
+  compilations = score_fn.compilations
+  assert 0 < compilations <= 8
+  before = sum(array.nbytes for array in jax.live_arrays())
+  again = evaluate(second, 2, True)
+  assert score_fn.compilations == compilations
+  assert sum(array.nbytes for array in jax.live_arrays()) <= before
+  assert values.keys() == again.keys() and values != again
+  results = json.loads((tmp_path / 'eval' / 'results.json').read_text())
+  assert results['metrics']['arc_easy']['n'] == 7
+  assert results['metrics']['mmlu']['n'] == 5
+  # The parameters are still there to train on.
+  jax.block_until_ready(second)
