@@ -7,9 +7,11 @@ A launcher says so in the environment:
     STEEPEST_PROCESS=I              this one, from 0
     STEEPEST_DISTRIBUTED=auto       instead: ask what manages the machines
 
-Tasks of an `srun` need neither: SLURM says who they are.
+Tasks of an `srun` and machines of a Vertex AI job need neither: SLURM and
+CLUSTER_SPEC say who they are.
 """
 
+import json
 import os
 
 import jax
@@ -25,6 +27,7 @@ def join() -> int:
   Raises:
     ValueError: the environment says half of it, or what is no number.
   """
+  os.environ.update(_from_cluster_spec())
   given = [name for name in _EXPLICIT if os.environ.get(name)]
   if given:
     _join_explicitly(given)
@@ -34,6 +37,21 @@ def join() -> int:
   else:
     return 0
   return jax.process_index()
+
+
+def _from_cluster_spec() -> dict[str, str]:
+  """Returns what Vertex AI says of its machines, in our variables."""
+  text = os.environ.get('CLUSTER_SPEC')
+  if not text or os.environ.get('STEEPEST_COORDINATOR'):
+    return {}
+  spec = json.loads(text)
+  pools, task = spec['cluster'], spec['task']
+  hosts = [(name, i) for name in sorted(pools) for i in range(len(pools[name]))]
+  return {
+    'STEEPEST_COORDINATOR': pools[hosts[0][0]][0],
+    'STEEPEST_PROCESSES': str(len(hosts)),
+    'STEEPEST_PROCESS': str(hosts.index((task['type'], int(task['index'])))),
+  }
 
 
 def _managed() -> bool:

@@ -1,0 +1,234 @@
+"""One description of what is to run, for every place where it may run."""
+
+import ast
+import dataclasses
+import difflib
+import itertools
+import pathlib
+import re
+import shlex
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from steepest.launch import cli
+
+# Parts of names whose values would end up in scripts and logs.
+_SECRET = re.compile(r'key|token|secret|passw|credential', re.IGNORECASE)
+# Accelerators of a machine, in the form that providers rent.
+_PER_HOST = {'h100': 8, 'h200': 8, 'a100': 8, 'v5e': 4, 'v5p': 4, 'v6e': 4}
+CHIPS = tuple(_PER_HOST)
+GPUS = CHIPS[:3]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+  """One run: a point of a sweep, or all there is.
+
+  Attributes:
+    workdir: of the run, as the machine that trains sees it.
+    arguments: of the command, without --workdir.
+    point: KEY=VALUE of the sweep; '' without one.
+  """
+
+  workdir: str
+  arguments: tuple[str, ...]
+  point: str = ''
+
+  def command(self, python: str, module: str) -> list[str]:
+    """Returns the words of the command line."""
+    return [python, '-m', module, *self.arguments, f'--workdir={self.workdir}']
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What is to run, wherever that is.
+
+  Attributes:
+    name: lower-case letters, digits and dashes.
+    module: Python module of the command.
+    units: runs, independent of each other.
+    root: directory of the source on this machine.
+    workdir: of all units.
+    chip: accelerator as in training/chips.py; '': none.
+    devices: accelerators of one run; without them, of no meaning.
+    processes: of one run; 0: as many as the place starts by itself.
+    restarts: times that a run may end without having got further.
+    hours: limit of one run; None: the place's own.
+    environment: variables of the runs.
+    options: of the place, see its OPTIONS.
+  """
+
+  name: str
+  module: str
+  units: tuple[Unit, ...]
+  root: pathlib.Path
+  workdir: str
+  chip: str
+  devices: int
+  processes: int
+  restarts: int
+  hours: float | None
+  environment: dict[str, str]
+  options: dict[str, str]
+
+  @property
+  def per_host(self) -> int:
+    """Accelerators of one machine that the job uses."""
+    return min(self.devices, _PER_HOST[self.chip]) if self.chip else 0
+
+  @property
+  def hosts(self) -> int:
+    """Machines of one run."""
+    return -(-self.devices // self.per_host) if self.chip else 1
+
+  @property
+  def local_folder(self) -> pathlib.Path:
+    """Where this machine keeps what is submitted."""
+    if '://' in self.workdir:
+      return pathlib.Path('runs') / self.name / 'submit'
+    return pathlib.Path(self.workdir) / 'submit'
+
+
+@dataclasses.dataclass(frozen=True)
+class Submission:
+  """What a submitter would do.
+
+  Attributes:
+    files: text by path, written first.
+    commands: words of each, run one after the other.
+    needs: the program that they need, and how to get it.
+  """
+
+  files: dict[pathlib.Path, str]
+  commands: tuple[tuple[str, ...], ...]
+  needs: tuple[str, str]
+
+  def describe(self) -> str:
+    """Returns all of it as a text."""
+    parts = [f'--- {path}\n{text}' for path, text in self.files.items()]
+    parts += [f'$ {shlex.join(words)}' for words in self.commands]
+    return '\n'.join(parts)
+
+
+def name_of(text: str) -> str:
+  """Returns a name that SLURM, Kubernetes and Google Cloud all take."""
+  name = re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')[:40].strip('-')
+  return name if name[:1].isalpha() else f'run-{name}'.strip('-')
+
+
+def words(overrides: dict[str, Any]) -> tuple[str, ...]:
+  """Returns --config.KEY=VALUE of each."""
+  return tuple(f'--config.{key}={value}' for key, value in overrides.items())
+
+
+def sweep(
+  config: ConfigDict, given: list[str]
+) -> list[tuple[str, dict[str, Any]]]:
+  """Returns the points of a sweep: a name, and values by key.
+
+  Args:
+    config: that they apply to.
+    given: KEY=VALUE,VALUE,…; several are combined, each with each.
+
+  Raises:
+    ValueError: a key is unknown or a value does not fit it.
+  """
+  axes = []
+  for text in given:
+    key, _, rest = text.partition('=')
+    values = [_parse(config, key, value) for value in _split(rest)]
+    if not values:
+      raise ValueError(f'--sweep={text}: give KEY=VALUE,VALUE,…')
+    axes.append([(key, value) for value in values])
+  if len({axis[0][0] for axis in axes}) < len(axes):
+    raise ValueError('--sweep: a key stands in two sweeps')
+  points = [dict(point) for point in itertools.product(*axes)]
+  names = [
+    ','.join(f'{k}={_plain(str(v))}' for k, v in point.items())
+    for point in points
+  ]
+  if len(set(names)) < len(names):
+    raise ValueError('--sweep: a value is given twice')
+  return list(zip(names, points))
+
+
+def environment(given: list[str]) -> dict[str, str]:
+  """Returns NAME=VALUE of the flags as a dictionary.
+
+  Raises:
+    ValueError: one is malformed, or looks like a secret.
+  """
+  found = {}
+  for text in given:
+    name, equals, value = text.partition('=')
+    if not equals or not re.fullmatch(r'[A-Za-z_][A-Za-z0-9_]*', name):
+      raise ValueError(f'--env={name}: give NAME=VALUE')
+    if _SECRET.search(name):
+      raise ValueError(
+        f'--env={name}=…: secrets do not belong in scripts and manifests; log '
+        'in on the machines, or name a Kubernetes secret'
+      )
+    found[name] = value
+  return found
+
+
+def options(
+  given: list[str], known: dict[str, tuple[str, str]], place: str
+) -> dict[str, str]:
+  """Returns KEY=VALUE of the flags over the defaults of a place.
+
+  Args:
+    given: of --option.
+    known: default and meaning by key; with a key '*', any other goes too.
+    place: its name.
+
+  Raises:
+    ValueError: one is malformed or unknown.
+  """
+  found = {key: default for key, (default, _) in known.items() if key != '*'}
+  for text in given:
+    key, equals, value = text.partition('=')
+    if not equals or not re.fullmatch(r'[a-z][a-z0-9_-]*', key):
+      raise ValueError(f'--option={text}: give KEY=VALUE')
+    if key not in known and '*' not in known:
+      near = difflib.get_close_matches(key, known, 1)
+      hint = f'did you mean {near[0]}? ' if near else ''
+      raise ValueError(
+        f'--option={key}: {hint}--to={place} has {", ".join(known)}'
+      )
+    if '\n' in value:
+      raise ValueError(f'--option={key}: one line only')
+    found[key] = value
+  return found
+
+
+def _parse(config: ConfigDict, key: str, text: str) -> Any:
+  """Returns a value of the type that the key has."""
+  leaves = cli.flatten(config)
+  if key not in leaves:
+    near = difflib.get_close_matches(key, leaves, 1, cutoff=0.3)
+    hint = f'; did you mean {near[0]}?' if near else ''
+    raise ValueError(f'unknown key {key} in --sweep{hint}')
+  kind: Any = type(leaves[key])
+  try:
+    if kind is bool:
+      return {'true': True, 'false': False}[text.lower()]
+    if kind is tuple:
+      return tuple(ast.literal_eval(text))
+    return kind(text)
+  except (KeyError, ValueError, TypeError, SyntaxError) as error:
+    raise ValueError(
+      f'--sweep={key}: {text!r} is no {kind.__name__}'
+    ) from error
+
+
+def _split(text: str) -> list[str]:
+  """Returns the parts between commas that are not inside brackets."""
+  parts = re.findall(r'(?:[^,(\[]|\([^)]*\)|\[[^]]*\])+', text)
+  return [part.strip() for part in parts if part.strip()]
+
+
+def _plain(text: str) -> str:
+  """Returns a value as part of a directory's name."""
+  return re.sub(r'[^A-Za-z0-9.+-]+', '_', text).strip('_')

@@ -1,0 +1,267 @@
+"""Runs a recipe somewhere else, or several times, or in several processes.
+
+    python -m launch.submit --to=slurm --config=experiments/gpt2_124m.py:lion \\
+        --chip=h100 --devices=16 --sweep=optimizer.lr=1e-4,2e-4 --dry_run
+
+--to=local joins processes on this machine; slurm, gke, tpu-vm and xmanager
+write what the place wants and hand it over. --dry_run prints exactly that and
+what launch.bench --plan says of it, and touches nothing. --option=KEY=VALUE
+sets what only one place has; docs/launching.md lists them.
+"""
+
+import importlib
+import os
+import pathlib
+import shutil
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from steepest.launch import cli
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
+
+  from steepest.launch import job as jobs
+  from steepest.training import planner
+
+_PLACES = {
+  'local': 'local',
+  'slurm': 'slurm',
+  'xmanager': 'xmanager',
+  'gke': 'gke',
+  'tpu-vm': 'tpu_vm',
+}
+# Places that see this machine's files.
+_SAME_FILES = ('local', 'slurm')
+# Of the planned time: a run's limit.
+_MARGIN = 1.25
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+  """The command."""
+  config = cli.define_config()
+  define = flags.DEFINE_multi_string
+  given = {
+    'to': flags.DEFINE_enum('to', None, list(_PLACES), 'Where it runs.'),
+    'workdir': flags.DEFINE_string(
+      'workdir', None, 'Directory of the runs (default runs/CONFIG-VARIANT).'
+    ),
+    'sweep': define(
+      'sweep', [], 'KEY=VALUE,VALUE,…: a run for each; several: each with each.'
+    ),
+    'chip': flags.DEFINE_string(
+      'chip', '', "h100, h200, a100, v5e, v5p or v6e; '': no accelerator."
+    ),
+    'devices': flags.DEFINE_integer(
+      'devices', 1, 'Accelerators of a run.', lower_bound=1
+    ),
+    'processes': flags.DEFINE_integer(
+      'processes',
+      0,
+      'Processes of a run; 0: one a GPU or TPU machine, else one.',
+      lower_bound=0,
+    ),
+    'restarts': flags.DEFINE_integer(
+      'restarts', 3, 'Times to start again without progress.', lower_bound=0
+    ),
+    'hours': flags.DEFINE_float(
+      'hours', None, 'Limit of a run (default: from the plan).', lower_bound=0.1
+    ),
+    'option': define('option', [], 'KEY=VALUE of the place.'),
+    'env': define('env', [], 'NAME=VALUE of the runs; no secrets.'),
+    'check': flags.DEFINE_bool('check', True, 'Refuse what will not fit.'),
+    'dry_run': flags.DEFINE_bool('dry_run', False, 'Print, submit nothing.'),
+  }
+  cli.run(
+    lambda: _submit(config, {k: f.value for k, f in given.items()}), __doc__
+  )
+
+
+def _submit(holder: flags.FlagHolder, given: dict[str, Any]) -> None:
+  config = cli.required(holder)
+  if given['to'] is None:
+    raise ValueError(f'give --to={"|".join(_PLACES)}')
+  place = importlib.import_module(
+    f'steepest.launch.submitters.{_PLACES[given["to"]]}'
+  )
+  points, job = _describe(holder, config, given, place.OPTIONS)
+  plans = _plans(config, job, points)
+  job = _with_hours(job, config, plans)
+  if given['check']:
+    _check(plans)
+  submission = place.submission(job)
+  if given['dry_run']:
+    for line in _summary(config, job, given['to'], plans):
+      print(line)
+    print(submission.describe())
+  elif given['to'] == 'local':
+    place.run(job)
+  else:
+    _hand_over(submission)
+
+
+def _describe(
+  holder: flags.FlagHolder,
+  config: 'ConfigDict',
+  given: dict[str, Any],
+  known: dict[str, tuple[str, str]],
+) -> tuple[list[dict[str, Any]], 'jobs.Job']:
+  """Returns the points of the sweep and the job."""
+  from steepest.launch import job as jobs
+
+  if given['chip'] and given['chip'] not in jobs.CHIPS:
+    raise ValueError(
+      f'--chip={given["chip"]}: there are {", ".join(jobs.CHIPS)}'
+    )
+  if not given['chip'] and given['devices'] > 1:
+    raise ValueError(f'--devices={given["devices"]}: of which --chip?')
+  workdir = given['workdir'] or cli.default_workdir(holder)
+  name = jobs.name_of(pathlib.PurePath(workdir).name)
+  if given['to'] in _SAME_FILES:
+    workdir = os.path.abspath(workdir)
+  if not workdir.isprintable():
+    raise ValueError(f'--workdir={workdir!r}: has unprintable characters')
+  fixed = cli.overrides(holder)
+  points = jobs.sweep(config, given['sweep']) if given['sweep'] else [('', {})]
+  units = []
+  for point, values in points:
+    directory = f'{workdir}/{point}' if point else workdir
+    arguments = (f'--config={_recipe(holder)}', *jobs.words(fixed | values))
+    units.append(jobs.Unit(directory, arguments, point))
+  processes = given['processes']
+  if not processes and given['to'] == 'local' and given['chip'] in jobs.GPUS:
+    processes = given['devices']
+  return [values for _, values in points], jobs.Job(
+    name,
+    f'steepest.launch.{"study" if "study" in config else "train"}',
+    tuple(units),
+    _ROOT,
+    workdir,
+    given['chip'],
+    given['devices'],
+    processes,
+    given['restarts'],
+    given['hours'],
+    jobs.environment(given['env']),
+    jobs.options(given['option'], known, given['to']),
+  )
+
+
+def _recipe(holder: flags.FlagHolder) -> str:
+  """Returns --config as any machine with the source finds it."""
+  found = config_flags.get_config_filename(flags.FLAGS[holder.name])
+  path, colon, variant = found.partition(':')
+  resolved = pathlib.Path(path).resolve()
+  if resolved.is_relative_to(_ROOT):
+    path = resolved.relative_to(_ROOT).as_posix()
+  return f'{path}{colon}{variant}'
+
+
+def _plans(
+  config: 'ConfigDict', job: 'jobs.Job', points: list[dict[str, Any]]
+) -> 'list[planner.Plan] | str':
+  """Returns the plan of each run, or why there is none."""
+  if not job.chip:
+    return 'no accelerator'
+  if 'study' in config:
+    return 'a study has runs of several shapes'
+  import jax
+
+  # Nothing here needs an accelerator, and one may be in use.
+  jax.config.update('jax_platforms', 'cpu')
+  from steepest.launch import plans
+
+  chip, made, found = plans.chip(job.chip), {}, []
+  for point in points:
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict(point)
+    # Most sweeps change nothing that memory or time depends on.
+    key = repr((changed.model, changed.batch_size, changed.optimizer.name))
+    try:
+      if key not in made:
+        made[key] = plans.make_planner(changed, chip)
+      found.append(made[key].plan(plans.setting(changed, job.devices)))
+    except ValueError as error:
+      if 'set model.vocab_size' in str(error):
+        return str(error)
+      raise
+  return found
+
+
+def _with_hours(
+  job: 'jobs.Job', config: 'ConfigDict', plans: 'list[planner.Plan] | str'
+) -> 'jobs.Job':
+  import dataclasses
+
+  if job.hours is not None or isinstance(plans, str):
+    return job
+  longest = max(config.steps * plan.step_seconds / 3600 for plan in plans)
+  # Evaluation, compilation and checkpoints come on top.
+  return dataclasses.replace(job, hours=round(_MARGIN * longest + 0.5, 1))
+
+
+def _check(plans: 'list[planner.Plan] | str') -> None:
+  for plan in plans if isinstance(plans, list) else ():
+    if not plan.fits:
+      raise ValueError(
+        f'does not fit, by {(plan.peak - plan.capacity) / 2**30:.1f} GiB a '
+        'device: launch.bench --plan says what does; --nocheck submits it all '
+        'the same'
+      )
+
+
+def _summary(
+  config: 'ConfigDict',
+  job: 'jobs.Job',
+  place: str,
+  plans: 'list[planner.Plan] | str',
+) -> list[str]:
+  """Returns what is to run, in words."""
+  runs = 'one run' if len(job.units) == 1 else f'{len(job.units)} runs'
+  lines = [f'# {job.name}: {runs} of {job.module} on {place}']
+  if job.chip:
+    lines.append(
+      f'# each: {job.devices} × {job.chip}, machines: {job.hosts} of '
+      f'{job.per_host}'
+    )
+  elif job.processes > 1:
+    lines.append(f'# each: {job.processes} processes')
+  if isinstance(plans, str):
+    return [*lines, f'# no plan: {plans}']
+  for unit, plan in zip(job.units, plans):
+    mesh = dict(zip(('data', 'fsdp', 'tensor', 'sequence'), plan.setting.mesh))
+    lines.append(
+      f'# {unit.point or "plan"}: mesh '
+      + ' '.join(f'{axis}={size}' for axis, size in mesh.items())
+      + f'; {plan.peak / 2**30:.1f} of {plan.capacity / 2**30:.1f} GiB a '
+      f'device; {plan.step_seconds:.3f} s a step, MFU {plan.mfu:.1%}; '
+      f'{config.steps * plan.step_seconds / 3600:.1f} h'
+    )
+  return lines
+
+
+def _hand_over(submission: 'jobs.Submission') -> None:
+  """Writes the files and runs the commands."""
+  program, hint = submission.needs
+  if shutil.which(program) is None:
+    raise FileNotFoundError(
+      f'no {program} here: {hint}, or add --dry_run to see what it would get'
+    )
+  for path, text in submission.files.items():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.tmp')
+    temporary.write_text(text, 'utf-8')
+    os.replace(temporary, path)
+    print(f'wrote {path}')
+  for words in submission.commands:
+    done = subprocess.run(words, check=False)
+    if done.returncode:
+      raise ChildProcessError(f'{words[0]} ended with {done.returncode}')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,221 @@
+"""This machine: processes that JAX joins, watched and started again.
+
+With several accelerators each process gets its own. If one process ends badly
+the others are stopped, and all start again from the last checkpoint, at most a
+given number of times without having got further.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from types import FrameType
+from typing import IO
+
+from steepest.launch import job as jobs
+
+OPTIONS = {
+  'grace_seconds': ('60', 'From asking processes to stop to killing them.'),
+}
+# What training exits with when a signal stopped it: training/signals.py.
+_STOPPED = 75
+_POLL_SECONDS = 0.1
+# Seconds that the others get when one process has ended badly.
+_AFTER_FAILURE = 5.0
+
+
+def submission(job: jobs.Job) -> jobs.Submission:
+  """Returns the commands; `run` starts those of a unit together."""
+  commands = []
+  for unit in job.units:
+    for i in range(max(job.processes, 1)):
+      settings = [f'{k}={v}' for k, v in _environment(job, i, 'PORT').items()]
+      command = unit.command(sys.executable, job.module)
+      commands.append(('env', *settings, *command))
+  return jobs.Submission({}, tuple(commands), (sys.executable, ''))
+
+
+def run(job: jobs.Job) -> None:
+  """Runs the units one after the other.
+
+  Raises:
+    ChildProcessError: one failed for good.
+  """
+  with _Signals() as asked:
+    for unit in job.units:
+      Supervisor(job, unit, asked).run()
+
+
+class _Signals:
+  """Notes SIGTERM and SIGINT, which ask for an orderly end."""
+
+  def __init__(self) -> None:
+    self.number: int | None = None
+
+  def __enter__(self) -> '_Signals':
+    for number in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(number, self._receive)
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(number, signal.SIG_DFL)
+
+  def _receive(self, number: int, frame: FrameType | None) -> None:
+    self.number = number
+
+
+class Supervisor:
+  """The processes of one run."""
+
+  def __init__(self, job: jobs.Job, unit: jobs.Unit, asked: _Signals):
+    """Starts nothing yet."""
+    self._job = job
+    self._unit = unit
+    self._asked = asked
+    self._count = max(job.processes, 1)
+    self._grace = float(job.options['grace_seconds'])
+    self._workdir = pathlib.Path(unit.workdir)
+
+  def run(self) -> None:
+    """Returns when the run has finished.
+
+    Raises:
+      ChildProcessError: it failed for good.
+      SystemExit: a signal asked for an orderly end.
+    """
+    left, before = self._job.restarts, self._progress()
+    while True:
+      failure = self._once()
+      if self._asked.number is not None:
+        print(f'stopped by signal {self._asked.number}', file=sys.stderr)
+        sys.exit(_STOPPED)
+      if failure is None:
+        return
+      if self._diverged():
+        raise ChildProcessError(f'{failure}: the run diverged')
+      now = self._progress()
+      if now > before:
+        left, before = self._job.restarts, now
+      if left == 0:
+        raise ChildProcessError(
+          f'{failure}; no progress in {self._job.restarts + 1} tries, the last '
+          f'checkpoint is of step {now}: see {self._logs()}'
+        )
+      left -= 1
+      print(
+        f'{failure}: all start again from step {now}, {left} more times '
+        'without progress',
+        file=sys.stderr,
+        flush=True,
+      )
+
+  def _once(self) -> str | None:
+    """Runs all processes to the end; returns what went wrong, if anything."""
+    port = _free_port()
+    with contextlib.ExitStack() as files:
+      processes = [self._start(i, port, files) for i in range(self._count)]
+      failure = None
+      while failure is None and any(p.poll() is None for p in processes):
+        if self._asked.number is not None:
+          break
+        failure = _failed(processes)
+        time.sleep(_POLL_SECONDS)
+      failure = failure or _failed(processes)
+      # Without one of them the others can only wait.
+      asked = self._asked.number is not None
+      self._stop(processes, self._grace if asked else _AFTER_FAILURE)
+      return failure
+
+  def _start(
+    self, i: int, port: int, files: contextlib.ExitStack
+  ) -> subprocess.Popen[bytes]:
+    out: IO[bytes] | None = None
+    if self._count > 1:
+      folder = self._logs()
+      folder.mkdir(parents=True, exist_ok=True)
+      log = (folder / f'process-{i}.log').open('ab')
+      # The first process shows how it goes.
+      out = None if i == 0 else files.enter_context(log)
+    return subprocess.Popen(
+      self._unit.command(sys.executable, self._job.module),
+      env={**os.environ, **_environment(self._job, i, str(port))},
+      stdin=subprocess.DEVNULL,
+      stdout=out,
+      stderr=None if i == 0 else out,
+      cwd=self._job.root,
+      preexec_fn=_end_with_parent,
+    )
+
+  def _stop(
+    self, processes: list[subprocess.Popen[bytes]], grace: float
+  ) -> None:
+    for process in processes:
+      if process.poll() is None:
+        process.terminate()
+    end = time.monotonic() + grace
+    for process in processes:
+      try:
+        process.wait(max(0.0, end - time.monotonic()))
+      except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+  def _progress(self) -> int:
+    """Returns the steps of the newest checkpoint, 0 without one."""
+    folder = self._workdir / 'checkpoints'
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+  def _diverged(self) -> bool:
+    path = self._workdir / 'summary.json'
+    if not path.exists():
+      return False
+    return json.loads(path.read_text('utf-8'))['status'] == 'diverged'
+
+  def _logs(self) -> pathlib.Path:
+    return self._workdir / 'logs'
+
+
+def _environment(job: jobs.Job, i: int, port: str) -> dict[str, str]:
+  variables = dict(job.environment)
+  if job.processes > 1:
+    variables |= {
+      'STEEPEST_COORDINATOR': f'127.0.0.1:{port}',
+      'STEEPEST_PROCESSES': str(job.processes),
+      'STEEPEST_PROCESS': str(i),
+    }
+    if job.chip in jobs.GPUS:
+      variables['CUDA_VISIBLE_DEVICES'] = str(i)
+  return variables
+
+
+def _failed(processes: list[subprocess.Popen[bytes]]) -> str | None:
+  """Says which process ended badly first, as far as can be seen."""
+  for i, process in enumerate(processes):
+    code = process.poll()
+    if code:
+      how = f'status {code}'
+      if code < 0:
+        how = f'signal {signal.Signals(-code).name}'
+      return f'process {i} of {len(processes)} ended with {how}'
+  return None
+
+
+def _free_port() -> int:
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    return int(s.getsockname()[1])
+
+
+def _end_with_parent() -> None:
+  """Asks Linux to stop this process when the launcher is gone."""
+  if sys.platform.startswith('linux'):
+    # PR_SET_PDEATHSIG of prctl(2).
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -1,0 +1,258 @@
+"""What is submitted, held by golden files, and safe from what names contain."""
+
+import os
+import pathlib
+import shlex
+import subprocess
+
+import pytest
+import yaml
+
+from steepest.launch import job as jobs
+from steepest.launch.submitters import gke
+from steepest.launch.submitters import local
+from steepest.launch.submitters import slurm
+from steepest.launch.submitters import tpu
+from steepest.launch.submitters import tpu_vm
+from steepest.launch.submitters import xmanager
+
+_GOLDEN = pathlib.Path(__file__).parent.parent / 'golden' / 'submit'
+# Everything that a shell, YAML or Python could take for its own.
+_NASTY = 'a b\'c"d$(touch e)`touch f`;g&h|i>j #k\\l{m}%n: *&!'
+
+
+def _job(place, chip='h100', devices=16, points=('',), **changed) -> jobs.Job:
+  given = changed.pop('options', {})
+  root = changed.pop('workdir', '/data/runs/gpt2')
+  units = tuple(
+    jobs.Unit(
+      f'{root}/{point}' if point else root,
+      (
+        '--config=experiments/gpt2_124m.py:lion',
+        *(f'--config.{word}' for word in point.split(',') if word),
+      ),
+      point,
+    )
+    for point in points
+  )
+  values = {
+    'name': 'gpt2-124m-lion',
+    'module': 'steepest.launch.train',
+    'units': units,
+    'root': pathlib.Path('/src/steepest'),
+    'workdir': root,
+    'chip': chip,
+    'devices': devices,
+    'processes': 0,
+    'restarts': 3,
+    'hours': 12.5,
+    'environment': {'XLA_FLAGS': '--a --b'},
+    'options': jobs.options(
+      [f'{k}={v}' for k, v in given.items()], place.OPTIONS, 'there'
+    ),
+    **changed,
+  }
+  return jobs.Job(**values)
+
+
+_SWEEP = ('optimizer.lr=0.0001', 'optimizer.lr=0.0002')
+_FORMS = {
+  'slurm': lambda: _job(slurm, options={'partition': 'gpu', 'account': 'lab'}),
+  'slurm_sweep': lambda: _job(
+    slurm,
+    devices=4,
+    points=_SWEEP,
+    options={'setup': '. .venv/bin/activate', 'constraint': 'a&b'},
+  ),
+  'gke_gpu': lambda: _job(
+    gke,
+    points=_SWEEP,
+    options={'image': 'r/i:1', 'claim': 'runs', 'queue': 'q', 'secret': 's'},
+  ),
+  'gke_tpu': lambda: _job(
+    gke, 'v5e', 64, options={'image': 'r/i:1', 'claim': 'runs', 'spot': 'yes'}
+  ),
+  'tpu_vm': lambda: _job(
+    tpu_vm,
+    'v5p',
+    8,
+    points=_SWEEP,
+    workdir='../bucket/runs/gpt2',
+    options={'project': 'p', 'zone': 'z', 'bucket': 'b', 'spot': 'yes'},
+  ),
+  'xmanager_vertex': lambda: _job(xmanager, points=_SWEEP),
+  'xmanager_kubernetes': lambda: _job(
+    xmanager, options={'executor': 'kubernetes'}
+  ),
+  'xmanager_local': lambda: _job(
+    xmanager, devices=8, options={'executor': 'local', 'memory_gib': '512'}
+  ),
+  'xmanager_tpu': lambda: _job(xmanager, 'v5p', 64),
+}
+
+
+def _place(name):
+  for module in (slurm, gke, tpu_vm, xmanager):
+    if name.startswith(module.__name__.rpartition('.')[2]):
+      return module
+  raise ValueError(name)
+
+
+@pytest.mark.parametrize('name', _FORMS)
+def test_forms_are_the_golden_ones(name):
+  text = _place(name).submission(_FORMS[name]()).describe() + '\n'
+  path = _GOLDEN / f'{name}.txt'
+  if os.environ.get('STEEPEST_UPDATE_GOLDEN'):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, 'utf-8')
+  assert text == path.read_text('utf-8')
+
+
+def _only_file(submission):
+  [text] = submission.files.values()
+  return text
+
+
+@pytest.mark.parametrize('name', ['slurm', 'slurm_sweep', 'tpu_vm'])
+def test_scripts_are_ones_that_bash_can_read(name):
+  text = _only_file(_place(name).submission(_FORMS[name]()))
+  subprocess.run(['bash', '-n'], input=text, text=True, check=True)
+
+
+@pytest.mark.parametrize('name', [n for n in _FORMS if 'xmanager' in n])
+def test_launch_scripts_are_python(name):
+  compile(_only_file(xmanager.submission(_FORMS[name]())), name, 'exec')
+
+
+def test_slurm_runs_exactly_the_words(tmp_path):
+  """The script, with an srun that prints its arguments."""
+  (tmp_path / 'srun').write_text(
+    '#!/bin/bash\nshift\nprintf "%s\\0" "$@"\n', 'utf-8'
+  )
+  (tmp_path / 'srun').chmod(0o755)
+  unit = jobs.Unit(f'/x/{_NASTY}', (f'--config.data.source={_NASTY}',), _NASTY)
+  job = _job(slurm, units=(unit,), root=tmp_path, environment={'NASTY': _NASTY})
+  done = subprocess.run(
+    ['bash'],
+    input=_only_file(slurm.submission(job)),
+    capture_output=True,
+    text=True,
+    env={'PATH': f'{tmp_path}:/usr/bin:/bin', 'SLURM_JOB_ID': '1'},
+    cwd=tmp_path,
+    check=True,
+  )
+  assert done.stdout.split('\0')[:-1] == unit.command('python', job.module)
+  assert [p.name for p in tmp_path.iterdir()] == ['srun']
+
+
+def test_a_directive_with_quotes_is_refused():
+  job = _job(slurm, options={'comment': 'a"b'})
+  with pytest.raises(ValueError, match='no quotes'):
+    slurm.submission(job)
+
+
+def test_manifests_hold_exactly_the_words():
+  unit = jobs.Unit(f'/x/{_NASTY}', (f'--config.data.source={_NASTY}',), _NASTY)
+  options = {'image': _NASTY, 'claim': 'c'}
+  job = _job(gke, units=(unit,), environment={'N': _NASTY}, options=options)
+  [manifest] = yaml.safe_load_all(_only_file(gke.submission(job)))
+  [replicated] = manifest['spec']['replicatedJobs']
+  pod = replicated['template']['spec']['template']['spec']
+  [container] = pod['containers']
+  # Kubernetes makes $( of $$(.
+  words = [word.replace('$$(', '$(') for word in container['command']]
+  assert words == unit.command('python', job.module)
+  assert container['image'] == _NASTY
+  value = _NASTY.replace('$(', '$$(')
+  assert {'name': 'N', 'value': value} in container['env']
+  assert manifest['metadata']['annotations']['steepest/sweep'] == _NASTY
+
+
+def test_tpu_machines_run_exactly_the_words(tmp_path):
+  """The script's last words survive two shells: here and there."""
+  (tmp_path / 'gcloud').write_text(
+    '#!/bin/bash\n'
+    'for word; do case "$word" in\n'
+    '  describe) echo ACTIVE ;;\n'
+    '  --command=*launch.train*) bash -c "${word#--command=}" ;;\n'
+    'esac; done\n',
+    'utf-8',
+  )
+  for name, text in (('git', ''), ('sleep', '')):
+    (tmp_path / name).write_text(f'#!/bin/bash\n{text}\n', 'utf-8')
+  (tmp_path / 'steepest' / '.venv' / 'bin').mkdir(parents=True)
+  python = tmp_path / 'steepest' / '.venv' / 'bin' / 'python'
+  python.write_text('#!/bin/bash\nprintf "%s\\0" "$N" "$@"\n', 'utf-8')
+  for path in (*tmp_path.glob('[gs]*'), python):
+    path.chmod(0o755)
+  unit = jobs.Unit(f'../b/{_NASTY}', (f'--config.data.source={_NASTY}',))
+  job = _job(
+    tpu_vm,
+    'v6e',
+    4,
+    units=(unit,),
+    root=tmp_path,
+    environment={'N': _NASTY},
+    options={'project': 'p', 'zone': 'z'},
+  )
+  done = subprocess.run(
+    ['bash'],
+    input=_only_file(tpu_vm.submission(job)),
+    capture_output=True,
+    text=True,
+    env={'PATH': f'{tmp_path}:/usr/bin:/bin'},
+    cwd=tmp_path,
+    check=True,
+  )
+  words = unit.command('python', job.module)[1:]
+  assert done.stdout.split('\0')[:-1] == [_NASTY, *words]
+
+
+def test_launch_scripts_hold_exactly_the_words():
+  unit = jobs.Unit(f'/x/{_NASTY}', (f'--config.data.source={_NASTY}',))
+  job = _job(xmanager, units=(unit,), root=pathlib.Path(f'/{_NASTY}'))
+  text = _only_file(xmanager.submission(job))
+  top, _, _ = text.partition('def _requirements')
+  constants = {}
+  lines = top[top.index('_NAME') :]
+  exec(compile(lines, 'constants', 'exec'), constants)
+  assert constants['_UNITS'] == [unit.command('python', job.module)[3:]]
+  assert constants['_ROOT'] == f'/{_NASTY}'
+
+
+@pytest.mark.parametrize(
+  'place, chip, devices, options, message',
+  [
+    (gke, 'h100', 8, {}, 'option=image'),
+    (gke, 'h100', 16, {'image': 'i'}, 'option=claim'),
+    (gke, '', 1, {'image': 'i'}, 'give --chip'),
+    (gke, 'v5e', 12, {'image': 'i', 'claim': 'c'}, 'slices of v5e have 4, 8'),
+    (tpu_vm, 'h100', 8, {}, 'give --chip=v5e, v5p or v6e'),
+    (tpu_vm, 'v5e', 8, {'zone': 'z'}, 'option=project'),
+    (tpu_vm, 'v5e', 8, {'project': 'p', 'zone': 'z'}, 'option=bucket'),
+    (xmanager, 'h100', 8, {'executor': 'borg'}, 'there are local, vertex'),
+    (xmanager, 'h100', 16, {'executor': 'local'}, 'one machine only'),
+  ],
+)
+def test_what_is_missing_is_named(place, chip, devices, options, message):
+  with pytest.raises(ValueError, match=message):
+    place.submission(_job(place, chip, devices, options=options))
+
+
+def test_slices_hold_the_chips_that_they_say():
+  for chip in ('v5e', 'v5p', 'v6e'):
+    for chips in (4, 8, 16, 64, 256):
+      sides = tpu.slice_of(chip, chips).topology.split('x')
+      product = 1
+      for side in sides:
+        product *= int(side)
+      assert product == chips
+      assert len(sides) == (3 if chip == 'v5p' else 2)
+
+
+def test_local_commands_are_what_a_shell_can_repeat():
+  job = _job(local, '', 1, processes=2, environment={'N': _NASTY})
+  first, second = local.submission(job).commands
+  assert shlex.split(shlex.join(first)) == list(first)
+  assert f'N={_NASTY}' in first
+  assert 'STEEPEST_PROCESS=1' in second
