@@ -71,8 +71,8 @@ class Training:
 def describe(row: dict[str, Any]) -> str:
   """Returns loss, tokens/s and MFU of a row in a few words."""
   mfu = f'{row["mfu"]:.1%}' if 'mfu' in row else 'n/a'
+  loss = 'update skipped'
+  if 'train/loss' in row:
+    loss = f'loss {row["train/loss"]:.3f}'
   evaluated = f' val {row["eval/loss"]:.3f}' if 'eval/loss' in row else ''
-  return (
-    f'loss {row["train/loss"]:.3f}{evaluated} '
-    f'{row["tokens_per_second"]:,.0f} tok/s mfu {mfu}'
-  )
+  return f'{loss}{evaluated} {row["tokens_per_second"]:,.0f} tok/s mfu {mfu}'

@@ -61,6 +61,8 @@ def smoothed(
   """
   parts: dict[int, list[float]] = {}
   for row in rows:
+    if 'train/loss' not in row:  # Its update was skipped.
+      continue
     done = (row['step'] // window + 1) * window
     parts.setdefault(done, []).append(row['train/loss'])
   last = rows[-1]['step'] + 1 if rows else 0
@@ -103,7 +105,7 @@ class Watch:
   def __call__(self, row: Mapping[str, Any]) -> None:
     step = row['step']
     # The finished trials are known by their kept rows alone.
-    if step % self._log_every == 0:
+    if step % self._log_every == 0 and 'train/loss' in row:
       self._losses.append(row['train/loss'])
     done = step + 1
     if done % self._window:
