@@ -90,7 +90,7 @@ class Supervisor:
       ChildProcessError: it failed for good.
       SystemExit: a signal asked for an orderly end.
     """
-    left, before = self._job.restarts, self._progress()
+    futile, before = 0, self._progress()
     while True:
       failure = self._once()
       if self._asked.number is not None:
@@ -101,17 +101,15 @@ class Supervisor:
       if self._diverged():
         raise ChildProcessError(f'{failure}: the run diverged')
       now = self._progress()
-      if now > before:
-        left, before = self._job.restarts, now
-      if left == 0:
+      futile = 0 if now > before else futile + 1
+      before = max(now, before)
+      if futile > self._job.restarts:
         raise ChildProcessError(
-          f'{failure}; no progress in {self._job.restarts + 1} tries, the last '
-          f'checkpoint is of step {now}: see {self._logs()}'
+          f'{failure}; no progress in {futile} tries, the last checkpoint is '
+          f'of step {now}: see {self._logs()}'
         )
-      left -= 1
       print(
-        f'{failure}: all start again from step {now}, {left} more times '
-        'without progress',
+        f'{failure}: all start again from step {now}',
         file=sys.stderr,
         flush=True,
       )

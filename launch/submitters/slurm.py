@@ -47,7 +47,7 @@ trap stop USR1
 # A pre-empted job's processes get this too, and save.
 trap : TERM
 
-left={restarts}
+futile=0
 before=$(progress)
 while :; do
   srun --kill-on-bad-exit=1 "$@" &
@@ -68,12 +68,12 @@ while :; do
   if (( status == {stopped} )); then exit {stopped}; fi
   if diverged; then exit "$status"; fi
   now=$(progress)
-  if [ "$now" != "$before" ]; then left={restarts}; before=$now; fi
-  if (( left == 0 )); then
-    echo "status $status and no progress in $(( {restarts} + 1 )) tries" >&2
+  futile=$(( futile + 1 ))
+  if [ "$now" != "$before" ]; then futile=0; before=$now; fi
+  if (( futile > {restarts} )); then
+    echo "status $status and no progress in $futile tries" >&2
     exit "$status"
   fi
-  left=$(( left - 1 ))
   echo "status $status: again from checkpoint ${{now:-none}}" >&2
 done
 """

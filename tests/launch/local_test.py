@@ -1,0 +1,317 @@
+"""Processes that are watched and started again: here, and under SLURM.
+
+The command is a small program that saves checkpoints and ends as it is told;
+slow tests train.
+"""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from steepest.launch import job as jobs
+from steepest.launch.submitters import local
+from steepest.launch.submitters import slurm
+
+_ROOT = pathlib.Path(__file__).parent.parent.parent
+
+# Its first argument is a list of what to do at each start:
+# [steps to reach, status or signal to end with, or 'wait'].
+_PROGRAM = """
+import json, os, pathlib, signal, sys, time
+plan = json.loads(sys.argv[1])
+workdir = pathlib.Path(sys.argv[2].removeprefix('--workdir='))
+index = os.environ.get('STEEPEST_PROCESS', os.environ.get('SLURM_PROCID', '0'))
+workdir.mkdir(parents=True, exist_ok=True)
+starts = workdir / f'starts-{index}'
+start = len(starts.read_text().split()) if starts.exists() else 0
+with starts.open('a') as f:
+  f.write(os.environ.get('STEEPEST_COORDINATOR', 'alone') + '\\n')
+steps, end = plan[min(start, len(plan) - 1)].get(index, [0, 'wait'])
+if steps:
+  (workdir / 'checkpoints' / str(steps)).mkdir(parents=True, exist_ok=True)
+if end == 'diverged':
+  (workdir / 'summary.json').write_text('{"status": "diverged"}')
+  sys.exit(1)
+if end == 'wait':
+  def stop(*_):
+    (workdir / f'told-{index}').touch()
+    sys.exit(75)
+  signal.signal(signal.SIGTERM, stop)
+  (workdir / f'waiting-{index}').touch()
+  time.sleep(60)
+if end < 0:
+  os.kill(os.getpid(), -end)
+sys.exit(end)
+"""
+
+
+def _job(tmp_path, plan, processes=1, units=1, place=local, **changed):
+  (tmp_path / 'program.py').write_text(_PROGRAM, 'utf-8')
+  names = [str(tmp_path / f'run{i}') for i in range(units)]
+  arguments = (json.dumps([{str(k): v for k, v in p.items()} for p in plan]),)
+  values = {
+    'name': 'test',
+    'module': 'program',
+    'units': tuple(jobs.Unit(name, arguments, name) for name in names),
+    'root': tmp_path,
+    'workdir': str(tmp_path / 'all'),
+    'chip': '',
+    'devices': 1,
+    'processes': processes,
+    'restarts': 1,
+    'hours': None,
+    'environment': {},
+    'options': jobs.options([], place.OPTIONS, 'there'),
+  }
+  return jobs.Job(**{**values, **changed})
+
+
+def _starts(tmp_path, unit=0, process=0):
+  path = tmp_path / f'run{unit}' / f'starts-{process}'
+  return path.read_text('utf-8').split()
+
+
+def test_what_ends_badly_goes_on_while_it_gets_further(tmp_path, capfd):
+  """Three failures, but never two without progress."""
+  plan = [{0: [5, 1]}, {0: [5, 1]}, {0: [10, -9]}, {0: [15, 0]}]
+  local.run(_job(tmp_path, plan))
+  assert len(_starts(tmp_path)) == 4
+  told = capfd.readouterr().err
+  assert 'process 0 of 1 ended with status 1: all start again' in told
+  assert 'signal SIGKILL: all start again from step 10' in told
+
+
+def test_what_gets_no_further_ends(tmp_path):
+  plan = [{0: [5, 3]}]
+  with pytest.raises(ChildProcessError, match='no progress in 2 tries'):
+    local.run(_job(tmp_path, plan))
+  # The first got from nothing to step 5.
+  assert len(_starts(tmp_path)) == 3
+
+
+def test_a_diverged_run_is_not_tried_again(tmp_path):
+  with pytest.raises(ChildProcessError, match='diverged'):
+    local.run(_job(tmp_path, [{0: [5, 'diverged']}]))
+  assert len(_starts(tmp_path)) == 1
+
+
+def test_one_dies_and_all_start_again(tmp_path, capfd):
+  plan = [{1: [0, -9]}, {0: [1, 0], 1: [0, 0], 2: [0, 0]}]
+  begin = time.monotonic()
+  local.run(_job(tmp_path, plan, processes=3))
+  assert time.monotonic() - begin < 30
+  told = capfd.readouterr().err
+  assert 'process 1 of 3 ended with signal SIGKILL' in told
+  starts = [_starts(tmp_path, process=i) for i in range(3)]
+  # All are told the same address, and a new one at the second start.
+  assert starts[0] == starts[1] == starts[2]
+  assert len(set(starts[0])) == 2
+  assert all(re.fullmatch(r'127\.0\.0\.1:\d+', s) for s in starts[0])
+
+
+def test_units_run_one_after_the_other(tmp_path):
+  local.run(_job(tmp_path, [{0: [1, 0]}], units=2))
+  assert len(_starts(tmp_path, unit=0)) == len(_starts(tmp_path, unit=1)) == 1
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_launcher_stops_all(tmp_path, number):
+  job = _job(tmp_path, [{}], processes=2)
+  code = textwrap.dedent(f"""
+    import pathlib
+    from steepest.launch import job
+    from steepest.launch.submitters import local
+    PosixPath = pathlib.PosixPath
+    Unit = job.Unit
+    local.run(job.Job(**{vars(job)!r}))
+  """)
+  launcher = subprocess.Popen([sys.executable, '-c', code], cwd=_ROOT)
+  waiting = [tmp_path / 'run0' / f'waiting-{i}' for i in range(2)]
+  end = time.monotonic() + 60
+  while not all(p.exists() for p in waiting) and time.monotonic() < end:
+    time.sleep(0.05)
+  launcher.send_signal(number)
+  assert launcher.wait(timeout=30) == 75
+  assert all((tmp_path / 'run0' / f'told-{i}').exists() for i in range(2))
+
+
+# What SLURM does with a script, as far as ours can see, on one machine.
+_SLURM = {
+  'sbatch': """
+    import os, re, subprocess, sys
+    text = open(sys.argv[1]).read()
+    options = dict(re.findall(r'#SBATCH --([a-z-]+)=(.*)', text))
+    first, _, last = options.get('array', '0-0').partition('-')
+    for task in range(int(first), int(last) + 1):
+      env = {**os.environ, 'SLURM_JOB_ID': str(1000 + task)}
+      env['TASKS'] = options['ntasks-per-node']
+      if 'array' in options:
+        env |= {'SLURM_ARRAY_JOB_ID': '1000', 'SLURM_ARRAY_TASK_ID': str(task)}
+      status = subprocess.run(['bash', sys.argv[1]], env=env).returncode
+      print('job', task, 'ended with', status, flush=True)
+  """,
+  'srun': """
+    import os, subprocess, sys
+    count = int(os.environ['TASKS'])
+    words = [w for w in sys.argv[1:] if not w.startswith('--kill')]
+    tasks = []
+    for i in range(count):
+      env = {**os.environ, 'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i)}
+      env |= {'SLURM_NTASKS': str(count), 'SLURM_STEP_NUM_TASKS': str(count)}
+      env |= {'SLURM_STEP_NODELIST': '127.0.0.1', 'SLURM_STEP_NUM_NODES': '1'}
+      tasks.append(subprocess.Popen(words, env=env))
+    import signal
+    signal.signal(signal.SIGTERM, lambda *_: [t.terminate() for t in tasks])
+    codes = [t.wait() for t in tasks]
+    sys.exit(max((128 - c if c < 0 else c) for c in codes))
+  """,
+  'scontrol': """
+    import pathlib, sys
+    pathlib.Path('scontrol').write_text(' '.join(sys.argv[1:]))
+  """,
+}
+
+
+def _slurm(tmp_path, job, **run):
+  """Submits a job to the SLURM above; returns what it printed."""
+  folder = tmp_path / 'bin'
+  folder.mkdir(exist_ok=True)
+  for name, text in _SLURM.items():
+    text = f'#!{sys.executable}\n{textwrap.dedent(text)}'
+    (folder / name).write_text(text, 'utf-8')
+    (folder / name).chmod(0o755)
+  [(path, text)] = slurm.submission(job).files.items()
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(text, 'utf-8')
+  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  env |= {'PATH': f'{folder}:{os.environ["PATH"]}', 'JAX_PLATFORMS': 'cpu'}
+  return subprocess.Popen(
+    ['sbatch', str(path)],
+    env=env,
+    executable=folder / 'sbatch',
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def _slurm_job(tmp_path, plan, **changed):
+  options = jobs.options([f'python={sys.executable}'], slurm.OPTIONS, 'slurm')
+  return _job(tmp_path, plan, place=slurm, options=options, **changed)
+
+
+def test_slurm_starts_every_task_of_every_point(tmp_path):
+  plan = [{0: [1, 0], 1: [0, 0]}]
+  job = _slurm_job(tmp_path, plan, processes=2, units=2)
+  out, err = _slurm(tmp_path, job).communicate(timeout=60)
+  assert out.splitlines() == ['job 0 ended with 0', 'job 1 ended with 0'], err
+  for unit in range(2):
+    for process in range(2):
+      assert len(_starts(tmp_path, unit, process)) == 1
+
+
+def test_slurm_tries_again_while_it_gets_further(tmp_path):
+  plan = [{0: [5, 1]}, {0: [10, -9]}, {0: [10, 2]}, {0: [10, 2]}]
+  out, err = _slurm(tmp_path, _slurm_job(tmp_path, plan)).communicate(
+    timeout=60
+  )
+  assert out == 'job 0 ended with 2\n'
+  assert len(_starts(tmp_path)) == 4
+  assert 'status 2 and no progress in 2 tries' in err
+
+
+def test_slurm_gives_up_on_diverged_runs(tmp_path):
+  job = _slurm_job(tmp_path, [{0: [5, 'diverged']}])
+  out, _ = _slurm(tmp_path, job).communicate(timeout=60)
+  assert out == 'job 0 ended with 1\n'
+  assert len(_starts(tmp_path)) == 1
+
+
+def test_slurm_requeues_what_runs_out_of_time(tmp_path):
+  job = _slurm_job(tmp_path, [{}])
+  sbatch = _slurm(tmp_path, job)
+  waiting = tmp_path / 'run0' / 'waiting-0'
+  end = time.monotonic() + 60
+  while not waiting.exists() and time.monotonic() < end:
+    time.sleep(0.05)
+  # SLURM signals the script alone: the child of sbatch.
+  [script] = _children(sbatch.pid)
+  os.kill(script, signal.SIGUSR1)
+  out, err = sbatch.communicate(timeout=60)
+  assert out == 'job 0 ended with 0\n', err
+  assert (tmp_path / 'run0' / 'told-0').exists()
+  assert (tmp_path / 'scontrol').read_text('utf-8') == 'requeue 1000'
+
+
+def _children(pid: int) -> list[int]:
+  text = pathlib.Path(f'/proc/{pid}/task/{pid}/children').read_text('utf-8')
+  return [int(word) for word in text.split()]
+
+
+_TRAIN = (
+  '--config=experiments/tiny.py:gpt2,adamw',
+  f'--config.data.source=flat:{_ROOT}/tests/golden/tokens.npy',
+  '--config.model.num_layers=1',
+  '--config.model.width=32',
+  '--config.model.context=16',
+  '--config.steps=40',
+  '--config.checkpoint_every=10',
+)
+
+
+def _losses(workdir):
+  text = (workdir / 'metrics.jsonl').read_text('utf-8')
+  return [json.loads(line)['train/loss'] for line in text.splitlines()]
+
+
+@pytest.mark.slow
+def test_slurm_trains_with_the_processes_that_srun_starts(tmp_path):
+  unit = jobs.Unit(str(tmp_path / 'run0'), _TRAIN)
+  job = _slurm_job(
+    tmp_path,
+    [],
+    processes=2,
+    units=0,
+    module='steepest.launch.train',
+    root=_ROOT,
+  )
+  job = jobs.Job(**{**vars(job), 'units': (unit,)})
+  out, err = _slurm(tmp_path, job).communicate(timeout=300)
+  assert out.splitlines()[-1] == 'job 0 ended with 0', err
+  env = json.loads((tmp_path / 'run0' / 'env.json').read_text('utf-8'))
+  assert env['process_count'] == 2
+  assert len(_losses(tmp_path / 'run0')) == 40
+
+
+@pytest.mark.slow
+def test_a_killed_process_costs_no_step(tmp_path, run_command):
+  submit = lambda name: [
+    *('--to=local', '--processes=2', f'--workdir={tmp_path / name}', *_TRAIN)
+  ]
+  whole = run_command('submit', *submit('whole'))
+  assert whole.returncode == 0, whole.stderr
+  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  launcher = subprocess.Popen(
+    [sys.executable, '-m', 'launch.submit', *submit('killed')],
+    cwd=_ROOT,
+    env={**env, 'JAX_PLATFORMS': 'cpu'},
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  end = time.monotonic() + 120
+  while not (tmp_path / 'killed' / 'checkpoints' / '10').exists():
+    assert time.monotonic() < end
+    time.sleep(0.02)
+  os.kill(_children(launcher.pid)[1], signal.SIGKILL)
+  _, err = launcher.communicate(timeout=300)
+  assert launcher.returncode == 0, err
+  assert 'process 1 of 2 ended with signal SIGKILL' in err
+  assert _losses(tmp_path / 'killed') == _losses(tmp_path / 'whole')
