@@ -118,7 +118,10 @@ def select(runs: Sequence[Run]) -> Selection:
 
 def fingerprint(run: Run) -> dict[str, Any]:
   """Returns what has to be equal among compared runs, key -> value."""
-  free = (*COMPARED, *IRRELEVANT)
+  free = [*COMPARED, *IRRELEVANT]
+  # What a study tuned is the optimizer's own.
+  if run.study.get('space_warmup_steps'):
+    free.append('schedule.warmup_steps')
   values = {
     key: value
     for key, value in run.config.items()

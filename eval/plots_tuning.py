@@ -57,7 +57,7 @@ def _curve_traces(
   top: float,
   many: bool,
 ) -> list[dict[str, Any]]:
-  """Returns diverged points, the chosen one and, last, the line."""
+  """Returns marks of trials and optima and, last, the trials' losses."""
   label = plots_layout.text(report_names.name(curve.optimizer))
   if many:
     label += f', width {curve.width}'
@@ -68,22 +68,7 @@ def _curve_traces(
     'name': label,
     **plots_layout.panel_axes(panel),
   }
-  traces = []
-  diverged = [p for p in curve.points if p.diverged_at is not None]
-  if diverged:
-    traces.append(
-      {
-        **common,
-        'x': [p.lr for p in diverged],
-        'y': [plots_layout.digits(top)] * len(diverged),
-        'customdata': [p.diverged_at for p in diverged],
-        'mode': 'markers',
-        'marker': {'symbol': 'x', 'size': 11, 'color': look['color']},
-        'hovertemplate': 'diverged at step %{customdata}, lr %{x:.3~g}'
-        f'<extra>{label}</extra>',
-        'meta': {'kind': 'diverged'},
-      }
-    )
+  traces = _ended_early(curve, common, look, top, label)
   done = [p for p in curve.points if p.loss is not None]
   chosen = curve.chosen if curve.chosen is not None else curve.best
   marked = [p for p in done if chosen is not None and _close(p.lr, chosen)]
@@ -106,13 +91,32 @@ def _curve_traces(
         'meta': {'kind': 'chosen'},
       }
     )
+  if curve.fit is not None:
+    traces.append(
+      {
+        **common,
+        'x': [curve.fit.lr],
+        'y': [plots_layout.digits(curve.fit.loss)],
+        'mode': 'markers',
+        'marker': {
+          'symbol': 'diamond-open',
+          'size': 12,
+          'color': look['color'],
+          'line': {'width': 2},
+        },
+        'hovertemplate': 'parabola: %{y:.4f} at lr %{x:.3~g}'
+        f'<extra>{label}</extra>',
+        'meta': {'kind': 'fit'},
+      }
+    )
   traces.append(
     {
       **common,
       'x': [p.lr for p in done],
       'y': [plots_layout.digits(p.loss) for p in done if p.loss is not None],
       'customdata': [p.trials for p in done],
-      'mode': 'lines+markers',
+      # Trials that differ in more than the rate are no curve.
+      'mode': 'markers' if curve.searched else 'lines+markers',
       'line': {'color': look['color'], 'width': 2, 'dash': look['dash']},
       'marker': {'symbol': look['marker'], 'size': 8},
       'hovertemplate': '%{y:.4f} at lr %{x:.3~g} (%{customdata} trial(s))'
@@ -120,6 +124,37 @@ def _curve_traces(
       'meta': {'kind': 'line'},
     }
   )
+  return traces
+
+
+def _ended_early(
+  curve: tuning.Curve,
+  common: dict[str, Any],
+  look: dict[str, str],
+  top: float,
+  label: str,
+) -> list[dict[str, Any]]:
+  """Returns marks at the upper edge: diverged trials, pruned ones."""
+  traces = []
+  for kind, symbol, steps in (
+    ('diverged', 'x', {p.lr: p.diverged_at for p in curve.points}),
+    ('pruned', 'triangle-down', {p.lr: p.pruned_at for p in curve.points}),
+  ):
+    found = {lr: step for lr, step in steps.items() if step is not None}
+    if found:
+      traces.append(
+        {
+          **common,
+          'x': list(found),
+          'y': [plots_layout.digits(top)] * len(found),
+          'customdata': list(found.values()),
+          'mode': 'markers',
+          'marker': {'symbol': symbol, 'size': 11, 'color': look['color']},
+          'hovertemplate': f'{kind} at step %{{customdata}}, lr %{{x:.3~g}}'
+          f'<extra>{label}</extra>',
+          'meta': {'kind': kind},
+        }
+      )
   return traces
 
 

@@ -218,8 +218,9 @@ def _tuning_section(
   plot = '<div class="plot" id="lr"></div>' if 'lr' in figures else ''
   budgets = (
     ''.join(
-      f'<p class="warning">Unequal tuning budgets: {escape(line)}. A grid is '
-      'extended while its best rate lies at an edge.</p>'
+      f'<p class="warning">Unequal tuning budgets: {escape(line)}. A range '
+      'is extended while its best rate lies at an edge; pruned trials count '
+      'as far as they came.</p>'
       for line in report_words.unequal_budgets(comparison)
     )
     or '<p>Every optimizer of an architecture had the same tuning budget.</p>'
@@ -227,15 +228,19 @@ def _tuning_section(
   return [
     f'<section><h2>How it was tuned</h2>{budgets}{plot}',
     '<p class="caption">A ring marks the learning rate of the final runs (of '
-    'the best trial while there are none); × a trial that diverged, at the '
-    'upper edge.</p>',
+    'the best trial while there are none), a diamond the lowest point of the '
+    'parabola; at the upper edge, × a trial that diverged, ▾ one that was '
+    'pruned.</p>',
     f'<div class="scroll">{report_details.tuned(comparison)}</div>',
     '<p class="note">Proxy and target: layers × width. Under <code>mup</code> '
     'the learning rate goes to the target as it stands, the parametrization '
-    'carries it over the width. Parabola: minimum of the parabola in the '
-    'logarithm of the learning rate through the best trial and its '
-    'neighbours. Inside the grid: a lower and a higher rate were tried than '
-    'the best. × behind a rate: diverged.</p></section>',
+    'carries it over the width. Parabola: its minimum in the logarithm of the '
+    'learning rate, fitted by least squares to the trials within a factor of '
+    'four of the best, with how many they are and the root mean square of '
+    'their distances to it in nats. Inside what was tried: a lower and a '
+    'higher rate were tried than the best. Behind a rate, ×: diverged; ▾: '
+    'pruned, that is ended early with a training loss above the median of the '
+    'finished trials at the same step.</p></section>',
   ]
 
 

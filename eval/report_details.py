@@ -17,21 +17,23 @@ from steepest.eval.runs import Run
 
 
 def tuned(comparison: Comparison) -> str:
-  """Returns the table of learning-rate searches."""
+  """Returns the table of searches."""
   if not comparison.curves:
     return ''
   heads = (
     'Cell',
     'Proxy',
     'Target',
-    'Grid',
+    'Search',
+    'Rates tried',
     'Trials',
     'Tokens per trial',
+    'Tokens in all',
     'Best',
     'Parabola',
     'Used',
-    'Inside the grid',
-    'Grid extended',
+    'Inside what was tried',
+    'Extended',
     'Other settings',
   )
   look = plots_layout.styles([c.optimizer for c in comparison.curves])
@@ -45,10 +47,14 @@ def tuned(comparison: Comparison) -> str:
 
 def _tuned_row(curve: tuning.Curve, look: dict[str, dict[str, str]]) -> str:
   rates = [
-    report_names.rate(p.lr) + ('×' if p.diverged_at is not None else '')
+    report_names.rate(p.lr)
+    + ('×' if p.diverged_at is not None else '')
+    + ('▾' if p.pruned_at is not None else '')
     for p in curve.points
   ]
   trials = f'{curve.trials}'
+  if curve.pruned:
+    trials += f' ({curve.pruned} pruned)'
   diverged = sum(p.diverged_at is not None for p in curve.points)
   if diverged:
     trials += f' ({diverged} diverged)'
@@ -66,11 +72,13 @@ def _tuned_row(curve: tuning.Curve, look: dict[str, dict[str, str]]) -> str:
     f'{escape(report_names.name(curve.optimizer))}',
     escape(proxy),
     f'{escape(target)} <small>{escape(curve.parametrization)}</small>',
+    _search(curve),
     escape(', '.join(rates)),
     escape(trials),
     escape(report_names.count(curve.tokens)),
-    _rate(curve.best),
-    _rate(curve.fitted),
+    escape(report_names.count(curve.spent)),
+    _rate(curve.best) + _others(curve),
+    _fit(curve),
     _chosen(curve),
     {None: '–', True: 'yes', False: '<strong>no, at the edge</strong>'}[
       curve.inside
@@ -85,12 +93,41 @@ def _rate(lr: float | None) -> str:
   return '–' if lr is None else escape(report_names.rate(lr))
 
 
+def _search(curve: tuning.Curve) -> str:
+  names = ['lr', *(key.rpartition('.')[2] for key in curve.searched)]
+  kind = curve.search or 'not recorded'
+  return f'{escape(kind)} <small>{escape(", ".join(names))}</small>'
+
+
+def _others(curve: tuning.Curve) -> str:
+  """Returns what the best trial has of what was searched beside lr."""
+  if not curve.values:
+    return ''
+  listed = ', '.join(
+    f'{key.rpartition(".")[2]}\u00a0{json.dumps(value)}'
+    for key, value in curve.values.items()
+  )
+  return f' <small>{escape(listed)}</small>'
+
+
+def _fit(curve: tuning.Curve) -> str:
+  if curve.fit is None:
+    return '–'
+  fit = curve.fit
+  return (
+    f'{_rate(fit.lr)} <small>{fit.points} points, residual '
+    f'{fit.residual:.2g}</small>'
+  )
+
+
 def _chosen(curve: tuning.Curve) -> str:
   shown = _rate(curve.chosen)
   if curve.chosen is None or curve.best is None:
     return shown
   if math.isclose(curve.chosen, curve.best, rel_tol=1e-6):
     return shown
+  if curve.fitted and math.isclose(curve.chosen, curve.fitted, rel_tol=1e-5):
+    return f'{shown} <small>of the parabola</small>'
   return f'<strong>{shown}, not the best</strong>'
 
 

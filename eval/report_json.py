@@ -80,7 +80,11 @@ def _cell(cell: Cell) -> dict[str, Any]:
 
 
 def _curve(curve: tuning.Curve) -> dict[str, Any]:
-  return {**dataclasses.asdict(curve), 'extended': curve.extended}
+  return {
+    **dataclasses.asdict(curve),
+    'fitted': curve.fitted,
+    'extended': curve.extended,
+  }
 
 
 def _run(run: Run) -> dict[str, Any]:

@@ -110,6 +110,19 @@ class Run:
     return xy_Rx2[:, 0], xy_Rx2[:, 1]
 
   @functools.cached_property
+  def study(self) -> dict[str, Any]:
+    """The keys of the study that the run belongs to; {} without one."""
+    for parent in list(self.path.resolve().parents)[:4]:
+      path = parent / 'config.json'
+      if path.exists():
+        try:
+          study = json.loads(path.read_text('utf-8'))['study']
+        except (ValueError, KeyError, TypeError):
+          return {}
+        return study if isinstance(study, dict) else {}
+    return {}
+
+  @functools.cached_property
   def answers(self) -> dict[str, dict[str, dict[int, int]]]:
     """Right (1) and wrong (0) answers: task -> metric -> question -> 0 or 1.
 

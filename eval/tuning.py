@@ -1,12 +1,12 @@
-"""How each cell's learning rate was found: trials, grid, optimum, transfer."""
+"""How each cell was tuned: search, trials, budget, optimum, transfer."""
 
 from collections.abc import Sequence
 import dataclasses
 import json
 import math
-import pathlib
 from typing import Any
 
+from steepest.eval import optimum
 from steepest.eval import statistics
 from steepest.eval.runs import Run
 
@@ -17,15 +17,18 @@ class Point:
 
   Attributes:
     lr: peak learning rate.
-    loss: mean over the trials that finished; None where one diverged.
+    loss: mean over the trials of one setting, the lowest of all settings whose
+      trials finished; None where there is none.
     trials: how many there are.
     diverged_at: the first step at which one diverged; None where none did.
+    pruned_at: the first step before which one was ended early; likewise.
   """
 
   lr: float
   loss: float | None
   trials: int
   diverged_at: int | None
+  pruned_at: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +41,20 @@ class Curve:
     width: of the proxy.
     layers: of the proxy.
     parameters: of the proxy; None while no trial has ended.
+    search: 'grid', 'random' or 'tpe'; None where not recorded.
+    searched: what was searched beside lr, as in config.json.
+    values: of these, those of the best trial.
     tokens: per trial, planned.
+    spent: tokens of all trials that ended, pruned ones as far as they came,
+      diverged ones in full.
+    pruned: trials that were ended early.
     criterion: 'eval_loss', or 'train_loss' where a trial has no other.
     points: ascending in lr.
     unfinished: trials under way.
     best: learning rate of the lowest loss; None where none finished.
     inside: whether a lower and a higher rate were tried; None without `best`.
-    fitted: minimum of the parabola in log lr through the best and its
-      neighbours; None where one of them is missing or diverged.
+    fit: parabola in log lr around the best, through the trials that differ
+      from it in lr alone; None where there is none.
     planned: the grid that the study started from; None where not recorded.
     chosen: learning rate of the cell's final runs; None while there are none.
     target_width: of the cell's final runs; None while there are none.
@@ -59,13 +68,18 @@ class Curve:
   width: int
   layers: int
   parameters: int | None
+  search: str | None
+  searched: tuple[str, ...]
+  values: dict[str, Any]
   tokens: int
+  spent: int
+  pruned: int
   criterion: str
   points: tuple[Point, ...]
   unfinished: int
   best: float | None
   inside: bool | None
-  fitted: float | None
+  fit: optimum.Fit | None
   planned: tuple[float, ...] | None
   chosen: float | None
   target_width: int | None
@@ -78,11 +92,19 @@ class Curve:
     return sum(point.trials for point in self.points)
 
   @property
+  def fitted(self) -> float | None:
+    """The learning rate at which the parabola is lowest."""
+    return None if self.fit is None else self.fit.lr
+
+  @property
   def extended(self) -> tuple[float, ...] | None:
-    """The rates tried beyond the planned grid; None where not recorded."""
+    """The rates tried beyond the planned ones; None where not recorded."""
     if self.planned is None:
       return None
     planned = self.planned
+    if self.search in ('random', 'tpe'):
+      low, high = min(planned) * (1 - 1e-5), max(planned) * (1 + 1e-5)
+      return tuple(p.lr for p in self.points if not low <= p.lr <= high)
     return tuple(
       point.lr
       for point in self.points
@@ -122,48 +144,111 @@ def _curve(
   trials: Sequence[Run], criterion: str, targets: Sequence[Run]
 ) -> Curve:
   ended = [run for run in trials if run.status != 'unfinished']
+  searched = _searched(trials)
   points = tuple(
-    _point([run for run in ended if run.lr == lr], criterion)
+    _point([run for run in ended if run.lr == lr], criterion, searched)
     for lr in sorted({run.lr for run in ended})
   )
   best = _best(points)
+  values = _values(ended, criterion, searched)
+  alike = [run for run in ended if _settings(run, searched) == values]
   first = trials[0]
   done = [r.summary for r in ended if r.summary is not None]
   parameters = next((s['parameters'] for s in done if 'parameters' in s), None)
   target = targets[0].config if targets else None
+  study = first.study
   return Curve(
     architecture=first.architecture,
     optimizer=first.optimizer,
     width=int(first.config['model.width']),
     layers=int(first.config['model.num_layers']),
     parameters=parameters,
+    search=str(study['search']) if 'search' in study else None,
+    searched=searched,
+    values=dict(zip(searched, values, strict=True)) if values else {},
     tokens=first.planned_tokens,
+    spent=sum(_spent(run) for run in ended),
+    pruned=sum(run.status == 'pruned' for run in ended),
     criterion=criterion,
     points=points,
     unfinished=len(trials) - len(ended),
     best=None if best is None else points[best].lr,
     inside=None if best is None else 0 < best < len(points) - 1,
-    fitted=_fitted(points, best),
-    planned=_planned(first),
+    fit=optimum.fit(
+      [
+        (lr, _point([r for r in alike if r.lr == lr], criterion, ()).loss)
+        for lr in sorted({run.lr for run in alike})
+      ]
+    ),
+    planned=_planned(study, first.optimizer),
     chosen=targets[0].lr if targets else None,
     target_width=int(target['model.width']) if target else None,
     target_layers=int(target['model.num_layers']) if target else None,
-    settings=_settings(trials),
+    settings=_shared(trials),
     parametrization=str(first.config['parametrization.kind']),
   )
 
 
-def _point(trials: Sequence[Run], criterion: str) -> Point:
-  steps = []
-  losses = []
+def _searched(trials: Sequence[Run]) -> tuple[str, ...]:
+  """Returns the hyperparameters but lr that differ between the trials."""
+  first = trials[0].config
+  return tuple(
+    key
+    for key in first
+    if key.startswith(('optimizer.', 'schedule.'))
+    and key != 'optimizer.lr'
+    and any(run.config[key] != first[key] for run in trials)
+  )
+
+
+def _settings(run: Run, searched: Sequence[str]) -> tuple[Any, ...]:
+  return tuple(run.config[key] for key in searched)
+
+
+def _values(
+  trials: Sequence[Run], criterion: str, searched: Sequence[str]
+) -> tuple[Any, ...]:
+  """Returns the settings of the best trial, but lr; () where there is none."""
+  finished = [r for r in trials if r.status == 'finished' and r.summary]
+  losses = [float((r.summary or {})[criterion]) for r in finished]
+  if not losses:
+    return ()
+  return _settings(finished[losses.index(min(losses))], searched)
+
+
+def _spent(run: Run) -> int:
+  assert run.summary is not None
+  pruned = run.status == 'pruned'
+  return int(run.summary['tokens']) if pruned else run.planned_tokens
+
+
+def _point(
+  trials: Sequence[Run], criterion: str, searched: Sequence[str]
+) -> Point:
+  diverged = []
+  pruned = []
+  settings: dict[str, list[float | None]] = {}
   for run in trials:
     assert run.summary is not None
     if run.status == 'diverged':
-      steps.append(diverged_step(run))
-    else:
-      losses.append(float(run.summary[criterion]))
-  loss = statistics.spread(losses).mean if losses and not steps else None
-  return Point(trials[0].lr, loss, len(trials), min(steps) if steps else None)
+      diverged.append(diverged_step(run))
+    elif run.status == 'pruned':
+      pruned.append(run.steps_done)
+    loss = run.summary[criterion] if run.status == 'finished' else None
+    setting = json.dumps(_settings(run, searched))
+    settings.setdefault(setting, []).append(loss)
+  losses = [
+    statistics.spread([loss for loss in group if loss is not None]).mean
+    for group in settings.values()
+    if None not in group
+  ]
+  return Point(
+    lr=trials[0].lr,
+    loss=min(losses, default=None),
+    trials=len(trials),
+    diverged_at=min(diverged, default=None),
+    pruned_at=min(pruned, default=None),
+  )
 
 
 def diverged_step(run: Run) -> int:
@@ -179,21 +264,7 @@ def _best(points: Sequence[Point]) -> int | None:
   return min(finished)[1] if finished else None
 
 
-def _fitted(points: Sequence[Point], best: int | None) -> float | None:
-  if best is None or not 0 < best < len(points) - 1:
-    return None
-  around = [
-    (math.log(p.lr), p.loss)
-    for p in points[best - 1 : best + 2]
-    if p.loss is not None
-  ]
-  if len(around) < 3:
-    return None
-  minimum = statistics.parabola_minimum(around)
-  return None if minimum is None else math.exp(minimum[0])
-
-
-def _settings(trials: Sequence[Run]) -> dict[str, Any]:
+def _shared(trials: Sequence[Run]) -> dict[str, Any]:
   """Returns the optimizer's settings, but lr, that all trials share."""
   first = trials[0].config
   return {
@@ -205,31 +276,26 @@ def _settings(trials: Sequence[Run]) -> dict[str, Any]:
   }
 
 
-def _planned(trial: Run) -> tuple[float, ...] | None:
-  """Returns the study's grid, from the trial's or the study's config."""
-  key = f'study.lrs_{trial.optimizer}'
-  if key in trial.config:
-    return tuple(float(lr) for lr in trial.config[key])
-  for parent in list(pathlib.Path(trial.path).resolve().parents)[:4]:
-    path = parent / 'config.json'
-    if not path.exists():
-      continue
-    try:
-      study = json.loads(path.read_text('utf-8'))['study']
-      return tuple(float(lr) for lr in study[f'lrs_{trial.optimizer}'])
-    except (ValueError, KeyError, TypeError):
-      return None
-  return None
+def _planned(study: dict[str, Any], optimizer: str) -> tuple[float, ...] | None:
+  """Returns the rates that the study started from."""
+  key = f'lrs_{optimizer}'
+  try:
+    return tuple(float(lr) for lr in study[key])
+  except (ValueError, KeyError, TypeError):
+    return None
 
 
 def budgets(found: Sequence[Curve]) -> dict[str, dict[str, tuple[int, int]]]:
-  """Returns architecture -> optimizer -> trials and their tokens in all."""
+  """Returns architecture -> optimizer -> trials and what they spent.
+
+  In tokens; see `Curve.spent`.
+  """
   result: dict[str, dict[str, tuple[int, int]]] = {}
   for curve in found:
     of_all = result.setdefault(curve.architecture, {})
     trials, tokens = of_all.setdefault(curve.optimizer, (0, 0))
     of_all[curve.optimizer] = (
       trials + curve.trials,
-      tokens + curve.trials * curve.tokens,
+      tokens + curve.spent,
     )
   return result

@@ -1,5 +1,7 @@
 """What is left out of a comparison, and what is said about it."""
 
+import json
+
 import pytest
 
 from steepest.eval import comparison
@@ -144,3 +146,12 @@ def test_architectures_do_not_mix(study_runs, tmp_path):
     study_runs.write_run(tmp_path / model, settings, 3.4, rows=20)
   with pytest.raises(ValueError, match='one architecture'):
     fairness.select(comparison.load_runs([tmp_path]))
+
+
+def test_a_warm_up_that_was_tuned_may_differ(write, select, tmp_path):
+  write('a')
+  write('b', 'lion', changes={'schedule__warmup_steps': 5})
+  assert set(select().cells) != {'adamw', 'lion'}
+  study = {'study': {'space_warmup_steps': [5, 50]}}
+  (tmp_path / 'config.json').write_text(json.dumps(study))
+  assert set(select().cells) == {'adamw', 'lion'}

@@ -6,6 +6,8 @@ import math
 import pytest
 
 from steepest.eval import comparison
+from steepest.eval import plots_tuning
+from steepest.eval import report_details
 from steepest.eval import tuning
 
 
@@ -75,6 +77,73 @@ def test_losses_are_those_of_the_summaries(search, tmp_path):
     path = tmp_path / 'trials' / 'gpt2-lion' / f'lr={point.lr}'
     summary = json.loads((path / 'summary.json').read_text())
     assert point.loss == summary['eval_loss']
+
+
+def _random_study(study_runs, root, pruned_at=50):
+  """Writes six trials of two hyperparameters; the best at 2e-3, b2 0.99."""
+  study = {'study': {'search': 'random', 'lrs_lion': [1e-3, 4e-3]}}
+  (root / 'config.json').write_text(json.dumps(study))
+  for i, (lr, b2, loss, status) in enumerate(
+    (
+      (1e-3, 0.99, 3.2, 'finished'),
+      (2e-3, 0.99, 3.0, 'finished'),
+      (2.1e-3, 0.95, 3.3, 'finished'),
+      (4e-3, 0.99, 3.2, 'finished'),
+      (3e-3, 0.9, 3.5, 'pruned'),
+      (5e-3, 0.9, 3.9, 'diverged'),
+    )
+  ):
+    settings = study_runs.config(
+      'gpt2',
+      'lion',
+      0,
+      'tune',
+      optimizer__lr=lr,
+      optimizer__betas=[0.9, b2],
+    )
+    stop = {'finished': None, 'pruned': pruned_at, 'diverged': 90}[status]
+    study_runs.write_run(
+      root / 'trials' / 'gpt2-lion' / f'trial={i:03d}',
+      settings,
+      loss,
+      status=status,
+      stop=stop,
+      rows=20,
+    )
+
+
+def test_searches_of_several_hyperparameters(study_runs, tmp_path):
+  _random_study(study_runs, tmp_path)
+  (curve,) = tuning.curves(comparison.load_runs([tmp_path]), [])
+  assert (curve.search, curve.searched) == ('random', ('optimizer.betas',))
+  assert curve.best == 2e-3
+  assert curve.values == {'optimizer.betas': [0.9, 0.99]}
+  # The trials that share the best one's betas lie on a parabola in log lr.
+  assert curve.fit.lr == pytest.approx(2e-3)
+  assert curve.fit.points == 3
+  assert curve.extended == (5e-3,)
+
+
+def test_pruned_trials_count_as_far_as_they_came(study_runs, tmp_path):
+  _random_study(study_runs, tmp_path, pruned_at=50)
+  (curve,) = tuning.curves(comparison.load_runs([tmp_path]), [])
+  assert (curve.trials, curve.pruned) == (6, 1)
+  per_step = 16 * study_runs.CONTEXT
+  assert curve.spent == (5 * 400 + 50) * per_step
+  assert tuning.budgets([curve]) == {'gpt2': {'lion': (6, curve.spent)}}
+  (point,) = [p for p in curve.points if p.pruned_at is not None]
+  assert (point.lr, point.loss, point.pruned_at) == (3e-3, None, 50)
+
+
+def test_the_report_shows_the_search(study_runs, tmp_path):
+  _random_study(study_runs, tmp_path)
+  result = comparison.compare(comparison.load_runs([tmp_path]))
+  table = report_details.tuned(result)
+  for text in ('random', 'lr, betas', '6 (1 pruned)', '3 points, residual 0'):
+    assert text in table.replace(' (1 diverged)', ''), text
+  figure = plots_tuning.lr_figure(result)
+  kinds = {trace['meta']['kind'] for trace in figure['data']}
+  assert kinds == {'pruned', 'diverged', 'fit', 'line', 'chosen'}
 
 
 def test_budgets_and_transfer(study_dir):
