@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -57,23 +58,39 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     )
   try:
     config = json.loads(path.read_text('utf-8'))
-  except json.JSONDecodeError as error:
+  except (ValueError, RecursionError) as error:
     raise ValueError(f'{path} is not JSON: {error}') from None
+  if not isinstance(config, dict):
+    raise ValueError(f'{path} holds no JSON object')
   readers = {'gpt2': _gpt2_config, 'llama': _llama_config}
   kind = config['model_type'] if 'model_type' in config else None
-  if kind not in readers:
+  if not isinstance(kind, str) or kind not in readers:
     raise ValueError(
       f'{path}: model_type {kind!r} is not one of {", ".join(readers)}'
     )
   try:
-    return {'name': kind, **readers[kind](config)}
+    found = {'name': kind, **readers[kind](config)}
+    _check_types(found)
+    return found
   except KeyError as error:
     raise ValueError(f'{path}: key {error} is missing') from None
+  except (
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+  ) as error:
+    raise ValueError(f'{path}: {error}') from None
 
 
 def _gpt2_config(c: dict[str, Any]) -> dict[str, Any]:
-  if c.get('scale_attn_by_inverse_layer_idx'):
-    raise ValueError('scale_attn_by_inverse_layer_idx is not supported')
+  for key, built in (
+    ('scale_attn_by_inverse_layer_idx', False),
+    ('scale_attn_weights', True),
+    ('add_cross_attention', False),
+  ):
+    if _or(c, key, built) != built:
+      raise ValueError(f'{key}={c[key]} is not supported')
   return {
     'num_layers': c['n_layer'],
     'width': c['n_embd'],
@@ -91,15 +108,22 @@ def _gpt2_config(c: dict[str, Any]) -> dict[str, Any]:
 
 
 def _llama_config(c: dict[str, Any]) -> dict[str, Any]:
-  rope = c.get('rope_parameters') or c.get('rope_scaling') or {}
+  # transformers 5 writes the first and the base only inside it, older
+  # versions the second.
+  where = 'rope_parameters' if c.get('rope_parameters') else 'rope_scaling'
+  rope = c.get(where) or {}
   kind = rope.get('rope_type') or rope.get('type') or 'default'
   if kind != 'default':
-    raise ValueError(f'rope_type {kind!r} is not supported, only default')
+    raise ValueError(
+      f'{where}.rope_type {kind!r} is not supported, only default'
+    )
+  if _or(rope, 'partial_rotary_factor', 1.0) != 1.0:
+    raise ValueError(f'{where}.partial_rotary_factor is not supported, only 1')
   attention_bias = _or(c, 'attention_bias', False)
   if attention_bias != _or(c, 'mlp_bias', False):
     raise ValueError('attention_bias and mlp_bias differ: not supported')
-  # transformers 5 writes the base only inside rope_parameters.
-  base = rope['rope_theta'] if 'rope_theta' in rope else c['rope_theta']
+  # The first LLaMA's files leave it out.
+  base = _or(rope, 'rope_theta', _or(c, 'rope_theta', 10_000.0))
   heads = c['num_attention_heads']
   return {
     'num_layers': c['num_hidden_layers'],
@@ -118,8 +142,23 @@ def _llama_config(c: dict[str, Any]) -> dict[str, Any]:
   }
 
 
-def _or(config: dict[str, Any], key: str, absent: bool) -> bool:
-  """Returns a flag that config.json leaves out at transformers' default."""
+def _check_types(found: dict[str, Any]) -> None:
+  for key, value in found.items():
+    if key in ('bias', 'tie_embeddings'):
+      fits = isinstance(value, bool)
+    elif key in ('name', 'activation'):
+      fits = isinstance(value, str)
+    elif key in ('norm_eps', 'rope_base'):
+      fits = isinstance(value, int | float) and 0 < value < math.inf
+    else:
+      # JSON's true is no number, whatever Python says.
+      fits = type(value) is int and 0 < value < 2**31
+    if not fits:
+      raise ValueError(f'{value!r} is no model.{key}')
+
+
+def _or(config: dict[str, Any], key: str, absent: Any) -> Any:
+  """Returns a value that config.json leaves out at transformers' default."""
   return config[key] if key in config else absent
 
 
@@ -149,9 +188,7 @@ class _Tensors:
   """All tensors of a directory, each to be taken once."""
 
   def __init__(self, directory: pathlib.Path):
-    files = sorted(directory.glob('*.safetensors'))
-    if not files:
-      raise FileNotFoundError(f'no *.safetensors in {directory}')
+    files = _find_files(directory)
     self._where = str(directory)
     self._file: dict[str, pathlib.Path] = {}
     for file in files:
@@ -196,6 +233,27 @@ class _Tensors:
     left = [n for n in left if n != 'lm_head.weight']
     if left:
       raise ValueError(f'{self._where}: tensor {left[0]} has no place here')
+
+
+def _find_files(directory: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the files of an index, else the one file, else all there are."""
+  index = directory / 'model.safetensors.index.json'
+  one = directory / 'model.safetensors'
+  if index.exists():
+    try:
+      names = set(json.loads(index.read_text('utf-8'))['weight_map'].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+      raise ValueError(f'{index} has no weight_map: fetch it again') from None
+    for name in sorted(names):
+      if not (directory / name).is_file():
+        raise FileNotFoundError(
+          f'{directory / name}, named in {index}, is gone'
+        )
+    return [directory / name for name in sorted(names)]
+  files = [one] if one.exists() else sorted(directory.glob('*.safetensors'))
+  if not files:
+    raise FileNotFoundError(f'no *.safetensors in {directory}')
+  return files
 
 
 def _gpt2_params(

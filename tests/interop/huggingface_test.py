@@ -93,6 +93,8 @@ def test_rotary_base_of_old_and_new_files(copy, key):
   path = directory / 'config.json'
   config = json.loads(path.read_text('utf-8'))
   del config['rope_parameters']
+  path.write_text(json.dumps(config), 'utf-8')
+  assert _model(directory).rope_base == 1e4  # The first LLaMA's files.
   value = 5e5 if key == 'rope_theta' else {'rope_theta': 5e5}
   path.write_text(json.dumps({**config, key: value}), 'utf-8')
   assert _model(directory).rope_base == 5e5
@@ -114,6 +116,21 @@ def test_shards(copy, golden, name):
   assert got.keys() == wanted.keys()
   for path, value in wanted.items():
     np.testing.assert_array_equal(got[path], value)
+  # An index says which files count; others may lie beside them.
+  safetensors.save_file(
+    {'layers.0.wq': np.zeros((2, 2))}, directory / 'consolidated.safetensors'
+  )
+  files = [f'model-0000{i}-of-00002.safetensors' for i in (1, 2)]
+  index = {n: files[i % 2] for i, n in enumerate(names)}
+  path = directory / 'model.safetensors.index.json'
+  path.write_text(json.dumps({'metadata': {}, 'weight_map': index}), 'utf-8')
+  assert _read(directory).keys() == wanted.keys()
+  (directory / files[1]).unlink()
+  with pytest.raises(FileNotFoundError, match=f'{files[1]}, named in .* gone'):
+    _read(directory)
+  path.write_text('[]', 'utf-8')
+  with pytest.raises(ValueError, match='has no weight_map'):
+    _read(directory)
 
 
 @pytest.mark.parametrize('dtype', [ml_dtypes.bfloat16, np.float16])
@@ -195,11 +212,21 @@ def test_a_wrong_shape_is_named(copy, name):
     ('gpt2', {'model_type': 'bert'}, "'bert' is not one of gpt2, llama"),
     ('gpt2', {'activation_function': 'relu'}, "'relu' is not supported"),
     ('gpt2', {'scale_attn_by_inverse_layer_idx': True}, 'not supported'),
-    ('llama', {'rope_parameters': {'rope_type': 'yarn'}}, "'yarn'"),
+    ('gpt2', {'scale_attn_weights': False}, 'scale_attn_weights=False is not'),
+    (
+      'llama',
+      {'rope_parameters': {'rope_type': 'yarn'}},
+      "config.json: rope_parameters.rope_type 'yarn' is not supported",
+    ),
+    (
+      'llama',
+      {'rope_parameters': {'partial_rotary_factor': 0.5}},
+      'rope_parameters.partial_rotary_factor is not supported',
+    ),
     (
       'llama',
       {'rope_scaling': {'type': 'linear'}, 'rope_parameters': None},
-      "'linear'",
+      "rope_scaling.rope_type 'linear' is not supported",
     ),
     ('llama', {'attention_bias': True}, 'differ: not supported'),
   ],
