@@ -18,7 +18,18 @@ _PACKAGES = [
   for folder in _FOLDERS
   for name in (folder, *(f'{folder}.{s}' for s in find_packages(folder)))
 ]
-_TEST = ['chex', 'gguf', 'hypothesis', 'matplotlib', 'mypy', 'pytest', 'ruff']
+_TEST = [
+  'chex',
+  'gguf',
+  'hypothesis',
+  'ipykernel',
+  'matplotlib',
+  'mypy',
+  'nbclient',
+  'optuna',
+  'pytest',
+  'ruff',
+]
 
 setup(
   name='steepest',
@@ -61,6 +72,7 @@ setup(
     # Reads shards at gs:// addresses.
     'gcs': ['gcsfs'],
     'gguf': ['gguf'],
+    'tune': ['optuna'],
     # Reads --input=hf:DATASET.
     'hub': ['datasets'],
     'test': _TEST,
