@@ -108,6 +108,8 @@ def get_config() -> ConfigDict:
   model.tie_embeddings = True
   # Added to the variance in LayerNorm and RMSNorm.
   model.norm_eps = 1e-5
+  # Whether LayerNorm and RMSNorm have a gain.
+  model.norm_gain = True
   # 'gelu_tanh', 'gelu' or 'silu'.
   model.activation = 'gelu_tanh'
   # Wavelength base of rotary positions (llama).
@@ -126,6 +128,8 @@ def get_config() -> ConfigDict:
   parametrization.kind = 'mup'
   # Width at which mup equals sp; 0: the model's own.
   parametrization.base_width = 0
+  # mup: Sophia's rho grows as curvatures shrink.
+  parametrization.scale_rho = True
   # mup: 'none', 'completep' (arXiv 2505.01618) or 'depth_mup'.
   parametrization.depth_rule = 'none'
   # Layers at which the depth rule is 1; 0: the model's own.

@@ -143,7 +143,7 @@ def _gpt2_tensors(
     return np.zeros(size, np.float32)
 
   def norm(ours: str) -> Iterator[tuple[str, np.ndarray]]:
-    yield 'weight', params[f'{ours}/gain']
+    yield 'weight', _gain(params, ours, model)
     yield 'bias', bias(ours, model.width)
 
   yield 'transformer.wte.weight', params['embedding']
@@ -175,15 +175,24 @@ def _llama_tensors(
   for i in range(model.num_layers):
     ours, theirs = f'block_{i}', f'model.layers.{i}'
     for name, norm in huggingface.LLAMA_NORMS:
-      yield f'{theirs}.{name}.weight', params[f'{ours}/{norm}/gain']
+      yield f'{theirs}.{name}.weight', _gain(params, f'{ours}/{norm}', model)
     for name, linear, _ in huggingface.LLAMA_LINEARS:
       # torch.nn.Linear holds the transpose of x·W.
       yield f'{theirs}.{name}.weight', params[f'{ours}/{linear}/kernel'].T
       if model.bias:
         yield f'{theirs}.{name}.bias', params[f'{ours}/{linear}/bias']
-  yield 'model.norm.weight', params['norm/gain']
+  yield 'model.norm.weight', _gain(params, 'norm', model)
   if not model.tie_embeddings:
     yield 'lm_head.weight', params['readout']
+
+
+def _gain(
+  params: dict[str, np.ndarray], norm: str, model: ModelConfig
+) -> np.ndarray:
+  """Returns a normalisation's gain, ones where the model has none."""
+  if model.norm_gain:
+    return params[f'{norm}/gain']
+  return np.ones(model.width, np.float32)
 
 
 def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ class ModelConfig:
   bias: bool
   tie_embeddings: bool
   norm_eps: float
+  norm_gain: bool
   activation: str
   rope_base: float
   zero_init_readout: bool

@@ -17,7 +17,7 @@ from steepest.models.parametrization import declare
 
 
 class LayerNorm(nn.Module):
-  """Layer normalisation in float32 with a gain and, optionally, a bias."""
+  """Layer normalisation in float32, with a gain and a bias if configured."""
 
   config: ModelConfig
   rules: Parametrization
@@ -26,13 +26,14 @@ class LayerNorm(nn.Module):
   @nn.compact
   def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
     c, rules = self.config, self.rules
-    gain_D = declare(
-      self, 'gain', rules.gain(self.residual), ('norm',), (c.width,)
-    )
     x = x_BxLxD.astype(jnp.float32)
     x -= x.mean(-1, keepdims=True)
     x *= jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + c.norm_eps)
-    x *= gain_D[None, None]
+    if c.norm_gain:
+      gain_D = declare(
+        self, 'gain', rules.gain(self.residual), ('norm',), (c.width,)
+      )
+      x *= gain_D[None, None]
     if c.bias:
       bias_D = declare(
         self, 'bias', rules.bias(self.residual), ('norm',), (c.width,)

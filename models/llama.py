@@ -17,7 +17,7 @@ from steepest.models.parametrization import declare
 
 
 class RMSNorm(nn.Module):
-  """Root-mean-square normalisation in float32 with a gain."""
+  """Root-mean-square normalisation in float32, with a gain if configured."""
 
   config: ModelConfig
   rules: Parametrization
@@ -26,12 +26,14 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
     c = self.config
-    gain_D = declare(
-      self, 'gain', self.rules.gain(self.residual), ('norm',), (c.width,)
-    )
     x = x_BxLxD.astype(jnp.float32)
     x *= jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + c.norm_eps)
-    return (x * gain_D[None, None]).astype(c.compute_dtype)
+    if c.norm_gain:
+      gain_D = declare(
+        self, 'gain', self.rules.gain(self.residual), ('norm',), (c.width,)
+      )
+      x *= gain_D[None, None]
+    return x.astype(c.compute_dtype)
 
 
 def rotate(

@@ -1,32 +1,18 @@
-"""What each parameter's role means: initialisation, multipliers, lr factor.
+"""What each parameter's role means: the table of standard and µP rules.
 
-Two parametrizations, standard (`sp`) and maximal-update (`mup`, Table 8 of
-Tensor Programs V, arXiv 2203.03466). With m = width / base_width, f = the
-matrix's own fan_in / its base fan_in and d = num_layers / base_depth:
+µP is the maximal-update parametrization of Tensor Programs V, arXiv
+2203.03466, in the form of its Table 8; docs/parametrization.md renders the
+table with its sources. At the base shapes every cell of `mup` equals that of
+`sp`, bit for bit.
 
-  role       init std            forward       lr     rho    eps
-             sp       mup        sp   mup      mup    mup    mup
-  embedding  0.02     0.02       1    1        1      m      1/m
-  hidden     1/√fan_in           1    1        1/f    m      1/m
-  readout    1/√fan_in 1/√base   1    1/m      1      m      1/m
-  gain, bias 1, 0     1, 0       1    1        1      m      1/m
-
-A tied readout is the embedding's matrix behind the readout's multiplier.
-Matrices that write into the residual stream start 1/√(2·layers) smaller.
-Attention logits are scaled by 1/√head_dim (sp) or √base_head_dim/head_dim
-(mup). In the standard parametrization every other factor is 1. At the base
-shapes all factors are exactly 1, so mup is sp bit for bit.
-
-With a depth rule (exponent a), a parameter inside a residual branch also has
-lr·d^(a-1), rho·d^a and eps·d^-a, and the branch's output is scaled by d^-a.
-
-The columns rho and eps keep Sophia's unclipped fraction and AdamW's epsilon
-in proportion as gradients shrink with 1/m and curvatures with 1/m².
+A readout that is tied is the embedding's matrix behind the readout's forward
+factor; a matrix that writes into the residual stream starts 1/√(2·layers)
+smaller.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 from flax import struct
@@ -38,9 +24,92 @@ from ml_collections import ConfigDict
 from steepest.models.config import ModelConfig
 from steepest.models.matmul import matmul
 
-_EMBEDDING_STD = 0.02
-# Exponents of CompleteP (arXiv 2505.01618) and depth-µP (arXiv 2310.02244).
+
+class Row(NamedTuple):
+  """What a role gets; each cell is a key of `_CELLS`.
+
+  `init` is a standard deviation (of a gain: its value) and `forward` a factor
+  on what the parameter puts out. The rest are factors on the optimizer's
+  hyperparameters: learning rate, Sophia's rho, epsilon, and what decay takes
+  from the parameter in a step under each decay mode of optimizers/build.py.
+  """
+
+  init: str
+  forward: str
+  lr: str
+  rho: str
+  eps: str
+  independent: str
+  times_lr: str
+  times_role_lr: str
+
+
+# fmt: off
+_TABLE = {
+  'sp': {
+    #                 init       forward lr     rho  eps    decay: independent,
+    #                                                       times_lr, _role_lr
+    'embedding': Row('0.02',     '1',    '1',   '1', '1',   '1', '1', '1'),
+    'hidden':    Row('1/√fan',   '1',    '1',   '1', '1',   '1', '1', '1'),
+    'readout':   Row('1/√fan',   '1',    '1',   '1', '1',   '1', '1', '1'),
+    'gain':      Row('1',        '1',    '1',   '1', '1',   '0', '0', '0'),
+    'bias':      Row('0',        '1',    '1',   '1', '1',   '0', '0', '0'),
+  },
+  'mup': {
+    'embedding': Row('0.02',     '1',    '1',   'm', '1/m', '1', '1', '1'),
+    'hidden':    Row('1/√fan',   '1',    '1/f', 'm', '1/m', '1', '1', '1/f'),
+    'readout':   Row('1/√base',  '1/m',  '1',   'm', '1/m', '1', '1', '1'),
+    'gain':      Row('1',        '1',    '1',   'm', '1/m', '0', '0', '0'),
+    'bias':      Row('0',        '1',    '1',   'm', '1/m', '0', '0', '0'),
+  },
+}
+# With a depth rule, further factors of what is inside a residual branch; the
+# forward factor is on the branch's output.
+_BRANCH = Row(
+                     '1',        'd⁻ᵃ',  'dᵃ⁻¹','dᵃ','d⁻ᵃ', '1', '1', 'dᵃ⁻¹')
+# Factor on query-key products.
+_ATTENTION = {'sp': '1/√h', 'mup': '√h₀/h'}
+# fmt: on
+_CELLS: dict[str, Callable[['Sizes'], float]] = {
+  '0': lambda s: 0.0,
+  '1': lambda s: 1.0,
+  '0.02': lambda s: 0.02,
+  '1/√fan': lambda s: s.fan_in**-0.5,
+  '1/√base': lambda s: s.base_fan_in**-0.5,
+  'm': lambda s: s.width_ratio,
+  '1/m': lambda s: 1 / s.width_ratio,
+  '1/f': lambda s: s.base_fan_in / s.fan_in,
+  'dᵃ': lambda s: s.depth_ratio**s.alpha,
+  'd⁻ᵃ': lambda s: s.depth_ratio**-s.alpha,
+  'dᵃ⁻¹': lambda s: s.depth_ratio ** (s.alpha - 1),
+  '1/√h': lambda s: s.head_dim**-0.5,
+  '√h₀/h': lambda s: s.base_head_dim**-0.5 * (s.base_head_dim / s.head_dim),
+}
+# Exponents a of CompleteP (arXiv 2505.01618) and depth-µP (arXiv 2310.02244).
 _DEPTH_ALPHA = {'none': None, 'completep': 1.0, 'depth_mup': 0.5}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """What the cells of the table are made of.
+
+  Attributes:
+    fan_in: inputs that each output of the parameter's matrix sums over.
+    base_fan_in: the same at the base shapes; f is their ratio.
+    width_ratio: m, width over base width.
+    depth_ratio: d, layers over base layers.
+    alpha: a, exponent of the depth rule.
+    head_dim: h, features of a head.
+    base_head_dim: h₀, the same at the base shapes.
+  """
+
+  fan_in: float
+  base_fan_in: float
+  width_ratio: float
+  depth_ratio: float
+  alpha: float
+  head_dim: float
+  base_head_dim: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +128,6 @@ class Role:
   base_fan_in: float = 1
   residual: bool = False
 
-  @property
-  def decays(self) -> bool:
-    """Whether weight decay applies: matrices, embeddings and positions."""
-    return self.kind not in ('gain', 'bias')
-
 
 RoleAndInit = tuple[Role, Callable[..., jax.Array]]
 
@@ -76,12 +140,20 @@ class Parameter(nn.LogicallyPartitioned):
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-  """A parameter's factors on the optimizer's hyperparameters."""
+  """A parameter's factors on the optimizer's hyperparameters.
+
+  Attributes:
+    lr: on the learning rate.
+    rho: on Sophia's rho.
+    eps: on epsilon.
+    decay: decay mode → on what decay takes in a step; 0 for vectors.
+    kind: of the role.
+  """
 
   lr: float
   rho: float
   eps: float
-  decays: bool
+  decay: Mapping[str, float]
   kind: str
 
 
@@ -97,39 +169,34 @@ class Parametrization:
   base_head_dim: float
   base_mlp_dim: float
   depth_alpha: float | None
+  scale_rho: bool
 
   @property
   def width_ratio(self) -> float:
-    """m: width over base width, 1 in the standard parametrization."""
-    return self.model.width / self.base_width if self.kind == 'mup' else 1.0
-
-  @property
-  def depth_ratio(self) -> float:
-    """d: layers over base layers, 1 without a depth rule."""
-    if self.depth_alpha is None:
-      return 1.0
-    return self.model.num_layers / self.base_depth
+    """m: width over base width."""
+    return self.model.width / self.base_width
 
   @property
   def attention_scale(self) -> float:
     """Factor on query-key products."""
-    if self.kind == 'sp':
-      return self.model.head_dim**-0.5
-    return self.base_head_dim**-0.5 * (self.base_head_dim / self.model.head_dim)
+    return self._cell(_ATTENTION[self.kind], Role('hidden'))
 
   @property
   def readout_multiplier(self) -> float:
     """Factor on the logits."""
-    return 1.0 / self.width_ratio
+    return self._cell(_TABLE[self.kind]['readout'].forward, Role('readout'))
 
   @property
   def residual_multiplier(self) -> float:
     """Factor on what a branch adds to the residual stream."""
-    return self.depth_ratio ** -(self.depth_alpha or 0.0)
+    if self.depth_alpha is None:
+      return 1.0
+    return self._cell(_BRANCH.forward, Role('hidden'))
 
   def embedding(self) -> RoleAndInit:
     """Role of token and position embeddings."""
-    return Role('embedding'), nn.initializers.normal(_EMBEDDING_STD)
+    role = Role('embedding')
+    return role, nn.initializers.normal(self._init(role))
 
   def hidden(self, fan_in: str, writes_residual: bool = False) -> RoleAndInit:
     """Role of a matrix inside a residual branch.
@@ -145,41 +212,62 @@ class Parametrization:
       'heads': (model.num_heads * model.head_dim, self.base_heads_dim),
       'mlp': (model.mlp_dim, self.base_mlp_dim),
     }[fan_in]
-    std = size**-0.5
+    role = Role('hidden', size, base, residual=True)
+    std = self._init(role)
     if writes_residual:
       # With a depth rule the residual multiplier does the further shrinking.
       layers = model.num_layers if self.depth_alpha is None else self.base_depth
       std *= (2 * layers) ** -0.5
-    role = Role('hidden', size, base, residual=True)
     return role, nn.initializers.normal(std)
 
   def readout(self) -> RoleAndInit:
     """Role of an untied readout matrix."""
-    width = self.model.width
-    base = self.base_width if self.kind == 'mup' else width
-    init = nn.initializers.normal(base**-0.5)
-    return Role('readout', width, self.base_width), init
+    role = Role('readout', self.model.width, self.base_width)
+    return role, nn.initializers.normal(self._init(role))
 
   def gain(self, residual: bool) -> RoleAndInit:
     """Role of a normalisation's gain."""
-    return Role('gain', residual=residual), nn.initializers.ones
+    role = Role('gain', residual=residual)
+    return role, nn.initializers.constant(self._init(role))
 
   def bias(self, residual: bool) -> RoleAndInit:
     """Role of any bias."""
-    return Role('bias', residual=residual), nn.initializers.zeros
+    role = Role('bias', residual=residual)
+    return role, nn.initializers.constant(self._init(role))
 
   def factors(self, role: Role) -> Factors:
     """Returns the factors on the hyperparameters of a parameter."""
-    if self.kind == 'sp':
-      return Factors(1.0, 1.0, 1.0, role.decays, role.kind)
-    m, d, alpha = self.width_ratio, self.depth_ratio, self.depth_alpha or 0.0
-    lr = role.base_fan_in / role.fan_in if role.kind == 'hidden' else 1.0
-    rho, eps = m, 1 / m
-    if role.residual and self.depth_alpha is not None:
-      lr *= d ** (alpha - 1)
-      rho *= d**alpha
-      eps *= d**-alpha
-    return Factors(lr, rho, eps, role.decays, role.kind)
+    row = _TABLE[self.kind][role.kind]
+
+    def cell(column: str) -> float:
+      value = self._cell(getattr(row, column), role)
+      if role.residual and self.depth_alpha is not None:
+        value *= self._cell(getattr(_BRANCH, column), role)
+      return value
+
+    return Factors(
+      cell('lr'),
+      cell('rho') if self.scale_rho else 1.0,
+      cell('eps'),
+      {mode: cell(mode) for mode in row._fields[-3:]},
+      role.kind,
+    )
+
+  def _init(self, role: Role) -> float:
+    return self._cell(_TABLE[self.kind][role.kind].init, role)
+
+  def _cell(self, cell: str, role: Role) -> float:
+    return _CELLS[cell](
+      Sizes(
+        fan_in=role.fan_in,
+        base_fan_in=role.base_fan_in,
+        width_ratio=self.width_ratio,
+        depth_ratio=self.model.num_layers / self.base_depth,
+        alpha=self.depth_alpha or 0.0,
+        head_dim=self.model.head_dim,
+        base_head_dim=self.base_head_dim,
+      )
+    )
 
 
 def resolve(config: ConfigDict, model: ModelConfig) -> Parametrization:
@@ -220,6 +308,7 @@ def resolve(config: ConfigDict, model: ModelConfig) -> Parametrization:
     base_head_dim=head_dim,
     base_mlp_dim=config.base_mlp_dim or model.mlp_dim / ratio,
     depth_alpha=_DEPTH_ALPHA[config.depth_rule],
+    scale_rho=config.scale_rho,
   )
 
 

@@ -1,16 +1,19 @@
 """The one chain that all optimizers share.
 
-With u = scale(clip(g)), r the parameter's role factor, s_t the schedule:
+With u = scale(clip(g)), s_t the schedule, and for each role a factor r on the
+learning rate and one on the decay, r' (models/parametrization.py):
 
-  independent    θ ← θ - s_t·(lr·r·u + wd·θ)
-  times_lr       θ ← θ - s_t·lr·(r·u + wd·θ)
-  times_role_lr  θ ← θ - s_t·lr·r·(u + wd·θ)
+  independent    θ ← θ - s_t·(lr·r·u + wd·r'·θ), r' = 1
+  times_lr       θ ← θ - s_t·lr·(r·u + wd·r'·θ), r' = 1
+  times_role_lr  θ ← θ - s_t·lr·(r·u + wd·r'·θ), r' = r
 
 `independent` is Loshchilov & Hutter's form: its wd is about 1e-4. `times_lr`
 is what torch.optim.AdamW and the authors of Lion and Sophia do, at r = 1.
 `times_role_lr` is the naive form, under which decay fades as models grow.
+Gains and biases have r' = 0.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import difflib
 import importlib
@@ -53,7 +56,7 @@ class Factors(Protocol):
   lr: float
   rho: float
   eps: float
-  decays: bool
+  decay: Mapping[str, float]
   kind: str
 
 
@@ -195,12 +198,11 @@ class Chain:
     )
 
   def _decayed(self, args: Arguments, u: Any, p: Any, f: Factors) -> Any:
-    decay = args.weight_decay * p if f.decays else jnp.zeros_like(p)
+    factor = f.decay[self.decay_mode]
+    decay = factor * args.weight_decay * p if factor else jnp.zeros_like(p)
     if self.decay_mode == 'independent':
       return args.lr * f.lr * u + decay
-    if self.decay_mode == 'times_lr':
-      return args.lr * (f.lr * u + decay)
-    return args.lr * f.lr * (u + decay)
+    return args.lr * (f.lr * u + decay)
 
 
 def build(optimizer: ConfigDict, schedule: ConfigDict, factors: Any) -> Chain:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from steepest.models import parametrization
+from steepest.optimizers import build
 
 _NAMES = ('gpt2', 'llama')
 # Width 128 over 32, heads 8·16 over 4·8, MLP 384 over 64: all ratios differ.
@@ -96,10 +97,44 @@ def test_factors_by_hand(build_model):
   for path, f in factors.items():
     tail = path.partition('/')[2]
     assert f.lr == pytest.approx(lrs[tail] if tail in lrs else 1), path
+    if path.endswith(('gain', 'bias')):
+      assert not any(f.decay.values()), path
+    else:
+      assert f.decay == {
+        'independent': 1,
+        'times_lr': 1,
+        'times_role_lr': pytest.approx(f.lr),
+      }, path
     assert (f.rho, f.eps) == (4, 1 / 4), path
   assert built.rules.readout_multiplier == 1 / 4
   # √8/24, which at 8 would be 1/√8.
   assert built.rules.attention_scale == pytest.approx(8**0.5 / 24)
+
+
+def test_rho_may_stay_fixed(build_model):
+  rules = {**_BASE, 'scale_rho': False, 'depth_rule': 'completep'}
+  built = build_model('gpt2', 'mup', rules={**rules, 'base_depth': 1}, **_WIDE)
+  for role in _roles(built).values():
+    assert built.rules.factors(role).rho == 1
+
+
+@pytest.mark.parametrize('name', _NAMES)
+def test_without_gains_the_rest_stays(build_model, name):
+  """Gains start at one: the logits are those of the model that has them."""
+  with_gains, without = (
+    build_model(name, norm_gain=given) for given in (True, False)
+  )
+  flat = lambda built: traverse_util.flatten_dict(built.params, sep='/')
+  left = {k: v for k, v in flat(with_gains).items() if not k.endswith('gain')}
+  assert left.keys() == flat(without).keys()
+  tokens = np.arange(8)[None]
+  params = {k: left[k] for k in flat(without)}
+  np.testing.assert_allclose(
+    without.logits(traverse_util.unflatten_dict(params, sep='/'), tokens),
+    with_gains.logits(with_gains.params, tokens),
+    rtol=1e-5,
+    atol=1e-6,
+  )
 
 
 def test_sp_has_no_factors(build_model):
@@ -153,6 +188,9 @@ def test_depth_factors_by_hand(build_model, rule, alpha):
     if path.startswith('block'):
       assert f.lr == 4 ** (alpha - 1), path
       assert (f.rho, f.eps) == (4**alpha, 4**-alpha), path
+      if path.endswith('kernel'):
+        assert f.decay['times_lr'] == f.decay['independent'] == 1, path
+        assert f.decay['times_role_lr'] == 4 ** (alpha - 1), path
     else:
       assert (f.lr, f.rho, f.eps) == (1, 1, 1), path
   # Residual projections start at the base's 1/√(2·1), not at 1/√(2·4).
@@ -176,8 +214,8 @@ def test_decay_applies_to_matrices_embeddings_and_positions(build_model, name):
   built = build_model(name, tie_embeddings=False)
   for path, box in traverse_util.flatten_dict(built.boxed, sep='/').items():
     matrix = nn.meta.unbox(box).ndim >= 2
-    assert box.role.decays == matrix, path
-    assert built.rules.factors(box.role).decays == matrix, path
+    decay = built.rules.factors(box.role).decay
+    assert decay == dict.fromkeys(build.DECAY_MODES, float(matrix)), path
   kinds = {role.kind for role in _roles(built).values()}
   bias = {'bias'} if name == 'gpt2' else set()
   assert kinds == {'embedding', 'hidden', 'readout', 'gain'} | bias

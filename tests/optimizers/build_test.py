@@ -1,5 +1,6 @@
 """The chain by hand: clip, role factors, decay modes, schedule, statistics."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from hypothesis import given
@@ -13,12 +14,15 @@ import pytest
 from steepest.experiments import base
 from steepest.optimizers import build
 
+_ALWAYS = dict.fromkeys(build.DECAY_MODES, 1.0)
+_NEVER = dict.fromkeys(build.DECAY_MODES, 0.0)
+
 
 class _Factors(NamedTuple):
   lr: float = 1.0
   rho: float = 1.0
   eps: float = 1.0
-  decays: bool = True
+  decay: Mapping[str, float] = _ALWAYS
   kind: str = 'hidden'
 
 
@@ -64,7 +68,8 @@ def test_decay_modes(mode, r, wanted, scheduled):
     config.schedule.warmup_steps = 3
     wanted = 2 - (2 - wanted) / 4
   params, grads = {'w': jnp.array([2.0])}, {'w': jnp.array([0.3])}
-  new, _, _ = _update(config, {'w': _Leaf(lr=r)}, params, grads)
+  decay = {**_ALWAYS, 'times_role_lr': r}
+  new, _, _ = _update(config, {'w': _Leaf(lr=r, decay=decay)}, params, grads)
   np.testing.assert_allclose(new['w'], [wanted], rtol=1e-6)
 
 
@@ -72,7 +77,7 @@ def test_decay_modes(mode, r, wanted, scheduled):
 def test_gains_and_biases_do_not_decay(mode):
   config = _config(lr=0.1, weight_decay=0.5, decay_mode=mode)
   params, grads = {'b': jnp.array([2.0])}, {'b': jnp.array([0.3])}
-  new, _, _ = _update(config, {'b': _Leaf(decays=False)}, params, grads)
+  new, _, _ = _update(config, {'b': _Leaf(decay=_NEVER)}, params, grads)
   np.testing.assert_allclose(new['b'], [1.9], rtol=1e-6)
 
 
@@ -123,7 +128,7 @@ def test_role_factors_reach_rho_and_eps():
 def test_unclipped_fraction_by_role():
   config = _config('sophia', rho=0.5, clip_norm=0.0)
   params = {'a': jnp.zeros(3), 'b': jnp.zeros(1)}
-  factors = {'a': _Leaf(), 'b': _Leaf(kind='gain', decays=False)}
+  factors = {'a': _Leaf(), 'b': _Leaf(kind='gain', decay=_NEVER)}
   chain = build.build(config.optimizer, config.schedule, factors)
   h = {'a': jnp.array([9.0, 0.0, 0.0]), 'b': jnp.array([9.0])}
   state = chain.init(params)._replace(h=h)
