@@ -1,4 +1,4 @@
-"""What a directory of shards holds, as a table and some text."""
+"""What a directory of shards holds: a table, some text, a page."""
 
 from etils import epath
 from rich import console as rich_console
@@ -6,17 +6,22 @@ from rich import markup
 from rich import table as rich_table
 
 from steepest.data import checks
+from steepest.data import describe_page
 from steepest.data import manifest as manifests
 from steepest.data import shards
 from steepest.data import tokenizers
 
 # Tokens of a window that is shown, and the windows of a directory.
 _WINDOW = 64
-_SHOWN = 4
+_SHOWN = 8
+_PAGE = 'describe.html'
 
 
 def describe(directory: epath.PathLike, console: rich_console.Console) -> None:
   """Prints the sources, the notes and a few decoded windows.
+
+  The same, with a histogram of the documents' lengths, goes to describe.html
+  in the directory, where that can be written.
 
   Raises:
     FileNotFoundError: no manifest, or a shard is missing.
@@ -29,23 +34,46 @@ def describe(directory: epath.PathLike, console: rich_console.Console) -> None:
   checks.check_records(directory, manifest, 'full')
   console.print(_sources(manifest), _files(manifest))
   made = manifest.tokenizer
-  console.print(
+  lines = [
     f'tokenizer {made.name}, {made.vocab_size:,} ids · '
     f'{manifest.duplicates:,} duplicates and {manifest.rejected:,} bad lines '
-    f'left out · {manifest.unused_tokens:,} tokens fill no record',
-    highlight=False,
-    markup=False,
-  )
-  for note in manifest.notes:
-    console.print(f'note: {note}', markup=False, highlight=False)
+    f'left out · {manifest.unused_tokens:,} tokens fill no record'
+  ]
+  if manifest.contaminated is not None:
+    lines.append(
+      f'{sum(manifest.contaminated.values()):,} documents repeat a benchmark'
+    )
+  lines += [f'note: {note}' for note in manifest.notes]
+  for line in lines:
+    console.print(line, markup=False, highlight=False)
+  windows = _windows(directory, manifest)
+  for window in windows:
+    console.print(f'\n[bold]{markup.escape(window.source)}[/bold]')
+    console.print(repr(window.text), markup=False, highlight=False)
+  path = directory / _PAGE
+  try:
+    path.write_text(describe_page.page(manifest, str(directory), windows))
+    said = f'page: {path}'
+  except OSError as error:
+    said = f'no page was written: {error}'
+  console.print(f'\n{said}', markup=False, highlight=False)
+
+
+def _windows(
+  directory: epath.Path, manifest: manifests.Manifest
+) -> list[describe_page.Window]:
+  """Decodes a window from the middle of some sources."""
   tokenizer = tokenizers.load(f'hf:{directory}')
+  windows = []
   for source in manifest.sources_of('train')[:_SHOWN]:
-    windows = shards.ShardWindows(
+    held = shards.ShardWindows(
       directory, manifest, manifest.select('train', source), _WINDOW
     )
-    text = tokenizer.decode(windows.read([len(windows) // 2])[0, :-1].tolist())
-    console.print(f'\n[bold]{markup.escape(source)}[/bold]')
-    console.print(repr(text), markup=False, highlight=False)
+    tokens = held.read([len(held) // 2])[0, :-1]
+    windows.append(
+      describe_page.Window(source, tokenizer.decode(tokens.tolist()))
+    )
+  return windows
 
 
 def _sources(manifest: manifests.Manifest) -> rich_table.Table:

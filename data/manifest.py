@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pathlib
+import types
+import typing
 from typing import Any
 
 from etils import epath
@@ -139,20 +141,60 @@ def load(directory: epath.PathLike) -> Manifest:
     )
   try:
     held = json.loads(path.read_text())
-    if held['version'] not in _READABLE:
+    version = held['version']
+    if version not in _READABLE:
       raise ValueError(
-        f'{path} is of version {held["version"]}, this program reads '
-        f'{VERSION} at most: prepare the text again'
+        f'version {version!r}, this program reads {VERSION} at most'
       )
-    held['sources'] = {n: Source(**s) for n, s in held['sources'].items()}
-    if 'validation' in held:
-      held['validation'] = {
-        n: Source(**s) for n, s in held['validation'].items()
-      }
-    held['shards'] = [Shard(**s) for s in held['shards']]
-    held['tokenizer'] = TokenizerInfo(**held['tokenizer'])
-    return Manifest(**held)
-  except (KeyError, TypeError, json.JSONDecodeError) as error:
+    manifest = _read(Manifest, held, 'it')
+    _check(manifest)
+    return manifest
+  except (KeyError, TypeError, ValueError, RecursionError) as error:
     raise ValueError(
       f'{path} is damaged ({error}): prepare the text again'
     ) from error
+
+
+def _read(hint: Any, value: Any, name: str) -> Any:
+  """Returns a JSON value as the type that a field is declared with.
+
+  Raises:
+    TypeError: it is of another type; names it.
+  """
+  if dataclasses.is_dataclass(hint):
+    if not isinstance(value, dict):
+      raise TypeError(f'{name} is no JSON object')
+    hints = typing.get_type_hints(hint)
+    unknown = sorted(set(value) - set(hints))
+    if unknown:
+      raise TypeError(f'{name} has an unknown field {unknown[0]!r}')
+    fields = {k: _read(hints[k], v, repr(k)) for k, v in value.items()}
+    return typing.cast(Any, hint)(**fields)
+  kind, inner = typing.get_origin(hint), typing.get_args(hint)
+  if kind is types.UnionType:
+    return None if value is None else _read(inner[0], value, name)
+  if kind is list and isinstance(value, list):
+    return [_read(inner[0], v, f'an entry of {name}') for v in value]
+  if kind is dict and isinstance(value, dict):
+    return {k: _read(inner[1], v, f'{name}[{k!r}]') for k, v in value.items()}
+  # JSON's true is no number, whatever Python says.
+  whole = hint is int and type(value) is int and 0 <= value < 1 << 63
+  if hint is Any or whole or (hint is str and isinstance(value, str)):
+    return value
+  raise TypeError(f'{name} is {value!r}')
+
+
+def _check(manifest: Manifest) -> None:
+  """Raises a ValueError where a value could not have been written."""
+  if manifest.record_tokens != RECORD_TOKENS:
+    raise ValueError(f'records of {manifest.record_tokens} tokens')
+  if manifest.dtype not in ('uint16', 'uint32'):
+    raise ValueError(f'tokens of type {manifest.dtype!r}')
+  for shard in manifest.shards:
+    # A name with folders in it could lead out of the directory.
+    if pathlib.PurePath(shard.name).name != shard.name or '\0' in shard.name:
+      raise ValueError(f'a shard named {shard.name!r}')
+    if shard.split not in SPLITS or shard.source not in manifest.sources:
+      raise ValueError(
+        f'{shard.name} of split {shard.split!r}, source {shard.source!r}'
+      )

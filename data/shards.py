@@ -4,8 +4,10 @@ R is a record's tokens less the one it shares with the next, T the context,
 N the tokens of a stream.
 """
 
+import bisect
 from collections.abc import Sequence
 import errno
+import itertools
 import os
 import pathlib
 
@@ -33,6 +35,8 @@ class ShardWindows:
     self._length = self._per_record * sum(s.records for s in shards)
     # With its range of records a file need not be opened to count them.
     paths = [f'{directory / s.name}[0:{s.records}]' for s in shards]
+    self._files = [directory / s.name for s in shards]
+    self._ends = list(itertools.accumulate(s.records for s in shards))
     self._records = (
       array_record_data_source.ArrayRecordDataSource(paths) if paths else None
     )
@@ -41,11 +45,18 @@ class ShardWindows:
     return self._length
 
   def read(self, numbers: Sequence[int]) -> np.ndarray:
-    """Returns some windows, [n, T + 1]; each record is read once."""
+    """Returns some windows, [n, T + 1]; each record is read once.
+
+    Raises:
+      ValueError: a shard is damaged there.
+    """
     assert self._records is not None, 'no shards, no windows'
     located = [divmod(i, self._per_record) for i in numbers]
     records = list(dict.fromkeys(record for record, _ in located))
-    held = dict(zip(records, self._records.__getitems__(records)))
+    try:
+      held = dict(zip(records, self._records.__getitems__(records)))
+    except RuntimeError as error:  # A checksum inside the file does not match.
+      raise self._damaged(records) from error
     windows = np.empty((len(located), self._context + 1), self._dtype)
     for window, (record, part) in zip(windows, located):
       window[:] = np.frombuffer(
@@ -55,6 +66,21 @@ class ShardWindows:
         part * self._context * self._dtype.itemsize,
       )
     return windows
+
+  def _damaged(self, records: Sequence[int]) -> ValueError:
+    """Finds the shard that could not be read."""
+    assert self._records is not None
+    for record in records:
+      path = self._files[bisect.bisect_right(self._ends, record)]
+      try:
+        self._records[record]
+      except RuntimeError as error:
+        reason = ' '.join(str(error).split())
+        return ValueError(
+          f'shard {path} is damaged: copy it again or prepare the text again '
+          f'({reason})'
+        )
+    return ValueError(f'a shard beside {path} could not be read: try again')
 
 
 def write(path: pathlib.Path, tokens_N: np.ndarray, record_tokens: int) -> None:

@@ -246,13 +246,23 @@ def _hugging_face(path: epath.Path) -> Tokenizer:
   told = _read_json(file.parent / 'tokenizer_config.json')
   model = _read_json(file.parent / 'config.json')
   limit = told.get('model_max_length')
-  return Tokenizer(
-    backend,
-    f'hf:{path}',
-    _special(backend, told.get('bos_token'), model.get('bos_token_id')),
-    _special(backend, told.get('eos_token'), model.get('eos_token_id')),
-    int(limit) if limit and limit < _UNLIMITED else None,
-  )
+  if limit is not None and not isinstance(limit, int | float):
+    raise ValueError(
+      f'{file.parent / "tokenizer_config.json"}: model_max_length is {limit!r}'
+    )
+  try:
+    return Tokenizer(
+      backend,
+      f'hf:{path}',
+      _special(backend, told.get('bos_token'), model.get('bos_token_id')),
+      _special(backend, told.get('eos_token'), model.get('eos_token_id')),
+      int(limit) if limit and 0 < limit < _UNLIMITED else None,
+    )
+  except (KeyError, TypeError, ValueError, OverflowError) as error:
+    raise ValueError(
+      f'{file} and the files beside it do not say what its special tokens '
+      f'are: {error!r}'
+    ) from error
 
 
 def _special(backend: hf.Tokenizer, token: Any, token_id: Any) -> str | None:
@@ -357,9 +367,12 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
   if not path.exists():
     return {}
   try:
-    return json.loads(path.read_text())
-  except ValueError as error:
+    held = json.loads(path.read_text())
+  except (ValueError, RecursionError) as error:
     raise ValueError(f'{path} is no JSON: {error}') from error
+  if not isinstance(held, dict):
+    raise ValueError(f'{path} holds no JSON object')
+  return held
 
 
 def _write(path: pathlib.Path, text: str) -> None:

@@ -23,7 +23,9 @@ from steepest.launch import cli
 def main() -> None:
   """The command."""
   describe = flags.DEFINE_string(
-    'describe', None, 'Show what this directory of shards holds.'
+    'describe',
+    None,
+    'Show what this directory of shards holds, and write describe.html there.',
   )
   values = {
     'input': flags.DEFINE_string(
@@ -89,7 +91,7 @@ def _prepare(
   if describe is not None:
     from steepest.data import describe as describing
 
-    describing.describe(pathlib.Path(describe), rich_console.Console())
+    describing.describe(describe, rich_console.Console())
     return
   for name in ('input', 'tokenizer', 'out'):
     if not values[name]:

@@ -1,6 +1,7 @@
 """What a damaged or unfitting directory of shards says at open."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import shutil
@@ -158,3 +159,97 @@ def test_damaged_manifests_are_one_line(copy, data_config):
   path.unlink()
   with pytest.raises(FileNotFoundError, match='no manifest.json'):
     _open(copy, data_config)
+
+
+def _manifest(directory: pathlib.Path, **changed) -> None:
+  """Changes the manifest of a directory."""
+  manifest = dataclasses.replace(manifests.load(directory), **changed)
+  manifests.save(manifest, directory)
+
+
+@pytest.mark.parametrize('mode', ['full', 'sampled'])
+def test_swapped_shards_are_named(copy, data_config, mode):
+  held = [s for s in manifests.load(copy).shards if s.split == 'train']
+  first, second = next(
+    (a, b)
+    for a, b in itertools.combinations(held, 2)
+    if a.bytes == b.bytes and a.records == b.records
+  )
+  (copy / first.name).rename(copy / 'aside')
+  (copy / second.name).rename(copy / first.name)
+  (copy / 'aside').rename(copy / second.name)
+  data_config.verify = mode
+  with pytest.raises(ValueError, match=f'{first.name} has another checksum'):
+    _open(copy, data_config)
+
+
+@pytest.mark.parametrize('mode', ['full', 'sampled'])
+def test_manifests_of_other_records_name_the_shard(copy, data_config, mode):
+  data_config.verify = mode
+  _open(copy, data_config)
+  held = manifests.load(copy).shards
+  more = dataclasses.replace(held[1], records=held[1].records + 1)
+  _manifest(copy, shards=[held[0], more, *held[2:]])
+  with pytest.raises(
+    ValueError, match=f'{more.name} has {more.records - 1} records of .2049.'
+  ):
+    _open(copy, data_config)
+
+
+@pytest.mark.parametrize('mode', ['full', 'sampled'])
+def test_ids_beyond_the_vocabulary_are_found_at_open(copy, data_config, mode):
+  manifest = manifests.load(copy)
+  shard = manifest.shards[1]
+  tokens = np.full(shard.records * 2048 + 1, 9, '<u2')
+  tokens[-1] = 512
+  shards.write(copy / shard.name, tokens, 2048)
+  path = epath.Path(copy / shard.name)
+  shard = dataclasses.replace(
+    shard,
+    bytes=(copy / shard.name).stat().st_size,
+    sha256=checksums.sha256(path),
+    sampled_sha256=checksums.sampled(path),
+  )
+  _manifest(copy, shards=[manifest.shards[0], shard, *manifest.shards[2:]])
+  data_config.verify = mode
+  with pytest.raises(ValueError, match=f'{shard.name} holds token id 512'):
+    _open(copy, data_config)
+
+
+def test_older_manifests_are_read_but_have_no_samples(copy, data_config):
+  content = json.loads((copy / 'manifest.json').read_text())
+  for name in ('validation', 'contaminated', 'lengths', 'program'):
+    del content[name]
+  for shard in content['shards']:
+    del shard['sampled_sha256']
+  content['version'] = 1
+  (copy / 'manifest.json').write_text(json.dumps(content))
+  data = _open(copy, data_config)
+  assert data.bytes_per_token.keys() == content['sources'].keys()
+  data_config.verify = 'sampled'
+  with pytest.raises(ValueError, match='has no sampled checksums'):
+    _open(copy, data_config)
+
+
+def test_a_damaged_record_is_never_read_as_something_else(shards_dir, copy):
+  manifest = manifests.load(copy)
+  held = manifest.select('train', 'email')
+  whole = shards.ShardWindows(epath.Path(shards_dir), manifest, held, 2048)
+  numbers = range(len(whole))
+  content = _shard(copy).read_bytes()
+  generator = np.random.default_rng(0)
+  found = 0
+  for at in generator.integers(0, len(content), 30):
+    damaged = bytearray(content)
+    damaged[at] ^= 1 << int(generator.integers(8))
+    _shard(copy).write_bytes(damaged)
+    windows = shards.ShardWindows(epath.Path(copy), manifest, held, 2048)
+    try:
+      read = windows.read(numbers)
+    except ValueError as error:
+      assert f'{_shard(copy)} is damaged' in str(error)
+      assert '\n' not in str(error)
+      found += 1
+    else:
+      np.testing.assert_array_equal(read, whole.read(numbers))
+  assert found > 4
