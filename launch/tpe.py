@@ -60,7 +60,7 @@ class Tpe:
         import optuna
       except ImportError as error:
         raise ValueError(
-          "study.search='tpe' needs Optuna: pip install 'steepest[tune]'"
+          "study.search='tpe' needs Optuna: pip install optuna"
         ) from error
       optuna.logging.set_verbosity(optuna.logging.ERROR)
       self._path.parent.mkdir(parents=True, exist_ok=True)
