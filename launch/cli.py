@@ -19,9 +19,12 @@ from steepest.launch import cpu_memory
 _HELP = ('--help', '-help', '-h', '--helpshort', '--helpfull')
 
 
-def run(main: Callable[[], None], doc: str | None) -> None:
+def run(
+  main: Callable[[], None], doc: str | None, words: list[str] | None = None
+) -> None:
   """Parses the flags, calls `main` and exits.
 
+  `words` takes the arguments that are no flags; None: there may be none.
   Any error is one line on stderr and exit status 1, an interruption 130;
   STEEPEST_TRACEBACK=1 adds the traceback. `--help` prints `doc` and the flags
   and exits 0.
@@ -40,7 +43,9 @@ def run(main: Callable[[], None], doc: str | None) -> None:
     except (AttributeError, KeyError):
       _check_keys(sys.argv)
       raise
-    if len(rest) > 1:
+    if words is not None:
+      words += rest[1:]
+    elif len(rest) > 1:
       raise ValueError(
         f'unexpected argument {rest[1]!r}: flags are --name=VALUE'
       )
