@@ -1,0 +1,385 @@
+"""Files that strangers give: whatever they hold, the error is clear.
+
+Each valid file is changed, as bytes and, where it is JSON, as JSON. What reads
+it then does its work, or raises a ValueError or OSError that names the file.
+"""
+
+import io
+import json
+import pathlib
+import shutil
+import sysconfig
+
+from hypothesis import HealthCheck
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+# As many for the ordinary run, and for the slow one.
+_FEW, _MANY = 60, 3000
+
+_VALUES = st.one_of(
+  st.none(),
+  st.booleans(),
+  st.integers(-(2**70), 2**70),
+  st.sampled_from([-1, 0, 1, 2**31, 2**63]),
+  st.floats(),
+  st.text(max_size=8),
+  st.sampled_from(['', '../../etc', 'a\nb', '\x00', '<script>']),
+  st.just([]),
+  st.just({}),
+  st.lists(st.integers(0, 9), max_size=3),
+)
+
+
+def _places(value, path=()):
+  """Yields the path of everything in a JSON value."""
+  yield path
+  if isinstance(value, dict):
+    for key in value:
+      yield from _places(value[key], (*path, key))
+  elif isinstance(value, list):
+    for i, held in enumerate(value):
+      yield from _places(held, (*path, i))
+
+
+@st.composite
+def _changed_json(draw, value):
+  """Draws a JSON value with up to three places replaced or removed."""
+  value = json.loads(json.dumps(value))
+  for _ in range(draw(st.integers(1, 3))):
+    path = draw(st.sampled_from(sorted(_places(value), key=str)))
+    if not path:
+      value = draw(_VALUES)
+      continue
+    parent = value
+    for key in path[:-1]:
+      parent = parent[key]
+    if draw(st.booleans()):
+      parent[path[-1]] = draw(_VALUES)
+    elif isinstance(parent, dict):
+      del parent[path[-1]]
+  return value
+
+
+@st.composite
+def _changed_bytes(draw, data):
+  """Draws bytes with up to three cuts, flips and insertions."""
+  data = bytearray(data)
+  for _ in range(draw(st.integers(1, 3))):
+    at = draw(st.integers(0, max(0, len(data) - 1)))
+    kind = draw(st.sampled_from(['cut', 'flip', 'insert', 'end', 'double']))
+    if kind == 'cut':
+      del data[at : at + draw(st.integers(1, 40))]
+    elif kind == 'flip' and data:
+      data[at] ^= 1 << draw(st.integers(0, 7))
+    elif kind == 'insert':
+      data[at:at] = draw(st.binary(min_size=1, max_size=12))
+    elif kind == 'double':
+      data[at:at] = data[at : at + 40]
+    else:
+      del data[at:]
+  return bytes(data)
+
+
+def _changed(path):
+  """Returns a strategy of what a file may hold instead."""
+  data = path.read_bytes()
+  changed = _changed_bytes(data)
+  if path.suffix == '.json':
+    as_json = _changed_json(json.loads(data))
+    changed |= as_json.map(lambda value: json.dumps(value).encode())
+  elif path.suffix == '.jsonl':
+    lines = data.splitlines()
+
+    @st.composite
+    def one_line(draw):
+      i = draw(st.integers(0, len(lines) - 1))
+      value = draw(_changed_json(json.loads(lines[i])))
+      return b'\n'.join(
+        [*lines[:i], json.dumps(value).encode(), *lines[i + 1 :]]
+      )
+
+    changed |= one_line()
+  return changed
+
+
+# ------------------------------------------------------------------ readers
+# Each makes a directory of valid files and returns what reads it and the
+# names of the files to change.
+
+
+def _flat(directory):
+  from steepest.data import flat
+
+  tokens = np.arange(200, dtype=np.uint16)
+  np.save(directory / 'a.npy', tokens)
+  tokens.tofile(directory / 'b.bin')
+  header = np.zeros(256, '<i4')
+  header[:3] = 20240520, 1, len(tokens)
+  (directory / 'c.bin').write_bytes(header.tobytes() + tokens.tobytes())
+
+  def read():
+    for name in ('a.npy', 'b.bin', 'c.bin'):
+      flat.contents(directory / name)
+
+  return read, ['a.npy', 'b.bin', 'c.bin']
+
+
+def _shards(directory):
+  from ml_collections import ConfigDict
+  from rich import console
+
+  from steepest.data import pipeline
+  from steepest.data import prepare
+  from steepest.experiments import base
+
+  stdlib = pathlib.Path(sysconfig.get_paths()['stdlib'])
+  corpus = directory.with_name('corpus.jsonl')
+  texts = [p.read_text('utf-8') for p in sorted(stdlib.glob('json/*.py'))]
+  corpus.write_text(''.join(json.dumps({'text': t}) + '\n' for t in texts))
+  options = prepare.Options(
+    str(corpus), 'bpe-train:300', directory, validation_fraction=0.0, workers=1
+  )
+  directory.rmdir()
+  prepare.prepare(options, console.Console(file=io.StringIO()))
+  config = ConfigDict(base.get_config().data.to_dict())
+  config.source = f'shards:{directory}'
+
+  def read():
+    data = pipeline.open_data(
+      config, context=64, batch_size=2, steps=3, seed=0, eval_sequences=2
+    )
+    assert data.batch(0)['inputs'].max() < 300
+
+  names = ['manifest.json', 'tokenizer.json']
+  return read, [*names, *(p.name for p in directory.glob('train-*'))]
+
+
+def _tokenizer(directory):
+  from steepest.data import tokenizers
+
+  trained = tokenizers.train_bpe(iter(['some text to learn from'] * 9), 260)
+  trained.save(directory)
+
+  def read():
+    loaded = tokenizers.load(f'hf:{directory}')
+    loaded.decode(loaded.encode('text'))
+
+  return read, ['tokenizer.json', 'tokenizer_config.json']
+
+
+def _hugging_face(directory):
+  from safetensors import numpy as safetensors
+
+  from steepest.experiments import base
+  from steepest.interop import huggingface
+  from steepest.models import config as model_config
+
+  D, V, T = 8, 11, 4
+  shapes = {'wte.weight': (V, D), 'wpe.weight': (T, D)}
+  for name in ('h.0.ln_1', 'h.0.ln_2', 'ln_f'):
+    shapes |= {f'{name}.weight': (D,), f'{name}.bias': (D,)}
+  for name, into, out in (
+    ('attn.c_attn', D, 3 * D),
+    ('attn.c_proj', D, D),
+    ('mlp.c_fc', D, 4 * D),
+    ('mlp.c_proj', 4 * D, D),
+  ):
+    shapes |= {f'h.0.{name}.weight': (into, out), f'h.0.{name}.bias': (out,)}
+  tensors = {n: np.ones(s, np.float32) for n, s in shapes.items()}
+  safetensors.save_file(tensors, directory / 'model.safetensors')
+  config = {
+    'model_type': 'gpt2',
+    'activation_function': 'gelu_new',
+    'layer_norm_epsilon': 1e-5,
+    'n_embd': D,
+    'n_head': 2,
+    'n_layer': 1,
+    'n_positions': T,
+    'vocab_size': V,
+  }
+  (directory / 'config.json').write_text(json.dumps(config))
+
+  def read():
+    resolved = base.get_config()
+    found = huggingface.read_config(directory)
+    # A model of these sizes would take the memory of this machine.
+    if all(found[k] < 1000 for k in ('width', 'num_layers', 'vocab_size')):
+      resolved.model.update(found)
+      model = model_config.resolve(resolved.model, 0, resolved.dtype)
+      huggingface.read_params(directory, model)
+
+  return read, ['config.json', 'model.safetensors']
+
+
+def _documents(directory):
+  import gzip
+
+  from steepest.data import documents
+
+  lines = [
+    {'text': 'one', 'meta': {'redpajama_set_name': 'a'}},
+    {'text': 'two', 'meta': '{"source": "b"}', 'source': 'c'},
+  ]
+  data = ''.join(json.dumps(line) + '\n' for line in lines)
+  (directory / 'a.jsonl').write_text(data)
+  (directory / 'b.jsonl.gz').write_bytes(gzip.compress(data.encode()))
+
+  def read():
+    for path in directory.iterdir():
+      for found in documents.read(path):
+        assert isinstance(found, documents.Document | documents.Reject)
+
+  return read, ['a.jsonl', 'b.jsonl.gz']
+
+
+def _questions(directory):
+  from steepest.eval import requests
+  from steepest.eval import tasks
+
+  question = {
+    'id': 'q',
+    'question': 'What?',
+    'choices': {'text': ['this', 'that'], 'label': ['A', 'B']},
+    'answerKey': 'B',
+  }
+  text = ''.join(json.dumps(question) + '\n' for _ in range(3))
+  (directory / 'arc_easy.jsonl').write_text(text)
+  wanted = tasks.select('arc_easy').tasks
+
+  def read():
+    for asked in requests.read_questions(wanted, directory):
+      for context, continuation in asked.pairs():
+        assert isinstance(context + continuation, str)
+
+  return read, ['arc_easy.jsonl']
+
+
+def _pairs(directory):
+  from steepest.data import tokenizers
+  from steepest.eval import requests
+
+  tokenizer = tokenizers.train_bpe(iter(['some text'] * 9), 260)
+  line = {
+    'task': 't',
+    'doc_id': 0,
+    'choice': 0,
+    'context': 'a',
+    'continuation': ' b',
+  }
+  text = ''.join(json.dumps({**line, 'doc_id': i}) + '\n' for i in range(3))
+  (directory / 'pairs.jsonl').write_text(text)
+  path = directory / 'pairs.jsonl'
+  return lambda: requests.read_requests(path, tokenizer), ['pairs.jsonl']
+
+
+def _run(directory):
+  from steepest.eval import comparison
+  from steepest.experiments import base
+
+  config = json.loads(base.get_config().to_json())
+  (directory / 'config.json').write_text(json.dumps(config))
+  rows = [
+    {'step': i, 'tokens': i + 1, 'seconds': i / 2, 'train/loss': 3.0}
+    for i in range(4)
+  ]
+  lines = ''.join(json.dumps(row) + '\n' for row in rows)
+  (directory / 'metrics.jsonl').write_text(lines)
+  summary = {
+    'status': 'finished',
+    'steps': 4,
+    'tokens': 4,
+    'seconds': 1.5,
+    'train_loss': 3.0,
+    'eval_loss': None,
+    'eval_loss_by_source': {},
+    'tokens_per_second': 2.0,
+    'parameters': 10,
+    'parameters_without_embeddings': 5,
+    'flops': 100.0,
+    'curvature_passes': 0,
+    'data_fingerprint': 'f',
+    'compile_seconds': 0.1,
+    'eval_seconds': 0.0,
+    'checkpoint_seconds': 0.0,
+    'mfu': None,
+    'mfu_convention': 'c',
+    'peak_memory_bytes': None,
+  }
+  (directory / 'summary.json').write_text(json.dumps(summary))
+  read = lambda: comparison.load_runs([str(directory)])
+  return read, ['config.json', 'metrics.jsonl', 'summary.json']
+
+
+def _checksums(directory):
+  from steepest.training import integrity
+
+  (directory / 'state').write_bytes(b'0123456789')
+  integrity.seal(directory)
+  return lambda: integrity.check(directory), ['checksums.json', 'state']
+
+
+_READERS = {
+  fn.__name__.strip('_'): fn
+  for fn in (
+    _flat,
+    _shards,
+    _tokenizer,
+    _hugging_face,
+    _documents,
+    _questions,
+    _pairs,
+    _run,
+    _checksums,
+  )
+}
+
+
+def _fuzz(make, directory, examples):
+  directory.mkdir()
+  read, names = make(directory)
+  read()
+  strategy = st.sampled_from(names).flatmap(
+    lambda name: st.tuples(st.just(name), _changed(directory / name))
+  )
+  kept = {name: (directory / name).read_bytes() for name in names}
+  refused = 0
+
+  @settings(
+    max_examples=examples,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+  )
+  @given(strategy)
+  def check(change):
+    nonlocal refused
+    name, data = change
+    (directory / name).write_bytes(data)
+    try:
+      read()
+    except (ValueError, OSError) as error:
+      refused += 1
+      said = str(error)
+      assert str(directory) in said or name in said, (name, said)
+      assert len(said) < 1000, said
+    finally:
+      (directory / name).write_bytes(kept[name])
+
+  check()
+  assert refused > examples // 10
+  shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize('reader', _READERS)
+def test_malformed_files_get_a_clear_error(tmp_path, reader):
+  _fuzz(_READERS[reader], tmp_path / 'given', _FEW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('reader', _READERS)
+def test_thousands_of_malformed_files_get_a_clear_error(tmp_path, reader):
+  _fuzz(_READERS[reader], tmp_path / 'given', _MANY)
