@@ -86,6 +86,7 @@ class Schedule:
     todo: Sequence[Cell],
     locks: locks_lib.Locks,
     on_best: Callable[[Cell, Values], None],
+    on_failure: Callable[[Cell, str], None],
   ):
     """Hands out nothing yet.
 
@@ -95,11 +96,13 @@ class Schedule:
       todo: cells whose targets are not done.
       locks: of this process.
       on_best: called with the values that a cell's targets get.
+      on_failure: called with why nothing more of a cell is done.
     """
     self._config = config
     self._workdir = workdir
     self._locks = locks
     self._on_best = on_best
+    self._on_failure = on_failure
     self._open = list(todo)
     self._searches = {
       cell: search.make(config, cell.optimizer, cells.trials_dir(workdir, cell))
@@ -273,5 +276,6 @@ class Schedule:
 
   def _fail(self, cell: Cell, error: str) -> None:
     self.failures[cell] = error
+    self._on_failure(cell, error)
     if cell in self._open:
       self._open.remove(cell)

@@ -122,7 +122,9 @@ def _run(
     pool.Pool(count, pinned, workdir / 'logs') as pool_,
     plan.Display(plans, count) as display,
   ):
-    runs = schedule.Schedule(config, workdir, todo, locks, display.best)
+    runs = schedule.Schedule(
+      config, workdir, todo, locks, display.best, display.failed
+    )
     idle = set(range(count))
     while True:
       for worker in sorted(idle):

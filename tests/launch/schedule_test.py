@@ -41,8 +41,14 @@ class _Process:
     )
     self.best = {}
     todo = cells.cells(config)
+    self.failed = {}
     self.schedule = schedule.Schedule(
-      config, workdir, todo, self.locks, self.best.__setitem__
+      config,
+      workdir,
+      todo,
+      self.locks,
+      self.best.__setitem__,
+      self.failed.__setitem__,
     )
     self.busy = {}
     self._done = done
@@ -231,4 +237,5 @@ def test_a_cell_that_fails_leaves_the_others(tmp_path):
   process.schedule.ended(0, 'out of memory')
   _finish([process])
   assert process.schedule.failures == {broken: 'out of memory'}
+  assert process.failed == process.schedule.failures
   assert len(process.best) == 3
