@@ -10,6 +10,8 @@ import errno
 import itertools
 import os
 import pathlib
+import sys
+import time
 
 from array_record.python import array_record_data_source
 from array_record.python import array_record_module
@@ -17,6 +19,9 @@ from etils import epath
 import numpy as np
 
 from steepest.data import manifest as manifests
+
+# Seconds between tries to read a shard: two minutes in all.
+_WAITS = (1, 2, 4, 8, 15, 30, 60)
 
 
 class ShardWindows:
@@ -34,12 +39,12 @@ class ShardWindows:
     self._per_record = manifest.record_tokens // context
     self._length = self._per_record * sum(s.records for s in shards)
     # With its range of records a file need not be opened to count them.
-    paths = [f'{directory / s.name}[0:{s.records}]' for s in shards]
+    self._paths = [f'{directory / s.name}[0:{s.records}]' for s in shards]
     self._files = [directory / s.name for s in shards]
+    self._sizes = [s.bytes for s in shards]
     self._ends = list(itertools.accumulate(s.records for s in shards))
-    self._records = (
-      array_record_data_source.ArrayRecordDataSource(paths) if paths else None
-    )
+    if shards:
+      self._open()
 
   def __len__(self) -> int:
     return self._length
@@ -47,16 +52,14 @@ class ShardWindows:
   def read(self, numbers: Sequence[int]) -> np.ndarray:
     """Returns some windows, [n, T + 1]; each record is read once.
 
+    Storage that is away for a while is waited for.
+
     Raises:
+      OSError: a shard still cannot be read.
       ValueError: a shard is damaged there.
     """
-    assert self._records is not None, 'no shards, no windows'
     located = [divmod(i, self._per_record) for i in numbers]
-    records = list(dict.fromkeys(record for record, _ in located))
-    try:
-      held = dict(zip(records, self._records.__getitems__(records)))
-    except RuntimeError as error:  # A checksum inside the file does not match.
-      raise self._damaged(records) from error
+    held = self._read(list(dict.fromkeys(record for record, _ in located)))
     windows = np.empty((len(located), self._context + 1), self._dtype)
     for window, (record, part) in zip(windows, located):
       window[:] = np.frombuffer(
@@ -67,20 +70,60 @@ class ShardWindows:
       )
     return windows
 
-  def _damaged(self, records: Sequence[int]) -> ValueError:
-    """Finds the shard that could not be read."""
-    assert self._records is not None
-    for record in records:
-      path = self._files[bisect.bisect_right(self._ends, record)]
+  def _open(self) -> None:
+    self._records = array_record_data_source.ArrayRecordDataSource(self._paths)
+
+  def _read(self, records: list[int]) -> dict[int, bytes]:
+    path, reason = self._files[0], 'now and then'
+    for wait in (*_WAITS, None):
       try:
-        self._records[record]
-      except RuntimeError as error:
-        reason = ' '.join(str(error).split())
-        return ValueError(
+        return dict(zip(records, self._records.__getitems__(records)))
+      except RuntimeError:
+        # A reader that failed once would fail for ever.
+        self._open()
+      shard = self._failing(records)
+      if shard is None:
+        continue
+      number, reason = shard
+      path = self._files[number]
+      if _is_there(path, self._sizes[number]):
+        # A checksum inside the file does not match.
+        raise ValueError(
           f'shard {path} is damaged: copy it again or prepare the text again '
           f'({reason})'
         )
-    return ValueError(f'a shard beside {path} could not be read: try again')
+      if wait is None:
+        break
+      print(
+        f'warning: shard {path} cannot be read ({reason}); trying again in '
+        f'{wait} s',
+        file=sys.stderr,
+      )
+      time.sleep(wait)
+    raise OSError(
+      f'shard {path} cannot be read: bring it back and run the same command '
+      f'again ({reason})'
+    )
+
+  def _failing(self, records: Sequence[int]) -> tuple[int, str] | None:
+    """Returns the number of the first shard that cannot be read, and why."""
+    for record in records:
+      try:
+        self._records.__getitems__([record])
+      except RuntimeError as error:
+        number = bisect.bisect_right(self._ends, record)
+        self._open()
+        return number, ' '.join(str(error).split())
+    return None
+
+
+def _is_there(path: epath.Path, size: int) -> bool:
+  """Whether a file is as long as it was and gives all its bytes."""
+  try:
+    with path.open('rb') as file:
+      return size == sum(len(c) for c in iter(lambda: file.read(1 << 20), b''))
+  except OSError:
+    return False
 
 
 def write(path: pathlib.Path, tokens_N: np.ndarray, record_tokens: int) -> None:

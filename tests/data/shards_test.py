@@ -253,3 +253,52 @@ def test_a_damaged_record_is_never_read_as_something_else(shards_dir, copy):
     else:
       np.testing.assert_array_equal(read, whole.read(numbers))
   assert found > 4
+
+
+@pytest.mark.parametrize('away', ['moved', 'short'])
+def test_storage_that_is_away_is_waited_for(
+  copy, data_config, monkeypatch, capsys, away
+):
+  """Two tries fail, then the shards are back."""
+  wanted = _open(copy, data_config).batch(0)
+  data = _open(copy, data_config)
+  files = sorted(copy.glob('train-*'))
+  kept = [path.read_bytes() for path in files]
+  for path in files:
+    path.unlink() if away == 'moved' else path.write_bytes(b'')
+  waits = []
+
+  def sleep(seconds):
+    waits.append(seconds)
+    if len(waits) == 2:
+      for path, content in zip(files, kept):
+        path.write_bytes(content)
+
+  monkeypatch.setattr(shards.time, 'sleep', sleep)
+  got = data.batch(0)
+  assert waits == [1, 2]
+  np.testing.assert_array_equal(got['inputs'], wanted['inputs'])
+  assert 'cannot be read' in capsys.readouterr().err
+
+
+def test_storage_that_stays_away_is_named(copy, data_config, monkeypatch):
+  data = _open(copy, data_config)
+  for path in copy.glob('train-*'):
+    path.unlink()
+  waits = []
+  monkeypatch.setattr(shards.time, 'sleep', waits.append)
+  with pytest.raises(OSError, match='shard .*train-0.* cannot be read: bring'):
+    data.batch(0)
+  assert sum(waits) == 120
+
+
+def test_a_damaged_record_is_not_waited_for(copy, data_config, monkeypatch):
+  data = _open(copy, data_config)
+  for path in copy.glob('train-*'):
+    content = bytearray(path.read_bytes())
+    for at in range(0, len(content), 50):
+      content[at] ^= 1
+    path.write_bytes(content)
+  monkeypatch.delattr(shards.time, 'sleep')
+  with pytest.raises(ValueError, match='shard .*train-0.* is damaged'):
+    data.batch(0)
