@@ -1,6 +1,6 @@
 """Benchmark scores of the compared runs: means over seeds and differences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 import dataclasses
 import json
 import pathlib
@@ -45,18 +45,24 @@ class Score:
 
 
 def list_metrics(runs: Sequence[Run]) -> list[tuple[str, str]]:
-  """Returns the (task, metric) pairs to show, in the order of eval/tasks.py.
+  """Returns the (task, metric) pairs to show, see `outermost`."""
+  return outermost(
+    {
+      (task, metric)
+      for run in runs
+      if run.results is not None
+      for task, metrics in run.results['metrics'].items()
+      for metric in METRICS
+      if metric in metrics
+    }
+  )
 
-  Tasks and groups inside a group that was scored are left to results.json.
+
+def outermost(found: Set[tuple[str, str]]) -> list[tuple[str, str]]:
+  """Returns (task, metric) pairs in the order of eval/tasks.py.
+
+  Tasks and groups inside a group that was scored are left out.
   """
-  found = {
-    (task, metric)
-    for run in runs
-    if run.results is not None
-    for task, metrics in run.results['metrics'].items()
-    for metric in METRICS
-    if metric in metrics
-  }
   names = {task for task, _ in found}
   inner: set[str] = set()
   for group in names & set(tasks.GROUPS):

@@ -229,8 +229,13 @@ def _cell(
   runs = selection.cells[optimizer] if optimizer in selection.cells else []
   per_seed = {}
   for column in COLUMNS:
-    values = [run.summary[column.key] for run in runs if run.summary]
-    if values and all(value is not None for value in values):
+    values = [
+      run.summary[column.key]
+      for run in runs
+      # Older runs lack some.
+      if run.summary and run.summary.get(column.key) is not None
+    ]
+    if values and len(values) == len(runs):
       per_seed[column.key] = tuple(float(value) for value in values)
   scores = {}
   for column in scored:

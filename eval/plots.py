@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from steepest.eval import plots_curves
 from steepest.eval import plots_loss
 from steepest.eval import plots_scores
 from steepest.eval import plots_tuning
@@ -13,6 +14,7 @@ def figures(comparison: Comparison) -> dict[str, dict[str, Any]]:
   drawn = {
     'loss-tokens': plots_loss.loss_figure(comparison, 'tokens'),
     'loss-seconds': plots_loss.loss_figure(comparison, 'seconds'),
+    'score-curves': plots_curves.curve_figure(comparison),
     'lr': plots_tuning.lr_figure(comparison),
     'scores': plots_scores.score_figure(comparison),
   }

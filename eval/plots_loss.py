@@ -49,7 +49,7 @@ def loss_figure(comparison: Comparison, x: str) -> dict[str, Any] | None:
   look = plots_layout.styles(
     [r.optimizer for g in groups for r in shown_runs(g)]
   )
-  scale, unit = _x_unit(groups, x)
+  scale, unit = x_unit(groups, x)
   data: list[dict[str, Any]] = []
   layout = plots_layout.layout(
     [report_names.name(g.architecture) for g in groups], 400
@@ -174,7 +174,8 @@ def thin(
   )
 
 
-def _x_unit(groups: Sequence[Group], x: str) -> tuple[float, str]:
+def x_unit(groups: Sequence[Group], x: str) -> tuple[float, str]:
+  """Returns what to divide tokens or seconds by, and its name."""
   last = max(
     (
       float(run.rows[-1][x])

@@ -4,7 +4,12 @@
 const figures = JSON.parse(document.getElementById('figures').textContent);
 const lossIds = ['loss-tokens', 'loss-seconds'].filter((id) => id in figures);
 const hidden = new Set();
-const state = {kind: 'eval', range: 'last 75 %'};
+const curves = 'score-curves' in figures ? figures['score-curves'] : null;
+const state = {
+  kind: 'eval',
+  range: 'last 75 %',
+  column: curves && curves.first,
+};
 
 function allTraces() {
   return lossIds.flatMap((id) => figures[id].data);
@@ -18,6 +23,12 @@ function isShown(trace) {
   return kind === state.kind;
 }
 
+function isShownCurve(trace) {
+  const {column, runs} = trace.meta;
+  const out = runs.length > 0 && runs.every((run) => hidden.has(run));
+  return column === state.column && !out;
+}
+
 function zoomed(id) {
   return structuredClone(figures[id].zooms[state.kind][state.range]);
 }
@@ -26,6 +37,9 @@ function redraw() {
   for (const id of lossIds) {
     const visible = figures[id].data.map(isShown);
     Plotly.update(id, {visible: visible}, zoomed(id));
+  }
+  if (curves) {
+    Plotly.restyle('score-curves', {visible: curves.data.map(isShownCurve)});
   }
 }
 
@@ -68,6 +82,9 @@ function start() {
   }
   for (const id of lossIds) {
     for (const trace of figures[id].data) trace.visible = isShown(trace);
+  }
+  if (curves) {
+    for (const trace of curves.data) trace.visible = isShownCurve(trace);
   }
   const config = {
     responsive: true,

@@ -12,6 +12,7 @@ from typing import Any
 
 from plotly import offline
 
+from steepest.eval import plots_curves
 from steepest.eval import plots_layout
 from steepest.eval import plots_loss
 from steepest.eval import report_details
@@ -116,6 +117,7 @@ def _sections(comparison: Comparison, figures: dict[str, Any]) -> list[str]:
   parts.append('</section>')
   parts += _loss_section(comparison, figures)
   parts += _score_section(figures)
+  parts += _curve_section(comparison, figures)
   parts += _tuning_section(comparison, figures)
   parts += _fairness_section(comparison)
   return parts
@@ -144,7 +146,8 @@ def _verdicts(group: Group) -> str:
 
 def _switch(name: str, options: Sequence[tuple[str, str]]) -> str:
   buttons = ''.join(
-    f'<button type="button" data-value="{value}">{label}</button>'
+    f'<button type="button" data-value="{escape(value)}">{escape(label)}'
+    '</button>'
     for value, label in options
   )
   return f'<span class="switch" data-name="{name}">{buttons}</span>'
@@ -167,8 +170,21 @@ def _loss_section(comparison: Comparison, figures: dict[str, Any]) -> list[str]:
     'values. Training time '
     'leaves out compilation, evaluation and checkpoints and holds the '
     'curvature passes. × marks the last loss of a diverged run; runs under '
-    'way are paler.</p></section>',
+    'way are paler.</p>',
+    *(_source_table(group) for group in comparison.groups),
+    '</section>',
   ]
+
+
+def _source_table(group: Group) -> str:
+  table = report_tables.by_source(group)
+  if not table:
+    return ''
+  name = escape(report_names.name(group.architecture))
+  return (
+    f'<h3>{name}: validation loss at the end, by source</h3>'
+    f'<div class="scroll">{table}</div>'
+  )
 
 
 def _chips(comparison: Comparison, group: Group) -> str:
@@ -207,6 +223,25 @@ def _score_section(figures: dict[str, Any]) -> list[str]:
     'mean over seeds; whiskers are one standard error either way, dotted '
     'lines the accuracy of guessing.</p>'
     '</section>'
+  ]
+
+
+def _curve_section(
+  comparison: Comparison, figures: dict[str, Any]
+) -> list[str]:
+  if 'score-curves' not in figures:
+    return []
+  options = [
+    (f'{task}/{metric}', f'{report_names.name(task)} {metric}')
+    for task, metric in plots_curves.list_columns(comparison)
+  ]
+  return [
+    '<section><h2>Benchmarks during training</h2><div class="controls">',
+    _switch('column', options),
+    '</div><div class="plot" id="score-curves"></div>'
+    '<p class="caption">Accuracy against tokens: a thin line per seed, a thick '
+    'one their mean, dotted the accuracy of guessing; the buttons above the '
+    'losses hide runs here too.</p></section>',
   ]
 
 

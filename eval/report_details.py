@@ -197,6 +197,8 @@ def all_runs(comparison: Comparison) -> str:
     'Training loss',
     'Validation loss',
     'By source',
+    'Bits per byte',
+    'By source',
     'Training time',
     'Compile / evaluate / save',
     'Tokens/s',
@@ -232,7 +234,9 @@ def _run_row(run: Run) -> str:
     f'{run.steps_done:,}',
     _optional(s, 'train_loss', '{:.4f}'.format),
     _optional(s, 'eval_loss', '{:.4f}'.format),
-    escape(', '.join(f'{k} {v:.4f}' for k, v in (by_source or {}).items())),
+    escape(_sources(by_source or {})),
+    _optional(s, 'eval_bits_per_byte', '{:.4f}'.format),
+    _optional(s, 'eval_bits_per_byte_by_source', _sources),
     escape(report_names.duration(s['seconds'])),
     ' / '.join(other),
     _optional(s, 'tokens_per_second', '{:,.0f}'.format),
@@ -242,6 +246,10 @@ def _run_row(run: Run) -> str:
     _optional(s, 'peak_memory_bytes', lambda b: f'{b / 2**30:.2f} GiB'),
   )
   return '<tr>' + ''.join(f'<td>{cell}</td>' for cell in cells) + '</tr>'
+
+
+def _sources(values: dict[str, float]) -> str:
+  return ', '.join(f'{name} {value:.4f}' for name, value in values.items())
 
 
 def _optional(

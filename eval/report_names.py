@@ -26,6 +26,7 @@ _NAMES = {
   'acc_norm': 'acc_norm',
   'train_loss': 'Training loss',
   'eval_loss': 'Validation loss',
+  'eval_bits_per_byte': 'Bits per byte',
   'tokens_per_second': 'Tokens/s',
   'seconds': 'Training time',
   'flops': 'FLOPs',

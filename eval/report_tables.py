@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 import html
+from typing import Any
 
 from steepest.eval import accuracy
 from steepest.eval import plots_layout
@@ -14,6 +15,10 @@ from steepest.eval.comparison import Group
 from steepest.eval.runs import Run
 
 _UNITS = {'loss': 'nats per token', 'benchmark': '%'}
+_SOURCE_UNITS = {
+  'eval_loss': 'nats per token',
+  'eval_bits_per_byte': 'bits per byte',
+}
 _GROUPS = {
   'loss': 'Loss at the end',
   'speed': 'Cost',
@@ -173,6 +178,62 @@ def _value(cell: Cell, column: Column, group: Group, first: bool) -> str:
       style, mark = ' ahead', '<i class="mark">○</i>'
   plus = f'<small>± {spread}</small>' if spread else ''
   return f'<td class="num{style}{edge}" {attributes}>{mark}{shown}{plus}</td>'
+
+
+def by_source(group: Group) -> str:
+  """Returns the table of validation losses by source; '' where there are none.
+
+  Nats per token and bits per byte, means over seeds.
+  """
+  summaries = {
+    cell.optimizer: [run.summary for run in cell.runs if run.summary]
+    for cell in group.cells
+    if cell.runs
+  }
+  columns = [
+    (key, source)
+    for key in _SOURCE_UNITS
+    for source in _sources(key, [s for of in summaries.values() for s in of])
+  ]
+  if not columns:
+    return ''
+  look = plots_layout.styles(list(summaries))
+  head = ''.join(
+    f'<th class="num">{escape(source or "all")}'
+    f'<small>{_SOURCE_UNITS[key]}</small></th>'
+    for key, source in columns
+  )
+  rows = ''.join(
+    f'<tr><th scope="row">{swatch(name, look)} '
+    f'{escape(report_names.name(name))}</th>'
+    + ''.join(_source_mean(key, source, of) for key, source in columns)
+    + '</tr>'
+    for name, of in summaries.items()
+  )
+  return (
+    f'<table class="sources"><thead><tr><th>Optimizer</th>{head}</tr></thead>'
+    f'<tbody>{rows}</tbody></table>'
+  )
+
+
+def _sources(key: str, summaries: Sequence[dict[str, Any]]) -> list[str]:
+  """Returns '' for the mean over all sources, then their names."""
+  names = {n for s in summaries for n in s.get(f'{key}_by_source') or ()}
+  return ['', *sorted(names)] if names else []
+
+
+def _source_mean(
+  key: str, source: str, summaries: Sequence[dict[str, Any]]
+) -> str:
+  if source:
+    held = [s.get(f'{key}_by_source') or {} for s in summaries]
+    values = [of[source] for of in held if source in of]
+  else:
+    values = [s[key] for s in summaries if s.get(key) is not None]
+  # A mean of other seeds than the rest would not compare.
+  if len(values) < len(summaries):
+    return '<td class="num none">–</td>'
+  return f'<td class="num">{sum(values) / len(values):.4f}</td>'
 
 
 def questions(comparison: Comparison) -> str:

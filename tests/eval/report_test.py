@@ -176,7 +176,13 @@ def test_figures_hold_the_logged_numbers(written, study_dir):
   match = re.search(r'id="figures">(.*?)</script>', text, re.DOTALL)
   figures = json.loads(match[1])
   assert figures == numbers['figures']
-  assert set(figures) == {'loss-tokens', 'loss-seconds', 'lr', 'scores'}
+  assert set(figures) == {
+    'loss-tokens',
+    'loss-seconds',
+    'lr',
+    'scores',
+    'score-curves',
+  }
   for name, x in (('loss-tokens', 'tokens'), ('loss-seconds', 'seconds')):
     traces = [
       t for t in figures[name]['data'] if t['meta']['kind'] in ('raw', 'eval')
