@@ -6,6 +6,7 @@ import functools
 import pathlib
 from typing import Any
 
+from etils import epath
 import jax
 from ml_collections import ConfigDict
 
@@ -38,7 +39,7 @@ def evaluator(
     )
   # Runs of one tokenizer share the tokenized questions.
   suite = _suite(
-    (pathlib.Path(tokenizer_dir) / 'tokenizer.json').read_text('utf-8'),
+    (epath.Path(tokenizer_dir) / 'tokenizer.json').read_text('utf-8'),
     tokenizer_dir,
     config.eval_tasks,
     str(benchmarks.locate(config.eval_tasks_data)),

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from steepest.data import pipeline
+from steepest.data import segments
+from steepest.data import tokenizers
 from steepest.experiments import base
 
 _PROPERTY = settings(
@@ -28,7 +30,7 @@ def _open_flat(tmp_path, windows, context, **changed):
     np.save(path, np.arange(windows * context + 1, dtype=np.uint32))
   config = base.get_config().unlock().data
   config.source = f'flat:{path}'
-  names = ('shuffle', 'epochs', 'mixture')
+  names = ('shuffle', 'epochs', 'mixture', 'mask_documents')
   for name in names:
     if name in changed:
       config[name] = changed.pop(name)
@@ -91,7 +93,7 @@ def test_each_pass_has_every_window_once(
 
 @_PROPERTY
 @given(
-  processes=st.sampled_from([1, 2, 4]),
+  processes=st.sampled_from([1, 2, 4, 8]),
   first=st.integers(0, 10),
   epochs=st.integers(1, 3),
   seed=st.integers(0, 2**31),
@@ -257,3 +259,41 @@ def test_fingerprint_follows_the_data_alone(shards_dir, data_config):
   assert first.fingerprint != _open(data_config, context=32).fingerprint
   data_config.mixture = 'json:1'
   assert first.fingerprint != _open(data_config).fingerprint
+
+
+def test_masked_batches_carry_segments_of_the_inputs(shards_dir, data_config):
+  data_config.source = f'shards:{shards_dir}'
+  plain = _open(data_config)
+  assert set(plain.batch(0)) == {'inputs', 'targets'}
+  data_config.mask_documents = True
+  masked = _open(data_config)
+  assert masked.fingerprint != plain.fingerprint
+  eos_id = tokenizers.load(f'hf:{shards_dir}').eos_id
+  batch = masked.batch(0)
+  for name in ('inputs', 'targets'):
+    np.testing.assert_array_equal(batch[name], plain.batch(0)[name])
+  segment_ids, positions = segments.segments(batch['inputs'], eos_id)
+  assert segment_ids.max() > 1
+  np.testing.assert_array_equal(batch['segment_ids'], segment_ids)
+  np.testing.assert_array_equal(batch['positions'], positions)
+  validation = next(iter(masked.validation().values()))[0]
+  assert set(validation) == {*batch, 'mask'}
+
+
+def test_masks_need_to_know_where_documents_end(tmp_path):
+  with pytest.raises(ValueError, match='does not tell where a document ends'):
+    _open_flat(tmp_path, 60, 8, batch_size=4, steps=1, mask_documents=True)
+
+
+def test_bytes_of_a_token_are_those_of_the_validation_text(
+  shards_dir, data_config
+):
+  data_config.source = f'shards:{shards_dir}'
+  tokenizer = tokenizers.load(f'hf:{shards_dir}')
+  held = _open(data_config).bytes_per_token
+  assert set(held) == {'email', 'http', 'json'}
+  for source, ratio in held.items():
+    stream = _stream(shards_dir, source, 'validation')
+    text = tokenizer.decode(stream.tolist(), skip_special_tokens=True)
+    # The last document is cut where the last record ends.
+    assert len(text.encode()) / len(stream) == pytest.approx(ratio, rel=0.03)

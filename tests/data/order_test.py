@@ -1,0 +1,155 @@
+"""The cost of any step, and mixtures of shards, counted."""
+
+import collections
+import sys
+
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+import numpy as np
+import pytest
+
+from steepest.data import mixture
+from steepest.data import order
+from steepest.data import pipeline
+
+_CONTEXT = 4
+
+
+class _Windows:
+  """Windows that tell source and number, and count what is read."""
+
+  def __init__(self, source: int, length: int):
+    self._source, self._length = source, length
+    self.read_numbers: list[int] = []
+
+  def __len__(self) -> int:
+    return self._length
+
+  def read(self, numbers):
+    self.read_numbers += numbers
+    windows = np.zeros((len(numbers), _CONTEXT + 1), np.uint32)
+    windows[:, 0] = self._source
+    windows[:, 1] = numbers
+    return windows
+
+
+def _order(lengths, weights, epochs, seed, rows) -> order.Order:
+  config = ConfigDict({'source': 'x', 'epochs': epochs, 'shuffle': True})
+  train = {str(i): _Windows(i, n) for i, n in enumerate(lengths)}
+  weights = {str(i): w for i, w in enumerate(weights)}
+  return order.Order(train, weights, config, seed, rows)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+  weights=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+  epochs=st.integers(1, 3),
+  seed=st.integers(0, 2**31),
+  periods=st.integers(1, 8),
+)
+def test_mixed_sources_are_exact_and_lose_nothing_between_passes(
+  weights, epochs, seed, periods
+):
+  rows = periods * epochs * sum(weights)
+  # More windows than are read.
+  held = [weight * periods + 3 for weight in weights]
+  ordered = _order(held, weights, epochs, seed, rows)
+  read = ordered.read(range(rows))[:, :2].tolist()
+  for source, weight in enumerate(weights):
+    numbers = [n for s, n in read if s == source]
+    # Exact over the whole, and in each pass every window once.
+    assert len(numbers) == weight * periods * epochs
+    distinct = weight * periods
+    passes = [
+      numbers[i : i + distinct] for i in range(0, len(numbers), distinct)
+    ]
+    assert {tuple(sorted(p)) for p in passes} == {tuple(sorted(passes[0]))}
+    assert len(set(passes[0])) == distinct
+    if distinct > 20 and epochs > 1:
+      assert len(set(map(tuple, passes))) > 1
+  # Over any stretch the counts are within 2 of the proportion at both ends.
+  total = sum(weights)
+  for source, weight in enumerate(weights):
+    seen = np.cumsum([s == source for s, _ in read])
+    ideal = np.arange(1, rows + 1) * weight / total
+    assert np.abs(seen - ideal).max() < 2
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+  rows=st.lists(st.integers(0, 99), min_size=1, max_size=30),
+  seed=st.integers(0, 2**31),
+)
+def test_rows_in_any_grouping_are_the_same(rows, seed):
+  """However a batch is cut into shares or micro-batches."""
+  ordered = _order([60, 60], [1, 2], 2, seed, 100)
+  one_by_one = [ordered.read([row])[0] for row in rows]
+  np.testing.assert_array_equal(ordered.read(rows), one_by_one)
+
+
+def _calls(function) -> collections.Counter[str]:
+  """Counts the Python functions that a call enters."""
+  counts: collections.Counter[str] = collections.Counter()
+
+  def enter(frame, event, argument):
+    if event == 'call':
+      counts[frame.f_code.co_name] += 1
+
+  sys.setprofile(enter)
+  try:
+    function()
+  finally:
+    sys.setprofile(None)
+  return counts
+
+
+@pytest.mark.parametrize('weights', [[1], [3, 2, 2]])
+def test_a_late_step_costs_as_much_as_the_first(weights):
+  batch_size, steps = 16, 1_000_001
+  rows = batch_size * steps
+  windows = [_Windows(i, rows) for i in range(len(weights))]
+  corpus = pipeline.Corpus(
+    {str(i): w for i, w in enumerate(windows)}, {}, 1 << 31, None, '', {}
+  )
+  counts = {}
+  for step in (0, 1_000_000):
+    for held in windows:
+      held.read_numbers.clear()
+
+    def open_there(step=step):
+      config = ConfigDict({'source': 'x', 'epochs': 2, 'shuffle': True})
+      ordered = order.Order(
+        corpus.train, dict(zip(corpus.train, weights)), config, 0, rows
+      )
+      share = pipeline.Share(batch_size, range(batch_size))
+      data = pipeline.Data(corpus, ordered, share, steps, 0, '')
+      data.batch(step)
+
+    counts[step] = sum(_calls(open_there).values())
+    assert sum(len(w.read_numbers) for w in windows) == batch_size
+  # Which sources the rows come from differs a little.
+  assert counts[1_000_000] == pytest.approx(counts[0], rel=0.1)
+
+
+def test_a_run_that_starts_late_reads_its_own_steps_alone():
+  batch_size, steps = 8, 1_000_001
+  windows = _Windows(0, batch_size * steps)
+  corpus = pipeline.Corpus({'0': windows}, {}, 1 << 31, None, '', {})
+  config = ConfigDict({'source': 'x', 'epochs': 1, 'shuffle': True})
+  ordered = order.Order(corpus.train, {'0': 1}, config, 0, batch_size * steps)
+  share = pipeline.Share(batch_size, range(batch_size))
+  data = pipeline.Data(corpus, ordered, share, steps, 0, '')
+  (batch,) = data.train(1_000_000)
+  assert len(windows.read_numbers) == batch_size
+  np.testing.assert_array_equal(
+    batch['inputs'], data.batch(1_000_000)['inputs']
+  )
+
+
+def test_long_stretches_are_in_proportion():
+  mixed = mixture.Mixture([67, 5, 28])
+  first, last = 10**9 + 7, 10**9 + 7 + 10**6
+  counts = np.subtract(mixed.counts(last), mixed.counts(first))
+  np.testing.assert_allclose(counts, [670_000, 50_000, 280_000], atol=3)
