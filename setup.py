@@ -56,6 +56,7 @@ setup(
     'orbax-checkpoint',
     'plotly',
     'pyarrow',
+    'PyYAML',
     'rich',
     'safetensors',
     'scipy',
@@ -72,6 +73,9 @@ setup(
     # Reads shards at gs:// addresses.
     'gcs': ['gcsfs'],
     'gguf': ['gguf'],
+    'wandb': ['wandb'],
+    # lm-evaluation-harness, which steepest-harness runs.
+    'harness': ['lm-eval'],
     'tune': ['optuna'],
     # Reads --input=hf:DATASET.
     'hub': ['datasets'],
@@ -89,7 +93,11 @@ setup(
         'export',
         'generate',
         'coordcheck',
+        'submit',
+        'bench',
+        'watch',
         'transfer',
+        'harness',
       )
     ]
   },

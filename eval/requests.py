@@ -82,14 +82,14 @@ def read_jsonl(path: pathlib.Path) -> Iterator[Document]:
     ValueError: a line is no JSON object; names it.
   """
   opened = gzip.open if path.suffix == '.gz' else open
-  with opened(path, 'rt', encoding='utf-8') as lines:
+  with opened(path, 'rb') as lines:
     # Not splitlines(): U+2028 and its like may stand inside strings.
     for number, line in enumerate(lines, start=1):
       if not line.strip():
         continue
       try:
         doc = json.loads(line)
-      except json.JSONDecodeError as error:
+      except (ValueError, RecursionError) as error:
         raise ValueError(f'{path}, line {number}: {error}') from error
       if not isinstance(doc, dict):
         raise ValueError(f'{path}, line {number}: not a JSON object')
@@ -238,7 +238,7 @@ def tokenize(
   Raises:
     ValueError: nothing is left to condition on or to score.
   """
-  prefix_id, prefix = _prefix(tokenizer)
+  prefix_id, prefix = prefix_token(tokenizer)
   moved = []
   for context, continuation in pairs:
     stripped = context.rstrip()
@@ -271,8 +271,12 @@ def tokenize(
   return result
 
 
-def _prefix(tokenizer: Tokenizer) -> tuple[int, str]:
-  """Returns id and text of what stands for an empty context."""
+def prefix_token(tokenizer: Tokenizer) -> tuple[int, str]:
+  """Returns id and text of what stands for an empty context.
+
+  Raises:
+    ValueError: the tokenizer has no such token.
+  """
   for index, text in (
     (tokenizer.bos_id, tokenizer.bos_token),
     (tokenizer.eos_id, tokenizer.eos_token),
@@ -331,6 +335,15 @@ def read_requests(path: pathlib.Path, tokenizer: Tokenizer) -> list[Request]:
           f'{path}, request {number}: no field {field!r}; each line has task, '
           'doc_id, choice, context and continuation'
         )
+    if not (
+      isinstance(row['context'], str)
+      and isinstance(row['continuation'], str)
+      and isinstance(row['task'], str)
+    ):
+      raise ValueError(
+        f'{path}, request {number}: task, context and continuation must be '
+        'text'
+      )
     keys.append((row['task'], row['doc_id'], row['choice']))
     pairs.append((row['context'], row['continuation']))
   return _join(tokenizer, keys, pairs)

@@ -33,6 +33,11 @@ _FILES = sorted(
 )
 # Not dependencies of the product, or slow to import for nothing.
 _BANNED = ('tensorflow', 'torch', 'transformers', 'pickle', 'lm_eval')
+# Optional: imported by functions of these files.
+_OPTIONAL = {
+  'eval/harness.py': ('lm_eval',),
+  'launch/harness.py': ('lm_eval',),
+}
 
 
 def _relative(path: pathlib.Path) -> str:
@@ -80,10 +85,19 @@ def test_folders_are_imported_through_the_namespace(path):
 
 @pytest.mark.parametrize('path', _FILES, ids=_relative)
 def test_imports_nothing_banned(path):
+  allowed = _OPTIONAL[key] if (key := _relative(path)) in _OPTIONAL else ()
   for name in _imports(path):
-    assert not _within(name, _BANNED), name
+    assert not _within(name, _BANNED) or _within(name, allowed), name
     # Its metric_writers import TensorFlow.
     assert not name.startswith('clu.metric_writers'), name
+
+
+@pytest.mark.parametrize('file', _OPTIONAL)
+def test_optional_packages_are_imported_by_functions(file):
+  tree = ast.parse((_ROOT / file).read_text('utf-8'))
+  for statement in tree.body:
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+      assert not _within(ast.unparse(statement).split()[1], _OPTIONAL[file])
 
 
 @pytest.mark.parametrize(

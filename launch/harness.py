@@ -1,0 +1,56 @@
+"""lm-evaluation-harness with one more model, `steepest`.
+
+    python -m launch.harness --model steepest \\
+        --model_args model=ckpt:runs/tiny --tasks gsm8k --limit 100
+
+Needs the package lm-eval (pip install -e '.[harness]'). Everything but --model
+and --model_args is the harness's own: see its --help. Tasks that this project
+has itself are scored by launch.evaluate with the same prompts and metrics.
+"""
+
+import multiprocessing
+import sys
+
+from steepest.eval import harness
+
+
+def main() -> None:
+  """The harness's command, which finds the model in its registry."""
+  try:
+    from lm_eval import __main__ as command
+  except ImportError as error:
+    line = f'the package lm-eval cannot be imported ({error})'
+    sys.exit(f"error: {line}: pip install -e '.[harness]'")
+  harness.register(_load)
+  # The harness starts processes for its bootstraps; after a fork the threads
+  # of JAX would be missing in them.
+  multiprocessing.set_start_method('spawn')
+  command.cli_evaluate()
+
+
+def _load(spec: str) -> harness.Model:
+  import jax
+  from jax.sharding import NamedSharding
+
+  from steepest.eval import sampling
+  from steepest.eval import scoring
+  from steepest.launch import loading
+
+  # As launch.evaluate: float32 products in float32.
+  jax.config.update('jax_default_matmul_precision', 'highest')
+  loaded = loading.load_model(spec)
+  sharding = jax.tree.leaves(loaded.params)[0].sharding
+  mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+  return harness.Model(
+    scoring.make_score_fn(loaded.features_fn, mesh),
+    sampling.Sampler(
+      loaded.extend_fn, loaded.make_cache, loaded.tokenizer.vocab_size, mesh
+    ),
+    loaded.params,
+    loaded.tokenizer,
+    loaded.max_length,
+  )
+
+
+if __name__ == '__main__':
+  main()

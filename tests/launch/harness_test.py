@@ -1,0 +1,139 @@
+"""The adapter to lm-evaluation-harness, against our own scores."""
+
+import math
+import pathlib
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from steepest.data import tokenizers
+from steepest.eval import harness
+from steepest.eval import requests
+from steepest.experiments import tiny
+from steepest.interop import huggingface_export
+from steepest.launch import assemble
+from steepest.launch import harness as command
+from steepest.launch import loading
+from steepest.models import config as model_config
+from steepest.models import parametrization
+
+_TEXT = 'the cat sat on the mat. the dog ran to the cat. '
+_CONTEXT = 16
+
+
+@pytest.fixture(scope='module')
+def spec(tmp_path_factory) -> str:
+  """A GPT-2 of random parameters that takes 16 tokens."""
+  directory = tmp_path_factory.mktemp('model')
+  tokenizer = tokenizers.train_bpe(iter([_TEXT] * 9), 270)
+  tokenizer.save(directory)
+  config = tiny.get_config('gpt2,adamw').unlock()
+  config.model.update(num_layers=1, width=32, num_heads=2, context=_CONTEXT)
+  config.mesh.data = 1
+  shapes = model_config.resolve(
+    config.model, tokenizer.vocab_size, config.dtype
+  )
+  params = assemble.make_program(config, shapes).init(0).params
+  # Far from uniform, so that a wrong token or position shows.
+  params = jax.tree.map(lambda x: x * 4, jax.device_get(params))
+  rules = parametrization.resolve(config.parametrization, shapes)
+  huggingface_export.write(
+    directory, params, rules, tokenizer.bos_id, tokenizer.eos_id
+  )
+  return f'hf:{directory}'
+
+
+@pytest.fixture(scope='module')
+def loaded(spec) -> loading.LoadedModel:
+  return loading.load_model(spec)
+
+
+@pytest.fixture(scope='module')
+def answers(spec) -> harness.Answers:
+  return harness.Answers(command._load(spec))
+
+
+def _log_probabilities(loaded, ids) -> np.ndarray:
+  logits_LxV = loaded.logits_fn(loaded.params, np.array([ids], np.int32))[0]
+  return np.asarray(jax.nn.log_softmax(logits_LxV))
+
+
+def test_scores_are_our_own(answers, loaded):
+  pairs = [('the cat', ' sat'), ('the cat', ' ran to'), ('', 'the dog')]
+  ids = requests.tokenize(loaded.tokenizer, pairs)
+  for score, (context, target) in zip(answers.loglikelihoods(pairs), ids):
+    logp_LxV = _log_probabilities(loaded, (*context, *target)[:-1])
+    rows = logp_LxV[-len(target) :]
+    wanted = sum(row[token] for row, token in zip(rows, target))
+    assert score.loglikelihood == pytest.approx(wanted, abs=1e-4)
+    assert score.is_greedy == (tuple(rows.argmax(-1)) == tuple(target))
+
+
+@pytest.mark.parametrize('count', [1, 5, 16, 17, 40])
+def test_rolling_predicts_every_token_once(answers, loaded, count):
+  text = loaded.tokenizer.decode(loaded.tokenizer.encode(_TEXT * 9)[:count])
+  ids = loaded.tokenizer.encode(text)
+  assert len(ids) == count
+  whole = [loaded.tokenizer.eos_id, *ids]
+  wanted = 0.0
+  for start in range(0, count, _CONTEXT):
+    stop = min(start + _CONTEXT, count)
+    # The last window reaches back as far as the model can.
+    first = max(0, stop - _CONTEXT)
+    logp_LxV = _log_probabilities(loaded, whole[first:stop])
+    for i in range(start, stop):
+      wanted += logp_LxV[i - first, ids[i]]
+  [found] = answers.rolling([text])
+  assert found == pytest.approx(wanted, abs=1e-3)
+  assert math.isfinite(found)
+
+
+def test_generation_is_greedy_and_stops(answers, loaded):
+  ids = loaded.tokenizer.encode('the cat')
+  new: list[int] = []
+  for _ in range(6):
+    new.append(int(_log_probabilities(loaded, ids + new)[-1].argmax()))
+  text = loaded.tokenizer.decode(new)
+  options = {'until': [], 'max_gen_toks': 6}
+  assert answers.generate(['the cat'] * 3, options) == [text] * 3
+  stop = text[len(text) // 2 :][:1]
+  options = {'until': ['never', stop], 'max_gen_toks': 6}
+  assert answers.generate(['the cat'], options) == [text[: text.index(stop)]]
+
+
+def test_no_room_to_generate_is_an_error(answers):
+  with pytest.raises(ValueError, match='256 tokens .* takes 16'):
+    answers.generate(['the cat'], {'until': '.'})
+
+
+def test_the_harness_finds_the_model(spec, answers):
+  pytest.importorskip('lm_eval', reason='the extra harness is not installed')
+  from lm_eval.api.registry import get_model
+
+  harness.register(command._load)
+  model = get_model('steepest').create_from_arg_string(f'model={spec}')
+  pairs = [('the cat', ' sat'), ('the dog', ' ran')]
+  asked = [SimpleNamespace(args=pair) for pair in pairs]
+  wanted = [
+    (s.loglikelihood, s.is_greedy) for s in answers.loglikelihoods(pairs)
+  ]
+  assert model.loglikelihood(asked) == wanted
+
+
+def test_a_missing_harness_is_one_line():
+  if 'lm_eval' in sys.modules:
+    pytest.skip('lm_eval is installed')
+  root = pathlib.Path(__file__).parent.parent.parent
+  done = subprocess.run(
+    [sys.executable, '-m', 'launch.harness', '--help'],
+    cwd=root,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 1
+  assert done.stderr.startswith('error: the package lm-eval')
+  assert done.stderr.count('\n') == 1
