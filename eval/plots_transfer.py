@@ -9,8 +9,9 @@ import numpy as np
 
 from steepest.eval import plots_layout
 
-# Of the best loss of a row: what is further up is off the panel.
-_HEADROOM = 1.0
+# Losses further above the best of any width than this share of the span of
+# the widths' best ones are off the panel.
+_HEADROOM = 0.6
 
 
 def write(result: dict[str, Any], directory: pathlib.Path) -> None:
@@ -87,20 +88,29 @@ def _curves(pyplot: Any, result: dict[str, Any]) -> Any:
       f'{cell["model"]}, {cell["optimizer"]}, {cell["parametrization"]}',
       fontsize=9,
     )
-    lowest = min(
-      w['best_loss']['mean']
-      for c in cells
-      if c['model'] == cell['model'] and c['optimizer'] == cell['optimizer']
-      for w in c['widths']
-      if w['best_loss']['mean'] is not None
-    )
-    axis.set_ylim(lowest - 0.1, lowest + _HEADROOM)
+    axis.set_ylim(_limits(cells, cell['model'], cell['optimizer']))
     if i == len(rows) - 1:
       axis.set_xlabel('learning rate')
     if j == 0:
       axis.set_ylabel('validation loss')
   axes[0][0].legend(fontsize=7)
   return figure
+
+
+def _limits(
+  cells: list[dict[str, Any]], model: str, optimizer: str
+) -> tuple[float, float]:
+  """Returns the losses that the panels of a model and optimizer show."""
+  best = [
+    width['best_loss']['mean']
+    for cell in cells
+    if (cell['model'], cell['optimizer']) == (model, optimizer)
+    for width in cell['widths']
+    if width['best_loss']['mean'] is not None
+  ]
+  span = max(max(best) - min(best), 0.2) if best else 1.0
+  low, high = (min(best), max(best)) if best else (0.0, 1.0)
+  return low - 0.1 * span, high + _HEADROOM * span
 
 
 def points(

@@ -18,6 +18,7 @@ from steepest.experiments import paper_proxy
 from steepest.experiments import paper_target
 from steepest.experiments import quickstart
 from steepest.experiments import tiny
+from steepest.experiments import transfer
 from steepest.launch import assemble
 from steepest.launch import cli
 from steepest.models import config as model_config
@@ -76,6 +77,18 @@ def test_study_keys_are_on_record(golden):
     golden / 'configs' / 'study.json',
     {k: v for k, v in study.items() if k not in plain},
   )
+
+
+def test_transfer_is_on_record(golden):
+  keys = cli.flatten(base.get_transfer_config())
+  plain = cli.flatten(base.get_config())
+  assert plain.items() <= keys.items()
+  recorded = {'base': {k: v for k, v in keys.items() if k not in plain}}
+  for words in ('', 'llama,lion,no_gain', 'fixed_rho,sophia', 'times_role_lr'):
+    leaves = cli.flatten(transfer.get_config(words))
+    assert leaves.keys() == keys.keys()
+    recorded[words] = {k: v for k, v in leaves.items() if v != keys[k]}
+  _check(golden / 'configs' / 'transfer.json', recorded)
 
 
 def test_quickstart_is_on_record(golden):
