@@ -15,6 +15,7 @@ from steepest.eval.slopes import Row
 # Start of a quantity's name -> title of its panel.
 _PANELS = {
   'change/': 'Change of activations: mean |x after - x before|',
+  'level/': 'Size of activations: mean |x|',
   'update/': 'Next update: mean |Δθ|',
   'curvature/': 'Curvature: mean over coordinates',
   'unclipped/': 'Share of coordinates that are not clipped',

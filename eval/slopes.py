@@ -77,11 +77,11 @@ _STREAM = Band(
 _LOGITS = Band(
   _ANY, 0.1, 'may shrink, as outputs do that start random, but not grow'
 )
-_ATTENTION = Band(
-  _ANY,
-  0.3,
-  'may shrink while queries align with keys; a scale too large by '
-  '√head_dim adds 1/2',
+_LIMITS = Band(
+  -0.15,
+  0.15,
+  'of queries along keys, as training may turn them: a scale of 1/√head_dim '
+  'lets them grow by 1/2',
 )
 # Axis -> pattern of quantities -> slopes that pass; the first that fits.
 _BANDS = {
@@ -89,7 +89,8 @@ _BANDS = {
     'change/embedding': _STREAM,
     'change/*_block': _STREAM,
     'change/norm': _STREAM,
-    'change/*/attention_logits': _ATTENTION,
+    'change/*/attention_logits': _LOGITS,
+    'level/*/attention_limits': _LIMITS,
     'change/logits': _LOGITS,
     'update/hidden': Band(
       -1.15, -0.85, 'updates of n × n matrices, which add up, shrink as 1/n'
@@ -109,7 +110,8 @@ _BANDS = {
     'change/embedding': _STREAM,
     'change/last_block': _STREAM,
     'change/norm': _STREAM,
-    'change/*/attention_logits': _ATTENTION,
+    'change/*/attention_logits': _LOGITS,
+    'level/*/attention_limits': _LIMITS,
     'change/logits': _LOGITS,
   },
 }

@@ -104,9 +104,6 @@ def config(settings: Settings, width: int, depth: int) -> ConfigDict:
     num_heads=_HEADS,
     mlp_dim=base_mlp_dim * ratio,
     context=_CONTEXT,
-    # Random queries and keys start with logits that shrink as 1/√head_dim,
-    # which would hide a scale that is too large by √head_dim.
-    zero_init_query=True,
   )
   c.parametrization.update(
     kind=settings.kind,
@@ -281,7 +278,8 @@ class Size:
 
     Blocks between the first and the last are left out, so that models of any
     depth have the same names. `attention_logits` are those of pairs that the
-    mask lets through, B×H×P.
+    mask lets through, B×H×P; `attention_limits`, of the same shape, what they
+    would be if queries pointed along keys: scale·|q|·|k|.
     """
     found: dict[str, jax.Array] = {}
 
@@ -299,16 +297,19 @@ class Size:
     named = {k: v for k, v in found.items() if not k.startswith('block_')}
     for name, i in (('first', 0), ('last', self._model.num_layers - 1)):
       block = f'block_{i}'
-      logits_BxHxP = self._attention_logits(
+      logits_BxHxP, limits_BxHxP = self._attention(
         found[f'{block}/query'], found[f'{block}/key']
       )
       named[f'{name}_block/attention_logits'] = logits_BxHxP
+      named[f'{name}_block/attention_limits'] = limits_BxHxP
       for k, v in found.items():
         if k == block or k.startswith(f'{block}/'):
           named[k.replace(block, f'{name}_block', 1)] = v
     return named
 
-  def _attention_logits(self, query: jax.Array, key: jax.Array) -> jax.Array:
+  def _attention(
+    self, query: jax.Array, key: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
     m = self._model
     B, L, _ = query.shape
     q_BxLxHxh = query.reshape(B, L, m.num_heads, m.head_dim)
@@ -317,11 +318,17 @@ class Size:
       q_BxLxHxh = self._file.rotate(q_BxLxHxh, m.rope_base)
       k_BxLxKxh = self._file.rotate(k_BxLxKxh, m.rope_base)
     k_BxLxHxh = jnp.repeat(k_BxLxKxh, m.num_heads // m.num_kv_heads, 2)
-    logits_BxHxLxL = self._rules.attention_scale * jnp.einsum(
-      'BqHh,BkHh->BHqk', q_BxLxHxh, k_BxLxHxh
+    scale = self._rules.attention_scale
+    logits_BxHxLxL = jnp.einsum('BqHh,BkHh->BHqk', q_BxLxHxh, k_BxLxHxh)
+    q_BxLxH, k_BxLxH = (
+      jnp.linalg.norm(x, axis=-1) for x in (q_BxLxHxh, k_BxLxHxh)
     )
+    limits_BxHxLxL = jnp.einsum('BqH,BkH->BHqk', q_BxLxH, k_BxLxH)
     rows_P, columns_P = np.tril_indices(L)
-    return logits_BxHxLxL[:, :, rows_P, columns_P]
+    return (
+      scale * logits_BxHxLxL[:, :, rows_P, columns_P],
+      scale * limits_BxHxLxL[:, :, rows_P, columns_P],
+    )
 
   def _init_boxed(self, seed: Any) -> Any:
     tokens_BxL = jnp.zeros((1, _CONTEXT), jnp.int32)

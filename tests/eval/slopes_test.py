@@ -55,6 +55,7 @@ def test_values_without_a_logarithm_fail(bad):
     ('change/last_block', 0.05, 0.5),
     ('change/last_block', -0.05, -0.5),
     ('change/first_block/attention_logits', -0.4, 0.5),
+    ('level/last_block/attention_limits', 0.0, 0.5),
     ('change/logits', -0.5, 0.5),
     ('update/hidden', -1.0, 0.0),
     ('update/readout', 0.0, -1.0),
