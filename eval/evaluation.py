@@ -11,6 +11,7 @@ from typing import Any
 
 from steepest.data.tokenizers import Tokenizer
 from steepest.eval import metrics as metrics_lib
+from steepest.eval import questions as questions_lib
 from steepest.eval import requests as requests_lib
 from steepest.eval import tasks as tasks_lib
 from steepest.eval.scoring import Progress
@@ -35,8 +36,8 @@ class Suite:
   """
 
   selection: tasks_lib.Selection
-  questions: tuple[requests_lib.Question, ...]
-  requests: tuple[requests_lib.Request, ...]
+  questions: tuple[questions_lib.Question, ...]
+  requests: Sequence[requests_lib.Request]
   info: Mapping[str, Any]
 
   def check(self, max_length: int) -> None:
@@ -77,7 +78,7 @@ def prepare(
   data_dir: str | os.PathLike[str],
   limit: int = 0,
 ) -> Suite:
-  """Reads and tokenises benchmarks.
+  """Reads benchmarks, which are tokenised as they are scored.
 
   Args:
     tokenizer: the model's.
@@ -92,13 +93,13 @@ def prepare(
   """
   directory = pathlib.Path(data_dir)
   selection = tasks_lib.select(tasks) if isinstance(tasks, str) else tasks
-  questions = requests_lib.read_questions(
+  questions = questions_lib.read_questions(
     selection.tasks, directory, limit, selection.limits
   )
   found = {question.task.family for question in questions}
   for task in selection.tasks:
     if task.family not in found:
-      path = requests_lib.find_file(directory, task.file)
+      path = questions_lib.find_file(directory, task.file)
       raise ValueError(f'{path} has no document for {task.family}')
   info = {
     'tasks': [task.name for task in selection.tasks],
@@ -107,13 +108,13 @@ def prepare(
     'limit_rule': LIMIT_RULE,
     'shots': {t.name: t.shots for t in selection.tasks if t.shots},
     'data': {
-      f'{stem}.jsonl': _describe(requests_lib.find_file(directory, stem))
-      for stem in requests_lib.stems(selection.tasks)
+      f'{stem}.jsonl': _describe(questions_lib.find_file(directory, stem))
+      for stem in questions_lib.stems(selection.tasks)
     },
     'tokenizer': {'name': tokenizer.name, 'sha256': tokenizer.sha256},
   }
   requests = requests_lib.build(tokenizer, questions)
-  return Suite(selection, tuple(questions), tuple(requests), info)
+  return Suite(selection, tuple(questions), requests, info)
 
 
 def add_requests(suite: Suite, path: str, tokenizer: Tokenizer) -> Suite:
@@ -210,8 +211,8 @@ def describe(
 
 
 def _by_task(
-  questions: Sequence[requests_lib.Question], scores: Sequence[Score]
-) -> dict[str, tuple[list[requests_lib.Question], list[Sequence[Score]]]]:
+  questions: Sequence[questions_lib.Question], scores: Sequence[Score]
+) -> dict[str, tuple[list[questions_lib.Question], list[Sequence[Score]]]]:
   """Returns the questions of each task and the scores of their requests."""
   tasks: dict[str, tuple[list, list]] = {}
   start = 0
@@ -225,7 +226,7 @@ def _by_task(
 
 
 def _predictions(
-  questions: Sequence[requests_lib.Question],
+  questions: Sequence[questions_lib.Question],
   answers: Sequence[Sequence[Score]],
 ) -> list[dict[str, Any]]:
   return [

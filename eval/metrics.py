@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from steepest.eval.requests import Question
+from steepest.eval.questions import Question
 from steepest.eval.scoring import Score
 
 Metrics = dict[str, Any]

@@ -17,6 +17,7 @@ import pytest
 from steepest.data import tokenizers
 from steepest.eval import evaluation
 from steepest.eval import metrics
+from steepest.eval import questions as questions_lib
 from steepest.eval import requests
 from steepest.eval import tasks
 from steepest.eval.scoring import Score
@@ -58,7 +59,7 @@ def kit(conformance, tmp_path_factory) -> pathlib.Path:
 
 def _expected(kit: pathlib.Path, model: str) -> Iterator[dict]:
   path = kit / 'expected' / f'{model}.jsonl'
-  return requests.read_jsonl(path)
+  return questions_lib.read_jsonl(path)
 
 
 def _expected_metrics(kit: pathlib.Path, model: str) -> dict:
@@ -103,13 +104,13 @@ def test_strings_and_ids(kit, model):
 
 @pytest.mark.parametrize('name', _SHOTS)
 def test_shots(kit, tmp_path, name):
-  docs = list(requests.read_jsonl(kit / 'docs' / f'{name}.jsonl'))
+  docs = list(questions_lib.read_jsonl(kit / 'docs' / f'{name}.jsonl'))
   files = {name: docs[:12], f'{name}_train': docs[12:]}
   for stem, part in files.items():
     lines = [json.dumps(doc) + '\n' for doc in part]
     (tmp_path / f'{stem}.jsonl').write_text(''.join(lines))
   selected = tasks.select(name, shots=3).tasks
-  questions = requests.read_questions(selected, tmp_path)
+  questions = questions_lib.read_questions(selected, tmp_path)
   pairs = [pair for question in questions for pair in question.pairs()]
   digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
   assert digest.startswith(_SHOTS[name])
@@ -119,7 +120,7 @@ def test_shots(kit, tmp_path, name):
 def test_metrics_of_recorded_scores(kit, model):
   questions = {
     (q.task.name, q.doc_id): q
-    for q in requests.read_questions(_selection().tasks, kit / 'docs')
+    for q in questions_lib.read_questions(_selection().tasks, kit / 'docs')
   }
   answered: dict[str, tuple[list, list]] = {}
   for line in _expected(kit, model):
@@ -250,7 +251,7 @@ def test_given_pairs(run_command, kit, tmp_path, model):
   out = tmp_path / 'out'
   _run(run_command, kit, model, out, f'--requests={given}')
   if model == 'llama_stories260k':
-    rows = requests.read_jsonl(out / 'requests.jsonl')
+    rows = questions_lib.read_jsonl(out / 'requests.jsonl')
     [first, _] = [row for row in rows if row['task'] == 'bug']
     assert first['loglikelihood'] == pytest.approx(-0.48, abs=0.01)
   done = subprocess.run(

@@ -11,7 +11,7 @@ import pytest
 
 from steepest.eval import metrics
 from steepest.eval import tasks
-from steepest.eval.requests import Question
+from steepest.eval.questions import Question
 from steepest.eval.scoring import Score
 
 

@@ -237,7 +237,7 @@ def _documents(directory):
 
 
 def _questions(directory):
-  from steepest.eval import requests
+  from steepest.eval import questions
   from steepest.eval import tasks
 
   question = {
@@ -251,7 +251,7 @@ def _questions(directory):
   wanted = tasks.select('arc_easy').tasks
 
   def read():
-    for asked in requests.read_questions(wanted, directory):
+    for asked in questions.read_questions(wanted, directory):
       for context, continuation in asked.pairs():
         assert isinstance(context + continuation, str)
 
