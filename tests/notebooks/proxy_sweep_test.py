@@ -74,7 +74,8 @@ def test_the_sweep_runs(tmp_path, monkeypatch):
   # Unoptimized code comes sooner.
   monkeypatch.setenv(
     'XLA_FLAGS',
-    '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true',
+    '--xla_backend_optimization_level=0 '
+    '--xla_llvm_disable_expensive_passes=true',
   )
   client = nbclient.NotebookClient(
     notebook, timeout=600, resources={'metadata': {'path': str(tmp_path)}}
