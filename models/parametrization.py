@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 
 # fmt: off
-_TABLE = {
+TABLE = {
   'sp': {
     #                 init       forward lr     rho  eps    decay: independent,
     #                                                       times_lr, _role_lr
@@ -65,10 +65,10 @@ _TABLE = {
 }
 # With a depth rule, further factors of what is inside a residual branch; the
 # forward factor is on the branch's output.
-_BRANCH = Row(
+BRANCH = Row(
                      '1',        'd⁻ᵃ',  'dᵃ⁻¹','dᵃ','d⁻ᵃ', '1', '1', 'dᵃ⁻¹')
 # Factor on query-key products.
-_ATTENTION = {'sp': '1/√h', 'mup': '√h₀/h'}
+ATTENTION = {'sp': '1/√h', 'mup': '√h₀/h'}
 # fmt: on
 _CELLS: dict[str, Callable[['Sizes'], float]] = {
   '0': lambda s: 0.0,
@@ -179,19 +179,19 @@ class Parametrization:
   @property
   def attention_scale(self) -> float:
     """Factor on query-key products."""
-    return self._cell(_ATTENTION[self.kind], Role('hidden'))
+    return self._cell(ATTENTION[self.kind], Role('hidden'))
 
   @property
   def readout_multiplier(self) -> float:
     """Factor on the logits."""
-    return self._cell(_TABLE[self.kind]['readout'].forward, Role('readout'))
+    return self._cell(TABLE[self.kind]['readout'].forward, Role('readout'))
 
   @property
   def residual_multiplier(self) -> float:
     """Factor on what a branch adds to the residual stream."""
     if self.depth_alpha is None:
       return 1.0
-    return self._cell(_BRANCH.forward, Role('hidden'))
+    return self._cell(BRANCH.forward, Role('hidden'))
 
   def embedding(self) -> RoleAndInit:
     """Role of token and position embeddings."""
@@ -237,12 +237,12 @@ class Parametrization:
 
   def factors(self, role: Role) -> Factors:
     """Returns the factors on the hyperparameters of a parameter."""
-    row = _TABLE[self.kind][role.kind]
+    row = TABLE[self.kind][role.kind]
 
     def cell(column: str) -> float:
       value = self._cell(getattr(row, column), role)
       if role.residual and self.depth_alpha is not None:
-        value *= self._cell(getattr(_BRANCH, column), role)
+        value *= self._cell(getattr(BRANCH, column), role)
       return value
 
     return Factors(
@@ -254,7 +254,7 @@ class Parametrization:
     )
 
   def _init(self, role: Role) -> float:
-    return self._cell(_TABLE[self.kind][role.kind].init, role)
+    return self._cell(TABLE[self.kind][role.kind].init, role)
 
   def _cell(self, cell: str, role: Role) -> float:
     return _CELLS[cell](

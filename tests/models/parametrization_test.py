@@ -1,5 +1,7 @@
 """Roles, factors and initial values against Table 8, by hand."""
 
+import pathlib
+
 from flax import linen as nn
 from flax import traverse_util
 import jax
@@ -168,6 +170,19 @@ def test_base_shapes_of_zero_follow_the_width(
   assert rules.base_heads_dim == heads_dim
   assert rules.base_head_dim == head_dim
   assert rules.base_mlp_dim == mlp_dim
+
+
+def test_the_page_renders_the_table():
+  root = pathlib.Path(__file__).parent.parent.parent
+  page = (root / 'docs' / 'parametrization.md').read_text('utf-8')
+  for kind, rows in parametrization.TABLE.items():
+    section = page.partition(f'| `{kind}` |')[2].partition('\n\n')[0]
+    for role, row in rows.items():
+      assert f'| {role} | {" | ".join(row)} |' in section, (kind, role)
+    for column in row._fields[-3:]:
+      assert f'`{column}`' in section
+  cells = parametrization.BRANCH[1:]
+  assert f'| branch | {" | ".join(cells)} |' in page
 
 
 @pytest.mark.parametrize(
