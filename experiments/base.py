@@ -47,6 +47,8 @@ def get_config() -> ConfigDict:
   c.steps = 10_000
   # Steps between rows of metrics.jsonl and TensorBoard.
   c.log_every = 10
+  # Project on Weights & Biases that shows the run too; '': none.
+  c.wandb_project = ''
   # Steps between validation losses; 0: only at the end of the run.
   c.eval_every = 500
   # Validation sequences per source; 0: none is read.
@@ -66,6 +68,9 @@ def get_config() -> ConfigDict:
   # Seconds from SIGTERM or SIGINT to leaving without a checkpoint; 0: as long
   # as it takes to finish the step and save.
   c.stop_grace_seconds = 0.0
+  # Seconds that a step may take before its process gives up, as it would wait
+  # for ever where another process of the run hangs; 0: any time.
+  c.stall_seconds = 0.0
   # Benchmarks, comma-separated globs of eval/tasks.py; '': none.
   c.eval_tasks = ''
   # Steps between benchmark scores; 0: only at the end of the run.

@@ -33,6 +33,7 @@ from steepest.training.loop import Callbacks
 from steepest.training.loop import Loop
 from steepest.training.loop import LoopConfig
 from steepest.training.program import Program
+from steepest.training.wandb_writer import WandbWriter
 from steepest.training.step import TrainState
 from steepest.training.watchdog import Diverged
 
@@ -82,7 +83,7 @@ def train(
   evaluate = None
   if config.eval_tasks:
     evaluate = scores.evaluator(config, program, data.tokenizer_dir, workdir)
-  callbacks = Callbacks(evaluate, on_row, stop)
+  callbacks = Callbacks(evaluate, on_row, stop, _writers(config, workdir))
   loop = open_loop(Loop, config, workdir, program, data, callbacks)
   try:
     summary = loop.run(lambda: initial_state(config, program))
@@ -94,6 +95,15 @@ def train(
     raise
   write_summary(workdir, summary)
   return summary
+
+
+def _writers(
+  config: ConfigDict, workdir: pathlib.Path
+) -> Callable[[int], list[metrics.Writer]]:
+  """Returns what makes the writers besides the files in the workdir."""
+  if not config.wandb_project:
+    return lambda first: []
+  return lambda first: [WandbWriter(workdir, config.wandb_project)]
 
 
 def finished(

@@ -21,7 +21,9 @@ _FREE = (
   'mesh.',
   'microbatches',
   'spikes.',
+  'stall_seconds',
   'stop_grace_seconds',
+  'wandb_project',
 )
 
 _POSITIVE = (
@@ -44,6 +46,7 @@ _NOT_NEGATIVE = (
   'parametrization.base_num_heads',
   'parametrization.base_width',
   'seed',
+  'stall_seconds',
   'stop_grace_seconds',
 )
 

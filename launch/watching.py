@@ -1,0 +1,283 @@
+"""Where runs stand, read from what they leave in their directories."""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+# Bytes read from the end of metrics.jsonl: enough rows for slopes, and no more
+# where there are a million.
+_TAIL = 2**17
+# Rows that slope, rate and data wait are taken from.
+_RECENT = 50
+# A run has stalled after this many times its usual time between rows.
+_STALL = 10
+_SHORTEST_STALL = 120.0
+# Checkpoints that may fail to come.
+_MISSED = 3
+# Share of the time that waiting for data may take.
+_WAIT = 0.1
+# Nats above the best recent loss.
+_RISE = 0.5
+# Seconds for which an event is news.
+_NEWS = 600.0
+# In the order of the view; a summary may name others, which have ended.
+_STATES = ('running', 'diverged', 'waiting', 'finished')
+_COLUMNS = (
+  'step',
+  'loss',
+  'slope/1000',
+  'tokens/s',
+  'MFU',
+  'data wait',
+  'checkpoint',
+  'left',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+  """Where a run stands.
+
+  Attributes:
+    path: of its directory.
+    state: 'waiting', 'running' or how it ended.
+    done: steps.
+    steps: in all.
+    loss: of the latest row, in nats.
+    slope: of the recent loss, nats in a thousand steps.
+    tokens_per_second: recent.
+    mfu: recent.
+    wait: share of the recent time that went by waiting for data.
+    checkpoint: steps of the newest.
+    checkpoint_age: seconds since it was written.
+    left: seconds to the end, at the recent pace.
+    alarms: what wants attention.
+  """
+
+  path: pathlib.Path
+  state: str
+  done: int
+  steps: int
+  loss: float | None = None
+  slope: float | None = None
+  tokens_per_second: float | None = None
+  mfu: float | None = None
+  wait: float | None = None
+  checkpoint: int | None = None
+  checkpoint_age: float | None = None
+  left: float | None = None
+  alarms: tuple[str, ...] = ()
+
+
+def find(roots: Sequence[str]) -> list[pathlib.Path]:
+  """Returns the directories of runs under `roots`, studies included.
+
+  Raises:
+    FileNotFoundError: a root does not exist or holds no run.
+  """
+  found: dict[pathlib.Path, None] = {}
+  for root in map(pathlib.Path, roots):
+    if not root.is_dir():
+      raise FileNotFoundError(f'{root}: no such directory')
+    runs = [p.parent for p in sorted(root.rglob('config.json')) if _is_run(p)]
+    if not runs and not (root / 'config.json').exists():
+      raise FileNotFoundError(f'{root}: holds no run yet, no config.json')
+    found |= dict.fromkeys(runs)
+  return list(found)
+
+
+def _is_run(path: pathlib.Path) -> bool:
+  config = _read_json(path)
+  # A study's own file has its keys; models have a config.json too.
+  return 'steps' in config and 'study' not in config
+
+
+def status(run: pathlib.Path, now: float) -> Status:
+  """Returns where a run stands at the time `now`, as of time.time()."""
+  config = _read_json(run / 'config.json')
+  summary = _read_json(run / 'summary.json')
+  rows = _tail(run / 'metrics.jsonl')
+  steps = config['steps'] if 'steps' in config else 0
+  state = 'running' if rows else 'waiting'
+  if 'status' in summary and _is_last(summary, steps):
+    state = summary['status']
+  values: dict[str, Any] = {}
+  if rows:
+    values |= _pace(rows[-_RECENT:])
+    values['loss'] = rows[-1]['train/loss']
+    per_step = values.pop('seconds_per_step')
+    if per_step is not None and state == 'running':
+      values['left'] = per_step * max(0, steps - rows[-1]['step'] - 1)
+  newest = _newest_checkpoint(run / 'checkpoints')
+  if newest is not None:
+    values['checkpoint'] = int(newest.name)
+    values['checkpoint_age'] = max(0.0, now - newest.stat().st_mtime)
+  done = rows[-1]['step'] + 1 if rows else 0
+  found = Status(run, state, done, steps, **values)
+  alarms = _alarms(found, config, rows, now)
+  return dataclasses.replace(found, alarms=tuple(alarms))
+
+
+def table(found: Sequence[Status], rows: int | None) -> Table:
+  """Returns the view of runs, at most `rows` of them, the liveliest first."""
+  states = [*_STATES, *sorted({s.state for s in found} - set(_STATES))]
+  ranked = sorted(found, key=lambda s: (not s.alarms, states.index(s.state)))
+  shown = ranked if rows is None else ranked[: max(1, rows)]
+  counts = {state: sum(s.state == state for s in found) for state in states}
+  title = ', '.join(f'{n} {state}' for state, n in counts.items() if n)
+  if len(shown) < len(found):
+    title += f'; {len(found) - len(shown)} not shown'
+  view = Table(
+    'run', title=title, title_justify='left', box=None, pad_edge=False
+  )
+  for column in _COLUMNS:
+    view.add_column(column, justify='right', no_wrap=True)
+  view.add_column('alarms', overflow='fold')
+  names = _names([s.path for s in shown])
+  for name, s in zip(names, shown):
+    age = '' if s.checkpoint_age is None else f' ({_clock(s.checkpoint_age)})'
+    view.add_row(
+      Text(name),
+      f'{s.done}/{s.steps}',
+      _number(s.loss, '.4f'),
+      _number(s.slope, '+.4f'),
+      _number(s.tokens_per_second, ',.0f'),
+      _number(s.mfu, '.1%'),
+      _number(s.wait, '.0%'),
+      '–' if s.checkpoint is None else f'{s.checkpoint}{age}',
+      s.state if s.left is None else _clock(s.left),
+      Text('; '.join(s.alarms), style='bold red'),
+    )
+  return view
+
+
+def _pace(rows: list[dict[str, Any]]) -> dict[str, Any]:
+  """Returns slope, rate, MFU and data wait of recent rows."""
+  first, last = rows[0], rows[-1]
+  values: dict[str, Any] = {'seconds_per_step': None}
+  steps = last['step'] - first['step']
+  seconds = last['seconds'] - first['seconds']
+  if steps <= 0 or seconds <= 0:
+    return values
+  rate = (last['tokens'] - first['tokens']) / seconds
+  waited = last['data/wait_seconds'] - first['data/wait_seconds']
+  values['seconds_per_step'] = (seconds + waited) / steps
+  values['tokens_per_second'] = rate
+  values['wait'] = waited / (seconds + waited)
+  if 'mfu' in last:
+    # The row's is the mean since the beginning.
+    values['mfu'] = last['mfu'] * rate / last['tokens_per_second']
+  x = np.array([row['step'] for row in rows], float)
+  y = np.array([row['train/loss'] for row in rows], float)
+  x -= x.mean()
+  values['slope'] = 1000 * float((x * y).sum() / (x * x).sum())
+  return values
+
+
+def _alarms(
+  found: Status, config: dict[str, Any], rows: list[dict[str, Any]], now: float
+) -> list[str]:
+  if found.state == 'diverged':
+    return [f'diverged at step {found.done}']
+  if found.state != 'running':
+    return []
+  alarms = []
+  # Rows hold numbers only, but other programs may have written them.
+  if found.loss is None or not math.isfinite(found.loss):
+    alarms.append('loss is no number')
+  else:
+    losses = [row['train/loss'] for row in rows[-_RECENT:]]
+    best = min(losses)
+    if len(losses) >= 5 and float(np.median(losses[-5:])) > best + _RISE:
+      alarms.append(f'loss rose from {best:.3f}')
+  quiet = now - (found.path / 'metrics.jsonl').stat().st_mtime
+  if quiet > _patience(rows):
+    alarms.append(f'no progress for {_clock(quiet)}')
+  if found.wait is not None and found.wait > _WAIT:
+    alarms.append('waits for data')
+  every = config['checkpoint_every'] if 'checkpoint_every' in config else 0
+  if every and found.done - (found.checkpoint or 0) > _MISSED * every:
+    alarms.append('checkpoints are missing')
+  alarms += _news(found.path / 'events.jsonl', now)
+  return alarms
+
+
+def _patience(rows: list[dict[str, Any]]) -> float:
+  """Returns after how many seconds without a row a run has stalled."""
+  spent = [row['seconds'] + row['data/wait_seconds'] for row in rows[-_RECENT:]]
+  longest = max((b - a for a, b in zip(spent, spent[1:])), default=0.0)
+  return max(_SHORTEST_STALL, _STALL * longest)
+
+
+def _news(path: pathlib.Path, now: float) -> list[str]:
+  """Returns what happened to a run of late, the latest of each kind."""
+  latest = {}
+  for event in _tail(path):
+    if 'time' in event and now - event['time'] < _NEWS:
+      latest[event['kind']] = f'{event["kind"]} at step {event["step"]}'
+  return list(latest.values())
+
+
+def _newest_checkpoint(folder: pathlib.Path) -> pathlib.Path | None:
+  if not folder.is_dir():
+    return None
+  complete = [p for p in folder.iterdir() if p.name.isdigit()]
+  return max(complete, key=lambda p: int(p.name), default=None)
+
+
+def _is_last(summary: dict[str, Any], steps: int) -> bool:
+  """Whether a summary is of the run as it is configured now."""
+  return summary['status'] != 'finished' or summary['steps'] >= steps
+
+
+def _tail(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the last rows of a file of JSON lines, complete ones only."""
+  if not path.exists():
+    return []
+  with path.open('rb') as file:
+    size = file.seek(0, 2)
+    file.seek(max(0, size - _TAIL))
+    lines = file.read().splitlines(keepends=True)
+  if size > _TAIL:
+    lines = lines[1:]
+  return [json.loads(line) for line in lines if line.endswith(b'\n')]
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    value = json.loads(path.read_text('utf-8'))
+  except (OSError, ValueError):
+    # Not there yet, or not ours.
+    return {}
+  return value if isinstance(value, dict) else {}
+
+
+def _names(paths: Sequence[pathlib.Path]) -> list[str]:
+  """Returns the paths from the folder on that is above all of them."""
+  if len(paths) < 2:
+    return [str(path) for path in paths]
+  top = pathlib.Path(os.path.commonpath([p.absolute().parent for p in paths]))
+  return [str(path.absolute().relative_to(top)) for path in paths]
+
+
+def _number(value: float | None, form: str) -> str:
+  return '–' if value is None else format(value, form)
+
+
+def _clock(seconds: float) -> str:
+  """Returns a time as 45 s, 12 min, 3:05 h or 2.5 d."""
+  if seconds < 100:
+    return f'{seconds:.0f} s'
+  if seconds < 6000:
+    return f'{seconds / 60:.0f} min'
+  if seconds < 172_800:
+    return f'{seconds // 3600:.0f}:{seconds % 3600 // 60:02.0f} h'
+  return f'{seconds / 86_400:.1f} d'
