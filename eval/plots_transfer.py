@@ -26,7 +26,7 @@ def write(result: dict[str, Any], directory: pathlib.Path) -> None:
   matplotlib.use('agg')
   from matplotlib import pyplot
 
-  style = {
+  style: Any = {
     # The same file for the same numbers.
     'svg.hashsalt': 'steepest',
     'font.size': 9,
