@@ -187,12 +187,22 @@ class Locks:
   def _make(self, path: pathlib.Path) -> bool:
     """Makes a lock in one step, with its content; only one can."""
     temporary = path.with_name(f'.take-{self._token}')
-    temporary.write_text(json.dumps(self._owner), 'utf-8')
+    text = json.dumps(self._owner)
+    temporary.write_text(text, 'utf-8')
     self._clock.touch(temporary)
     try:
       os.link(temporary, path)
     except FileExistsError:
       return False
+    except OSError:
+      # A file system without links. Whoever sees the file before its text
+      # takes its owner for alive.
+      try:
+        with path.open('x', encoding='utf-8') as file:
+          file.write(text)
+      except FileExistsError:
+        return False
+      self._clock.touch(path)
     finally:
       temporary.unlink()
     return True
@@ -200,12 +210,12 @@ class Locks:
   def _alive(self, path: pathlib.Path) -> bool:
     try:
       age = self._clock.now() - path.stat().st_mtime
-      owner = json.loads(path.read_text('utf-8'))
+      text = path.read_text('utf-8')
     except FileNotFoundError:
       return False
     if age > self._seconds:
       return False
-    return not _ended(owner, self._owner)
+    return not text or not _ended(json.loads(text), self._owner)
 
 
 def describe_owner() -> dict[str, object]:

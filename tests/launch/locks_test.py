@@ -120,6 +120,24 @@ def test_leaving_gives_everything_back(tmp_path):
   assert [p.name for p in sorted(tmp_path.rglob('*'))] == ['a', 'b', 'c']
 
 
+def test_file_systems_without_links_will_do(tmp_path, monkeypatch):
+  def link(source, target):
+    raise PermissionError('no links here')
+
+  monkeypatch.setattr(os, 'link', link)
+  clock = _Clock()
+  a, b = _make(tmp_path, clock, 'a'), _make(tmp_path, clock, 'b')
+  assert a.take(tmp_path / 'run')
+  assert not b.take(tmp_path / 'run')
+  (lock,) = (tmp_path / 'run').iterdir()
+  # Seen before its text was written.
+  lock.write_text('')
+  clock.touch(lock)
+  assert not b.take(tmp_path / 'run')
+  a.release(tmp_path / 'run')
+  assert b.take(tmp_path / 'run')
+
+
 def test_waiting_ends_when_the_lock_is_given_back(tmp_path):
   clock = _Clock()
   a, b = _make(tmp_path, clock, 'a'), _make(tmp_path, clock, 'b')
