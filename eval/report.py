@@ -2,15 +2,11 @@
 
 from collections.abc import Sequence
 import datetime
-from importlib import resources
 import json
 import os
 import pathlib
 import shlex
-import string
 from typing import Any
-
-from plotly import offline
 
 from steepest.eval import plots_curves
 from steepest.eval import plots_layout
@@ -18,6 +14,8 @@ from steepest.eval import plots_loss
 from steepest.eval import report_details
 from steepest.eval import report_json
 from steepest.eval import report_names
+from steepest.eval import report_page
+from steepest.eval import report_pairs
 from steepest.eval import report_tables
 from steepest.eval import report_words
 from steepest.eval.comparison import Comparison
@@ -47,37 +45,19 @@ def write(
   out = pathlib.Path(out_dir)
   out.mkdir(parents=True, exist_ok=True)
   content = {'command': line, 'date': date, **report_json.to_dict(comparison)}
-  _replace(out / 'report.json', json.dumps(content, indent=1, allow_nan=False))
+  report_page.replace(
+    out / 'report.json', json.dumps(content, indent=1, allow_nan=False)
+  )
   figures = content['figures']
-  page = string.Template(_resource('report.html')).substitute(
+  return report_page.write_page(
+    out / 'report.html',
     title='Optimizer comparison',
     subtitle=_subtitle(comparison),
     headline=_answers(comparison),
-    sections='\n'.join(_sections(comparison, figures)),
+    sections=_sections(comparison, figures),
     footer=_footer(comparison, line, date),
-    figures=_script_json(figures),
-    plotly=offline.get_plotlyjs().replace('</script', '<\\/script'),
-    css=_resource('report.css'),
-    js=_resource('report.js'),
+    figures=figures,
   )
-  return _replace(out / 'report.html', page)
-
-
-def _replace(path: pathlib.Path, content: str) -> pathlib.Path:
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  temporary.write_text(content, 'utf-8')
-  os.replace(temporary, path)
-  return path
-
-
-def _resource(name: str) -> str:
-  return resources.files('steepest.eval').joinpath(name).read_text('utf-8')
-
-
-def _script_json(value: Any) -> str:
-  """Returns JSON that cannot end the script element that it stands in."""
-  dumped = json.dumps(value, separators=(',', ':'), allow_nan=False)
-  return dumped.replace('<', '\\u003c').replace('&', '\\u0026')
 
 
 def _subtitle(comparison: Comparison) -> str:
@@ -118,6 +98,7 @@ def _sections(comparison: Comparison, figures: dict[str, Any]) -> list[str]:
   parts += _loss_section(comparison, figures)
   parts += _score_section(figures)
   parts += _curve_section(comparison, figures)
+  parts += report_pairs.study_section(comparison)
   parts += _tuning_section(comparison, figures)
   parts += _fairness_section(comparison)
   return parts

@@ -161,6 +161,63 @@ def accuracy_difference(
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class PairedTest:
+  """Two models on the same questions.
+
+  Attributes:
+    value: mean of the first minus mean of the second.
+    error: standard error of `value`; None for one question.
+    low, high: the interval of CONFIDENCE around `value`, Student's t.
+    p: two-sided, that the means differ no more by chance, Student's t for
+      paired differences; None for one question.
+    first_only, second_only: questions on which one of them had more.
+    p_signs: the same of these two counts alone (for right and wrong: McNemar's
+      exact test).
+  """
+
+  value: float
+  error: float | None
+  low: float | None
+  high: float | None
+  p: float | None
+  first_only: int
+  second_only: int
+  p_signs: float
+
+
+def paired_test(first_Q: np.ndarray, second_Q: np.ndarray) -> PairedTest:
+  """Compares two models question by question."""
+  difference_Q = np.asarray(first_Q, np.float64) - np.asarray(second_Q)
+  more, less = int((difference_Q > 0).sum()), int((difference_Q < 0).sum())
+  p_signs = (
+    float(stats.binomtest(more, more + less).pvalue) if more + less else 1.0
+  )
+  value = float(difference_Q.mean())
+  sd = spread(difference_Q).sd
+  if sd is None:
+    return PairedTest(value, None, None, None, None, more, less, p_signs)
+  questions = difference_Q.size
+  error = sd / math.sqrt(questions)
+  reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, questions - 1)) * error
+  p = float(value == 0)
+  if error:
+    p = float(2 * stats.t.sf(abs(value) / error, questions - 1))
+  return PairedTest(
+    value, error, value - reach, value + reach, p, more, less, p_signs
+  )
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+  """Returns p-values corrected for their number (Holm 1979)."""
+  adjusted = [0.0] * len(ps)
+  highest = 0.0
+  for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+    highest = max(highest, min(1.0, (len(ps) - rank) * ps[i]))
+    adjusted[i] = highest
+  return adjusted
+
+
 def parabola_minimum(
   points: Sequence[tuple[float, float]],
 ) -> tuple[float, float] | None:

@@ -1,11 +1,15 @@
 """Compares runs: writes a page that opens offline, and prints its tables.
 
     python -m launch.report --runs=runs/study --out=runs/study/report
+    python -m launch.report --compare=scores/a,scores/b --out=scores/a-b
 
-Directories are searched for runs; those with stage=final are compared, those
-with stage=tune give the learning-rate curves. Runs may still be under way.
+--runs: directories are searched for runs; those with stage=final are compared,
+those with stage=tune give the learning-rate curves. Runs may still be under
+way. --compare: two models, each scored by launch.evaluate (its --out) or at the
+end of its training (its workdir), question by question.
 """
 
+import pathlib
 import sys
 
 from absl import flags
@@ -19,29 +23,61 @@ def main() -> None:
   runs = flags.DEFINE_list(
     'runs', [], 'Run directories, or directories that hold some.'
   )
-  out = flags.DEFINE_string(
-    'out', None, 'Directory for report.html and report.json.'
+  compare = flags.DEFINE_list(
+    'compare', [], 'Two directories with results.json of the same tasks.'
   )
-  cli.run(lambda: _report(runs.value, out.value), __doc__)
+  out = flags.DEFINE_string(
+    'out',
+    None,
+    'Directory for report.html and report.json, or compare.html and '
+    'compare.json.',
+  )
+  cli.run(lambda: _report(runs.value, compare.value, out.value), __doc__)
 
 
-def _report(paths: list[str], out: str | None) -> None:
-  if not paths:
-    raise ValueError('--runs is missing: give --runs=DIR,…')
+def _report(paths: list[str], compared: list[str], out: str | None) -> None:
+  if bool(paths) == bool(compared):
+    raise ValueError(
+      '--runs is missing: give --runs=DIR,… or --compare=DIR,DIR'
+      if not paths
+      else 'give either --runs or --compare'
+    )
+  if compared and len(compared) != 2:
+    raise ValueError(
+      f'--compare takes two directories, there are {len(compared)}'
+    )
   if not out:
     raise ValueError('--out is missing: give --out=DIR')
+  if compared:
+    print(f'report: {_compare(compared, out)}')
+    return
   # --help need not wait for the plot library.
   from steepest.eval import comparison
   from steepest.eval import report
 
   result = comparison.compare(comparison.load_runs(paths))
-  command = ['python', '-m', 'launch.report', *sys.argv[1:]]
-  path = report.write(result, out, command)
-  console = Console()
-  if not console.is_terminal:
-    console = Console(width=120)
-  report.print_table(result, console)
+  path = report.write(result, out, _command())
+  report.print_table(result, _console())
   print(f'report: {path}')
+
+
+def _compare(directories: list[str], out: str) -> pathlib.Path:
+  from steepest.eval import pairs
+  from steepest.eval import report_pairs
+
+  pairing = pairs.compare(*map(pairs.read, directories))
+  path = report_pairs.write(pairing, out, _command())
+  report_pairs.print_table(pairing, _console())
+  return path
+
+
+def _command() -> list[str]:
+  return ['python', '-m', 'launch.report', *sys.argv[1:]]
+
+
+def _console() -> Console:
+  console = Console()
+  return console if console.is_terminal else Console(width=120)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """The command as a user runs it."""
 
 import importlib.util
+import json
 import pathlib
 
 import pytest
@@ -37,6 +38,28 @@ def test_several_directories(run_command, study, tmp_path):
   assert done.returncode == 0, done.stderr
   assert 'GPT-2 AdamW' in done.stdout and 'GPT-2 Lion' in done.stdout
   assert 'Sophia' not in done.stdout
+
+
+def test_two_models_on_the_same_questions(run_command, study, tmp_path):
+  finals = [study / f'finals/gpt2-{o}/seed=0' for o in ('adamw', 'lion')]
+  for run in finals:
+    path = run / 'eval' / 'results.json'
+    results = json.loads(path.read_text('utf-8'))
+    results['info'] |= {'model': 'ckpt:x', 'shots': {}, 'truncated': 0}
+    results['info'] |= {'tokenizer': {'sha256': 'a'}, 'max_length': 64}
+    # A group's answers are those to its tasks, which this run has not.
+    del results['metrics']['mmlu']
+    path.write_text(json.dumps(results), 'utf-8')
+    (path.parent / 'requests.jsonl').write_text('', 'utf-8')
+  compare = f'--compare={finals[0]},{finals[1]}'
+  done = run_command('report', compare, f'--out={tmp_path / "out"}')
+  assert done.returncode == 0, done.stderr
+  page = tmp_path / 'out' / 'compare.html'
+  assert done.stdout.splitlines()[-1] == f'report: {page}'
+  assert 'ARC-Easy acc' in done.stdout and page.exists()
+  done = run_command('report', f'--compare={finals[0]}', f'--out={tmp_path}')
+  assert done.returncode == 1
+  assert done.stderr == 'error: --compare takes two directories, there are 1\n'
 
 
 def test_help(run_command):

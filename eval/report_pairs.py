@@ -1,0 +1,323 @@
+"""Paired differences as a page, a terminal's table and a report's section."""
+
+from collections.abc import Sequence
+import dataclasses
+import datetime
+import itertools
+import json
+import math
+import os
+import pathlib
+import shlex
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape as escape_markup
+from rich.table import Table
+from scipy import stats
+
+from steepest.eval import accuracy
+from steepest.eval import pairs as pairs_lib
+from steepest.eval import plots_layout
+from steepest.eval import report_names
+from steepest.eval import report_page
+from steepest.eval import statistics
+from steepest.eval.comparison import Comparison
+from steepest.eval.comparison import Group
+from steepest.eval.report_tables import escape
+
+_RULES = (
+  'A and B answered the same questions: documents and their files were checked '
+  'to be equal. Accuracies are in %, differences in points. A − B is the mean '
+  'of the differences question by question, its standard error s/√n of them. '
+  'That is smaller than for two models on unlike questions, since what is hard '
+  'is hard for both.',
+  'The interval of 95 % and p are those of Student’s t for paired differences. '
+  'Only A, only B: questions that one of them alone has right; p (signs) is '
+  'that of these two counts alone, McNemar’s exact test.',
+  'p (all) is corrected for the number of lines (Holm): a difference is marked '
+  '● where it is below 0.05.',
+  'A group is the mean over all of its questions. Differences of perplexity '
+  'are tested as mean log-likelihoods of a word and written as the ratio of '
+  'A’s to B’s. Training another seed of either would add a spread that no '
+  'number of questions shows.',
+)
+_HEADS = (
+  'A',
+  'B',
+  'A − B',
+  '± error',
+  '95 %',
+  'Only A',
+  'Only B',
+  'p',
+  'p (signs)',
+  'p (all)',
+)
+
+
+def write(
+  pairing: pairs_lib.Pairing,
+  out_dir: str | os.PathLike[str],
+  command: Sequence[str],
+) -> pathlib.Path:
+  """Writes compare.html and compare.json; returns the page's path."""
+  out = pathlib.Path(out_dir)
+  out.mkdir(parents=True, exist_ok=True)
+  date = datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC')
+  line = shlex.join(command)
+  content = {
+    'command': line,
+    'date': date,
+    'models': [
+      {'directory': str(e.path), 'info': e.info}
+      for e in (pairing.first, pairing.second)
+    ],
+    'pairs': [dataclasses.asdict(pair) for pair in pairing.pairs],
+    'notes': pairing.notes,
+    'rules': list(_RULES),
+  }
+  report_page.replace(out / 'compare.json', json.dumps(content, indent=1))
+  return report_page.write_page(
+    out / 'compare.html',
+    title='Two models on the same questions',
+    subtitle=''.join(
+      f'{letter}: <code>{escape(e.model)}</code> '
+      f'<small>{escape(e.path)}</small><br>'
+      for letter, e in zip('AB', (pairing.first, pairing.second))
+    ),
+    headline=f'<ul class="answer"><li>{escape(summary(pairing))}</li></ul>',
+    sections=_sections(pairing),
+    footer=f'<p>Command: <code>{escape(line)}</code></p>'
+    f'<p>Date: {escape(date)}</p>',
+    figures={'differences': _figure(pairing)},
+  )
+
+
+def summary(pairing: pairs_lib.Pairing) -> str:
+  """Says in a sentence which model is better at what."""
+  clauses = []
+  for letter, sign in (('A', 1), ('B', -1)):
+    names = [
+      _name(p) for p in pairing.pairs if _holds(p) and sign * p.test.value > 0
+    ]
+    if names:
+      clauses.append(f'{letter} is better on {", ".join(names)}')
+  rest = sum(not _holds(p) for p in pairing.pairs)
+  if not clauses:
+    return 'No difference is shown on any task.'
+  text = '; '.join(clauses)
+  return (
+    f'{text}; no difference shown on {rest} others.' if rest else f'{text}.'
+  )
+
+
+def print_table(pairing: pairs_lib.Pairing, console: Console) -> None:
+  """Prints the differences for a terminal of 100 columns."""
+  table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, header_style='bold')
+  for head in ('Task', 'n', *_HEADS):
+    if head not in ('Only A', 'Only B', 'p (signs)'):
+      table.add_column(head, justify='left' if head == 'Task' else 'right')
+  for pair in pairing.pairs:
+    values = dict(zip(_HEADS, _values(pair)))
+    for head in ('Only A', 'Only B', 'p (signs)'):
+      del values[head]
+    mark = '●' if _holds(pair) else ''
+    table.add_row(
+      escape_markup(f'{mark}{_name(pair)}'),
+      f'{pair.questions:,}',
+      *values.values(),
+    )
+  console.print(table)
+  for letter, e in zip('AB', (pairing.first, pairing.second)):
+    console.print(escape_markup(f'{letter}: {e.model} ({e.path})'))
+  console.print(escape_markup(summary(pairing)))
+  for note in pairing.notes:
+    console.print(escape_markup(f'note: {note}'))
+
+
+def study_section(comparison: Comparison) -> list[str]:
+  """Returns the section of differences between a report's optimizers."""
+  tables = [
+    (group, table)
+    for group in comparison.groups
+    if (table := _study_table(group))
+  ]
+  if not tables:
+    return []
+  parts = ['<section><h2>Benchmarks, question by question</h2>']
+  for group, table in tables:
+    name = escape(report_names.name(group.architecture))
+    parts.append(f'<h3>{name}</h3><div class="scroll">{table}</div>')
+  parts.append(
+    '<p class="caption">Difference in points (first minus second) ± standard '
+    'error, over the questions’ differences averaged over seeds and, with '
+    'several seeds, over the seeds’ differences too; p from the normal '
+    'distribution, not corrected for the number of comparisons. Bold: beyond '
+    'two standard errors. † predictions.jsonl is missing, so the questions '
+    'could not be paired.</p></section>'
+  )
+  return parts
+
+
+def _study_table(group: Group) -> str:
+  cells = {cell.optimizer: cell for cell in group.cells if cell.scores}
+  columns = [
+    v.column
+    for v in group.verdicts
+    if v.column.kind == 'benchmark'
+    and v.column.metric != 'perplexity'
+    and v.conclusion not in ('incomparable', 'alone')
+  ]
+  two = list(itertools.combinations(cells, 2))
+  if not columns or not two:
+    return ''
+  head = ''.join(
+    f'<th class="num">{escape(report_names.name(a))} − '
+    f'{escape(report_names.name(b))}</th>'
+    for a, b in two
+  )
+  rows = []
+  for column in columns:
+    name = escape(report_names.column_name(column))
+    values = []
+    for a, b in two:
+      if column.key in cells[a].scores and column.key in cells[b].scores:
+        d = accuracy.difference(
+          cells[a].runs, cells[b].runs, column.task, column.metric
+        )
+        values.append(_study_value(d))
+      else:
+        values.append('<td class="num none">–</td>')
+    rows.append(f'<tr><th scope="row">{name}</th>{"".join(values)}</tr>')
+  return (
+    f'<table class="pairs"><thead><tr><th>Benchmark</th>{head}</tr></thead>'
+    f'<tbody>{"".join(rows)}</tbody></table>'
+  )
+
+
+def _study_value(d: statistics.Difference) -> str:
+  error = d.error or 0.0
+  p = float(2 * stats.norm.sf(abs(d.value) / error)) if error else 1.0
+  value = f'{100 * d.value:+.1f}'
+  if d.exceeds:
+    value = f'<strong>{value}</strong>'
+  mark = '' if d.rule == 'questions, paired' else ' †'
+  return (
+    f'<td class="num" data-value="{d.value!r}" data-error="{error!r}">{value}'
+    f'<small>± {100 * error:.1f}, p {_p(p)}{mark}</small></td>'
+  )
+
+
+def _sections(pairing: pairs_lib.Pairing) -> list[str]:
+  heads = ''.join(f'<th class="num">{escape(head)}</th>' for head in _HEADS)
+  rows = []
+  for pair in pairing.pairs:
+    mark = '<i class="mark">●</i>' if _holds(pair) else ''
+    values = ''.join(f'<td class="num">{escape(v)}</td>' for v in _values(pair))
+    rows.append(
+      f'<tr><th scope="row">{mark}{escape(_name(pair))}</th>'
+      f'<td class="num">{pair.questions:,}</td>{values}</tr>'
+    )
+  notes = ''.join(f'<p class="warning">{escape(n)}</p>' for n in pairing.notes)
+  rules = ''.join(f'<li>{escape(rule)}</li>' for rule in _RULES)
+  return [
+    f'<section><h2>Differences</h2>{notes}'
+    '<div class="plot" id="differences"></div>'
+    '<p class="caption">Accuracy of A minus that of B with the interval of '
+    '95 %. Right of the line A is better.</p>'
+    '<div class="scroll"><table class="pairs"><thead><tr><th>Task</th>'
+    f'<th class="num">Questions</th>{heads}</tr></thead>'
+    f'<tbody>{"".join(rows)}</tbody></table></div></section>',
+    f'<section><h2>Rules</h2><ul class="rules">{rules}</ul></section>',
+  ]
+
+
+def _name(pair: pairs_lib.Pair) -> str:
+  return f'{report_names.name(pair.task)} {pair.metric}'
+
+
+def _holds(pair: pairs_lib.Pair) -> bool:
+  return pair.p_all is not None and pair.p_all < 1 - statistics.CONFIDENCE
+
+
+def _values(pair: pairs_lib.Pair) -> tuple[str, ...]:
+  """Returns what stands under _HEADS."""
+  t = pair.test
+  ratio = pair.metric == 'perplexity'
+
+  def own(value: float) -> str:
+    return f'{value:.3g}' if ratio else f'{100 * value:.1f}'
+
+  def change(value: float | None) -> str:
+    if value is None:
+      return '–'
+    return f'× {math.exp(-value):.3f}' if ratio else f'{100 * value:+.1f}'
+
+  error = '–' if t.error is None else f'{(1 if ratio else 100) * t.error:.1f}'
+  if ratio and t.error is not None:
+    error = f'{t.error:.3f} nats'
+  # A ratio falls as the log-likelihood rises.
+  ends = (t.high, t.low) if ratio else (t.low, t.high)
+  return (
+    own(pair.first),
+    own(pair.second),
+    change(t.value),
+    error,
+    f'{change(ends[0])} … {change(ends[1])}',
+    '' if ratio else f'{t.first_only:,}',
+    '' if ratio else f'{t.second_only:,}',
+    _p(t.p),
+    _p(t.p_signs),
+    _p(pair.p_all),
+  )
+
+
+def _p(value: float | None) -> str:
+  if value is None:
+    return '–'
+  return '< 0.0001' if value < 1e-4 else f'{value:.2g}'
+
+
+def _figure(pairing: pairs_lib.Pairing) -> dict[str, Any]:
+  shown = [p for p in pairing.pairs if p.metric != 'perplexity'][::-1]
+  layout = plots_layout.layout([''], 90 + 28 * max(len(shown), 2))
+  layout['margin'] |= {'t': 12, 'l': 170}
+  layout['xaxis'] |= {
+    'title': plots_layout.title('A − B (points)'),
+    'zeroline': True,
+    'zerolinecolor': plots_layout.INK,
+  }
+  layout['yaxis'] |= {
+    'tickvals': list(range(len(shown))),
+    'ticktext': [plots_layout.text(_name(p)) for p in shown],
+    'range': [-0.6, len(shown) - 0.4],
+  }
+  reach = [
+    None if p.test.high is None else 100 * (p.test.high - p.test.value)
+    for p in shown
+  ]
+  trace = {
+    'type': 'scatter',
+    'mode': 'markers',
+    'x': [plots_layout.digits(100 * p.test.value) for p in shown],
+    'y': list(range(len(shown))),
+    'error_x': {
+      'type': 'data',
+      'array': reach,
+      'thickness': 1.6,
+      'width': 5,
+      'color': plots_layout.INK,
+    },
+    'marker': {
+      'size': 9,
+      'color': [plots_layout.INK if _holds(p) else '#ffffff' for p in shown],
+      'line': {'color': plots_layout.INK, 'width': 1.6},
+    },
+    'text': [plots_layout.text(_name(p)) for p in shown],
+    'hovertemplate': '%{text}: %{x:+.1f} ± %{error_x.array:.1f}<extra></extra>',
+    'meta': {'kind': 'difference'},
+    **plots_layout.panel_axes(1),
+  }
+  return {'data': [trace], 'layout': layout}
