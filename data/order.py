@@ -8,7 +8,7 @@ import hashlib
 import math
 from typing import Protocol
 
-import grain
+import grain.experimental
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -68,7 +68,7 @@ class Order:
           f'{math.ceil(needed / held)} or lower steps'
         )
       stream_seed = _seed(seed, name) if config.shuffle else None
-      self._numbers.append(_stream(held, distinct, config.epochs, stream_seed))
+      self._numbers.append(Numbers(held, distinct, config.epochs, stream_seed))
 
   def read(self, rows: Sequence[int]) -> np.ndarray:
     """Returns the windows of some rows of the run, [n, T + 1]."""
@@ -87,24 +87,38 @@ class Order:
     return windows
 
 
-def _stream(
-  held: int, distinct: int, epochs: int, seed: int | None
-) -> Sequence[int]:
-  """Returns `distinct` of the numbers below `held`, `epochs` times over.
+class Numbers:
+  """`distinct` of the numbers below `held`, several times over.
 
-  Each pass over them has an order of its own.
+  Each pass over them has an order of its own. The same as a grain.MapDataset
+  of the numbers, shuffled, cut, shuffled again and repeated, without what that
+  spends on each element.
   """
-  dataset = grain.MapDataset.source(range(held))
-  if seed is not None:
-    dataset = dataset.shuffle(seed=seed)
-  dataset = dataset[:distinct]
-  if epochs == 1 or not distinct:
-    return dataset
-  # As a source of its own, a pass cannot reach beyond the distinct windows.
-  dataset = grain.MapDataset.source(dataset)
-  if seed is not None:
-    dataset = dataset.shuffle(seed=(seed + 1) % 2**32)
-  return dataset.repeat(epochs)
+
+  def __init__(self, held: int, distinct: int, epochs: int, seed: int | None):
+    """Takes the seed of the order; None: as they stand."""
+    self._held, self._distinct = held, distinct
+    self._epochs, self._seed = epochs, seed
+
+  def __len__(self) -> int:
+    return self._distinct * self._epochs
+
+  def __getitem__(self, i: int) -> int:
+    if not 0 <= i < len(self):
+      raise IndexError(f'number {i} of {len(self)}')
+    if self._seed is None:
+      return i % self._distinct
+    if self._epochs > 1:
+      epoch, i = divmod(i, self._distinct)
+      i = _shuffled(i, self._distinct, self._seed + 1 + epoch)
+    return _shuffled(i, self._held, self._seed)
+
+
+def _shuffled(i: int, count: int, seed: int) -> int:
+  """Returns the i-th of `count` numbers in Grain's random order."""
+  return grain.experimental.index_shuffle(
+    i, max_index=count - 1, seed=seed % 2**32, rounds=4
+  )
 
 
 def _seed(seed: int, name: str) -> int:

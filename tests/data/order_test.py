@@ -3,6 +3,7 @@
 import collections
 import sys
 
+import grain
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -77,6 +78,25 @@ def test_mixed_sources_are_exact_and_lose_nothing_between_passes(
     assert np.abs(seen - ideal).max() < 2
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+  held=st.integers(1, 60),
+  cut=st.integers(0, 9),
+  epochs=st.integers(1, 3),
+  seed=st.integers(0, 2**32 - 1),
+)
+def test_numbers_are_those_of_a_grain_dataset(held, cut, epochs, seed):
+  distinct = max(held - cut, 1)
+  dataset = grain.MapDataset.source(range(held)).shuffle(seed=seed)[:distinct]
+  if epochs > 1:
+    dataset = grain.MapDataset.source(dataset)
+    dataset = dataset.shuffle(seed=(seed + 1) % 2**32).repeat(epochs)
+  numbers = order.Numbers(held, distinct, epochs, seed)
+  assert list(numbers) == [dataset[i] for i in range(distinct * epochs)]
+  plain = order.Numbers(held, distinct, epochs, None)
+  assert list(plain) == list(range(distinct)) * epochs
+
+
 @settings(max_examples=10, deadline=None)
 @given(
   rows=st.lists(st.integers(0, 99), min_size=1, max_size=30),
@@ -114,7 +134,8 @@ def test_a_late_step_costs_as_much_as_the_first(weights):
     {str(i): w for i, w in enumerate(windows)}, {}, 1 << 31, None, '', {}
   )
   counts = {}
-  for step in (0, 1_000_000):
+  # The first time imports what is used.
+  for step in (0, 0, 1_000_000):
     for held in windows:
       held.read_numbers.clear()
 

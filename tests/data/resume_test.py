@@ -60,8 +60,10 @@ def _bytes(directory: pathlib.Path) -> dict[str, bytes]:
   return {p.name: p.read_bytes() for p in directory.iterdir()}
 
 
-def _start(options: prepare.Options, out: pathlib.Path) -> subprocess.Popen:
-  arguments = {**dataclasses.asdict(options), 'out': out, 'workers': 2}
+def _start(
+  options: prepare.Options, out: pathlib.Path, workers: int = 2
+) -> subprocess.Popen:
+  arguments = {**dataclasses.asdict(options), 'out': out, 'workers': workers}
   arguments['input'] = arguments.pop('inputs')
   return subprocess.Popen(
     [
@@ -122,13 +124,13 @@ def test_killed_anywhere_it_ends_the_same(options, whole, tmp_path):
   _start(options, tmp_path / 'timed').communicate()
   seconds = time.monotonic() - started
   generator = random.Random(0)
-  for number in range(24):
+  for number in range(20):
     out = tmp_path / str(number)
-    for _ in range(1 + number % 2):
-      process = _start(options, out)
+    for kill in range(1 + number % 2):
+      process = _start(options, out, 1 + (number + kill) % 2)
       time.sleep(generator.uniform(0, seconds))
       _kill(process)
-    process = _start(options, out)
+    process = _start(options, out, 1)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert _bytes(out) == whole, number
