@@ -196,8 +196,13 @@ def make(config: ConfigDict, optimizer: str, directory: pathlib.Path) -> Search:
 
 
 def first_names(config: ConfigDict, optimizer: str) -> list[str]:
-  """Returns the names of the trials that a search begins with."""
+  """Returns the names of the trials that a search begins with.
+
+  Raises:
+    ValueError: as `make`.
+  """
   if config.study.search == 'tpe':
+    make(config, optimizer, pathlib.Path())
     return [f'trial={number:03d}' for number in range(config.study.trials)]
   first = make(config, optimizer, pathlib.Path())
   return [trial.name for trial in first.trials({})]

@@ -74,8 +74,17 @@ def _study(
   from steepest.launch import locks
   from steepest.launch import search
 
-  for cell in cells.cells(config):
-    search.make(config, cell.optimizer, cells.trials_dir(workdir, cell))
+  counts = {
+    cell.optimizer: len(search.first_names(config, cell.optimizer))
+    for cell in cells.cells(config)
+  }
+  if len(set(counts.values())) > 1:
+    listed = ', '.join(f'{name} {count}' for name, count in counts.items())
+    print(
+      f'note: unequal budgets, in trials: {listed}; study.search=random or '
+      'tpe gives all the same',
+      file=sys.stderr,
+    )
   start = time.perf_counter()
   with locks.Locks(workdir, lock_timeout) as held:
     with held.wait(workdir):

@@ -80,6 +80,15 @@ def test_a_grid_needs_four_rising_rates(lrs):
 
 
 @pytest.mark.parametrize(
+  'kind, count', [('grid', 4 * 2), ('random', 16), ('tpe', 16)]
+)
+def test_the_first_trials_are_known_before_any_is_done(kind, count):
+  config = _config(search=kind, space_b2=(0.9, 0.99))
+  names = search.first_names(config, 'adamw')
+  assert names == [f'trial={number:03d}' for number in range(count)]
+
+
+@pytest.mark.parametrize(
   'study, message',
   [
     ({'search': 'bayes'}, "study.search='bayes': must be one of grid, random"),
