@@ -33,6 +33,7 @@ class LoopConfig:
   eval_tasks_every: int
   checkpoint_every: int
   checkpoints_kept: int
+  stall_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)

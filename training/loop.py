@@ -22,6 +22,7 @@ from steepest.training.given import Data
 from steepest.training.given import LoopConfig
 from steepest.training.program import Program
 from steepest.training.signals import Stopped
+from steepest.training.stall import StallTimer
 from steepest.training.step import TrainState
 from steepest.training.validation import Validation
 from steepest.training.watchdog import Diverged
@@ -70,6 +71,10 @@ class Loop:
     self._watchdog = Watchdog(policy)
     self._events = Events(workdir, writes=jax.process_index() == 0)
     self._step = 0
+    self._stall = StallTimer(
+      config.stall_seconds,
+      f'process {jax.process_index()} of {jax.process_count()}',
+    )
 
   def run(self, init: Callable[[], TrainState]) -> dict[str, Any]:
     """Trains to the last step and returns what summary.json holds.
@@ -90,12 +95,10 @@ class Loop:
       )
     try:
       state, first = self._start(init, checkpointer)
-      while True:
-        spike = self._attempt(state, first, checkpointer)
-        if spike is None:
-          break
-        del state  # The one that is restored takes its memory.
-        state, first = self._go_back(spike, init, checkpointer)
+      with self._stall:
+        while spike := self._attempt(state, first, checkpointer):
+          del state  # The one that is restored takes its memory.
+          state, first = self._go_back(spike, init, checkpointer)
     finally:
       if checkpointer is not None:
         checkpointer.close()
@@ -221,7 +224,9 @@ class Loop:
       with self._timed('data'):
         batch = self.program.put_batch(next(batches))
       before = self.program.compile_seconds
-      with self._timed('train'):
+      # The first step is compiled, which may take any time.
+      watched = self._stall.step() if step > first else contextlib.nullcontext()
+      with self._timed('train'), watched:
         state, stats = self.program.step(
           state, batch, self._args, self._seed, self._limits(step)
         )
@@ -235,7 +240,7 @@ class Loop:
       pending = step, stats
       stop, due = self.callbacks.stop(step + 1), self._pause(step + 1)
       if stop or due:
-        with self._timed('train'):
+        with self._timed('train'), self._stall.step():
           row = self._read(pending)
         pending = None
         row |= self._evaluate(state.params, step + 1)

@@ -1,0 +1,108 @@
+"""Runs of two processes, one of which is stopped, asked to stop, or killed."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+_ROOT = pathlib.Path(__file__).parent.parent.parent
+_STEPS = 2000
+_QUICK = (
+  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+)
+
+
+@pytest.fixture
+def two(tmp_path):
+  """Starts two processes of a run; kills what is left of them."""
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    port = s.getsockname()[1]
+  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  env |= {
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': _QUICK,
+    'STEEPEST_COORDINATOR': f'127.0.0.1:{port}',
+    'STEEPEST_PROCESSES': '2',
+  }
+  command = [
+    sys.executable,
+    '-m',
+    'launch.train',
+    '--config=experiments/tiny.py:gpt2,lion',
+    '--config.data.source=flat:tests/golden/tokens.npy',
+    '--config.data.epochs=50',
+    '--config.model.width=32',
+    '--config.model.context=16',
+    '--config.batch_size=2',
+    f'--config.steps={_STEPS}',
+    '--config.checkpoint_every=2',
+    '--config.stall_seconds=15',
+    f'--workdir={tmp_path / "run"}',
+  ]
+  processes = [
+    subprocess.Popen(
+      command,
+      cwd=_ROOT,
+      env={**env, 'STEEPEST_PROCESS': str(i)},
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  end = time.monotonic() + 300
+  while not _kept(tmp_path / 'run'):
+    assert all(p.poll() is None for p in processes), processes[0].stderr.read()
+    assert time.monotonic() < end
+    time.sleep(0.05)
+  yield tmp_path / 'run', processes
+  for process in processes:
+    process.kill()
+    process.wait()
+
+
+def _kept(workdir):
+  """Returns the steps of the verified checkpoints, in order."""
+  seals = workdir.glob('checkpoints/*/checksums.json')
+  return sorted(int(seal.parent.name) for seal in seals)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_both_at_the_same_step(two):
+  workdir, (first, second) = two
+  second.send_signal(signal.SIGTERM)
+  said = [p.communicate(timeout=120)[1] for p in (first, second)]
+  assert [first.returncode, second.returncode] == [75, 75], said
+  kept = _kept(workdir)[-1]
+  rows = (workdir / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(row)['step'] for row in rows] == list(range(kept))
+  for text in said:
+    assert f'stopped after {kept} of {_STEPS} steps' in text
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_noticed_by_the_other(two):
+  workdir, (first, second) = two
+  second.send_signal(signal.SIGSTOP)
+  started = time.monotonic()
+  said = first.communicate(timeout=120)[1]
+  assert first.returncode not in (0, 75)
+  assert 'process 0 of 2: a step has not ended in 15 s' in said
+  assert time.monotonic() - started < 60
+  assert _kept(workdir)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_noticed_by_the_other(two):
+  workdir, (first, second) = two
+  second.kill()
+  first.communicate(timeout=120)
+  assert first.returncode not in (0, 75)
+  assert _kept(workdir)
