@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def _generate(
-  *, model: str, prompt: list[str], tokens: int, **how: float
+  *, model: str, prompt: list[str], tokens: int, **how: Any
 ) -> None:
   if not model:
     raise ValueError('--model is missing: give hf:DIR or ckpt:WORKDIR')

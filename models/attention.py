@@ -31,7 +31,7 @@ def attend(
   rows_Bx1 = jnp.arange(positions_BxL.shape[0])[:, None]
 
   def extend(name: str, new_BxLxKxh: jax.Array) -> jax.Array:
-    held_BxCxKxh = module.get_variable('cache', name)
+    held_BxCxKxh: jax.Array = module.get_variable('cache', name)
     held_BxCxKxh = held_BxCxKxh.at[rows_Bx1, positions_BxL].set(new_BxLxKxh)
     module.put_variable('cache', name, held_BxCxKxh)
     return held_BxCxKxh

@@ -13,7 +13,9 @@ class Data(Protocol):
   """What the loop reads; data/pipeline.py has it."""
 
   fingerprint: str
-  bytes_per_token: Mapping[str, float]
+
+  @property
+  def bytes_per_token(self) -> Mapping[str, float]: ...
 
   def train(self, first_step: int) -> Iterator[dict[str, np.ndarray]]: ...
 
