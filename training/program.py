@@ -125,6 +125,19 @@ class Program:
     with jax.set_mesh(self.mesh):
       return jax.jit(fn, out_shardings=self._many_shardings)(state)
 
+  def pick(self, params: Any, run: int) -> Any:
+    """Returns the parameters of one of several runs."""
+    number = self.put(np.int32(run))
+    count = len(jax.tree.leaves(params)[0])
+    compiled = self._compile(
+      (f'one of {count}',),
+      lambda params, i: jax.tree.map(lambda x: x[i], params),
+      (params, number),
+      (self._many_shardings.params, self._whole),
+      self._shardings.params,
+    )
+    return compiled(params, number)
+
   def step_many(
     self,
     states: TrainState,

@@ -6,6 +6,7 @@ alone. N runs; B batch, L length.
 """
 
 from collections.abc import Callable, Sequence
+import functools
 import time
 from typing import Any
 
@@ -166,7 +167,7 @@ class _Running:
         lane.record(
           step,
           {name: value_N[i] for name, value_N in values.items()},
-          lambda i=i: jax.tree.map(lambda x: x[i], states.params),  # type: ignore[misc]
+          functools.partial(lane.program.pick, states.params, i),
         )
       except Exception as error:
         self.endings[i] = error

@@ -127,6 +127,25 @@ def test_a_pruned_trial_leaves_the_others(tokens, tmp_path):
   assert (whole['status'], whole['steps']) == ('finished', _STEPS)
 
 
+def test_the_parameters_of_a_run_are_those_that_went_in(tokens):
+  config = _config(tokens, 'adamw', mesh__data=2, mesh__fsdp=2)
+  model = model_config.resolve(config.model, 64, config.dtype)
+  program = assemble.make_program(config, model)
+  state = program.init(0)
+  wanted = jax.device_get(state.params)
+  states = program.stack(state, 2)
+  doubled = jax.tree.map(lambda x: x.at[1].multiply(2), states.params)
+  for run, factor in ((0, 1), (1, 2)):
+    got = program.pick(doubled, run)
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(wanted)):
+      np.testing.assert_array_equal(g, factor * w)
+    shapes = program.state_shapes.params
+    assert all(
+      g.sharding.is_equivalent_to(s.sharding, g.ndim)
+      for g, s in zip(jax.tree.leaves(got), jax.tree.leaves(shapes))
+    )
+
+
 def test_curvature_is_estimated_only_where_it_is_due(tokens):
   """One decision for all: a branch, not a choice between both results."""
   config = _config(tokens, 'sophia')
