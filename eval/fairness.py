@@ -43,6 +43,9 @@ IRRELEVANT = (
   'eval_tasks_data',
   'checkpoint_every',
   'checkpoints_kept',
+  'stall_seconds',
+  'stop_grace_seconds',
+  'wandb_project',
 )
 # What decides how fast a step is, beside the optimizer.
 _SPEED = ('microbatches', 'model.remat')

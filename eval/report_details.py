@@ -227,6 +227,12 @@ def _run_row(run: Run) -> str:
   status = run.status
   if status == 'diverged':
     status += f' at step {tuning.diverged_step(run)}'
+  for key, what in (
+    ('skipped_updates', 'updates skipped'),
+    ('rollbacks', 'rollbacks'),
+  ):
+    if key in s and s[key]:
+      status += f', {s[key]} {what}'
   cells = (
     f'<code>{escape(run.name)}</code>',
     escape(status),

@@ -30,8 +30,7 @@ class Events:
     """Writes one event down.
 
     Args:
-      kind: 'checkpoint', 'metrics', 'skipped_update', 'rollback', 'resumed',
-        'stopped' or 'diverged'.
+      kind: 'checkpoint', 'metrics', 'skipped_update' or 'rollback'.
       step: that the run was at.
       text: one line for people.
     """

@@ -323,6 +323,23 @@ def test_values_that_are_no_numbers_stay_out(study_runs, tmp_path):
   _write(tmp_path / 'runs', tmp_path / 'out')
 
 
+def test_skipped_updates_and_rollbacks_are_counted(study_runs, tmp_path):
+  """And a step without a loss does not break the curves."""
+  settings = study_runs.config('gpt2', 'adamw', 0, 'final')
+  path = tmp_path / 'runs' / 'a'
+  study_runs.write_run(path, settings, 3.4, rows=20)
+  rows = [json.loads(r) for r in (path / 'metrics.jsonl').open()]
+  del rows[5]['train/loss'], rows[5]['grad_norm']
+  lines = ''.join(json.dumps(row) + '\n' for row in rows)
+  (path / 'metrics.jsonl').write_text(lines)
+  summary = json.loads((path / 'summary.json').read_text())
+  summary |= {'skipped_updates': 3, 'rollbacks': 0}
+  (path / 'summary.json').write_text(json.dumps(summary))
+  _, _, page, _ = _write(tmp_path / 'runs', tmp_path / 'out')
+  assert 'finished, 3 updates skipped' in page.text
+  assert 'rollbacks' not in page.text
+
+
 @pytest.mark.parametrize('width', [100, 120])
 def test_terminal_table_fits(written, width):
   stream = io.StringIO()
