@@ -5,6 +5,7 @@ from typing import Any
 
 from flax import linen as nn
 import jax
+from jax.sharding import AbstractMesh
 from jax.sharding import AxisType
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
@@ -106,7 +107,10 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def check(
-  mesh: Mesh, model: ModelConfig, batch_size: int, microbatches: int
+  mesh: Mesh | AbstractMesh,
+  model: ModelConfig,
+  batch_size: int,
+  microbatches: int,
 ) -> None:
   """Raises a ValueError that names the first size that does not divide."""
   shape = mesh.shape

@@ -332,12 +332,11 @@ def _sharded(
   item: int,
 ) -> int:
   """Returns the bytes of a device's part of arrays."""
-  rules = dict(mesh_lib.RULES)
+  # Parameters have no batch: each of their axes goes to one mesh axis.
+  axes = {name: axis for name, axis in mesh_lib.RULES if isinstance(axis, str)}
   total = 0
   for shape, names in leaves:
-    parts = [
-      sizes[rules[name]] for name in names if isinstance(rules[name], str)
-    ]
+    parts = [sizes[axes[name]] for name in names if name in axes]
     total += item * math.ceil(math.prod(shape) / math.prod(parts))
   return total
 

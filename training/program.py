@@ -253,7 +253,7 @@ class Program:
   ) -> jax.Array:
     whole = range(self.batch_size)
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
       first = self.local_rows.index(whole[index[0]][0])
       count = len(whole[index[0]])
       return rows[first : first + count][:, *index[1:]]
