@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import gzip
 import hashlib
 import itertools
 import json
@@ -253,3 +254,80 @@ def test_redpajama_sample(conformance, tmp_path, console, kind):
   manifest = _check(tmp_path / 'out', patterns)
   assert {'c4', 'github', 'stackexchange', 'part-0'} < set(manifest.sources)
   assert manifest.documents + manifest.duplicates == 2132
+
+
+def test_redpajama_sample_is_read_whole(conformance):
+  """All seven sources, two forms of naming them, a book in one document."""
+  held = {}
+  for found in inputs.find(f'{conformance}/data/redpajama-sample/*/*.jsonl.gz'):
+    path = pathlib.Path(found.name)
+    held[path.parent.name] = list(documents.read(path))
+  assert {name: len(read) for name, read in held.items()} == {
+    'arxiv': 10,
+    'book': 2,
+    'c4-rp': 1000,
+    'cc': 10,
+    'github': 100,
+    'stackexchange': 1000,
+    'wiki': 10,
+  }
+  read = [d for part in held.values() for d in part]
+  assert all(isinstance(d, documents.Document) for d in read)
+  assert len({d.text for d in read}) == len(read) - 1
+  assert max(len(d.text.encode()) for d in read) == 1_395_542
+  assert {d.source for d in held['c4-rp']} == {'c4'}
+  assert all(d.source.startswith('cc/') for d in held['cc'])
+  assert {d.source for d in held['wiki']} == {'part-0'}
+
+
+@pytest.mark.parametrize('mode', ['drop', 'report'])
+@pytest.mark.parametrize('known', [True, False])
+def test_documents_that_repeat_a_benchmark(
+  tmp_path, console, shards_dir, mode, known
+):
+  words = [f'word{i}' for i in range(40)]
+  question = ' '.join(words[:20])
+  scored = tmp_path / 'scored'
+  scored.mkdir()
+  row = {'question': question, 'choices': ['a', 'b'], 'answer': 0}
+  name = 'mmlu' if known else 'other'
+  with gzip.open(scored / f'{name}.jsonl.gz', 'wt') as file:
+    file.write(json.dumps(row if known else {'x': [{'y': question}]}) + '\n')
+  texts = [f'page {i} ' * 60 for i in range(100)]
+  # 13 words in a row, told in other letters, and 12.
+  texts[7] = f'So: {" ".join(words[3:16]).upper()}, no?'
+  texts[8] = ' '.join(words[3:15])
+  _write(tmp_path / 'a.jsonl', texts)
+  options = _options(
+    tmp_path / 'a.jsonl',
+    tmp_path / 'out',
+    tokenizer=f'hf:{shards_dir}',
+    decontaminate=mode,
+    decontaminate_data=str(scored),
+  )
+  manifest = prepare.prepare(options, console)
+  assert manifest.contaminated == {'a': 1}
+  assert manifest.documents == (99 if mode == 'drop' else 100)
+  lines = (options.out / 'contaminated.jsonl').read_text().splitlines()
+  (line,) = map(json.loads, lines)
+  assert (line['line'], line['source']) == (8, 'a')
+  assert line['file'] == str(tmp_path / 'a.jsonl')
+  assert 'WORD3' in line['quoted']
+
+
+def test_decontamination_names_what_is_wrong(corpus, tmp_path, console):
+  for changed, message in (
+    ({'decontaminate': 'yes'}, 'write drop or report'),
+    ({'decontaminate_data': 'x'}, 'add --decontaminate=drop'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      prepare.prepare(_options(corpus, tmp_path / 'out', **changed), console)
+  options = _options(
+    corpus,
+    tmp_path / 'out',
+    decontaminate='drop',
+    decontaminate_data=str(tmp_path),
+  )
+  with pytest.raises(FileNotFoundError, match='no .*jsonl'):
+    prepare.prepare(options, console)
+  assert not list(tmp_path.iterdir())
