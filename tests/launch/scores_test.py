@@ -2,8 +2,12 @@
 
 import functools
 import json
+import os
 import pathlib
 import random
+import socket
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -93,6 +97,47 @@ def test_any_mesh_scores_the_same(data, alone, name, mesh):
   )
   same = [a.is_greedy == b.is_greedy for a, b in zip(found, alone(name))]
   assert all(same)
+
+
+_PROCESS = """
+import json, pathlib, sys
+import jax
+index, port, test, data = sys.argv[1:]
+jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+jax.distributed.initialize(f'localhost:{port}', 2, int(index))
+import importlib.util
+spec = importlib.util.spec_from_file_location('scores_test', test)
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+mesh = {'data': 2, 'fsdp': 2, 'tensor': 2}
+found = module._scores(pathlib.Path(data), module._program('gpt2', mesh))
+print(json.dumps([[s.loglikelihood, s.is_greedy] for s in found]))
+"""
+
+
+@pytest.mark.slow
+def test_processes_score_the_same(data, alone):
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = str(free.getsockname()[1])
+  flags = '--xla_force_host_platform_device_count=4'
+  processes = [
+    subprocess.Popen(
+      [sys.executable, '-c', _PROCESS, index, port, __file__, str(data)],
+      env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for index in '01'
+  ]
+  lines = [p.communicate(timeout=600)[0].splitlines()[-1] for p in processes]
+  assert lines[0] == lines[1]
+  found = json.loads(lines[0])
+  np.testing.assert_allclose(
+    [score[0] for score in found],
+    [score.loglikelihood for score in alone('gpt2')],
+    atol=2e-4,
+  )
 
 
 def test_half_precision_sums_in_full(data, alone):
