@@ -77,11 +77,16 @@ _STREAM = Band(
 _LOGITS = Band(
   _ANY, 0.1, 'may shrink, as outputs do that start random, but not grow'
 )
+_ATTENTION = Band(
+  _ANY,
+  0.3,
+  'may shrink, or grow somewhat while queries, which start at zero, align',
+)
 _LIMITS = Band(
   -0.15,
   0.15,
-  'of queries along keys, as training may turn them: a scale of 1/√head_dim '
-  'lets them grow by 1/2',
+  'logits of queries that have become keys, as training may make them: a scale '
+  'of 1/√head_dim lets them grow by 1/2',
 )
 # Axis -> pattern of quantities -> slopes that pass; the first that fits.
 _BANDS = {
@@ -89,7 +94,7 @@ _BANDS = {
     'change/embedding': _STREAM,
     'change/*_block': _STREAM,
     'change/norm': _STREAM,
-    'change/*/attention_logits': _LOGITS,
+    'change/*/attention_logits': _ATTENTION,
     'level/*/attention_limits': _LIMITS,
     'change/logits': _LOGITS,
     'update/hidden': Band(
@@ -110,7 +115,7 @@ _BANDS = {
     'change/embedding': _STREAM,
     'change/last_block': _STREAM,
     'change/norm': _STREAM,
-    'change/*/attention_logits': _LOGITS,
+    'change/*/attention_logits': _ATTENTION,
     'level/*/attention_limits': _LIMITS,
     'change/logits': _LOGITS,
   },

@@ -98,15 +98,21 @@ def test_attention_logits_are_those_of_the_model():
     )
     size = coordinates.Size(settings, 64, 2)
     params = size.init(np.uint32(0)).params
+    # Queries start at zero, where every scale gives the same logits.
+    kernel = params['block_0']['query']['kernel']
+    params['block_0']['query']['kernel'] = kernel + np.random.default_rng(
+      0
+    ).normal(size=kernel.shape).astype('f4')
     tokens = np.arange(2 * 64, dtype=np.int32).reshape(2, 64)
     found = size.activations(params, tokens)
     logits = np.full((2, 4, 64, 64), -np.inf)
     rows, columns = np.tril_indices(64)
     logits[:, :, rows, columns] = found['first_block/attention_logits']
-    limits = found['first_block/attention_limits']
-    assert (
-      np.abs(found['first_block/attention_logits']) <= limits * 1.001
-    ).all()
+    # A pair of a token with itself: the square of its key's length.
+    key = np.asarray(found['first_block/key']).reshape(2, 64, 4, 16)
+    squares = (key**2).sum(-1).transpose(0, 2, 1) * 8**0.5 / 16
+    limits = found['first_block/attention_limits'][:, :, rows == columns]
+    np.testing.assert_allclose(limits, squares, rtol=1e-4)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     value = np.asarray(found['first_block/value']).reshape(2, 64, 4, 16)
