@@ -277,7 +277,7 @@ def _notes(
   if found.pooled:
     notes.append(
       f'{len(found.pooled)} sources of less than {_R + 1} tokens, as '
-      f'{min(found.pooled)!r}, are together the source {tables.POOLED!r} in '
+      f'{min(found.pooled)!r}, are together the source {manifests.POOLED!r} in '
       'the shards'
     )
   validated = {s.source for s in written if s.split == 'validation'}

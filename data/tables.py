@@ -39,8 +39,6 @@ _RUN_BITS = np.uint64(32)
 _PART = 1 << 21
 # The first candidates for validation have so many times the tokens wanted.
 _CANDIDATES = 16
-# The source of the documents whose own source fills no record.
-POOLED = 'small sources'
 
 
 class Split(NamedTuple):
@@ -70,7 +68,7 @@ class Documents:
     duplicates: documents that were dropped.
     lengths: documents by source, those of 2^i tokens or more but fewer than
       2^(i + 1) at i.
-    pooled: names of the sources that are together as POOLED.
+    pooled: names of the sources that are together as manifests.POOLED.
   """
 
   sources: dict[str, manifests.Source]
@@ -174,7 +172,7 @@ class Tables:
     small = [
       name
       for name, held in sources.items()
-      if held.tokens <= manifests.RECORD_TOKENS or name == POOLED
+      if held.tokens <= manifests.RECORD_TOKENS or name == manifests.POOLED
     ]
     return Documents(
       sources,
@@ -186,7 +184,7 @@ class Tables:
   def split(self, found: Documents, rules: Split) -> list[Stream]:
     """Writes the streams of the two splits of every source."""
     streams = {n: n for n in found.sources} | dict.fromkeys(
-      found.pooled, POOLED
+      found.pooled, manifests.POOLED
     )
     tokens: collections.Counter[str] = collections.Counter()
     for name, held in found.sources.items():
