@@ -19,8 +19,6 @@ from absl import flags
 from steepest.launch import cli
 
 if TYPE_CHECKING:
-  from jax.sharding import Mesh
-
   from steepest.eval.evaluation import Results
   from steepest.eval.scoring import Progress
 
@@ -118,7 +116,7 @@ def _score(
   # Float32 products in float32; bfloat16 ones are what they are.
   jax.config.update('jax_default_matmul_precision', 'highest')
   model = loading.load_model(spec)
-  params, mesh = _spread(model.params)
+  params, mesh = loading.spread(model.params)
   score_fn = scoring.make_score_fn(model.features_fn, mesh)
   suite = evaluation.prepare(model.tokenizer, selection, directory, limit)
   suite = evaluation.add_requests(suite, given, model.tokenizer)
@@ -128,30 +126,6 @@ def _score(
     )
   described = {**model.description, 'environment': environment.describe()}
   return dataclasses.replace(results, info={**described, **results.info})
-
-
-def _spread(params: Any) -> tuple[Any, 'Mesh | None']:
-  """Returns the parameters and the mesh that they lie on.
-
-  Parameters of one device are copied to all others, which share the rows.
-  """
-  import jax
-  from jax.sharding import Mesh
-  from jax.sharding import NamedSharding
-  from jax.sharding import PartitionSpec
-
-  sharding = jax.tree.leaves(params)[0].sharding
-  if isinstance(sharding, NamedSharding):
-    assert isinstance(sharding.mesh, Mesh)  # An array lies on real devices.
-    return params, sharding.mesh
-  if jax.device_count() == 1:
-    return params, None
-  mesh = jax.make_mesh(
-    (jax.device_count(),),
-    ('data',),
-    axis_types=(jax.sharding.AxisType.Auto,),
-  )
-  return jax.device_put(params, NamedSharding(mesh, PartitionSpec())), mesh
 
 
 @contextlib.contextmanager

@@ -30,7 +30,6 @@ def main() -> None:
 
 def _load(spec: str) -> harness.Model:
   import jax
-  from jax.sharding import NamedSharding
 
   from steepest.eval import sampling
   from steepest.eval import scoring
@@ -39,14 +38,13 @@ def _load(spec: str) -> harness.Model:
   # As launch.evaluate: float32 products in float32.
   jax.config.update('jax_default_matmul_precision', 'highest')
   loaded = loading.load_model(spec)
-  sharding = jax.tree.leaves(loaded.params)[0].sharding
-  mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+  params, mesh = loading.spread(loaded.params)
   return harness.Model(
     scoring.make_score_fn(loaded.features_fn, mesh),
     sampling.Sampler(
       loaded.extend_fn, loaded.make_cache, loaded.tokenizer.vocab_size, mesh
     ),
-    loaded.params,
+    params,
     loaded.tokenizer,
     loaded.max_length,
   )

@@ -9,6 +9,9 @@ import tempfile
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import AxisType
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from steepest.data import tokenizers
@@ -76,6 +79,23 @@ def load_model(spec: str) -> LoadedModel:
   if kind == 'gguf' and directory:
     return _load_gguf(directory)
   raise ValueError(f'--model={spec}: give hf:DIR, ckpt:WORKDIR or gguf:FILE')
+
+
+def spread(params: Any) -> tuple[Any, Mesh | None]:
+  """Returns the parameters and the mesh that they lie on.
+
+  Parameters of one device are copied to all others, which share the rows.
+  """
+  sharding = jax.tree.leaves(params)[0].sharding
+  if isinstance(sharding, NamedSharding):
+    assert isinstance(sharding.mesh, Mesh)  # An array lies on real devices.
+    return params, sharding.mesh
+  if jax.device_count() == 1:
+    return params, None
+  mesh = jax.make_mesh(
+    (jax.device_count(),), ('data',), axis_types=(AxisType.Auto,)
+  )
+  return jax.device_put(params, mesh_lib.replicated(mesh)), mesh
 
 
 def _load_hf(directory: str) -> LoadedModel:
