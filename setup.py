@@ -90,6 +90,7 @@ setup(
         'evaluate',
         'report',
         'prepare',
+        'debian',
         'export',
         'generate',
         'coordcheck',

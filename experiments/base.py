@@ -196,7 +196,8 @@ def get_config() -> ConfigDict:
   # Whether attention ends at a document's bounds and positions count from 0
   # in each (shards only).
   data.mask_documents = False
-  # Checksums at open: 'full' or 'size' (sizes alone).
+  # Checks at open: 'full' (all is read), 'sampled' (some of every file) or
+  # 'size' (sizes alone).
   data.verify = 'full'
 
   c.mesh = mesh = ConfigDict()
