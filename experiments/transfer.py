@@ -5,9 +5,10 @@
 
 What: GPT-2 and LLaMA, AdamW, Lion and Sophia-G, µP and the standard
 parametrization, widths 16 to 128 of 2 layers, a grid of rates in factors of
-two, three seeds, on real text (English prose and Python code) in a
-byte-level BPE of 512 entries. Heads have 16 features at every width; their
-number grows, as in launch.study. docs/results/transfer has what came out.
+two, three seeds (two of them around the best rate of the first), on real
+text (English prose and Python code) in a byte-level BPE of 512 entries. Heads
+have 16 features at every width; their number grows, as in launch.study.
+docs/results/transfer has what came out.
 
 Words after a colon, such as `:llama,lion,no_gain`, take some of the cells
 and change one thing: `fixed_rho` (Sophia's rho does not grow with the width),
@@ -57,6 +58,7 @@ def get_config(arg: str = '') -> ConfigDict:
   # At the base 10 to 50 % of the coordinates are unclipped near the best rate.
   t.rho_gpt2 = 0.25
   t.rho_llama = 0.03
+  t.refine = 1
   for key in ('models', 'optimizers'):
     kept = [name for name in t[key].split(',') if name in words]
     t[key] = ','.join(kept) or t[key]
