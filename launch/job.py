@@ -49,7 +49,7 @@ class Job:
     module: Python module of the command.
     units: runs, independent of each other.
     root: directory of the source on this machine.
-    workdir: of all units.
+    folder: where this machine keeps what is submitted.
     chip: accelerator as in training/chips.py; '': none.
     devices: accelerators of one run; without them, of no meaning.
     processes: of one run; 0: as many as the place starts by itself.
@@ -63,7 +63,7 @@ class Job:
   module: str
   units: tuple[Unit, ...]
   root: pathlib.Path
-  workdir: str
+  folder: pathlib.Path
   chip: str
   devices: int
   processes: int
@@ -81,13 +81,6 @@ class Job:
   def hosts(self) -> int:
     """Machines of one run."""
     return -(-self.devices // self.per_host) if self.chip else 1
-
-  @property
-  def local_folder(self) -> pathlib.Path:
-    """Where this machine keeps what is submitted."""
-    if '://' in self.workdir:
-      return pathlib.Path('runs') / self.name / 'submit'
-    return pathlib.Path(self.workdir) / 'submit'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -132,6 +132,9 @@ def _describe(
     directory = f'{workdir}/{point}' if point else workdir
     arguments = (f'--config={_recipe(holder)}', *jobs.words(fixed | values))
     units.append(jobs.Unit(directory, arguments, point))
+  folder = pathlib.Path('runs', name, 'submit')
+  if given['to'] in _SAME_FILES:
+    folder = pathlib.Path(workdir, 'submit')
   processes = given['processes']
   if not processes and given['to'] == 'local' and given['chip'] in jobs.GPUS:
     processes = given['devices']
@@ -140,7 +143,7 @@ def _describe(
     f'steepest.launch.{"study" if "study" in config else "train"}',
     tuple(units),
     _ROOT,
-    workdir,
+    folder,
     given['chip'],
     given['devices'],
     processes,

@@ -47,7 +47,7 @@ def submission(job: jobs.Job) -> jobs.Submission:
       '--option=claim=CLAIM and a --workdir under /data'
     )
   manifests = [_jobset(job, i) for i in range(len(job.units))]
-  path = job.local_folder / f'{job.name}.yaml'
+  path = job.folder / f'{job.name}.yaml'
   return jobs.Submission(
     {path: yaml.safe_dump_all(manifests, sort_keys=False)},
     (('kubectl', 'apply', '-f', str(path)),),

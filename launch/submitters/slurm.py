@@ -83,7 +83,7 @@ _WARNING = 300
 
 def submission(job: jobs.Job) -> jobs.Submission:
   """Returns the script and the command that submits it."""
-  path = job.local_folder / f'{job.name}.sbatch'
+  path = job.folder / f'{job.name}.sbatch'
   return jobs.Submission(
     {path: _script(job)},
     (('sbatch', str(path)),),
@@ -118,7 +118,7 @@ def _script(job: jobs.Job) -> str:
 def _directives(job: jobs.Job) -> str:
   sweep = len(job.units) > 1
   tasks = job.per_host or job.processes or 1
-  log = job.local_folder / ('%x-%A_%a.log' if sweep else '%x-%j.log')
+  log = job.folder / ('%x-%A_%a.log' if sweep else '%x-%j.log')
   values = {
     'job-name': job.name,
     'nodes': str(job.hosts),

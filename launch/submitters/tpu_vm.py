@@ -31,8 +31,9 @@ on_all() {{
     --command="$1"
 }}
 
-queue create --node-id={name} --accelerator-type={type} \
-  --runtime-version={runtime}{spot}
+queue describe > /dev/null 2>&1 ||
+  queue create --node-id={name} --accelerator-type={type} \
+    --runtime-version={runtime}{spot}
 state=
 until [ "$state" = ACTIVE ]; do
   sleep {poll}
@@ -88,7 +89,7 @@ def submission(job: jobs.Job) -> jobs.Submission:
       f'--to=tpu-vm: the {job.hosts} machines must share the workdir: give '
       '--option=bucket=NAME and a --workdir under ../bucket'
     )
-  path = job.local_folder / f'{job.name}.sh'
+  path = job.folder / f'{job.name}.sh'
   return jobs.Submission(
     {path: _script(job)},
     (('bash', str(path)),),

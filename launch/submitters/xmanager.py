@@ -135,7 +135,7 @@ def submission(job: jobs.Job) -> jobs.Submission:
     )
   if executor == 'local' and job.hosts > 1:
     raise ValueError('--option=executor=local: has one machine only')
-  path = job.local_folder / f'{job.name.replace("-", "_")}_xm.py'
+  path = job.folder / f'{job.name.replace("-", "_")}_xm.py'
   return jobs.Submission(
     {path: _script(job)},
     (('xmanager', 'launch', str(path)),),

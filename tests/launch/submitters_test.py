@@ -40,7 +40,7 @@ def _job(place, chip='h100', devices=16, points=('',), **changed) -> jobs.Job:
     'module': 'steepest.launch.train',
     'units': units,
     'root': pathlib.Path('/src/steepest'),
-    'workdir': root,
+    'folder': pathlib.Path('runs/gpt2/submit'),
     'chip': chip,
     'devices': devices,
     'processes': 0,
