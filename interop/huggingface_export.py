@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import json
 import os
 import pathlib
+import shutil
 from typing import Any
 
 from flax import traverse_util
@@ -66,6 +67,8 @@ def write(
   )
   _write_json(directory / 'config.json', config)
   _write_json(directory / 'generation_config.json', special)
+  # safetensors lets the owner alone read its file.
+  shutil.copymode(directory / 'config.json', directory / 'model.safetensors')
 
 
 def _fold(path: str, value: np.ndarray, rules: Parametrization) -> np.ndarray:

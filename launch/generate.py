@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 def main() -> None:
   """The command."""
   values: dict[str, flags.FlagHolder] = {
-    'model': flags.DEFINE_string('model', '', 'hf:DIR or ckpt:WORKDIR.'),
+    'model': flags.DEFINE_string(
+      'model', '', 'ckpt:WORKDIR, hf:DIR, gguf:FILE or gguf:NAME.'
+    ),
     'prompt': flags.DEFINE_multi_string(
       'prompt',
       [],
@@ -67,7 +69,7 @@ def _generate(
   *, model: str, prompt: list[str], tokens: int, **how: Any
 ) -> None:
   if not model:
-    raise ValueError('--model is missing: give hf:DIR or ckpt:WORKDIR')
+    raise ValueError('--model is missing: give ckpt:WORKDIR or hf:DIR')
   # JAX starts up for seconds; --help and errors need not wait.
   import jax
   from jax.sharding import NamedSharding

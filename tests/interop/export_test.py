@@ -160,6 +160,13 @@ def test_special_tokens_are_named_or_null(tmp_path):
     assert config['eos_token_id'] == 3
 
 
+def test_whoever_reads_the_configuration_reads_the_weights(tmp_path):
+  rules = _rules('gpt2')
+  huggingface_export.write(tmp_path, _params(rules), rules, None, 3)
+  modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+  assert len(modes) == 1
+
+
 def test_what_gpt2s_class_cannot_hold_is_refused(tmp_path):
   rules = _rules('gpt2', **{'model.head_dim': 8})
   with pytest.raises(ValueError, match='is not num_heads·head_dim = 32'):
