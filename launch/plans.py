@@ -109,23 +109,34 @@ def that_fit(
 ) -> list[planner.Plan]:
   """Returns the nearest settings that fit, those with the fewest changes first.
 
-  Where none fits on as many devices, on twice as many, and so on.
+  Of several that change the same keys, the fastest, and of those as fast the
+  nearest. Where none fits on as many devices, on twice as many, and so on.
   """
   devices = wanted.devices
   while devices <= 2**14:
-    found = []
+    best: dict[frozenset[str], planner.Plan] = {}
     for candidate in _candidates(plans, wanted, devices):
       try:
         plan = plans.plan(candidate)
       except ValueError:
         continue
-      if plan.fits:
-        found.append(plan)
-    if found:
-      key = lambda p: (len(changes(wanted, p.setting)), p.step_seconds)
-      return sorted(found, key=key)[:_PROPOSALS]
+      keys = frozenset(changes(wanted, candidate))
+      order = lambda p: (round(p.step_seconds, 3), _distance(wanted, p.setting))
+      if plan.fits and (keys not in best or order(plan) < order(best[keys])):
+        best[keys] = plan
+    if best:
+      ranked = sorted(best, key=lambda k: (len(k), best[k].step_seconds))
+      return [best[keys] for keys in ranked[:_PROPOSALS]]
     devices *= 2
   return []
+
+
+def _distance(wanted: planner.Setting, found: planner.Setting) -> float:
+  """Returns how many times sizes were doubled or halved."""
+  pairs = zip(
+    (*wanted.mesh, wanted.microbatches), (*found.mesh, found.microbatches)
+  )
+  return sum(abs(math.log2(a / b)) for a, b in pairs)
 
 
 def changes(

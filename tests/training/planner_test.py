@@ -147,8 +147,8 @@ def test_memory_is_near_that_measured_with_pytorch(keys, gigabytes):
 
 
 def test_what_does_not_fit_is_told_what_does():
-  keys = {**_GPT2_3B, 'batch_size': 64}
-  config = _config('gpt2,adamw', keys)
+  large = {**_GPT2_3B, 'batch_size': 64}
+  config = _config('gpt2,adamw', large)
   planned = plans.make_planner(config, chips.CHIPS['h100'])
   wanted = plans.setting(config, 8)
   assert not planned.plan(wanted).fits
@@ -156,6 +156,8 @@ def test_what_does_not_fit_is_told_what_does():
   assert found
   counts = [len(plans.changes(wanted, plan.setting)) for plan in found]
   assert counts == sorted(counts)
+  keys = [frozenset(plans.changes(wanted, plan.setting)) for plan in found]
+  assert len(set(keys)) == len(keys)
   for plan in found:
     assert plan.fits and plan.setting.devices == 8
     changed = plans.changes(wanted, plan.setting)
@@ -163,7 +165,7 @@ def test_what_does_not_fit_is_told_what_does():
     # The keys that are named lead to that very plan.
     config.update_from_flattened_dict(changed)
     assert planned.plan(plans.setting(config, devices)) == plan
-    config = _config('gpt2,adamw', keys)
+    config = _config('gpt2,adamw', large)
 
 
 def test_more_devices_are_proposed_where_none_will_do():
