@@ -72,6 +72,7 @@ class ScoreFn:
     self._features_fn = features_fn
     self._mesh = mesh
     self.compilations = 0
+    self._vocab_size = 0  # Read off the first parameters.
     self._ways: dict[str, int] = {} if mesh is None else dict(mesh.shape)
     self._row_axes = tuple(a for a in ('data', 'fsdp') if a in self._ways)
     self._shards = math.prod(self._ways[axis] for axis in self._row_axes)
@@ -132,15 +133,17 @@ class ScoreFn:
 
   def _packer(self, params: Any, max_length: int) -> tuple[packing.Packer, int]:
     """Returns how rows are filled, and the points computed at a time."""
-    row = jax.ShapeDtypeStruct((self._shards, max_length), jnp.int32)
-    visible = jax.ShapeDtypeStruct((*row.shape, max_length), jnp.bool_)
-    _, readout_VxD = jax.eval_shape(
-      self._features_fn, params, row, visible, row
-    )
+    if not self._vocab_size:
+      row = jax.ShapeDtypeStruct((self._shards, max_length), jnp.int32)
+      visible = jax.ShapeDtypeStruct((*row.shape, max_length), jnp.bool_)
+      _, readout_VxD = jax.eval_shape(
+        self._features_fn, params, row, visible, row
+      )
+      self._vocab_size = readout_VxD.shape[0]
     on_cpu = _platform(self._mesh) == 'cpu'
     logits_bytes = _LOGITS_BYTES_CPU if on_cpu else _LOGITS_BYTES
     tokens = _TOKENS_CPU if on_cpu else _TOKENS
-    points = logits_bytes // (4 * readout_VxD.shape[0])
+    points = logits_bytes // (4 * self._vocab_size)
     at_once = min(max(points, _FEWEST_POINTS), tokens)
     multiple = self._ways['sequence'] if 'sequence' in self._ways else 1
     lengths = packing.row_lengths(max_length, multiple)
