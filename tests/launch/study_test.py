@@ -72,7 +72,9 @@ def shards(tmp_path_factory) -> pathlib.Path:
   return out
 
 
-def _command(shards: pathlib.Path, workdir: pathlib.Path) -> list[str]:
+def _command(
+  shards: pathlib.Path, workdir: pathlib.Path, **study: object
+) -> list[str]:
   values = {
     'data.source': f'shards:{shards}',
     'eval_tasks': '',
@@ -88,6 +90,7 @@ def _command(shards: pathlib.Path, workdir: pathlib.Path) -> list[str]:
     'study.optimizers': 'sophia',
     'study.target_steps': 40,
     'study.max_extensions': 12,
+    **{f'study.{key}': value for key, value in study.items()},
   }
   return [
     sys.executable,
@@ -153,6 +156,116 @@ def test_a_killed_study_goes_on_and_ends_the_same(shards, tmp_path):
   third = _run(_command(shards, whole))
   assert third.returncode == 0
   assert finished == {p: p.stat().st_mtime_ns for p in finished}
+
+
+_SEARCHES = {
+  'random': {
+    'search': 'random',
+    'trials': 6,
+    'pruning': 'median',
+    'pruning_trials': 2,
+    'space_rho': (0.02, 0.2),
+    'edge_fraction': 0.0,
+  },
+  'tpe': {'search': 'tpe', 'trials': 6, 'edge_fraction': 0.0},
+  'vmapped': {'vmapped_trials': 4},
+}
+
+
+def _trials(workdir: pathlib.Path) -> dict[str, tuple[object, ...]]:
+  found = {}
+  for path in workdir.glob('trials/*/*/summary.json'):
+    summary = json.loads(path.read_text())
+    config = json.loads(path.with_name('config.json').read_text())
+    rows = path.with_name('metrics.jsonl').read_text().count('\n')
+    assert rows == summary['steps']
+    name = str(path.parent.relative_to(workdir))
+    values = config['optimizer']['lr'], config['optimizer']['rho']
+    found[name] = *values, summary['status'], summary['eval_loss']
+  return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('search', ['random', 'tpe'])
+def test_a_search_that_was_killed_ends_the_same(shards, tmp_path, search):
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  study = {**_SEARCHES[search], 'seeds': 1}
+  done = _run(_command(shards, whole, **study))
+  assert done.returncode == 0, done.stderr
+  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  process = subprocess.Popen(
+    _command(shards, killed, **study),
+    cwd=ROOT,
+    env=env,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  while len(list(killed.glob('trials/*/*/summary.json'))) < 3:
+    assert process.poll() is None
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  again = _run(_command(shards, killed, **study))
+  assert again.returncode == 0, again.stderr
+  assert _trials(killed) == _trials(whole)
+  assert _finals(killed) == _finals(whole)
+  if search == 'random':
+    assert 'pruned' in {trial[2] for trial in _trials(whole).values()}
+
+
+@pytest.mark.slow
+def test_trials_of_one_program_make_the_same_study(shards, tmp_path):
+  one, other = tmp_path / 'one', tmp_path / 'other'
+  for workdir, study in ((one, {}), (other, _SEARCHES['vmapped'])):
+    done = _run(_command(shards, workdir, seeds=1, **study))
+    assert done.returncode == 0, done.stderr
+  a, b = _trials(one), _trials(other)
+  assert a.keys() == b.keys()
+  for name in a:
+    assert a[name][:3] == b[name][:3]
+    assert a[name][3] == pytest.approx(b[name][3], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_study(shards, tmp_path):
+  workdir = tmp_path / 'study'
+  command = _command(shards, workdir, optimizers='adamw,sophia')
+  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  processes = [
+    subprocess.Popen(
+      command,
+      cwd=ROOT,
+      env=env,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for _ in range(2)
+  ]
+  while not list(workdir.glob('trials/*/*/summary.json')):
+    assert all(process.poll() is None for process in processes)
+    time.sleep(0.05)
+  # The report can be made at any time.
+  report = [sys.executable, '-m', 'launch.report', f'--runs={workdir}']
+  early = _run([*report, f'--out={tmp_path / "early"}'])
+  assert early.returncode == 0, early.stderr
+  assert (tmp_path / 'early' / 'report.html').exists()
+  outputs = [process.communicate(timeout=900) for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], outputs
+  said = [
+    line.split('% ')[1].split(':')[0]
+    for out, _ in outputs
+    for line in out.splitlines()
+    if ': loss ' in line or ': diverged' in line
+  ]
+  runs = [p.parent for p in workdir.glob('*/*/*/summary.json')]
+  # Each run was done by one of them, and both did some.
+  wanted = sorted(f'{run.parent.name} {run.name}' for run in runs)
+  assert sorted(said) == wanted
+  assert all(': loss ' in out for out, _ in outputs)
+  assert all(out.splitlines()[-1].startswith('report: ') for out, _ in outputs)
+  assert len(_finals(workdir)) == 4
+  assert not list(workdir.rglob('.lock-*'))
 
 
 def test_errors_take_one_line(shards, tmp_path, run_command):
