@@ -154,10 +154,10 @@ def _entries(tree: pathlib.Path) -> Iterator[str]:
     content = gzip.decompress(index.with_suffix('.dict.dz').read_bytes())
     places: set[tuple[int, int]] = set()
     for line in index.read_text('utf-8').splitlines():
-      word, start, size = line.split('\t')
+      word, *place = line.split('\t')
       # What describes the dictionary itself.
       if not word.startswith('00'):
-        places.add((_number(start), _number(size)))
+        places.add((_number(place[0]), _number(place[1])))
     page: list[bytes] = []
     for start, size in sorted(places):
       page.append(content[start : start + size])
