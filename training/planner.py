@@ -176,7 +176,9 @@ class Planner:
     total = (
       max(at_work, hidden) + seconds['exposed network'] + seconds['update']
     )
-    name = max(('compute', 'memory', 'network'), key=lambda k: seconds[k])
+    name = max(('compute', 'memory'), key=lambda k: seconds[k])
+    if seconds['network'] > at_work:
+      name = 'network'
     return Plan(
       setting,
       memory,
