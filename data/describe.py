@@ -52,7 +52,7 @@ def describe(directory: epath.PathLike, console: rich_console.Console) -> None:
     console.print(repr(window.text), markup=False, highlight=False)
   path = directory / _PAGE
   try:
-    path.write_text(describe_page.page(manifest, str(directory), windows))
+    path.write_text(describe_page.page(manifest, directory.name, windows))
     said = f'page: {path}'
   except OSError as error:
     said = f'no page was written: {error}'

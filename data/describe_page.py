@@ -128,8 +128,8 @@ def _histograms(manifest: manifests.Manifest) -> list[str]:
   )
   return [
     '<h2>Tokens of a document</h2>',
-    '<p>Documents by length; each bar reaches from its number to twice that.'
-    '</p>',
+    '<p>How many documents are how long; each bar reaches from its number to '
+    'twice that.</p>',
     f'<div class="grid">{figures}</div>',
   ]
 
@@ -140,7 +140,7 @@ def _histogram(bins: Sequence[int], count: int) -> str:
   scale = (bottom - top) / max(bins)
   parts = [
     f'<line x1="0" x2="{_WIDTH}" y1="{bottom}" y2="{bottom}"/>',
-    f'<text x="0" y="8">{max(bins):,} documents</text>',
+    f'<text x="0" y="8">{max(bins):,} at most</text>',
   ]
   for i, documents in enumerate(bins):
     height = documents * scale

@@ -57,7 +57,7 @@ class Block(NamedTuple):
   def bytes(self) -> int:
     """About its size."""
     if isinstance(self.content, list):
-      return sum(len(str(row)) for row in self.content)
+      return sum(len(str(row.get('text'))) for row in self.content)
     if isinstance(self.content, bytes):
       return len(self.content)
     return self.content.nbytes

@@ -235,6 +235,7 @@ def _open_corpus(
     checks.check_tokenizer(path, manifest, tokenizer)
     checks.check_fit(path, manifest, context, vocab_size)
     checks.check_records(path, manifest, config.verify)
+    shards.allow_files(len(manifest.shards))
     train, validation = (
       {
         source: shards.ShardWindows(

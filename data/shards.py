@@ -10,6 +10,7 @@ import errno
 import itertools
 import os
 import pathlib
+import resource
 import sys
 import time
 
@@ -22,6 +23,9 @@ from steepest.data import manifest as manifests
 
 # Seconds between tries to read a shard: two minutes in all.
 _WAITS = (1, 2, 4, 8, 15, 30, 60)
+
+# Files that a process may have open beside the shards.
+_OTHER_FILES = 256
 
 
 class ShardWindows:
@@ -124,6 +128,25 @@ def _is_there(path: epath.Path, size: int) -> bool:
       return size == sum(len(c) for c in iter(lambda: file.read(1 << 20), b''))
   except OSError:
     return False
+
+
+def allow_files(count: int) -> None:
+  """Lets this process have so many shards open at a time.
+
+  Raises:
+    OSError: the system does not allow as many.
+  """
+  needed = count + _OTHER_FILES
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  unlimited = resource.RLIM_INFINITY
+  if soft in (unlimited, max(soft, needed)):
+    return
+  if hard not in (unlimited, max(hard, needed)):
+    raise OSError(
+      f'{count} shards are open at a time, the system allows {hard} files: '
+      'raise that (ulimit -Hn) or prepare with a larger --shard_tokens'
+    )
+  resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def write(path: pathlib.Path, tokens_N: np.ndarray, record_tokens: int) -> None:

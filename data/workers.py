@@ -16,7 +16,9 @@ _Result = TypeVar('_Result')
 
 def cores() -> int:
   """Returns the cores that this process may use."""
-  return len(os.sched_getaffinity(0))
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def run(

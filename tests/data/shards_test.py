@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import resource
 import shutil
 
 from etils import epath
@@ -14,6 +15,7 @@ from steepest.data import checks
 from steepest.data import checksums
 from steepest.data import manifest as manifests
 from steepest.data import pipeline
+from steepest.data import prepare
 from steepest.data import shards
 from steepest.data import tokenizers
 
@@ -302,3 +304,27 @@ def test_a_damaged_record_is_not_waited_for(copy, data_config, monkeypatch):
   monkeypatch.delattr(shards.time, 'sleep')
   with pytest.raises(ValueError, match='shard .*train-0.* is damaged'):
     data.batch(0)
+
+
+def test_more_shards_than_open_files_are_read(
+  corpus, shards_dir, tmp_path, console, data_config, monkeypatch
+):
+  options = prepare.Options(
+    str(corpus), f'hf:{shards_dir}', tmp_path / 'out', shard_tokens=2048
+  )
+  count = len(prepare.prepare(options, console).shards)
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  held = len(list(pathlib.Path('/proc/self/fd').iterdir()))
+  assert count > 100
+  try:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held + 50, hard))
+    data = _open(
+      options.out, data_config, context=2048, batch_size=1, steps=count // 2
+    )
+    for _ in data.train(0):
+      pass
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+  monkeypatch.setattr(resource, 'getrlimit', lambda what: (300, 300))
+  with pytest.raises(OSError, match='the system allows 300 files'):
+    _open(options.out, data_config)
