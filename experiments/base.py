@@ -53,18 +53,18 @@ def get_config() -> ConfigDict:
   c.eval_every = 500
   # Validation sequences per source; 0: none is read.
   c.eval_sequences = 256
+  c.spikes = spikes = ConfigDict()
   # What happens at a spike: 'stop' ends the run as diverged, 'skip_update'
   # leaves the update of that step out, 'rollback:K' goes back to a checkpoint
   # and leaves out the updates of the K steps that end with the spike.
-  c.spikes = ConfigDict()
-  c.spikes.policy = 'stop'
+  spikes.policy = 'stop'
   # Standard deviations over the mean of the window, of loss or gradient norm,
   # that make a spike; 0: only what is not a finite number is one.
-  c.spikes.z_score = 0.0
+  spikes.z_score = 0.0
   # Steps that mean and deviation are taken over.
-  c.spikes.window = 100
+  spikes.window = 100
   # Skipped updates in a row, or rollbacks in all, that end the run as diverged.
-  c.spikes.most = 10
+  spikes.most = 10
   # Seconds from SIGTERM or SIGINT to leaving without a checkpoint; 0: as long
   # as it takes to finish the step and save.
   c.stop_grace_seconds = 0.0

@@ -114,15 +114,17 @@ def _keys_and_comments() -> list[tuple[str, str]]:
 def test_every_key_is_explained_and_they_stay_few():
   documented = _keys_and_comments()
   keys = [key.rpartition('.')[2] for key in cli.flatten(base.get_config())]
-  study = [k.rpartition('.')[2] for k in cli.flatten(base.get_study_config())]
+  configs = base.get_study_config(), base.get_transfer_config()
+  known = [k.rpartition('.')[2] for c in configs for k in cli.flatten(c)]
   assert len(keys) <= _MOST_KEYS
   # Some keys share one comment.
-  shared = ('optimizers', 'lrs_lion', 'lrs_sophia', 'space_b2')
+  shared = ('optimizers', 'parametrizations', 'lrs_lion', 'lrs_sophia')
+  shared += ('space_b2', 'rho_llama', 'vocab_size')
   for key, comment in documented:
-    assert key in study
+    assert key in known
     if key not in shared:
       assert comment.startswith('#'), f'{key} has no comment above it'
-  assert set(study) <= {key for key, _ in documented}
+  assert set(known) <= {key for key, _ in documented}
 
 
 def test_real_valued_defaults_are_floats():
