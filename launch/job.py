@@ -82,6 +82,12 @@ class Job:
     """Machines of one run."""
     return -(-self.devices // self.per_host) if self.chip else 1
 
+  @property
+  def machines_share(self) -> bool:
+    """Whether several machines need to see the same workdir."""
+    workdirs = {unit.workdir for unit in self.units}
+    return self.hosts > 1 or len(workdirs) < len(self.units)
+
 
 @dataclasses.dataclass(frozen=True)
 class Submission:

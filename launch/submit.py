@@ -62,7 +62,8 @@ def main() -> None:
     'processes': flags.DEFINE_integer(
       'processes',
       0,
-      'Processes of a run; 0: one a GPU or TPU machine, else one.',
+      'Processes of a run; 0: one a GPU or TPU machine, else one. Of a study: '
+      'workers that share its runs.',
       lower_bound=0,
     ),
     'restarts': flags.DEFINE_integer(
@@ -127,20 +128,36 @@ def _describe(
     raise ValueError(f'--workdir={workdir!r}: has unprintable characters')
   fixed = cli.overrides(holder)
   points = jobs.sweep(config, given['sweep']) if given['sweep'] else [('', {})]
-  units = []
+  study = 'study' in config
+  # Workers of a study share its runs; a run's processes share its steps.
+  workers = max(1, given['processes']) if study else 1
+  if study and given['devices'] > 1:
+    raise ValueError(
+      f'--devices={given["devices"]}: a worker of a study trains on one; '
+      '--processes says how many workers there are'
+    )
+  own = ()
+  if workers > 1 and given['to'] == 'local':
+    # On one machine the study has workers of its own.
+    own, workers = (f'--workers={workers}',), 1
+  units: list[jobs.Unit] = []
   for point, values in points:
     directory = f'{workdir}/{point}' if point else workdir
-    arguments = (f'--config={_recipe(holder)}', *jobs.words(fixed | values))
-    units.append(jobs.Unit(directory, arguments, point))
+    arguments = (
+      f'--config={_recipe(holder)}',
+      *jobs.words(fixed | values),
+      *own,
+    )
+    units += [jobs.Unit(directory, arguments, point)] * workers
   folder = pathlib.Path('runs', name, 'submit')
   if given['to'] in _SAME_FILES:
     folder = pathlib.Path(workdir, 'submit')
-  processes = given['processes']
+  processes = 0 if study else given['processes']
   if not processes and given['to'] == 'local' and given['chip'] in jobs.GPUS:
     processes = given['devices']
   return [values for _, values in points], jobs.Job(
     name,
-    f'steepest.launch.{"study" if "study" in config else "train"}',
+    f'steepest.launch.{"study" if study else "train"}',
     tuple(units),
     _ROOT,
     folder,

@@ -41,9 +41,9 @@ def submission(job: jobs.Job) -> jobs.Submission:
     raise ValueError('--to=gke: give --chip')
   if not job.options['image']:
     raise ValueError('--to=gke: give --option=image=REGISTRY/IMAGE:TAG')
-  if job.hosts > 1 and not job.options['claim']:
+  if job.machines_share and not job.options['claim']:
     raise ValueError(
-      f'--to=gke: the {job.hosts} machines must share the workdir: give '
+      '--to=gke: the machines must share the workdir: give '
       '--option=claim=CLAIM and a --workdir under /data'
     )
   manifests = [_jobset(job, i) for i in range(len(job.units))]

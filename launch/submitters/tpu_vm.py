@@ -89,6 +89,8 @@ def submission(job: jobs.Job) -> jobs.Submission:
       f'--to=tpu-vm: the {job.hosts} machines must share the workdir: give '
       '--option=bucket=NAME and a --workdir under ../bucket'
     )
+  if job.hosts == 1 and job.machines_share:
+    raise ValueError('--to=tpu-vm: one slice is one worker of a study')
   path = job.folder / f'{job.name}.sh'
   return jobs.Submission(
     {path: _script(job)},

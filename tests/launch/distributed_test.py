@@ -128,6 +128,24 @@ def test_one_process_joins_nobody(monkeypatch):
   assert distributed.join() == 0
 
 
+def test_vertex_says_who_is_who(monkeypatch):
+  joined = []
+  monkeypatch.setattr(
+    distributed.jax.distributed,
+    'initialize',
+    lambda *words, **_: joined.append(words),
+  )
+  pools = {'workerpool0': ['a:1'], 'workerpool1': ['b:1', 'c:1']}
+  for kind, index in (('workerpool0', 0), ('workerpool1', '1')):
+    task = {'type': kind, 'index': index}
+    spec = json.dumps({'cluster': pools, 'task': task})
+    for name in ('COORDINATOR', 'PROCESSES', 'PROCESS'):
+      monkeypatch.setenv(f'STEEPEST_{name}', '')
+    monkeypatch.setenv('CLUSTER_SPEC', spec)
+    distributed.join()
+  assert joined == [('a:1', 3, 0), ('a:1', 3, 2)]
+
+
 @pytest.mark.parametrize(
   'environment, message',
   [

@@ -49,6 +49,28 @@ def test_dry_runs_print_all_and_leave_nothing(fork_commands, tmp_path):
   assert not any(tmp_path.iterdir())
 
 
+def test_workers_of_a_study_share_its_directory(fork_commands, tmp_path):
+  study = '--config=experiments/quickstart.py'
+  words = [study, '--processes=3', f'--workdir={tmp_path}/s', '--dry_run']
+  slurm, local, gke, several = fork_commands(
+    [
+      ('submit', ['--to=slurm', *words]),
+      ('submit', ['--to=local', *words]),
+      ('submit', ['--to=gke', '--chip=h100', '--option=image=i', *words]),
+      ('submit', ['--to=slurm', '--chip=h100', '--devices=8', *words]),
+    ]
+  )
+  assert slurm.code == local.code == 0, slurm.err + local.err
+  assert '#SBATCH --array=0-2' in slurm.out
+  assert '#SBATCH --ntasks-per-node=1' in slurm.out
+  command = f'launch.study {study} --workdir={tmp_path}/s ;;'
+  assert slurm.out.count(command) == 3
+  assert f'launch.study {study} --workers=3 --workdir=' in local.out
+  assert 'STEEPEST_PROCESSES' not in local.out
+  assert 'must share the workdir' in gke.err
+  assert 'trains on one' in several.err
+
+
 def test_a_missing_program_is_named(fork_commands, tmp_path):
   commands = [
     ('submit', [*words, '--nocheck', f'--workdir={tmp_path}/it', _TINY])
