@@ -204,7 +204,7 @@ def _planted(values):
 def _tpe_config(**study):
   return _config(
     search='tpe',
-    trials=32,
+    trials=24,
     space_b2=(0.9, 0.999),
     space_weight_decay=(1e-5, 1e-2),
     **study,
@@ -221,8 +221,8 @@ def tpe(tmp_path_factory):
 def test_tpe_finds_a_planted_optimum(tpe):
   trials, losses, values = tpe
   in_order = [losses[t.name] for t in trials]
-  random, asked = in_order[:8], in_order[8:]
-  assert len(trials) == 32
+  random, asked = in_order[:6], in_order[6:]
+  assert len(trials) == 24
   # Better than the worst quarter by far, and than drawing at random.
   assert min(asked) < np.quantile(in_order, 0.75) / 4
   assert np.median(asked) < np.median(random)
@@ -234,7 +234,7 @@ def test_tpe_goes_on_where_it_was_killed(tpe, tmp_path):
   config = _tpe_config()
   told = {}
   # Another process each time, the last trial asked for but never done.
-  for count in (5, 20):
+  for count in (5, 16):
     found = search.make(config, 'adamw', tmp_path)
     while len(told) < count:
       (new,) = [t for t in found.trials(told) if t.name not in told]

@@ -63,7 +63,11 @@ _TIMES = ('seconds', 'wait', 'per_second', 'mfu')
 
 @pytest.mark.parametrize(
   'optimizer',
-  ['adamw', pytest.param('lion', marks=pytest.mark.slow), 'sophia'],
+  [
+    pytest.param('adamw', marks=pytest.mark.slow),
+    pytest.param('lion', marks=pytest.mark.slow),
+    'sophia',
+  ],
 )
 def test_trials_are_those_done_one_by_one(tokens, tmp_path, optimizer):
   configs = [
