@@ -13,7 +13,6 @@ padding. What is wanted of the model are points: (position, token) pairs.
 """
 
 import bisect
-import collections
 from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import math
@@ -92,11 +91,9 @@ class Packer:
     targets: dict[int, Target] = {}
     for chunk in chunks:
       targets.update(chunk)
-      trees = collections.defaultdict(list)
-      for tree in _trees(_sequences(chunk), self.lengths):
-        trees[_bucket(tree.size, self.lengths)].append(tree)
-      for length, members in trees.items():
-        waiting[length] += _rows(members, length)
+      trees = _trees(_sequences(chunk), self.lengths)
+      for length, rows in _rows(trees, self.lengths):
+        waiting[length] += rows
         count = self._rows(length)
         while len(waiting[length]) >= count:
           yield self._batch(waiting[length][:count], length, targets)
@@ -247,21 +244,34 @@ def _common(left: tuple[int, ...], right: tuple[int, ...]) -> int:
   return low
 
 
-def _rows(trees: list[_Tree], length: int) -> list[list[_Tree]]:
-  """Fills rows, each tree on the one that it leaves least room on."""
-  rows: list[list[_Tree]] = []
-  # (room left, row), ascending.
-  room: list[tuple[int, int]] = []
-  for tree in sorted(trees, key=lambda tree: tree.size, reverse=True):
-    found = bisect.bisect_left(room, (tree.size, -1))
-    if found == len(room):
-      left, number = length, len(rows)
-      rows.append([])
-    else:
-      left, number = room.pop(found)
-    rows[number].append(tree)
-    bisect.insort(room, (left - tree.size, number))
-  return rows
+def _rows(
+  trees: list[_Tree], lengths: Sequence[int]
+) -> Iterator[tuple[int, list[list[_Tree]]]]:
+  """Yields the rows of each length, longest first.
+
+  The longest trees go first, each on the row that it leaves least room on; what
+  room is left on rows of one length is for the trees of shorter ones.
+  """
+  left = sorted(trees, key=lambda tree: tree.size, reverse=True)
+  for shorter, length in reversed(list(zip([0, *lengths], lengths))):
+    rows: list[list[_Tree]] = []
+    # (room left, row), ascending.
+    room: list[tuple[int, int]] = []
+    later = []
+    for tree in left:
+      found = bisect.bisect_left(room, (tree.size, -1))
+      if found < len(room):
+        free, number = room.pop(found)
+      elif tree.size > shorter:
+        free, number = length, len(rows)
+        rows.append([])
+      else:
+        later.append(tree)
+        continue
+      rows[number].append(tree)
+      bisect.insort(room, (free - tree.size, number))
+    left = later
+    yield length, rows
 
 
 def _points(tree: _Tree) -> int:
