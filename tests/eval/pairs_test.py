@@ -266,5 +266,5 @@ def test_the_reports_section_has_every_pair_of_optimizers(study_dir, tmp_path):
   verdict = group.verdict('arc_easy/acc')
   for other, difference in verdict.differences.items():
     sign = 1 if verdict.best < other else -1
-    assert f'data-value="{sign * difference.value!r}"' in section
+    assert f'data-difference="{sign * difference.value!r}"' in section
     assert f'data-error="{difference.error!r}"' in section
