@@ -15,6 +15,9 @@ from steepest.eval.report_tables import escape
 from steepest.eval.report_tables import swatch
 from steepest.eval.runs import Run
 
+# Beyond, only the lowest and highest rate are listed.
+_MOST_RATES = 9
+
 
 def tuned(comparison: Comparison) -> str:
   """Returns the table of searches."""
@@ -52,6 +55,8 @@ def _tuned_row(curve: tuning.Curve, look: dict[str, dict[str, str]]) -> str:
     + ('▾' if p.pruned_at is not None else '')
     for p in curve.points
   ]
+  if len(rates) > _MOST_RATES:
+    rates = [f'{rates[0]} to {rates[-1]} ({len(rates)} rates)']
   trials = f'{curve.trials}'
   if curve.pruned:
     trials += f' ({curve.pruned} pruned)'
@@ -116,7 +121,7 @@ def _fit(curve: tuning.Curve) -> str:
   fit = curve.fit
   return (
     f'{_rate(fit.lr)} <small>{fit.points} points, residual '
-    f'{fit.residual:.2g}</small>'
+    f'{round(fit.residual, 6):.2g}</small>'
   )
 
 
