@@ -205,8 +205,8 @@ def _study_value(d: statistics.Difference) -> str:
     value = f'<strong>{value}</strong>'
   mark = '' if d.rule == 'questions, paired' else ' †'
   return (
-    f'<td class="num" data-difference="{d.value!r}" data-error="{error!r}">{value}'
-    f'<small>± {100 * error:.1f}, p {_p(p)}{mark}</small></td>'
+    f'<td class="num" data-difference="{d.value!r}" data-error="{error!r}">'
+    f'{value}<small>± {100 * error:.1f}, p {_p(p)}{mark}</small></td>'
   )
 
 
