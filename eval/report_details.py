@@ -85,9 +85,7 @@ def _tuned_row(curve: tuning.Curve, look: dict[str, dict[str, str]]) -> str:
     _rate(curve.best) + _others(curve),
     _fit(curve),
     _chosen(curve),
-    {None: '–', True: 'yes', False: '<strong>no, at the edge</strong>'}[
-      curve.inside
-    ],
+    _inside(curve),
     _extended(curve),
     f'<small>{escape(_settings(curve))}</small>',
   )
@@ -113,6 +111,17 @@ def _others(curve: tuning.Curve) -> str:
     for key, value in curve.values.items()
   )
   return f' <small>{escape(listed)}</small>'
+
+
+def _inside(curve: tuning.Curve) -> str:
+  """Returns how far the best rate is from the edges of what was tried."""
+  if curve.best is None:
+    return '–'
+  if not curve.inside:
+    return '<strong>no, at the edge</strong>'
+  below = sum(point.lr < curve.best for point in curve.points)
+  above = len(curve.points) - 1 - below
+  return f'yes <small>{below} lower, {above} higher</small>'
 
 
 def _fit(curve: tuning.Curve) -> str:

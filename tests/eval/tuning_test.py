@@ -139,7 +139,13 @@ def test_the_report_shows_the_search(study_runs, tmp_path):
   _random_study(study_runs, tmp_path)
   result = comparison.compare(comparison.load_runs([tmp_path]))
   table = report_details.tuned(result)
-  for text in ('random', 'lr, betas', '6 (1 pruned)', '3 points, residual 0'):
+  for text in (
+    'random',
+    'lr, betas',
+    '6 (1 pruned)',
+    '3 points, residual 0',
+    '1 lower, 4 higher',
+  ):
     assert text in table.replace(' (1 diverged)', ''), text
   figure = plots_tuning.lr_figure(result)
   kinds = {trace['meta']['kind'] for trace in figure['data']}
