@@ -136,7 +136,7 @@ def _describe(
       f'--devices={given["devices"]}: a worker of a study trains on one; '
       '--processes says how many workers there are'
     )
-  own = ()
+  own: tuple[str, ...] = ()
   if workers > 1 and given['to'] == 'local':
     # On one machine the study has workers of its own.
     own, workers = (f'--workers={workers}',), 1
