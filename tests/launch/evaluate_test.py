@@ -106,6 +106,7 @@ def test_scores_and_scores_again(run_command, model, data, tmp_path):
   assert 'in turn' in info['limit_rule']
   assert info['chance']['arc_easy'] == info['chance']['mmlu'] == 0.25
   assert len(info['data']['mmlu.jsonl']['sha256']) == 64
+  assert info['data']['mmlu.jsonl']['origin'] == 'given'
   rows = _read(out / 'requests.jsonl')
   assert len(rows) == 80
   assert all(row['loglikelihood'] < 0 for row in rows)
