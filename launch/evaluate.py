@@ -173,6 +173,10 @@ def _print_table(results: 'Results') -> None:
   notes = [f'{info["requests"]} requests, {info["seconds"]:.1f} s']
   if grouped:
     notes.append('subjects of groups are in results.json')
+  if info['shots']:
+    counts = sorted(set(info['shots'].values()))
+    names = 'all tasks' if len(info['shots']) == len(info['tasks']) else 'some'
+    notes.append(f'{", ".join(map(str, counts))} shots in {names}')
   if info['limit']:
     notes.append(f'limit {info["limit"]}: {info["limit_rule"]}')
   if info['truncated']:
