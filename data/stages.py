@@ -121,6 +121,7 @@ class Stages:
     kind, _, size = self._options.tokenizer.partition(':')
     if kind != 'bpe-train':
       tokenizer = tokenizers.load(self._options.tokenizer, cache)
+      tokenizer.find_end()
       kept = (directory / 'tokenizer.json').exists()
       if kept and tokenizers.load(f'hf:{directory}').sha256 != tokenizer.sha256:
         raise ValueError(

@@ -123,6 +123,16 @@ class Tokenizer:
     backend.encode_special_tokens = True
     return backend
 
+  def find_end(self) -> None:
+    """Takes <|endoftext|> as the end of text where nothing names another.
+
+    A tokenizer.json by itself, such as GPT-NeoX's, does not say what its
+    special tokens are for.
+    """
+    if self.eos_id is None:
+      self.eos_id = self._backend.token_to_id(_END_OF_TEXT)
+      self.eos_token = None if self.eos_id is None else _END_OF_TEXT
+
   def decode(
     self, ids: Sequence[int], skip_special_tokens: bool = False
   ) -> str:

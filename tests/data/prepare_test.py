@@ -331,3 +331,26 @@ def test_decontamination_names_what_is_wrong(corpus, tmp_path, console):
   with pytest.raises(FileNotFoundError, match='no .*jsonl'):
     prepare.prepare(options, console)
   assert not list(tmp_path.iterdir())
+
+
+def test_a_tokenizer_that_names_no_end_ends_with_endoftext(
+  shards_dir, corpus, tmp_path, console
+):
+  (tmp_path / 'tokenizer.json').write_bytes(
+    (shards_dir / 'tokenizer.json').read_bytes()
+  )
+  spec = f'hf:{tmp_path / "tokenizer.json"}'
+  assert tokenizers.load(spec).eos_id is None
+  options = _options(corpus, tmp_path / 'out', tokenizer=spec)
+  manifest = prepare.prepare(options, console)
+  made = manifests.load(shards_dir)
+  assert manifest.shards == made.shards
+  again = tokenizers.load(f'hf:{options.out}')
+  assert again.eos_token == '<|endoftext|>'
+  assert again.sha256 == manifest.tokenizer.sha256
+  text = (tmp_path / 'tokenizer.json').read_text()
+  text = text.replace('<|endoftext|>', '<|other|>')
+  (tmp_path / 'tokenizer.json').write_text(text)
+  options = dataclasses.replace(options, out=tmp_path / 'more')
+  with pytest.raises(ValueError, match='names no end-of-text token'):
+    prepare.prepare(options, console)
