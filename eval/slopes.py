@@ -68,8 +68,9 @@ class Row:
 
 
 # Chosen so that the right rules pass and each wrong one fails on both models
-# and all optimizers (tests/launch/coordcheck_test.py). The theory's slopes are
-# those of infinite width: with few features a head, logits still shrink.
+# and all optimizers (tests/launch/coordcheck_test.py, with slopes in
+# docs/parametrization.md). The theory's slopes are those of infinite width:
+# with few features a head, logits still shrink.
 _ANY = -math.inf
 _STREAM = Band(
   -0.15, 0.15, 'training must change the residual stream alike at every size'
@@ -116,7 +117,6 @@ _BANDS = {
     'change/last_block': _STREAM,
     'change/norm': _STREAM,
     'change/*/attention_logits': _ATTENTION,
-    'level/*/attention_limits': _LIMITS,
     'change/logits': _LOGITS,
   },
 }
