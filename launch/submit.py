@@ -36,6 +36,8 @@ _PLACES = {
 }
 # Places that see this machine's files.
 _SAME_FILES = ('local', 'slurm')
+# JAX would leave a quarter of a GPU's memory unused.
+_GPU_MEMORY = {'XLA_PYTHON_CLIENT_MEM_FRACTION': '.95'}
 # Of the planned time: a run's limit.
 _MARGIN = 1.25
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -166,7 +168,8 @@ def _describe(
     processes,
     given['restarts'],
     given['hours'],
-    jobs.environment(given['env']),
+    (_GPU_MEMORY if given['chip'] in jobs.GPUS else {})
+    | jobs.environment(given['env']),
     jobs.options(given['option'], known, given['to']),
   )
 

@@ -1,6 +1,6 @@
 """This machine: processes that JAX joins, watched and started again.
 
-With several accelerators each process gets its own. If one process ends badly
+Each process gets its share of the accelerators. If one process ends badly
 the others are stopped, and all start again from the last checkpoint, at most a
 given number of times without having got further.
 """
@@ -190,7 +190,14 @@ def _environment(job: jobs.Job, i: int, port: str) -> dict[str, str]:
       'STEEPEST_PROCESS': str(i),
     }
     if job.chip in jobs.GPUS:
-      variables['CUDA_VISIBLE_DEVICES'] = str(i)
+      each, rest = divmod(job.devices, job.processes)
+      if rest:
+        raise ValueError(
+          f'--devices={job.devices} do not divide over --processes='
+          f'{job.processes}'
+        )
+      own = range(i * each, (i + 1) * each)
+      variables['CUDA_VISIBLE_DEVICES'] = ','.join(map(str, own))
   return variables
 
 

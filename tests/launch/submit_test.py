@@ -12,116 +12,126 @@ _GPT2 = '--config=experiments/gpt2_124m.py:lion'
 _CHIPS = ('--chip=h100', '--devices=16')
 
 
-def test_dry_runs_print_all_and_leave_nothing(fork_commands, tmp_path):
-  workdir = f'--workdir={tmp_path}/it'
-  base = [_GPT2, *_CHIPS, workdir, '--dry_run', '--config.optimizer.lr=1e-4']
-  slurm, gke, tpu, xmanager, local = fork_commands(
-    [
-      ('submit', ['--to=slurm', '--sweep=seed=0,1', *base]),
-      ('submit', ['--to=gke', '--option=image=i', '--option=claim=c', *base]),
-      (
-        'submit',
-        [
-          '--to=tpu-vm',
-          '--option=project=p',
-          '--option=zone=z',
-          '--option=bucket=b',
-          *base,
-          '--chip=v6e',
-        ],
-      ),
-      ('submit', ['--to=xmanager', *base]),
-      (
-        'submit',
-        ['--to=local', _TINY, workdir, '--processes=2', '--dry_run'],
-      ),
-    ]
-  )
-  for result in (slurm, gke, tpu, xmanager, local):
-    assert result.code == 0, result.err
-  for result in (slurm, gke, tpu, xmanager):
-    assert 'mesh data=16 fsdp=1 tensor=1 sequence=1; ' in result.out
-    assert ' h\n' in result.out
-    assert '--config.optimizer.lr=0.0001' in result.out
-  assert '# seed=1: mesh' in slurm.out and '#SBATCH --array=0-1' in slurm.out
-  assert '# no plan: no accelerator' in local.out
-  assert local.out.count('-m steepest.launch.train') == 2
-  assert not any(tmp_path.iterdir())
+_STUDY = '--config=experiments/quickstart.py'
+_DRY_RUNS = {
+  'slurm': ['--to=slurm', '--sweep=seed=0,1'],
+  'gke': ['--to=gke', '--option=image=i', '--option=claim=c'],
+  'tpu': [
+    '--to=tpu-vm',
+    '--option=project=p',
+    '--option=zone=z',
+    '--option=bucket=b',
+    '--chip=v6e',
+  ],
+  'xmanager': ['--to=xmanager'],
+}
+_STUDIES = {
+  'slurm study': ['--to=slurm'],
+  'local study': ['--to=local'],
+  'gke study': ['--to=gke', '--chip=h100', '--option=image=i'],
+  'large study': ['--to=slurm', '--chip=h100', '--devices=8'],
+}
+_MISSING = {
+  'sbatch': ['--to=slurm'],
+  'kubectl': ['--to=gke', '--option=image=i', '--chip=h100', '--nocheck'],
+  'xmanager': ['--to=xmanager'],
+  'gcloud': [
+    '--to=tpu-vm',
+    '--option=project=p',
+    '--option=zone=z',
+    '--chip=v5e',
+    '--devices=4',
+    '--nocheck',
+  ],
+}
+_MISTAKES = {
+  'give KEY=VALUE': ['--to=slurm', _GPT2, '--option=partition'],
+  'did you mean image': ['--to=gke', _GPT2, '--chip=h100', '--option=imag=x'],
+  'did you mean optimizer.lr': [
+    *('--to=slurm', _GPT2, '--sweep=optimizer.rl=1')
+  ],
+  'secrets do not belong': ['--to=slurm', _GPT2, '--env=WANDB_API_KEY=1'],
+  'of which --chip?': ['--to=slurm', _GPT2, '--devices=8'],
+  '--chip=tpu: there are h100': ['--to=slurm', _GPT2, '--chip=tpu'],
+  'give --to=local|slurm': [_GPT2],
+  'does not fit, by': [
+    *('--to=slurm', _GPT2, '--chip=v5e', '--config.microbatches=1')
+  ],
+}
 
 
-def test_workers_of_a_study_share_its_directory(fork_commands, tmp_path):
-  study = '--config=experiments/quickstart.py'
-  words = [study, '--processes=3', f'--workdir={tmp_path}/s', '--dry_run']
-  slurm, local, gke, several = fork_commands(
-    [
-      ('submit', ['--to=slurm', *words]),
-      ('submit', ['--to=local', *words]),
-      ('submit', ['--to=gke', '--chip=h100', '--option=image=i', *words]),
-      ('submit', ['--to=slurm', '--chip=h100', '--devices=8', *words]),
-    ]
+@pytest.fixture(scope='module')
+def submitted(fork_commands, tmp_path_factory):
+  """What each command said, and the directory that all were given."""
+  folder = tmp_path_factory.mktemp('submit')
+  workdir = f'--workdir={folder}/it'
+  large = [_GPT2, *_CHIPS, workdir, '--config.optimizer.lr=1e-4', '--dry_run']
+  study = [_STUDY, '--processes=3', workdir, '--dry_run']
+  local = ['--to=local', _TINY, workdir, '--processes=2', '--dry_run']
+  commands = {
+    'local': local,
+    # Later flags count.
+    **{name: [*large, *words] for name, words in _DRY_RUNS.items()},
+    **{name: [*study, *words] for name, words in _STUDIES.items()},
+    **{
+      f'no {name} here': [*words, workdir, _TINY]
+      for name, words in _MISSING.items()
+    },
+    **{name: [*words, '--dry_run'] for name, words in _MISTAKES.items()},
+  }
+  results = fork_commands(
+    [('submit', words) for words in commands.values()], PATH='/nowhere'
   )
+  return dict(zip(commands, results)), folder
+
+
+def test_dry_runs_print_all_and_leave_nothing(submitted):
+  results, folder = submitted
+  for name in ('local', *_DRY_RUNS):
+    assert results[name].code == 0, results[name].err
+  for name in _DRY_RUNS:
+    out = results[name].out
+    assert 'mesh data=16 fsdp=1 tensor=1 sequence=1; ' in out
+    assert ' h\n' in out
+    assert '--config.optimizer.lr=0.0001' in out
+  slurm, local = results['slurm'].out, results['local'].out
+  assert '# seed=1: mesh' in slurm and '#SBATCH --array=0-1' in slurm
+  assert '# no plan: no accelerator' in local
+  # Without it JAX takes three quarters of a GPU's memory.
+  for name in ('slurm', 'gke', 'xmanager'):
+    assert 'XLA_PYTHON_CLIENT_MEM_FRACTION' in results[name].out
+  assert local.count('-m steepest.launch.train') == 2
+  assert not any(folder.iterdir())
+
+
+def test_workers_of_a_study_share_its_directory(submitted):
+  results, folder = submitted
+  slurm, local, gke, large = (results[name] for name in _STUDIES)
   assert slurm.code == local.code == 0, slurm.err + local.err
   assert '#SBATCH --array=0-2' in slurm.out
   assert '#SBATCH --ntasks-per-node=1' in slurm.out
-  command = f'launch.study {study} --workdir={tmp_path}/s ;;'
+  command = f'launch.study {_STUDY} --workdir={folder}/it ;;'
   assert slurm.out.count(command) == 3
-  assert f'launch.study {study} --workers=3 --workdir=' in local.out
+  assert f'launch.study {_STUDY} --workers=3 --workdir=' in local.out
   assert 'STEEPEST_PROCESSES' not in local.out
   assert 'must share the workdir' in gke.err
-  assert 'trains on one' in several.err
+  assert 'trains on one' in large.err
 
 
-def test_a_missing_program_is_named(fork_commands, tmp_path):
-  commands = [
-    ('submit', [*words, '--nocheck', f'--workdir={tmp_path}/it', _TINY])
-    for words in (
-      ['--to=slurm'],
-      ['--to=gke', '--option=image=i', '--chip=h100'],
-      ['--to=xmanager'],
-      [
-        '--to=tpu-vm',
-        '--option=project=p',
-        '--option=zone=z',
-        '--chip=v5e',
-        '--devices=4',
-      ],
-    )
-  ]
-  results = fork_commands(commands, PATH='/nowhere')
-  programs = ('sbatch', 'kubectl', 'xmanager', 'gcloud')
-  for result, program in zip(results, programs, strict=True):
-    assert result.code == 1
-    assert f'no {program} here' in result.err and '--dry_run' in result.err
-  assert not any(tmp_path.iterdir())
+@pytest.mark.parametrize('program', _MISSING)
+def test_a_missing_program_is_named(submitted, program):
+  result = submitted[0][f'no {program} here']
+  assert result.code == 1
+  assert f'no {program} here' in result.err and '--dry_run' in result.err
+  assert not any(submitted[1].iterdir())
 
 
-def test_mistakes_end_with_a_line(fork_commands):
-  cases = [
-    (['--to=slurm', _GPT2, '--option=partition'], 'give KEY=VALUE'),
-    (
-      ['--to=gke', _GPT2, '--chip=h100', '--option=imag=x'],
-      'did you mean image',
-    ),
-    (
-      ['--to=slurm', _GPT2, '--sweep=optimizer.rl=1'],
-      'did you mean optimizer.lr',
-    ),
-    (['--to=slurm', _GPT2, '--env=WANDB_API_KEY=1'], 'secrets do not belong'),
-    (['--to=slurm', _GPT2, '--devices=8'], 'of which --chip?'),
-    (['--to=slurm', _GPT2, '--chip=tpu'], '--chip=tpu: there are h100'),
-    ([_GPT2], 'give --to=local|slurm'),
-    (
-      ['--to=slurm', _GPT2, '--chip=v5e', '--config.microbatches=1'],
-      'does not fit, by',
-    ),
-  ]
-  results = fork_commands(
-    [('submit', [*words, '--dry_run']) for words, _ in cases]
-  )
-  for result, (words, message) in zip(results, cases):
-    assert result.code == 1, words
-    assert message in result.err, result.err
-    assert result.err.count('\n') == 1
+@pytest.mark.parametrize('message', _MISTAKES)
+def test_mistakes_end_with_a_line(submitted, message):
+  result = submitted[0][message]
+  assert result.code == 1
+  assert message in result.err
+  assert result.err.count('\n') == 1
 
 
 @pytest.fixture

@@ -255,4 +255,14 @@ def test_local_commands_are_what_a_shell_can_repeat():
   first, second = local.submission(job).commands
   assert shlex.split(shlex.join(first)) == list(first)
   assert f'N={_NASTY}' in first
+  job = _job(local, 'h100', 4, processes=2)
+  visible = [
+    word
+    for command in local.submission(job).commands
+    for word in command
+    if word.startswith('CUDA')
+  ]
+  assert visible == ['CUDA_VISIBLE_DEVICES=0,1', 'CUDA_VISIBLE_DEVICES=2,3']
+  with pytest.raises(ValueError, match='do not divide over --processes=3'):
+    local.submission(_job(local, 'h100', 4, processes=3))
   assert 'STEEPEST_PROCESS=1' in second
