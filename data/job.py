@@ -27,7 +27,7 @@ def lock(out: pathlib.Path) -> Iterator[pathlib.Path]:
   Raises:
     OSError: another process has it.
   """
-  part = out.with_name(f'.{out.name}.part')
+  part = _part(out)
   while True:
     part.mkdir(parents=True, exist_ok=True)
     try:
@@ -46,6 +46,14 @@ def lock(out: pathlib.Path) -> Iterator[pathlib.Path]:
         continue
       yield part
       return
+
+
+def clear(out: pathlib.Path) -> None:
+  """Removes what a preparation that has ended left beside `out`."""
+  if _part(out).exists():
+    # Another process that has it cleans up itself.
+    with contextlib.suppress(OSError), lock(out) as part:
+      shutil.rmtree(part)
 
 
 def resume(
@@ -77,6 +85,10 @@ def resume(
     files.write(path, [json.dumps(job).encode()])
   for left in part.rglob('*.part'):
     left.unlink(missing_ok=True)
+
+
+def _part(out: pathlib.Path) -> pathlib.Path:
+  return out.with_name(f'.{out.name}.part')
 
 
 def _same(descriptor: int, path: pathlib.Path) -> bool:

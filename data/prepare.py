@@ -39,6 +39,8 @@ def prepare(
   found = inputs.find(options.inputs)
   named = [{'name': i.name, 'bytes': i.bytes} for i in found]
   if (held := _existing(options, named)) is not None:
+    # It may have been stopped just before it cleaned up.
+    job.clear(options.out)
     return held
   with job.lock(options.out) as part:
     # Another process may have finished it before this one got the lock.

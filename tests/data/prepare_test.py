@@ -145,6 +145,8 @@ def test_a_finished_directory_is_left_alone(corpus, tmp_path, console):
   options = _options(corpus, tmp_path / 'out')
   prepare.prepare(options, console)
   before = {p: p.stat().st_mtime_ns for p in options.out.iterdir()}
+  # As if it had been killed while it cleaned up.
+  (tmp_path / '.out.part' / 'runs').mkdir(parents=True)
   prepare.prepare(options, console)
   assert before == {p: p.stat().st_mtime_ns for p in options.out.iterdir()}
   for changed in ({'seed': 1}, {'tokenizer': 'bpe-train:300'}):
