@@ -47,6 +47,12 @@ IRRELEVANT = (
   'stop_grace_seconds',
   'wandb_project',
 )
+# What may differ between optimizers where the study searched it.
+_SEARCHED = {
+  'warmup_steps': 'schedule.warmup_steps',
+  'attention_multiplier': 'parametrization.attention_multiplier',
+  'logit_multiplier': 'parametrization.logit_multiplier',
+}
 # What decides how fast a step is, beside the optimizer.
 _SPEED = ('microbatches', 'model.remat')
 
@@ -123,8 +129,9 @@ def fingerprint(run: Run) -> dict[str, Any]:
   """Returns what has to be equal among compared runs, key -> value."""
   free = [*COMPARED, *IRRELEVANT]
   # What a study tuned is the optimizer's own.
-  if run.study.get('space_warmup_steps'):
-    free.append('schedule.warmup_steps')
+  for name, key in _SEARCHED.items():
+    if run.study.get(f'space_{name}'):
+      free.append(key)
   values = {
     key: value
     for key, value in run.config.items()

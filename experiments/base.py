@@ -138,6 +138,10 @@ def get_config() -> ConfigDict:
   parametrization.base_width = 0
   # mup: Sophia's rho grows as curvatures shrink.
   parametrization.scale_rho = True
+  # Tuned factors on query-key products and on the logits, besides those of the
+  # rules; they carry over to other widths (arXiv 2203.03466, table 2).
+  parametrization.attention_multiplier = 1.0
+  parametrization.logit_multiplier = 1.0
   # mup: 'none', 'completep' (arXiv 2505.01618) or 'depth_mup'.
   parametrization.depth_rule = 'none'
   # Layers at which the depth rule is 1; 0: the model's own.
@@ -255,6 +259,9 @@ def get_study_config() -> ConfigDict:
   study.space_warmup_steps = ()
   # Sophia's rho; the other optimizers have none.
   study.space_rho = ()
+  # Factors on query-key products and on the logits.
+  study.space_attention_multiplier = ()
+  study.space_logit_multiplier = ()
   # Rate that the targets get: 'argmin' (of the best trial) or 'quadratic'
   # (minimum of a parabola in log lr fitted around it).
   study.optimum = 'argmin'

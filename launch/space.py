@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 # Names of hyperparameters → values; lr is always among them.
 Values = dict[str, float]
 
+# Constants of the compiled step: each value that is tried compiles anew.
+MULTIPLIERS = ('attention_multiplier', 'logit_multiplier')
 # Optimizers without a hyperparameter do not search it.
 _ONLY = {'rho': ('sophia',)}
 
@@ -62,7 +64,7 @@ def dimensions(config: ConfigDict, optimizer: str) -> list[Dimension]:
       than four rates.
   """
   found = [Dimension('lr', tuple(rates(config, optimizer)))]
-  for name in ('weight_decay', 'b1', 'b2', 'warmup_steps', 'rho'):
+  for name in ('weight_decay', 'b1', 'b2', 'warmup_steps', 'rho', *MULTIPLIERS):
     key = f'space_{name}'
     values = [float(v) for v in config.study[key]]
     if not values or optimizer not in _ONLY.get(name, (optimizer,)):
@@ -72,6 +74,10 @@ def dimensions(config: ConfigDict, optimizer: str) -> list[Dimension]:
       raise ValueError(f'{shown}: give rising values')
     if name in ('b1', 'b2') and values[-1] >= 1:
       raise ValueError(f'{shown}: give values below 1')
+    if name in MULTIPLIERS and config.study.vmapped_trials:
+      raise ValueError(
+        f'{shown}: set study.vmapped_trials=0, each value is another program'
+      )
     if config.study.search != 'grid':
       if len(values) < 2:
         raise ValueError(f'{shown}: give a lowest and a highest value')
@@ -105,5 +111,7 @@ def set_values(run: ConfigDict, values: Mapping[str, float]) -> None:
       run.optimizer.betas = pair
     elif name == 'warmup_steps':
       run.schedule.warmup_steps = int(value)
+    elif name in MULTIPLIERS:
+      run.parametrization[name] = value
     else:
       run.optimizer[name] = value

@@ -170,6 +170,8 @@ class Parametrization:
   base_mlp_dim: float
   depth_alpha: float | None
   scale_rho: bool
+  attention_multiplier: float
+  logit_multiplier: float
 
   @property
   def width_ratio(self) -> float:
@@ -179,12 +181,14 @@ class Parametrization:
   @property
   def attention_scale(self) -> float:
     """Factor on query-key products."""
-    return self._cell(ATTENTION[self.kind], Role('hidden'))
+    scale = self._cell(ATTENTION[self.kind], Role('hidden'))
+    return scale * self.attention_multiplier
 
   @property
   def readout_multiplier(self) -> float:
     """Factor on the logits."""
-    return self._cell(TABLE[self.kind]['readout'].forward, Role('readout'))
+    forward = TABLE[self.kind]['readout'].forward
+    return self._cell(forward, Role('readout')) * self.logit_multiplier
 
   @property
   def residual_multiplier(self) -> float:
@@ -309,6 +313,8 @@ def resolve(config: ConfigDict, model: ModelConfig) -> Parametrization:
     base_mlp_dim=config.base_mlp_dim or model.mlp_dim / ratio,
     depth_alpha=_DEPTH_ALPHA[config.depth_rule],
     scale_rho=config.scale_rho,
+    attention_multiplier=config.attention_multiplier,
+    logit_multiplier=config.logit_multiplier,
   )
 
 

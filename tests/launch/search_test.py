@@ -99,6 +99,10 @@ def test_the_first_trials_are_known_before_any_is_done(kind, count):
     ({'space_b1': (0.9, 1.0)}, 'below 1'),
     ({'space_rho': (2.0, 1.0)}, 'rising'),
     ({'search': 'random', 'space_rho': (0.1,)}, 'lowest and a highest'),
+    (
+      {'space_logit_multiplier': (1.0, 2.0), 'vmapped_trials': 4},
+      'vmapped_trials=0',
+    ),
     ({'search': 'tpe', 'space_weight_decay': (0.0, 0.1)}, 'above 0'),
   ],
 )
@@ -279,6 +283,8 @@ def test_values_reach_the_run():
     'b2': 0.97,
     'warmup_steps': 7.0,
     'rho': 0.03,
+    'logit_multiplier': 2.0,
+    'attention_multiplier': 0.5,
   }
   cell = cells.Cell('gpt2', 'sophia')
   for run in (
@@ -289,6 +295,8 @@ def test_values_reach_the_run():
     assert run.schedule.warmup_steps == 7
     for key in ('lr', 'weight_decay', 'rho'):
       assert run.optimizer[key] == values[key]
+    for key in ('logit_multiplier', 'attention_multiplier'):
+      assert run.parametrization[key] == values[key]
 
 
 def test_coordinates_are_logs_and_come_back():
