@@ -22,6 +22,7 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from steepest.interop import huggingface
+from steepest.models import rotary
 from steepest.models.config import ModelConfig
 from steepest.models.parametrization import Parametrization
 
@@ -111,6 +112,11 @@ def _gpt2_config(model: ModelConfig) -> dict[str, Any]:
 
 
 def _llama_config(model: ModelConfig) -> dict[str, Any]:
+  kind, numbers = rotary.parse(model.rope_scaling)
+  scaling = {
+    'rope_type': kind or 'default',
+    **dict(zip(huggingface.ROPE_SCALING[kind or 'default'], numbers)),
+  }
   return {
     'architectures': ['LlamaForCausalLM'],
     'model_type': 'llama',
@@ -125,12 +131,10 @@ def _llama_config(model: ModelConfig) -> dict[str, Any]:
     'num_hidden_layers': model.num_layers,
     'num_key_value_heads': model.num_kv_heads,
     'rms_norm_eps': model.norm_eps,
-    # transformers 5 reads the latter, older versions and vLLM the former.
+    # transformers 5 reads the last, older versions and vLLM the other two.
     'rope_theta': model.rope_base,
-    'rope_parameters': {
-      'rope_theta': model.rope_base,
-      'rope_type': 'default',
-    },
+    'rope_scaling': scaling if kind else None,
+    'rope_parameters': {'rope_theta': model.rope_base, **scaling},
     'tie_word_embeddings': model.tie_embeddings,
     'torch_dtype': 'float32',
     'vocab_size': model.vocab_size,

@@ -6,6 +6,8 @@ from jax import numpy as jnp
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
+from steepest.models import rotary
+
 _DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 _ACTIVATIONS = ('gelu_tanh', 'gelu', 'silu')
 _REMAT = ('none', 'full')
@@ -30,6 +32,7 @@ class ModelConfig:
   norm_gain: bool
   activation: str
   rope_base: float
+  rope_scaling: str
   zero_init_readout: bool
   zero_init_query: bool
   remat: str
@@ -117,6 +120,11 @@ def _check(model: ModelConfig) -> None:
   if model.remat not in _REMAT:
     raise ValueError(
       f'model.remat={model.remat!r}: must be one of {", ".join(_REMAT)}'
+    )
+  if rotary.parse(model.rope_scaling)[0] and model.name != 'llama':
+    raise ValueError(
+      f'model.rope_scaling={model.rope_scaling!r}: only llama has rotary '
+      'positions'
     )
   if model.zero_init_readout and model.tie_embeddings:
     raise ValueError(

@@ -9,6 +9,7 @@ import jax
 from jax import numpy as jnp
 
 from steepest.models import attention
+from steepest.models import rotary
 from steepest.models.config import ModelConfig
 from steepest.models.matmul import matmul
 from steepest.models.parametrization import Linear
@@ -37,15 +38,20 @@ class RMSNorm(nn.Module):
 
 
 def rotate(
-  x_BxLxHxh: jax.Array, base: float, positions_BxL: jax.Array | None = None
+  x_BxLxHxh: jax.Array,
+  base: float,
+  positions_BxL: jax.Array | None = None,
+  scaling: str = '',
 ) -> jax.Array:
   """Rotary positions (arXiv 2104.09864) in the half-split order of HF.
 
-  Feature i and i + h/2 turn by position · base^(-2i/h), in float32. Without
-  positions a row's are 0, 1, ….
+  Feature i and i + h/2 turn by position · base^(-2i/h), in float32, or as
+  models/rotary.py scales it. Without positions a row's are 0, 1, ….
   """
   length, half = x_BxLxHxh.shape[1], x_BxLxHxh.shape[3] // 2
   frequency_h = base ** -(jnp.arange(half, dtype=jnp.float32) / half)
+  if scaling:
+    frequency_h = jnp.asarray(rotary.frequencies(half, base, scaling))
   if positions_BxL is None:
     positions_BxL = jnp.arange(length, dtype=jnp.float32)[None]
   positions_BxLx1 = positions_BxL.astype(jnp.float32)[..., None]
@@ -98,7 +104,9 @@ class Block(nn.Module):
     project = lambda name, heads, weight, axis: self._linear(
       name, heads * h, weight, ('width', axis)
     )(x_BxLxD).reshape(B, L, heads, h)
-    turn = lambda x_BxLxHxh: rotate(x_BxLxHxh, c.rope_base, positions_BxL)
+    turn = lambda x_BxLxHxh: rotate(
+      x_BxLxHxh, c.rope_base, positions_BxL, c.rope_scaling
+    )
     y_BxLxHxh = attention.attend(
       self,
       turn(project('query', c.num_heads, query, 'heads')),

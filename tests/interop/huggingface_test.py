@@ -226,7 +226,12 @@ def test_a_wrong_shape_is_named(copy, name):
     (
       'llama',
       {'rope_scaling': {'type': 'linear'}, 'rope_parameters': None},
-      "rope_scaling.rope_type 'linear' is not supported",
+      "config.json: key 'factor' is missing",
+    ),
+    (
+      'llama',
+      {'rope_parameters': {'rope_type': 'linear', 'factor': 'much'}},
+      'config.json: .*much',
     ),
     ('llama', {'attention_bias': True}, 'differ: not supported'),
   ],
