@@ -97,7 +97,7 @@ def _contents(path: pathlib.Path, size: int, mtime_ns: int) -> Contents:
 def _open_npy(path: pathlib.Path) -> np.ndarray:
   try:
     tokens_N = np.load(path, mmap_mode='r', allow_pickle=False)
-  except (ValueError, EOFError, OSError) as error:
+  except Exception as error:  # A damaged header raises what a tokenizer does.
     raise ValueError(f'{path} is no readable .npy file: {error}') from error
   if tokens_N.ndim != 1 or tokens_N.dtype not in (np.uint16, np.uint32):
     raise ValueError(

@@ -352,6 +352,8 @@ def _fuzz(make, directory, examples):
     max_examples=examples,
     deadline=None,
     database=None,
+    # The ordinary run always tries the same, the slow one ever others.
+    derandomize=examples == _FEW,
     suppress_health_check=list(HealthCheck),
   )
   @given(strategy)
