@@ -33,8 +33,8 @@ from steepest.training.loop import Callbacks
 from steepest.training.loop import Loop
 from steepest.training.loop import LoopConfig
 from steepest.training.program import Program
-from steepest.training.wandb_writer import WandbWriter
 from steepest.training.step import TrainState
+from steepest.training.wandb_writer import WandbWriter
 from steepest.training.watchdog import Diverged
 
 AnyLoop = TypeVar('AnyLoop', bound=Loop)
