@@ -10,7 +10,8 @@ class Mixture:
   """Interleaves endless sources in fixed proportions.
 
   Row n belongs to the source whose quota grows from n to n + 1, so the counts
-  of any prefix are within 2 of `n · weight / sum(weights)`, and exact where
+  of any prefix are within (S - 1) / 2 of `n · weight / sum(weights)` for S
+  sources (each of S - 1 roundings is off by half a row at most), and exact where
   all of these are whole numbers.
   """
 
