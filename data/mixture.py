@@ -10,9 +10,9 @@ class Mixture:
   """Interleaves endless sources in fixed proportions.
 
   Row n belongs to the source whose quota grows from n to n + 1, so the counts
-  of any prefix are within (S - 1) / 2 of `n · weight / sum(weights)` for S
-  sources (each of S - 1 roundings is off by half a row at most), and exact where
-  all of these are whole numbers.
+  of any prefix of S sources are within (S - 1) / 2 of `n · weight /
+  sum(weights)`, as each of S - 1 roundings is off by half a row at most, and
+  exact where all of these are whole numbers.
   """
 
   def __init__(self, weights: Sequence[int]):
