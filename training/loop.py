@@ -222,11 +222,12 @@ class Loop:
     for step in range(first, self.config.steps):
       self._step = step
       with self._timed('data'):
-        batch = self.program.put_batch(next(batches))
+        rows = next(batches)
       before = self.program.compile_seconds
       # The first step is compiled, which may take any time.
       watched = self._stall.step() if step > first else contextlib.nullcontext()
       with self._timed('train'), watched:
+        batch = self.program.put_batch(rows)
         state, stats = self.program.step(
           state, batch, self._args, self._seed, self._limits(step)
         )
