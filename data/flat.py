@@ -98,7 +98,9 @@ def _open_npy(path: pathlib.Path) -> np.ndarray:
   try:
     tokens_N = np.load(path, mmap_mode='r', allow_pickle=False)
   except Exception as error:  # A damaged header raises what a tokenizer does.
-    raise ValueError(f'{path} is no readable .npy file: {error}') from error
+    # NumPy quotes the whole header, which may be most of the file.
+    reason = str(error)[:200]
+    raise ValueError(f'{path} is no readable .npy file: {reason}') from error
   if tokens_N.ndim != 1 or tokens_N.dtype not in (np.uint16, np.uint32):
     raise ValueError(
       f'{path} holds {tokens_N.dtype} of shape {tokens_N.shape}: save one '
