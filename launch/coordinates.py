@@ -1,7 +1,6 @@
 """Trains a few steps at one size and measures what should not depend on it.
 
-B batch, L length, H heads, K key-value heads, h head dim, P pairs of a query
-with a key that it sees.
+B batch, L length, H heads, K key-value heads, h head dim, P visible pairs.
 """
 
 from collections.abc import Callable
@@ -318,8 +317,9 @@ class Size:
     q_BxLxHxh = query.reshape(B, L, m.num_heads, m.head_dim)
     k_BxLxKxh = key.reshape(B, L, m.num_kv_heads, m.head_dim)
     if hasattr(self._file, 'rotate'):
-      q_BxLxHxh = self._file.rotate(q_BxLxHxh, m.rope_base)
-      k_BxLxKxh = self._file.rotate(k_BxLxKxh, m.rope_base)
+      turn = m.rope_base, None, m.rope_scaling
+      q_BxLxHxh = self._file.rotate(q_BxLxHxh, *turn)
+      k_BxLxKxh = self._file.rotate(k_BxLxKxh, *turn)
     k_BxLxHxh = jnp.repeat(k_BxLxKxh, m.num_heads // m.num_kv_heads, 2)
     scale = self._rules.attention_scale
     logits_BxHxLxL = jnp.einsum('BqHh,BkHh->BHqk', q_BxLxHxh, k_BxLxHxh)
