@@ -14,6 +14,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from steepest.experiments import base
+from steepest.launch import space
 from steepest.models import config as model_config
 
 # Multiples of the base width for which LLaMA's MLP has the same proportion.
@@ -51,13 +52,7 @@ def grid(config: ConfigDict, optimizer: str) -> list[float]:
   Raises:
     ValueError: there are fewer than four, or they do not grow.
   """
-  key = f'lrs_{optimizer}'
-  if key not in config.transfer:
-    raise ValueError(f'transfer.{key} is missing: give its learning rates')
-  lrs = [float(lr) for lr in config.transfer[key]]
-  if len(lrs) < 4 or lrs != sorted(set(lrs)) or lrs[0] <= 0:
-    raise ValueError(f'transfer.{key}={lrs}: give four or more rising rates')
-  return lrs
+  return space.rates(config.transfer, 'transfer', optimizer)
 
 
 def next_lr(

@@ -63,7 +63,7 @@ def dimensions(config: ConfigDict, optimizer: str) -> list[Dimension]:
     ValueError: values are out of their range, do not rise, or there are fewer
       than four rates.
   """
-  found = [Dimension('lr', tuple(rates(config, optimizer)))]
+  found = [Dimension('lr', tuple(rates(config.study, 'study', optimizer)))]
   for name in ('weight_decay', 'b1', 'b2', 'warmup_steps', 'rho', *MULTIPLIERS):
     key = f'space_{name}'
     values = [float(v) for v in config.study[key]]
@@ -87,18 +87,23 @@ def dimensions(config: ConfigDict, optimizer: str) -> list[Dimension]:
   return found
 
 
-def rates(config: ConfigDict, optimizer: str) -> list[float]:
+def rates(keys: ConfigDict, group: str, optimizer: str) -> list[float]:
   """Returns the learning rates that a search starts with.
+
+  Args:
+    keys: those of `group`, with `lrs_OPTIMIZER`.
+    group: 'study' or 'transfer', for messages.
+    optimizer: whose rates.
 
   Raises:
     ValueError: there are fewer than four, or they do not grow.
   """
   key = f'lrs_{optimizer}'
-  if key not in config.study:
-    raise ValueError(f'study.{key} is missing: give its learning rates')
-  lrs = [float(lr) for lr in config.study[key]]
+  if key not in keys:
+    raise ValueError(f'{group}.{key} is missing: give its learning rates')
+  lrs = [float(lr) for lr in keys[key]]
   if len(lrs) < 4 or lrs != sorted(set(lrs)) or lrs[0] <= 0:
-    raise ValueError(f'study.{key}={lrs}: give four or more rising rates')
+    raise ValueError(f'{group}.{key}={lrs}: give four or more rising rates')
   return lrs
 
 
