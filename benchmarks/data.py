@@ -27,11 +27,11 @@ from ml_collections import ConfigDict
 import numpy as np
 import tokenizers as hf
 
-from steepest.data import documents
-from steepest.data import inputs
 from steepest.data import manifest as manifests
 from steepest.data import pipeline
-from steepest.data import runs
+from steepest.data.preparing import documents
+from steepest.data.preparing import inputs
+from steepest.data.preparing import runs
 
 _ROUNDS = 5
 # Text of each file that is tokenized, in bytes.

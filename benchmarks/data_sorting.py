@@ -19,8 +19,8 @@ import time
 import numpy as np
 
 from steepest.data import files
-from steepest.data import runs
-from steepest.data import tables
+from steepest.data.preparing import runs
+from steepest.data.preparing import tables
 
 _RUN = 50_000
 _SOURCES = 7

@@ -17,9 +17,9 @@ import zipfile
 
 from steepest.data import benchmarks
 from steepest.data import decontamination
-from steepest.data import documents
 from steepest.data import hub
 from steepest.data import wheels
+from steepest.data.preparing import documents
 
 # Documents that are compared with the benchmarks at a time.
 _BATCH = 1024

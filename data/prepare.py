@@ -10,11 +10,11 @@ from typing import Any
 from rich import console as rich_console
 from rich import progress as rich_progress
 
-from steepest.data import inputs
-from steepest.data import job
 from steepest.data import manifest as manifests
-from steepest.data import stages
-from steepest.data.options import Options
+from steepest.data.preparing import inputs
+from steepest.data.preparing import job
+from steepest.data.preparing import stages
+from steepest.data.preparing.options import Options
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

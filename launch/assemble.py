@@ -21,7 +21,7 @@ from steepest.launch import cli
 from steepest.launch import environment
 from steepest.launch import scores
 from steepest.launch import validation
-from steepest.launch.pruning import Pruned
+from steepest.launch.sweeps.pruning import Pruned
 from steepest.models import config as model_config
 from steepest.models import parametrization
 from steepest.models.config import ModelConfig

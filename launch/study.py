@@ -25,7 +25,7 @@ from steepest.launch import cpu_memory
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
-  from steepest.launch.locks import Locks
+  from steepest.launch.sweeps.locks import Locks
 
 # Between looks for runs that other processes have given back.
 _POLL_SECONDS = 1.0
@@ -69,10 +69,10 @@ def _study(
       '--config is no study: start from experiments/quickstart.py'
     )
   workdir = pathlib.Path(given or cli.default_workdir(holder)).absolute()
-  from steepest.launch import cells
   from steepest.launch import corpus
-  from steepest.launch import locks
-  from steepest.launch import search
+  from steepest.launch.sweeps import cells
+  from steepest.launch.sweeps import locks
+  from steepest.launch.sweeps import search
 
   counts = {
     cell.optimizer: len(search.first_names(config, cell.optimizer))
@@ -110,10 +110,10 @@ def _run(
   locks: 'Locks',
 ) -> None:
   """Runs all cells; each first searches, then trains its targets."""
-  from steepest.launch import cells
-  from steepest.launch import plan
-  from steepest.launch import pool
-  from steepest.launch import schedule
+  from steepest.launch.sweeps import cells
+  from steepest.launch.sweeps import plan
+  from steepest.launch.sweeps import pool
+  from steepest.launch.sweeps import schedule
 
   plans = plan.Plan(config, workdir)
   todo = [cell for cell in cells.cells(config) if not plans.done(cell)]

@@ -60,7 +60,7 @@ def _transfer(
     )
   workdir = pathlib.Path(given or cli.default_workdir(holder)).absolute()
   if not report_only:
-    from steepest.launch import ladder
+    from steepest.launch.sweeps import ladder
 
     todo = ladder.rungs(config)
     for rung in todo:
@@ -90,8 +90,8 @@ def _ready(config: 'ConfigDict', workdir: pathlib.Path) -> 'ConfigDict':
 
 def _run(config: 'ConfigDict', workdir: pathlib.Path, workers: int) -> None:
   """Does all runs; those of one shape go to one worker."""
-  from steepest.launch import climb
-  from steepest.launch import pool
+  from steepest.launch.sweeps import climb
+  from steepest.launch.sweeps import pool
 
   state = climb.State(config, workdir)
   tasks = [task for task in state.tasks() if not state.finished(task)]

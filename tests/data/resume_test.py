@@ -13,10 +13,10 @@ import time
 
 import pytest
 
-from steepest.data import job
 from steepest.data import manifest as manifests
 from steepest.data import prepare
-from steepest.data import runs
+from steepest.data.preparing import job
+from steepest.data.preparing import runs
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -144,7 +144,9 @@ def test_full_disk_leaves_nothing_half_written(
   options = dataclasses.replace(options, out=tmp_path / 'out')
   limit = 100_000
   if stage == 'shards':
-    monkeypatch.setattr('steepest.data.stages._RUN_BYTES', (1 << 17, 1 << 17))
+    monkeypatch.setattr(
+      'steepest.data.preparing.stages._RUN_BYTES', (1 << 17, 1 << 17)
+    )
     limit = max(map(len, whole.values())) - 1000
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
@@ -196,7 +198,9 @@ def test_a_second_process_is_refused(options, tmp_path, console):
 def test_changed_inputs_keep_what_is_before_them(
   options, texts, tmp_path, console, monkeypatch
 ):
-  monkeypatch.setattr('steepest.data.stages._RUN_BYTES', (1 << 18, 1 << 18))
+  monkeypatch.setattr(
+    'steepest.data.preparing.stages._RUN_BYTES', (1 << 18, 1 << 18)
+  )
   folder = tmp_path / 'texts'
   folder.mkdir()
   for name in ('a.jsonl', 'b.jsonl'):
@@ -218,7 +222,7 @@ def test_changed_inputs_keep_what_is_before_them(
     real(*arguments)
     kept.extend(part.glob('runs/*/*.json'))
 
-  monkeypatch.setattr('steepest.data.runs.keep', keep)
+  monkeypatch.setattr('steepest.data.preparing.runs.keep', keep)
   manifest = prepare.prepare(options, console)
   assert 0 < len(kept) < len(before)
   assert manifest.rejected == 1
@@ -231,8 +235,8 @@ def test_parts_of_the_documents_give_the_same(
   options, whole, tmp_path, console, monkeypatch
 ):
   """Duplicates and order do not depend on what fits into memory."""
-  monkeypatch.setattr('steepest.data.tables._PART', 50)
-  monkeypatch.setattr('steepest.data.tables._CANDIDATES', 1)
+  monkeypatch.setattr('steepest.data.preparing.tables._PART', 50)
+  monkeypatch.setattr('steepest.data.preparing.tables._CANDIDATES', 1)
   options = dataclasses.replace(options, out=tmp_path / 'out')
   prepare.prepare(options, console)
   assert _bytes(options.out) == whole

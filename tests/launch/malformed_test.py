@@ -218,7 +218,7 @@ def _hugging_face(directory):
 def _documents(directory):
   import gzip
 
-  from steepest.data import documents
+  from steepest.data.preparing import documents
 
   lines = [
     {'text': 'one', 'meta': {'redpajama_set_name': 'a'}},

@@ -12,7 +12,7 @@ import pytest
 
 from steepest.data import prepare
 from steepest.experiments import quickstart
-from steepest.launch import cells
+from steepest.launch.sweeps import cells
 from steepest.models import config as model_config
 from steepest.models import parametrization
 

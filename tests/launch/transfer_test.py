@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from steepest.experiments import transfer as recipe
-from steepest.launch import climb
-from steepest.launch import ladder
+from steepest.launch.sweeps import climb
+from steepest.launch.sweeps import ladder
 from steepest.models import config as model_config
 from steepest.models import parametrization
 

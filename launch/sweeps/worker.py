@@ -3,7 +3,7 @@
 Jobs: {"kind": "run", "config": CONFIG, "directory": DIR} trains one run;
 {"kind": "trials", "runs": [{"config", "directory"}, …]} trains several as one
 program. Either may have "watch": {"window": STEPS, "limits": [[steps done,
-loss], …]}, above which a run ends early (launch/pruning.py).
+loss], …]}, above which a run ends early (launch/sweeps/pruning.py).
 Messages on stdout: `row` (a logged row of a run), `run` (a run ended), `done`
 and `failed` (with `error`).
 """
@@ -59,8 +59,8 @@ def _do(job: dict[str, Any], say: Callable[..., None]) -> None:
   """Does one job."""
   from ml_collections import ConfigDict
 
-  from steepest.launch import cells
-  from steepest.launch import pruning
+  from steepest.launch.sweeps import cells
+  from steepest.launch.sweeps import pruning
 
   runs = job['runs'] if job['kind'] == 'trials' else [job]
   configs = [ConfigDict(run['config']) for run in runs]
@@ -88,7 +88,7 @@ def _do(job: dict[str, Any], say: Callable[..., None]) -> None:
   if len(runs) == 1:
     on_end(names[0], cells.run_once(configs[0], directories[0], listeners[0]))
     return
-  from steepest.launch import together
+  from steepest.launch.sweeps import together
 
   losses = together.train(configs, directories, listeners)
   for name, loss in zip(names, losses, strict=True):

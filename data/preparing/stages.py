@@ -16,17 +16,17 @@ from typing import Any
 from rich import progress as rich_progress
 
 from steepest.data import benchmarks
-from steepest.data import cutting
-from steepest.data import documents
 from steepest.data import files
-from steepest.data import inputs
-from steepest.data import job
 from steepest.data import manifest as manifests
-from steepest.data import options as option
-from steepest.data import runs
-from steepest.data import tables
 from steepest.data import tokenizers
-from steepest.data import workers
+from steepest.data.preparing import cutting
+from steepest.data.preparing import documents
+from steepest.data.preparing import inputs
+from steepest.data.preparing import job
+from steepest.data.preparing import options as option
+from steepest.data.preparing import runs
+from steepest.data.preparing import tables
+from steepest.data.preparing import workers
 
 _R = manifests.RECORD_TOKENS
 # Characters that train a tokenizer.

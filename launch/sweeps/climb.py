@@ -14,10 +14,10 @@ from rich.progress import BarColumn
 from rich.progress import Progress
 from rich.progress import TextColumn
 
-from steepest.launch import ladder
 from steepest.launch import progress
-from steepest.launch.ladder import Rung
-from steepest.launch.pool import Pool
+from steepest.launch.sweeps import ladder
+from steepest.launch.sweeps.ladder import Rung
+from steepest.launch.sweeps.pool import Pool
 
 
 class Task(NamedTuple):
@@ -100,7 +100,7 @@ class State:
     self._seconds.setdefault(run.rung.ratio, []).append(seconds)
 
   def job(self, run: Run) -> dict[str, Any]:
-    """Returns the job of launch/worker.py that does a run."""
+    """Returns the job of launch/sweeps/worker.py that does a run."""
     config = ladder.run_config(self._config, *run)
     return {
       'kind': 'run',

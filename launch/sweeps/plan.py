@@ -13,10 +13,10 @@ from rich.progress import BarColumn
 from rich.progress import Progress
 from rich.progress import TextColumn
 
-from steepest.launch import cells
 from steepest.launch import progress
-from steepest.launch import search
-from steepest.launch.space import Values
+from steepest.launch.sweeps import cells
+from steepest.launch.sweeps import search
+from steepest.launch.sweeps.space import Values
 
 
 class Plan:

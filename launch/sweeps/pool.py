@@ -16,9 +16,9 @@ from typing import IO, Any
 
 
 class Pool:
-  """Processes of launch/worker.py.
+  """Processes of launch/sweeps/worker.py.
 
-  A message is a dictionary with `worker`; see launch/worker.py for the rest.
+  A message is a dictionary with `worker`; launch/sweeps/worker.py has the rest.
   """
 
   def __init__(self, workers: int, pinned: bool, logs: pathlib.Path):
@@ -38,7 +38,7 @@ class Pool:
       core = [str(cores[i % len(cores)])] if pinned else []
       log = (logs / f'worker-{i}.log').open('a', encoding='utf-8')
       process = subprocess.Popen(
-        [sys.executable, '-m', 'steepest.launch.worker', *core],
+        [sys.executable, '-m', 'steepest.launch.sweeps.worker', *core],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,

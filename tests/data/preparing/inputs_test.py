@@ -9,9 +9,9 @@ import pyarrow as pa
 from pyarrow import parquet
 import pytest
 
-from steepest.data import documents
-from steepest.data import inputs
 from steepest.data import prepare
+from steepest.data.preparing import documents
+from steepest.data.preparing import inputs
 
 _TFDS = """
 import sys

@@ -7,7 +7,7 @@ import pytest
 
 from steepest.experiments import tiny
 from steepest.launch import assemble
-from steepest.launch import pool
+from steepest.launch.sweeps import pool
 
 
 def test_a_run_is_the_one_that_train_makes(tmp_path):

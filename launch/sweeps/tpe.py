@@ -6,14 +6,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from steepest.launch import search
-from steepest.launch import space
-from steepest.launch.search import Part
-from steepest.launch.search import Trial
+from steepest.launch.sweeps import search
+from steepest.launch.sweeps import space
+from steepest.launch.sweeps.search import Part
+from steepest.launch.sweeps.search import Trial
 
 
 class Tpe:
-  """Trials that Optuna asks for; see launch/search.py.
+  """Trials that Optuna asks for; see launch/sweeps/search.py.
 
   The storage is optuna.db (SQLite) in the directory of the cell's trials.
   Whoever calls `trials` must hold that directory's lock, so that processes

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from steepest.launch import cells
-from steepest.launch import locks as locks_lib
-from steepest.launch import pruning
-from steepest.launch import search
-from steepest.launch import space
-from steepest.launch.cells import Cell
-from steepest.launch.space import Values
+from steepest.launch.sweeps import cells
+from steepest.launch.sweeps import locks as locks_lib
+from steepest.launch.sweeps import pruning
+from steepest.launch.sweeps import search
+from steepest.launch.sweeps import space
+from steepest.launch.sweeps.cells import Cell
+from steepest.launch.sweeps.space import Values
 from steepest.training import metrics
 
 
@@ -39,7 +39,7 @@ class Task:
   Attributes:
     stage: that it belongs to.
     directories: of its runs; several are trained as one program.
-    job: for launch/worker.py.
+    job: for launch/sweeps/worker.py.
   """
 
   stage: Stage

@@ -11,8 +11,8 @@ import shutil
 from typing import Any
 
 from steepest.data import files
-from steepest.data import inputs
-from steepest.data import runs
+from steepest.data.preparing import inputs
+from steepest.data.preparing import runs
 
 _LOCK = 'lock'
 _NAME = 'job.json'

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from steepest.experiments import base
-from steepest.launch import cells
-from steepest.launch import search
-from steepest.launch import space
+from steepest.launch.sweeps import cells
+from steepest.launch.sweeps import search
+from steepest.launch.sweeps import space
 
 _LRS = (1e-3, 2e-3, 4e-3, 8e-3)
 

@@ -12,7 +12,7 @@ from hypothesis.stateful import invariant
 from hypothesis.stateful import rule
 import pytest
 
-from steepest.launch import locks
+from steepest.launch.sweeps import locks
 
 _SECONDS = 10.0
 
@@ -84,7 +84,7 @@ def test_a_suspended_holder_goes_on_if_nobody_came(tmp_path):
 def test_the_lock_of_a_killed_process_is_free_at_once(tmp_path):
   code = (
     'import os, pathlib, sys\n'
-    'from steepest.launch import locks\n'
+    'from steepest.launch.sweeps import locks\n'
     'assert locks.Locks(pathlib.Path(sys.argv[1]), 1e6).take('
     'pathlib.Path(sys.argv[1]))\n'
     'print("held", flush=True)\n'

@@ -7,7 +7,7 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
-from steepest.data import documents
+from steepest.data.preparing import documents
 
 # Rows of a stream in a block.
 _ROWS = 512

@@ -17,9 +17,9 @@ import numpy as np
 from steepest.data import checksums
 from steepest.data import files
 from steepest.data import manifest as manifests
-from steepest.data import runs
 from steepest.data import shards
-from steepest.data import tables
+from steepest.data.preparing import runs
+from steepest.data.preparing import tables
 
 _R = manifests.RECORD_TOKENS
 

@@ -3,7 +3,7 @@
 import pytest
 
 from steepest.experiments import base
-from steepest.launch import pruning
+from steepest.launch.sweeps import pruning
 
 
 def _rows(losses, every=1):

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from steepest.data import workers
+from steepest.data.preparing import workers
 
 
 @pytest.mark.parametrize('count', [1, 2])

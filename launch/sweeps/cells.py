@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from steepest.experiments import base
 from steepest.launch import assemble
-from steepest.launch import space
-from steepest.launch.pruning import Pruned
+from steepest.launch.sweeps import space
+from steepest.launch.sweeps.pruning import Pruned
 from steepest.models import config as model_config
 from steepest.training.loop import Diverged
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 import pytest
 
 from steepest.experiments import base
-from steepest.launch import cells
-from steepest.launch import locks
-from steepest.launch import schedule
+from steepest.launch.sweeps import cells
+from steepest.launch.sweeps import locks
+from steepest.launch.sweeps import schedule
 
 
 def _config(**study):

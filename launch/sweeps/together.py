@@ -8,10 +8,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from steepest.launch import assemble
-from steepest.launch import cells
 from steepest.launch import cli
 from steepest.launch import validation
-from steepest.launch.pruning import Pruned
+from steepest.launch.sweeps import cells
+from steepest.launch.sweeps.pruning import Pruned
 from steepest.models import config as model_config
 from steepest.training import trials
 from steepest.training.loop import Callbacks

@@ -14,7 +14,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from steepest.experiments import base
-from steepest.launch import space
+from steepest.launch.sweeps import space
 from steepest.models import config as model_config
 
 # Multiples of the base width for which LLaMA's MLP has the same proportion.

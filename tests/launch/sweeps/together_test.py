@@ -10,9 +10,9 @@ import pytest
 
 from steepest.experiments import tiny
 from steepest.launch import assemble
-from steepest.launch import cells
-from steepest.launch import together
-from steepest.launch.pruning import Pruned
+from steepest.launch.sweeps import cells
+from steepest.launch.sweeps import together
+from steepest.launch.sweeps.pruning import Pruned
 from steepest.models import config as model_config
 from steepest.training import trials
 

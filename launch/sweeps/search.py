@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from steepest.eval import optimum
-from steepest.launch import space
-from steepest.launch.space import Values
+from steepest.launch.sweeps import space
+from steepest.launch.sweeps.space import Values
 
 KINDS = ('grid', 'random', 'tpe')
 
@@ -190,7 +190,7 @@ def make(config: ConfigDict, optimizer: str, directory: pathlib.Path) -> Search:
     return Grid(config, optimizer)
   if study.search == 'random':
     return Random(config, optimizer)
-  from steepest.launch import tpe
+  from steepest.launch.sweeps import tpe
 
   return tpe.Tpe(config, optimizer, directory)
 

@@ -9,8 +9,8 @@ from pyarrow import parquet
 import pytest
 import zstandard
 
-from steepest.data import documents
-from steepest.data import inputs
+from steepest.data.preparing import documents
+from steepest.data.preparing import inputs
 
 _RECORDS = [
   {'text': 'one', 'meta': {'redpajama_set_name': 'RedPajamaC4'}},
