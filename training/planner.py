@@ -21,7 +21,7 @@ from steepest.training import mesh as mesh_lib
 from steepest.training import residuals
 from steepest.training import traffic
 from steepest.training.chips import Chip
-from steepest.training.step import cross_entropy
+from steepest.training.loss import cross_entropy
 
 # Share of the memory that arrays may fill: the rest is the runtime's, and lost
 # between them.

@@ -19,11 +19,11 @@ from steepest.models.parametrization import Parametrization
 from steepest.optimizers.build import Arguments
 from steepest.optimizers.build import Chain
 from steepest.training import mesh as mesh_lib
+from steepest.training.loss import cross_entropy
 from steepest.training.step import Step
 from steepest.training.step import TrainState
 from steepest.training.step import apply_to
 from steepest.training.step import constrained
-from steepest.training.step import cross_entropy
 from steepest.training.step import key_for
 
 

@@ -14,6 +14,7 @@ from jax import numpy as jnp
 
 from steepest.optimizers.build import Arguments
 from steepest.optimizers.build import Chain
+from steepest.training.loss import cross_entropy
 
 # Purposes of random numbers: a key is fold_in(seed, purpose, step).
 _PURPOSES = {'init': 0, 'labels': 1, 'probe': 2}
@@ -31,13 +32,6 @@ def key_for(seed: Any, purpose: str, step: Any) -> jax.Array:
   """Returns the random key of a purpose at a step."""
   key = jax.random.fold_in(jax.random.key(seed), _PURPOSES[purpose])
   return jax.random.fold_in(key, step)
-
-
-def cross_entropy(logits_BxLxV: jax.Array, labels_BxL: jax.Array) -> jax.Array:
-  """Returns the loss of each token, B×L, in float32 nats."""
-  logits_BxLxV = logits_BxLxV.astype(jnp.float32)
-  picked_BxL = jnp.take_along_axis(logits_BxLxV, labels_BxL[..., None], -1)
-  return jax.nn.logsumexp(logits_BxLxV, -1) - picked_BxL[..., 0]
 
 
 def sample(keys_B: jax.Array, logits_BxLxV: jax.Array) -> jax.Array:

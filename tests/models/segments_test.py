@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from steepest.models import decoding
+from steepest.training.loss import cross_entropy
 from steepest.training.step import Step
-from steepest.training.step import cross_entropy
 
 _LENGTHS = ((6, 10), (10, 6), (16,))
 _VARIANTS = [

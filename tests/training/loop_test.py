@@ -8,7 +8,7 @@ import pytest
 
 from steepest.training import metrics
 from steepest.training.loop import Callbacks
-from steepest.training.step import cross_entropy
+from steepest.training.loss import cross_entropy
 from steepest.training.validation import Validation
 from steepest.training.watchdog import Diverged
 

@@ -5,7 +5,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from steepest.training.step import cross_entropy
+from steepest.training.loss import cross_entropy
 
 _OPTIMIZERS = ('adamw', 'lion', 'sophia')
 

@@ -5,8 +5,8 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
+from steepest.training.loss import cross_entropy
 from steepest.training.step import Step
-from steepest.training.step import cross_entropy
 from steepest.training.step import key_for
 
 _FEATURES = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
