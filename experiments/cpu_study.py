@@ -44,6 +44,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.data.verify = 'size'
   config.study.target_steps = 1000
   config.study.seeds = 3
+  config.study.axis_epochs = (1, 4)
   config.study.lrs_adamw = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
   config.study.lrs_lion = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
   config.study.lrs_sophia = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)

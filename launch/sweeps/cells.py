@@ -1,7 +1,8 @@
 """The cells of a study: what each of its runs trains.
 
-A cell is a model × an optimizer. Its hyperparameters are searched on a proxy
-and carried to a target `study.width_ratio` times as wide by µP.
+A cell is a model × an optimizer × a point of the study's axes. Hyperparameters
+are searched on a proxy and carried to a target `study.width_ratio` times as
+wide by µP. Cells that differ on axes that are not retuned share a search.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 
 from steepest.experiments import base
 from steepest.launch import assemble
+from steepest.launch.sweeps import axes
 from steepest.launch.sweeps import space
 from steepest.launch.sweeps.pruning import Pruned
 from steepest.models import config as model_config
@@ -22,29 +24,48 @@ from steepest.training.loop import Diverged
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """A model × an optimizer."""
+  """A model × an optimizer × a point of the axes (launch/sweeps/axes.py)."""
 
   model: str
   optimizer: str
+  point: axes.Point = ()
 
   def __str__(self) -> str:
-    return f'{self.model}-{self.optimizer}'
+    return f'{self.model}-{self.optimizer}{axes.suffix(self.point)}'
 
 
 def cells(config: ConfigDict) -> list[Cell]:
-  """Returns the cells of a study in the order in which they are run."""
+  """Returns the cells of a study in the order in which they are run.
+
+  Raises:
+    ValueError: an axis is not what it may be.
+  """
   study = config.study
   models, optimizers = study.models.split(','), study.optimizers.split(',')
-  return [Cell(m, o) for o in optimizers for m in models]
+  points = axes.points(config)
+  return [Cell(m, o, p) for p in points for o in optimizers for m in models]
+
+
+def search_of(config: ConfigDict, cell: Cell) -> Cell:
+  """Returns the cell whose search gives a cell its hyperparameters."""
+  point = axes.retuned(config, cell.point)
+  return dataclasses.replace(cell, point=point)
 
 
 def trial_config(
   config: ConfigDict, cell: Cell, values: Mapping[str, float]
 ) -> ConfigDict:
-  """Returns the configuration of a proxy run with the values of a trial."""
+  """Returns the configuration of a proxy run with the values of a trial.
+
+  Args:
+    config: of the study.
+    cell: that is searched, see `search_of`.
+    values: of the trial.
+  """
   run = _cell_config(config, cell)
   run.stage = 'tune'
   space.set_values(run, values)
+  axes.apply(run, cell.point)
   # Only the end of a trial is compared.
   run.eval_every = 0
   run.eval_tasks = ''
@@ -63,6 +84,7 @@ def target_config(
   run.seed = seed
   space.set_values(run, values)
   run.steps = config.study.target_steps
+  axes.apply(run, cell.point)
   run.model.width *= ratio
   run.model.num_heads *= ratio
   run.model.num_kv_heads *= ratio
@@ -71,7 +93,7 @@ def target_config(
 
 
 def trials_dir(workdir: pathlib.Path, cell: Cell) -> pathlib.Path:
-  """Returns where a cell's trials are kept, a directory each."""
+  """Returns where a search's trials are kept, a directory each."""
   return workdir / 'trials' / str(cell)
 
 

@@ -31,11 +31,13 @@ class Plan:
     self.workdir = workdir
     self._seeds = config.study.seeds
     self.weights: dict[str, float] = {}
-    for cell in cells.cells(config):
+    planned = cells.cells(config)
+    for cell in dict.fromkeys(cells.search_of(config, c) for c in planned):
       home = cells.trials_dir(workdir, cell)
       trial = cells.trial_config(config, cell, {})
       for name in search.first_names(config, cell.optimizer):
         self._add(home / name, trial)
+    for cell in planned:
       for seed in range(self._seeds):
         target = cells.target_config(config, cell, {}, seed)
         self._add(cells.target_dir(workdir, cell, seed), target)
@@ -135,7 +137,7 @@ class Display:
     )
     self._say(
       f'{cell}: best learning rate on the proxy {values["lr"]:.6g}{others}, '
-      'training its targets'
+      'training targets'
     )
 
   def failed(self, cell: cells.Cell, error: str) -> None:

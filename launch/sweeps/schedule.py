@@ -26,7 +26,7 @@ from steepest.training import metrics
 
 
 class Stage(NamedTuple):
-  """The trials or the targets of a cell: what one compilation serves."""
+  """The trials or the targets of a cell; trials serve all cells of a search."""
 
   cell: Cell
   kind: str
@@ -55,17 +55,19 @@ class _Run(NamedTuple):
 def breadth(config: ConfigDict, todo: Sequence[Cell]) -> int:
   """Returns how many runs of some cells can be under way at once."""
   most = 0
-  for cell in todo:
+  searches = [cells.search_of(config, cell) for cell in todo]
+  for searched in dict.fromkeys(searches):
     trials = config.study.trials
     if config.study.search == 'grid':
-      found = space.dimensions(config, cell.optimizer)
+      found = space.dimensions(config, searched.optimizer)
       trials = math.prod(len(dimension.values) for dimension in found)
-    most += max(config.study.seeds, _at_once(config, trials))
+    targets = config.study.seeds * searches.count(searched)
+    most += max(targets, _at_once(config, trials))
   return most
 
 
 def _at_once(config: ConfigDict, waiting: int) -> int:
-  """Returns how many of a cell's waiting trials may be under way."""
+  """Returns how many of a search's waiting trials may be under way."""
   study = config.study
   if study.search == 'tpe' or study.pruning != 'none':
     return min(waiting, max(study.parallel_trials, study.vmapped_trials))
@@ -95,7 +97,7 @@ class Schedule:
       workdir: of the study.
       todo: cells whose targets are not done.
       locks: of this process.
-      on_best: called with the values that a cell's targets get.
+      on_best: called with a search's cell and the values that it found.
       on_failure: called with why nothing more of a cell is done.
     """
     self._config = config
@@ -104,11 +106,13 @@ class Schedule:
     self._on_best = on_best
     self._on_failure = on_failure
     self._open = list(todo)
+    self._search_of = {cell: cells.search_of(config, cell) for cell in todo}
+    # By the cell that is searched, which may be none of those to do.
     self._searches = {
       cell: search.make(config, cell.optimizer, cells.trials_dir(workdir, cell))
-      for cell in todo
+      for cell in dict.fromkeys(self._search_of.values())
     }
-    self._losses: dict[Cell, dict[str, float]] = {cell: {} for cell in todo}
+    self._losses: dict[Cell, dict[str, float]] = {c: {} for c in self._searches}
     self._best: dict[Cell, Values] = {}
     self._histories: dict[pathlib.Path, dict[int, float]] = {}
     self._running: dict[int, Task] = {}
@@ -155,20 +159,27 @@ class Schedule:
     for directory in task.directories:
       self._locks.release(directory)
     if error is not None:
-      self._fail(task.stage.cell, error)
+      self._fail(task.stage, error)
     return task
 
   def _order(self, worker: int) -> list[Stage]:
-    trials = [c for c in self._open if c not in self._best]
-    stages = [Stage(cell, 'trials') for cell in trials]
-    stages += [Stage(c, 'targets') for c in self._open if c in self._best]
-    last = self._last[worker] if worker in self._last else None
-    return sorted(stages, key=lambda stage: stage != last)
+    wanted = dict.fromkeys(self._search_of[cell] for cell in self._open)
+    stages = [Stage(c, 'trials') for c in wanted if c not in self._best]
+    ready = [c for c in self._open if self._search_of[c] in self._best]
+    stages += [Stage(cell, 'targets') for cell in ready]
+    if worker not in self._last:
+      return stages
+    last = self._last[worker]
+    key = lambda stage: (stage != last, _program(stage) != _program(last))
+    return sorted(stages, key=key)
 
   def _start(self, stage: Stage, joins: bool) -> Task | None:
     """Returns a stage's next task, its runs locked; None if there is none."""
     with contextlib.ExitStack() as stack:
-      home = cells.trials_dir(self._workdir, stage.cell)
+      searched = stage.cell
+      if stage.kind == 'targets':
+        searched = self._search_of[stage.cell]
+      home = cells.trials_dir(self._workdir, searched)
       if not stack.enter_context(self._locks.hold(home)):
         return None
       try:
@@ -179,7 +190,7 @@ class Schedule:
         )
         return self._lock(stage, waiting, joins)
       except ValueError as error:
-        self._fail(stage.cell, ' '.join(str(error).split()))
+        self._fail(stage, ' '.join(str(error).split()))
         return None
 
   def _trials(self, cell: Cell) -> list[_Run]:
@@ -213,10 +224,11 @@ class Schedule:
 
   def _targets(self, cell: Cell) -> list[_Run]:
     waiting = []
+    values = self._best[self._search_of[cell]]
     for seed in range(self._config.study.seeds):
       run = _Run(
         cells.target_dir(self._workdir, cell, seed),
-        cells.target_config(self._config, cell, self._best[cell], seed),
+        cells.target_config(self._config, cell, values, seed),
       )
       if cells.ended(run.config, run.directory) is None:
         waiting.append(run)
@@ -274,8 +286,19 @@ class Schedule:
     limits = pruning.limits(finished, self._rule)
     return {'window': self._rule.window, 'limits': list(limits.items())}
 
-  def _fail(self, cell: Cell, error: str) -> None:
-    self.failures[cell] = error
-    self._on_failure(cell, error)
-    if cell in self._open:
-      self._open.remove(cell)
+  def _fail(self, stage: Stage, error: str) -> None:
+    """Gives up the cells that a stage serves."""
+    failed = [stage.cell]
+    if stage.kind == 'trials':
+      failed = [c for c in self._open if self._search_of[c] == stage.cell]
+    for cell in failed:
+      self.failures[cell] = error
+      self._on_failure(cell, error)
+      if cell in self._open:
+        self._open.remove(cell)
+
+
+def _program(stage: Stage) -> tuple[object, ...]:
+  """Returns what runs that share a compilation have in common."""
+  compiled = [p for p in stage.cell.point if p[0] in ('batch_size', 'schedule')]
+  return stage.kind, stage.cell.model, stage.cell.optimizer, compiled

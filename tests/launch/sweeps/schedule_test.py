@@ -113,6 +113,7 @@ def _names(done, workdir):
   [
     {},
     {'vmapped_trials': 3},
+    {'axis_epochs': (1, 4), 'axis_tokens': (2,), 'retune': 'tokens'},
     {'search': 'random', 'trials': 8, 'space_rho': (0.01, 0.2)},
     {
       'search': 'random',
@@ -141,7 +142,8 @@ def test_two_processes_do_what_one_does_once(study, tmp_path):
     for root in (tmp_path / 'one', tmp_path / 'two')
   )
   assert one == two
-  assert len([p for p in one if p.parts[0] == 'finals']) == 4 * 2
+  finals = [p for p in one if p.parts[0] == 'finals']
+  assert len(finals) == len(cells.cells(config)) * 2
   if 'pruning' in study:
     assert any(summary['status'] == 'pruned' for summary in one.values())
   # Every lock was given back.
@@ -199,6 +201,45 @@ def test_workers_stay_with_what_they_compiled(tmp_path):
       process.finish(0)
   changes = sum(a != b for a, b in zip(stages, stages[1:]))
   assert changes == 2 * 4 - 1
+
+
+def test_an_axis_that_is_added_does_nothing_again(tmp_path):
+  done: list[pathlib.Path] = []
+  _finish([_Process(_config(), tmp_path, 'a', done)])
+  before = _names(done, tmp_path)
+  more = _config(axis_epochs=(1, 4), axis_batch_size=(256,))
+  process = _Process(more, tmp_path, 'a', done)
+  _finish([process])
+  new = [n for n in _names(done, tmp_path) if n not in before]
+  assert len(done) == len(before) + len(new)
+  assert new == sorted(
+    f'finals/{model}-{optimizer}-{value}/seed={seed}'
+    for model in ('gpt2', 'llama')
+    for optimizer in ('adamw', 'sophia')
+    for value in ('epochs=4', 'batch_size=256')
+    for seed in (0, 1)
+  )
+  # They have the rates of the searches that there were.
+  best = {str(cell): values['lr'] for cell, values in process.best.items()}
+  for name in new:
+    run = json.loads((tmp_path / name / 'config.json').read_text())
+    assert run['optimizer']['lr'] == best['-'.join(name[7:].split('-')[:2])]
+
+
+def test_a_search_that_fails_takes_the_cells_that_it_serves(tmp_path):
+  config = _config(
+    axis_epochs=(4,), axis_schedule='wsd', retune='schedule', models='gpt2'
+  )
+  process = _Process(config, tmp_path, 'a', [])
+  task = process.begin(0)
+  process.busy.clear()
+  process.schedule.ended(0, 'out of memory')
+  _finish([process])
+  assert task.stage.cell == cells.Cell('gpt2', 'adamw')
+  assert [str(cell) for cell in process.schedule.failures] == [
+    'gpt2-adamw',
+    'gpt2-adamw-epochs=4',
+  ]
 
 
 def test_idle_workers_join_in(tmp_path):
