@@ -236,17 +236,26 @@ def build(optimizer: ConfigDict, schedule: ConfigDict, factors: Any) -> Chain:
   )
 
 
+def names() -> list[str]:
+  """Returns the optimizers there are, in alphabetical order."""
+  return [
+    info.name
+    for info in pkgutil.iter_modules(optimizers.__path__)
+    if hasattr(_module(info.name), 'transform')
+  ]
+
+
 def _find(name: str) -> Any:
   """Returns the file optimizers/NAME.py."""
-  known = []
-  for info in pkgutil.iter_modules(optimizers.__path__):
-    module = importlib.import_module(f'{optimizers.__name__}.{info.name}')
-    if hasattr(module, 'transform'):
-      known.append(info.name)
-      if info.name == name:
-        return module
+  known = names()
+  if name in known:
+    return _module(name)
   near = difflib.get_close_matches(name, known, 1)
   hint = f'did you mean {near[0]!r}? ' if near else ''
   raise ValueError(
     f'optimizer.name={name!r}: {hint}there are {", ".join(known)}'
   )
+
+
+def _module(name: str) -> Any:
+  return importlib.import_module(f'{optimizers.__name__}.{name}')
