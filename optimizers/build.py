@@ -247,9 +247,10 @@ def names() -> list[str]:
 
 def _find(name: str) -> Any:
   """Returns the file optimizers/NAME.py."""
+  files = [info.name for info in pkgutil.iter_modules(optimizers.__path__)]
+  if name in files and hasattr(module := _module(name), 'transform'):
+    return module
   known = names()
-  if name in known:
-    return _module(name)
   near = difflib.get_close_matches(name, known, 1)
   hint = f'did you mean {near[0]!r}? ' if near else ''
   raise ValueError(
