@@ -7,6 +7,8 @@ from flax import linen as nn
 import jax
 from jax import numpy as jnp
 
+from steepest.models import remat
+
 
 def attend(
   module: nn.Module,
@@ -73,15 +75,17 @@ def causal_attention(
       same_BxLxL = segment_ids_BxL[:, :, None] == segment_ids_BxL[:, None]
     mask_Bx1xLxL = same_BxLxL[:, None]
     fused = fused and segment_ids_BxL.shape[1] % 2 == 0
-  return jax.nn.dot_product_attention(
-    q_BxLxHxh,
-    k_BxLxKxh,
-    v_BxLxKxh,
+  y_BxLxHxh = jax.nn.dot_product_attention(
+    remat.named(q_BxLxHxh, 'query'),
+    remat.named(k_BxLxKxh, 'key'),
+    remat.named(v_BxLxKxh, 'value'),
     mask=mask_Bx1xLxL,
     scale=scale,
     is_causal=True,
     implementation='cudnn' if fused else 'xla',
   )
+  # The fused kernel's output is kept as such, with its statistics.
+  return y_BxLxHxh if fused else remat.named(y_BxLxHxh, 'attention')
 
 
 ACTIVATIONS = {

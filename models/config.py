@@ -6,11 +6,11 @@ from jax import numpy as jnp
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
+from steepest.models import remat
 from steepest.models import rotary
 
 _DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 _ACTIVATIONS = ('gelu_tanh', 'gelu', 'silu')
-_REMAT = ('none', 'full')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +117,9 @@ def _check(model: ModelConfig) -> None:
       f'model.activation={model.activation!r}: must be one of '
       f'{", ".join(_ACTIVATIONS)}'
     )
-  if model.remat not in _REMAT:
+  if model.remat not in remat.POLICIES:
     raise ValueError(
-      f'model.remat={model.remat!r}: must be one of {", ".join(_REMAT)}'
+      f'model.remat={model.remat!r}: must be one of {", ".join(remat.POLICIES)}'
     )
   if rotary.parse(model.rope_scaling)[0] and model.name != 'llama':
     raise ValueError(

@@ -9,6 +9,7 @@ import jax
 from jax import numpy as jnp
 
 from steepest.models import attention
+from steepest.models import remat
 from steepest.models.config import ModelConfig
 from steepest.models.matmul import matmul
 from steepest.models.parametrization import Linear
@@ -62,6 +63,7 @@ class Block(nn.Module):
     x_BxLxD += scale * self._attention(
       norm('attention_norm')(x_BxLxD), segment_ids_BxL, positions_BxL
     )
+    x_BxLxD = remat.named(x_BxLxD, 'residual')
     x_BxLxD += scale * self._mlp(norm('mlp_norm')(x_BxLxD))
     return nn.with_logical_constraint(x_BxLxD, ('batch', 'length', 'features'))
 
@@ -107,8 +109,8 @@ class Block(nn.Module):
       rules.hidden('mlp', writes_residual=True),
       ('mlp', 'width'),
     )
-    h_BxLxF = attention.ACTIVATIONS[c.activation](up(x_BxLxD))
-    return down(h_BxLxF)
+    h_BxLxF = remat.named(up(x_BxLxD), 'mlp_up')
+    return down(attention.ACTIVATIONS[c.activation](h_BxLxF))
 
 
 class Model(nn.Module):
@@ -159,7 +161,7 @@ class Model(nn.Module):
     x_BxLxD = nn.with_logical_constraint(
       x_BxLxD, ('batch', 'length', 'features')
     )
-    block = nn.remat(Block) if c.remat == 'full' else Block
+    block = remat.block(c.remat, Block)
     for i in range(c.num_layers):
       x_BxLxD = block(c, rules, name=f'block_{i}')(
         x_BxLxD, segment_ids_BxL, positions_BxL
