@@ -44,6 +44,12 @@ def main() -> None:
     'each core on a CPU, one on an accelerator.',
     lower_bound=0,
   )
+  optimizers = flags.DEFINE_string(
+    'optimizers',
+    None,
+    'What is compared, comma-separated, or all: every one in optimizers/ '
+    '(default: study.optimizers of the recipe).',
+  )
   lock_timeout = flags.DEFINE_float(
     'lock_timeout',
     300.0,
@@ -52,23 +58,33 @@ def main() -> None:
     lower_bound=1.0,
   )
   cli.run(
-    lambda: _study(config, workdir.value, workers.value, lock_timeout.value),
+    lambda: _study(
+      _config(config, optimizers.value),
+      pathlib.Path(workdir.value or cli.default_workdir(config)).absolute(),
+      workers.value,
+      lock_timeout.value,
+    ),
     __doc__,
   )
 
 
-def _study(
-  holder: flags.FlagHolder,
-  given: str | None,
-  workers: int,
-  lock_timeout: float,
-) -> None:
+def _config(holder: flags.FlagHolder, optimizers: str | None) -> 'ConfigDict':
+  """Returns the study's configuration, its optimizers by name."""
   config = cli.required(holder)
   if 'study' not in config:
     raise ValueError(
       '--config is no study: start from experiments/quickstart.py'
     )
-  workdir = pathlib.Path(given or cli.default_workdir(holder)).absolute()
+  from steepest.launch.sweeps import cells
+
+  config.study.optimizers = optimizers or config.study.optimizers
+  config.study.optimizers = ','.join(cells.optimizers(config))
+  return config
+
+
+def _study(
+  config: 'ConfigDict', workdir: pathlib.Path, workers: int, lock_timeout: float
+) -> None:
   from steepest.launch import corpus
   from steepest.launch.sweeps import cells
   from steepest.launch.sweeps import locks

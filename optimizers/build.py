@@ -228,7 +228,7 @@ def build(optimizer: ConfigDict, schedule: ConfigDict, factors: Any) -> Chain:
     if value not in known:
       raise ValueError(f'{key}={value!r}: must be one of {", ".join(known)}')
   return Chain(
-    module=_find(optimizer.name),
+    module=find(optimizer.name),
     decay_mode=optimizer.decay_mode,
     schedule_kind=schedule.kind,
     bias_correction=optimizer.hessian_bias_correction,
@@ -245,8 +245,12 @@ def names() -> list[str]:
   ]
 
 
-def _find(name: str) -> Any:
-  """Returns the file optimizers/NAME.py."""
+def find(name: str) -> Any:
+  """Returns the file optimizers/NAME.py.
+
+  Raises:
+    ValueError: there is none.
+  """
   files = [info.name for info in pkgutil.iter_modules(optimizers.__path__)]
   if name in files and hasattr(module := _module(name), 'transform'):
     return module

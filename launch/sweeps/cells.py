@@ -19,6 +19,7 @@ from steepest.launch.sweeps import axes
 from steepest.launch.sweeps import space
 from steepest.launch.sweeps.pruning import Pruned
 from steepest.models import config as model_config
+from steepest.optimizers import build
 from steepest.training.loop import Diverged
 
 
@@ -38,12 +39,28 @@ def cells(config: ConfigDict) -> list[Cell]:
   """Returns the cells of a study in the order in which they are run.
 
   Raises:
-    ValueError: an axis is not what it may be.
+    ValueError: an optimizer is unknown, or an axis not what it may be.
   """
-  study = config.study
-  models, optimizers = study.models.split(','), study.optimizers.split(',')
-  points = axes.points(config)
-  return [Cell(m, o, p) for p in points for o in optimizers for m in models]
+  models = config.study.models.split(',')
+  names, points = optimizers(config), axes.points(config)
+  return [Cell(m, o, p) for p in points for o in names for m in models]
+
+
+def optimizers(config: ConfigDict) -> list[str]:
+  """Returns the optimizers of a study; 'all' are those in optimizers/.
+
+  Raises:
+    ValueError: one is unknown or given twice.
+  """
+  given = config.study.optimizers
+  if given == 'all':
+    return build.names()
+  found = given.split(',')
+  if len(set(found)) < len(found):
+    raise ValueError(f'study.optimizers={given!r}: give each once')
+  for name in found:
+    build.find(name)
+  return found
 
 
 def search_of(config: ConfigDict, cell: Cell) -> Cell:

@@ -13,6 +13,7 @@ import pytest
 from steepest.data import prepare
 from steepest.experiments import quickstart
 from steepest.launch.sweeps import cells
+from steepest.launch.sweeps import search
 from steepest.models import config as model_config
 from steepest.models import parametrization
 
@@ -49,6 +50,29 @@ def test_cells_differ_only_in_their_optimizer():
   )
   a.pop('optimizer'), b.pop('optimizer')
   assert a == b
+
+
+def test_all_optimizers_are_those_that_there_are():
+  config = quickstart.get_config()
+  config.study.optimizers = 'all'
+  files = {path.stem for path in (ROOT / 'optimizers').glob('*.py')}
+  found = cells.optimizers(config)
+  assert {'adamw', 'lion', 'sophia'} <= set(found) <= files
+  assert found == sorted(found)
+  assert len(cells.cells(config)) == 2 * len(found)
+  config.study.optimizers = 'sophia,adamw'
+  assert cells.optimizers(config) == ['sophia', 'adamw']
+  for wrong, said in (('lino', "did you mean 'lion'"), ('lion,lion', 'once')):
+    config.study.optimizers = wrong
+    with pytest.raises(ValueError, match=said):
+      cells.cells(config)
+
+
+def test_an_optimizer_without_rates_takes_one_line():
+  config = quickstart.get_config().unlock()
+  del config.study.lrs_lion
+  with pytest.raises(ValueError, match='^study.lrs_lion is missing: give its'):
+    search.first_names(config, 'lion')
 
 
 @pytest.fixture(scope='session')
