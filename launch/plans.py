@@ -3,7 +3,10 @@
 import dataclasses
 import math
 import pathlib
+from typing import Any
 
+from flax import linen as nn
+import jax
 from ml_collections import ConfigDict
 
 from steepest.data import flat
@@ -11,6 +14,7 @@ from steepest.data import manifest
 from steepest.launch import assemble
 from steepest.models import config as model_config
 from steepest.models import parametrization
+from steepest.models import remat as remat_lib
 from steepest.optimizers import build
 from steepest.training import chips
 from steepest.training import flops
@@ -43,14 +47,20 @@ def make_planner(config: ConfigDict, chip: chips.Chip) -> planner.Planner:
   rules = lambda m: parametrization.resolve(config.parametrization, m)
   find = assemble.find_model
   curvature = 0.0
-  chain = build.build(o, config.schedule, None)
-  if chain.wants_curvature:
+  if build.build(o, config.schedule, None).wants_curvature:
     curvature = flops.CURVATURE_COST[o.hessian_estimator] / o.hessian_every
+
+  def chain(params: Any) -> build.Chain:
+    is_leaf = lambda x: isinstance(x, nn.LogicallyPartitioned)
+    factors = jax.tree.map(
+      lambda p: rules(model).factors(p.role), params, is_leaf=is_leaf
+    )
+    return build.build(o, config.schedule, factors)
+
   return planner.Planner(
     model,
     lambda m: find(m.name).Model(m, rules(m)),
-    lambda params: chain,
-    o.name,
+    chain,
     curvature,
     config.batch_size,
     chip,
@@ -172,7 +182,7 @@ def _candidates(
         continue
       most = plans.batch_size // (mesh[0] * mesh[1])
       for slices in {wanted.microbatches, *powers(most)}:
-        for remat in ('none', 'full'):
+        for remat in remat_lib.POLICIES:
           found.append(
             dataclasses.replace(
               wanted, mesh=mesh, microbatches=slices, remat=remat

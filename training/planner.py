@@ -15,6 +15,7 @@ from jax import numpy as jnp
 from jax.sharding import AbstractMesh
 from jax.sharding import AxisType
 
+from steepest.models import remat as remat_lib
 from steepest.models.config import ModelConfig
 from steepest.training import flops
 from steepest.training import mesh as mesh_lib
@@ -31,14 +32,12 @@ USABLE = 0.92
 MATMUL = 0.80
 COPY = 0.90
 # Bytes that element-wise work reads and writes for each byte of a kept value,
-# forward and backward; and for each logit of a loss in float32. Fitted to
-# JAX's step times of GPT-2 124M and 2.65B on an H100.
+# forward and backward; a third of it forward. Fitted to JAX's step times of
+# GPT-2 124M and 2.65B on an H100.
 TRAFFIC_PER_KEPT = 10.5
-TRAFFIC_PER_LOGIT = 34
-# Logits in the compute dtype, in float32, and their gradient.
-_LOGIT_COPIES = 2
-# Bytes that an update reads and writes for each parameter.
-UPDATE_BYTES = {'adamw': 28, 'lion': 20, 'sophia': 24}
+# Times that logits, or their gradient, are written or read: by the product, the
+# highest, the sum, the gradient (twice) and the two products behind it.
+LOGIT_PASSES = 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Setting:
   Attributes:
     mesh: size of each axis.
     microbatches: slices of a batch.
-    remat: 'none' or 'full'.
+    remat: a policy of models/remat.py.
   """
 
   mesh: traffic.Sizes
@@ -110,7 +109,6 @@ class Planner:
     model: ModelConfig,
     make_module: Any,
     make_chain: Any,
-    optimizer: str,
     curvature_flops: float,
     batch_size: int,
     chip: Chip,
@@ -121,23 +119,13 @@ class Planner:
       model: resolved shapes.
       make_module: (ModelConfig) → Flax module.
       make_chain: (parameters with logical axes) → optimizer chain.
-      optimizer: its name.
       curvature_flops: of curvature estimates over those of all gradients.
       batch_size: sequences of a step.
       chip: what it runs on.
-
-    Raises:
-      ValueError: the optimizer is not known here.
     """
-    if optimizer not in UPDATE_BYTES:
-      raise ValueError(
-        f'optimizer.name={optimizer!r}: the bytes of its update are not known; '
-        f'there are {", ".join(UPDATE_BYTES)}'
-      )
     self.model = model
     self.batch_size = batch_size
     self.chip = chip
-    self._update_bytes = UPDATE_BYTES[optimizer]
     self._curvature_flops = curvature_flops
     boxed = _init_shapes(make_module(model), model)
     self.params = nn.unbox(boxed)
@@ -146,7 +134,7 @@ class Planner:
       jax.eval_shape(lambda p: make_chain(p).init(p), boxed)
     )
     self._kept = {
-      remat: _kept(model, make_module, remat) for remat in ('none', 'full')
+      remat: _kept(model, make_module, remat) for remat in remat_lib.POLICIES
     }
 
   def plan(self, setting: Setting) -> Plan:
@@ -199,7 +187,17 @@ class Planner:
   @property
   def _matrices(self) -> int:
     """Parameters that pass through matrix products."""
-    return sum(math.prod(shape) for shape, _ in self._params if len(shape) > 1)
+    return sum(math.prod(a.shape) for a in self._params if len(a.shape) > 1)
+
+  def _updated(self, memory: dict[str, int]) -> float:
+    """Returns the bytes that an update reads and writes.
+
+    Parameters and state are read and written, gradients read: 28 bytes a
+    parameter for AdamW, 20 for Lion. A curvature is read alone: 24 for Sophia.
+    """
+    params, state = memory['parameters'], memory['optimizer']
+    read_only = params if self._curvature_flops else 0
+    return 3 * params + 2 * state - read_only
 
   def _memory(
     self, setting: Setting, sizes: dict[str, int]
@@ -214,19 +212,18 @@ class Planner:
     statistics = rows * m.context * m.num_heads * 4 // sizes['tensor']
     layer = share(kept.layer)
     # While a layer is computed again, its values are there once.
-    again = share(plain.layer) if setting.remat == 'full' else 0
-    if setting.remat == 'none' and self.chip.fused_attention:
+    again = 0 if setting.remat == 'none' else share(plain.layer) - layer
+    if setting.remat != 'full' and self.chip.fused_attention:
       layer += statistics // sizes['sequence']
-    params = _sharded(self._params, sizes, 4)
+    params = _sharded(self._params, sizes)
     memory = {
       'parameters': params,
-      'optimizer': _sharded(self._opt_state, sizes, 4),
+      'optimizer': _sharded(self._opt_state, sizes),
       'gradients': params,
       'weights in compute dtype': self._copies(setting, sizes),
       'activations': m.num_layers * layer + again + share(others),
-      'logits': (1 + _LOGIT_COPIES) * share(logits)
-      if m.compute_dtype == jnp.float32
-      else 4 * share(logits),
+      # And their gradient.
+      'logits': 2 * share(logits),
     }
     state = memory['parameters'] + memory['optimizer']
     copies = memory['weights in compute dtype']
@@ -248,9 +245,9 @@ class Planner:
       return 0
     layers = self.model.num_layers
     block = sum(
-      math.prod(shape)
-      for shape, axes in self._params
-      if len(shape) > 1 and 'vocab' not in axes and 'positions' not in axes
+      math.prod(a.shape)
+      for a in self._params
+      if len(a.shape) > 1 and not {'vocab', 'positions'} & set(a.axes)
     )
     rest = self._matrices - block
     alive = block if setting.remat == 'none' else 2 * block // layers
@@ -288,21 +285,28 @@ class Planner:
     if setting.remat == 'full':
       readout = 6.0 * m.vocab_size * m.width * self._tokens
       done += (done - readout) / 3
+    elif setting.remat != 'none' and not chip.fused_attention:
+      done += attention / 3
     done *= 1 + self._curvature_flops
     plain = dataclasses.replace(setting, remat='none')
     sizes = dict(zip(mesh_lib.AXES, setting.mesh))
-    kept = self._memory(plain, sizes)[0]['activations'] * setting.microbatches
-    logits = self._tokens * m.vocab_size / n
-    moved = (TRAFFIC_PER_KEPT * kept + TRAFFIC_PER_LOGIT * logits) * (
+    whole, some = (
+      self._memory(s, sizes)[0]['activations'] * setting.microbatches
+      for s in (plain, setting)
+    )
+    # What is computed again is written and read as in the forward pass.
+    kept = whole + max(whole - some, 0) / 3
+    item = jnp.dtype(m.compute_dtype).itemsize
+    logits = item * self._tokens * m.vocab_size / n
+    moved = (TRAFFIC_PER_KEPT * kept + LOGIT_PASSES * logits) * (
       1 + self._curvature_flops
     )
-    updated = memory['parameters'] / 4 * self._update_bytes
     rate = chip.bandwidth * COPY
     links = traffic.seconds(sent, sizes, chip)
     return {
       'compute': done / (n * chip.peak * MATMUL),
       'memory': moved / rate,
-      'update': updated / rate,
+      'update': self._updated(memory) / rate,
       'network': sum(links.values()),
       'exposed network': links['tensor'] + links['sequence'],
     }
@@ -315,31 +319,35 @@ def _init_shapes(module: nn.Module, model: ModelConfig) -> Any:
   )
 
 
-def _leaves(boxed: Any) -> list[tuple[tuple[int, ...], tuple[Any, ...]]]:
-  """Returns shape and logical axes of each array."""
+@dataclasses.dataclass(frozen=True)
+class _Array:
+  """Shape, logical axes and bytes of an element."""
+
+  shape: tuple[int, ...]
+  axes: tuple[Any, ...]
+  itemsize: int
+
+
+def _leaves(boxed: Any) -> list[_Array]:
   arrays = jax.tree.leaves(
     boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
   )
   return [
-    (tuple(x.value.shape), tuple(x.names))
+    _Array(tuple(x.value.shape), tuple(x.names), x.value.dtype.itemsize)
     if isinstance(x, nn.LogicallyPartitioned)
-    else (tuple(x.shape), ())
+    else _Array(tuple(x.shape), (), x.dtype.itemsize)
     for x in arrays
   ]
 
 
-def _sharded(
-  leaves: list[tuple[tuple[int, ...], tuple[Any, ...]]],
-  sizes: dict[str, int],
-  item: int,
-) -> int:
+def _sharded(arrays: list[_Array], sizes: dict[str, int]) -> int:
   """Returns the bytes of a device's part of arrays."""
   # Parameters have no batch: each of their axes goes to one mesh axis.
   axes = {name: axis for name, axis in mesh_lib.RULES if isinstance(axis, str)}
   total = 0
-  for shape, names in leaves:
-    parts = [sizes[axes[name]] for name in names if name in axes]
-    total += item * math.ceil(math.prod(shape) / math.prod(parts))
+  for a in arrays:
+    parts = [sizes[axes[name]] for name in a.axes if name in axes]
+    total += a.itemsize * math.ceil(math.prod(a.shape) / math.prod(parts))
   return total
 
 

@@ -24,6 +24,7 @@ ROWS = 7919
 _SAME = (
   'copy',
   'expand_dims',
+  'name',
   'optimization_barrier',
   'reshape',
   'sharding_constraint',

@@ -38,7 +38,7 @@ def per_device(
   item = jnp.dtype(model.compute_dtype).itemsize
   ring = {axis: (n - 1) / n for axis, n in sizes.items()}
   weights = item * matrices / sizes['tensor']
-  gathers = 2 if remat == 'none' else 3
+  gathers = 3 if remat == 'full' else 2
   stream = item * tokens * model.width
   keys = item * tokens * model.num_kv_heads * model.head_dim / sizes['tensor']
   layers = model.num_layers

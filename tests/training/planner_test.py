@@ -9,6 +9,7 @@ from steepest.experiments import base
 from steepest.launch import assemble
 from steepest.launch import plans
 from steepest.models import config as model_config
+from steepest.models import remat
 from steepest.training import chips
 from steepest.training import flops
 from steepest.training import planner
@@ -55,13 +56,17 @@ def test_parameters_and_flops_are_those_of_the_closed_forms():
 
 
 @pytest.mark.parametrize(
-  'optimizer, moments', [('adamw', 2), ('lion', 1), ('sophia', 2)]
+  'optimizer, moments, moved',
+  [('adamw', 2, 28), ('lion', 1, 20), ('sophia', 2, 24)],
 )
-def test_optimizer_memory_is_its_moments(optimizer, moments):
+def test_an_optimizer_takes_its_moments(optimizer, moments, moved):
+  """In memory, and the bytes of an update from these."""
   plan = _plan(f'gpt2,{optimizer}')[1]
   state, params = plan.memory['optimizer'], plan.memory['parameters']
   # Counters of steps are a few bytes.
   assert 0 <= state - moments * params < 64
+  rate = planner.COPY * chips.CHIPS['h100'].bandwidth
+  assert plan.seconds['update'] * rate == pytest.approx(moved * params / 4)
 
 
 def test_activations_are_the_known_count():
@@ -82,6 +87,37 @@ def test_activations_are_the_known_count():
   scores = 12 * tokens * 1024 * H * (4 + 2)
   statistics = 12 * tokens * 4 * H
   assert unfused == plan.memory['activations'] + scores - statistics
+
+
+def test_policies_keep_less_and_take_longer():
+  plans_of = [
+    _plan(keys={**_GPT2_124M, 'model.remat': policy})[1]
+    for policy in remat.POLICIES
+  ]
+  peaks = [plan.peak for plan in plans_of]
+  assert peaks == sorted(peaks, reverse=True)
+  seconds = [plan.step_seconds for plan in plans_of]
+  assert seconds == sorted(seconds)
+  # q, k, v, attention's output, two of the stream, four widths in the MLP.
+  names, none = plans_of[1], plans_of[0]
+  saved = none.memory['activations'] - names.memory['activations']
+  layer = 64 * 1024 * 2 * (16 - 10) * 768
+  assert saved == pytest.approx((12 - 1) * layer, rel=0.02)
+
+
+@pytest.mark.parametrize('optimizer', ['adamw', 'lion', 'sophia'])
+def test_the_largest_model_trains_on_one_card_of_80_gb(optimizer):
+  """2.65B at 4 × 2048, float32 moments; `names` leaves room for 8."""
+  assert _plan(f'gpt2,{optimizer}', _GPT2_3B)[1].fits
+  more = {**_GPT2_3B, 'batch_size': 8, 'model.remat': 'names'}
+  assert _plan(f'gpt2,{optimizer}', more)[1].fits
+  llama = {
+    **_GPT2_3B,
+    'model.num_heads': 20,
+    'model.mlp_dim': 6912,
+    'model.vocab_size': 32_000,
+  }
+  assert _plan(f'llama,{optimizer}', llama)[1].fits
 
 
 def test_recomputation_keeps_one_input_a_layer():
@@ -127,13 +163,13 @@ def test_traffic_is_that_of_rings():
 
 @pytest.mark.parametrize(
   'keys, milliseconds',
-  [(_GPT2_124M, 171.7), (_GPT2_3B, 328)],
+  [(_GPT2_124M, 139.1), (_GPT2_3B, 282)],
   ids=['124M', '2.65B'],
 )
 def test_step_times_are_near_those_measured_with_jax(keys, milliseconds):
-  """One H100; neither form measured is quite ours."""
+  """One H100; logits in bfloat16, as ours, but another program."""
   plan = _plan(keys=keys)[1]
-  assert plan.step_seconds * 1e3 == pytest.approx(milliseconds, rel=0.2)
+  assert plan.step_seconds * 1e3 == pytest.approx(milliseconds, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -142,8 +178,9 @@ def test_step_times_are_near_those_measured_with_jax(keys, milliseconds):
   ids=['124M', '2.65B'],
 )
 def test_memory_is_near_that_measured_with_pytorch(keys, gigabytes):
+  """Which keeps logits and norms in float32."""
   plan = _plan(keys=keys)[1]
-  assert plan.peak / 1e9 == pytest.approx(gigabytes, rel=0.15)
+  assert plan.peak / 1e9 == pytest.approx(gigabytes, rel=0.25)
 
 
 def test_what_does_not_fit_is_told_what_does():
@@ -215,4 +252,3 @@ def test_chips_have_the_peaks_of_the_training_loop():
   for name, chip in chips.CHIPS.items():
     assert chip.peak in flops.PEAKS.values(), name
     assert chip.group % chip.host == 0 or chip.host % chip.group == 0
-  assert set(planner.UPDATE_BYTES) == {'adamw', 'lion', 'sophia'}
