@@ -14,6 +14,8 @@ from steepest.eval.runs import Run
 
 # The metrics that the report shows, and whether less is better.
 METRICS = {'acc': False, 'acc_norm': False, 'perplexity': True}
+# Tasks whose answers differ in length: a mean accuracy takes acc_norm.
+_BY_LENGTH = ('arc_challenge', 'hellaswag', 'openbookqa', 'piqa')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,19 +113,101 @@ def difference(
   first: Sequence[Run], second: Sequence[Run], task: str, metric: str
 ) -> statistics.Difference:
   """Compares two cells: question by question where predictions are on disk."""
-  a_SxQ = _answers(first, task, metric)
-  b_SxQ = _answers(second, task, metric)
-  if a_SxQ is not None and b_SxQ is not None:
-    questions = sorted(set(a_SxQ[0]) & set(b_SxQ[0]), key=str)
-    if len(questions) == len(a_SxQ[0]) == len(b_SxQ[0]):
-      return statistics.paired_accuracy_difference(
-        np.asarray([[a[q] for q in questions] for a in a_SxQ]),
-        np.asarray([[b[q] for q in questions] for b in b_SxQ]),
-      )
+  pair = _matched(first, second, task, metric)
+  if pair is not None:
+    return statistics.paired_accuracy_difference(*pair)
   a, b = score(first, task, metric), score(second, task, metric)
   if a is None or b is None:
     raise ValueError(f'{task}: {metric} is missing in a cell to compare')
   return statistics.accuracy_difference((a.mean, a.error), (b.mean, b.error))
+
+
+def averaged(found: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+  """Returns the (task, metric) pairs that a mean accuracy is taken over.
+
+  Of each task the one that is usual for it: acc_norm where an answer is a
+  sentence (HellaSwag, ARC-Challenge, OpenBookQA, PIQA), else acc.
+  """
+  chosen = []
+  for task in dict.fromkeys(task for task, _ in found):
+    has = {metric for t, metric in found if t == task}
+    for metric in ('acc_norm', 'acc') if task in _BY_LENGTH else ('acc',):
+      if metric in has:
+        chosen.append((task, metric))
+        break
+  return chosen
+
+
+def average_score(
+  runs: Sequence[Run], found: Sequence[tuple[str, str]]
+) -> Score | None:
+  """Returns the mean of a cell's accuracies, every task counted once.
+
+  error² = sum over tasks of (mean of the seeds' squared question errors) /
+  tasks² + sd between the seeds' means² / seeds.
+
+  Args:
+    runs: of the cell.
+    found: (task, metric) that all of them have; see `averaged`.
+  """
+  metrics = averaged(found)
+  if not metrics or not runs:
+    return None
+  scores = [score(runs, task, metric) for task, metric in metrics]
+  held = [one for one in scores if one is not None]
+  if len(held) < len(metrics):
+    return None
+  values_TxS = np.asarray([one.per_seed for one in held])
+  between = statistics.spread(values_TxS.mean(axis=0))
+  squared = 0.0
+  for one in held:
+    seeds = (one.sd or 0.0) ** 2 / len(runs)
+    squared += max(0.0, one.error**2 - seeds) / len(held) ** 2
+  if between.sd is not None:
+    squared += between.sd**2 / between.n
+  chances = [one.chance for one in held if one.chance is not None]
+  return Score(
+    mean=between.mean,
+    sd=between.sd,
+    error=squared**0.5,
+    per_seed=tuple(float(v) for v in values_TxS.mean(axis=0)),
+    questions=sum(one.questions for one in held),
+    chance=float(np.mean(chances)) if len(chances) == len(held) else None,
+  )
+
+
+def average_difference(
+  first: Sequence[Run],
+  second: Sequence[Run],
+  metrics: Sequence[tuple[str, str]],
+) -> statistics.Difference:
+  """Compares the mean accuracies of two cells, every task counted once.
+
+  error² = sum over tasks of s² / questions / tasks² + sd between the seeds'
+  differences² / seeds, with s the deviation over a task's questions of the
+  difference averaged over seeds; unpaired without predictions.
+  """
+  squared = 0.0
+  by_seed = []
+  for task, metric in metrics:
+    pair = _matched(first, second, task, metric)
+    if pair is None:
+      a, b = average_score(first, metrics), average_score(second, metrics)
+      if a is None or b is None:
+        raise ValueError('the mean accuracy is missing in a cell to compare')
+      return statistics.accuracy_difference(
+        (a.mean, a.error), (b.mean, b.error)
+      )
+    difference_SxQ = pair[0] - pair[1]
+    by_seed.append(difference_SxQ.mean(axis=1))
+    over = statistics.spread(difference_SxQ.mean(axis=0))
+    squared += (over.sd or 0.0) ** 2 / over.n / len(metrics) ** 2
+  between = statistics.spread(np.mean(by_seed, axis=0))
+  if between.sd is not None:
+    squared += between.sd**2 / between.n
+  return statistics.difference(
+    between.mean, squared**0.5, None, 'questions, paired'
+  )
 
 
 def unlike_questions(runs: Sequence[Run], task: str, metric: str) -> list[str]:
@@ -170,6 +254,23 @@ def _chance(info: Mapping[str, Any], task: str, metric: str) -> float | None:
   if metric == 'perplexity' or task not in info['chance']:
     return None
   return float(info['chance'][task])
+
+
+def _matched(
+  first: Sequence[Run], second: Sequence[Run], task: str, metric: str
+) -> tuple[np.ndarray, np.ndarray] | None:
+  """Returns both cells' answers (SxQ, 0 or 1) to the same questions."""
+  a_SxQ = _answers(first, task, metric)
+  b_SxQ = _answers(second, task, metric)
+  if a_SxQ is None or b_SxQ is None:
+    return None
+  questions = sorted(set(a_SxQ[0]) & set(b_SxQ[0]), key=str)
+  if not len(questions) == len(a_SxQ[0]) == len(b_SxQ[0]):
+    return None
+  return (
+    np.asarray([[a[q] for q in questions] for a in a_SxQ], float),
+    np.asarray([[b[q] for q in questions] for b in b_SxQ], float),
+  )
 
 
 def _answers(

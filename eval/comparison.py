@@ -1,136 +1,89 @@
-"""Runs on disk -> cells, their statistics, and who wins what.
+"""Runs on disk -> groups, their statistics, and who wins what.
 
-A cell is an architecture with an optimizer; its runs differ in the seed. Cells
-are compared within an architecture, over the same seeds, seed by seed.
+A group is an architecture at one value of each axis that a study declares; a
+cell of it is an optimizer, whose runs differ in the seed. Cells are compared
+within a group, over the same seeds, seed by seed; groups that differ on one
+axis are compared optimizer by optimizer. docs/comparison.md defines every
+number.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 from steepest.eval import accuracy
+from steepest.eval import agreement
+from steepest.eval import budgets as budgets_lib
+from steepest.eval import cells as cells_lib
+from steepest.eval import costs as costs_lib
+from steepest.eval import effects as effects_lib
 from steepest.eval import fairness
-from steepest.eval import statistics
+from steepest.eval import groups as groups_lib
+from steepest.eval import pareto
+from steepest.eval import scaling_fit
+from steepest.eval import sensitivity
+from steepest.eval import targets
 from steepest.eval import tuning
+from steepest.eval import verdicts
+from steepest.eval.cells import COLUMNS as COLUMNS
+from steepest.eval.cells import Cell as Cell
+from steepest.eval.cells import Column as Column
 from steepest.eval.runs import Run
 from steepest.eval.runs import load_runs as load_runs
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-  """A quantity of the table.
-
-  Attributes:
-    key: key of summary.json, or 'task/metric'.
-    kind: 'loss', 'speed' (depends on the machine), 'count' (exact) or
-      'benchmark'.
-    lower_is_better: None where it is no contest.
-  """
-
-  key: str
-  kind: str
-  lower_is_better: bool | None
-
-  @property
-  def task(self) -> str:
-    return self.key.rpartition('/')[0]
-
-  @property
-  def metric(self) -> str:
-    return self.key.rpartition('/')[2]
-
-
-COLUMNS = (
-  Column('train_loss', 'loss', True),
-  Column('eval_loss', 'loss', True),
-  Column('tokens_per_second', 'speed', False),
-  Column('seconds', 'speed', True),
-  Column('flops', 'count', True),
-  Column('parameters', 'count', None),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-  """The compared runs of one optimizer on one architecture.
-
-  Attributes:
-    architecture: model.name.
-    optimizer: optimizer.name.
-    runs: one per seed, empty where every run diverged.
-    spreads: column key -> mean and sd over seeds, where all seeds have it.
-    per_seed: column key -> the seeds' values.
-    scores: 'task/metric' -> score.
-    diverged: runs of other seeds that diverged.
-  """
-
-  architecture: str
-  optimizer: str
-  runs: list[Run]
-  spreads: dict[str, statistics.Spread]
-  per_seed: dict[str, tuple[float, ...]]
-  scores: dict[str, accuracy.Score]
-  diverged: list[Run]
-
-  def value(self, key: str) -> float | None:
-    """Returns the mean over seeds of a column; None where it is missing."""
-    if key in self.spreads:
-      return self.spreads[key].mean
-    return self.scores[key].mean if key in self.scores else None
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-  """Who is best in one column of one architecture, and whether that holds.
-
-  Attributes:
-    architecture: model.name.
-    column: what is compared.
-    best: the optimizer with the best mean; None where nothing is compared.
-    conclusion: 'wins' (the difference to every other one counts; of exact
-      counts, to every one with another number), 'partly', 'tie' (to none),
-      'unknown' (one seed), 'equal' (the same number), 'alone', 'chance' (the
-      best is not above chance) or 'incomparable'.
-    differences: other optimizer -> difference of the best to it.
-    reason: why nothing is compared, in words.
-  """
-
-  architecture: str
-  column: Column
-  best: str | None
-  conclusion: str
-  differences: dict[str, statistics.Difference]
-  reason: str = ''
-
-  @property
-  def leaders(self) -> list[str]:
-    """The best and those with the very same number."""
-    same = [name for name, d in self.differences.items() if d.value == 0]
-    return [] if self.best is None else [self.best, *same]
+from steepest.eval.verdicts import Verdict as Verdict
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """One architecture: its cells and verdicts.
+  """One architecture at one value of each axis.
 
   Attributes:
     selection: which runs are compared and which are not.
     cells: in the order of their optimizers' names.
     verdicts: one for every contested column that a cell has.
     warnings: what limits the comparison, in words.
+    axes: axis -> value; {} where no study declares axes.
+    budgets: how each cell was tuned.
+    refusal: why losses and scores are not ranked; '' where they are.
+    pairs: column key -> every two optimizers, with p-values corrected for all
+      of them; 'accuracy' is the mean over the benchmarks.
+    sources: validation losses by source, nats and bits per byte.
+    costs: of each cell, with its search.
+    overheads: what the others add to AdamW's step.
+    targets: tokens, operations and seconds to AdamW's final loss.
+    agreements: rank correlations of loss and scores over the cells.
   """
 
   selection: fairness.Selection
   cells: list[Cell]
   verdicts: list[Verdict]
   warnings: list[str]
+  axes: dict[str, Any]
+  budgets: list[budgets_lib.Budget]
+  refusal: str
+  pairs: dict[str, list[verdicts.Pair]]
+  sources: list[verdicts.SourceLoss]
+  costs: list[costs_lib.CellCost]
+  overheads: list[costs_lib.Overhead]
+  targets: list[targets.ToTarget]
+  agreements: list[agreement.Agreement]
 
   @property
   def architecture(self) -> str:
     return self.selection.architecture
 
+  @property
+  def axes_label(self) -> str:
+    """The values of the axes in words, such as 'epochs 4'; '' without axes."""
+    return groups_lib.label(self.axes)
+
   def verdict(self, key: str) -> Verdict | None:
     """Returns the verdict on a column, if there is one."""
     return next((v for v in self.verdicts if v.column.key == key), None)
+
+  def cell(self, optimizer: str) -> Cell | None:
+    """Returns an optimizer's cell, if there is one."""
+    return next((c for c in self.cells if c.optimizer == optimizer), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,23 +92,45 @@ class Comparison:
 
   Attributes:
     runs: all that were read.
-    groups: one per architecture that has final runs.
+    groups: one per architecture and axis values that has final runs.
     columns: those that at least one cell has.
     curves: the learning-rate searches.
+    axes: that the studies declare and that final runs differ on.
+    effects: what another value of an axis changes, optimizer by optimizer.
+    interactions: whether it changes the difference between two optimizers.
+    sensitivities: of the loss to each hyperparameter that was searched.
+    scalings: loss over token budgets and the speed-ups through AdamW's curve,
+      one per architecture and values of the other axes.
+    pareto: every cell in the trade-off of hours, loss and accuracy.
+    pareto_warning: why its hours are not comparable; '' where they are.
   """
 
   runs: list[Run]
   groups: list[Group]
   columns: list[Column]
   curves: list[tuning.Curve]
+  axes: list[groups_lib.Axis]
+  effects: list[effects_lib.AxisEffect]
+  interactions: list[effects_lib.Interaction]
+  sensitivities: list[sensitivity.Sensitivity]
+  scalings: list[scaling_fit.Scaling]
+  pareto: list[pareto.Candidate]
+  pareto_warning: str
 
   @property
   def cells(self) -> list[Cell]:
     return [cell for group in self.groups for cell in group.cells]
 
 
-def compare(runs: Sequence[Run]) -> Comparison:
-  """Compares the final runs within each architecture.
+def compare(
+  runs: Sequence[Run], accept_unequal_budgets: bool = False
+) -> Comparison:
+  """Compares the final runs within each group, and groups along the axes.
+
+  Args:
+    runs: of stage 'tune' or 'final'.
+    accept_unequal_budgets: whether losses and scores are ranked where the
+      optimizers of a group had unequal tuning budgets.
 
   Raises:
     ValueError: a run has an unknown stage.
@@ -166,49 +141,138 @@ def compare(runs: Sequence[Run]) -> Comparison:
         f'{run.name}: stage is {run.stage!r}; known are tune and final'
       )
   finals = [run for run in runs if run.stage == 'final']
+  trials = [run for run in runs if run.stage == 'tune']
+  searches = tuning.searches(trials)
+  axes = groups_lib.declared(finals)
   groups = [
-    _group([run for run in finals if run.architecture == name])
-    for name in sorted({run.architecture for run in finals})
+    _group(members, searches, accept_unequal_budgets)
+    for members in groups_lib.partition(finals, axes)
   ]
   compared = [run for g in groups for cell in g.cells for run in cell.runs]
-  scored = [
-    Column(f'{task}/{metric}', 'benchmark', accuracy.METRICS[metric])
-    for task, metric in accuracy.list_metrics(compared)
-  ]
-  columns = [
-    column
-    for column in (*COLUMNS, *scored)
-    if any(
-      cell.value(column.key) is not None for g in groups for cell in g.cells
-    )
-  ]
-  curves = tuning.curves([r for r in runs if r.stage == 'tune'], compared)
+  effects, interactions = effects_lib.compare(
+    [_level(group) for group in groups], axes
+  )
+  candidates, warning = pareto.candidates(
+    [
+      (cell, cost.total)
+      for group in groups
+      for cell, cost in zip(group.cells, group.costs, strict=True)
+    ]
+  )
   return Comparison(
     runs=list(runs),
     groups=groups,
-    columns=columns,
-    curves=curves,
+    columns=_columns(groups, compared),
+    curves=tuning.curves(trials, compared),
+    axes=axes,
+    effects=effects,
+    interactions=interactions,
+    sensitivities=sensitivity.of_searches(searches),
+    scalings=_scalings(groups),
+    pareto=candidates,
+    pareto_warning=warning,
   )
 
 
-def _group(runs: Sequence[Run]) -> Group:
-  selection = fairness.select(runs)
-  compared = [run for cell in selection.cells.values() for run in cell]
-  scored = [
-    Column(f'{task}/{metric}', 'benchmark', accuracy.METRICS[metric])
-    for task, metric in accuracy.list_metrics(compared)
+def _columns(groups: Sequence[Group], compared: Sequence[Run]) -> list[Column]:
+  cells = [cell for group in groups for cell in group.cells]
+  return [
+    column
+    for column in (*COLUMNS, *_scored(compared))
+    if any(cell.value(column.key) is not None for cell in cells)
   ]
+
+
+def _scored(runs: Sequence[Run]) -> list[Column]:
+  return [
+    Column(f'{task}/{metric}', 'benchmark', accuracy.METRICS[metric])
+    for task, metric in accuracy.list_metrics(runs)
+  ]
+
+
+def _group(
+  members: groups_lib.Members,
+  searches: Sequence[Sequence[Run]],
+  accept_unequal_budgets: bool,
+) -> Group:
+  selection = fairness.select(members.runs)
+  compared = [run for cell in selection.cells.values() for run in cell]
+  scored = _scored(compared)
   names = {*selection.cells, *(run.optimizer for run in selection.diverged)}
-  cells = [_cell(selection, name, scored) for name in sorted(names)]
-  warnings = _warnings(compared)
-  unlike: dict[str, list[str]] = {}
-  for column in scored:
-    lines = accuracy.unlike_questions(compared, column.task, column.metric)
-    if lines:
-      unlike[column.key] = lines
-      warnings += [f'{column.key} is not compared: {line}' for line in lines]
+  cells = [
+    cells_lib.build(selection, name, scored, members.axes)
+    for name in sorted(names)
+  ]
+  unlike = {
+    column.key: lines
+    for column in scored
+    if (
+      lines := accuracy.unlike_questions(compared, column.task, column.metric)
+    )
+  }
+  trials = {cell.optimizer: _trials(cell, searches) for cell in cells}
+  budgets = [
+    budget
+    for cell in cells
+    if (budget := _budget(cell, trials[cell.optimizer])) is not None
+  ]
+  refusal = ''
+  if not accept_unequal_budgets:
+    refusal = budgets_lib.refusal(budgets, list(selection.cells))
   speeds = sorted({fairness.speed_setup(run) for run in compared})
-  verdicts = []
+  pairs = {
+    column.key: verdicts.column_pairs(column, cells)
+    for column in (*COLUMNS, *scored)
+    if column.lower_is_better is not None
+  }
+  pairs['accuracy'] = [] if unlike else verdicts.average_pairs(cells)
+  reasons = _reasons(scored, speeds, unlike, refusal)
+  found = [
+    verdicts.decide(
+      selection.architecture,
+      column,
+      cells,
+      pairs[column.key] if column.key in pairs else [],
+      reasons[column.key],
+    )
+    for column in (*COLUMNS, *scored)
+  ]
+  costs = [costs_lib.cell_cost(cell, trials[cell.optimizer]) for cell in cells]
+  return Group(
+    selection=selection,
+    cells=cells,
+    verdicts=[verdict for verdict in found if verdict is not None],
+    warnings=fairness.warnings(compared) + _unlike_lines(unlike),
+    axes=members.axes,
+    budgets=budgets,
+    refusal=refusal,
+    pairs={key: of for key, of in pairs.items() if of},
+    sources=verdicts.source_losses(cells),
+    costs=costs,
+    overheads=costs_lib.overheads(cells, len(speeds) < 2),
+    targets=targets.to_targets(cells, costs, len(speeds) < 2),
+    agreements=agreement.of_cells(
+      cells, [column for column in scored if column.key not in unlike]
+    ),
+  )
+
+
+def _unlike_lines(unlike: dict[str, list[str]]) -> list[str]:
+  return [
+    f'{key} is not compared: {line}'
+    for key, lines in unlike.items()
+    for line in lines
+  ]
+
+
+def _reasons(
+  scored: Sequence[Column],
+  speeds: Sequence[tuple[str, ...]],
+  unlike: dict[str, list[str]],
+  refusal: str,
+) -> dict[str, str]:
+  """Returns column key -> why it is not compared; '' where it is."""
+  found = {}
   for column in (*COLUMNS, *scored):
     reason = ''
     if column.kind == 'speed' and len(speeds) > 1:
@@ -217,137 +281,58 @@ def _group(runs: Sequence[Run]) -> Group:
       )
     elif column.key in unlike:
       reason = 'the runs scored unlike questions'
-    verdict = _verdict(selection.architecture, column, cells, reason)
-    if verdict is not None:
-      verdicts.append(verdict)
-  return Group(selection, cells, verdicts, warnings)
+    elif column.kind in ('loss', 'benchmark'):
+      reason = refusal
+    found[column.key] = reason
+  return found
 
 
-def _cell(
-  selection: fairness.Selection, optimizer: str, scored: Sequence[Column]
-) -> Cell:
-  runs = selection.cells[optimizer] if optimizer in selection.cells else []
-  per_seed = {}
-  for column in COLUMNS:
-    values = [
-      run.summary[column.key]
-      for run in runs
-      # Older runs lack some.
-      if run.summary and run.summary.get(column.key) is not None
-    ]
-    if values and len(values) == len(runs):
-      per_seed[column.key] = tuple(float(value) for value in values)
-  scores = {}
-  for column in scored:
-    score = accuracy.score(runs, column.task, column.metric) if runs else None
-    if score is not None:
-      scores[column.key] = score
-  return Cell(
-    architecture=selection.architecture,
-    optimizer=optimizer,
-    runs=runs,
-    spreads={k: statistics.spread(v) for k, v in per_seed.items()},
-    per_seed=per_seed,
-    scores=scores,
-    diverged=[r for r in selection.diverged if r.optimizer == optimizer],
-  )
-
-
-def _verdict(
-  architecture: str, column: Column, cells: Sequence[Cell], reason: str
-) -> Verdict | None:
-  """Compares the cell with the best mean with each of the others."""
-  if column.lower_is_better is None:
-    return None
-  have = {
-    cell.optimizer: cell for cell in cells if cell.value(column.key) is not None
-  }
-  if not have:
-    return None
-  if reason:
-    return Verdict(architecture, column, None, 'incomparable', {}, reason)
-  values = {name: cell.value(column.key) or 0.0 for name, cell in have.items()}
-  pick = min if column.lower_is_better else max
-  best = pick(values, key=lambda name: values[name])
-  others = [name for name in values if name != best]
-  if not others:
-    return Verdict(architecture, column, best, 'alone', {})
-  compare_two = _comparer(column, have)
-  differences = {name: compare_two(best, name) for name in others}
-  return Verdict(
-    architecture,
-    column,
-    best,
-    _conclusion(have[best], column, differences),
-    differences,
-  )
-
-
-def _comparer(
-  column: Column, cells: Mapping[str, Cell]
-) -> Callable[[str, str], statistics.Difference]:
-  """Returns the function that compares two cells in `column`."""
-
-  def exact(a: str, b: str) -> statistics.Difference:
-    value = (
-      cells[a].spreads[column.key].mean - cells[b].spreads[column.key].mean
-    )
-    return statistics.Difference(value, 0.0, 0.0, 'exact')
-
-  def questions(a: str, b: str) -> statistics.Difference:
-    return accuracy.difference(
-      cells[a].runs, cells[b].runs, column.task, column.metric
-    )
-
-  def seeds(a: str, b: str) -> statistics.Difference:
-    groups = {name: cell.per_seed[column.key] for name, cell in cells.items()}
-    return statistics.seed_difference(groups, a, b)
-
-  if column.kind == 'count':
-    return exact
-  if column.kind == 'benchmark':
-    return questions
-  return seeds
-
-
-def _conclusion(
-  best: Cell,
-  column: Column,
-  differences: Mapping[str, statistics.Difference],
-) -> str:
-  if column.kind == 'benchmark':
-    if best.scores[column.key].above_chance is False:
-      return 'chance'
-  elif all(d.value == 0 for d in differences.values()):
-    return 'equal'
-  exceeds = [
-    d.exceeds
-    for d in differences.values()
-    if column.kind != 'count' or d.value != 0
+def _trials(cell: Cell, searches: Sequence[Sequence[Run]]) -> list[Run]:
+  """Returns the trials behind a cell's final runs."""
+  finals = [*cell.runs, *cell.diverged]
+  return [
+    run
+    for search in searches
+    if tuning.served(search, finals[:1])
+    for run in search
+    if run.status != 'unfinished'
   ]
-  if None in exceeds:
-    return 'unknown'
-  if all(exceeds):
-    return 'wins'
-  return 'partly' if any(exceeds) else 'tie'
 
 
-def _warnings(runs: Sequence[Run]) -> list[str]:
-  """Says which versions or commits differ among the compared runs."""
-  lines = []
-  for key in ('git_commit', 'python', 'platform'):
-    values = {str(run.env[key]) for run in runs if key in run.env}
-    if len(values) > 1:
-      lines.append(f'{key} differs among the runs: {", ".join(sorted(values))}')
-  names = {n for r in runs if 'versions' in r.env for n in r.env['versions']}
-  for name in sorted(names):
-    values = {
-      str(run.env['versions'][name])
-      for run in runs
-      if 'versions' in run.env and name in run.env['versions']
-    }
-    if len(values) > 1:
-      lines.append(
-        f'{name} differs among the runs: {", ".join(sorted(values))}'
+def _budget(cell: Cell, trials: Sequence[Run]) -> budgets_lib.Budget | None:
+  return budgets_lib.build(cell.optimizer, trials, cell.runs)
+
+
+def _level(group: Group) -> effects_lib.Level:
+  key = 'eval_loss'
+  return effects_lib.Level(
+    group.architecture,
+    group.axes,
+    group.cells,
+    group.selection.equal,
+    group.pairs[key] if key in group.pairs else [],
+  )
+
+
+def _scalings(groups: Sequence[Group]) -> list[scaling_fit.Scaling]:
+  """Fits AdamW's loss over tokens where groups differ in nothing else."""
+  found: dict[tuple[Any, ...], list[Group]] = {}
+  for group in groups:
+    others = {k: v for k, v in group.axes.items() if k != 'tokens'}
+    key = (group.architecture, *others.items())
+    found.setdefault(key, []).append(group)
+  result = []
+  for (architecture, *others), of_key in found.items():
+    losses: dict[str, dict[float, Sequence[float]]] = {}
+    for group in of_key:
+      for cell in group.cells:
+        if 'eval_loss' in cell.per_seed:
+          tokens = float(cell.runs[0].planned_tokens)
+          of = losses.setdefault(cell.optimizer, {})
+          of[tokens] = cell.per_seed['eval_loss']
+    name = costs_lib.baseline(losses)
+    if name is not None and len(losses) > 1:
+      result.append(
+        scaling_fit.scaling(architecture, dict(others), name, losses)
       )
-  return lines
+  return result

@@ -23,6 +23,10 @@ COMPARED = (
   'optimizer.hessian_every',
   'optimizer.hessian_estimator',
   'optimizer.hessian_bias_correction',
+  'optimizer.b3',
+  'optimizer.alpha',
+  'optimizer.momentum',
+  'optimizer.precondition_every',
 )
 # Without influence on losses and parameters. The data are compared by their
 # fingerprint, not by where they lie; the benchmarks by their questions.
@@ -248,3 +252,24 @@ def _common_seeds(
         reason = f'seed {seed}: not finished for {", ".join(lacking)}'
         left_out.append(LeftOut(run, (reason,)))
   return tuple(sorted(shared))
+
+
+def warnings(runs: Sequence[Run]) -> list[str]:
+  """Says which versions or commits differ among the compared runs."""
+  lines = []
+  for key in ('git_commit', 'python', 'platform'):
+    values = {str(run.env[key]) for run in runs if key in run.env}
+    if len(values) > 1:
+      lines.append(f'{key} differs among the runs: {", ".join(sorted(values))}')
+  names = {n for r in runs if 'versions' in r.env for n in r.env['versions']}
+  for name in sorted(names):
+    values = {
+      str(run.env['versions'][name])
+      for run in runs
+      if 'versions' in run.env and name in run.env['versions']
+    }
+    if len(values) > 1:
+      lines.append(
+        f'{name} differs among the runs: {", ".join(sorted(values))}'
+      )
+  return lines

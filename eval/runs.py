@@ -110,17 +110,28 @@ class Run:
     return xy_Rx2[:, 0], xy_Rx2[:, 1]
 
   @functools.cached_property
-  def study(self) -> dict[str, Any]:
-    """The keys of the study that the run belongs to; {} without one."""
+  def study_config(self) -> dict[str, Any]:
+    """The leaves of the config.json of the run's study; {} without one."""
     for parent in list(self.path.resolve().parents)[:4]:
       path = parent / 'config.json'
       if path.exists():
         try:
-          study = json.loads(path.read_text('utf-8'))['study']
-        except (ValueError, KeyError, TypeError):
+          config = json.loads(path.read_text('utf-8'))
+        except ValueError:
           return {}
-        return study if isinstance(study, dict) else {}
+        if not isinstance(config, dict) or 'study' not in config:
+          return {}
+        return _flatten(config)
     return {}
+
+  @functools.cached_property
+  def study(self) -> dict[str, Any]:
+    """The keys of the study that the run belongs to; {} without one."""
+    return {
+      key.removeprefix('study.'): value
+      for key, value in self.study_config.items()
+      if key.startswith('study.')
+    }
 
   @functools.cached_property
   def answers(self) -> dict[str, dict[str, dict[int, int]]]:

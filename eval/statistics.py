@@ -6,9 +6,12 @@ Nothing here knows of runs or files: sequences in, numbers out.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import math
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy import stats
+
+_Key = TypeVar('_Key')
 
 # Two-sided level of every comparison of losses and times.
 CONFIDENCE = 0.95
@@ -33,19 +36,53 @@ class Difference:
     value: mean of the first minus mean of the second.
     error: standard error of `value`; None where no spread is known.
     limit: the smallest |value| that counts; None where no spread is known.
-    rule: 'paired', 'pooled', 'one seed', 'questions, paired' or
+      Of several comparisons (`correct`), the one that Holm's rule asks.
+    rule: 'paired', 'pooled', 'one seed', 'exact', 'questions, paired' or
       'questions, unpaired'.
+    freedom: degrees of freedom of Student's t; None: the normal distribution.
+    low, high: interval of this comparison alone; None where no spread is known.
+    p: two-sided, of this comparison alone; None where no spread is known.
+    p_holm: the same corrected for the comparisons made at once.
   """
 
   value: float
   error: float | None
   limit: float | None
   rule: str
+  freedom: float | None = None
+  low: float | None = None
+  high: float | None = None
+  p: float | None = None
+  p_holm: float | None = None
 
   @property
   def exceeds(self) -> bool | None:
     """Whether the difference counts; None where no spread is known."""
     return None if self.limit is None else abs(self.value) > self.limit
+
+  def reversed(self) -> 'Difference':
+    """Returns the second minus the first."""
+    low = None if self.high is None else -self.high
+    high = None if self.low is None else -self.low
+    return dataclasses.replace(self, value=-self.value, low=low, high=high)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+  """A geometric mean of ratios over seeds.
+
+  Attributes:
+    value: exp(mean of the logarithms).
+    low, high: interval of CONFIDENCE; None for one seed.
+    p: two-sided, of a ratio of 1; None for one seed.
+    n: seeds.
+  """
+
+  value: float
+  low: float | None
+  high: float | None
+  p: float | None
+  n: int
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -95,12 +132,112 @@ def seed_difference(
     return Difference(value, None, None, 'one seed')
   if seeds == 2:
     sd, freedom = pooled_sd(list(groups.values()))
-    error, rule = sd * math.sqrt(2 / seeds), 'pooled'
+    return difference(value, sd * math.sqrt(2 / seeds), freedom, 'pooled')
+  sd = float((a_S - b_S).std(ddof=1))
+  return difference(value, sd / math.sqrt(seeds), seeds - 1, 'paired')
+
+
+def mean_difference(
+  groups: Mapping[str, Sequence[float]], name: str
+) -> Difference:
+  """Tests whether the mean of differences that are paired already is zero.
+
+  With three or more: Student's t of the differences. With two: their standard
+  deviation pooled over all `groups`. With one: no limit.
+
+  Args:
+    groups: per optimizer a difference for each seed.
+    name: a key of `groups`.
+  """
+  values_S = np.asarray(groups[name], np.float64)
+  value, seeds = float(values_S.mean()), values_S.size
+  if seeds == 1:
+    return Difference(value, None, None, 'one seed')
+  if seeds == 2:
+    sd, freedom = pooled_sd(list(groups.values()))
+    return difference(value, sd / math.sqrt(2), freedom, 'pooled')
+  sd = float(values_S.std(ddof=1))
+  return difference(value, sd / math.sqrt(seeds), seeds - 1, 'paired')
+
+
+def ratio(groups: Mapping[str, Sequence[float]], name: str) -> Ratio:
+  """Returns the geometric mean of a group's ratios, as `mean_difference`.
+
+  Args:
+    groups: per optimizer a positive ratio for each seed.
+    name: a key of `groups`.
+  """
+  logs = {key: np.log(np.asarray(v)) for key, v in groups.items()}
+  found = mean_difference(logs, name)
+  return Ratio(
+    math.exp(found.value),
+    None if found.low is None else math.exp(found.low),
+    None if found.high is None else math.exp(found.high),
+    found.p,
+    len(groups[name]),
+  )
+
+
+def difference(
+  value: float, error: float, freedom: float | None, rule: str
+) -> Difference:
+  """Returns a difference with its limit, interval and p-value.
+
+  Args:
+    value: the difference of two means.
+    error: its standard error.
+    freedom: degrees of freedom of Student's t; None: two errors of the normal
+      distribution.
+    rule: see `Difference`.
+  """
+  limit = _quantile(_level(freedom), freedom) * error
+  if error:
+    p = 2 * float(_distribution(freedom).sf(abs(value) / error))
   else:
-    sd, freedom = float((a_S - b_S).std(ddof=1)), seeds - 1
-    error, rule = sd / math.sqrt(seeds), 'paired'
-  quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
-  return Difference(value, error, quantile * error, rule)
+    p = float(value == 0)
+  return Difference(
+    value, error, limit, rule, freedom, value - limit, value + limit, p, p
+  )
+
+
+def correct(found: Mapping[_Key, Difference]) -> dict[_Key, Difference]:
+  """Corrects comparisons made at once for their number (Holm 1979).
+
+  A difference exceeds its new limit exactly if Holm's rule rejects that it is
+  zero: the limit is taken at the level of its rank, or at that of the first
+  rank that fails. Differences without a p-value stay as they are.
+  """
+  ranked = sorted(
+    (key for key in found if found[key].p is not None),
+    key=lambda key: found[key].p or 0.0,
+  )
+  adjusted = dict(zip(ranked, holm([found[key].p or 0.0 for key in ranked])))
+  result = dict(found)
+  failed = None
+  for rank, key in enumerate(ranked):
+    one = found[key]
+    assert one.error is not None
+    share = len(ranked) - (rank if failed is None else failed)
+    level = _level(one.freedom) / share
+    limit = _quantile(level, one.freedom) * one.error
+    if failed is None and abs(one.value) <= limit:
+      failed = rank
+    result[key] = dataclasses.replace(one, limit=limit, p_holm=adjusted[key])
+  return result
+
+
+def _level(freedom: float | None) -> float:
+  if freedom is None:
+    return float(2 * stats.norm.sf(ACCURACY_ERRORS))
+  return 1 - CONFIDENCE
+
+
+def _distribution(freedom: float | None) -> Any:
+  return stats.norm if freedom is None else stats.t(freedom)
+
+
+def _quantile(level: float, freedom: float | None) -> float:
+  return float(_distribution(freedom).isf(level / 2))
 
 
 def accuracy_error(
@@ -142,9 +279,8 @@ def paired_accuracy_difference(
   between = spread(difference_SxQ.mean(axis=1))
   if between.sd is not None:
     squared += between.sd**2 / seeds
-  error = math.sqrt(squared)
-  return Difference(
-    over_questions.mean, error, ACCURACY_ERRORS * error, 'questions, paired'
+  return difference(
+    over_questions.mean, math.sqrt(squared), None, 'questions, paired'
   )
 
 
@@ -153,12 +289,7 @@ def accuracy_difference(
 ) -> Difference:
   """Compares two (accuracy, standard error) whose questions are not known."""
   error = math.hypot(first[1], second[1])
-  return Difference(
-    first[0] - second[0],
-    error,
-    ACCURACY_ERRORS * error,
-    'questions, unpaired',
-  )
+  return difference(first[0] - second[0], error, None, 'questions, unpaired')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+from steepest.eval import groups
 from steepest.eval import optimum
 from steepest.eval import statistics
 from steepest.eval.runs import Run
@@ -61,6 +62,7 @@ class Curve:
     target_layers: likewise.
     settings: the optimizer's other settings that the trials share.
     parametrization: parametrization.kind of the trials.
+    axes: values on axes that were searched anew, in words; ''.
   """
 
   architecture: str
@@ -86,6 +88,7 @@ class Curve:
   target_layers: int | None
   settings: dict[str, Any]
   parametrization: str
+  axes: str
 
   @property
   def trials(self) -> int:
@@ -119,19 +122,35 @@ def curves(trials: Sequence[Run], finals: Sequence[Run]) -> list[Curve]:
     trials: runs of stage 'tune'.
     finals: the compared runs of all cells.
   """
-  groups: dict[tuple[Any, ...], list[Run]] = {}
+  # Unlike criteria within an architecture would not be comparable.
+  result = []
+  for search in searches(trials):
+    first = search[0]
+    peers = [run for run in trials if run.architecture == first.architecture]
+    result.append(_curve(search, _criterion(peers), served(search, finals)))
+  return result
+
+
+def searches(trials: Sequence[Run]) -> list[list[Run]]:
+  """Returns the trials of each search: of one cell, on one proxy."""
+  found: dict[tuple[Any, ...], list[Run]] = {}
   for run in trials:
     shape = (run.config['model.width'], run.config['model.num_layers'])
     rule = (run.planned_tokens, run.config['parametrization.kind'])
-    key = (run.architecture, run.optimizer, *shape, *rule)
-    groups.setdefault(key, []).append(run)
-  # Unlike criteria within an architecture would not be comparable.
-  result = []
-  for key in sorted(groups):
-    peers = [r for k, group in groups.items() if k[0] == key[0] for r in group]
-    targets = [r for r in finals if (r.architecture, r.optimizer) == key[:2]]
-    result.append(_curve(groups[key], _criterion(peers), targets))
-  return result
+    at = json.dumps(groups.searched_at(run))
+    key = (run.architecture, run.optimizer, *shape, *rule, at)
+    found.setdefault(key, []).append(run)
+  return [found[key] for key in sorted(found)]
+
+
+def served(search: Sequence[Run], finals: Sequence[Run]) -> list[Run]:
+  """Returns the final runs of the cells that a search was for."""
+  key = _searched_for(search[0])
+  return [run for run in finals if _searched_for(run) == key]
+
+
+def _searched_for(run: Run) -> tuple[Any, ...]:
+  return run.architecture, run.optimizer, groups.searched_at(run)
 
 
 def _criterion(trials: Sequence[Run]) -> str:
@@ -186,6 +205,7 @@ def _curve(
     target_layers=int(target['model.num_layers']) if target else None,
     settings=_shared(trials),
     parametrization=str(first.config['parametrization.kind']),
+    axes=groups.label(dict(groups.searched_at(first))),
   )
 
 
@@ -195,7 +215,7 @@ def _searched(trials: Sequence[Run]) -> tuple[str, ...]:
   return tuple(
     key
     for key in first
-    if key.startswith(('optimizer.', 'schedule.'))
+    if key.startswith(('optimizer.', 'schedule.', 'parametrization.'))
     and key != 'optimizer.lr'
     and any(run.config[key] != first[key] for run in trials)
   )

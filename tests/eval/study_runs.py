@@ -107,12 +107,14 @@ def write_run(
     if status == 'diverged' and step > 0.7 * stop:
       smooth += 9 * (step / stop - 0.7) ** 2 * 30
     tokens = (step + 1) * per_step
+    # Before the first update a loss is the same for all of one seed.
+    noise = rng.normal(0, 0.045) if step else 8.8 - smooth
     lines.append(
       {
         'step': step,
         'tokens': tokens,
         'seconds': tokens / speed,
-        'train/loss': float(smooth + rng.normal(0, 0.045)),
+        'train/loss': float(smooth + noise),
         'lr': settings['optimizer']['lr'] * min(1.0, (step + 1) / 20),
         'grad_norm': 1.0,
       }
@@ -208,7 +210,14 @@ def write_study(
   optimizers: Sequence[str] = ('adamw', 'lion', 'sophia'),
   seeds: int = 2,
 ) -> None:
-  """Writes trials and finals of every cell, with scores."""
+  """Writes the config, trials and finals of every cell, with scores.
+
+  Sophia's fifth rate is one that the study added to its grid of four.
+  """
+  root.mkdir(parents=True, exist_ok=True)
+  plan = {f'lrs_{name}': list(LRS[name][:4]) for name in optimizers}
+  text = json.dumps({'study': {'search': 'grid', **plan}})
+  (root / 'config.json').write_text(text)
   for model in models:
     for optimizer in optimizers:
       cell = f'{model}-{optimizer}'
