@@ -57,6 +57,10 @@ _SEARCHED = {
   'attention_multiplier': 'parametrization.attention_multiplier',
   'logit_multiplier': 'parametrization.logit_multiplier',
 }
+# By how much the losses before the first update may differ, relatively: they
+# are those of the same weights on the same batch, up to rounding.
+_ROUNDING = {'float32': 1e-4}
+_COARSE_ROUNDING = 2e-3
 # What decides how fast a step is, beside the optimizer.
 _SPEED = ('microbatches', 'model.remat')
 
@@ -117,6 +121,7 @@ def select(runs: Sequence[Run]) -> Selection:
     for name, cell in cells.items()
   }
   finished = {name: cell for name, cell in finished.items() if cell}
+  finished = _same_start(finished, left_out)
   seeds = _common_seeds(finished, left_out)
   return Selection(
     architecture=names.pop(),
@@ -224,6 +229,49 @@ def _one_setting(
       else:
         cell[run.seed] = run
   return cell
+
+
+def first_loss(run: Run) -> float | None:
+  """Returns the training loss before the first update; None if not logged."""
+  row = run.rows[0] if run.rows else {}
+  if 'train/loss' not in row or row['step'] != 0:
+    return None
+  return float(row['train/loss'])
+
+
+def _same_start(
+  cells: dict[str, dict[int, Run]], left_out: list[LeftOut]
+) -> dict[str, dict[int, Run]]:
+  """Leaves out runs of other initial weights or another first batch.
+
+  Of each seed those stay that most others agree with; of as many, the first.
+  """
+  kept: dict[str, dict[int, Run]] = {name: {} for name in cells}
+  for seed in sorted({seed for cell in cells.values() for seed in cell}):
+    runs = [cell[seed] for cell in cells.values() if seed in cell]
+    like = [[_starts_alike(a, b) for b in runs] for a in runs]
+    reference = max(range(len(runs)), key=lambda i: sum(like[i]))
+    for run, same in zip(runs, like[reference]):
+      if same:
+        kept[run.optimizer][seed] = run
+      else:
+        other = runs[reference]
+        reason = (
+          f'its loss before the first update is {first_loss(run)}, not '
+          f'{first_loss(other)} as of {other.name}: other initial weights or '
+          'another first batch'
+        )
+        left_out.append(LeftOut(run, (reason,)))
+  return {name: cell for name, cell in kept.items() if cell}
+
+
+def _starts_alike(a: Run, b: Run) -> bool:
+  losses = first_loss(a), first_loss(b)
+  if None in losses:
+    return True
+  kind = str(a.config['dtype.compute']) if 'dtype.compute' in a.config else ''
+  within = _ROUNDING[kind] if kind in _ROUNDING else _COARSE_ROUNDING
+  return abs((losses[0] or 0.0) / (losses[1] or 1.0) - 1) <= within
 
 
 def _common_seeds(

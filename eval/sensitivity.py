@@ -66,7 +66,7 @@ class Sensitivity:
     best: its value in the best trial.
     offs: one for each of FACTORS.
     rates: of lr alone; None where the best rate is at the edge of what was
-      tried by an optimizer of the model.
+      tried, or where the loss at initialization was not logged.
     trials: that ended, of the whole search.
     diverged: of these.
   """
@@ -179,7 +179,7 @@ def rate_sensitivity(
   curve = interpolate.PchipInterpolator(x_P, y_P)
   lowest = min([*inside, float(curve(a)), float(curve(b))])
   mean = float(curve.integrate(a, b)) / (b - a)
-  return RateSensitivity(mean - float(lowest), low, high, initial)
+  return RateSensitivity(float(mean - lowest), low, high, initial)
 
 
 def initial_loss(trials: Sequence[Run]) -> float | None:
@@ -196,7 +196,7 @@ def of_searches(searches: Sequence[Sequence[Run]]) -> list[Sensitivity]:
   """Returns the sensitivities of all searches.
 
   All optimizers of a model are given the same range of rates around their best
-  ones: the factor that each of them has tried, WIDEST at most.
+  ones: the factor that all of them have tried, WIDEST at most.
 
   Args:
     searches: the trials of each.
@@ -204,7 +204,8 @@ def of_searches(searches: Sequence[Sequence[Run]]) -> list[Sensitivity]:
   factors: dict[tuple[str, str], list[float]] = {}
   for trials in searches:
     found = profile(trials, 'lr')
-    if found is not None:
+    # A search whose best rate is at an edge has no range, and takes none away.
+    if found is not None and reach(*found) > 1 + _CLOSE:
       factors.setdefault(_peers(trials), []).append(reach(*found))
   result = []
   for trials in searches:
@@ -215,6 +216,10 @@ def of_searches(searches: Sequence[Sequence[Run]]) -> list[Sensitivity]:
       if found is None:
         continue
       best, points = found
+      rates = None
+      if name == 'lr' and reach(best, points) > 1 + _CLOSE:
+        factor = min(WIDEST, *factors[architecture, axes])
+        rates = _rates(ended, best, points, factor)
       result.append(
         Sensitivity(
           architecture=architecture,
@@ -223,9 +228,7 @@ def of_searches(searches: Sequence[Sequence[Run]]) -> list[Sensitivity]:
           name=name,
           best=best,
           offs=offs(name, best, points),
-          rates=_rates(ended, best, points, min(factors[architecture, axes]))
-          if name == 'lr'
-          else None,
+          rates=rates,
           trials=len(ended),
           diverged=sum(run.status == 'diverged' for run in ended),
         )
@@ -243,8 +246,7 @@ def _rates(
   trials: Sequence[Run], best: float, points: Points, factor: float
 ) -> RateSensitivity | None:
   initial = initial_loss(trials)
-  factor = min(WIDEST, factor)
-  if initial is None or factor < 1 + _CLOSE:
+  if initial is None:
     return None
   return rate_sensitivity(points, initial, best / factor, best * factor)
 
