@@ -1,7 +1,6 @@
 """Benchmark scores during training, a line per run and the mean over seeds.
 
-Traces carry their task and metric in `meta`, of which the page shows one at a
-time, and their runs, by which it hides them.
+The page shows one task and metric at a time.
 """
 
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ import numpy as np
 
 from steepest.eval import accuracy
 from steepest.eval import plots_layout
-from steepest.eval import plots_loss
+from steepest.eval import plots_runs
 from steepest.eval import report_names
 from steepest.eval.comparison import Comparison
 from steepest.eval.comparison import Group
@@ -24,7 +23,7 @@ def list_columns(comparison: Comparison) -> list[tuple[str, str]]:
   """Returns the (task, metric) pairs that a run was scored on repeatedly."""
   found = set()
   for group in comparison.groups:
-    for run in plots_loss.shown_runs(group):
+    for run in plots_runs.shown_runs(group):
       names = {name for row in run.rows for name in row}
       for name in names:
         prefix, _, rest = name.partition('/')
@@ -37,152 +36,145 @@ def list_columns(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def curve_figure(comparison: Comparison) -> dict[str, Any] | None:
-  """Draws accuracies against tokens, a panel per architecture.
+  """Draws accuracies during training, a panel per group of runs.
 
   Returns:
-    Besides data and layout `first`: the column that is shown first. None where
-    no run was scored during training.
+    Besides data and layout `titles` of the horizontal axes and `first`: the
+    column that is shown first. None where no run was scored during training.
   """
   columns = list_columns(comparison)
-  groups = [g for g in comparison.groups if any(plots_loss.shown_runs(g))]
+  courses = plots_runs.Courses(comparison.groups)
   if not columns:
     return None
-  look = plots_layout.styles(
-    [r.optimizer for g in groups for r in plots_loss.shown_runs(g)]
-  )
-  scale, unit = plots_loss.x_unit(groups, 'tokens')
   layout = plots_layout.layout(
-    [report_names.name(g.architecture) for g in groups], 360
+    [report_names.group_name(g) for g in courses.groups], 260
   )
-  layout['margin']['t'] = 36
   data: list[dict[str, Any]] = []
-  for panel, group in enumerate(groups, 1):
-    for task, metric in columns:
-      drawn = _Drawer(task, metric, scale, unit, panel)
-      data += drawn.chance(group)
-      for optimizer in dict.fromkeys(
-        run.optimizer for run in plots_loss.shown_runs(group)
-      ):
-        runs = [
-          run
-          for run in plots_loss.shown_runs(group)
-          if run.optimizer == optimizer
-        ]
-        data += drawn.optimizer(runs, look[optimizer])
-    layout[plots_layout.axis('x', panel)]['title'] = plots_layout.title(
-      f'Tokens ({unit})'
-    )
+  for panel, group in enumerate(courses.groups, 1):
+    runs = plots_runs.shown_runs(group)
+    for column in columns:
+      data += _chance(courses, group, column, panel)
+      for optimizer in dict.fromkeys(run.optimizer for run in runs):
+        own = [run for run in runs if run.optimizer == optimizer]
+        data += _cell(courses, own, column, panel)
     layout[plots_layout.axis('y', panel)]['title'] = plots_layout.title(
       'Accuracy (%)'
     )
-  return {'data': data, 'layout': layout, 'first': '/'.join(columns[0])}
+  return {
+    'data': data,
+    'layout': layout,
+    'titles': courses.title(layout),
+    'first': '/'.join(columns[0]),
+    'csv': {'y': 'accuracy (%)'},
+  }
 
 
-class _Drawer:
-  """Draws one column into one panel; see `curve_figure`."""
-
-  def __init__(
-    self, task: str, metric: str, scale: float, unit: str, panel: int
-  ):
-    self._task, self._metric = task, metric
-    self._scale, self._unit, self._panel = scale, unit, panel
-
-  def _series(self, run: Run) -> tuple[np.ndarray, np.ndarray]:
-    xs, ys = run.series(f'eval/{self._task}/{self._metric}', 'tokens')
-    return xs / self._scale, 100 * ys
-
-  def _trace(
-    self, runs: Sequence[str], name: str, xs: Any, ys: Any, **style: Any
-  ) -> dict[str, Any]:
-    name = plots_layout.text(name)
-    return {
-      'type': 'scatter',
-      'showlegend': False,
-      'name': name,
-      'x': plots_layout.rounded(np.asarray(xs)),
-      'y': plots_layout.rounded(np.asarray(ys)),
-      'hovertemplate': (
-        f'%{{y:.1f}} % at %{{x:.4~g}} {self._unit}<extra>{name}</extra>'
-      ),
-      'meta': {
-        'kind': 'curve',
-        'column': f'{self._task}/{self._metric}',
-        'runs': list(runs),
+def _cell(
+  courses: plots_runs.Courses,
+  runs: Sequence[Run],
+  column: tuple[str, str],
+  panel: int,
+) -> list[dict[str, Any]]:
+  """Returns a line per seed, thin where their mean is drawn too."""
+  key = f'eval/{column[0]}/{column[1]}'
+  when = {'column': '/'.join(column)}
+  look = courses.look[runs[0].optimizer]
+  logged = [(run, *plots_runs.values(run, key)) for run in runs]
+  logged = [entry for entry in logged if entry[1]]
+  thin = len(logged) > 1
+  traces = [
+    courses.trace(
+      run,
+      rows,
+      100 * values,
+      panel,
+      when,
+      mode='lines' if thin else 'lines+markers',
+      line={
+        'color': look['color'],
+        'width': 1 if thin else 2,
+        'dash': look['dash'],
       },
-      **plots_layout.panel_axes(self._panel),
-      **style,
-    }
-
-  def optimizer(
-    self, runs: Sequence[Run], look: dict[str, str]
-  ) -> list[dict[str, Any]]:
-    """Returns a line per seed, thin where their mean is drawn too."""
-    series = {run.name: self._series(run) for run in runs}
-    series = {name: xy for name, xy in series.items() if len(xy[0])}
-    shared = _mean(list(series.values()))
-    traces = []
-    for run in runs:
-      if run.name not in series:
-        continue
-      thin = len(series) > 1
-      label = f'{report_names.name(run.optimizer)}, seed {run.seed}'
-      traces.append(
-        self._trace(
-          [run.name],
-          label,
-          *series[run.name],
-          mode='lines' if thin else 'lines+markers',
-          line={
-            'color': look['color'],
-            'width': 1 if thin else 2,
-            'dash': look['dash'],
-          },
-          marker={'symbol': look['marker'], 'size': 6},
-          opacity=0.4 if thin else 1.0,
-        )
-      )
-    if len(series) > 1 and len(shared[0]):
-      label = f'{report_names.name(runs[0].optimizer)}, mean of {len(series)}'
-      traces.append(
-        self._trace(
-          list(series),
-          label,
-          *shared,
-          mode='lines+markers',
-          line={'color': look['color'], 'width': 2.5, 'dash': look['dash']},
-          marker={'symbol': look['marker'], 'size': 6},
-        )
-      )
-    return traces
-
-  def chance(self, group: Group) -> list[dict[str, Any]]:
-    """Returns a dotted line at the accuracy of guessing, where known."""
-    runs = plots_loss.shown_runs(group)
-    key = f'{self._task}/{self._metric}'
-    known = [
-      cell.scores[key].chance for cell in group.cells if key in cell.scores
-    ]
-    ends = [self._series(run)[0] for run in runs]
-    last = max((float(xs[-1]) for xs in ends if len(xs)), default=0.0)
-    if not known or known[0] is None or not last:
-      return []
-    line = {'color': '#000000', 'width': 2, 'dash': 'dot'}
-    height = 100 * known[0]
-    return [
-      self._trace(
-        [], 'chance', [0, last], [height, height], mode='lines', line=line
-      )
-    ]
+      marker={'symbol': look['marker'], 'size': 6},
+      opacity=0.4 if thin else 1.0,
+      hovertemplate=courses.hover('%{y:.1f} %'),
+    )
+    for run, rows, values in logged
+  ]
+  if thin:
+    traces += _mean(courses, logged, panel, when)
+  return traces
 
 
 def _mean(
-  series: Sequence[tuple[np.ndarray, np.ndarray]],
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the mean of several series where all have a value."""
-  if not series:
-    return np.zeros(0), np.zeros(0)
-  xs = series[0][0]
-  for other, _ in series[1:]:
-    xs = np.intersect1d(xs, other)
-  ys = [own_ys[np.isin(own_xs, xs)] for own_xs, own_ys in series]
-  return xs, np.mean(ys, axis=0)
+  courses: plots_runs.Courses,
+  logged: Sequence[tuple[Run, list[dict[str, Any]], np.ndarray]],
+  panel: int,
+  when: dict[str, str],
+) -> list[dict[str, Any]]:
+  """Returns the mean over seeds where all have a value, at the first's time."""
+  run, rows, _ = logged[0]
+  look = courses.look[run.optimizer]
+  steps = set.intersection(
+    *({row['step'] for row in of} for _, of, _ in logged)
+  )
+  if not steps:
+    return []
+  means = np.mean(
+    [
+      [v for row, v in zip(of, values) if row['step'] in steps]
+      for _, of, values in logged
+    ],
+    axis=0,
+  )
+  trace = courses.trace(
+    run,
+    [row for row in rows if row['step'] in steps],
+    100 * means,
+    panel,
+    when,
+    mode='lines+markers',
+    line={'color': look['color'], 'width': 2.5, 'dash': look['dash']},
+    marker={'symbol': look['marker'], 'size': 6},
+    hovertemplate=courses.hover('%{y:.1f} %'),
+  )
+  name = plots_layout.text(report_names.name(run.optimizer))
+  trace['name'] = f'{name}, mean of {len(logged)}'
+  trace['meta']['runs'] = [run.name for run, _, _ in logged]
+  # It stays while single seeds are hidden.
+  del trace['meta']['seed'], trace['meta']['run']
+  return [trace]
+
+
+def _chance(
+  courses: plots_runs.Courses,
+  group: Group,
+  column: tuple[str, str],
+  panel: int,
+) -> list[dict[str, Any]]:
+  """Returns a dotted line at the accuracy of guessing, where known."""
+  key = '/'.join(column)
+  known = [c.scores[key].chance for c in group.cells if key in c.scores]
+  runs = [
+    run
+    for run in plots_runs.shown_runs(group)
+    if plots_runs.values(run, f'eval/{key}')[0]
+  ]
+  if not known or known[0] is None or not runs:
+    return []
+  longest = max(runs, key=lambda run: run.rows[-1]['tokens'])
+  rows = [longest.rows[0], longest.rows[-1]]
+  line = {'color': plots_layout.INK, 'width': 2, 'dash': 'dot'}
+  trace = courses.trace(
+    longest,
+    rows,
+    [100 * known[0]] * 2,
+    panel,
+    {'column': key},
+    line=line,
+    opacity=1.0,
+    hovertemplate='chance %{y:.1f} %<extra></extra>',
+  )
+  trace |= {'name': 'chance', 'legendgroup': 'chance'}
+  trace['meta'] = {'kind': 'chance', 'when': {'column': key}}
+  return [trace]

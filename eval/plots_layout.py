@@ -9,15 +9,28 @@ from typing import Any
 
 import numpy as np
 
-# Okabe and Ito's colours, told apart by the colour-blind; dashes, markers and
-# patterns tell the same in grey.
-_COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00')
+# Okabe and Ito's colours, told apart by the colour-blind, and three more;
+# dashes, markers and patterns tell the same in grey.
+_COLORS = (
+  '#0072B2',
+  '#D55E00',
+  '#009E73',
+  '#CC79A7',
+  '#56B4E9',
+  '#E69F00',
+  '#7A52A8',
+  '#8C6D31',
+  '#7F7F7F',
+)
 _DASHES = ('solid', 'dash', 'dot', 'dashdot', 'longdash', 'longdashdot')
 _MARKERS = ('circle', 'square', 'diamond', 'triangle-up', 'cross', 'star')
 _PATTERNS = ('', '/', '.', 'x', '-', '+')
 _KNOWN = ('adamw', 'lion', 'sophia')
 
 INK = '#1f2933'
+# Between panels that lie below one another, in pixels.
+PANEL_GAP = 92
+_MARGIN = {'l': 62, 'r': 12, 't': 34, 'b': 56}
 _LINE = {
   'gridcolor': '#e4e7eb',
   'linecolor': '#9aa5b1',
@@ -35,21 +48,29 @@ _FONT = {
 
 
 def styles(optimizers: Sequence[str]) -> dict[str, dict[str, str]]:
-  """Returns optimizer -> color, dash, marker and pattern."""
+  """Returns optimizer -> color, dash, marker and pattern.
+
+  Up to 54 optimizers differ in at least one of them, up to six in each.
+  """
   names = [n for n in _KNOWN if n in optimizers]
   taken = [_KNOWN.index(n) for n in names]
-  free = [i for i in range(len(_COLORS)) if i not in taken]
+  others = sorted(set(optimizers) - set(_KNOWN))
+  count = len(_COLORS) * len(_DASHES)
+  free = [i for i in range(count) if i not in taken]
   places = dict(zip(names, taken))
-  for i, other in enumerate(sorted(set(optimizers) - set(_KNOWN))):
-    places[other] = free[i % len(free)] if free else i % len(_COLORS)
+  places |= {name: free[i % len(free)] for i, name in enumerate(others)}
+  return {name: _style(place) for name, place in places.items()}
+
+
+def _style(place: int) -> dict[str, str]:
+  color = place % len(_COLORS)
+  # Each round of the colours takes other dashes for them.
+  form = (color + place // len(_COLORS)) % len(_DASHES)
   return {
-    name: {
-      'color': _COLORS[place],
-      'dash': _DASHES[place],
-      'marker': _MARKERS[place],
-      'pattern': _PATTERNS[place],
-    }
-    for name, place in places.items()
+    'color': _COLORS[color],
+    'dash': _DASHES[form],
+    'marker': _MARKERS[form],
+    'pattern': _PATTERNS[form],
   }
 
 
@@ -61,56 +82,48 @@ def text(value: object) -> str:
 def layout(
   titles: Sequence[str], height: int, stacked: bool = False
 ) -> dict[str, Any]:
-  """Returns a layout with a panel per title.
+  """Returns a layout with a panel per title, below one another.
+
+  Where there is room the page puts them side by side; it reads the number of
+  panels and their height from `meta`.
 
   Args:
-    titles: of the panels.
-    height: of a row of panels, in pixels.
-    stacked: below one another instead of side by side.
+    titles: of the panels; their annotations come first.
+    height: of a panel's plot area, in pixels.
+    stacked: whether the panels stay below one another.
   """
-  rows = len(titles) if stacked else 1
+  gap = PANEL_GAP
+  inner = len(titles) * height + (len(titles) - 1) * gap
   figure: dict[str, Any] = {
-    'height': height * rows,
-    'margin': {'l': 62, 'r': 12, 't': 64, 'b': 56},
+    'height': inner + _MARGIN['t'] + _MARGIN['b'],
+    'margin': dict(_MARGIN),
     'font': _FONT,
     'paper_bgcolor': '#ffffff',
     'plot_bgcolor': '#ffffff',
     'hovermode': 'closest',
-    'hoverlabel': {'font': {'size': 12}, 'namelength': -1},
+    'hoverlabel': {'font': {'size': 12}, 'namelength': -1, 'align': 'left'},
     'showlegend': False,
-    'legend': {
-      'orientation': 'h',
-      'x': 0,
-      'xanchor': 'left',
-      'y': 1,
-      'yref': 'container',
-      'yanchor': 'top',
-    },
     'annotations': [],
+    'meta': {'panels': len(titles), 'height': height, 'stacked': stacked},
   }
-  gap = 0.3 / rows if stacked else 0.09
-  size = (1 - gap * (len(titles) - 1)) / len(titles)
   for i, name in enumerate(titles):
-    # The first panel is the left or the upper one.
-    start = i * (size + gap)
-    x = [0.0, 1.0] if stacked else [start, min(1.0, start + size)]
-    y = [max(0.0, 1 - start - size), 1 - start] if stacked else [0.0, 1.0]
+    top = 1 - i * (height + gap) / inner
     panel = panel_axes(i + 1)
     figure[axis('x', i + 1)] = {
       **_LINE,
-      'domain': [digits(v) for v in x],
+      'domain': [0.0, 1.0],
       'anchor': panel['yaxis'],
     }
     figure[axis('y', i + 1)] = {
       **_LINE,
-      'domain': [digits(v) for v in y],
+      'domain': [digits(max(0.0, top - height / inner)), digits(top)],
       'anchor': panel['xaxis'],
     }
     figure['annotations'].append(
       {
         'text': f'<b>{text(name)}</b>',
-        'x': digits(x[0]),
-        'y': digits(y[1]),
+        'x': 0,
+        'y': digits(top),
         'yshift': 4,
         'xref': 'paper',
         'yref': 'paper',

@@ -1,17 +1,24 @@
 """Benchmark accuracies beside chance."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from steepest.eval import accuracy
 from steepest.eval import plots_layout
 from steepest.eval import report_names
+from steepest.eval.comparison import Cell
+from steepest.eval.comparison import Column
 from steepest.eval.comparison import Comparison
 
-# Columns up to which their names fit beside one another.
-_LEVEL_LABELS = 9
+# Of a row, the share in which the optimizers' marks lie.
+_SPREAD = 0.62
 
 
 def score_figure(comparison: Comparison) -> dict[str, Any] | None:
-  """Draws accuracies with standard errors and chance, a panel each."""
+  """Draws accuracies with standard errors and chance, a panel per group.
+
+  A row is a benchmark; the optimizers' marks lie below one another in it.
+  """
   columns = [
     c
     for c in comparison.columns
@@ -20,24 +27,15 @@ def score_figure(comparison: Comparison) -> dict[str, Any] | None:
   groups = [g for g in comparison.groups if any(c.scores for c in g.cells)]
   if not columns or not groups:
     return None
-  look = plots_layout.styles([c.optimizer for g in groups for c in g.cells])
-  level = len(columns) <= _LEVEL_LABELS
+  names = [c.optimizer for g in groups for c in g.cells]
+  look = plots_layout.styles(names)
+  order = list(dict.fromkeys(sorted(names)))
+  row = max(34, 14 + 11 * len(order))
   layout = plots_layout.layout(
-    [report_names.name(g.architecture) for g in groups],
-    340 if level else 440,
-    stacked=True,
+    [report_names.group_name(g) for g in groups], row * len(columns)
   )
-  layout |= {'barmode': 'group', 'bargap': 0.28, 'showlegend': True}
-  layout['hovermode'] = 'closest'
-  break_ = '<br>' if level else ' '
-  labels = [
-    plots_layout.text(report_names.name(c.task))
-    + break_
-    + plots_layout.text(c.metric)
-    for c in columns
-  ]
+  layout['margin']['l'] = 104
   data: list[dict[str, Any]] = []
-  legend: set[str] = set()
   for panel, group in enumerate(groups, 1):
     chance: dict[int, float] = {}
     for cell in group.cells:
@@ -46,53 +44,72 @@ def score_figure(comparison: Comparison) -> dict[str, Any] | None:
       chance |= {
         i: s.chance for i, s in zip(places, scores) if s.chance is not None
       }
-      style = look[cell.optimizer]
+      shift = (order.index(cell.optimizer) + 0.5) / len(order) - 0.5
+      marks = [place + _SPREAD * shift for place in places]
       data.append(
-        {
-          'type': 'bar',
-          'name': plots_layout.text(report_names.name(cell.optimizer)),
-          'legendgroup': cell.optimizer,
-          'showlegend': cell.optimizer not in legend,
-          'x': places,
-          'y': [plots_layout.digits(100 * s.mean) for s in scores],
-          'error_y': {
-            'type': 'data',
-            'array': [plots_layout.digits(100 * s.error) for s in scores],
-            'thickness': 1.2,
-            'width': 4,
-            'color': plots_layout.INK,
-          },
-          'marker': {
-            'color': style['color'],
-            'pattern': {
-              'shape': style['pattern'],
-              'fillmode': 'overlay',
-              'fgcolor': '#ffffff',
-              'size': 6,
-              'solidity': 0.25,
-            },
-          },
-          'customdata': [s.questions for s in scores],
-          'hovertemplate': '%{y:.1f} ± %{error_y.array:.1f} %, '
-          '%{customdata:,} questions<extra>%{fullData.name}</extra>',
-          'meta': {'kind': 'bar'},
-          **plots_layout.panel_axes(panel),
-        }
+        _marks(cell, [columns[i] for i in places], scores, marks, look, panel)
       )
-      legend.add(cell.optimizer)
     data.append(_chance_trace(chance, panel))
-    layout[plots_layout.axis('x', panel)] |= {
-      'tickvals': list(range(len(columns))),
-      'ticktext': labels,
-      'showgrid': False,
-      'tickangle': 0 if level else -60,
-      'range': [-0.5, len(columns) - 0.5],
-    }
     layout[plots_layout.axis('y', panel)] |= {
-      'title': plots_layout.title('Accuracy (%)'),
-      'rangemode': 'tozero',
+      'tickvals': list(range(len(columns))),
+      'ticktext': [
+        f'{plots_layout.text(report_names.name(c.task))}<br>'
+        f'{plots_layout.text(c.metric)}'
+        for c in columns
+      ],
+      'showgrid': False,
+      'range': [len(columns) - 0.5, -0.5],
+      'zeroline': False,
+      'fixedrange': True,
     }
-  return {'data': data, 'layout': layout}
+    layout[plots_layout.axis('x', panel)]['title'] = plots_layout.title(
+      'Accuracy (%)'
+    )
+  return {
+    'data': data,
+    'layout': layout,
+    'csv': {'x': 'accuracy (%)', 'y': None, 'error_x': 'standard error'},
+  }
+
+
+def _marks(
+  cell: Cell,
+  columns: Sequence[Column],
+  scores: Sequence[accuracy.Score],
+  places: Sequence[float],
+  look: dict[str, dict[str, str]],
+  panel: int,
+) -> dict[str, Any]:
+  style = look[cell.optimizer]
+  return {
+    'type': 'scatter',
+    'mode': 'markers',
+    'name': plots_layout.text(report_names.name(cell.optimizer)),
+    'legendgroup': cell.optimizer,
+    'x': [plots_layout.digits(100 * s.mean) for s in scores],
+    'y': [plots_layout.digits(place) for place in places],
+    'error_x': {
+      'type': 'data',
+      'array': [plots_layout.digits(100 * s.error) for s in scores],
+      'thickness': 1.6,
+      'width': 0,
+      'color': style['color'],
+    },
+    'marker': {'color': style['color'], 'symbol': style['marker'], 'size': 9},
+    'text': [
+      f'{plots_layout.text(report_names.column_name(column))}, '
+      f'{score.questions:,} questions'
+      for column, score in zip(columns, scores)
+    ],
+    'hovertemplate': '%{text}<br>%{x:.1f} ± %{error_x.array:.1f} %'
+    '<extra>%{fullData.name}</extra>',
+    'meta': {
+      'kind': 'score',
+      'optimizer': cell.optimizer,
+      'labels': [column.key for column in columns],
+    },
+    **plots_layout.panel_axes(panel),
+  }
 
 
 def _chance_trace(chance: dict[int, float], panel: int) -> dict[str, Any]:
@@ -100,8 +117,8 @@ def _chance_trace(chance: dict[int, float], panel: int) -> dict[str, Any]:
   ys: list[float | None] = []
   for place, value in sorted(chance.items()):
     height = plots_layout.digits(100 * value)
-    xs += [place - 0.42, place + 0.42, None]
-    ys += [height, height, None]
+    xs += [height, height, None]
+    ys += [place - 0.44, place + 0.44, None]
   return {
     'type': 'scatter',
     'name': 'chance',
@@ -109,9 +126,8 @@ def _chance_trace(chance: dict[int, float], panel: int) -> dict[str, Any]:
     'x': xs,
     'y': ys,
     'connectgaps': False,
-    'line': {'color': '#000000', 'width': 2, 'dash': 'dot'},
-    'hovertemplate': 'chance %{y:.1f} %<extra></extra>',
-    'showlegend': panel == 1,
+    'line': {'color': plots_layout.INK, 'width': 2, 'dash': 'dot'},
+    'hovertemplate': 'chance %{x:.1f} %<extra></extra>',
     'legendgroup': 'chance',
     'meta': {'kind': 'chance'},
     **plots_layout.panel_axes(panel),

@@ -11,24 +11,25 @@ from steepest.eval.comparison import Comparison
 
 
 def lr_figure(comparison: Comparison) -> dict[str, Any] | None:
-  """Draws the proxies' loss against the learning rate, a panel each."""
+  """Draws the proxies' loss against the learning rate, a panel each.
+
+  Single trials are pale marks behind the means that the curves join.
+  """
   names = sorted({curve.architecture for curve in comparison.curves})
   if not names:
     return None
   look = plots_layout.styles([curve.optimizer for curve in comparison.curves])
-  layout = plots_layout.layout([report_names.name(n) for n in names], 380)
-  layout['showlegend'] = True
+  layout = plots_layout.layout([report_names.name(n) for n in names], 290)
   data: list[dict[str, Any]] = []
-  legend: set[str] = set()
   for panel, architecture in enumerate(names, 1):
     found = [c for c in comparison.curves if c.architecture == architecture]
     losses = [p.loss for c in found for p in c.points if p.loss is not None]
     top = _diverged_height(losses)
     for curve in found:
       many = len({(c.width, c.layers) for c in found}) > 1
-      data += _curve_traces(curve, panel, look[curve.optimizer], top, many)
-      data[-1]['showlegend'] = curve.optimizer not in legend
-      legend.add(curve.optimizer)
+      style = look[curve.optimizer]
+      data += _trial_traces(comparison, curve, panel, style)
+      data += _curve_traces(curve, panel, style, top, many)
     criteria = {c.criterion for c in found}
     title = 'Validation' if criteria == {'eval_loss'} else 'Training'
     layout[plots_layout.axis('x', panel)] |= {
@@ -39,7 +40,56 @@ def lr_figure(comparison: Comparison) -> dict[str, Any] | None:
     layout[plots_layout.axis('y', panel)]['title'] = plots_layout.title(
       f'{title} loss of the proxy'
     )
-  return {'data': data, 'layout': layout}
+  return {
+    'data': data,
+    'layout': layout,
+    'csv': {'x': 'learning rate', 'y': 'loss of the proxy'},
+  }
+
+
+def _trial_traces(
+  comparison: Comparison,
+  curve: tuning.Curve,
+  panel: int,
+  look: dict[str, str],
+) -> list[dict[str, Any]]:
+  """Returns a pale mark a trial, where a rate has more than one."""
+  if all(point.trials < 2 for point in curve.points):
+    return []
+  trials = [
+    run
+    for run in comparison.runs
+    if run.stage == 'tune'
+    and run.status == 'finished'
+    and (run.architecture, run.optimizer)
+    == (curve.architecture, curve.optimizer)
+    and (run.config['model.width'], run.config['model.num_layers'])
+    == (curve.width, curve.layers)
+    and run.summary is not None
+    and run.summary[curve.criterion] is not None
+  ]
+  label = plots_layout.text(report_names.name(curve.optimizer))
+  return [
+    {
+      'type': 'scatter',
+      'name': f'{label}, single trials',
+      'legendgroup': curve.optimizer,
+      'x': [run.lr for run in trials],
+      'y': [
+        plots_layout.digits(run.summary[curve.criterion])
+        for run in trials
+        if run.summary is not None
+      ],
+      'mode': 'markers',
+      'marker': {'symbol': look['marker'], 'size': 6, 'color': look['color']},
+      'opacity': 0.35,
+      'customdata': [run.seed for run in trials],
+      'hovertemplate': '%{y:.4f} at lr %{x:.3~g}, seed %{customdata}'
+      f'<extra>{label}</extra>',
+      'meta': {'kind': 'trial', 'optimizer': curve.optimizer},
+      **plots_layout.panel_axes(panel),
+    }
+  ]
 
 
 def _diverged_height(losses: Sequence[float]) -> float:
@@ -88,7 +138,7 @@ def _curve_traces(
           'line': {'width': 2.5},
         },
         'hoverinfo': 'skip',
-        'meta': {'kind': 'chosen'},
+        'meta': {'kind': 'chosen', 'optimizer': curve.optimizer},
       }
     )
   if curve.fit is not None:
@@ -106,7 +156,7 @@ def _curve_traces(
         },
         'hovertemplate': 'parabola: %{y:.4f} at lr %{x:.3~g}'
         f'<extra>{label}</extra>',
-        'meta': {'kind': 'fit'},
+        'meta': {'kind': 'fit', 'optimizer': curve.optimizer},
       }
     )
   traces.append(
@@ -121,7 +171,7 @@ def _curve_traces(
       'marker': {'symbol': look['marker'], 'size': 8},
       'hovertemplate': '%{y:.4f} at lr %{x:.3~g} (%{customdata} trial(s))'
       f'<extra>{label}</extra>',
-      'meta': {'kind': 'line'},
+      'meta': {'kind': 'line', 'optimizer': curve.optimizer},
     }
   )
   return traces
@@ -152,7 +202,7 @@ def _ended_early(
           'marker': {'symbol': symbol, 'size': 11, 'color': look['color']},
           'hovertemplate': f'{kind} at step %{{customdata}}, lr %{{x:.3~g}}'
           f'<extra>{label}</extra>',
-          'meta': {'kind': kind},
+          'meta': {'kind': kind, 'optimizer': curve.optimizer},
         }
       )
   return traces

@@ -11,8 +11,8 @@ from steepest.eval import report_names
 from steepest.eval import tuning
 from steepest.eval.comparison import Comparison
 from steepest.eval.comparison import Group
-from steepest.eval.report_tables import escape
-from steepest.eval.report_tables import swatch
+from steepest.eval.report_page import escape
+from steepest.eval.report_page import swatch
 from steepest.eval.runs import Run
 
 # Beyond, only the lowest and highest rate are listed.

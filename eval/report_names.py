@@ -3,6 +3,7 @@
 import math
 
 from steepest.eval.comparison import Column
+from steepest.eval.comparison import Group
 
 _NAMES = {
   'gpt2': 'GPT-2',
@@ -93,8 +94,13 @@ def scientific(value: float) -> str:
   if value == 0 or not math.isfinite(value):
     return f'{value:g}'
   mantissa, _, exponent = f'{value:.2e}'.partition('e')
+  return f'{mantissa} × {power(int(exponent))}'
+
+
+def power(exponent: int) -> str:
+  """Returns a power of ten, such as '10¹⁵'."""
   superscript = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
-  return f'{mantissa} × 10{str(int(exponent)).translate(superscript)}'
+  return f'10{str(exponent).translate(superscript)}'
 
 
 def rate(lr: float) -> str:
@@ -107,3 +113,8 @@ def _time_unit(seconds: float) -> tuple[float, str, int]:
   if abs(seconds) < 120:
     return 1.0, 's', 2 if abs(seconds) < 10 else 1
   return (60.0, 'min', 2) if abs(seconds) < 7200 else (3600.0, 'h', 2)
+
+
+def group_name(group: Group) -> str:
+  """Returns what a group of compared runs is called."""
+  return name(group.architecture)

@@ -25,7 +25,7 @@ from steepest.eval import report_page
 from steepest.eval import statistics
 from steepest.eval.comparison import Comparison
 from steepest.eval.comparison import Group
-from steepest.eval.report_tables import escape
+from steepest.eval.report_page import escape
 
 _RULES = (
   'A and B answered the same questions: documents and their files were checked '
@@ -137,7 +137,7 @@ def print_table(pairing: pairs_lib.Pairing, console: Console) -> None:
     console.print(escape_markup(f'note: {note}'))
 
 
-def study_section(comparison: Comparison) -> list[str]:
+def study_section(comparison: Comparison) -> list[report_page.Section]:
   """Returns the section of differences between a report's optimizers."""
   tables = [
     (group, table)
@@ -146,19 +146,21 @@ def study_section(comparison: Comparison) -> list[str]:
   ]
   if not tables:
     return []
-  parts = ['<section><h2>Benchmarks, question by question</h2>']
+  parts = []
   for group, table in tables:
-    name = escape(report_names.name(group.architecture))
-    parts.append(f'<h3>{name}</h3><div class="scroll">{table}</div>')
+    name = report_names.group_name(group)
+    label = f'{name}: differences of accuracies'
+    parts.append(f'<h3>{escape(name)}</h3>{report_page.scroll(table, label)}')
   parts.append(
     '<p class="caption">Difference in points (first minus second) ± standard '
     'error, over the questions’ differences averaged over seeds and, with '
     'several seeds, over the seeds’ differences too; p from the normal '
     'distribution, not corrected for the number of comparisons. Bold: beyond '
     'two standard errors. † predictions.jsonl is missing, so the questions '
-    'could not be paired.</p></section>'
+    'could not be paired.</p>'
   )
-  return parts
+  title = 'Benchmarks, question by question'
+  return [report_page.Section('questions', title, parts)]
 
 
 def _study_table(group: Group) -> str:
@@ -210,7 +212,7 @@ def _study_value(d: statistics.Difference) -> str:
   )
 
 
-def _sections(pairing: pairs_lib.Pairing) -> list[str]:
+def _sections(pairing: pairs_lib.Pairing) -> list[report_page.Section]:
   heads = ''.join(f'<th class="num">{escape(head)}</th>' for head in _HEADS)
   rows = []
   for pair in pairing.pairs:
@@ -222,15 +224,23 @@ def _sections(pairing: pairs_lib.Pairing) -> list[str]:
     )
   notes = ''.join(f'<p class="warning">{escape(n)}</p>' for n in pairing.notes)
   rules = ''.join(f'<li>{escape(rule)}</li>' for rule in _RULES)
+  table = (
+    '<table class="pairs"><thead><tr><th>Task</th><th class="num">Questions'
+    f'</th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+  )
+  plot = report_page.figure(
+    'differences',
+    'Differences of accuracies',
+    'Accuracy of A minus that of B with the interval of 95 %. Right of the '
+    'line A is better.',
+  )
   return [
-    f'<section><h2>Differences</h2>{notes}'
-    '<div class="plot" id="differences"></div>'
-    '<p class="caption">Accuracy of A minus that of B with the interval of '
-    '95 %. Right of the line A is better.</p>'
-    '<div class="scroll"><table class="pairs"><thead><tr><th>Task</th>'
-    f'<th class="num">Questions</th>{heads}</tr></thead>'
-    f'<tbody>{"".join(rows)}</tbody></table></div></section>',
-    f'<section><h2>Rules</h2><ul class="rules">{rules}</ul></section>',
+    report_page.Section(
+      'differences-table',
+      'Differences',
+      [notes, plot, report_page.scroll(table, 'Differences')],
+    ),
+    report_page.Section('rules', 'Rules', [f'<ul class="rules">{rules}</ul>']),
   ]
 
 
@@ -282,8 +292,8 @@ def _p(value: float | None) -> str:
 
 def _figure(pairing: pairs_lib.Pairing) -> dict[str, Any]:
   shown = [p for p in pairing.pairs if p.metric != 'perplexity'][::-1]
-  layout = plots_layout.layout([''], 90 + 28 * max(len(shown), 2))
-  layout['margin'] |= {'t': 12, 'l': 170}
+  layout = plots_layout.layout([''], 28 * max(len(shown), 2))
+  layout['margin'] |= {'t': 12, 'l': 132}
   layout['xaxis'] |= {
     'title': plots_layout.title('A − B (points)'),
     'zeroline': True,
@@ -317,7 +327,15 @@ def _figure(pairing: pairs_lib.Pairing) -> dict[str, Any]:
     },
     'text': [plots_layout.text(_name(p)) for p in shown],
     'hovertemplate': '%{text}: %{x:+.1f} ± %{error_x.array:.1f}<extra></extra>',
-    'meta': {'kind': 'difference'},
+    'meta': {'kind': 'difference', 'labels': [_name(p) for p in shown]},
     **plots_layout.panel_axes(1),
   }
-  return {'data': [trace], 'layout': layout}
+  return {
+    'data': [trace],
+    'layout': layout,
+    'csv': {
+      'x': 'A − B (points)',
+      'y': None,
+      'error_x': 'half of the interval of 95 %',
+    },
+  }

@@ -1,7 +1,6 @@
 """The report's tables as HTML; every text from outside is escaped."""
 
 from collections.abc import Iterable, Sequence
-import html
 from typing import Any
 
 from steepest.eval import accuracy
@@ -12,6 +11,8 @@ from steepest.eval.comparison import Cell
 from steepest.eval.comparison import Column
 from steepest.eval.comparison import Comparison
 from steepest.eval.comparison import Group
+from steepest.eval.report_page import escape
+from steepest.eval.report_page import swatch
 from steepest.eval.runs import Run
 
 _UNITS = {'loss': 'nats per token', 'benchmark': '%'}
@@ -25,29 +26,6 @@ _GROUPS = {
   'count': 'Cost',
   'benchmark': 'Benchmark accuracy (%)',
 }
-
-
-def escape(value: object) -> str:
-  """Returns `value` as HTML text, safe in attributes too."""
-  return html.escape(str(value), quote=True)
-
-
-def swatch(optimizer: str, look: dict[str, dict[str, str]]) -> str:
-  """Returns the optimizer's line sample: its colour and dash."""
-  dashes = {
-    'solid': '',
-    'dash': '5 3',
-    'dot': '2 3',
-    'dashdot': '6 3 2 3',
-    'longdash': '9 4',
-    'longdashdot': '9 3 2 3',
-  }
-  style = look[optimizer]
-  return (
-    '<svg class="swatch" width="26" height="10" aria-hidden="true"><line x1="1"'
-    f' y1="5" x2="25" y2="5" stroke="{style["color"]}" stroke-width="3" '
-    f'stroke-dasharray="{dashes[style["dash"]]}"/></svg>'
-  )
 
 
 def headline(comparison: Comparison) -> str:
@@ -98,7 +76,7 @@ def _group_rows(
 ) -> str:
   rows = [
     f'<tbody><tr class="architecture"><th colspan="{len(columns) + 2}" '
-    f'scope="rowgroup">{escape(report_names.name(group.architecture))} '
+    f'scope="rowgroup">{escape(report_names.group_name(group))} '
     f'{_shape(group)}</th></tr>'
   ]
   for cell in group.cells:

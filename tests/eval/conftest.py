@@ -1,21 +1,37 @@
 """What the tests of the comparison share."""
 
+from collections.abc import Iterator
 import importlib.util
 import pathlib
 import types
+from typing import Any
 
 import pytest
+
+
+def _load(name: str) -> types.ModuleType:
+  path = pathlib.Path(__file__).with_name(f'{name}.py')
+  spec = importlib.util.spec_from_file_location(name, path)
+  assert spec is not None and spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
 
 
 @pytest.fixture(scope='session')
 def study_runs() -> types.ModuleType:
   """Writer of run directories, study_runs.py."""
-  path = pathlib.Path(__file__).with_name('study_runs.py')
-  spec = importlib.util.spec_from_file_location('study_runs', path)
-  assert spec is not None and spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+  return _load('study_runs')
+
+
+@pytest.fixture(scope='module')
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+  """A page of a headless Chromium, see browser.py."""
+  browser = _load('browser')
+  if browser.find() is None:
+    pytest.skip('no Chromium: apt-get install chromium')
+  with browser.tab(tmp_path_factory.mktemp('profile')) as page:
+    yield page
 
 
 @pytest.fixture(scope='session')

@@ -258,7 +258,8 @@ def test_the_page_holds_the_numbers_and_no_markup(tmp_path):
 
 def test_the_reports_section_has_every_pair_of_optimizers(study_dir, tmp_path):
   result = comparison.compare(comparison.load_runs([study_dir]))
-  section = '\n'.join(report_pairs.study_section(result))
+  (section,) = report_pairs.study_section(result)
+  section = '\n'.join(section.parts)
   assert section in report.write(result, tmp_path, 'x').read_text('utf-8')
   for pair in ('AdamW − Lion', 'AdamW − Sophia', 'Lion − Sophia'):
     assert section.count(pair) == 2

@@ -27,18 +27,18 @@ def test_curves_are_the_logged_scores(study_dir):
   result = _compare(study_dir)
   figure = plots_curves.curve_figure(result)
   # Groups' counts are no scores, and neither is the loss.
-  columns = {t['meta']['column'] for t in figure['data']}
+  columns = {t['meta']['when']['column'] for t in figure['data']}
   assert columns == {'arc_easy/acc', 'mmlu/acc'}
   assert figure['first'] == 'arc_easy/acc'
-  seeds = [t for t in figure['data'] if len(t['meta']['runs']) == 1]
-  means = [t for t in figure['data'] if len(t['meta']['runs']) == 2]
-  chance = [t for t in figure['data'] if not t['meta']['runs']]
+  seeds = [t for t in figure['data'] if 'run' in t['meta']]
+  means = [t for t in figure['data'] if 'runs' in t['meta']]
+  chance = [t for t in figure['data'] if t['meta']['kind'] == 'chance']
   assert (len(seeds), len(means), len(chance)) == (2 * 12, 2 * 6, 2 * 2)
   for trace in (*seeds, *means):
-    key = f'eval/{trace["meta"]["column"]}'
+    key = f'eval/{trace["meta"]["when"]["column"]}'
+    runs = trace['meta'].get('runs') or [trace['meta']['run']]
     values = [
-      [row[key] for row in _rows(study_dir / run) if key in row]
-      for run in trace['meta']['runs']
+      [row[key] for row in _rows(study_dir / run) if key in row] for run in runs
     ]
     wanted = 100 * np.mean(values, axis=0)
     np.testing.assert_allclose(trace['y'], wanted, rtol=1e-5)
@@ -55,11 +55,11 @@ def test_seeds_that_stopped_early_shorten_the_mean(study_runs, tmp_path):
     )
   figure = plots_curves.curve_figure(_compare(tmp_path))
   lengths = {
-    len(t['meta']['runs']): len(t['x'])
+    'runs' in t['meta']: len(t['y'])
     for t in figure['data']
-    if t['meta']['column'] == 'mmlu/acc'
+    if t['meta']['when']['column'] == 'mmlu/acc'
   }
-  assert lengths == {1: 12, 2: 12}
+  assert lengths[True] == 12
 
 
 def test_no_curves_where_only_the_end_was_scored(study_runs, tmp_path):
