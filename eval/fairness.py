@@ -47,6 +47,7 @@ IRRELEVANT = (
   'eval_tasks_data',
   'checkpoint_every',
   'checkpoints_kept',
+  'checkpoints_at',
   'stall_seconds',
   'stop_grace_seconds',
   'wandb_project',

@@ -87,6 +87,8 @@ def get_config() -> ConfigDict:
   c.checkpoint_every = 1000
   # Latest checkpoints that are kept.
   c.checkpoints_kept = 2
+  # Steps after which a checkpoint is saved, and kept for runs to branch off.
+  c.checkpoints_at = ()
   # 'tune': a trial on a proxy, 'final': a run that the report compares.
   c.stage = 'final'
 
@@ -317,8 +319,7 @@ def _set_axes(study: ConfigDict) -> None:
   # 'one_at_a_time': each value with the study's own ones on the other axes.
   # 'product': all combinations.
   study.axes_mode = 'one_at_a_time'
-  # Axes, comma-separated, for each of whose values the proxies are searched
-  # anew; else the search at the study's own values serves all.
+  # Axes, comma-separated, whose values get a search of proxies each.
   study.retune = ''
 
 

@@ -26,6 +26,7 @@ from steepest.models import config as model_config
 from steepest.models import parametrization
 from steepest.models.config import ModelConfig
 from steepest.optimizers import build
+from steepest.training import branches
 from steepest.training import mesh as mesh_lib
 from steepest.training import metrics
 from steepest.training import watchdog
@@ -93,6 +94,8 @@ def train(
   except Pruned as error:
     write_summary(workdir, loop.pruned(error.steps))
     raise
+  if spent := branches.spent(workdir, summary):
+    summary = {**summary, 'spent': spent}
   write_summary(workdir, summary)
   return summary
 

@@ -1,6 +1,6 @@
 """What the training loop is given besides the program."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 from typing import Any, Protocol
 
@@ -35,6 +35,7 @@ class LoopConfig:
   eval_tasks_every: int
   checkpoint_every: int
   checkpoints_kept: int
+  checkpoints_at: Sequence[int]
   stall_seconds: float
 
 

@@ -92,6 +92,7 @@ class Loop:
         self._checkpoints,
         self.config.checkpoints_kept,
         warn=lambda text: self._events.add('checkpoint', self._step, text),
+        pinned=self.config.checkpoints_at,
       )
     try:
       state, first = self._start(init, checkpointer)
@@ -240,12 +241,12 @@ class Loop:
         self._write(writer, row)
       pending = step, stats
       stop, due = self.callbacks.stop(step + 1), self._pause(step + 1)
-      if stop or due:
+      if stop or due or step + 1 in self.config.checkpoints_at:
         with self._timed('train'), self._stall.step():
           row = self._read(pending)
         pending = None
         row |= self._evaluate(state.params, step + 1)
-        # A stop leaves the rows that there would be without it.
+        # A stop or a branch leaves the rows that there would be without it.
         self._write(writer, row, always=due)
         self._save(state, step + 1, writer, checkpointer, stop)
         if stop and step + 1 < self.config.steps:
@@ -332,8 +333,10 @@ class Loop:
     every = self.config.checkpoint_every
     if checkpointer is None:
       return
-    if done % every and done != self.config.steps and not now:
-      return
+    last = done == self.config.steps
+    if done % every and not last and not now:
+      if done not in self.config.checkpoints_at:
+        return
     with self._timed('checkpoint'):
       try:
         writer.flush()

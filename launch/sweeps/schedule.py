@@ -20,8 +20,10 @@ from steepest.launch.sweeps import locks as locks_lib
 from steepest.launch.sweeps import pruning
 from steepest.launch.sweeps import search
 from steepest.launch.sweeps import space
+from steepest.launch.sweeps import trunks
 from steepest.launch.sweeps.cells import Cell
 from steepest.launch.sweeps.space import Values
+from steepest.training import branches
 from steepest.training import metrics
 
 
@@ -48,8 +50,11 @@ class Task:
 
 
 class _Run(NamedTuple):
+  """`parent` and `steps` of a run that branches off, for the worker."""
+
   directory: pathlib.Path
   config: ConfigDict
+  branch: dict[str, Any] | None = None
 
 
 def breadth(config: ConfigDict, todo: Sequence[Cell]) -> int:
@@ -112,6 +117,7 @@ class Schedule:
       cell: search.make(config, cell.optimizer, cells.trials_dir(workdir, cell))
       for cell in dict.fromkeys(self._search_of.values())
     }
+    self._branches = trunks.branches(config)
     self._losses: dict[Cell, dict[str, float]] = {c: {} for c in self._searches}
     self._best: dict[Cell, Values] = {}
     self._histories: dict[pathlib.Path, dict[int, float]] = {}
@@ -166,6 +172,8 @@ class Schedule:
     wanted = dict.fromkeys(self._search_of[cell] for cell in self._open)
     stages = [Stage(c, 'trials') for c in wanted if c not in self._best]
     ready = [c for c in self._open if self._search_of[c] in self._best]
+    # Trunks first: others wait for them.
+    ready.sort(key=lambda cell: cell in self._branches)
     stages += [Stage(cell, 'targets') for cell in ready]
     if worker not in self._last:
       return stages
@@ -223,18 +231,46 @@ class Schedule:
       return waiting[: _at_once(self._config, len(waiting))]
 
   def _targets(self, cell: Cell) -> list[_Run]:
-    waiting = []
-    values = self._best[self._search_of[cell]]
+    """Returns the targets that may begin; notes when all have ended."""
+    waiting, left = [], False
     for seed in range(self._config.study.seeds):
-      run = _Run(
-        cells.target_dir(self._workdir, cell, seed),
-        cells.target_config(self._config, cell, values, seed),
-      )
+      run = self._target(cell, seed)
       if cells.ended(run.config, run.directory) is None:
-        waiting.append(run)
-    if not waiting:
+        left = True
+        if not self._must_wait(cell, seed, run):
+          waiting.append(self._branched(cell, seed, run))
+    if not left:
       self._open.remove(cell)
     return waiting
+
+  def _target(self, cell: Cell, seed: int) -> _Run:
+    values = self._best[self._search_of[cell]]
+    config = cells.target_config(self._config, cell, values, seed)
+    config.checkpoints_at = tuple(trunks.points(self._branches, cell))
+    return _Run(cells.target_dir(self._workdir, cell, seed), config)
+
+  def _must_wait(self, cell: Cell, seed: int, run: _Run) -> bool:
+    """Returns whether a run's trunk has yet to reach where it branches off.
+
+    A trunk that has ended or failed without getting there is not waited for.
+    """
+    if cell not in self._branches or branches.has_begun(run.directory):
+      return False
+    trunk, steps = self._branches[cell]
+    parent = cells.target_dir(self._workdir, trunk, seed)
+    if trunk not in self._open or branches.can_start(parent, steps):
+      return False
+    target = self._target(trunk, seed)
+    return cells.ended(target.config, target.directory) is None
+
+  def _branched(self, cell: Cell, seed: int, run: _Run) -> _Run:
+    if cell not in self._branches:
+      return run
+    trunk, steps = self._branches[cell]
+    parent = cells.target_dir(self._workdir, trunk, seed)
+    if not branches.can_start(parent, steps):
+      return run
+    return run._replace(branch={'parent': str(parent), 'steps': steps})
 
   def _lock(
     self, stage: Stage, waiting: Sequence[_Run], joins: bool
@@ -258,7 +294,11 @@ class Schedule:
     if not chosen:
       return None
     runs = [
-      {'config': json.loads(run.config.to_json()), 'directory': str(run[0])}
+      {
+        'config': json.loads(run.config.to_json()),
+        'directory': str(run.directory),
+        'branch': run.branch,
+      }
       for run in chosen
     ]
     watch = self._watch(stage) if stage.kind == 'trials' else None

@@ -1,9 +1,10 @@
 """Takes jobs from stdin, one JSON line each; ends with its parent.
 
-Jobs: {"kind": "run", "config": CONFIG, "directory": DIR} trains one run;
-{"kind": "trials", "runs": [{"config", "directory"}, …]} trains several as one
-program. Either may have "watch": {"window": STEPS, "limits": [[steps done,
-loss], …]}, above which a run ends early (launch/sweeps/pruning.py).
+Jobs: {"kind": "run", "config": CONFIG, "directory": DIR} trains one run, with
+"branch": {"parent": DIR, "steps": STEPS} from that checkpoint on; {"kind":
+"trials", "runs": [{"config", "directory"}, …]} trains several as one program.
+Either may have "watch": {"window": STEPS, "limits": [[steps done, loss], …]},
+above which a run ends early (launch/sweeps/pruning.py).
 Messages on stdout: `row` (a logged row of a run), `run` (a run ended), `done`
 and `failed` (with `error`).
 """
@@ -86,6 +87,8 @@ def _do(job: dict[str, Any], say: Callable[..., None]) -> None:
   listeners = [listener(n, c) for n, c in zip(names, configs, strict=True)]
   directories = [pathlib.Path(name) for name in names]
   if len(runs) == 1:
+    if 'branch' in runs[0] and runs[0]['branch']:
+      _branch(directories[0], **runs[0]['branch'])
     on_end(names[0], cells.run_once(configs[0], directories[0], listeners[0]))
     return
   from steepest.launch.sweeps import together
@@ -93,6 +96,16 @@ def _do(job: dict[str, Any], say: Callable[..., None]) -> None:
   losses = together.train(configs, directories, listeners)
   for name, loss in zip(names, losses, strict=True):
     on_end(name, loss)
+
+
+def _branch(workdir: pathlib.Path, parent: str, steps: int) -> None:
+  """Lets a run go on from another one's checkpoint where that is whole."""
+  from steepest.training import branches
+
+  try:
+    branches.start(pathlib.Path(parent), steps, workdir)
+  except (OSError, ValueError) as error:
+    print(f'{workdir} does all its steps itself: {error}', file=sys.stderr)
 
 
 if __name__ == '__main__':

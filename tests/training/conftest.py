@@ -132,6 +132,7 @@ def make_loop(configure, make_program, arguments, make_batch, tmp_path):
       'eval_tasks_every': 0,
       'checkpoint_every': 0,
       'checkpoints_kept': 2,
+      'checkpoints_at': (),
       'stall_seconds': 0.0,
       **keys,
     }

@@ -13,6 +13,8 @@ from steepest.experiments import base
 from steepest.launch.sweeps import cells
 from steepest.launch.sweeps import locks
 from steepest.launch.sweeps import schedule
+from steepest.launch.sweeps import trunks
+from steepest.training import integrity
 
 
 def _config(**study):
@@ -51,6 +53,7 @@ class _Process:
       self.failed.__setitem__,
     )
     self.busy = {}
+    self.branches = {}
     self._done = done
     self._config = config
 
@@ -64,6 +67,7 @@ class _Process:
     task = self.busy.pop(worker)
     job = task.job
     for run in job['runs'] if job['kind'] == 'trials' else [job]:
+      self.branches[run['directory']] = run['branch']
       self._train(run['config'], pathlib.Path(run['directory']), job['watch'])
     self.schedule.ended(worker, None)
 
@@ -78,6 +82,10 @@ class _Process:
       if step + 1 in limits and final + 5 / step > limits[step + 1]:
         steps, status = step + 1, 'pruned'
         break
+    for steps_done in config['checkpoints_at']:
+      checkpoint = directory / 'checkpoints' / str(steps_done)
+      checkpoint.mkdir(parents=True)
+      (checkpoint / integrity.NAME).write_text('{}')
     (directory / 'config.json').write_text(json.dumps(config))
     text = ''.join(json.dumps(row) + '\n' for row in rows)
     (directory / 'metrics.jsonl').write_text(text)
@@ -114,6 +122,7 @@ def _names(done, workdir):
     {},
     {'vmapped_trials': 3},
     {'axis_epochs': (1, 4), 'axis_tokens': (2,), 'retune': 'tokens'},
+    {'axis_schedule': 'wsd', 'axis_tokens': (2, 4), 'axes_mode': 'product'},
     {'search': 'random', 'trials': 8, 'space_rho': (0.01, 0.2)},
     {
       'search': 'random',
@@ -224,6 +233,105 @@ def test_an_axis_that_is_added_does_nothing_again(tmp_path):
   for name in new:
     run = json.loads((tmp_path / name / 'config.json').read_text())
     assert run['optimizer']['lr'] == best['-'.join(name[7:].split('-')[:2])]
+
+
+_BUDGETS = {
+  'axis_schedule': 'wsd',
+  'axis_tokens': (2, 4),
+  'axes_mode': 'product',
+  'models': 'gpt2',
+  'optimizers': 'adamw',
+}
+
+
+def test_budgets_of_wsd_branch_off_the_longest(tmp_path):
+  process = _Process(_config(**_BUDGETS), tmp_path, 'a', [])
+  order = []
+  while not process.schedule.over:
+    if task := process.begin(0):
+      order += [str(d.relative_to(tmp_path)) for d in task.directories]
+      process.finish(0)
+  branches = {
+    name: process.branches[str(tmp_path / name)]
+    for name in order
+    if process.branches[str(tmp_path / name)]
+  }
+  wsd = 'finals/gpt2-adamw-schedule=wsd'
+  # The last fifth of 60 and of 120 steps is the decay.
+  assert branches == {
+    f'{wsd}{tokens}/seed={seed}': {
+      'parent': str(tmp_path / f'{wsd}-tokens=4/seed={seed}'),
+      'steps': steps,
+    }
+    for tokens, steps in (('', 48), ('-tokens=2', 96))
+    for seed in (0, 1)
+  }
+  for name, branch in branches.items():
+    parent = str(pathlib.Path(branch['parent']).relative_to(tmp_path))
+    assert order.index(parent) < order.index(name)
+  kept = json.loads(
+    (tmp_path / f'{wsd}-tokens=4/seed=0/config.json').read_text()
+  )
+  assert kept['checkpoints_at'] == [48, 96]
+  assert len(order) == len(set(order)) == 4 + 6 * 2
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), max_size=80))
+@settings(max_examples=8, deadline=None)
+def test_in_any_order_branches_are_shared_and_done_once(
+  tmp_path_factory, moves
+):
+  workdir = tmp_path_factory.mktemp('study')
+  done: list[pathlib.Path] = []
+  config = _config(**_BUDGETS)
+  processes = [_Process(config, workdir, name, done) for name in 'ab']
+  for process, worker in moves:
+    if worker in processes[process].busy:
+      processes[process].finish(worker)
+    else:
+      processes[process].begin(worker)
+  _finish(processes)
+  assert len(set(done)) == len(done) == 4 + 6 * 2
+  shared = [b for p in processes for b in p.branches.values() if b]
+  assert len(shared) == 4
+
+
+def test_branches_do_not_wait_for_a_trunk_that_failed(tmp_path):
+  done: list[pathlib.Path] = []
+  process = _Process(_config(**_BUDGETS, seeds=1), tmp_path, 'a', done)
+  for _ in range(50):
+    if (task := process.begin(0)) is None:
+      continue
+    if 'wsd-tokens=4' in str(task.stage.cell):
+      process.busy.clear()
+      process.schedule.ended(0, 'out of memory')
+    else:
+      process.finish(0)
+  assert process.schedule.over
+  assert len(process.schedule.failures) == 1
+  assert not any(process.branches.values())
+  assert len([d for d in done if 'wsd' in str(d)]) == 2
+
+
+@pytest.mark.parametrize(
+  'study',
+  [
+    {'axis_epochs': (4,), 'schedule': 'wsd'},
+    {'retune': 'tokens', 'schedule': 'wsd'},
+    {'schedule': 'cosine'},
+  ],
+)
+def test_what_differs_from_the_start_is_not_shared(study):
+  config = _config(axis_tokens=(2,), axes_mode='product')
+  config.schedule.kind = study.pop('schedule')
+  config.study.update(study)
+  branches = trunks.branches(config)
+  # Single epochs are shared though several are not.
+  assert all(not dict(cell.point) for cell in branches)
+  assert len(branches) == (4 if 'axis_epochs' in study else 0)
+  with config.unlocked():
+    config.checkpoint_every = 0
+  assert not trunks.branches(config)
 
 
 def test_a_search_that_fails_takes_the_cells_that_it_serves(tmp_path):
