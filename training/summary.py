@@ -1,8 +1,10 @@
 """What summary.json holds of a run."""
 
+import math
 from typing import Any
 
 from clu import parameter_overview
+import jax
 import numpy as np
 
 from steepest.training import flops
@@ -76,6 +78,10 @@ def summarise(
     * program.model.context
     * (steps + curvature_passes * cost),
     'curvature_passes': curvature_passes,
+    'optimizer_state_bytes': sum(
+      math.prod(leaf.shape) * leaf.dtype.itemsize
+      for leaf in jax.tree.leaves(program.state_shapes.opt_state)
+    ),
     'peak_memory_bytes': memory[peak] if peak in memory else None,
   }
 

@@ -164,6 +164,9 @@ def write_run(
       'parameters_without_embeddings': 48 * width**2,
       'flops': 6.0 * 48 * width**2 * (tokens + passes * per_step * 0.98),
       'curvature_passes': passes,
+      'optimizer_state_bytes': 4
+      * (48 * width**2 + 2048 * width)
+      * (1 if settings['optimizer']['name'] == 'lion' else 2),
       'peak_memory_bytes': None,
     }
   (path / 'summary.json').write_text(json.dumps(summary))
