@@ -8,30 +8,7 @@ import difflib
 
 from ml_collections import ConfigDict
 
-# What differs between the two model families beyond their layers.
-_MODELS = {
-  'gpt2': {
-    'bias': True,
-    'tie_embeddings': True,
-    'norm_eps': 1e-5,
-    'activation': 'gelu_tanh',
-  },
-  'llama': {
-    'bias': False,
-    'tie_embeddings': False,
-    'norm_eps': 1e-6,
-    'activation': 'silu',
-  },
-}
-
-# Starting points, not tuned values: GPT-3's AdamW recipe, and for Lion and
-# Sophia their authors' advice relative to it (arXiv 2302.06675 section 5,
-# arXiv 2305.14342 section 3.1). `weight_decay` is for `independent` decay.
-_OPTIMIZERS = {
-  'adamw': {'lr': 6e-4, 'betas': (0.9, 0.95), 'eps': 1e-8},
-  'lion': {'lr': 1e-4, 'betas': (0.9, 0.99), 'eps': 0.0},
-  'sophia': {'lr': 3e-4, 'betas': (0.965, 0.99), 'eps': 1e-15},
-}
+from steepest.experiments import starting_points
 
 
 def get_config() -> ConfigDict:
@@ -162,7 +139,7 @@ def get_config() -> ConfigDict:
   parametrization.base_head_dim = 0
 
   c.optimizer = optimizer = ConfigDict()
-  # 'adamw', 'lion' or 'sophia': a file in optimizers/.
+  # 'adamw', 'lion', 'sophia', 'muon' …: a file in optimizers/.
   optimizer.name = 'adamw'
   # Peak learning rate.
   optimizer.lr = 6e-4
@@ -185,6 +162,15 @@ def get_config() -> ConfigDict:
   # Sophia: divide the curvature's average by 1 - b2^(estimates so far). Off
   # is the reference; short runs need it on.
   optimizer.hessian_bias_correction = False
+
+  # Muon: decay of what is orthogonalised; `betas` are of AdamW for the rest.
+  optimizer.momentum = 0.95
+  # SOAP: steps between moves of the bases.
+  optimizer.precondition_every = 10
+  # AdEMAMix: decay of the slow momentum, reached at the end of the run.
+  optimizer.b3 = 0.9999
+  # AdEMAMix: its weight beside the fast one, reached likewise.
+  optimizer.alpha = 5.0
 
   c.schedule = schedule = ConfigDict()
   # 'constant', 'linear', 'cosine' or 'wsd' (warm-up, stable, decay).
@@ -226,10 +212,13 @@ def get_config() -> ConfigDict:
   mesh.sequence = 1
 
   c.dtype = dtype = ConfigDict()
-  # Parameters and optimizer state: 'float32'.
+  # Parameters, and the optimizer's state but for its moments: 'float32'.
   dtype.params = 'float32'
   # Activations and matrix products: 'float32' or 'bfloat16'.
   dtype.compute = 'bfloat16'
+  # Moments in the optimizer's state: 'float32' or 'bfloat16', which is rounded
+  # at random so that averages stay right.
+  dtype.moments = 'float32'
   return c.lock()
 
 
@@ -266,10 +255,9 @@ def _set_search(study: ConfigDict) -> None:
   study.trials = 16
   # Seed of random draws; all optimizers get the same ones.
   study.search_seed = 0
-  # Learning rates of the search, per optimizer; at least four.
-  study.lrs_adamw = (1e-3, 2e-3, 4e-3, 8e-3)
-  study.lrs_lion = (2e-4, 4e-4, 8e-4, 1.6e-3)
-  study.lrs_sophia = (2e-4, 4e-4, 8e-4, 1.6e-3)
+  # lrs_NAME: learning rates of the search, per optimizer; at least four.
+  for name, rates in starting_points.RATES.items():
+    study[f'lrs_{name}'] = rates
   # Further rates that may be tried, one at a time, while the best is at an
   # edge of the grid; more: the study stops and says so.
   study.max_extensions = 4
@@ -333,10 +321,9 @@ def get_transfer_config() -> ConfigDict:
   transfer.parametrizations = 'mup,sp'
   # Widths over model.width, which is the base (heads grow, head_dim stays).
   transfer.width_ratios = (1, 2, 4, 8)
-  # Learning rates tried at every width, per optimizer; at least four.
-  transfer.lrs_adamw = (1e-3, 2e-3, 4e-3, 8e-3)
-  transfer.lrs_lion = (2e-4, 4e-4, 8e-4, 1.6e-3)
-  transfer.lrs_sophia = (2e-4, 4e-4, 8e-4, 1.6e-3)
+  # lrs_NAME: rates tried at every width, per optimizer; at least four.
+  for name, rates in starting_points.RATES.items():
+    transfer[f'lrs_{name}'] = rates
   # optimizer.rho of each model: their curvatures differ in scale.
   transfer.rho_gpt2 = 0.05
   transfer.rho_llama = 0.05
@@ -374,7 +361,8 @@ def with_variant(
   """
   config = get_config() if config is None else config
   words = frozenset(w for w in (arg or '').split(',') if w)
-  known = (*_MODELS, *_OPTIMIZERS, *extra)
+  models, optimizers = starting_points.MODELS, starting_points.OPTIMIZERS
+  known = (*models, *optimizers, *extra)
   for word in words:
     if word not in known:
       near = difflib.get_close_matches(word, known, 1)
@@ -383,18 +371,18 @@ def with_variant(
         f'unknown variant {word!r} in --config: {hint}'
         f'known are {", ".join(known)}'
       )
-  for name in words & set(_MODELS):
+  for name in words & set(models):
     set_model(config, name)
-  for name in words & set(_OPTIMIZERS):
+  for name in words & set(optimizers):
     set_optimizer(config, name)
   return config, words
 
 
 def set_model(config: ConfigDict, name: str) -> None:
   """Selects a model family and its habits."""
-  config.model.update({'name': name, **_MODELS[name]})
+  config.model.update({'name': name, **starting_points.MODELS[name]})
 
 
 def set_optimizer(config: ConfigDict, name: str) -> None:
   """Selects an optimizer and its starting hyperparameters."""
-  config.optimizer.update({'name': name, **_OPTIMIZERS[name]})
+  config.optimizer.update({'name': name, **starting_points.OPTIMIZERS[name]})

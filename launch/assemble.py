@@ -179,6 +179,7 @@ def make_program(config: ConfigDict, model: ModelConfig) -> Program:
       model,
       config.parametrization.to_json(),
       (o.name, o.decay_mode, o.hessian_estimator, o.hessian_bias_correction),
+      config.dtype.moments,
       config.schedule.kind,
       config.mesh.to_json(),
       config.batch_size,
@@ -193,7 +194,9 @@ def make_program(config: ConfigDict, model: ModelConfig) -> Program:
       find_model(model.name).Model(model, rules),
       rules,
       mesh_lib.make_mesh(config.mesh),
-      lambda factors: build.build(o, config.schedule, factors),
+      lambda factors: build.build(
+        o, config.schedule, factors, config.dtype.moments
+      ),
       o.hessian_estimator,
       config.batch_size,
       config.microbatches,

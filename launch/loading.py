@@ -163,7 +163,11 @@ def _load_checkpoint(workdir: pathlib.Path) -> LoadedModel:
       'checkpoint_every above 0'
     )
   rules = parametrization.resolve(config.parametrization, model)
-  params = checkpointer.restore_params(program.state_shapes.params, steps)
+  if program.chain.evaluates_others:
+    state, _ = checkpointer.restore(program.state_shapes, steps)
+    params = program.evaluation_params(state)
+  else:
+    params = checkpointer.restore_params(program.state_shapes.params, steps)
   return LoadedModel(
     program.logits,
     program.features,

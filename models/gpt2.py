@@ -80,7 +80,7 @@ class Block(nn.Module):
   ) -> jax.Array:
     c, rules = self.config, self.rules
     size = c.num_heads * c.head_dim
-    role, init = rules.hidden('width')
+    role, init = rules.hidden('width', fan_out='heads')
     query = (role, nn.initializers.zeros if c.zero_init_query else init)
     heads = ('width', 'heads')
     shape = (*x_BxLxD.shape[:2], c.num_heads, c.head_dim)
@@ -101,7 +101,10 @@ class Block(nn.Module):
   def _mlp(self, x_BxLxD: jax.Array) -> jax.Array:
     c, rules = self.config, self.rules
     up = self._linear(
-      'mlp_up', c.mlp_dim, rules.hidden('width'), ('width', 'mlp')
+      'mlp_up',
+      c.mlp_dim,
+      rules.hidden('width', fan_out='mlp'),
+      ('width', 'mlp'),
     )
     down = self._linear(
       'mlp_down',

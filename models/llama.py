@@ -101,8 +101,9 @@ class Block(nn.Module):
   ) -> jax.Array:
     c, rules = self.config, self.rules
     h, (B, L, _) = c.head_dim, x_BxLxD.shape
-    role, init = rules.hidden('width')
+    role, init = rules.hidden('width', fan_out='heads')
     query = (role, nn.initializers.zeros if c.zero_init_query else init)
+    key = value = rules.hidden('width', fan_out='kv_heads')
     project = lambda name, heads, weight, axis: self._linear(
       name, heads * h, weight, ('width', axis)
     )(x_BxLxD).reshape(B, L, heads, h)
@@ -112,8 +113,8 @@ class Block(nn.Module):
     y_BxLxHxh = attention.attend(
       self,
       turn(project('query', c.num_heads, query, 'heads')),
-      turn(project('key', c.num_kv_heads, (role, init), 'kv_heads')),
-      project('value', c.num_kv_heads, (role, init), 'kv_heads'),
+      turn(project('key', c.num_kv_heads, key, 'kv_heads')),
+      project('value', c.num_kv_heads, value, 'kv_heads'),
       rules.attention_scale,
       segment_ids_BxL,
       positions_BxL,
@@ -126,7 +127,10 @@ class Block(nn.Module):
   def _mlp(self, x_BxLxD: jax.Array) -> jax.Array:
     c, rules = self.config, self.rules
     wide = lambda name: self._linear(
-      name, c.mlp_dim, rules.hidden('width'), ('width', 'mlp')
+      name,
+      c.mlp_dim,
+      rules.hidden('width', fan_out='mlp'),
+      ('width', 'mlp'),
     )
     down = self._linear(
       'mlp_down',

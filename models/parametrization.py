@@ -30,13 +30,15 @@ class Row(NamedTuple):
 
   `init` is a standard deviation (of a gain: its value) and `forward` a factor
   on what the parameter puts out. The rest are factors on the optimizer's
-  hyperparameters: learning rate, Sophia's rho, epsilon, and what decay takes
-  from the parameter in a step under each decay mode of optimizers/build.py.
+  hyperparameters: learning rate, learning rate where updates are
+  orthogonalised, Sophia's rho, epsilon, and what decay takes from the
+  parameter in a step under each decay mode of optimizers/build.py.
   """
 
   init: str
   forward: str
   lr: str
+  spectral: str
   rho: str
   eps: str
   independent: str
@@ -45,31 +47,41 @@ class Row(NamedTuple):
 
 
 # fmt: off
+# The order of the cells is that of Row's fields.
 TABLE = {
   'sp': {
-    #                 init       forward lr     rho  eps    decay: independent,
-    #                                                       times_lr, _role_lr
-    'embedding': Row('0.02',     '1',    '1',   '1', '1',   '1', '1', '1'),
-    'hidden':    Row('1/√fan',   '1',    '1',   '1', '1',   '1', '1', '1'),
-    'readout':   Row('1/√fan',   '1',    '1',   '1', '1',   '1', '1', '1'),
-    'gain':      Row('1',        '1',    '1',   '1', '1',   '0', '0', '0'),
-    'bias':      Row('0',        '1',    '1',   '1', '1',   '0', '0', '0'),
+    'embedding': Row('0.02',    '1',   '1',   '1', '1', '1',   '1', '1', '1'),
+    'hidden':    Row('1/√fan',  '1',   '1',   '1', '1', '1',   '1', '1', '1'),
+    'readout':   Row('1/√fan',  '1',   '1',   '1', '1', '1',   '1', '1', '1'),
+    'gain':      Row('1',       '1',   '1',   '1', '1', '1',   '0', '0', '0'),
+    'bias':      Row('0',       '1',   '1',   '1', '1', '1',   '0', '0', '0'),
   },
   'mup': {
-    'embedding': Row('0.02',     '1',    '1',   'm', '1/m', '1', '1', '1'),
-    'hidden':    Row('1/√fan',   '1',    '1/f', 'm', '1/m', '1', '1', '1/f'),
-    'readout':   Row('1/√base',  '1/m',  '1',   'm', '1/m', '1', '1', '1'),
-    'gain':      Row('1',        '1',    '1',   'm', '1/m', '0', '0', '0'),
-    'bias':      Row('0',        '1',    '1',   'm', '1/m', '0', '0', '0'),
+    'embedding': Row('0.02',    '1',   '1',   '1', 'm', '1/m', '1', '1', '1'),
+    'hidden':    Row('1/√fan',  '1',   '1/f', 's', 'm', '1/m', '1', '1', '1/f'),
+    'readout':   Row('1/√base', '1/m', '1',   '1', 'm', '1/m', '1', '1', '1'),
+    'gain':      Row('1',       '1',   '1',   '1', 'm', '1/m', '0', '0', '0'),
+    'bias':      Row('0',       '1',   '1',   '1', 'm', '1/m', '0', '0', '0'),
   },
 }
 # With a depth rule, further factors of what is inside a residual branch; the
 # forward factor is on the branch's output.
 BRANCH = Row(
-                     '1',        'd⁻ᵃ',  'dᵃ⁻¹','dᵃ','d⁻ᵃ', '1', '1', 'dᵃ⁻¹')
+               '1', 'd⁻ᵃ', 'dᵃ⁻¹', 'dᵃ⁻¹', 'dᵃ', 'd⁻ᵃ', '1', '1', 'dᵃ⁻¹')
 # Factor on query-key products.
 ATTENTION = {'sp': '1/√h', 'mup': '√h₀/h'}
 # fmt: on
+
+
+def _spectral(fan_in: float, fan_out: float) -> float:
+  """√(out/in) over √max(in, out).
+
+  The spectral norm that an update should have (arXiv 2310.17813, condition
+  1), over that of an orthogonal one whose entries are of fixed size.
+  """
+  return (fan_out / fan_in / max(fan_in, fan_out)) ** 0.5
+
+
 _CELLS: dict[str, Callable[['Sizes'], float]] = {
   '0': lambda s: 0.0,
   '1': lambda s: 1.0,
@@ -79,6 +91,9 @@ _CELLS: dict[str, Callable[['Sizes'], float]] = {
   'm': lambda s: s.width_ratio,
   '1/m': lambda s: 1 / s.width_ratio,
   '1/f': lambda s: s.base_fan_in / s.fan_in,
+  's': lambda s: (
+    _spectral(s.fan_in, s.fan_out) / _spectral(s.base_fan_in, s.base_fan_out)
+  ),
   'dᵃ': lambda s: s.depth_ratio**s.alpha,
   'd⁻ᵃ': lambda s: s.depth_ratio**-s.alpha,
   'dᵃ⁻¹': lambda s: s.depth_ratio ** (s.alpha - 1),
@@ -96,6 +111,8 @@ class Sizes:
   Attributes:
     fan_in: inputs that each output of the parameter's matrix sums over.
     base_fan_in: the same at the base shapes; f is their ratio.
+    fan_out: outputs of the parameter's matrix.
+    base_fan_out: the same at the base shapes.
     width_ratio: m, width over base width.
     depth_ratio: d, layers over base layers.
     alpha: a, exponent of the depth rule.
@@ -105,6 +122,8 @@ class Sizes:
 
   fan_in: float
   base_fan_in: float
+  fan_out: float
+  base_fan_out: float
   width_ratio: float
   depth_ratio: float
   alpha: float
@@ -120,12 +139,16 @@ class Role:
     kind: 'embedding', 'hidden', 'readout', 'gain' or 'bias'.
     fan_in: inputs that each of its outputs sums over; 1 for vectors.
     base_fan_in: the same at the base shapes.
+    fan_out: its outputs, of matrices in branches; 1 for others.
+    base_fan_out: the same at the base shapes.
     residual: whether it sits inside a residual branch.
   """
 
   kind: str
   fan_in: int = 1
   base_fan_in: float = 1
+  fan_out: int = 1
+  base_fan_out: float = 1
   residual: bool = False
 
 
@@ -144,6 +167,7 @@ class Factors:
 
   Attributes:
     lr: on the learning rate.
+    spectral: on the learning rate of updates that are orthogonalised.
     rho: on Sophia's rho.
     eps: on epsilon.
     decay: decay mode → on what decay takes in a step; 0 for vectors.
@@ -151,6 +175,7 @@ class Factors:
   """
 
   lr: float
+  spectral: float
   rho: float
   eps: float
   decay: Mapping[str, float]
@@ -202,21 +227,28 @@ class Parametrization:
     role = Role('embedding')
     return role, nn.initializers.normal(self._init(role))
 
-  def hidden(self, fan_in: str, writes_residual: bool = False) -> RoleAndInit:
+  def hidden(
+    self, fan_in: str, writes_residual: bool = False, fan_out: str = 'width'
+  ) -> RoleAndInit:
     """Role of a matrix inside a residual branch.
 
     Args:
       fan_in: which of its model's sizes it sums over: 'width', 'heads'
         (num_heads·head_dim) or 'mlp'.
       writes_residual: whether its output is added to the residual stream.
+      fan_out: which of these, or 'kv_heads', its output has.
     """
     model = self.model
-    size, base = {
+    sizes = {
       'width': (model.width, self.base_width),
       'heads': (model.num_heads * model.head_dim, self.base_heads_dim),
+      'kv_heads': (
+        model.num_kv_heads * model.head_dim,
+        self.base_heads_dim * model.num_kv_heads / model.num_heads,
+      ),
       'mlp': (model.mlp_dim, self.base_mlp_dim),
-    }[fan_in]
-    role = Role('hidden', size, base, residual=True)
+    }
+    role = Role('hidden', *sizes[fan_in], *sizes[fan_out], residual=True)
     std = self._init(role)
     if writes_residual:
       # With a depth rule the residual multiplier does the further shrinking.
@@ -251,6 +283,7 @@ class Parametrization:
 
     return Factors(
       cell('lr'),
+      cell('spectral'),
       cell('rho') if self.scale_rho else 1.0,
       cell('eps'),
       {mode: cell(mode) for mode in row._fields[-3:]},
@@ -265,6 +298,8 @@ class Parametrization:
       Sizes(
         fan_in=role.fan_in,
         base_fan_in=role.base_fan_in,
+        fan_out=role.fan_out,
+        base_fan_out=role.base_fan_out,
         width_ratio=self.width_ratio,
         depth_ratio=self.model.num_layers / self.base_depth,
         alpha=self.depth_alpha or 0.0,

@@ -10,6 +10,8 @@ from steepest.optimizers.hyperparameters import Hyperparameters
 from steepest.optimizers.hyperparameters import Number
 from steepest.optimizers.hyperparameters import like
 
+MOMENTS = ('m', 'v')
+
 
 class ScaleByAdamWState(NamedTuple):
   """Steps taken, first and second moments."""

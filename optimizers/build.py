@@ -11,6 +11,21 @@ learning rate and one on the decay, r' (models/parametrization.py):
 is what torch.optim.AdamW and the authors of Lion and Sophia do, at r = 1.
 `times_role_lr` is the naive form, under which decay fades as models grow.
 Gains and biases have r' = 0.
+
+An optimizer's file has `transform(hyperparameters)`, which makes the direction
+u, `scale_by_NAME` behind it, and MOMENTS, the fields of its state that may be
+kept in bfloat16. It may have
+
+  DEPENDS_ON_STEPS    its first steps depend on how many there are
+  SCHEDULE            kind of the schedule, whatever the run's is
+  RATES               role's kind → which of its factors is r, if not `lr`
+  READ_ONLY           fields of the state that an update does not write
+  move                what becomes of parameters and state, given the changes
+  evaluation_params   with which parameters the model is evaluated
+  update_curvature    takes curvature that the training step estimates
+  statistics          what of its state is logged
+  method              name of what moves a parameter of a kind and shape
+  update_flops        of the matrix products that this takes
 """
 
 from collections.abc import Mapping
@@ -27,9 +42,13 @@ import numpy as np
 import optax
 
 from steepest import optimizers
+from steepest.optimizers import moments
 from steepest.optimizers import schedules
 from steepest.optimizers.hyperparameters import Hyperparameters
 
+_DECAY_RATES = ('b1', 'b2', 'b3', 'momentum')
+# Of runs that share a program, all have the same: they decide what is done.
+SHARED = ('hessian_every', 'precondition_every')
 DECAY_MODES = ('independent', 'times_lr', 'times_role_lr')
 
 
@@ -41,9 +60,13 @@ class Arguments(NamedTuple):
   b2: Any
   eps: Any
   rho: Any
+  b3: Any
+  alpha: Any
+  momentum: Any
   weight_decay: Any
   clip_norm: Any
   hessian_every: Any
+  precondition_every: Any
   steps: Any
   warmup_steps: Any
   final_fraction: Any
@@ -54,6 +77,7 @@ class Factors(Protocol):
   """A parameter's factors; models/parametrization.py has them."""
 
   lr: float
+  spectral: float
   rho: float
   eps: float
   decay: Mapping[str, float]
@@ -78,9 +102,13 @@ def arguments(
     'b2': b2,
     'eps': optimizer.eps,
     'rho': optimizer.rho,
+    'b3': optimizer.b3,
+    'alpha': optimizer.alpha,
+    'momentum': optimizer.momentum,
     'weight_decay': optimizer.weight_decay,
     'clip_norm': optimizer.clip_norm,
     'hessian_every': optimizer.hessian_every,
+    'precondition_every': optimizer.precondition_every,
     'steps': steps,
     'warmup_steps': schedule.warmup_steps,
     'final_fraction': schedule.final_fraction,
@@ -89,11 +117,12 @@ def arguments(
   for name, value in values.items():
     if not np.isfinite(value) or value < 0:
       raise ValueError(f'{name}={value}: must be finite and not negative')
-  for name in ('b1', 'b2', 'final_fraction', 'decay_fraction'):
-    if values[name] > 1 or (values[name] == 1 and name in ('b1', 'b2')):
+  for name in (*_DECAY_RATES, 'final_fraction', 'decay_fraction'):
+    if values[name] > 1 or (values[name] == 1 and name in _DECAY_RATES):
       raise ValueError(f'{name}={values[name]}: must be below 1')
-  if optimizer.hessian_every < 1:
-    raise ValueError('optimizer.hessian_every=0: must be at least 1')
+  for name in ('hessian_every', 'precondition_every'):
+    if optimizer[name] < 1:
+      raise ValueError(f'optimizer.{name}=0: must be at least 1')
   return Arguments(**{k: np.float32(v) for k, v in values.items()})
 
 
@@ -102,9 +131,9 @@ class Chain:
   """clip → scale → role factor and decay → schedule.
 
   Attributes:
-    module: the optimizer's file: `transform` and, where the training step is
-      to estimate curvature, `update_curvature`.
+    module: the optimizer's file.
     factors: a tree like the parameters.
+    moments: dtype in which the state's moments are kept.
   """
 
   module: Any
@@ -112,6 +141,7 @@ class Chain:
   schedule_kind: str
   bias_correction: bool
   factors: Any
+  moments: str
 
   @property
   def wants_curvature(self) -> bool:
@@ -119,8 +149,9 @@ class Chain:
 
   def init(self, params: Any) -> Any:
     """Returns the optimizer's state; it shards like the parameters."""
-    zero = Hyperparameters(0.0, 0.0, 0.0, 0.0, self.bias_correction)
-    return self.module.transform(zero).init(params)
+    zero = Arguments(*[0.0] * len(Arguments._fields))
+    hyper = self._hyperparameters(zero, 0, 0.0)
+    return self._kept(self.module.transform(hyper).init(params), 0)
 
   def update(
     self, grads: Any, state: Any, params: Any, step: Any, args: Arguments
@@ -141,8 +172,6 @@ class Chain:
       1.0,
     )
     grads = jax.tree.map(lambda g: g * clip.astype(g.dtype), grads)
-    transform = self.module.transform(self._hyperparameters(args))
-    updates, state = transform.update(grads, state, params)
     s = schedules.factor(
       self.schedule_kind,
       step,
@@ -151,6 +180,9 @@ class Chain:
       args.final_fraction,
       args.decay_fraction,
     )
+    hyper = self._hyperparameters(args, step, s * args.lr)
+    transform = self.module.transform(hyper)
+    updates, state = transform.update(grads, self._used(state), params)
 
     def change(u, p, f):
       return s * self._decayed(args, u, p, f)
@@ -165,13 +197,31 @@ class Chain:
     }
     if self.wants_curvature:
       stats |= self._unclipped(updates)
-    return jax.tree.map(jnp.subtract, params, changes), state, stats
+    if hasattr(self.module, 'statistics'):
+      stats |= self.module.statistics(state)
+    if hasattr(self.module, 'move'):
+      params, state = self.module.move(state, params, changes, hyper)
+    else:
+      params = jax.tree.map(jnp.subtract, params, changes)
+    return params, self._kept(state, step), stats
 
   def update_curvature(
-    self, state: Any, curvature: Any, args: Arguments
+    self, state: Any, curvature: Any, args: Arguments, step: Any
   ) -> Any:
-    """Folds a curvature estimate into the state."""
-    return self.module.update_curvature(state, curvature, args.b2)
+    """Folds a curvature estimate into the state; `step` as in `update`."""
+    state = self.module.update_curvature(self._used(state), curvature, args.b2)
+    return self._kept(state, step)
+
+  @property
+  def evaluates_others(self) -> bool:
+    """Whether the model is evaluated with other parameters than trained."""
+    return hasattr(self.module, 'evaluation_params')
+
+  def evaluation_params(self, state: Any, params: Any) -> Any:
+    """Returns the parameters with which the model is evaluated and saved."""
+    if not self.evaluates_others:
+      return params
+    return self.module.evaluation_params(self._used(state), params)
 
   def _unclipped(self, updates: Any) -> dict[str, Any]:
     """Returns the share of coordinates with |u| < 1, in all and by role."""
@@ -188,30 +238,70 @@ class Chain:
       for name, pairs in totals.items()
     }
 
-  def _hyperparameters(self, args: Arguments) -> Hyperparameters:
+  def _hyperparameters(
+    self, args: Arguments, step: Any, rate: Any
+  ) -> Hyperparameters:
+    each = lambda fn: jax.tree.map(fn, self.factors)
     return Hyperparameters(
-      args.b1,
-      args.b2,
-      jax.tree.map(lambda f: args.eps * f.eps, self.factors),
-      jax.tree.map(lambda f: args.rho * f.rho, self.factors),
-      self.bias_correction,
+      b1=args.b1,
+      b2=args.b2,
+      b3=args.b3,
+      alpha=args.alpha,
+      momentum=args.momentum,
+      eps=each(lambda f: args.eps * f.eps),
+      rho=each(lambda f: args.rho * f.rho),
+      bias_correction=self.bias_correction,
+      precondition_every=args.precondition_every,
+      rate=rate,
+      step=step,
+      steps=args.steps,
+      plain_eps=args.eps,
+      kinds=each(lambda f: f.kind),
+      rates=each(self._rate),
+      eps_factors=each(lambda f: f.eps),
     )
 
+  def _rate(self, f: Factors) -> float:
+    """Returns r."""
+    if hasattr(self.module, 'RATES') and f.kind in self.module.RATES:
+      return getattr(f, self.module.RATES[f.kind])
+    return f.lr
+
   def _decayed(self, args: Arguments, u: Any, p: Any, f: Factors) -> Any:
-    factor = f.decay[self.decay_mode]
+    rate, factor = self._rate(f), f.decay[self.decay_mode]
+    if self.decay_mode == 'times_role_lr' and rate != f.lr:
+      factor *= rate / f.lr
     decay = factor * args.weight_decay * p if factor else jnp.zeros_like(p)
     if self.decay_mode == 'independent':
-      return args.lr * f.lr * u + decay
-    return args.lr * (f.lr * u + decay)
+      return args.lr * rate * u + decay
+    return args.lr * (rate * u + decay)
+
+  def _used(self, state: Any) -> Any:
+    """Returns a state as the optimizer's file has it."""
+    if self.moments == 'float32':
+      return state
+    return moments.widened(state, self.module.MOMENTS)
+
+  def _kept(self, state: Any, step: Any) -> Any:
+    """Returns a state as it is carried from step to step."""
+    if self.moments == 'float32':
+      return state
+    return moments.narrowed(state, self.module.MOMENTS, step)
 
 
-def build(optimizer: ConfigDict, schedule: ConfigDict, factors: Any) -> Chain:
+def build(
+  optimizer: ConfigDict,
+  schedule: ConfigDict,
+  factors: Any,
+  moments_dtype: str = 'float32',
+) -> Chain:
   """Returns the chain of a run.
 
   Args:
     optimizer: the `optimizer` slice.
     schedule: the `schedule` slice.
     factors: a tree like the parameters, see `Factors`.
+    moments_dtype: in which the state's moments are kept.
 
   Raises:
     ValueError: a name is unknown.
@@ -224,24 +314,27 @@ def build(optimizer: ConfigDict, schedule: ConfigDict, factors: Any) -> Chain:
       optimizer.hessian_estimator,
       ('gnb', 'hutchinson'),
     ),
+    ('dtype.moments', moments_dtype, moments.DTYPES),
   ):
     if value not in known:
       raise ValueError(f'{key}={value!r}: must be one of {", ".join(known)}')
+  module = find(optimizer.name)
   return Chain(
-    module=find(optimizer.name),
+    module=module,
     decay_mode=optimizer.decay_mode,
-    schedule_kind=schedule.kind,
+    schedule_kind=getattr(module, 'SCHEDULE', schedule.kind),
     bias_correction=optimizer.hessian_bias_correction,
     factors=factors,
+    moments=moments_dtype,
   )
 
 
 def names() -> list[str]:
-  """Returns the optimizers there are, in alphabetical order."""
+  """Returns the names of all optimizers: the files that have `transform`."""
   return [
     info.name
     for info in pkgutil.iter_modules(optimizers.__path__)
-    if hasattr(_module(info.name), 'transform')
+    if hasattr(_load(info.name), 'transform')
   ]
 
 
@@ -249,12 +342,11 @@ def find(name: str) -> Any:
   """Returns the file optimizers/NAME.py.
 
   Raises:
-    ValueError: there is none.
+    ValueError: there is no such optimizer.
   """
-  files = [info.name for info in pkgutil.iter_modules(optimizers.__path__)]
-  if name in files and hasattr(module := _module(name), 'transform'):
-    return module
   known = names()
+  if name in known:
+    return _load(name)
   near = difflib.get_close_matches(name, known, 1)
   hint = f'did you mean {near[0]!r}? ' if near else ''
   raise ValueError(
@@ -262,5 +354,5 @@ def find(name: str) -> Any:
   )
 
 
-def _module(name: str) -> Any:
+def _load(name: str) -> Any:
   return importlib.import_module(f'{optimizers.__name__}.{name}')

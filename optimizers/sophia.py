@@ -14,6 +14,10 @@ from steepest.optimizers.hyperparameters import Hyperparameters
 from steepest.optimizers.hyperparameters import Number
 from steepest.optimizers.hyperparameters import like
 
+MOMENTS = ('m', 'h')
+# An update reads it and leaves it as it is.
+READ_ONLY = ('h',)
+
 
 class ScaleBySophiaState(NamedTuple):
   """Momentum, averaged curvature and how many estimates it holds."""

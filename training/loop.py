@@ -245,14 +245,15 @@ class Loop:
         with self._timed('train'), self._stall.step():
           row = self._read(pending)
         pending = None
-        row |= self._evaluate(state.params, step + 1)
+        params = self.program.evaluation_params(state)
+        row |= self._evaluate(params, step + 1)
         # A stop or a branch leaves the rows that there would be without it.
         self._write(writer, row, always=due)
         self._save(state, step + 1, writer, checkpointer, stop)
         if stop and step + 1 < self.config.steps:
           raise self._stopped(step + 1)
     if first == self.config.steps:
-      self._evaluate(state.params, first)
+      self._evaluate(self.program.evaluation_params(state), first)
 
   def _limits(self, step: int) -> jax.Array | None:
     if not self._watchdog.policy.guards:

@@ -16,6 +16,7 @@ import numpy as np
 
 from steepest.models.config import ModelConfig
 from steepest.models.parametrization import Parametrization
+from steepest.optimizers import build
 from steepest.optimizers.build import Arguments
 from steepest.optimizers.build import Chain
 from steepest.training import mesh as mesh_lib
@@ -151,8 +152,8 @@ class Program:
       states: of all runs, at one step: every leaf but that has an axis for
         the runs before its own.
       batch: `inputs` and `targets`, B×L token ids.
-      args: an axis for the runs, but for `hessian_every`: whether curvature
-        is estimated has to be one decision, or it is estimated at each step.
+      args: an axis for the runs, but for build.SHARED: whether curvature is
+        estimated has to be one decision, or it is estimated at each step.
       seed: of all runs.
     """
     return self.compile_many(states, batch, args, seed)(
@@ -169,10 +170,12 @@ class Program:
     """Returns the compiled program of `step_many`; arguments as there."""
     count = len(args.lr)
     of_states = TrainState(None, 0, 0)  # type: ignore[arg-type]
-    of_args = Arguments(*[0] * len(Arguments._fields))
+    of_args = Arguments(*[0] * len(Arguments._fields))._replace(
+      **dict.fromkeys(build.SHARED)
+    )
     many = jax.vmap(
       self._step,
-      in_axes=(of_states, None, of_args._replace(hessian_every=None), None),
+      in_axes=(of_states, None, of_args, None),
       out_axes=(of_states, 0),
     )
     return self._compile(
@@ -240,6 +243,37 @@ class Program:
   ) -> tuple[jax.Array, jax.Array]:
     """Returns what the readout gets, and the readout; not compiled."""
     return self._apply(params, tokens_BxL, visible_BxLxL, positions_BxL, True)
+
+  def evaluation_params(self, state: TrainState, run: int | None = None) -> Any:
+    """Returns the parameters with which the model is evaluated and saved.
+
+    Args:
+      state: of one run or, with an axis for them, of several.
+      run: which one of several.
+    """
+    if not self.chain.evaluates_others:
+      return state.params if run is None else self.pick(state.params, run)
+    held, shardings = (state.opt_state, state.params), self._shardings
+    if run is None:
+      compiled = self._compile(
+        ('evaluation_params',),
+        self.chain.evaluation_params,
+        held,
+        (shardings.opt_state, shardings.params),
+        shardings.params,
+      )
+      return compiled(*held)
+    number, shardings = self.put(np.int32(run)), self._many_shardings
+    compiled = self._compile(
+      (f'evaluation_params of {len(jax.tree.leaves(state.params)[0])}',),
+      lambda held, i: self.chain.evaluation_params(
+        *jax.tree.map(lambda x: x[i], held)
+      ),
+      (held, number),
+      ((shardings.opt_state, shardings.params), self._whole),
+      self._shardings.params,
+    )
+    return compiled(held, number)
 
   def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Places this process's rows of a batch, `local_rows`, on the mesh."""

@@ -100,7 +100,7 @@ class Step:
         # which depend on no branch, at every step.
         step, at = jax.lax.optimization_barrier((state.step, params))
         curvature = self.curvature(at, batch, seed, step)
-        return self.chain.update_curvature(opt_state, curvature, args)
+        return self.chain.update_curvature(opt_state, curvature, args, step)
 
       every = args.hessian_every.astype(jnp.int32)
       opt_state = jax.lax.cond(

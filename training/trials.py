@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from jax import numpy as jnp
 
+from steepest.optimizers import build
 from steepest.optimizers.build import Arguments
 from steepest.training import metrics
 from steepest.training import summary
@@ -167,7 +168,7 @@ class _Running:
         lane.record(
           step,
           {name: value_N[i] for name, value_N in values.items()},
-          functools.partial(lane.program.pick, states.params, i),
+          functools.partial(lane.program.evaluation_params, states, i),
         )
       except Exception as error:
         self.endings[i] = error
@@ -185,16 +186,19 @@ def stack_arguments(args: Sequence[Arguments]) -> Arguments:
   """Returns arguments with an axis for the runs, for Program.step_many.
 
   Raises:
-    ValueError: `hessian_every` differs, which all runs have to share.
+    ValueError: one of build.SHARED differs, which all runs have to share.
   """
-  every = {float(a.hessian_every) for a in args}
-  if len(every) > 1:
-    raise ValueError(
-      f'trials with optimizer.hessian_every={sorted(every)} cannot share a '
-      'program: set study.vmapped_trials=0'
-    )
+  for name in build.SHARED:
+    every = {float(getattr(a, name)) for a in args}
+    if len(every) > 1:
+      raise ValueError(
+        f'trials with optimizer.{name}={sorted(every)} cannot share a '
+        'program: set study.vmapped_trials=0'
+      )
   stacked = Arguments(*(jnp.stack(values) for values in zip(*args)))
-  return stacked._replace(hessian_every=args[0].hessian_every)
+  return stacked._replace(
+    **{name: getattr(args[0], name) for name in build.SHARED}
+  )
 
 
 def fits(program: Program, lanes: Sequence[Lane]) -> bool:
