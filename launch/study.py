@@ -10,6 +10,8 @@ Started several times with the same --workdir, on machines that share it, the
 processes divide the runs among them.
 """
 
+import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -127,6 +129,7 @@ def _run(
 ) -> None:
   """Runs all cells; each first searches, then trains its targets."""
   from steepest.launch.sweeps import cells
+  from steepest.launch.sweeps import estimate
   from steepest.launch.sweeps import plan
   from steepest.launch.sweeps import pool
   from steepest.launch.sweeps import schedule
@@ -143,10 +146,11 @@ def _run(
   )
   count = workers or (len(os.sched_getaffinity(0)) if pinned else 1)
   count = min(count, schedule.breadth(config, todo))
-  with (
-    pool.Pool(count, pinned, workdir / 'logs') as pool_,
-    plan.Display(plans, count) as display,
-  ):
+  with contextlib.ExitStack() as stack:
+    pool_ = stack.enter_context(pool.Pool(count, pinned, workdir / 'logs'))
+    timed = functools.partial(estimate.time_steps, pool_)
+    print(estimate.describe(plans, count, timed), flush=True)
+    display = stack.enter_context(plan.Display(plans, count))
     runs = schedule.Schedule(
       config, workdir, todo, locks, display.best, display.failed
     )
@@ -173,6 +177,8 @@ def _run(
   failures = [f'{cell}: {error}' for cell, error in runs.failures.items()]
   if failures:
     raise ValueError('; '.join(failures))
+  if shared := estimate.sharing(plans):
+    print(shared)
 
 
 def _report(workdir: pathlib.Path, seconds: float) -> None:

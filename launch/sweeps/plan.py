@@ -1,5 +1,6 @@
 """What a study has to do, what is done of it, and how it shows that."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -16,31 +17,56 @@ from rich.progress import TextColumn
 from steepest.launch import progress
 from steepest.launch.sweeps import cells
 from steepest.launch.sweeps import search
+from steepest.launch.sweeps import trunks
 from steepest.launch.sweeps.space import Values
+from steepest.optimizers import build
+from steepest.training import flops
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+  """A run of a study.
+
+  Attributes:
+    key: kind ('trials' or 'targets'), model and optimizer.
+    config: its configuration, without the values that a search finds.
+    alone: what it computes by itself: tokens × parameters of its blocks and
+      readout, times what curvature adds; in arbitrary units.
+    weight: the same without the steps that it shares with its trunk.
+  """
+
+  key: tuple[str, str, str]
+  config: ConfigDict
+  alone: float
+  weight: float
 
 
 class Plan:
   """The runs of a study, each weighed by what it computes.
 
   Attributes:
-    weights: run directory relative to the study → tokens × parameters of its
-      blocks and readout, in arbitrary units.
+    runs: run directory relative to the study → what is planned.
   """
 
   def __init__(self, config: ConfigDict, workdir: pathlib.Path):
+    """Plans the runs that there are without extensions of the search."""
     self.workdir = workdir
     self._seeds = config.study.seeds
-    self.weights: dict[str, float] = {}
+    self.runs: dict[str, Planned] = {}
     planned = cells.cells(config)
     for cell in dict.fromkeys(cells.search_of(config, c) for c in planned):
       home = cells.trials_dir(workdir, cell)
-      trial = cells.trial_config(config, cell, {})
+      run = _planned('trials', cell, cells.trial_config(config, cell, {}), 0)
       for name in search.first_names(config, cell.optimizer):
-        self._add(home / name, trial)
+        self.runs[self.name(home / name)] = run
+    branches = trunks.branches(config)
     for cell in planned:
+      shared = branches[cell].steps if cell in branches else 0
+      target = cells.target_config(config, cell, {}, 0)
+      run = _planned('targets', cell, target, shared)
       for seed in range(self._seeds):
-        target = cells.target_config(config, cell, {}, seed)
-        self._add(cells.target_dir(workdir, cell, seed), target)
+        directory = cells.target_dir(workdir, cell, seed)
+        self.runs[self.name(directory)] = run
 
   def done(self, cell: cells.Cell) -> bool:
     """Returns whether all targets of a cell are there; each needs them."""
@@ -63,12 +89,20 @@ class Plan:
     path = self.workdir / name / 'summary.json'
     return str(json.loads(path.read_text('utf-8'))['status'])
 
-  def _add(self, directory: pathlib.Path, config: ConfigDict) -> None:
-    width, layers = config.model.width, config.model.num_layers
-    # Twelve width² a block, and a readout of a few thousand entries.
-    size = 12 * layers * width**2 + 2048 * width
-    tokens = config.steps * config.batch_size * config.model.context
-    self.weights[self.name(directory)] = float(tokens * size)
+
+def _planned(
+  kind: str, cell: cells.Cell, config: ConfigDict, shared: int
+) -> Planned:
+  width, layers = config.model.width, config.model.num_layers
+  # Twelve width² a block, and a readout of a few thousand entries.
+  size = 12 * layers * width**2 + 2048 * width
+  tokens = config.steps * config.batch_size * config.model.context
+  alone = float(tokens * size)
+  if hasattr(build.find(cell.optimizer), 'update_curvature'):
+    o = config.optimizer
+    alone *= 1 + flops.CURVATURE_COST[o.hessian_estimator] / o.hessian_every
+  key = kind, cell.model, cell.optimizer
+  return Planned(key, config, alone, alone * (1 - shared / config.steps))
 
 
 class Display:
@@ -80,7 +114,8 @@ class Display:
   def __init__(self, plan: Plan, workers: int):
     self._plan = plan
     self._console = Console()
-    self._parts = {n: float(plan.finished(n)) for n in plan.weights}
+    self._weights = {name: run.weight for name, run in plan.runs.items()}
+    self._parts = {n: float(plan.finished(n)) for n in plan.runs}
     self._bar = Progress(
       TextColumn('{task.description}'),
       BarColumn(bar_width=24),
@@ -174,13 +209,11 @@ class Display:
 
   def _fraction(self) -> float:
     # A grid that is extended adds runs as it goes.
-    mean = math.fsum(self._plan.weights.values()) / len(self._plan.weights)
+    mean = math.fsum(self._weights.values()) / len(self._weights)
     for name in self._parts:
-      self._plan.weights.setdefault(name, mean)
-    total = math.fsum(self._plan.weights.values())
-    done = math.fsum(
-      self._plan.weights[name] * part for name, part in self._parts.items()
-    )
+      self._weights.setdefault(name, mean)
+    total = math.fsum(self._weights.values())
+    done = math.fsum(self._weights[n] * part for n, part in self._parts.items())
     return done / total
 
 

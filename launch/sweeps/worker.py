@@ -5,8 +5,9 @@ Jobs: {"kind": "run", "config": CONFIG, "directory": DIR} trains one run, with
 "trials", "runs": [{"config", "directory"}, …]} trains several as one program.
 Either may have "watch": {"window": STEPS, "limits": [[steps done, loss], …]},
 above which a run ends early (launch/sweeps/pruning.py).
-Messages on stdout: `row` (a logged row of a run), `run` (a run ended), `done`
-and `failed` (with `error`).
+{"kind": "time", "config": CONFIG} does a run whose directory is thrown away.
+Messages on stdout: `row` (a logged row of a run), `run` (a run ended),
+`timed` (with the `seconds` of a step), `done` and `failed` (with `error`).
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import os
 import pathlib
 import queue
 import sys
+import tempfile
 import threading
 from typing import Any
 
@@ -60,9 +62,16 @@ def _do(job: dict[str, Any], say: Callable[..., None]) -> None:
   """Does one job."""
   from ml_collections import ConfigDict
 
+  from steepest.launch import assemble
   from steepest.launch.sweeps import cells
   from steepest.launch.sweeps import pruning
 
+  if job['kind'] == 'time':
+    config = ConfigDict(job['config'])
+    with tempfile.TemporaryDirectory() as directory:
+      summary = assemble.train(config, directory, {})
+    say('timed', seconds=summary['seconds'] / config.steps)
+    return
   runs = job['runs'] if job['kind'] == 'trials' else [job]
   configs = [ConfigDict(run['config']) for run in runs]
   names = [run['directory'] for run in runs]

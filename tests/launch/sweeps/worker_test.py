@@ -7,6 +7,7 @@ import pytest
 
 from steepest.experiments import tiny
 from steepest.launch import assemble
+from steepest.launch.sweeps import estimate
 from steepest.launch.sweeps import pool
 
 
@@ -33,6 +34,8 @@ def test_a_run_is_the_one_that_train_makes(tmp_path):
         messages.append(message)
         if message['kind'] in ('done', 'failed'):
           break
+    seconds = estimate.time_steps(workers, config)
+  assert 0 < seconds < here['seconds']
   kinds = [m['kind'] for m in messages]
   assert kinds == [*['row'] * 6, 'run', 'done', 'run', 'done']
   assert [m['row']['step'] for m in messages[:6]] == list(range(6))
