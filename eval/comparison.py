@@ -103,6 +103,8 @@ class Comparison:
       one per architecture and values of the other axes.
     pareto: every cell in the trade-off of hours, loss and accuracy.
     pareto_warning: why its hours are not comparable; '' where they are.
+    agreements: rank correlations of loss and scores over the cells of all
+      groups, where all were asked the same questions.
   """
 
   runs: list[Run]
@@ -116,6 +118,7 @@ class Comparison:
   scalings: list[scaling_fit.Scaling]
   pareto: list[pareto.Candidate]
   pareto_warning: str
+  agreements: list[agreement.Agreement]
 
   @property
   def cells(self) -> list[Cell]:
@@ -171,6 +174,14 @@ def compare(
     scalings=_scalings(groups),
     pareto=candidates,
     pareto_warning=warning,
+    agreements=agreement.of_cells(
+      [cell for group in groups for cell in group.cells],
+      [
+        column
+        for column in _scored(compared)
+        if not accuracy.unlike_questions(compared, column.task, column.metric)
+      ],
+    ),
   )
 
 

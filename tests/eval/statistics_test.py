@@ -130,6 +130,81 @@ def test_paired_error_covers_what_it_claims():
 
 
 @settings(deadline=None)
+@given(st.lists(st.tuples(_LOSS, _LOSS), min_size=3, max_size=8))
+def test_intervals_and_p_values_are_scipys(pairs):
+  a, b = map(list, zip(*pairs))
+  if not _differ([x - y for x, y in pairs]):
+    return
+  expected = stats.ttest_rel(a, b)
+  interval = expected.confidence_interval(0.95)
+  found = statistics.seed_difference({'a': a, 'b': b}, 'a', 'b')
+  changes = {'x': [x - y for x, y in pairs], 'y': [0.0] * len(pairs)}
+  for one in (found, statistics.mean_difference(changes, 'x')):
+    assert one.p == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-12)
+    assert one.low == pytest.approx(interval.low, abs=1e-9)
+    assert one.high == pytest.approx(interval.high, abs=1e-9)
+  back = found.reversed()
+  assert (back.value, back.low, back.high) == (
+    -found.value,
+    -found.high,
+    -found.low,
+  )
+
+
+def test_two_differences_are_pooled_over_all_optimizers():
+  changes = {'a': [0.1, 0.3], 'b': [0.5, 0.9]}
+  found = statistics.mean_difference(changes, 'a')
+  sd = math.sqrt((2 * 0.1**2 + 2 * 0.2**2) / 2)
+  assert found.error == pytest.approx(sd / math.sqrt(2))
+  assert found.freedom == 2
+  assert statistics.mean_difference({'a': [0.1]}, 'a').exceeds is None
+
+
+def test_ratios_are_geometric_means():
+  ratios = [1.1, 1.3, 0.9, 1.2]
+  found = statistics.ratio({'a': ratios}, 'a')
+  expected = stats.ttest_1samp(np.log(ratios), 0.0)
+  assert found.value == pytest.approx(stats.gmean(ratios))
+  assert found.p == pytest.approx(expected.pvalue)
+  interval = expected.confidence_interval(0.95)
+  assert found.low == pytest.approx(math.exp(interval.low))
+  assert found.high == pytest.approx(math.exp(interval.high))
+  assert statistics.ratio({'a': [1.5]}, 'a').low is None
+
+
+def _closed_testing(ps, level):
+  """Returns which hypotheses are rejected, by all their intersections.
+
+  A hypothesis is rejected if every set with it is, by Bonferroni's test.
+  """
+  n = len(ps)
+  sets = [[i for i in range(n) if mask >> i & 1] for mask in range(1, 2**n)]
+  return [
+    all(min(ps[j] for j in s) <= level / len(s) for s in sets if i in s)
+    for i in range(n)
+  ]
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0.05, 6.0), min_size=1, max_size=6), st.booleans())
+def test_corrected_limits_are_those_of_closed_testing(values, normal):
+  freedom = None if normal else 4
+  level = 2 * stats.norm.sf(2) if normal else 0.05
+  raw = {
+    i: statistics.difference(v, 1.0, freedom, 'paired')
+    for i, v in enumerate(values)
+  }
+  corrected = statistics.correct(raw)
+  ps = [raw[i].p for i in raw]
+  if any(abs(p - level / k) < 1e-9 for p in ps for k in range(1, 7)):
+    return
+  expected = _closed_testing(ps, level)
+  assert [corrected[i].exceeds for i in raw] == expected
+  assert [corrected[i].p_holm < level for i in raw] == expected
+  assert all(corrected[i].p == raw[i].p for i in raw)
+
+
+@settings(deadline=None)
 @given(
   st.floats(-5, 5), st.floats(0.1, 10), st.floats(-3, 3), st.floats(0.2, 2)
 )

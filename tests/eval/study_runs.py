@@ -264,3 +264,70 @@ def _answers(model: str, optimizer: str, seed: int) -> dict[str, list[int]]:
       noisy_Q = 0.85 * hardness_Q + 0.15 * rng.uniform(0, 1, count)
       answers[f'{task}/{metric}'] = [int(x < rate + lift) for x in noisy_Q]
   return answers
+
+
+# What the study with axes was made with: speed-ups over AdamW's curve, and what
+# four epochs add to the loss.
+SPEEDUPS = {'adamw': 1.0, 'lion': 0.8, 'sophia': 1.25}
+EPOCHS_ADD = {'adamw': 0.05, 'lion': 0.06, 'sophia': 0.02}
+FLOOR, SCALE, ALPHA = 3.0, 0.5, 0.4
+
+
+def planted_loss(optimizer: str, budget: float, epochs: int = 1) -> float:
+  """Returns the validation loss of a run of `budget` times the tokens."""
+  power = (SPEEDUPS[optimizer] * budget) ** -ALPHA
+  return FLOOR + SCALE * power + (EPOCHS_ADD[optimizer] if epochs > 1 else 0)
+
+
+def write_axis_study(
+  root: pathlib.Path,
+  models: Sequence[str] = ('gpt2', 'llama'),
+  seeds: int = 3,
+  rows: int = 40,
+) -> None:
+  """Writes final runs of a study with axes of epochs and of tokens.
+
+  Losses are those of `planted_loss`, moved alike for the runs of a seed.
+  """
+  root.mkdir(parents=True, exist_ok=True)
+  plan = config('gpt2', 'adamw', 0, 'final')
+  plan['study'] = {
+    'axis_epochs': [4],
+    'axis_tokens': [2.0, 4.0],
+    'axis_batch_size': [],
+    'axis_schedule': '',
+    'retune': '',
+    'target_steps': plan['steps'],
+    'search': 'grid',
+  }
+  (root / 'config.json').write_text(json.dumps(plan))
+  for model in models:
+    for optimizer in SPEEDUPS:
+      for suffix, budget, epochs in (
+        ('', 1, 1),
+        ('-epochs=4', 1, 4),
+        ('-tokens=2', 2, 1),
+        ('-tokens=4', 4, 1),
+      ):
+        for seed in range(seeds):
+          settings = config(
+            model,
+            optimizer,
+            seed,
+            'final',
+            data__epochs=epochs,
+            steps=plan['steps'] * budget,
+          )
+          move = 0.004 * np.sin(7 * seed) + 0.0005 * np.cos(
+            3 * seed + len(optimizer) + budget + epochs
+          )
+          path = root / f'finals/{model}-{optimizer}{suffix}/seed={seed}'
+          write_run(
+            path,
+            settings,
+            planted_loss(optimizer, budget, epochs) - 0.035 + float(move),
+            _SPEED[optimizer],
+            rows=rows,
+            fingerprint=f'{epochs}' * 64,
+          )
+          write_scores(path, _answers(model, optimizer, seed))
