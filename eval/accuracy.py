@@ -183,31 +183,17 @@ def average_difference(
 ) -> statistics.Difference:
   """Compares the mean accuracies of two cells, every task counted once.
 
-  error² = sum over tasks of s² / questions / tasks² + sd between the seeds'
-  differences² / seeds, with s the deviation over a task's questions of the
-  difference averaged over seeds; unpaired without predictions.
+  Question by question where predictions are on disk, see
+  statistics.paired_average_difference.
   """
-  squared = 0.0
-  by_seed = []
-  for task, metric in metrics:
-    pair = _matched(first, second, task, metric)
-    if pair is None:
-      a, b = average_score(first, metrics), average_score(second, metrics)
-      if a is None or b is None:
-        raise ValueError('the mean accuracy is missing in a cell to compare')
-      return statistics.accuracy_difference(
-        (a.mean, a.error), (b.mean, b.error)
-      )
-    difference_SxQ = pair[0] - pair[1]
-    by_seed.append(difference_SxQ.mean(axis=1))
-    over = statistics.spread(difference_SxQ.mean(axis=0))
-    squared += (over.sd or 0.0) ** 2 / over.n / len(metrics) ** 2
-  between = statistics.spread(np.mean(by_seed, axis=0))
-  if between.sd is not None:
-    squared += between.sd**2 / between.n
-  return statistics.difference(
-    between.mean, squared**0.5, None, 'questions, paired'
-  )
+  found = [_matched(first, second, task, metric) for task, metric in metrics]
+  paired = [pair for pair in found if pair is not None]
+  if len(paired) == len(found):
+    return statistics.paired_average_difference(paired)
+  a, b = average_score(first, metrics), average_score(second, metrics)
+  if a is None or b is None:
+    raise ValueError('the mean accuracy is missing in a cell to compare')
+  return statistics.accuracy_difference((a.mean, a.error), (b.mean, b.error))
 
 
 def unlike_questions(runs: Sequence[Run], task: str, metric: str) -> list[str]:

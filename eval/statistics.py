@@ -284,6 +284,31 @@ def paired_accuracy_difference(
   )
 
 
+def paired_average_difference(
+  tasks: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> Difference:
+  """Compares the mean accuracy over tasks, every task counted once.
+
+  error² = sum over tasks of s² / questions / tasks² + sd between the seeds'
+  differences² / seeds, with s the deviation over a task's questions of the
+  difference averaged over seeds.
+
+  Args:
+    tasks: of each the answers as in `paired_accuracy_difference`.
+  """
+  squared = 0.0
+  by_seed = []
+  for first_SxQ, second_SxQ in tasks:
+    difference_SxQ = np.asarray(first_SxQ, float) - second_SxQ
+    by_seed.append(difference_SxQ.mean(axis=1))
+    over = spread(difference_SxQ.mean(axis=0))
+    squared += (over.sd or 0.0) ** 2 / over.n / len(tasks) ** 2
+  between = spread(np.mean(by_seed, axis=0))
+  if between.sd is not None:
+    squared += between.sd**2 / between.n
+  return difference(between.mean, math.sqrt(squared), None, 'questions, paired')
+
+
 def accuracy_difference(
   first: tuple[float, float], second: tuple[float, float]
 ) -> Difference:

@@ -330,4 +330,8 @@ def write_axis_study(
             rows=rows,
             fingerprint=f'{epochs}' * 64,
           )
-          write_scores(path, _answers(model, optimizer, seed))
+          answers = _answers(model, optimizer, seed)
+          # Answers to MMLU are kept by subject, which these are not.
+          write_scores(
+            path, {k: v for k, v in answers.items() if k != 'mmlu/acc'}
+          )
