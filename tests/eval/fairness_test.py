@@ -155,3 +155,40 @@ def test_a_warm_up_that_was_tuned_may_differ(write, select, tmp_path):
   study = {'study': {'space_warmup_steps': [5, 50]}}
   (tmp_path / 'config.json').write_text(json.dumps(study))
   assert set(select().cells) == {'adamw', 'lion'}
+
+
+def _start_at(path, loss):
+  """Changes the loss that is logged before the first update."""
+  lines = (path / 'metrics.jsonl').read_text().splitlines()
+  first = json.loads(lines[0]) | {'train/loss': loss}
+  text = '\n'.join([json.dumps(first), *lines[1:], ''])
+  (path / 'metrics.jsonl').write_text(text)
+
+
+def test_other_initial_weights_are_left_out(write, select):
+  for seed in (0, 1):
+    write(f'a{seed}', 'adamw', seed)
+    write(f'l{seed}', 'lion', seed)
+    path = write(f's{seed}', 'sophia', seed)
+  _start_at(path, 8.9)
+  selection = select()
+  assert set(selection.cells) == {'adamw', 'lion', 'sophia'}
+  assert selection.seeds == (0,)
+  reasons = {_names([e.run])[0]: e.reasons for e in selection.left_out}
+  assert 'its loss before the first update is 8.9, not 8.8' in reasons['s1'][0]
+  assert reasons['a1'] == ('seed 1: not finished for sophia',)
+
+
+def test_rounding_is_not_another_start(write, select):
+  write('a')
+  _start_at(write('b', 'lion'), 8.8 * (1 + 5e-4))
+  # The fixture computes in bfloat16.
+  assert set(select().cells) == {'adamw', 'lion'}
+
+
+def test_a_run_without_its_first_row_is_taken_at_its_word(write, select):
+  write('a')
+  path = write('b', 'lion')
+  lines = (path / 'metrics.jsonl').read_text().splitlines(keepends=True)
+  (path / 'metrics.jsonl').write_text(''.join(lines[1:]))
+  assert set(select().cells) == {'adamw', 'lion'}
