@@ -128,7 +128,7 @@ def averaged(found: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
   Of each task the one that is usual for it: acc_norm where an answer is a
   sentence (HellaSwag, ARC-Challenge, OpenBookQA, PIQA), else acc.
   """
-  chosen = []
+  chosen: list[tuple[str, str]] = []
   for task in dict.fromkeys(task for task, _ in found):
     has = {metric for t, metric in found if t == task}
     for metric in ('acc_norm', 'acc') if task in _BY_LENGTH else ('acc',):

@@ -92,5 +92,6 @@ def of_cells(
     if cell.accuracy is not None
   ]
   if len(means) > 1:
-    found.append(kendall('accuracy', *zip(*means), True))
+    losses, scores = ([mean[i] for mean in means] for i in (0, 1))
+    found.append(kendall('accuracy', losses, scores, True))
   return found

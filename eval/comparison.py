@@ -30,6 +30,8 @@ from steepest.eval.cells import Cell as Cell
 from steepest.eval.cells import Column as Column
 from steepest.eval.runs import Run
 from steepest.eval.runs import load_runs as load_runs
+from steepest.eval.verdicts import Pair as Pair
+from steepest.eval.verdicts import SourceLoss as SourceLoss
 from steepest.eval.verdicts import Verdict as Verdict
 
 
@@ -61,8 +63,8 @@ class Group:
   axes: dict[str, Any]
   budgets: list[budgets_lib.Budget]
   refusal: str
-  pairs: dict[str, list[verdicts.Pair]]
-  sources: list[verdicts.SourceLoss]
+  pairs: dict[str, list[Pair]]
+  sources: list[SourceLoss]
   costs: list[costs_lib.CellCost]
   overheads: list[costs_lib.Overhead]
   targets: list[targets.ToTarget]
@@ -333,7 +335,7 @@ def _scalings(groups: Sequence[Group]) -> list[scaling_fit.Scaling]:
     key = (group.architecture, *others.items())
     found.setdefault(key, []).append(group)
   result = []
-  for (architecture, *others), of_key in found.items():
+  for (architecture, *axes), of_key in found.items():
     losses: dict[str, dict[float, Sequence[float]]] = {}
     for group in of_key:
       for cell in group.cells:
@@ -343,7 +345,5 @@ def _scalings(groups: Sequence[Group]) -> list[scaling_fit.Scaling]:
           of[tokens] = cell.per_seed['eval_loss']
     name = costs_lib.baseline(losses)
     if name is not None and len(losses) > 1:
-      result.append(
-        scaling_fit.scaling(architecture, dict(others), name, losses)
-      )
+      result.append(scaling_fit.scaling(architecture, dict(axes), name, losses))
   return result

@@ -181,12 +181,12 @@ def _unlike(axis: Axis, base: Level, other: Level) -> str:
     if key not in free and a != b:
       found.append(f'{key} is {b}, not {a}')
   # Epochs are part of the data's fingerprint, so it cannot tell the corpus.
-  a, b = (
+  here, there = (
     {run.config['data.source'] for cell in level.cells for run in cell.runs}
     for level in (base, other)
   )
-  if axis.name == 'epochs' and a and b and a != b:
-    found.append(f'data.source is {sorted(b)}, not {sorted(a)}')
+  if axis.name == 'epochs' and here and there and here != there:
+    found.append(f'data.source is {sorted(there)}, not {sorted(here)}')
   return '; '.join(found)
 
 
