@@ -155,7 +155,10 @@ class Model(nn.Module):
       ('positions', 'width'),
       (c.context, c.width),
     )
-    x_BxLxD = embedding_VxD[tokens_BxL].astype(c.compute_dtype)
+    # Gathered as any weight, rather than what is looked up in it.
+    whole_VxD = nn.with_logical_constraint(embedding_VxD, ('vocab', 'features'))
+    x_BxLxD = whole_VxD[tokens_BxL].astype(c.compute_dtype)
+    table_PxD = nn.with_logical_constraint(table_PxD, ('positions', 'features'))
     if positions_BxL is None:
       added = table_PxD[None, : tokens_BxL.shape[1]]
     else:

@@ -175,7 +175,9 @@ class Model(nn.Module):
       ('vocab', 'width'),
       (c.vocab_size, c.width),
     )
-    x_BxLxD = embedding_VxD[tokens_BxL].astype(c.compute_dtype)
+    # Gathered as any weight, rather than what is looked up in it.
+    whole_VxD = nn.with_logical_constraint(embedding_VxD, ('vocab', 'features'))
+    x_BxLxD = whole_VxD[tokens_BxL].astype(c.compute_dtype)
     x_BxLxD = nn.with_logical_constraint(
       x_BxLxD, ('batch', 'length', 'features')
     )

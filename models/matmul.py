@@ -1,6 +1,6 @@
 """Matrix products whose weight gradient suits XLA's CPU compiler.
 
-N tokens, I inputs, O outputs.
+I inputs, O outputs.
 """
 
 import jax
@@ -16,27 +16,30 @@ def matmul(x: jax.Array, w_IxO: jax.Array) -> jax.Array:
   """
   if jax.default_backend() != 'cpu':
     return jnp.dot(x, w_IxO)
-  x_NxI = x.reshape(-1, x.shape[-1])
-  return _product(x_NxI, w_IxO).reshape(*x.shape[:-1], w_IxO.shape[1])
+  return _product(x, w_IxO)
 
 
 @jax.custom_vjp
-def _product(x_NxI: jax.Array, w_IxO: jax.Array) -> jax.Array:
-  return x_NxI @ w_IxO
+def _product(x: jax.Array, w_IxO: jax.Array) -> jax.Array:
+  return jnp.dot(x, w_IxO)
 
 
-def _forward(x_NxI: jax.Array, w_IxO: jax.Array):
-  return x_NxI @ w_IxO, (x_NxI, w_IxO)
+def _forward(x: jax.Array, w_IxO: jax.Array):
+  return jnp.dot(x, w_IxO), (x, w_IxO)
 
 
-def _backward(kept: tuple[jax.Array, jax.Array], g_NxO: jax.Array):
-  x_NxI, w_IxO = kept
-  if x_NxI.shape[1] > g_NxO.shape[1]:
+def _backward(kept: tuple[jax.Array, jax.Array], g: jax.Array):
+  x, w_IxO = kept
+  # Not reshaped to a matrix: batch and length may be split over devices.
+  rows = tuple(range(x.ndim - 1))
+  if x.shape[-1] > g.shape[-1]:
     # The barrier keeps the compiler from undoing the transposition.
-    gradient_OxI = jax.lax.optimization_barrier(g_NxO.T @ x_NxI)
-    return g_NxO @ w_IxO.T, gradient_OxI.T
-  gradient_IxO = jax.lax.optimization_barrier(x_NxI.T @ g_NxO)
-  return g_NxO @ w_IxO.T, gradient_IxO
+    gradient_OxI = jax.lax.optimization_barrier(
+      jnp.tensordot(g, x, (rows, rows))
+    )
+    return jnp.dot(g, w_IxO.T), gradient_OxI.T
+  gradient_IxO = jax.lax.optimization_barrier(jnp.tensordot(x, g, (rows, rows)))
+  return jnp.dot(g, w_IxO.T), gradient_IxO
 
 
 _product.defvjp(_forward, _backward)

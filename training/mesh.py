@@ -30,6 +30,9 @@ RULES = (
   ('norm', None),
 )
 
+# The same for a copy of the model by itself.
+RULES_OF_A_COPY = (('batch', 'fsdp'), *RULES[1:])
+
 
 def make_mesh(config: ConfigDict) -> Mesh:
   """Returns the mesh of the `mesh` slice over this job's devices.

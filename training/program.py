@@ -39,6 +39,7 @@ class Program:
       B×L×V; not compiled.
     state_shapes: ShapeDtypeStructs with shardings, like the state.
     estimator: of the curvature.
+    step_function: what `step` compiles.
     compile_seconds: spent on compilation so far.
   """
 
@@ -71,8 +72,15 @@ class Program:
     self.state_shapes = self._state_shapes(boxed)
     self._shardings = jax.tree.map(lambda s: s.sharding, self.state_shapes)
     self.estimator = estimator
-    self._step = Step(self.logits, self.chain, estimator, microbatches)
+    self.step_function = self._step_function(microbatches)
     self._compiled: dict[tuple[str, ...], Any] = {}
+
+  def _step_function(self, microbatches: int) -> Step:
+    copies = self.mesh.shape['data'] if microbatches > 1 else 1
+    apply = self._apply
+    if copies > 1:
+      apply = constrained(self._module.apply, mesh_lib.RULES_OF_A_COPY)
+    return Step(apply, self.chain, self.estimator, microbatches, copies)
 
   def init(self, seed: int) -> TrainState:
     """Returns the state before the first step."""
@@ -98,10 +106,22 @@ class Program:
     limits: jax.Array | None = None,
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step; consumes `state`. See training/step.py."""
+    compiled = self.compile_step(state, batch, args, seed, limits)
+    return compiled(state, batch, args, seed, limits)
+
+  def compile_step(
+    self,
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    args: Arguments,
+    seed: jax.Array,
+    limits: jax.Array | None = None,
+  ) -> Any:
+    """Returns the compiled program of `step`; shapes do as arguments."""
     guards = () if limits is None else ('limits',)
-    compiled = self._compile(
+    return self._compile(
       ('step', *sorted(batch), *guards),
-      self._step,
+      self.step_function,
       (state, batch, args, seed, limits),
       (
         self._shardings,
@@ -113,7 +133,6 @@ class Program:
       (self._shardings, self._whole),
       donate=(0,),
     )
-    return compiled(state, batch, args, seed, limits)
 
   def stack(self, state: TrainState, count: int) -> TrainState:
     """Returns `count` copies of a state, for `step_many`."""
@@ -174,7 +193,7 @@ class Program:
       **dict.fromkeys(build.SHARED)
     )
     many = jax.vmap(
-      self._step,
+      self.step_function,
       in_axes=(of_states, None, of_args, None),
       out_axes=(of_states, 0),
     )

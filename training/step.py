@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
+from jax.sharding import PartitionSpec
 
 from steepest.optimizers.build import Arguments
 from steepest.optimizers.build import Chain
@@ -61,12 +62,15 @@ class Step:
     chain: the optimizer.
     estimator: 'gnb' or 'hutchinson', used if the chain wants curvature.
     microbatches: slices of a batch whose gradients are averaged.
+    copies: of the model, along the mesh axis `data`. With micro-batches each
+      copy sums its own gradients, and they are reduced over the copies once.
   """
 
   apply: Callable[..., jax.Array]
   chain: Chain
   estimator: str
   microbatches: int
+  copies: int = 1
 
   def __call__(
     self,
@@ -179,22 +183,42 @@ class Step:
 
   def _mean(self, fn: Callable[[Any], Any], batch: Any) -> Any:
     """Returns the mean of fn(part) over the micro-batches, one at a time."""
-    n = self.microbatches
+    n, copies = self.microbatches, self.copies
     if n == 1:
       return fn(batch)
+
     # Part i holds rows i, n + i, …: each device keeps the rows it has.
     parts = jax.tree.map(
       lambda x: x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1),
       batch,
     )
+    if copies > 1:
+      # An axis for the copies of the model, along which nothing is summed.
+      parts = jax.tree.map(
+        lambda x: x.reshape(n, copies, -1, *x.shape[2:]), parts
+      )
+      fn = jax.vmap(fn, spmd_axis_name='data')
 
     def add(total: Any, part: Any) -> tuple[Any, None]:
-      return jax.tree.map(jnp.add, total, fn(part)), None
+      return self._apart(jax.tree.map(jnp.add, total, fn(part))), None
 
     shapes = jax.eval_shape(fn, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    total, _ = jax.lax.scan(add, zeros, parts)
+    total, _ = jax.lax.scan(add, self._apart(zeros), parts)
+    if copies > 1:
+      total = jax.tree.map(lambda x: x.mean(0), total)
     return jax.tree.map(lambda x: x / n, total)
+
+  def _apart(self, tree: Any) -> Any:
+    """Leaves what each copy of the model has, the first axis, with it."""
+    if self.copies == 1:
+      return tree
+
+    def place(x: jax.Array) -> jax.Array:
+      free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+      return jax.lax.with_sharding_constraint(x, PartitionSpec('data', *free))
+
+    return jax.tree.map(place, tree)
 
 
 def apply_to(

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from steepest.training import mesh as mesh_lib
-from steepest.training.step import Step
 
 _MESHES = {
   'data=8': {'mesh__data': 8},
@@ -52,9 +51,9 @@ def _close(tree, wanted, rtol=1e-5):
   jax.tree_util.tree_map_with_path(check, tree, wanted)
 
 
-def _compute(program, microbatches, estimator, params, batch):
+def _compute(program, params, batch):
   """Returns loss, gradient and curvature on the program's mesh."""
-  step = Step(program.logits, program.chain, estimator, microbatches)
+  step = program.step_function
 
   def fn(params, batch):
     return step.gradient(params, batch), step.curvature(params, batch, 7, 3)
@@ -78,7 +77,7 @@ def single(configure, make_program, make_batch):
       )
       assert program.mesh.size == 1
       params = jax.device_get(program.init(0).params)
-      known[key] = params, _compute(program, 1, estimator, params, make_batch())
+      known[key] = params, _compute(program, params, make_batch())
     return known[key]
 
   return compute
@@ -92,7 +91,7 @@ def test_gradient_and_curvature(
   config = configure(name, 'sophia', **_MESHES[mesh])
   program = make_program(config)
   (other, others), curvatures = _compute(
-    program, config.microbatches, 'gnb', params, make_batch()
+    program, params, make_batch()
   )
   assert loss == pytest.approx(float(other), rel=2e-6)
   _close(others, grads)
@@ -110,9 +109,7 @@ def test_hutchinson(configure, make_program, make_batch, single, name):
     optimizer__hessian_estimator='hutchinson',
     **_MESHES['data=2,fsdp=2,tensor=2'],
   )
-  _, curvatures = _compute(
-    make_program(config), 1, 'hutchinson', params, make_batch()
-  )
+  _, curvatures = _compute(make_program(config), params, make_batch())
   _close(curvatures, curvature)
 
 

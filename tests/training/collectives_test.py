@@ -1,0 +1,237 @@
+"""What the devices of a mesh send each other, read from the compiled step.
+
+On the simulated devices of a CPU: there, what is reduced and scattered
+elsewhere is reduced everywhere.
+"""
+
+import collections
+import math
+import re
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+_BATCH, _LENGTH, _WIDTH, _VOCAB = 16, 16, 32, 160
+_KINDS = (
+  'all-gather',
+  'all-reduce',
+  'all-to-all',
+  'collective-permute',
+  'reduce-scatter',
+)
+
+
+class Collective(NamedTuple):
+  """One of them: results, the operation that it serves, and where it is."""
+
+  kind: str
+  shapes: list[tuple[int, ...]]
+  source: str
+  in_loop: bool
+
+  @property
+  def elements(self) -> int:
+    return sum(math.prod(shape) for shape in self.shapes)
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+  found: dict[str, list[str]] = {}
+  for line in text.splitlines():
+    if match := re.match(r'(?:ENTRY )?%?([\w.\-]+) \(.*\{$', line):
+      lines = found.setdefault(match[1], [])
+    elif line.startswith('  '):
+      lines.append(line)
+  return found
+
+
+def _in_loops(computations: dict[str, list[str]]) -> set[str]:
+  """Returns the computations that loops run."""
+  called = lambda line: (
+    set(re.findall(r'%([\w.\-]+)', line)) & set(computations)
+  )
+  todo = {
+    name
+    for lines in computations.values()
+    for line in lines
+    if ' while(' in line
+    for name in called(line)
+  }
+  found: set[str] = set()
+  while todo:
+    name = todo.pop()
+    found.add(name)
+    todo |= {n for line in computations[name] for n in called(line)} - found
+  return found
+
+
+def _collectives(text: str) -> list[Collective]:
+  computations = _computations(text)
+  loops = _in_loops(computations)
+  found = []
+  kinds = '|'.join(_KINDS)
+  for name, lines in computations.items():
+    for line in lines:
+      match = re.search(rf'= (.*?) ({kinds})(?:-start)?\(', line)
+      if match:
+        shapes = [
+          tuple(int(n) for n in dims.split(',') if n)
+          for dims in re.findall(r'\w\d+\[([\d,]*)\]', match[1])
+        ]
+        source = re.search(r'op_name="([^"]*)"', line)
+        found.append(
+          Collective(
+            match[2], shapes, source[1] if source else '', name in loops
+          )
+        )
+  return found
+
+
+@pytest.fixture(scope='module')
+def compiled(configure, make_program, arguments, make_batch):
+  """Returns (program, collectives of its step)."""
+
+  def fn(name, optimizer, **keys):
+    config = configure(
+      name,
+      optimizer,
+      **{'model__vocab_size': _VOCAB, 'model__num_layers': 2, **keys},
+    )
+    program = make_program(config)
+    args, seed = program.put(arguments(config)), program.put(np.uint32(0))
+    batch = program.put_batch(make_batch())
+    step = program.compile_step(program.state_shapes, batch, args, seed)
+    return program, _collectives(step.as_text())
+
+  return fn
+
+
+def _of_kind(found, kind):
+  return [c for c in found if c.kind == kind]
+
+
+def _parameters(program):
+  return sum(
+    math.prod(s.shape) for s in jax.tree.leaves(program.state_shapes[1])
+  )
+
+
+def _matrices(found, layer, pass_):
+  """Returns how often each weight of a layer is gathered in a pass."""
+  names = [
+    c.source.split(f'block_{layer}')[-1]
+    for c in found
+    if f'block_{layer}' in c.source
+    and ('transpose' in c.source) == (pass_ == 'backward')
+    and all(len(shape) == 2 for shape in c.shapes)
+  ]
+  return collections.Counter(re.findall(r'/(\w+)/dot_general', ' '.join(names)))
+
+
+def test_copies_reduce_their_gradients_and_nothing_else(compiled):
+  program, found = compiled('llama', 'adamw', mesh__data=8)
+  assert {c.kind for c in found} == {'all-reduce'}
+  total = sum(c.elements for c in found)
+  # Each gradient once, and the loss.
+  assert 0 <= total - _parameters(program) <= 8
+
+
+@pytest.mark.parametrize(
+  'name, optimizer',
+  [
+    ('gpt2', 'adamw'),
+    pytest.param('llama', 'lion', marks=pytest.mark.slow),
+    pytest.param('llama', 'sophia', marks=pytest.mark.slow),
+  ],
+)
+def test_split_parameters_are_gathered_once_a_pass(compiled, name, optimizer):
+  program, found = compiled(name, optimizer, mesh__fsdp=8)
+  gathers = _of_kind(found, 'all-gather')
+  passes = [c for c in gathers if 'branch' not in c.source]
+  weights = ['query', 'key', 'value', 'output', 'mlp_up', 'mlp_down']
+  weights += ['mlp_gate'] if name == 'llama' else []
+  for layer in (0, 1):
+    for pass_ in ('forward', 'backward'):
+      assert _matrices(passes, layer, pass_) == dict.fromkeys(weights, 1)
+  # Only the model's passes gather: no update, no state of the optimizer.
+  assert all('Model' in c.source for c in gathers)
+  # Weights and biases, never a scalar nor what depends on the batch.
+  sizes = {
+    math.prod(s.shape) for s in jax.tree.leaves(program.state_shapes.params)
+  }
+  assert all(math.prod(s) in sizes for c in gathers for s in c.shapes)
+  assert min(c.elements for c in gathers) >= _WIDTH
+  assert {c.kind for c in found} == {'all-gather', 'all-reduce'}
+
+
+@pytest.mark.parametrize(
+  'name, optimizer',
+  [
+    ('gpt2', 'sophia'),
+    pytest.param('llama', 'adamw', marks=pytest.mark.slow),
+  ],
+)
+def test_logits_stay_split_over_the_vocabulary(compiled, name, optimizer):
+  _, found = compiled(name, optimizer, mesh__tensor=4, model__num_layers=1)
+  assert {c.kind for c in found} == {'all-reduce'}
+  rows = _BATCH * _LENGTH
+  for c in found:
+    for shape in c.shapes:
+      # The stream, statistics of tokens, gradients of small vectors.
+      assert math.prod(shape) <= rows * _WIDTH, c
+      assert _VOCAB not in shape and _VOCAB // 4 not in shape, c
+  # Of a token's loss: the highest logit, the sum, and the one that is picked.
+  statistics = [
+    s
+    for c in found
+    if 'branch' not in c.source
+    for s in c.shapes
+    if math.prod(s) == rows
+  ]
+  assert len(statistics) == 3
+
+
+def test_copies_reduce_once_whatever_the_micro_batches(compiled):
+  program, found = compiled('gpt2', 'adamw', mesh__data=4, microbatches=2)
+  assert not [c for c in found if c.in_loop]
+  assert {c.kind for c in found} == {'all-reduce'}
+  assert 0 <= sum(c.elements for c in found) - _parameters(program) <= 8
+
+
+@pytest.mark.parametrize(
+  'optimizer', ['adamw', pytest.param('sophia', marks=pytest.mark.slow)]
+)
+def test_micro_batches_gather_no_parameter_again(compiled, optimizer):
+  program, found = compiled(
+    'llama',
+    optimizer,
+    mesh__data=2,
+    mesh__fsdp=2,
+    mesh__tensor=2,
+    microbatches=2,
+    model__num_layers=1,
+  )
+  loop = [c for c in found if c.in_loop]
+  assert {c.kind for c in loop} == {'all-reduce'}
+  assert all('Model' in c.source or 'jvp' in c.source for c in loop)
+  # No logits: of what has a batch, at most the stream.
+  for c in found:
+    for shape in c.shapes:
+      assert shape[-1:] not in ((_VOCAB,), (_VOCAB // 2,)) or (
+        shape[-2] == _WIDTH
+      ), c
+
+
+@pytest.mark.parametrize(
+  'name', ['gpt2', pytest.param('llama', marks=pytest.mark.slow)]
+)
+def test_parts_of_a_sequence_exchange_keys_and_values(compiled, name):
+  _, found = compiled(name, 'adamw', mesh__sequence=4)
+  gathers = _of_kind(found, 'all-gather')
+  shapes = [s for c in gathers for s in c.shapes]
+  if name == 'gpt2':
+    # The gradient of the table of positions, of which each part has its own.
+    shapes.remove((_LENGTH, _WIDTH))
+  assert shapes == [(_BATCH, _LENGTH, 4, _WIDTH // 4)] * 4
+  assert {c.kind for c in found} == {'all-gather', 'all-reduce'}
