@@ -4,6 +4,7 @@ from collections.abc import Callable
 import dataclasses
 import difflib
 import importlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -80,6 +81,7 @@ def train(
       f'model.vocab_size={model.vocab_size} is below the '
       f'{data.vocab_size} token ids of {config.data.source}'
     )
+  validation.check_memory(config, model)
   program = make_program(config, model)
   evaluate = None
   if config.eval_tasks:
@@ -106,6 +108,11 @@ def _writers(
   """Returns what makes the writers besides the files in the workdir."""
   if not config.wandb_project:
     return lambda first: []
+  if importlib.util.find_spec('wandb') is None:
+    raise ValueError(
+      f'wandb_project={config.wandb_project!r} needs: '
+      "pip install 'steepest[wandb]'"
+    )
   return lambda first: [WandbWriter(workdir, config.wandb_project)]
 
 

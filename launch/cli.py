@@ -16,6 +16,8 @@ from ml_collections import config_flags
 
 from steepest.launch import cpu_memory
 
+# Characters of an error: values that it quotes may have any number.
+_LONGEST = 800
 _HELP = ('--help', '-help', '-h', '--helpshort', '--helpfull')
 
 
@@ -174,6 +176,8 @@ def _one_line(error: Exception) -> str:
   # config_flags wraps the whole traceback of a recipe into its message.
   if 'Error whilst parsing config file' in text:
     text = re.sub(r'^.*(?<!\w)(?:\w+Error): ', '', text)
+  if len(text) > _LONGEST:
+    text = f'{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}'
   if isinstance(error, (ValueError, OSError, flags.Error)) and text:
     return text
   return f'{type(error).__name__}: {text}'

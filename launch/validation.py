@@ -1,15 +1,19 @@
 """Checks a run's configuration before anything is made of it."""
 
 import json
+import math
+import os
 import pathlib
 import sys
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from steepest.experiments import base
 from steepest.interop import huggingface
 from steepest.launch import cli
+from steepest.models.config import ModelConfig
 
 # Keys that a restart may change: they do not change what is computed, or are
 # what a run that went wrong is to be saved by.
@@ -26,40 +30,141 @@ _FREE = (
   'wandb_project',
 )
 
-_POSITIVE = (
-  'batch_size',
-  'checkpoints_kept',
-  'data.epochs',
-  'log_every',
-  'microbatches',
-  'steps',
+# Least values; those of other numbers stand where they are used.
+_LEAST = {
+  **dict.fromkeys(
+    (
+      'batch_size',
+      'checkpoints_kept',
+      'data.epochs',
+      'log_every',
+      'microbatches',
+      'model.context',
+      'model.num_layers',
+      'model.width',
+      'steps',
+    ),
+    1,
+  ),
+  **dict.fromkeys(
+    (
+      'checkpoint_every',
+      'eval_every',
+      'eval_sequences',
+      'eval_tasks_every',
+      'eval_tasks_limit',
+      'model.norm_eps',
+      'parametrization.base_depth',
+      'parametrization.base_head_dim',
+      'parametrization.base_mlp_dim',
+      'parametrization.base_num_heads',
+      'parametrization.base_width',
+      'seed',
+      'stall_seconds',
+      'stop_grace_seconds',
+    ),
+    0,
+  ),
+}
+_ABOVE_ZERO = (
+  'model.rope_base',
+  'parametrization.attention_multiplier',
+  'parametrization.logit_multiplier',
 )
-_NOT_NEGATIVE = (
-  'checkpoint_every',
-  'eval_every',
-  'eval_sequences',
-  'eval_tasks_every',
-  'eval_tasks_limit',
-  'parametrization.base_depth',
-  'parametrization.base_head_dim',
-  'parametrization.base_mlp_dim',
-  'parametrization.base_num_heads',
-  'parametrization.base_width',
-  'seed',
-  'stall_seconds',
-  'stop_grace_seconds',
-)
+_MOST = {
+  # Layers are traced and compiled one by one.
+  'model.num_layers': 1000,
+  'seed': 2**32 - 1,
+  # Longer than threading can wait.
+  'stall_seconds': 1e9,
+  'stop_grace_seconds': 1e9,
+}
+# Steps and sizes are int32 on the devices.
+_MOST_INTEGER = 2**31 - 1
+_MOST_CHARACTERS = 4096
 
 
 def check_ranges(config: ConfigDict) -> None:
   """Raises a ValueError that names the first key out of its range."""
   values: dict[str, Any] = cli.flatten(config)
-  for key in _POSITIVE + _NOT_NEGATIVE:
-    least = 1 if key in _POSITIVE else 0
+  for key, value in values.items():
+    _check_value(key, value)
+  for key, least in _LEAST.items():
     if values[key] < least:
       raise ValueError(f'{key}={values[key]}: must be at least {least}')
+  for key in _ABOVE_ZERO:
+    if values[key] <= 0:
+      raise ValueError(f'{key}={values[key]}: must be above 0')
+  betas = config.optimizer.betas
+  if any(isinstance(b, (int, float)) and not 0 <= b < 1 for b in betas):
+    raise ValueError(f'optimizer.betas={betas}: must be in [0, 1)')
   if config.stage not in ('tune', 'final'):
     raise ValueError(f'stage={config.stage!r}: must be tune or final')
+
+
+def _check_value(key: str, value: Any) -> None:
+  """Checks what holds for every value of a type."""
+  if isinstance(value, str):
+    if not value.isprintable() or len(value) > _MOST_CHARACTERS:
+      raise ValueError(
+        f'{key}={value[:80]!r}: must be printable and of at most '
+        f'{_MOST_CHARACTERS} characters'
+      )
+  elif isinstance(value, (tuple, list)):
+    for held in value:
+      _check_value(key, held)
+  elif not math.isfinite(value):
+    raise ValueError(f'{key}={value}: must be a finite number')
+  elif isinstance(value, int) or key in _MOST:
+    most = _MOST[key] if key in _MOST else _MOST_INTEGER
+    if value > most:
+      raise ValueError(f'{key}={value}: must be at most {most}')
+
+
+def check_memory(config: ConfigDict, model: ModelConfig) -> None:
+  """Raises a ValueError if a run can by no means be held.
+
+  Parameters and one moment of each, or the tokens of a batch, in all memory
+  there is: what fits this may still not fit (launch.bench --plan).
+  """
+  have = _memory()
+  layer = model.num_heads * model.head_dim + 2 * model.mlp_dim
+  shapes = ' '.join(
+    f'{key}={getattr(model, key)}'
+    for key in (
+      *('width', 'num_layers', 'num_heads', 'head_dim', 'mlp_dim'),
+      'vocab_size',
+    )
+  )
+  for what, count in (
+    (
+      f'a model of {shapes}',
+      model.width * (model.vocab_size + model.num_layers * layer),
+    ),
+    (
+      f'batch_size={config.batch_size} of model.context={model.context} tokens',
+      config.batch_size * model.context,
+    ),
+  ):
+    # Two numbers of four bytes.
+    if 8 * count > have:
+      raise ValueError(
+        f'{what} takes {8 * count / 2**30:,.0f} GiB at least, there are '
+        f'{have / 2**30:,.0f}: launch.bench --plan says what fits'
+      )
+
+
+def _memory() -> float:
+  """Returns the bytes of all devices, infinity where nothing says."""
+  device = jax.local_devices()[0]
+  if device.platform == 'cpu':
+    # Those of one machine share it.
+    page, pages = os.sysconf('SC_PAGE_SIZE'), os.sysconf('SC_PHYS_PAGES')
+    return float(page * pages * jax.process_count())
+  stats = device.memory_stats()
+  if not stats or 'bytes_limit' not in stats:
+    return math.inf
+  return float(stats['bytes_limit'] * jax.device_count())
 
 
 def import_shapes(config: ConfigDict, overrides: dict[str, Any]) -> None:

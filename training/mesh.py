@@ -44,7 +44,9 @@ def make_mesh(config: ConfigDict) -> Mesh:
   devices = jax.devices()
   sizes = [config[axis] for axis in AXES]
   if any(size < 1 for size in sizes[1:]) or sizes[0] < -1 or sizes[0] == 0:
-    raise ValueError(f'mesh: sizes {sizes} must be positive (data: or -1)')
+    raise ValueError(
+      f'mesh: {dict(zip(AXES, sizes))}: must be positive (data: or -1)'
+    )
   rest = math.prod(sizes[1:])
   if sizes[0] == -1:
     if len(devices) % rest:

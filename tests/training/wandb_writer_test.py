@@ -45,7 +45,7 @@ def runs(monkeypatch):
     made.append(_Run(**given))
     return made[-1]
 
-  module = types.SimpleNamespace(init=init)
+  module = types.SimpleNamespace(init=init, __spec__='a package')
   monkeypatch.setitem(sys.modules, 'wandb', module)
   return made
 
