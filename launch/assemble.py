@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import pkgutil
+import sys
 from typing import Any, TypeVar
 
 import jax
@@ -27,6 +28,7 @@ from steepest.models import config as model_config
 from steepest.models import parametrization
 from steepest.models.config import ModelConfig
 from steepest.optimizers import build
+from steepest.optimizers import costs
 from steepest.training import branches
 from steepest.training import mesh as mesh_lib
 from steepest.training import metrics
@@ -88,6 +90,9 @@ def train(
     evaluate = scores.evaluator(config, program, data.tokenizer_dir, workdir)
   callbacks = Callbacks(evaluate, on_row, stop, _writers(config, workdir))
   loop = open_loop(Loop, config, workdir, program, data, callbacks)
+  who = costs.description(program.chain, program.state_shapes.params)
+  if who and jax.process_index() == 0:
+    print(f'{config.optimizer.name}: {who}', file=sys.stderr)
   try:
     summary = loop.run(lambda: initial_state(config, program))
   except Diverged as error:

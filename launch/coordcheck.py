@@ -19,6 +19,7 @@ from absl import flags
 import rich.console
 import rich.table
 
+from steepest.experiments import starting_points
 from steepest.launch import cli
 
 
@@ -28,7 +29,7 @@ def main() -> None:
   found = {
     'model': enum('model', 'gpt2', ['gpt2', 'llama'], 'Architecture.'),
     'optimizer': enum(
-      'optimizer', 'adamw', ['adamw', 'lion', 'sophia'], 'Optimizer.'
+      'optimizer', 'adamw', sorted(starting_points.OPTIMIZERS), 'Optimizer.'
     ),
     'widths': flags.DEFINE_list(
       'widths',

@@ -21,6 +21,7 @@ from steepest.data import library_text
 from steepest.eval import plots_slopes
 from steepest.eval import slopes
 from steepest.experiments import base
+from steepest.experiments import starting_points
 from steepest.launch import assemble
 from steepest.launch import environment
 from steepest.models import config as model_config
@@ -35,7 +36,12 @@ from steepest.training.step import key_for
 
 # Large, as the check asks for, yet below those at which narrow models, whose
 # heads have 8 features, saturate within the steps.
-_LRS = {'adamw': 2e-3, 'lion': 1e-3, 'sophia': 1e-3}
+_LRS = {
+  **dict.fromkeys(starting_points.OPTIMIZERS, 2e-3),
+  **dict.fromkeys(('cautious_lion', 'lion', 'signum', 'sophia'), 1e-3),
+  # Its estimate starts at 1e-6, and grows little in so few steps.
+  'prodigy': 1e3,
+}
 _HEADS = 4
 _BATCH, _CONTEXT = 16, 64
 # So that at the base 10 to 50 % of the matrices' coordinates are unclipped.
@@ -61,7 +67,7 @@ class Settings:
 
   Attributes:
     model: 'gpt2' or 'llama'.
-    optimizer: 'adamw', 'lion' or 'sophia'.
+    optimizer: a file in optimizers/.
     kind: 'mup' or 'sp'.
     depth_rule: of mup, 'none', 'completep' or 'depth_mup'.
     widths: rising; the first is the base.

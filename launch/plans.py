@@ -55,7 +55,7 @@ def make_planner(config: ConfigDict, chip: chips.Chip) -> planner.Planner:
     factors = jax.tree.map(
       lambda p: rules(model).factors(p.role), params, is_leaf=is_leaf
     )
-    return build.build(o, config.schedule, factors)
+    return build.build(o, config.schedule, factors, config.dtype.moments)
 
   return planner.Planner(
     model,

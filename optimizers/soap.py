@@ -39,9 +39,9 @@ class MatrixState(NamedTuple):
 
 
 class ScaleBySoapState(NamedTuple):
-  """Updates of the matrices, their states, and that of AdamW for the rest."""
+  """Steps, the states of the matrices, and that of AdamW for the rest."""
 
-  updates: jax.Array
+  steps: jax.Array
   matrices: list[MatrixState]
   rest: adamw.ScaleByAdamWState
 
@@ -95,19 +95,19 @@ def scale_by_soap(
     del params
     matrices, rest = split.parts(grads)
     rest, of_rest = others.update(rest, state.rest)
-    at = state.updates if step is None else step
+    at = state.steps if step is None else step
     every = jnp.asarray(precondition_every).astype(jnp.int32)
     # Eigenvectors at the first step, then a power iteration now and then.
     how = jnp.where(at == 0, 0, jnp.where(at % every == 0, 1, 2))
     found = [
-      _update_matrix(g, of, how, state.updates, *hyper)
+      _update_matrix(g, of, how, state.steps, *hyper)
       for g, of, *hyper in zip(
         matrices, state.matrices, *(chosen for chosen, _ in hypers)
       )
     ]
     updates = split.whole([u for u, _ in found], rest)
-    count = state.updates + (how > 0)
-    return updates, ScaleBySoapState(count, [s for _, s in found], of_rest)
+    of_matrices = [s for _, s in found]
+    return updates, ScaleBySoapState(state.steps + 1, of_matrices, of_rest)
 
   return optax.GradientTransformation(init, update)
 
@@ -172,7 +172,7 @@ def _update_matrix(
   g: jax.Array,
   state: MatrixState,
   how: jax.Array,
-  updates: jax.Array,
+  steps: jax.Array,
   b1: Any,
   b2: Any,
   eps: Any,
@@ -183,7 +183,8 @@ def _update_matrix(
   m = b1 * state.m + (1 - b1) * g
   turned = _rotate(g, left, right)
   v = b2 * state.v + (1 - b2) * (turned * turned)
-  t = (updates + 1).astype(m.dtype)
+  # The first gradient is not averaged.
+  t = jnp.maximum(steps, 1).astype(m.dtype)
   m_hat = _rotate(m, left, right) / (1 - b1**t)
   u = m_hat / (jnp.sqrt(v / (1 - b2**t)) + eps)
   u = _rotate(u, left, right, back=True)

@@ -7,6 +7,7 @@ from clu import parameter_overview
 import jax
 import numpy as np
 
+from steepest.optimizers import costs
 from steepest.training import flops
 from steepest.training.program import Program
 
@@ -76,7 +77,8 @@ def summarise(
     'flops': flops_per_token
     * program.batch_size
     * program.model.context
-    * (steps + curvature_passes * cost),
+    * (steps + curvature_passes * cost)
+    + steps * costs.update_flops(program.chain, program.state_shapes.params),
     'curvature_passes': curvature_passes,
     'optimizer_state_bytes': sum(
       math.prod(leaf.shape) * leaf.dtype.itemsize
