@@ -1,6 +1,6 @@
 """Reads run directories: what was set, what happened, what was scored."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 import dataclasses
 import functools
 import json
@@ -148,10 +148,19 @@ class Run:
     return answers
 
 
-def load_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Run]:
+def load_runs(
+  paths: Iterable[str | os.PathLike[str]],
+  defaults: Mapping[str, Any] | None = None,
+) -> list[Run]:
   """Reads every run directory at or under `paths`, each once.
 
   A run directory holds config.json and metrics.jsonl.
+
+  Args:
+    paths: run directories, or directories that hold some.
+    defaults: a config's groups and keys; what a run's config lacks, because it
+      was made before there was the key, is taken from here. None: it stays
+      missing, and runs with the key differ from it.
 
   Raises:
     FileNotFoundError: a path does not exist or holds no run.
@@ -175,7 +184,9 @@ def load_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Run]:
       directories.setdefault(directory.resolve(), directory)
   shared = pathlib.Path(os.path.commonpath([p.parent for p in directories]))
   return [
-    _read_run(path, resolved.relative_to(shared).as_posix())
+    _read_run(
+      path, resolved.relative_to(shared).as_posix(), _flatten(defaults or {})
+    )
     for resolved, path in directories.items()
   ]
 
@@ -188,9 +199,12 @@ def _run_directories(root: pathlib.Path) -> Iterable[pathlib.Path]:
       yield pathlib.Path(directory)
 
 
-def _read_run(path: pathlib.Path, name: str) -> Run:
+def _read_run(
+  path: pathlib.Path, name: str, defaults: Mapping[str, Any]
+) -> Run:
   config = _flatten(_read_json(path / 'config.json'))
   _require(config, _REQUIRED, path / 'config.json')
+  config = {**defaults, **config}
   summary = None
   if (path / 'summary.json').exists():
     summary = _read_json(path / 'summary.json')
@@ -243,7 +257,7 @@ def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
   return rows
 
 
-def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   leaves: dict[str, Any] = {}
   for key, value in tree.items():
     if isinstance(value, dict):

@@ -32,10 +32,19 @@ def main() -> None:
     'Directory for report.html and report.json, or compare.html and '
     'compare.json.',
   )
-  cli.run(lambda: _report(runs.value, compare.value, out.value), __doc__)
+  accept = flags.DEFINE_bool(
+    'accept_unequal_budgets',
+    False,
+    'Rank losses and scores of optimizers that were not tuned alike too.',
+  )
+  cli.run(
+    lambda: _report(runs.value, compare.value, out.value, accept.value), __doc__
+  )
 
 
-def _report(paths: list[str], compared: list[str], out: str | None) -> None:
+def _report(
+  paths: list[str], compared: list[str], out: str | None, accept: bool
+) -> None:
   if bool(paths) == bool(compared):
     raise ValueError(
       '--runs is missing: give --runs=DIR,… or --compare=DIR,DIR'
@@ -54,8 +63,13 @@ def _report(paths: list[str], compared: list[str], out: str | None) -> None:
   # --help need not wait for the plot library.
   from steepest.eval import comparison
   from steepest.eval import report
+  from steepest.experiments import base
+  from steepest.launch import validation
 
-  result = comparison.compare(comparison.load_runs(paths))
+  # What older runs lack is what was done before there was a key for it.
+  defaults = validation.as_json(base.get_config())
+  found = comparison.load_runs(paths, defaults)
+  result = comparison.compare(found, accept_unequal_budgets=accept)
   path = report.write(result, out, _command())
   report.print_table(result, _console())
   print(f'report: {path}')

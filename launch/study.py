@@ -8,6 +8,13 @@ the best values to a wider target, target runs with several seeds, benchmark
 scores; then the report. Started again, it skips what is done and goes on.
 Started several times with the same --workdir, on machines that share it, the
 processes divide the runs among them.
+
+    python -m launch.study --plan --config=experiments/paper_study.py \\
+        --chip=h100 --devices=64
+
+says what a study would take on chips that are not here, part by part, and what
+half of each budget would save and cost in certainty. Exit status 0: all of it
+fits; 3: a run does not; 1: an error.
 """
 
 import contextlib
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
 
   from steepest.launch.sweeps.locks import Locks
 
+_DOES_NOT_FIT = 3
 # Between looks for runs that other processes have given back.
 _POLL_SECONDS = 1.0
 
@@ -59,15 +67,26 @@ def main() -> None:
     'machine, is done by somebody else.',
     lower_bound=1.0,
   )
-  cli.run(
-    lambda: _study(
-      _config(config, optimizers.value),
-      pathlib.Path(workdir.value or cli.default_workdir(config)).absolute(),
-      workers.value,
-      lock_timeout.value,
-    ),
-    __doc__,
+  plan = flags.DEFINE_bool('plan', False, 'Plan only; train nothing.')
+  chip = flags.DEFINE_string(
+    'chip', 'h100', '--plan: h100, h200, a100 (80 GB), v5e, v5p or v6e.'
   )
+  devices = flags.DEFINE_integer(
+    'devices', 1, '--plan: chips; a target runs on all.', lower_bound=1
+  )
+  runs = flags.DEFINE_list(
+    'runs', [], '--plan: studies whose runs tell how much chance matters.'
+  )
+
+  def start() -> None:
+    study = _config(config, optimizers.value)
+    if plan.value:
+      _plan(study, chip.value, devices.value, runs.value)
+      return
+    directory = pathlib.Path(workdir.value or cli.default_workdir(config))
+    _study(study, directory.absolute(), workers.value, lock_timeout.value)
+
+  cli.run(start, __doc__)
 
 
 def _config(holder: flags.FlagHolder, optimizers: str | None) -> 'ConfigDict':
@@ -111,6 +130,32 @@ def _study(
     _run(config, workdir, workers, held)
     with held.wait(workdir):
       _report(workdir, time.perf_counter() - start)
+
+
+def _plan(
+  config: 'ConfigDict', chip: str, devices: int, runs: list[str]
+) -> None:
+  # Nothing here needs an accelerator, and one may be in use.
+  import jax
+  from rich.console import Console
+
+  jax.config.update('jax_platforms', 'cpu')
+  from steepest.launch import plans
+  from steepest.launch.sweeps import budget
+  from steepest.launch.sweeps import budget_table
+  from steepest.launch.sweeps import certainty
+
+  console = Console(highlight=False)
+  if not console.is_terminal:
+    console = Console(width=140, highlight=False)
+  spread = certainty.measured(runs) if runs else certainty.DEFAULT
+  with console.status('planning') as status:
+    say = lambda name: status.update(f'planning {name}')
+    found = budget.parts(config, plans.chip(chip), devices, say)
+  budget_table.show(config, found, chip, devices, spread, console)
+  if not all(part.plan.fits for part in found):
+    print('launch.bench --plan lists settings that fit')
+    sys.exit(_DOES_NOT_FIT)
 
 
 def _write_config(config: 'ConfigDict', workdir: pathlib.Path) -> None:
@@ -186,8 +231,12 @@ def _report(workdir: pathlib.Path, seconds: float) -> None:
 
   from steepest.eval import comparison
   from steepest.eval import report
+  from steepest.experiments import base
+  from steepest.launch import validation
 
-  result = comparison.compare(comparison.load_runs([str(workdir)]))
+  # What older runs lack is what was done before there was a key for it.
+  defaults = validation.as_json(base.get_config())
+  result = comparison.compare(comparison.load_runs([str(workdir)], defaults))
   command = ['python', '-m', 'launch.study', *sys.argv[1:]]
   path = report.write(result, workdir / 'report', command)
   console = Console()

@@ -192,3 +192,16 @@ def test_a_run_without_its_first_row_is_taken_at_its_word(write, select):
   lines = (path / 'metrics.jsonl').read_text().splitlines(keepends=True)
   (path / 'metrics.jsonl').write_text(''.join(lines[1:]))
   assert set(select().cells) == {'adamw', 'lion'}
+
+
+def test_runs_older_than_a_key_have_its_default(write, tmp_path):
+  write('a')
+  path = write('b', 'lion') / 'config.json'
+  config = json.loads(path.read_text())
+  del config['dtype']['params'], config['data']['mixture']
+  path.write_text(json.dumps(config))
+  selection = fairness.select(comparison.load_runs([tmp_path]))
+  assert len(selection.cells) == 1
+  defaults = {'dtype': {'params': 'float32'}, 'data': {'mixture': ''}}
+  runs = comparison.load_runs([tmp_path], defaults)
+  assert set(fairness.select(runs).cells) == {'adamw', 'lion'}
