@@ -65,6 +65,11 @@ class ToTarget:
   decayed: bool
   reason: str
 
+  @property
+  def gap(self) -> float:
+    """Mean over seeds of the final loss minus the target, in nats."""
+    return math.fsum(one.gap for one in self.reaches) / len(self.reaches)
+
 
 def smoothed(losses_P: np.ndarray) -> np.ndarray:
   """Returns the closest curve that never rises (isotonic regression).
