@@ -122,8 +122,8 @@ def claims_page(
     'question), corrected for the pairs that were compared (Holm). '
     'Contradicted: the opposite does. Not resolvable: neither does at this '
     'scale and with as many seeds, which does not show that there is no '
-    'difference. Intervals are of each comparison alone, p-values are '
-    'corrected.',
+    'difference. Intervals are of each comparison alone; p-values are '
+    'corrected within a group, not for the number of groups.',
   ]
   for answer in answers:
     lines += ['', f'## {answer.statement}', '', *_table(answer.findings)]
