@@ -74,7 +74,7 @@ def evaluate(
     (
       'epochs-help-downstream',
       'Reading a smaller corpus several times raises benchmark scores.',
-      findings.axis_scores(comparison, 'epochs'),
+      findings.axis_scores(comparison, 'epochs', findings.AMONG),
     ),
     (
       'llama-with-lion',

@@ -23,6 +23,9 @@ CONTRADICTED = 'contradicted'
 UNRESOLVED = 'not resolvable'
 UNTESTED = 'not tested'
 
+# Those that the paper compares; what else a study has is not asked.
+AMONG = ('adamw', 'lion', 'sophia')
+
 NATS = 'nats'
 POINTS = 'points'
 TIMES = '×'
@@ -83,7 +86,7 @@ def best(
   optimizer: str,
   architectures: Sequence[str] = (),
 ) -> list[Finding]:
-  """Tests 'the optimizer is best', in each group.
+  """Tests 'the optimizer is best' of AMONG, in each group.
 
   Found where it is better than every other one, contradicted where one is
   better than it.
@@ -105,7 +108,11 @@ def best(
 def _best(group: Group, key: str, optimizer: str) -> Finding:
   higher = key == 'accuracy'
   pairs = group.pairs[key] if key in group.pairs else []
-  differences = verdicts.against(pairs, optimizer)
+  differences = {
+    name: d
+    for name, d in verdicts.against(pairs, optimizer).items()
+    if name in AMONG
+  }
   if not differences:
     return Finding(
       where(group), UNTESTED, remark=f'no {optimizer} beside another optimizer'
@@ -202,6 +209,7 @@ def axis_change(
       if i.axis == axis
       and i.architecture in architectures
       and optimizer in (i.first, i.second)
+      and {i.first, i.second} <= set(AMONG)
       and i.value > i.reference
     ],
     lambda i: (i.architecture, str(i.others), i.reference, i.value),
@@ -337,6 +345,7 @@ def _first(group: Group, one: targets.ToTarget) -> Finding:
     other.optimizer
     for other in group.targets
     if other is not one
+    and other.optimizer in AMONG
     and 'seconds' in other.speedups
     and other.speedups['seconds'].value > ratio.value
   ]

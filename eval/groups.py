@@ -66,7 +66,7 @@ def declared(finals: Sequence[Run]) -> list[Axis]:
       owners.setdefault(name, run)
   axes = []
   for name, owner in owners.items():
-    values = sorted({value(run, name) for run in finals})
+    values = sorted({value(run, name) for run in finals}, key=_rank)
     if len(values) > 1:
       own = _own(owner, name)
       axes.append(
@@ -84,7 +84,7 @@ def partition(finals: Sequence[Run], axes: Sequence[Axis]) -> list[Members]:
   names = [axis.name for axis in axes]
   return [
     Members(key[0], dict(zip(names, key[1:], strict=True)), found[key])
-    for key in sorted(found)
+    for key in sorted(found, key=lambda key: tuple(map(_rank, key)))
   ]
 
 
@@ -95,7 +95,12 @@ def value(run: Run, name: str) -> Any:
   if name in _KEYS:
     return run.config[_KEYS[name]]
   held = [key for key in run.config if key.rpartition('.')[2] == name]
-  return run.config[held[0]] if held else None
+  return run.config[held[0]] if held else ''
+
+
+def _rank(shown: Any) -> tuple[bool, Any]:
+  """Returns what numbers, and then words, are sorted by."""
+  return isinstance(shown, str), shown
 
 
 def follows(name: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from scipy import stats
 
 from steepest.eval import tuning
 from steepest.eval.comparison import Comparison
+from steepest.eval.findings import AMONG
 from steepest.eval.findings import CONTRADICTED
 from steepest.eval.findings import FOUND
 from steepest.eval.findings import STEPS
@@ -29,7 +30,8 @@ def rate_ratio(
   `expected` and not 1, contradicted where it does not hold `expected`.
   """
   result = []
-  for name in sorted({curve.optimizer for curve in comparison.curves}):
+  tuned = {curve.optimizer for curve in comparison.curves}
+  for name in sorted(tuned & set(AMONG)):
     vertices = [
       _vertex(comparison, architecture, name)
       for architecture in (first, second)

@@ -84,6 +84,20 @@ def test_one_seed_resolves_nothing(study_runs, tmp_path):
   assert finding.remark == 'one seed: the spread is unknown'
 
 
+def test_optimizers_that_the_paper_lacks_are_not_asked(study_runs, tmp_path):
+  losses = {'adamw': [3.4, 3.41, 3.39], 'sophia': [3.3, 3.31, 3.29]}
+  _duel(study_runs, tmp_path, losses)
+  for seed in range(3):
+    settings = study_runs.config(
+      'gpt2', 'adamw', seed, 'final', optimizer__name='muon'
+    )
+    study_runs.write_run(tmp_path / f'muon-{seed}', settings, 3.0, rows=40)
+  result = comparison.compare(comparison.load_runs([tmp_path]))
+  assert result.groups[0].verdict('eval_loss').best == 'muon'
+  (finding,) = findings.best(result, 'eval_loss', 'sophia')
+  assert (finding.conclusion, finding.quantity) == ('found', 'sophia − adamw')
+
+
 def test_an_optimizer_that_is_not_there_is_not_tested(study_runs, tmp_path):
   result = _duel(study_runs, tmp_path, {'adamw': [3.0, 3.1]})
   conclusions = _conclusions(claims.evaluate(result))
