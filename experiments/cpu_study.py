@@ -3,7 +3,7 @@
     python -m launch.study --config=experiments/cpu_study.py --workdir=runs/cpu
 
 What: GPT-2 and LLaMA of 4 layers, proxies 64 wide, targets 128 wide (1.1 M and
-1.3 M parameters), 2 M tokens of experiments/corpora/debian.md in a byte-level
+1.3 M parameters), 1.6 M tokens of experiments/corpora/debian.md in a byte-level
 BPE of 2048 entries, read once or a quarter of them four times. Learning rates
 in factors of two, three seeds. docs/results/study has what came out.
 
@@ -42,7 +42,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.eval_tasks_limit = 500
   config.data.source = 'shards:runs/corpora/debian'
   config.data.verify = 'size'
-  config.study.target_steps = 1000
+  config.study.target_steps = 800
   config.study.seeds = 3
   config.study.axis_epochs = (1, 4)
   config.study.lrs_adamw = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
