@@ -3,17 +3,33 @@
 from typing import Any
 
 from steepest.eval import plots_curves
+from steepest.eval import plots_differences
 from steepest.eval import plots_loss
+from steepest.eval import plots_pareto
 from steepest.eval import plots_scores
+from steepest.eval import plots_sensitivity
 from steepest.eval import plots_training
 from steepest.eval import plots_tuning
+from steepest.eval import plots_widths
 from steepest.eval.comparison import Comparison
 
 
-def figures(comparison: Comparison) -> dict[str, dict[str, Any]]:
-  """Returns id -> {'data', 'layout'} of those that there are data for."""
+def figures(
+  comparison: Comparison, transfer: dict[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
+  """Returns id -> {'data', 'layout', …} of those that there are data for.
+
+  Args:
+    comparison: what to draw.
+    transfer: of transfer.analyse.
+  """
   drawn = {
     'loss': plots_loss.loss_figure(comparison),
+    'pareto': plots_pareto.pareto_figure(comparison),
+    'differences': plots_differences.difference_figure(comparison),
+    'effects': plots_differences.effect_figure(comparison),
+    'sensitivity': plots_sensitivity.sensitivity_figure(comparison),
+    'transfer': plots_widths.width_figure(transfer) if transfer else None,
     'score-curves': plots_curves.curve_figure(comparison),
     'lr': plots_tuning.lr_figure(comparison),
     'scores': plots_scores.score_figure(comparison),

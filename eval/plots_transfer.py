@@ -88,7 +88,7 @@ def _curves(pyplot: Any, result: dict[str, Any]) -> Any:
       f'{cell["model"]}, {cell["optimizer"]}, {cell["parametrization"]}',
       fontsize=9,
     )
-    axis.set_ylim(_limits(cells, cell['model'], cell['optimizer']))
+    axis.set_ylim(limits(cells, cell['model'], cell['optimizer']))
     if i == len(rows) - 1:
       axis.set_xlabel('learning rate')
     if j == 0:
@@ -97,10 +97,16 @@ def _curves(pyplot: Any, result: dict[str, Any]) -> Any:
   return figure
 
 
-def _limits(
+def limits(
   cells: list[dict[str, Any]], model: str, optimizer: str
 ) -> tuple[float, float]:
-  """Returns the losses that the panels of a model and optimizer show."""
+  """Returns the losses that the panels of a model and optimizer show.
+
+  Args:
+    cells: of transfer.analyse.
+    model: of the panels.
+    optimizer: likewise.
+  """
   best = [
     width['best_loss']['mean']
     for cell in cells

@@ -91,19 +91,32 @@ function frame(id) {
   return changes;
 }
 
+// The panels' heights where they depend on a switch.
+function limits(figure) {
+  const changes = {};
+  if (!figure.limits) return changes;
+  const ranges = figure.limits.of[state[figure.limits.switch]] || [];
+  ranges.forEach((range, i) => {
+    changes[axisName('y', i + 1) + '.range'] = range;
+  });
+  return changes;
+}
+
 // Panels side by side where they fit. Returns the layout's changes.
 function arrange(layout, width) {
   const {panels, height, stacked} = layout.meta;
+  // Labels of the rows stand between panels too.
+  const gap = Math.max(GAP.x, layout.margin.l + 14);
   const room = width - layout.margin.l - layout.margin.r;
-  let columns = stacked ? 1 : Math.floor((room + GAP.x) / (300 + GAP.x));
+  let columns = stacked ? 1 : Math.floor((room + gap) / (300 + gap));
   columns = Math.max(1, Math.min(columns, panels, 3));
   const rows = Math.ceil(panels / columns);
   columns = Math.ceil(panels / rows);
   const inner = rows * height + (rows - 1) * GAP.y;
-  const wide = (room - (columns - 1) * GAP.x) / columns;
+  const wide = (room - (columns - 1) * gap) / columns;
   const changes = {height: inner + layout.margin.t + layout.margin.b};
   for (let i = 0; i < panels; i++) {
-    const left = ((i % columns) * (wide + GAP.x)) / room;
+    const left = ((i % columns) * (wide + gap)) / room;
     const top = 1 - (Math.floor(i / columns) * (height + GAP.y)) / inner;
     const domain = [left, Math.min(1, left + wide / room)];
     changes[axisName('x', i + 1) + '.domain'] = domain;
@@ -134,7 +147,7 @@ function redraw(ids) {
       update.x = figure.data.map((trace) => trace.x);
       update.customdata = figure.data.map((trace) => trace.customdata);
     }
-    Plotly.update(id, update, figure.titles ? frame(id) : {});
+    Plotly.update(id, update, figure.titles ? frame(id) : limits(figure));
     scale(id);
   }
   drawing = false;
@@ -297,24 +310,29 @@ function cell(value) {
 // Every number of a figure, hidden ones too.
 function toCsv(id) {
   const figure = figures[id];
-  const {x, y, error_x: errorX, error_y: errorY} = figure.csv;
+  const columns = figure.csv;
   const keys = figure.titles ? Object.keys(figure.titles) : [];
   const heads = ['panel', 'series', 'kind', 'run', 'label'];
-  const axes = figure.titles ? keys.map((key) => figure.titles[key]) : [x];
-  const rows = [[...heads, ...axes, y, errorX || errorY].filter(Boolean)];
+  if (figure.titles) heads.push(...keys.map((key) => figure.titles[key]));
+  for (const name of ['x', 'y', 'error_x', 'error_y']) {
+    if (columns[name]) heads.push(columns[name]);
+  }
+  const rows = [heads];
   for (const trace of figure.data) {
     const meta = trace.meta || {};
     if (meta.kind === 'chance') continue;
     const panel = figure.layout.annotations[panelOf(trace) - 1].text;
     const kind = meta.quantity || (meta.when || {}).column || meta.kind;
-    const ends = (trace.error_x || trace.error_y || {}).array || [];
     trace.y.forEach((height, i) => {
-      const all = trace.xs === undefined ? null : positions[trace.xs];
-      const label = meta.labels ? meta.labels[i] : '';
-      const at = all ? keys.map((key) => (all[key] || [])[i]) : [trace.x[i]];
-      const row = [panel, trace.name, kind, meta.run || '', label, ...at];
-      if (y) row.push(height);
-      if (errorX || errorY) row.push(ends[i]);
+      const label = meta.labels ? meta.labels[i] : (meta.when || {}).transfer;
+      const row = [panel, trace.name, kind, meta.run, label];
+      const all = trace.xs === undefined ? {} : positions[trace.xs];
+      row.push(...keys.map((key) => (all[key] || [])[i]));
+      if (columns.x) row.push(trace.x[i]);
+      if (columns.y) row.push(height);
+      for (const name of ['error_x', 'error_y']) {
+        if (columns[name]) row.push(((trace[name] || {}).array || [])[i]);
+      }
       rows.push(row);
     });
   }
@@ -364,15 +382,21 @@ async function unpack() {
 
 function draw() {
   const config = {displayModeBar: false, showLink: false};
+  // On a touch screen a finger scrolls.
+  const coarse = matchMedia('(pointer: coarse)').matches;
   for (const id of Object.keys(figures)) {
     const {data, layout} = figures[id];
     data.forEach(place);
     for (const trace of data) trace.visible = isShown(trace);
     figures[id].width = widthOf(id);
     const start = {...structuredClone(layout), width: widthOf(id)};
+    start.dragmode = coarse ? false : 'zoom';
     Plotly.newPlot(id, data, start, config);
     const changes = arrange(layout, widthOf(id));
-    Plotly.relayout(id, {...changes, ...(figures[id].titles ? frame(id) : {})});
+    Plotly.relayout(id, {
+      ...changes,
+      ...(figures[id].titles ? frame(id) : limits(figures[id])),
+    });
     scale(id);
     const element = document.getElementById(id);
     if (figures[id].titles) {

@@ -8,7 +8,13 @@ import pathlib
 import shlex
 from typing import Any
 
+from steepest.eval import claims
+from steepest.eval import plots_widths
+from steepest.eval import report_axes
+from steepest.eval import report_evidence
+from steepest.eval import report_findings
 from steepest.eval import report_json
+from steepest.eval import report_markdown
 from steepest.eval import report_names
 from steepest.eval import report_page
 from steepest.eval import report_pairs
@@ -23,13 +29,16 @@ def write(
   comparison: Comparison,
   out_dir: str | os.PathLike[str],
   command: str | Sequence[str],
+  transfer: dict[str, Any] | None = None,
 ) -> pathlib.Path:
-  """Writes report.html and report.json.
+  """Writes report.html, report.json and report.md.
 
   Args:
     comparison: what to show.
-    out_dir: directory for both files; created if missing.
+    out_dir: directory for the files; created if missing.
     command: what was run, for the footer: a line or its words.
+    transfer: transfer.json of launch.transfer, to be shown too; without it what
+      the study's own trials say of several widths.
 
   Returns:
     The path of report.html.
@@ -38,9 +47,19 @@ def write(
   date = datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC')
   out = pathlib.Path(out_dir)
   out.mkdir(parents=True, exist_ok=True)
-  content = {'command': line, 'date': date, **report_json.to_dict(comparison)}
+  widths = transfer or plots_widths.own_result(comparison.runs)
+  answers = claims.evaluate(comparison, widths)
+  content = {
+    'command': line,
+    'date': date,
+    **report_json.to_dict(comparison, widths, answers),
+  }
   report_page.replace(
     out / 'report.json', json.dumps(content, indent=1, allow_nan=False)
+  )
+  origin = report_words.origin(comparison, line, date)
+  report_page.replace(
+    out / 'report.md', report_markdown.text(comparison, answers, origin)
   )
   figures = content['figures']
   return report_page.write_page(
@@ -48,8 +67,26 @@ def write(
     title='Optimizer comparison',
     subtitle=_subtitle(comparison),
     headline=_answers(comparison),
-    sections=_sections(comparison, figures),
-    footer=_footer(comparison, line, date),
+    sections=[
+      report_sections.results(comparison),
+      *report_findings.trade_off(comparison, figures),
+      *report_sections.losses(comparison, figures),
+      *report_findings.differences(comparison, figures),
+      *report_axes.axes(comparison, figures),
+      *report_findings.speed(comparison),
+      *report_sections.scores(comparison, figures),
+      *report_pairs.study_section(comparison),
+      *report_findings.agreement(comparison),
+      *report_sections.tuning(comparison, figures),
+      *report_findings.sensitivities(comparison, figures),
+      *report_evidence.transfer(widths, own=transfer is None),
+      *report_sections.training(comparison, figures),
+      *report_evidence.claims_section(answers),
+      report_sections.fairness(comparison),
+    ],
+    footer=''.join(
+      f'<p>{escape(name)}: {escape(value)}</p>' for name, value in origin
+    ),
     figures=figures,
   )
 
@@ -72,47 +109,3 @@ def _answers(comparison: Comparison) -> str:
     for group in comparison.groups
   )
   return f'<ul class="answer">{items}</ul>'
-
-
-def _sections(
-  comparison: Comparison, figures: dict[str, Any]
-) -> list[report_page.Section]:
-  return [
-    report_sections.results(comparison),
-    *report_sections.losses(comparison, figures),
-    *report_sections.scores(comparison, figures),
-    *report_pairs.study_section(comparison),
-    *report_sections.tuning(comparison, figures),
-    *report_sections.training(comparison, figures),
-    report_sections.fairness(comparison),
-  ]
-
-
-def _footer(comparison: Comparison, command: str, date: str) -> str:
-  def distinct(key: str) -> str:
-    values = {str(r.env[key]) for r in comparison.runs if key in r.env}
-    return ', '.join(sorted(values)) or 'not recorded'
-
-  devices = {
-    f'{len(r.env["devices"])} × {r.env["device_kind"]}'
-    for r in comparison.runs
-    if 'devices' in r.env and 'device_kind' in r.env
-  }
-  versions: dict[str, set[str]] = {}
-  for run in comparison.runs:
-    if 'versions' in run.env:
-      for package, version in run.env['versions'].items():
-        versions.setdefault(package, set()).add(str(version))
-  listed = ', '.join(
-    f'{package} {"/".join(sorted(values))}'
-    for package, values in sorted(versions.items())
-  )
-  lines = (
-    ('Command', f'<code>{escape(command)}</code>'),
-    ('Date', escape(date)),
-    ('Commit of the runs', f'<code>{escape(distinct("git_commit"))}</code>'),
-    ('Devices', escape(', '.join(sorted(devices)) or 'not recorded')),
-    ('Python', escape(distinct('python'))),
-    ('Versions', escape(listed or 'not recorded')),
-  )
-  return ''.join(f'<p>{name}: {value}</p>' for name, value in lines)

@@ -11,6 +11,7 @@ from steepest.eval import report_names
 from steepest.eval import tuning
 from steepest.eval.comparison import Comparison
 from steepest.eval.comparison import Group
+from steepest.eval.report_page import data
 from steepest.eval.report_page import escape
 from steepest.eval.report_page import swatch
 from steepest.eval.runs import Run
@@ -40,7 +41,10 @@ def tuned(comparison: Comparison) -> str:
     'Other settings',
   )
   look = plots_layout.styles([c.optimizer for c in comparison.curves])
-  rows = ''.join(_tuned_row(curve, look) for curve in comparison.curves)
+  rows = ''.join(
+    _tuned_row(curve, look, ('tuning', i))
+    for i, curve in enumerate(comparison.curves)
+  )
   head = ''.join(f'<th>{h}</th>' for h in heads)
   return (
     f'<table class="tuned"><thead><tr>{head}</tr></thead>'
@@ -48,7 +52,11 @@ def tuned(comparison: Comparison) -> str:
   )
 
 
-def _tuned_row(curve: tuning.Curve, look: dict[str, dict[str, str]]) -> str:
+def _tuned_row(
+  curve: tuning.Curve,
+  look: dict[str, dict[str, str]],
+  path: tuple[object, ...],
+) -> str:
   rates = [
     report_names.rate(p.lr)
     + ('×' if p.diverged_at is not None else '')
@@ -80,11 +88,11 @@ def _tuned_row(curve: tuning.Curve, look: dict[str, dict[str, str]]) -> str:
     _search(curve),
     escape(', '.join(rates)),
     escape(trials),
-    escape(report_names.count(curve.tokens)),
-    escape(report_names.count(curve.spent)),
-    _rate(curve.best) + _others(curve),
-    _fit(curve),
-    _chosen(curve),
+    data(curve.tokens, report_names.count(curve.tokens), *path, 'tokens'),
+    data(curve.spent, report_names.count(curve.spent), *path, 'spent'),
+    _rate(curve.best, *path, 'best') + _others(curve),
+    _fit(curve, path),
+    _chosen(curve, path),
     _inside(curve),
     _extended(curve),
     f'<small>{escape(_settings(curve))}</small>',
@@ -92,8 +100,8 @@ def _tuned_row(curve: tuning.Curve, look: dict[str, dict[str, str]]) -> str:
   return '<tr>' + ''.join(f'<td>{cell}</td>' for cell in cells) + '</tr>'
 
 
-def _rate(lr: float | None) -> str:
-  return '–' if lr is None else escape(report_names.rate(lr))
+def _rate(lr: float | None, *path: object) -> str:
+  return '–' if lr is None else data(lr, report_names.rate(lr), *path)
 
 
 def _search(curve: tuning.Curve) -> str:
@@ -124,18 +132,18 @@ def _inside(curve: tuning.Curve) -> str:
   return f'yes <small>{below} lower, {above} higher</small>'
 
 
-def _fit(curve: tuning.Curve) -> str:
+def _fit(curve: tuning.Curve, path: tuple[object, ...]) -> str:
   if curve.fit is None:
     return '–'
   fit = curve.fit
   return (
-    f'{_rate(fit.lr)} <small>{fit.points} points, residual '
+    f'{_rate(fit.lr, *path, "fit", "lr")} <small>{fit.points} points, residual '
     f'{round(fit.residual, 6):.2g}</small>'
   )
 
 
-def _chosen(curve: tuning.Curve) -> str:
-  shown = _rate(curve.chosen)
+def _chosen(curve: tuning.Curve, path: tuple[object, ...]) -> str:
+  shown = _rate(curve.chosen, *path, 'chosen')
   if curve.chosen is None or curve.best is None:
     return shown
   if math.isclose(curve.chosen, curve.best, rel_tol=1e-6):
@@ -222,22 +230,31 @@ def all_runs(comparison: Comparison) -> str:
     'Peak memory',
   )
   rows = ''.join(
-    _run_row(run)
-    for run in comparison.runs
+    _run_row(run, ('runs', i))
+    for i, run in enumerate(comparison.runs)
     if run.stage == 'final' and run.summary is not None
   )
   head = ''.join(f'<th>{h}</th>' for h in heads)
   return f'<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 
-def _run_row(run: Run) -> str:
+def _run_row(run: Run, path: tuple[object, ...]) -> str:
   s = run.summary
   assert s is not None
-  by_source = s['eval_loss_by_source'] if 'eval_loss_by_source' in s else None
-  other = [
-    _optional(s, f'{key}_seconds', report_names.duration)
-    for key in ('compile', 'eval', 'checkpoint')
-  ]
+
+  def shown(key: str, write: Callable[[Any], str], scale: float = 1) -> str:
+    value = s[key] if key in s else None
+    text = '–' if value is None else write(value)
+    return data(value, text, *path, 'summary', key, scale=scale)
+
+  def sources(key: str) -> str:
+    held = s[key] if key in s and s[key] else {}
+    return ', '.join(
+      f'{escape(name)} '
+      + data(value, f'{value:.4f}', *path, 'summary', key, name)
+      for name, value in held.items()
+    )
+
   status = run.status
   if status == 'diverged':
     status += f' at step {tuning.diverged_step(run)}'
@@ -250,34 +267,25 @@ def _run_row(run: Run) -> str:
   cells = (
     f'<code>{escape(run.name)}</code>',
     escape(status),
-    escape(report_names.rate(run.lr)),
-    f'{run.steps_done:,}',
-    _optional(s, 'train_loss', '{:.4f}'.format),
-    _optional(s, 'eval_loss', '{:.4f}'.format),
-    escape(_sources(by_source or {})),
-    _optional(s, 'eval_bits_per_byte', '{:.4f}'.format),
-    _optional(s, 'eval_bits_per_byte_by_source', _sources),
-    escape(report_names.duration(s['seconds'])),
-    ' / '.join(other),
-    _optional(s, 'tokens_per_second', '{:,.0f}'.format),
-    _optional(s, 'mfu', '{:.1%}'.format),
-    _optional(s, 'flops', report_names.scientific),
-    _optional(s, 'curvature_passes', '{:,}'.format),
-    _optional(s, 'peak_memory_bytes', lambda b: f'{b / 2**30:.2f} GiB'),
+    _rate(run.lr, *path, 'lr'),
+    shown('steps', '{:,}'.format),
+    shown('train_loss', '{:.4f}'.format),
+    shown('eval_loss', '{:.4f}'.format),
+    sources('eval_loss_by_source'),
+    shown('eval_bits_per_byte', '{:.4f}'.format),
+    sources('eval_bits_per_byte_by_source'),
+    shown('seconds', report_names.duration),
+    ' / '.join(
+      shown(f'{key}_seconds', report_names.duration)
+      for key in ('compile', 'eval', 'checkpoint')
+    ),
+    shown('tokens_per_second', '{:,.0f}'.format),
+    shown('mfu', '{:.1%}'.format, scale=100),
+    shown('flops', report_names.scientific),
+    shown('curvature_passes', '{:,}'.format),
+    shown('peak_memory_bytes', report_names.byte_count),
   )
   return '<tr>' + ''.join(f'<td>{cell}</td>' for cell in cells) + '</tr>'
-
-
-def _sources(values: dict[str, float]) -> str:
-  return ', '.join(f'{name} {value:.4f}' for name, value in values.items())
-
-
-def _optional(
-  summary: dict[str, Any], key: str, write: Callable[[Any], str]
-) -> str:
-  if key not in summary or summary[key] is None:
-    return '–'
-  return escape(write(summary[key]))
 
 
 def fairness_rule() -> str:

@@ -1,11 +1,15 @@
 """The report's numbers as JSON: everything the page shows, unrounded."""
 
+from collections.abc import Sequence
 import dataclasses
 import math
 from typing import Any
 
+from steepest.eval import claims
 from steepest.eval import plots
+from steepest.eval import report_names
 from steepest.eval import report_words
+from steepest.eval import rules
 from steepest.eval import tuning
 from steepest.eval.comparison import Cell
 from steepest.eval.comparison import Comparison
@@ -13,15 +17,42 @@ from steepest.eval.comparison import Group
 from steepest.eval.runs import Run
 
 
-def to_dict(comparison: Comparison) -> dict[str, Any]:
-  """Returns the comparison as values that JSON can hold."""
+def to_dict(
+  comparison: Comparison,
+  transfer: dict[str, Any] | None,
+  answers: Sequence[claims.Answer],
+) -> dict[str, Any]:
+  """Returns the comparison as values that JSON can hold.
+
+  Args:
+    comparison: everything that the report shows, but for
+    transfer: of transfer.analyse, and
+    answers: to a paper's claims.
+  """
   content = {
     'architectures': [_group(group) for group in comparison.groups],
+    'axes': [dataclasses.asdict(axis) for axis in comparison.axes],
+    'effects': [dataclasses.asdict(effect) for effect in comparison.effects],
+    'interactions': [
+      dataclasses.asdict(found) for found in comparison.interactions
+    ],
+    'sensitivities': [
+      dataclasses.asdict(found) for found in comparison.sensitivities
+    ],
+    'scalings': [dataclasses.asdict(found) for found in comparison.scalings],
+    'pareto': [
+      {**dataclasses.asdict(found), 'efficient': found.efficient}
+      for found in comparison.pareto
+    ],
+    'pareto_warning': comparison.pareto_warning,
+    'fairness': [dataclasses.asdict(rule) for rule in rules.RULES],
     'tuning': [_curve(curve) for curve in comparison.curves],
     'unequal_budgets': report_words.unequal_budgets(comparison),
     'runs': [_run(run) for run in comparison.runs],
     'rules': list(report_words.RULES),
-    'figures': plots.figures(comparison),
+    'transfer': transfer,
+    'claims': [dataclasses.asdict(answer) for answer in answers],
+    'figures': plots.figures(comparison, transfer),
   }
   return _finite(content)
 
@@ -30,6 +61,9 @@ def _group(group: Group) -> dict[str, Any]:
   selection = group.selection
   return {
     'architecture': group.architecture,
+    'axes': group.axes,
+    'name': report_names.group_name(group),
+    'refusal': group.refusal,
     'headline': report_words.headline(group),
     'seeds': list(selection.seeds),
     'equal': selection.equal,
@@ -62,6 +96,31 @@ def _group(group: Group) -> dict[str, Any]:
       for run in selection.unfinished
     ],
     'warnings': group.warnings,
+    'pairs': {
+      key: [
+        {
+          'first': pair.first,
+          'second': pair.second,
+          **dataclasses.asdict(pair.difference),
+          'exceeds': pair.difference.exceeds,
+        }
+        for pair in pairs
+      ]
+      for key, pairs in group.pairs.items()
+    },
+    **{
+      key: [dataclasses.asdict(entry) for entry in getattr(group, key)]
+      for key in (
+        'budgets',
+        'sources',
+        'costs',
+        'overheads',
+        'agreements',
+      )
+    },
+    'targets': [
+      {**dataclasses.asdict(found), 'gap': found.gap} for found in group.targets
+    ],
   }
 
 
@@ -76,6 +135,9 @@ def _cell(cell: Cell) -> dict[str, Any]:
     'scores': {
       key: dataclasses.asdict(score) for key, score in cell.scores.items()
     },
+    'accuracy': (
+      None if cell.accuracy is None else dataclasses.asdict(cell.accuracy)
+    ),
   }
 
 

@@ -117,4 +117,38 @@ def _time_unit(seconds: float) -> tuple[float, str, int]:
 
 def group_name(group: Group) -> str:
   """Returns what a group of compared runs is called."""
-  return name(group.architecture)
+  return model_name(group.architecture, group.axes_label)
+
+
+def model_name(architecture: str, axes: str) -> str:
+  """Returns such as 'GPT-2, epochs 4'."""
+  return f'{name(architecture)}, {axes}' if axes else name(architecture)
+
+
+def cell_name(architecture: str, optimizer: str, axes: str) -> str:
+  """Returns such as 'GPT-2 Lion, epochs 4'."""
+  text = f'{name(architecture)} {name(optimizer)}'
+  return f'{text}, {axes}' if axes else text
+
+
+def score_name(key: str) -> str:
+  """Returns what 'task/metric', or the mean over benchmarks, is called."""
+  if key == 'accuracy':
+    return 'Mean accuracy'
+  task, _, metric = key.rpartition('/')
+  return f'{name(task)} {metric}'
+
+
+def p_value(value: float | None) -> str:
+  """Returns a p-value as '0.012' or '< 0.0001'."""
+  if value is None:
+    return '–'
+  return '< 0.0001' if value < 1e-4 else f'{value:.2g}'
+
+
+def byte_count(value: float) -> str:
+  """Returns bytes as '1.50 MiB'."""
+  for scale, unit in ((2**30, 'GiB'), (2**20, 'MiB'), (2**10, 'KiB')):
+    if value >= scale:
+      return f'{value / scale:.2f}\u00a0{unit}'
+  return f'{value:.0f}\u00a0B'

@@ -233,6 +233,28 @@ def table(
   )
 
 
+def data(
+  value: float | None, text: str, *path: object, scale: float = 1
+) -> str:
+  """Returns a shown number with what it is a rounding of.
+
+  Args:
+    value: unrounded; None shows a dash.
+    text: how it is shown.
+    path: keys under which report.json holds it.
+    scale: of the shown number, 100 for percent.
+  """
+  if value is None:
+    return '–'
+  keys = (str(p).replace('~', '~0').replace('/', '~1') for p in path)
+  pointer = escape(''.join(f'/{key}' for key in keys))
+  scaled = '' if scale == 1 else f' data-scale="{scale}"'
+  return (
+    f'<data value="{value!r}" data-path="{pointer}"{scaled}>{escape(text)}'
+    '</data>'
+  )
+
+
 def _contents(sections: Sequence[Section]) -> str:
   if len(sections) < _LONG:
     return ''

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 import dataclasses
 import datetime
-import itertools
 import json
 import math
 import os
@@ -15,9 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.table import Table
-from scipy import stats
 
-from steepest.eval import accuracy
 from steepest.eval import pairs as pairs_lib
 from steepest.eval import plots_layout
 from steepest.eval import report_names
@@ -139,77 +136,74 @@ def print_table(pairing: pairs_lib.Pairing, console: Console) -> None:
 
 def study_section(comparison: Comparison) -> list[report_page.Section]:
   """Returns the section of differences between a report's optimizers."""
-  tables = [
-    (group, table)
-    for group in comparison.groups
-    if (table := _study_table(group))
-  ]
-  if not tables:
-    return []
   parts = []
-  for group, table in tables:
-    name = report_names.group_name(group)
-    label = f'{name}: differences of accuracies'
-    parts.append(f'<h3>{escape(name)}</h3>{report_page.scroll(table, label)}')
+  for i, group in enumerate(comparison.groups):
+    table = _study_table(group, ('architectures', i, 'pairs'))
+    if table:
+      name = report_names.group_name(group)
+      label = f'{name}: differences of accuracies'
+      parts.append(f'<h3>{escape(name)}</h3>{report_page.scroll(table, label)}')
+  if not parts:
+    return []
   parts.append(
     '<p class="caption">Difference in points (first minus second) ± standard '
     'error, over the questions’ differences averaged over seeds and, with '
     'several seeds, over the seeds’ differences too; p from the normal '
-    'distribution, not corrected for the number of comparisons. Bold: beyond '
-    'two standard errors. † predictions.jsonl is missing, so the questions '
-    'could not be paired.</p>'
+    'distribution, corrected for all pairs of a benchmark (Holm). Bold: it '
+    'counts. † predictions.jsonl is missing, so the questions could not be '
+    'paired.</p>'
   )
   title = 'Benchmarks, question by question'
   return [report_page.Section('questions', title, parts)]
 
 
-def _study_table(group: Group) -> str:
-  cells = {cell.optimizer: cell for cell in group.cells if cell.scores}
-  columns = [
-    v.column
+def _study_table(group: Group, path: tuple[object, ...]) -> str:
+  """Returns a row a pair of optimizers, a column a benchmark."""
+  keys = [
+    v.column.key
     for v in group.verdicts
     if v.column.kind == 'benchmark'
     and v.column.metric != 'perplexity'
-    and v.conclusion not in ('incomparable', 'alone')
+    and v.column.key in group.pairs
   ]
-  two = list(itertools.combinations(cells, 2))
-  if not columns or not two:
-    return ''
-  head = ''.join(
-    f'<th class="num">{escape(report_names.name(a))} − '
-    f'{escape(report_names.name(b))}</th>'
-    for a, b in two
-  )
+  if 'accuracy' in group.pairs:
+    keys.append('accuracy')
+  two = dict.fromkeys((p.first, p.second) for k in keys for p in group.pairs[k])
   rows = []
-  for column in columns:
-    name = escape(report_names.column_name(column))
-    values = []
-    for a, b in two:
-      if column.key in cells[a].scores and column.key in cells[b].scores:
-        d = accuracy.difference(
-          cells[a].runs, cells[b].runs, column.task, column.metric
-        )
-        values.append(_study_value(d))
-      else:
-        values.append('<td class="num none">–</td>')
-    rows.append(f'<tr><th scope="row">{name}</th>{"".join(values)}</tr>')
-  return (
-    f'<table class="pairs"><thead><tr><th>Benchmark</th>{head}</tr></thead>'
-    f'<tbody>{"".join(rows)}</tbody></table>'
+  for first, second in two:
+    cells = [f'{report_names.name(first)} − {report_names.name(second)}']
+    for key in keys:
+      found = [
+        (i, pair.difference)
+        for i, pair in enumerate(group.pairs[key])
+        if (pair.first, pair.second) == (first, second)
+      ]
+      cells.append(
+        _study_value(found[0][1], (*path, key, found[0][0])) if found else '–'
+      )
+    rows.append([escape(cells[0]), *cells[1:]])
+  if not rows:
+    return ''
+  heads = [f'#{escape(report_names.score_name(key))}' for key in keys]
+  return report_page.table(['Optimizers', *heads], rows, 'pairs')
+
+
+def _study_value(d: statistics.Difference, path: tuple[object, ...]) -> str:
+  value = report_page.data(
+    d.value, f'{100 * d.value:+.1f}', *path, 'value', scale=100
   )
-
-
-def _study_value(d: statistics.Difference) -> str:
-  error = d.error or 0.0
-  p = float(2 * stats.norm.sf(abs(d.value) / error)) if error else 1.0
-  value = f'{100 * d.value:+.1f}'
+  if d.error is None:
+    return value
   if d.exceeds:
     value = f'<strong>{value}</strong>'
   mark = '' if d.rule == 'questions, paired' else ' †'
-  return (
-    f'<td class="num" data-difference="{d.value!r}" data-error="{error!r}">'
-    f'{value}<small>± {100 * error:.1f}, p {_p(p)}{mark}</small></td>'
+  error = report_page.data(
+    d.error, f'{100 * d.error:.1f}', *path, 'error', scale=100
   )
+  p = report_page.data(
+    d.p_holm, report_names.p_value(d.p_holm), *path, 'p_holm'
+  )
+  return f'{value}<small>± {error}, p {p}{mark}</small>'
 
 
 def _sections(pairing: pairs_lib.Pairing) -> list[report_page.Section]:
@@ -278,16 +272,10 @@ def _values(pair: pairs_lib.Pair) -> tuple[str, ...]:
     f'{change(ends[0])} … {change(ends[1])}',
     '' if ratio else f'{t.first_only:,}',
     '' if ratio else f'{t.second_only:,}',
-    _p(t.p),
-    _p(t.p_signs),
-    _p(pair.p_all),
+    report_names.p_value(t.p),
+    report_names.p_value(t.p_signs),
+    report_names.p_value(pair.p_all),
   )
-
-
-def _p(value: float | None) -> str:
-  if value is None:
-    return '–'
-  return '< 0.0001' if value < 1e-4 else f'{value:.2g}'
 
 
 def _figure(pairing: pairs_lib.Pairing) -> dict[str, Any]:

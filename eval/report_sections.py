@@ -100,14 +100,14 @@ def losses(
       'of a diverged run; runs under way are paler.',
       _legend(comparison),
     ),
-    *(_source_table(group) for group in comparison.groups),
+    *(_source_table(g, i) for i, g in enumerate(comparison.groups)),
   ]
   title = 'Loss against tokens, FLOPs and time'
   return [report_page.Section('losses', title, parts)]
 
 
-def _source_table(group: Group) -> str:
-  table = report_tables.by_source(group)
+def _source_table(group: Group, index: int) -> str:
+  table = report_tables.by_source(group, index)
   if not table:
     return ''
   title = f'{report_names.group_name(group)}: validation loss by source'

@@ -1,25 +1,22 @@
 """The report's tables as HTML; every text from outside is escaped."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from steepest.eval import accuracy
 from steepest.eval import plots_layout
 from steepest.eval import report_names
+from steepest.eval import report_page
 from steepest.eval import tuning
 from steepest.eval.comparison import Cell
 from steepest.eval.comparison import Column
 from steepest.eval.comparison import Comparison
 from steepest.eval.comparison import Group
+from steepest.eval.report_page import data
 from steepest.eval.report_page import escape
 from steepest.eval.report_page import swatch
 from steepest.eval.runs import Run
 
 _UNITS = {'loss': 'nats per token', 'benchmark': '%'}
-_SOURCE_UNITS = {
-  'eval_loss': 'nats per token',
-  'eval_bits_per_byte': 'bits per byte',
-}
 _GROUPS = {
   'loss': 'Loss at the end',
   'speed': 'Cost',
@@ -48,7 +45,8 @@ def headline(comparison: Comparison) -> str:
     for i, c in enumerate(columns)
   )
   body = ''.join(
-    _group_rows(group, columns, look, starts) for group in comparison.groups
+    _group_rows(group, columns, look, starts, i)
+    for i, group in enumerate(comparison.groups)
   )
   return (
     '<table class="headline"><thead><tr><th rowspan="2">Optimizer</th>'
@@ -73,13 +71,14 @@ def _group_rows(
   columns: Sequence[Column],
   look: dict[str, dict[str, str]],
   starts: set[int],
+  index: int,
 ) -> str:
   rows = [
     f'<tbody><tr class="architecture"><th colspan="{len(columns) + 2}" '
     f'scope="rowgroup">{escape(report_names.group_name(group))} '
     f'{_shape(group)}</th></tr>'
   ]
-  for cell in group.cells:
+  for j, cell in enumerate(group.cells):
     name = escape(report_names.name(cell.optimizer))
     head = f'<th scope="row">{swatch(cell.optimizer, look)} {name}</th>'
     if not cell.runs:
@@ -94,7 +93,7 @@ def _group_rows(
       title = escape(diverged_text(cell.diverged))
       mark = f'<small title="{title}">{len(cell.diverged)} diverged</small>'
     values = ''.join(
-      _value(cell, column, group, i in starts)
+      _value(cell, column, group, i in starts, (index, j))
       for i, column in enumerate(columns)
     )
     rows.append(
@@ -123,29 +122,37 @@ def diverged_text(runs: Iterable[Run]) -> str:
   )
 
 
-def _value(cell: Cell, column: Column, group: Group, first: bool) -> str:
+def _value(
+  cell: Cell, column: Column, group: Group, first: bool, path: tuple[int, int]
+) -> str:
   edge = ' first' if first else ''
   mean = cell.value(column.key)
   if mean is None:
     return f'<td class="num none{edge}">–</td>'
-  shown = report_names.number(column, mean)
-  spread = ''
-  attributes = f'data-key="{escape(column.key)}" data-value="{mean!r}"'
-  if column.kind == 'benchmark':
+  benchmark = column.kind == 'benchmark'
+  part = 'scores' if benchmark else 'values'
+  own = ('architectures', path[0], 'cells', path[1], part, column.key)
+  scale = 100 if benchmark and column.metric != 'perplexity' else 1
+  text = report_names.number(column, mean)
+  shown = data(mean, text, *own, 'mean', scale=scale)
+  spread, title = '', ''
+  if benchmark:
     score = cell.scores[column.key]
-    spread = report_names.number(column, score.error)
-    attributes += f' data-error="{score.error!r}"'
-    attributes += f' title="{score.questions:,} questions"'
+    error = report_names.number(column, score.error)
+    spread = data(score.error, error, *own, 'error', scale=scale)
+    title = f'{score.questions:,} questions'
   else:
     sd = cell.spreads[column.key].sd
     if column.kind != 'count' and sd is not None:
-      spread = report_names.deviation(column, sd, mean)
-      attributes += f' data-sd="{sd!r}"'
+      text = report_names.deviation(column, sd, mean)
+      if column.key == 'seconds':
+        # In the unit of the mean, so that the number stands by itself.
+        text += f' {report_names.duration(mean).split()[1]}'
+      spread = data(sd, text, *own, 'sd')
     if column.key == 'flops':
       summary = cell.runs[0].summary
       assert summary is not None
-      passes = int(summary['curvature_passes'])
-      attributes += f' title="including {passes:,} curvature passes"'
+      title = f'including {int(summary["curvature_passes"]):,} curvature passes'
   verdict = group.verdict(column.key)
   mark = ''
   style = ''
@@ -155,63 +162,42 @@ def _value(cell: Cell, column: Column, group: Group, first: bool) -> str:
     elif verdict.conclusion in ('partly', 'tie', 'unknown'):
       style, mark = ' ahead', '<i class="mark">○</i>'
   plus = f'<small>± {spread}</small>' if spread else ''
-  return f'<td class="num{style}{edge}" {attributes}>{mark}{shown}{plus}</td>'
+  hint = f' title="{escape(title)}"' if title else ''
+  return f'<td class="num{style}{edge}"{hint}>{mark}{shown}{plus}</td>'
 
 
-def by_source(group: Group) -> str:
+def by_source(group: Group, index: int) -> str:
   """Returns the table of validation losses by source; '' where there are none.
 
   Nats per token and bits per byte, means over seeds.
+
+  Args:
+    group: whose cells to show.
+    index: of the group in report.json.
   """
-  summaries = {
-    cell.optimizer: [run.summary for run in cell.runs if run.summary]
-    for cell in group.cells
-    if cell.runs
-  }
-  columns = [
-    (key, source)
-    for key in _SOURCE_UNITS
-    for source in _sources(key, [s for of in summaries.values() for s in of])
-  ]
-  if not columns:
+  if not any(source.source for source in group.sources):
     return ''
-  look = plots_layout.styles(list(summaries))
-  head = ''.join(
-    f'<th class="num">{escape(source or "all")}'
-    f'<small>{_SOURCE_UNITS[key]}</small></th>'
-    for key, source in columns
-  )
-  rows = ''.join(
-    f'<tr><th scope="row">{swatch(name, look)} '
-    f'{escape(report_names.name(name))}</th>'
-    + ''.join(_source_mean(key, source, of) for key, source in columns)
-    + '</tr>'
-    for name, of in summaries.items()
-  )
-  return (
-    f'<table class="sources"><thead><tr><th>Optimizer</th>{head}</tr></thead>'
-    f'<tbody>{rows}</tbody></table>'
-  )
-
-
-def _sources(key: str, summaries: Sequence[dict[str, Any]]) -> list[str]:
-  """Returns '' for the mean over all sources, then their names."""
-  names = {n for s in summaries for n in s.get(f'{key}_by_source') or ()}
-  return ['', *sorted(names)] if names else []
-
-
-def _source_mean(
-  key: str, source: str, summaries: Sequence[dict[str, Any]]
-) -> str:
-  if source:
-    held = [s.get(f'{key}_by_source') or {} for s in summaries]
-    values = [of[source] for of in held if source in of]
-  else:
-    values = [s[key] for s in summaries if s.get(key) is not None]
-  # A mean of other seeds than the rest would not compare.
-  if len(values) < len(summaries):
-    return '<td class="num none">–</td>'
-  return f'<td class="num">{sum(values) / len(values):.4f}</td>'
+  names = [cell.optimizer for cell in group.cells if cell.runs]
+  look = plots_layout.styles(names)
+  heads = [
+    f'#{escape(source.source or "all")}<small>{escape(source.unit)}</small>'
+    for source in group.sources
+  ]
+  rows = []
+  for name in names:
+    row = [f'{swatch(name, look)} {escape(report_names.name(name))}']
+    for i, source in enumerate(group.sources):
+      if name not in source.means:
+        row.append('–')
+        continue
+      own = ('architectures', index, 'sources', i, 'means', name)
+      mean, sd = source.means[name].mean, source.means[name].sd
+      text = data(mean, f'{mean:.4f}', *own, 'mean')
+      if sd is not None:
+        text += f'<small>± {data(sd, f"{sd:.4f}", *own, "sd")}</small>'
+      row.append(text)
+    rows.append(row)
+  return report_page.table(['Optimizer', *heads], rows, 'sources')
 
 
 def questions(comparison: Comparison) -> str:

@@ -213,6 +213,43 @@ def _join(words: Sequence[str]) -> str:
   return f'{", ".join(words[:-1])} and {words[-1]}'
 
 
+def origin(
+  comparison: Comparison, command: str, date: str
+) -> list[tuple[str, str]]:
+  """Returns where the numbers are from, as names and values."""
+
+  def distinct(key: str) -> str:
+    values = {str(r.env[key]) for r in comparison.runs if key in r.env}
+    return ', '.join(sorted(values)) or 'not recorded'
+
+  devices = {
+    f'{len(r.env["devices"])} × {r.env["device_kind"]}'
+    for r in comparison.runs
+    if 'devices' in r.env and 'device_kind' in r.env
+  }
+  versions: dict[str, set[str]] = {}
+  for run in comparison.runs:
+    if 'versions' in run.env:
+      for package, version in run.env['versions'].items():
+        versions.setdefault(package, set()).add(str(version))
+  listed = ', '.join(
+    f'{package} {"/".join(sorted(values))}'
+    for package, values in sorted(versions.items())
+  )
+  seconds = sum(
+    float(r.summary['seconds']) for r in comparison.runs if r.summary
+  )
+  return [
+    ('Command', command),
+    ('Date', date),
+    ('Commit of the runs', distinct('git_commit')),
+    ('Devices', ', '.join(sorted(devices)) or 'not recorded'),
+    ('Time in training steps of all runs', report_names.duration(seconds)),
+    ('Python', distinct('python')),
+    ('Versions', listed or 'not recorded'),
+  ]
+
+
 RULES = (
   'Losses, times and speeds: mean ± standard deviation (n − 1) over seeds. '
   'Every optimizer runs the same seeds, and a seed fixes initial weights and '

@@ -70,7 +70,7 @@ def test_no_curves_where_only_the_end_was_scored(study_runs, tmp_path):
 
 def test_losses_by_source(study_dir, study_runs, tmp_path):
   result = _compare(study_dir)
-  table = report_tables.by_source(result.groups[0])
+  table = report_tables.by_source(result.groups[0], 0)
   heads = re.findall(r'<th class="num">(\w+)<small>([\w ]+)</small>', table)
   assert heads == [
     ('all', 'nats per token'),
@@ -79,7 +79,7 @@ def test_losses_by_source(study_dir, study_runs, tmp_path):
     ('all', 'bits per byte'),
     ('web', 'bits per byte'),
   ]
-  row = re.findall(r'<td class="num">([\d.]+)</td>', table)[:5]
+  row = re.findall(r'/mean">([\d.]+)</data>', table)[:5]
   summaries = [
     json.loads(
       (study_dir / f'finals/gpt2-adamw/seed={s}/summary.json').read_text()

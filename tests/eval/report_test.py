@@ -90,39 +90,6 @@ def evil_runs(study_runs, tmp_path):
   return tmp_path / 'runs'
 
 
-def test_cells_of_the_page_equal_the_summaries(written, study_dir):
-  _, _, page, _ = written
-  shown = [
-    (attributes['data-key'], float(attributes['data-value']), attributes)
-    for tag, attributes in page.elements
-    if tag == 'td' and 'data-value' in attributes
-  ]
-  expected = []
-  for model in ('gpt2', 'llama'):
-    for optimizer in ('adamw', 'lion', 'sophia'):
-      runs = [
-        study_dir / f'finals/{model}-{optimizer}/seed={s}' for s in (0, 1)
-      ]
-      files = [json.loads((r / 'summary.json').read_text()) for r in runs]
-      scores = [
-        json.loads((r / 'eval/results.json').read_text())['metrics']
-        for r in runs
-      ]
-      for column in written[0].columns:
-        if column.kind == 'benchmark':
-          values = [s[column.task][column.metric] for s in scores]
-        else:
-          values = [f[column.key] for f in files]
-        expected.append((column.key, values))
-  assert len(shown) == len(expected) == 6 * 13
-  for (key, value, attributes), (wanted, values) in zip(shown, expected):
-    assert key == wanted
-    assert value == pytest.approx(np.mean(values), rel=1e-12)
-    if 'data-sd' in attributes:
-      sd = float(attributes['data-sd'])
-      assert sd == pytest.approx(np.std(values, ddof=1), abs=1e-12)
-
-
 def test_json_equals_the_summaries(written, study_dir):
   numbers = written[3]
   for group in numbers['architectures']:

@@ -26,7 +26,8 @@ def test_writes_the_page_and_names_it_last(run_command, study, tmp_path):
   assert lines[-1] == f'report: {out / "report.html"}'
   assert 'GPT-2 Sophia' in done.stdout
   assert max(map(len, lines[:-1])) <= 120
-  assert {p.name for p in out.iterdir()} == {'report.html', 'report.json'}
+  names = {p.name for p in out.iterdir()}
+  assert names == {'report.html', 'report.json', 'report.md'}
   page = (out / 'report.html').read_text()
   assert 'python -m launch.report --runs=' in page
 
