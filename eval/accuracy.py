@@ -246,39 +246,47 @@ def _matched(
   first: Sequence[Run], second: Sequence[Run], task: str, metric: str
 ) -> tuple[np.ndarray, np.ndarray] | None:
   """Returns both cells' answers (SxQ, 0 or 1) to the same questions."""
-  a_SxQ = _answers(first, task, metric)
-  b_SxQ = _answers(second, task, metric)
-  if a_SxQ is None or b_SxQ is None:
+  held = [
+    [_answers(run, task, metric) for run in runs] for runs in (first, second)
+  ]
+  known = [one for of in held for one in of if one is not None]
+  if len(known) < len(first) + len(second):
     return None
-  questions = sorted(set(a_SxQ[0]) & set(b_SxQ[0]), key=str)
-  if not len(questions) == len(a_SxQ[0]) == len(b_SxQ[0]):
+  if any(questions != known[0][0] for questions, _ in known):
     return None
+  n = len(first)
   return (
-    np.asarray([[a[q] for q in questions] for a in a_SxQ], float),
-    np.asarray([[b[q] for q in questions] for b in b_SxQ], float),
+    np.stack([right_Q for _, right_Q in known[:n]]),
+    np.stack([right_Q for _, right_Q in known[n:]]),
   )
 
 
 def _answers(
-  runs: Sequence[Run], task: str, metric: str
-) -> list[dict[Any, int]] | None:
-  """Returns each seed's question -> 0 or 1; None where they are not known."""
+  run: Run, task: str, metric: str
+) -> tuple[list[tuple[str, int]], np.ndarray] | None:
+  """Returns a run's questions in order and 0 or 1; None where not known."""
+  key = task, metric
+  if key not in run.ordered_answers:
+    run.ordered_answers[key] = _read_answers(run, task, metric)
+  return run.ordered_answers[key]
+
+
+def _read_answers(
+  run: Run, task: str, metric: str
+) -> tuple[list[tuple[str, int]], np.ndarray] | None:
   leaves = tasks.GROUPS[task] if task in tasks.GROUPS else (task,)
-  seeds = []
-  for run in runs:
-    answers: dict[Any, int] = {}
-    for leaf in leaves:
-      if leaf in run.answers and metric in run.answers[leaf]:
-        of_leaf = run.answers[leaf][metric]
-        answers |= {(leaf, doc): right for doc, right in of_leaf.items()}
-    assert run.results is not None
-    # Those of another evaluation than results.json are of no use.
-    metrics = run.results['metrics'][task]
-    if not answers or len(answers) != metrics['n']:
-      return None
-    if abs(np.mean(list(answers.values())) - metrics[metric]) > 1.5 / len(
-      answers
-    ):
-      return None
-    seeds.append(answers)
-  return seeds
+  answers: dict[tuple[str, int], int] = {}
+  for leaf in leaves:
+    if leaf in run.answers and metric in run.answers[leaf]:
+      of_leaf = run.answers[leaf][metric]
+      answers |= {(leaf, doc): right for doc, right in of_leaf.items()}
+  assert run.results is not None
+  # Those of another evaluation than results.json are of no use.
+  metrics = run.results['metrics'][task]
+  if not answers or len(answers) != metrics['n']:
+    return None
+  questions = sorted(answers, key=str)
+  right_Q = np.array([answers[q] for q in questions], np.float64)
+  if abs(right_Q.mean() - metrics[metric]) > 1.5 / len(questions):
+    return None
+  return questions, right_Q

@@ -147,6 +147,11 @@ class Run:
       of_question[row['doc_id']] = int(row['pred'] == row['gold'])
     return answers
 
+  @functools.cached_property
+  def ordered_answers(self) -> dict[tuple[str, str], Any]:
+    """What eval/accuracy.py makes of `answers`, kept for every comparison."""
+    return {}
+
 
 def load_runs(
   paths: Iterable[str | os.PathLike[str]],
