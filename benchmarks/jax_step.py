@@ -1,0 +1,174 @@
+"""Training steps of this project, timed on request.
+
+    python benchmarks/jax_step.py SHAPE
+
+The counterpart of pytorch_baseline.py, with the same requests and one more:
+
+    profile   the operations that take longest and their seconds in 5 steps
+"""
+
+import collections
+from collections.abc import Callable
+import functools
+import gzip
+import json
+import os
+import pathlib
+import re
+import resource
+import sys
+import tempfile
+import time
+from typing import Any
+
+if hasattr(os, 'sched_setaffinity'):
+  from steepest.launch import cpu_memory
+
+  # Before JAX starts, as in every run.
+  if json.loads(sys.argv[1])['one_core']:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+  cpu_memory.keep()
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+
+from steepest.experiments import base
+from steepest.launch import assemble
+from steepest.models import config as model_config
+from steepest.optimizers import build
+from steepest.training import flops
+
+_PROFILED = 5
+_LISTED = 15
+
+
+class Trainer:
+  """Program, state and one batch of random tokens."""
+
+  def __init__(self, shape: dict[str, Any]):
+    config = base.get_config().unlock()
+    base.set_model(config, shape['model'])
+    base.set_optimizer(config, shape['optimizer'])
+    config.model.update(
+      num_layers=shape['layers'],
+      width=shape['width'],
+      num_heads=shape['heads'],
+      mlp_dim=shape['mlp'],
+      context=shape['context'],
+      bias=False,
+      remat=shape['remat'],
+    )
+    config.parametrization.kind = 'sp'
+    config.batch_size = shape['batch']
+    config.mesh.data = 1
+    config.dtype.compute = shape['dtype']
+    model = model_config.resolve(config.model, shape['vocab'], config.dtype)
+    self.program = assemble.make_program(config, model)
+    rng = np.random.default_rng(0)
+    size = shape['batch'], shape['context'] + 1
+    tokens = rng.integers(0, shape['vocab'], size, dtype=np.int32)
+    self.batch = self.program.put_batch(
+      {'inputs': tokens[:, :-1], 'targets': tokens[:, 1:]}
+    )
+    put = self.program.put
+    self.args = put(build.arguments(config.optimizer, config.schedule, 1000))
+    self.seed = put(np.uint32(0))
+    self.state = self.program.init(0)
+    self._clock = time.perf_counter
+    if shape['one_core']:
+      self._clock = time.process_time
+    self._update = jax.jit(self._updated, donate_argnums=(0, 1))
+
+  def step(self) -> None:
+    """One training step."""
+    self.state, _ = self.program.step(
+      self.state, self.batch, self.args, self.seed
+    )
+
+  def update(self, grads: Any) -> None:
+    """Clips gradients and updates the parameters."""
+    s = self.state
+    params, opt_state = self._update(s.params, s.opt_state, grads, s.step)
+    self.state = s._replace(params=params, opt_state=opt_state)
+
+  def _updated(
+    self, params: Any, opt_state: Any, grads: Any, step: Any
+  ) -> tuple[Any, Any]:
+    chain = self.program.chain
+    return chain.update(grads, opt_state, params, step, self.args)[:2]
+
+  def seconds(self, fn: Callable[[], None], count: int) -> float:
+    """Returns how long `count` calls take until all is done."""
+    jax.block_until_ready(self.state)
+    start = self._clock()
+    for _ in range(count):
+      fn()
+    jax.block_until_ready(self.state)
+    return self._clock() - start
+
+  def memory(self) -> int:
+    """Returns the highest bytes in use so far."""
+    statistics = jax.devices()[0].memory_stats()
+    if statistics:
+      return statistics['peak_bytes_in_use']
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+  def profile(self) -> list[tuple[str, float]]:
+    """Returns the longest operations of some steps, with their seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+      with jax.profiler.trace(folder):
+        self.seconds(self.step, _PROFILED)
+      (path,) = pathlib.Path(folder).rglob('*.trace.json.gz')
+      with gzip.open(path, 'rt', encoding='utf-8') as f:
+        events = json.load(f)['traceEvents']
+    total: collections.Counter[str] = collections.Counter()
+    for event in events:
+      if 'hlo_op' in event.get('args', {}):
+        # Copies of an operation differ by a number at the end.
+        name = re.sub(r'(\.\d+|\.clone|\.remat)+$', '', event['name'])
+        total[name] += event['dur'] / 1e6
+    return total.most_common(_LISTED)
+
+
+def main() -> None:
+  """Answers requests until the input ends."""
+  trainer = Trainer(json.loads(sys.argv[1]))
+  program = trainer.program
+  first = trainer.seconds(trainer.step, 1)
+  trainer.seconds(trainer.step, 2)
+  params = program.state_shapes.params
+  device = jax.devices()[0]
+  _answer(
+    {
+      'name': f'JAX {jax.__version__}',
+      'device': device.device_kind,
+      'compile_seconds': first,
+      'parameters': flops.count(params)['parameters'],
+      'flops_per_token': flops.per_token(params, program.model),
+      'peak_flops': flops.peak(device),
+      'is_cpu': device.platform == 'cpu',
+    }
+  )
+  for line in sys.stdin:
+    what, _, count = line.strip().partition(' ')
+    if what == 'steps':
+      _answer({'seconds': trainer.seconds(trainer.step, int(count))})
+    elif what == 'optimizer':
+      grads = jax.tree.map(lambda p: jnp.full_like(p, 1e-3), params)
+      update = functools.partial(trainer.update, grads)
+      trainer.seconds(update, 1)
+      _answer({'seconds': trainer.seconds(update, int(count))})
+      del grads, update
+    elif what == 'profile':
+      _answer({'steps': _PROFILED, 'operations': trainer.profile()})
+    else:
+      _answer({'bytes': trainer.memory()})
+
+
+def _answer(values: dict[str, Any]) -> None:
+  print(json.dumps(values), flush=True)
+
+
+if __name__ == '__main__':
+  main()
