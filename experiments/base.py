@@ -108,6 +108,11 @@ def get_config() -> ConfigDict:
   model.zero_init_readout = False
   # Start with zero query matrices.
   model.zero_init_query = False
+  # Whether queries and keys are normalised in each head, with a gain.
+  model.qk_norm = False
+  # Weight of the squared log of the softmax's normalizer in what is minimised;
+  # logged as train/z_loss, and no part of train/loss.
+  model.z_loss = 0.0
   # What the backward pass computes again: 'none', 'names' (norms, activations),
   # 'dots' (attention too) or 'full' (every block); models/remat.py.
   model.remat = 'none'
@@ -235,6 +240,9 @@ def get_study_config() -> ConfigDict:
   study.width_ratio = 2
   # Steps of a target run; `steps` are those of a trial.
   study.target_steps = 20_000
+  # What targets set otherwise than proxies, beside their width: 'KEY=VALUE,…'
+  # with keys of a run, for instance 'mesh.fsdp=8,model.remat=full'.
+  study.target_keys = ''
   # Seeds of the target runs: 0 … seeds - 1.
   study.seeds = 2
   _set_axes(study)
@@ -380,6 +388,8 @@ def with_variant(
 
 def set_model(config: ConfigDict, name: str) -> None:
   """Selects a model family and its habits."""
+  if name not in starting_points.MODELS:
+    raise ValueError(f'no model {name!r}: there are {", ".join(starting_points.MODELS)}')
   config.model.update({'name': name, **starting_points.MODELS[name]})
 
 

@@ -7,6 +7,7 @@ wide by µP. Cells that differ on axes that are not retuned share a search.
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import difflib
 import math
 import pathlib
 from typing import Any
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 
 from steepest.experiments import base
 from steepest.launch import assemble
+from steepest.launch import cli
 from steepest.launch.sweeps import axes
 from steepest.launch.sweeps import space
 from steepest.launch.sweeps.pruning import Pruned
@@ -94,19 +96,43 @@ def trial_config(
 def target_config(
   config: ConfigDict, cell: Cell, values: Mapping[str, float], seed: int
 ) -> ConfigDict:
-  """Returns the configuration of a target run with the proxy's best values."""
+  """Returns the configuration of a target run with the proxy's best values.
+
+  Raises:
+    ValueError: study.target_keys is malformed, or an axis does not divide.
+  """
   run = _cell_config(config, cell)
   ratio = config.study.width_ratio
-  run.stage = 'final'
-  run.seed = seed
-  space.set_values(run, values)
-  run.steps = config.study.target_steps
-  axes.apply(run, cell.point)
   run.model.width *= ratio
   run.model.num_heads *= ratio
   run.model.num_kv_heads *= ratio
   run.model.mlp_dim *= ratio
+  _set_keys(run, config.study.target_keys)
+  run.stage = 'final'
+  run.seed = seed
+  run.steps = config.study.target_steps
+  space.set_values(run, values)
+  axes.apply(run, cell.point)
   return run
+
+
+def _set_keys(run: ConfigDict, given: str) -> None:
+  """Sets the keys of 'KEY=VALUE,…', with values of the types they have."""
+  known = cli.flatten(run)
+  for word in filter(None, given.split(',')):
+    key, _, text = (part.strip() for part in word.partition('='))
+    where = f'study.target_keys: {word!r}'
+    if key not in known:
+      near = difflib.get_close_matches(key, known, 1)
+      hint = f'; did you mean {near[0]}?' if near else ''
+      raise ValueError(f'{where}: there is no such key{hint}')
+    kind = type(known[key])
+    if kind not in (int, float, str):
+      raise ValueError(f'{where}: only numbers and words can be set here')
+    try:
+      run.update_from_flattened_dict({key: kind(text)})
+    except ValueError as error:
+      raise ValueError(f'{where}: give a value as {known[key]!r}') from error
 
 
 def trials_dir(workdir: pathlib.Path, cell: Cell) -> pathlib.Path:

@@ -1,0 +1,45 @@
+"""The comparison of arXiv 2507.08472: 12 runs of 2.7 B parameters, tuned.
+
+    python -m launch.study --plan --config=experiments/paper_study.py \
+        --chip=h100 --devices=64
+
+What: {GPT-2, LLaMA} × {AdamW, Lion, Sophia-G} × {60 B tokens once, 15 B four
+times}: rates are searched on the proxies of paper_proxy.py, 2.6 B tokens a
+trial, and carried to targets ten times as wide. The targets are
+paper_target.py's, but for what one study has to share so that its losses can
+be compared: GPT-2's tokenizer for both models, and for LLaMA an MLP ten times
+as wide as the proxy's. One seed, as in the paper: with one nothing is known of
+chance, and --plan says what more would cost.
+
+Hardware: --plan says what each part takes on given chips. launch.study trains
+a target on the devices of one machine, here 8 of 80 GB; over several machines
+launch.submit starts the runs one by one. No scores are given here: none has
+been measured yet.
+"""
+
+from ml_collections import ConfigDict
+
+from steepest.experiments import base
+from steepest.experiments import paper_proxy
+from steepest.experiments import paper_target
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  """Takes no variant."""
+  config, _ = base.with_variant(arg, base.get_study_config())
+  target = paper_target.get_config('gpt2')
+  config.update(paper_proxy.get_config('gpt2').to_dict())
+  # Of each model by its own rule; targets have width_ratio times as much.
+  config.model.mlp_dim = 0
+  config.eval_every = target.eval_every
+  config.eval_tasks = target.eval_tasks
+  config.study.width_ratio = target.model.width // config.model.width
+  config.study.target_steps = target.steps
+  config.study.target_keys = (
+    f'mesh.fsdp={target.mesh.fsdp},model.remat={target.model.remat},'
+    f'microbatches={target.microbatches},'
+    f'schedule.warmup_steps={target.schedule.warmup_steps}'
+  )
+  config.study.seeds = 1
+  config.study.axis_epochs = (1, 4)
+  return config
