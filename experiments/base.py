@@ -389,7 +389,9 @@ def with_variant(
 def set_model(config: ConfigDict, name: str) -> None:
   """Selects a model family and its habits."""
   if name not in starting_points.MODELS:
-    raise ValueError(f'no model {name!r}: there are {", ".join(starting_points.MODELS)}')
+    raise ValueError(
+      f'no model {name!r}: there are {", ".join(starting_points.MODELS)}'
+    )
   config.model.update({'name': name, **starting_points.MODELS[name]})
 
 

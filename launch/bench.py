@@ -49,7 +49,9 @@ def _bench(
 
   jax.config.update('jax_platforms', 'cpu')
   from steepest.launch import plans
+  from steepest.launch import validation
 
+  validation.check_ranges(config)
   planned = plans.make_planner(config, plans.chip(chip))
   wanted = plans.setting(config, devices)
   result = planned.plan(wanted)

@@ -96,8 +96,10 @@ def _config(holder: flags.FlagHolder, optimizers: str | None) -> 'ConfigDict':
     raise ValueError(
       '--config is no study: start from experiments/quickstart.py'
     )
+  from steepest.launch import validation
   from steepest.launch.sweeps import cells
 
+  validation.check_ranges(config)
   config.study.optimizers = optimizers or config.study.optimizers
   config.study.optimizers = ','.join(cells.optimizers(config))
   return config
@@ -107,21 +109,25 @@ def _study(
   config: 'ConfigDict', workdir: pathlib.Path, workers: int, lock_timeout: float
 ) -> None:
   from steepest.launch import corpus
+  from steepest.launch import validation
   from steepest.launch.sweeps import cells
   from steepest.launch.sweeps import locks
-  from steepest.launch.sweeps import search
+  from steepest.launch.sweeps import parity
+  from steepest.models import config as model_config
 
-  counts = {
-    cell.optimizer: len(search.first_names(config, cell.optimizer))
-    for cell in cells.cells(config)
-  }
-  if len(set(counts.values())) > 1:
-    listed = ', '.join(f'{name} {count}' for name, count in counts.items())
-    print(
-      f'note: unequal budgets, in trials: {listed}; study.search=random or '
-      'tpe gives all the same',
-      file=sys.stderr,
-    )
+  for cell in cells.cells(config):
+    # Hours before the first of them would find it out.
+    target = cells.target_config(config, cell, {}, 0)
+    try:
+      validation.check_ranges(target)
+      model_config.resolve(target.model, config.study.vocab_size, target.dtype)
+    except ValueError as error:
+      raise ValueError(
+        f'targets of {cell}, study.width_ratio={config.study.width_ratio}: '
+        f'{error}'
+      ) from error
+  for note in parity.notes(config):
+    print(f'note: {note}', file=sys.stderr)
   start = time.perf_counter()
   with locks.Locks(workdir, lock_timeout) as held:
     with held.wait(workdir):

@@ -197,11 +197,13 @@ def _plans(
   # Nothing here needs an accelerator, and one may be in use.
   jax.config.update('jax_platforms', 'cpu')
   from steepest.launch import plans
+  from steepest.launch import validation
 
   chip, made, found = plans.chip(job.chip), {}, []
   for point in points:
     changed = config.copy_and_resolve_references()
     changed.update_from_flattened_dict(point)
+    validation.check_ranges(changed)
     # Most sweeps change nothing that memory or time depends on.
     key = repr((changed.model, changed.batch_size, changed.optimizer.name))
     try:

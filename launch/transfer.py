@@ -60,8 +60,10 @@ def _transfer(
     )
   workdir = pathlib.Path(given or cli.default_workdir(holder)).absolute()
   if not report_only:
+    from steepest.launch import validation
     from steepest.launch.sweeps import ladder
 
+    validation.check_ranges(config)
     todo = ladder.rungs(config)
     for rung in todo:
       lr = ladder.grid(config, rung.optimizer)[0]

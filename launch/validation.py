@@ -43,6 +43,15 @@ _LEAST = {
       'model.num_layers',
       'model.width',
       'steps',
+      'study.parallel_trials',
+      'study.pruning_trials',
+      'study.seeds',
+      'study.target_steps',
+      'study.trials',
+      'study.vocab_size',
+      'study.width_ratio',
+      'transfer.seeds',
+      'transfer.vocab_size',
     ),
     1,
   ),
@@ -62,6 +71,13 @@ _LEAST = {
       'seed',
       'stall_seconds',
       'stop_grace_seconds',
+      'study.edge_fraction',
+      'study.max_extensions',
+      'study.pruning_fraction',
+      'study.search_seed',
+      'study.vmapped_trials',
+      'transfer.max_extensions',
+      'transfer.refine',
     ),
     0,
   ),
@@ -74,6 +90,12 @@ _ABOVE_ZERO = (
 _MOST = {
   # Layers are traced and compiled one by one.
   'model.num_layers': 1000,
+  # Each trial of the search and each of the targets is a directory.
+  'study.trials': 100_000,
+  'study.seeds': 100_000,
+  'study.max_extensions': 1000,
+  'transfer.seeds': 100_000,
+  'transfer.max_extensions': 1000,
   'seed': 2**32 - 1,
   # Longer than threading can wait.
   'stall_seconds': 1e9,
@@ -90,7 +112,7 @@ def check_ranges(config: ConfigDict) -> None:
   for key, value in values.items():
     _check_value(key, value)
   for key, least in _LEAST.items():
-    if values[key] < least:
+    if key in values and values[key] < least:
       raise ValueError(f'{key}={values[key]}: must be at least {least}')
   for key in _ABOVE_ZERO:
     if values[key] <= 0:
@@ -112,6 +134,9 @@ def _check_value(key: str, value: Any) -> None:
       )
   elif isinstance(value, (tuple, list)):
     for held in value:
+      # What is no literal arrives as text, nan and inf too.
+      if not isinstance(held, (int, float)):
+        raise ValueError(f'{key}={value}: give numbers, comma-separated')
       _check_value(key, held)
   elif not math.isfinite(value):
     raise ValueError(f'{key}={value}: must be a finite number')

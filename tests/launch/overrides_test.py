@@ -8,6 +8,7 @@ says what is wrong, and leaves nothing.
 import contextlib
 import io
 import pathlib
+import re
 import shutil
 import sys
 
@@ -22,12 +23,14 @@ import pytest
 from steepest.experiments import base
 from steepest.launch import assemble
 from steepest.launch import cli
+from steepest.launch import corpus
+from steepest.launch import study
 from steepest.launch import train
 from steepest.training.step import Step
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 # As many for the ordinary run, and for the slow one.
-_FEW, _MANY = 100, 5000
+_FEW, _MANY = 60, 3000
 _SMALL = (
   f'--config.data.source=flat:{_ROOT}/tests/golden/tokens.npy',
   '--config.model.num_layers=1',
@@ -37,6 +40,11 @@ _SMALL = (
 )
 _VARIANTS = ('gpt2,adamw', 'llama,lion', 'gpt2,sophia', 'llama,sophia')
 _KEYS = cli.flatten(base.get_config())
+_STUDY = {
+  key: value
+  for key, value in cli.flatten(base.get_study_config()).items()
+  if key.startswith('study.')
+}
 _INTEGERS = st.one_of(
   st.sampled_from([-1, 0, 1, 2, 3, 8, 2**31, 2**32, 2**63, 2**70]),
   st.integers(-(2**70), 2**70),
@@ -81,15 +89,16 @@ _OF_TYPE = {
 
 
 @st.composite
-def _override(draw):
-  """Draws a key and a value, of its own kind more often than of another."""
-  key = draw(st.sampled_from(sorted(_KEYS)))
-  own = draw(st.integers(0, 3)) > 0
-  kinds = _OF_TYPE[type(_KEYS[key])] if own else st.one_of(*_OF_TYPE.values())
-  return key, draw(kinds)
-
-
-_OVERRIDES = st.lists(_override(), min_size=1, max_size=3)
+def _overrides(draw, keys):
+  """Draws keys and values, of their own kind more often than of another."""
+  found = []
+  for _ in range(draw(st.integers(1, 3))):
+    key = draw(st.sampled_from(sorted(keys)))
+    kind = _OF_TYPE[type(keys[key])]
+    if not draw(st.integers(0, 3)):
+      kind = st.one_of(*_OF_TYPE.values())
+    found.append((key, draw(kind)))
+  return found
 
 
 class _Reached(BaseException):
@@ -109,17 +118,17 @@ def _own_flags():
     flags.FLAGS.unparse_flags()
 
 
-def _call(arguments):
-  """Returns exit status and stderr of launch.train; None: it would train."""
+def _call(command, arguments):
+  """Returns exit status and stderr of a command; None: it would train."""
   said = io.StringIO()
   with (
     _own_flags(),
     contextlib.redirect_stderr(said),
     contextlib.redirect_stdout(io.StringIO()),
   ):
-    sys.argv = ['launch/train.py', *arguments]
+    sys.argv = [f'launch/{command.__name__}.py', *arguments]
     try:
-      train.main()
+      command.main()
     except SystemExit as end:
       return end.code, said.getvalue()
     except _Reached:
@@ -137,9 +146,12 @@ def _trace(loop, init):
   raise _Reached
 
 
-def _fuzz(monkeypatch, workdir, examples):
-  monkeypatch.chdir(_ROOT)
-  monkeypatch.setattr(assemble.Loop, 'run', _trace)
+def _stop(*_):
+  """In the place of what a study does once it is checked."""
+  raise _Reached
+
+
+def _fuzz(command, keys, given_, workdir, examples):
   ends = {1: 0, None: 0}
 
   @settings(
@@ -147,40 +159,53 @@ def _fuzz(monkeypatch, workdir, examples):
     deadline=None,
     database=None,
     # The ordinary run always tries the same, the slow one ever others.
-    derandomize=examples == _FEW,
+    derandomize=examples < _MANY,
     suppress_health_check=list(HealthCheck),
   )
-  @given(st.sampled_from(_VARIANTS), _OVERRIDES)
-  def check(variant, overrides):
-    code, said = _call(
-      [
-        f'--config=experiments/tiny.py:{variant}',
-        *_SMALL,
-        f'--workdir={workdir}',
-        *(f'--config.{key}={value}' for key, value in overrides),
-      ]
-    )
+  @given(st.sampled_from(given_), _overrides(keys))
+  def check(arguments, overrides):
+    words = [f'--config.{key}={value}' for key, value in overrides]
+    code, said = _call(command, [*arguments, f'--workdir={workdir}', *words])
     ends[code] += 1
     if code is None:
-      shutil.rmtree(workdir)
+      shutil.rmtree(workdir, ignore_errors=True)
       return
-    lines = said.splitlines()
+    lines = [x for x in said.splitlines() if not x.startswith('note: ')]
     assert len(lines) == 1 and lines[0].startswith('error: '), said
     assert len(said) < 1000, said
-    # It names what was given: a key, or the file behind it.
-    given_ = [key.rpartition('.')[2] for key, _ in overrides]
-    given_ += [value.partition(':')[2] for _, value in overrides]
-    assert any(text and text in said for text in given_), said
+    # Never one of Python's own that nobody thought of.
+    assert not re.match(r'error: \w*Error: ', said), said
+    # It names what was given: a key, a value, or the file behind it.
+    known = [key.rpartition('.')[2] for key, _ in overrides]
+    for _, value in overrides:
+      known += [value, value.partition(':')[2]]
+    assert any(text and text in said for text in known), said
     assert not workdir.exists(), said
 
   check()
   assert min(ends.values()) > examples // 10, ends
 
 
+def _fuzz_runs(monkeypatch, workdir, examples):
+  monkeypatch.chdir(_ROOT)
+  monkeypatch.setattr(assemble.Loop, 'run', _trace)
+  given_ = [(f'--config=experiments/tiny.py:{v}', *_SMALL) for v in _VARIANTS]
+  _fuzz(train, _KEYS, given_, workdir, examples)
+
+
+def _fuzz_studies(monkeypatch, workdir, examples):
+  monkeypatch.chdir(_ROOT)
+  monkeypatch.setattr(corpus, 'ready', _stop)
+  given_ = [('--config=experiments/quickstart.py',)]
+  _fuzz(study, _STUDY, given_, workdir, examples)
+
+
 def test_hostile_values_end_in_one_line(monkeypatch, tmp_path):
-  _fuzz(monkeypatch, tmp_path / 'run', _FEW)
+  _fuzz_runs(monkeypatch, tmp_path / 'run', _FEW)
+  _fuzz_studies(monkeypatch, tmp_path / 'study', _FEW)
 
 
 @pytest.mark.slow
-def test_thousands_of_hostile_values_end_in_one_line(monkeypatch, tmp_path):
-  _fuzz(monkeypatch, tmp_path / 'run', _MANY)
+@pytest.mark.parametrize('fuzz', [_fuzz_runs, _fuzz_studies])
+def test_thousands_of_hostile_values(monkeypatch, tmp_path, fuzz):
+  fuzz(monkeypatch, tmp_path / 'run', _MANY)
