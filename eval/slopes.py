@@ -101,6 +101,12 @@ _BANDS = {
     'update/hidden': Band(
       -1.15, -0.85, 'updates of n × n matrices, which add up, shrink as 1/n'
     ),
+    'update/hidden/spectral': Band(
+      -1.05,
+      -0.4,
+      'orthogonalised updates keep their spectral norm: entries fall as 1/√n, '
+      'or up to 1/n where their rank stays',
+    ),
     'update/*': Band(
       -0.15, 0.15, 'updates of vectors, embeddings and readout keep their size'
     ),

@@ -189,13 +189,25 @@ def read_params(
 
   Raises:
     FileNotFoundError: there is no safetensors file.
-    ValueError: a tensor is missing, left over, or has another shape.
+    ValueError: a tensor is missing, left over, or has another shape, or the
+      layout cannot hold the model.
   """
+  check_layout(model)
   tensors = _Tensors(pathlib.Path(directory))
   reader = {'gpt2': _gpt2_params, 'llama': _llama_params}[model.name]
   params = dict(reader(tensors, model))
   tensors.check_all_used()
   return traverse_util.unflatten_dict(params, sep='/')
+
+
+def check_layout(model: ModelConfig) -> None:
+  """Raises a ValueError if the layout has no place for a part of a model."""
+  if model.qk_norm:
+    raise ValueError(
+      f"model.qk_norm=True: transformers' {model.name} normalises no queries "
+      'and keys, so such a model can be neither imported nor exported; train '
+      'with model.qk_norm=False'
+    )
 
 
 class _Tensors:

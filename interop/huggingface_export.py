@@ -54,6 +54,7 @@ def write(
   """
   directory = pathlib.Path(directory)
   model = rules.model
+  huggingface.check_layout(model)
   describe, list_tensors = {
     'gpt2': (_gpt2_config, _gpt2_tensors),
     'llama': (_llama_config, _llama_tensors),

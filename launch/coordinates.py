@@ -393,7 +393,9 @@ class Size:
     sizes = self._role_means(
       jax.tree.map(lambda a, b: jnp.abs(a - b), after, params)
     )
-    return found | {f'update/{k}': v for k, v in sizes.items()}
+    rates = getattr(self._chain.module, 'RATES', {})
+    name = lambda kind: f'{kind}/{rates[kind]}' if kind in rates else kind
+    return found | {f'update/{name(k)}': v for k, v in sizes.items()}
 
   def _role_means(self, tree: Any) -> dict[str, jax.Array]:
     """Returns the mean entry of the parameters of each role."""

@@ -3,11 +3,49 @@
 B batch, L length, C length of a cache, H heads, K key-value heads, h head dim.
 """
 
+from collections.abc import Callable
+
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
 
 from steepest.models import remat
+from steepest.models.config import ModelConfig
+from steepest.models.parametrization import Parametrization
+from steepest.models.parametrization import declare
+
+
+class HeadNorm(nn.Module):
+  """Root-mean-square normalisation of each head's features, in float32.
+
+  Of queries and keys, before rotary positions, so that their products cannot
+  grow without bound (Dehghani et al., arXiv 2302.05442; this form, with a gain
+  that the heads share, is Qwen3's, arXiv 2505.09388).
+  """
+
+  config: ModelConfig
+  rules: Parametrization
+
+  @nn.compact
+  def __call__(self, x_BxLxHxh: jax.Array) -> jax.Array:
+    c = self.config
+    x = x_BxLxHxh.astype(jnp.float32)
+    x *= jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + c.norm_eps)
+    if c.norm_gain:
+      gain_h = declare(
+        self, 'gain', self.rules.gain(residual=True), ('norm',), (c.head_dim,)
+      )
+      x *= gain_h[None, None, None]
+    return x.astype(c.compute_dtype)
+
+
+def head_norm(
+  config: ModelConfig, rules: Parametrization
+) -> Callable[[str], Callable[[jax.Array], jax.Array]]:
+  """Returns what makes a norm of that name; without `qk_norm`, no norm."""
+  if config.qk_norm:
+    return lambda name: HeadNorm(config, rules, name=name)
+  return lambda name: lambda x_BxLxHxh: x_BxLxHxh
 
 
 def attend(

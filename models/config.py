@@ -35,6 +35,8 @@ class ModelConfig:
   rope_scaling: str
   zero_init_readout: bool
   zero_init_query: bool
+  qk_norm: bool
+  z_loss: float
   remat: str
   compute_dtype: DTypeLike = jnp.float32
 
@@ -125,6 +127,13 @@ def _check(model: ModelConfig) -> None:
     raise ValueError(
       f'model.rope_scaling={model.rope_scaling!r}: only llama has rotary '
       'positions'
+    )
+  if model.z_loss < 0:
+    raise ValueError(f'model.z_loss={model.z_loss}: must not be negative')
+  if model.qk_norm and model.zero_init_query:
+    raise ValueError(
+      'model.qk_norm has no use for a query of zero: set '
+      'model.zero_init_query=False'
     )
   if model.zero_init_readout and model.tie_embeddings:
     raise ValueError(

@@ -84,11 +84,15 @@ class Block(nn.Module):
     query = (role, nn.initializers.zeros if c.zero_init_query else init)
     heads = ('width', 'heads')
     shape = (*x_BxLxD.shape[:2], c.num_heads, c.head_dim)
+    q_BxLxHxh = self._linear('query', size, query, heads)(x_BxLxD)
+    k_BxLxHxh = self._linear('key', size, (role, init), heads)(x_BxLxD)
+    v_BxLxHxh = self._linear('value', size, (role, init), heads)(x_BxLxD)
+    norm = attention.head_norm(c, rules)
     y_BxLxHxh = attention.attend(
       self,
-      self._linear('query', size, query, heads)(x_BxLxD).reshape(shape),
-      self._linear('key', size, (role, init), heads)(x_BxLxD).reshape(shape),
-      self._linear('value', size, (role, init), heads)(x_BxLxD).reshape(shape),
+      norm('query_norm')(q_BxLxHxh.reshape(shape)),
+      norm('key_norm')(k_BxLxHxh.reshape(shape)),
+      v_BxLxHxh.reshape(shape),
       rules.attention_scale,
       segment_ids_BxL,
       positions_BxL,

@@ -110,10 +110,13 @@ class Block(nn.Module):
     turn = lambda x_BxLxHxh: rotate(
       x_BxLxHxh, c.rope_base, positions_BxL, c.rope_scaling
     )
+    norm = attention.head_norm(c, rules)
+    q_BxLxHxh = project('query', c.num_heads, query, 'heads')
+    k_BxLxKxh = project('key', c.num_kv_heads, key, 'kv_heads')
     y_BxLxHxh = attention.attend(
       self,
-      turn(project('query', c.num_heads, query, 'heads')),
-      turn(project('key', c.num_kv_heads, key, 'kv_heads')),
+      turn(norm('query_norm')(q_BxLxHxh)),
+      turn(norm('key_norm')(k_BxLxKxh)),
       project('value', c.num_kv_heads, value, 'kv_heads'),
       rules.attention_scale,
       segment_ids_BxL,

@@ -80,7 +80,14 @@ class Program:
     apply = self._apply
     if copies > 1:
       apply = constrained(self._module.apply, mesh_lib.RULES_OF_A_COPY)
-    return Step(apply, self.chain, self.estimator, microbatches, copies)
+    return Step(
+      apply,
+      self.chain,
+      self.estimator,
+      microbatches,
+      copies,
+      self.model.z_loss,
+    )
 
   def init(self, seed: int) -> TrainState:
     """Returns the state before the first step."""

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from steepest.optimizers.build import Arguments
 from steepest.optimizers.build import Chain
 from steepest.training.loss import cross_entropy
+from steepest.training.loss import with_normalizer
 
 # Purposes of random numbers: a key is fold_in(seed, purpose, step).
 _PURPOSES = {'init': 0, 'labels': 1, 'probe': 2}
@@ -64,6 +65,8 @@ class Step:
     microbatches: slices of a batch whose gradients are averaged.
     copies: of the model, along the mesh axis `data`. With micro-batches each
       copy sums its own gradients, and they are reduced over the copies once.
+    z_loss: weight of the squared log of the softmax's normalizer, added to
+      what is minimised; see `_losses_and_gradient`.
   """
 
   apply: Callable[..., jax.Array]
@@ -71,6 +74,7 @@ class Step:
   estimator: str
   microbatches: int
   copies: int = 1
+  z_loss: float = 0.0
 
   def __call__(
     self,
@@ -93,7 +97,7 @@ class Step:
         parameters and the optimizer's state change; `skipped` is logged as 1
         where they do not.
     """
-    loss, grads = self.gradient(state.params, batch)
+    losses, grads = self._losses_and_gradient(state.params, batch)
     params, opt_state, stats = self.chain.update(
       grads, state.opt_state, state.params, state.step, args
     )
@@ -110,10 +114,12 @@ class Step:
       opt_state = jax.lax.cond(
         state.step % every == every - 1, refresh, lambda s: s, opt_state
       )
-    stats = {'train/loss': loss, **stats}
+    stats = {**losses, **stats}
     if limits is not None:
       # False for what is not a number too.
-      keep = (loss <= limits[0]) & (stats['grad_norm'] <= limits[1])
+      keep = (stats['train/loss'] <= limits[0]) & (
+        stats['grad_norm'] <= limits[1]
+      )
       params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(keep, new, old),
         (params, opt_state),
@@ -125,15 +131,38 @@ class Step:
   def gradient(
     self, params: Any, batch: dict[str, jax.Array]
   ) -> tuple[jax.Array, Any]:
-    """Returns the mean loss of the batch and its gradient."""
+    """Returns the mean loss of the batch, and the gradient to follow."""
+    losses, gradient = self._losses_and_gradient(params, batch)
+    return losses['train/loss'], gradient
+
+  def _losses_and_gradient(
+    self, params: Any, batch: dict[str, jax.Array]
+  ) -> tuple[dict[str, jax.Array], Any]:
+    """Returns what is logged of the losses, and the gradient of their sum.
+
+    With a z-loss, w·mean((log Σ exp(logits))²) is added to what is minimised
+    (Chowdhery et al., arXiv 2204.02311, section 5), and logged apart:
+    `train/loss` stays the cross-entropy, which runs are compared by, and so
+    does what curvature is estimated of.
+    """
 
     def loss(params: Any, part: dict[str, jax.Array]) -> jax.Array:
       logits_BxLxV = apply_to(self.apply, params, part)
       return cross_entropy(logits_BxLxV, part['targets']).mean()
 
-    return self._mean(
-      functools.partial(jax.value_and_grad(loss), params), batch
-    )
+    def with_z(params: Any, part: dict[str, jax.Array]) -> Any:
+      logits_BxLxV = apply_to(self.apply, params, part)
+      loss_BxL, normalizer_BxL = with_normalizer(logits_BxLxV, part['targets'])
+      loss, z_loss = loss_BxL.mean(), self.z_loss * (normalizer_BxL**2).mean()
+      return loss + z_loss, {'train/loss': loss, 'train/z_loss': z_loss}
+
+    if self.z_loss:
+      fn = functools.partial(jax.value_and_grad(with_z, has_aux=True), params)
+      (_, losses), gradient = self._mean(fn, batch)
+      return losses, gradient
+    fn = functools.partial(jax.value_and_grad(loss), params)
+    value, gradient = self._mean(fn, batch)
+    return {'train/loss': value}, gradient
 
   def curvature(
     self, params: Any, batch: dict[str, jax.Array], seed: Any, step: Any
