@@ -1,6 +1,6 @@
 """The report's tables of what lies behind the numbers, as HTML."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 import json
 import math
 from typing import Any
@@ -8,6 +8,8 @@ from typing import Any
 from steepest.eval import fairness
 from steepest.eval import plots_layout
 from steepest.eval import report_names
+from steepest.eval import report_page
+from steepest.eval import rules
 from steepest.eval import tuning
 from steepest.eval.comparison import Comparison
 from steepest.eval.comparison import Group
@@ -288,16 +290,93 @@ def _run_row(run: Run, path: tuple[object, ...]) -> str:
   return '<tr>' + ''.join(f'<td>{cell}</td>' for cell in cells) + '</tr>'
 
 
-def fairness_rule() -> str:
-  """Says what may differ between compared runs."""
+def fairness_rules() -> str:
+  """Returns the table of what has to be equal and what may differ."""
+  heads = (
+    'What',
+    'Told by',
+    'Between optimizers',
+    'Along an axis',
+    'Otherwise',
+  )
+  rows = [
+    [
+      escape(cell)
+      for cell in (
+        rule.subject,
+        rule.told_by,
+        rule.group,
+        rule.axis,
+        rule.otherwise,
+      )
+    ]
+    for rule in rules.RULES
+  ]
+  return report_page.table(heads, rows, 'fairness')
+
+
+def budgets(group: Group, path: tuple[object, ...]) -> str:
+  """Returns the table of each cell's tuning: budget, grid, choice, edges."""
+  heads = (
+    'Optimizer',
+    'Search',
+    '#Planned trials',
+    '#Added at an edge',
+    '#Tokens of a trial',
+    'Quantity',
+    'Tried',
+    '#Chosen',
+    'Steps to the edges',
+  )
+  body = []
+  for i, budget in enumerate(group.budgets):
+    own = (*path, 'budgets', i)
+    for j, tried in enumerate(budget.tried):
+      first = j == 0
+      name = escape(report_names.name(budget.optimizer))
+      tokens = budget.tokens_per_trial
+      # At the edge of what was tried the optimum may lie beyond.
+      edge = '–'
+      if tried.below is not None and tried.above is not None:
+        edge = f'{tried.below} below, {tried.above} above'
+        if 0 in (tried.below, tried.above):
+          edge = f'<strong>{edge}</strong>'
+      body.append(
+        (
+          name if first else '',
+          escape(budget.search or 'not recorded') if first else '',
+          data(budget.planned, str(budget.planned), *own, 'planned')
+          if first
+          else '',
+          str(budget.extended) if first else '',
+          data(tokens, report_names.count(tokens), *own, 'tokens_per_trial')
+          if first
+          else '',
+          escape(tried.name),
+          escape(_span(tried.values)),
+          _rate(tried.chosen, *own, 'tried', j, 'chosen'),
+          edge,
+        )
+      )
+  return report_page.table(heads, body, 'budgets') if body else ''
+
+
+def _span(values: Sequence[float]) -> str:
+  shown = [report_names.rate(value) for value in values]
+  if len(shown) > _MOST_RATES:
+    return f'{shown[0]} to {shown[-1]} ({len(shown)} values)'
+  return ', '.join(shown)
+
+
+def fairness_keys() -> str:
+  """Says by which keys of the configuration compared runs may differ."""
   free = ', '.join(f'<code>{escape(k)}</code>' for k in fairness.COMPARED)
   irrelevant = ', '.join(
     f'<code>{escape(k)}</code>' for k in fairness.IRRELEVANT if k != 'seed'
   )
   return (
-    '<p>Among the compared runs of an architecture every configuration value, '
-    'the fingerprint of the data and the set of seeds are equal, except the '
+    '<details><summary>By key</summary><p>Every configuration value, the '
+    'fingerprint of the data and the set of seeds are equal, except the '
     f'optimizer’s own settings ({free}) and what does not touch the result '
-    f'({irrelevant}). A run that differs in anything else is left out below. '
-    'Architectures are not compared with one another.</p>'
+    f'({irrelevant}).</p></details>'
   )

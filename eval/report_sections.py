@@ -34,11 +34,13 @@ def results(comparison: Comparison) -> report_page.Section:
     ]
   else:
     parts.append('<p>No final run has finished yet.</p>')
-  parts += [_verdicts(group) for group in comparison.groups]
+  # Of many groups the verdicts would bury what follows.
+  few = len(comparison.groups) < 3
+  parts += [_verdicts(group, few) for group in comparison.groups]
   return report_page.Section('results', 'Results', parts)
 
 
-def _verdicts(group: Group) -> str:
+def _verdicts(group: Group, open_: bool) -> str:
   rows = []
   for statement in report_words.statements(group):
     style = 'badge won' if statement.won else 'badge'
@@ -55,7 +57,11 @@ def _verdicts(group: Group) -> str:
     '<table class="verdicts"><thead><tr><th>Column</th><th>Winner</th>'
     f'<th>Why</th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
   )
-  return f'<h3>{escape(title)}</h3>{warnings}{report_page.scroll(table, title)}'
+  shown = ' open' if open_ else ''
+  return (
+    f'{warnings}<details{shown}><summary>{escape(title)}</summary>'
+    f'{report_page.scroll(table, title)}</details>'
+  )
 
 
 def _legend(comparison: Comparison) -> str:
@@ -225,10 +231,13 @@ def fairness(comparison: Comparison) -> report_page.Section:
   """Returns the section of what was held equal, and of what was left out."""
   rules = ''.join(f'<li>{escape(rule)}</li>' for rule in report_words.RULES)
   parts = [
-    report_details.fairness_rule(),
+    '<p>A run that differs from the others in what has to be equal is left '
+    'out and listed below. Models are not ranked against one another.</p>',
+    report_page.scroll(report_details.fairness_rules(), 'What is equal'),
+    report_details.fairness_keys(),
     f'<h3 id="rules">Rules</h3><ul class="rules">{rules}</ul>',
   ]
-  for group in comparison.groups:
+  for i, group in enumerate(comparison.groups):
     name = escape(report_names.group_name(group))
     seeds = ', '.join(str(seed) for seed in group.selection.seeds) or 'none'
     parts.append(f'<h3>{name}: seeds {seeds} compared</h3>')
@@ -238,6 +247,9 @@ def fairness(comparison: Comparison) -> report_page.Section:
       parts.append(report_details.run_list(excluded))
     else:
       parts.append('<p>Every final run is in the table.</p>')
+    table = report_details.budgets(group, ('architectures', i))
+    if table:
+      parts.append(report_page.scroll(table, f'Tuning budgets, {i}'))
     if group.selection.equal:
       parts.append(
         '<details><summary>What all compared runs share</summary>'

@@ -69,7 +69,8 @@ def _head(column: Column) -> str:
 
 def _table(comparison: Comparison, columns: Sequence[Column]) -> Table:
   table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, header_style='bold')
-  table.add_column('Cell', no_wrap=True)
+  # Names of cells on axes are long.
+  table.add_column('Cell', no_wrap=not comparison.axes)
   table.add_column('n', justify='right')
   for column in columns:
     table.add_column(escape(_head(column)), justify='right', no_wrap=True)
@@ -77,8 +78,9 @@ def _table(comparison: Comparison, columns: Sequence[Column]) -> Table:
     for cell in group.cells:
       table.add_row(
         escape(
-          f'{report_names.name(cell.architecture)} '
-          f'{report_names.name(cell.optimizer)}'
+          report_names.cell_name(
+            cell.architecture, cell.optimizer, group.axes_label
+          )
         ),
         str(len(cell.runs)),
         *(_value(cell, column, group) for column in columns),

@@ -47,8 +47,10 @@ def statements(group: Group) -> list[Statement]:
 
 def headline(group: Group) -> str:
   """Returns the answer for an architecture in one sentence."""
-  name = report_names.name(group.architecture)
+  name = report_names.group_name(group)
   verdict = group.verdict('eval_loss') or group.verdict('train_loss')
+  if group.refusal and len(group.selection.cells) > 1:
+    return f'{name}: not ranked, {group.refusal}.'
   if verdict is None or verdict.best is None:
     return f'{name}: no finished runs to compare yet.'
   loss = report_names.column_name(verdict.column).lower()
@@ -254,20 +256,26 @@ RULES = (
   'Losses, times and speeds: mean ± standard deviation (n − 1) over seeds. '
   'Every optimizer runs the same seeds, and a seed fixes initial weights and '
   'data order, so differences are taken seed by seed.',
-  'A difference exceeds the seed spread when it is larger than t · s / √n with '
-  'three seeds or more (s: standard deviation of the paired differences, t: '
-  'the 97.5 % quantile of Student’s t with n − 1 degrees of freedom). With two '
-  'seeds, t · s · √(2/n) with s the standard deviation within optimizers, '
-  'pooled over all optimizers of the architecture, and t at the pooled degrees '
-  'of freedom. With one seed nothing is claimed.',
+  'A difference counts when it is larger than t · s / √n with three seeds or '
+  'more (s: standard deviation of the paired differences, t: the quantile of '
+  'Student’s t with n − 1 degrees of freedom). With two seeds, t · s · √(2/n) '
+  'with s the standard deviation within optimizers, pooled over all optimizers '
+  'of the group, and t at the pooled degrees of freedom. With one seed nothing '
+  'is claimed.',
+  'All pairs of optimizers in a column are compared at once, so the level of '
+  't is corrected for their number (Holm 1979): the chance of even one '
+  'difference that is none stays below 5 % in a column. Columns and groups '
+  'are not corrected for one another. Intervals of 95 % are those of a '
+  'comparison alone.',
   'Accuracies: mean over seeds ± standard error √(mean of the seeds’ squared '
   'question errors + sd²/n). All seeds answer the same questions, so the '
   'question error (binomial, from results.json) is not divided by the number '
   'of seeds; sd²/n adds the variation between seeds.',
   'A difference of accuracies counts when it is larger than two standard '
-  'errors: question by question where predictions.jsonl is at hand (√(s²/Q + '
-  'sd²/n); s over the Q questions’ differences averaged over seeds, sd between '
-  'the seeds’ differences), else √(error² + error²).',
+  'errors, more after the correction: question by question where '
+  'predictions.jsonl is at hand (√(s²/Q + sd²/n); s over the Q questions’ '
+  'differences averaged over seeds, sd between the seeds’ differences), else '
+  '√(error² + error²).',
   'Where the best accuracy is not more than two standard errors above chance, '
   'no difference is shown, whatever the numbers.',
   'FLOPs are counted, not measured: forward and backward passes and the '
@@ -275,6 +283,4 @@ RULES = (
   'passes; compilation, evaluation and checkpoints are apart. Times and speeds '
   'are compared only where devices, processes, cores, mesh, micro-batches and '
   'rematerialisation are equal, and hold for that machine.',
-  'Each difference is judged by itself; nothing is corrected for the number '
-  'of comparisons.',
 )

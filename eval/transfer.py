@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import dataclasses
 import json
 import math
+import os
 import pathlib
 from typing import Any
 
@@ -49,6 +50,33 @@ def load(workdir: pathlib.Path) -> list[Trial]:
       f'{workdir}: no finished run; start with python -m launch.transfer'
     )
   return trials
+
+
+def read(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+  """Returns what launch.transfer wrote into transfer.json.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: it is damaged.
+  """
+  path = pathlib.Path(workdir) / 'transfer.json'
+  if not path.exists():
+    raise FileNotFoundError(
+      f'{path}: no such file; --transfer takes the workdir of launch.transfer'
+    )
+  try:
+    result = json.loads(path.read_text('utf-8'))
+    for cell in result['cells']:
+      cell['drift_steps_per_octave'], cell['wider_is_better']
+      for width in cell['widths']:
+        width['curves'], width['log2_optimum'], width['penalty_of_proxy_lr']
+    result['hours_of_one_process'], result['runs']
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f'{path}: damaged ({error!r}); write it again with launch.transfer '
+      '--report_only'
+    ) from None
+  return dict(result)
 
 
 def _trial(directory: pathlib.Path) -> Trial:

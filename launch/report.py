@@ -5,8 +5,9 @@
 
 --runs: directories are searched for runs; those with stage=final are compared,
 those with stage=tune give the learning-rate curves. Runs may still be under
-way. --compare: two models, each scored by launch.evaluate (its --out) or at the
-end of its training (its workdir), question by question.
+way. --transfer: what launch.transfer found about wider models.
+--compare: two models, each scored by launch.evaluate (its --out) or at the end
+of its training (its workdir), question by question.
 """
 
 import pathlib
@@ -29,8 +30,13 @@ def main() -> None:
   out = flags.DEFINE_string(
     'out',
     None,
-    'Directory for report.html and report.json, or compare.html and '
-    'compare.json.',
+    'Directory for report.html, report.json and report.md, or compare.html '
+    'and compare.json.',
+  )
+  transfer = flags.DEFINE_string(
+    'transfer',
+    '',
+    'Workdir of launch.transfer, whose transfer.json the report shows too.',
   )
   accept = flags.DEFINE_bool(
     'accept_unequal_budgets',
@@ -38,12 +44,19 @@ def main() -> None:
     'Rank losses and scores of optimizers that were not tuned alike too.',
   )
   cli.run(
-    lambda: _report(runs.value, compare.value, out.value, accept.value), __doc__
+    lambda: _report(
+      runs.value, compare.value, out.value, accept.value, transfer.value
+    ),
+    __doc__,
   )
 
 
 def _report(
-  paths: list[str], compared: list[str], out: str | None, accept: bool
+  paths: list[str],
+  compared: list[str],
+  out: str | None,
+  accept: bool,
+  transfer_dir: str,
 ) -> None:
   if bool(paths) == bool(compared):
     raise ValueError(
@@ -63,6 +76,7 @@ def _report(
   # --help need not wait for the plot library.
   from steepest.eval import comparison
   from steepest.eval import report
+  from steepest.eval import transfer
   from steepest.experiments import base
   from steepest.launch import validation
 
@@ -70,7 +84,8 @@ def _report(
   defaults = validation.as_json(base.get_config())
   found = comparison.load_runs(paths, defaults)
   result = comparison.compare(found, accept_unequal_budgets=accept)
-  path = report.write(result, out, _command())
+  widths = transfer.read(transfer_dir) if transfer_dir else None
+  path = report.write(result, out, _command(), widths)
   report.print_table(result, _console())
   print(f'report: {path}')
 
