@@ -98,10 +98,13 @@ def _config(holder: flags.FlagHolder, optimizers: str | None) -> 'ConfigDict':
     )
   from steepest.launch import validation
   from steepest.launch.sweeps import cells
+  from steepest.launch.sweeps import parity
 
   validation.check_ranges(config)
   config.study.optimizers = optimizers or config.study.optimizers
   config.study.optimizers = ','.join(cells.optimizers(config))
+  for note in parity.notes(config):
+    print(f'note: {note}', file=sys.stderr)
   return config
 
 
@@ -112,7 +115,6 @@ def _study(
   from steepest.launch import validation
   from steepest.launch.sweeps import cells
   from steepest.launch.sweeps import locks
-  from steepest.launch.sweeps import parity
   from steepest.models import config as model_config
 
   for cell in cells.cells(config):
@@ -126,8 +128,6 @@ def _study(
         f'targets of {cell}, study.width_ratio={config.study.width_ratio}: '
         f'{error}'
       ) from error
-  for note in parity.notes(config):
-    print(f'note: {note}', file=sys.stderr)
   start = time.perf_counter()
   with locks.Locks(workdir, lock_timeout) as held:
     with held.wait(workdir):
