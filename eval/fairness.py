@@ -10,6 +10,8 @@ import dataclasses
 import json
 from typing import Any
 
+import numpy as np
+
 from steepest.eval.runs import Run
 
 # The optimizer's own settings: what is compared.
@@ -62,6 +64,9 @@ _SEARCHED = {
 # are those of the same weights on the same batch, up to rounding.
 _ROUNDING = {'float32': 1e-4}
 _COARSE_ROUNDING = 2e-3
+# Slowest tenth of a run over its fastest one that points to a busy machine.
+_UNSTEADY = 1.25
+_FEWEST_ROWS = 20
 # What decides how fast a step is, beside the optimizer.
 _SPEED = ('microbatches', 'model.remat')
 
@@ -304,7 +309,7 @@ def _common_seeds(
 
 
 def warnings(runs: Sequence[Run]) -> list[str]:
-  """Says which versions or commits differ among the compared runs."""
+  """Says which versions or commits differ, and whether a machine was busy."""
   lines = []
   for key in ('git_commit', 'python', 'platform'):
     values = {str(run.env[key]) for run in runs if key in run.env}
@@ -321,4 +326,31 @@ def warnings(runs: Sequence[Run]) -> list[str]:
       lines.append(
         f'{name} differs among the runs: {", ".join(sorted(values))}'
       )
-  return lines
+  busy = unsteady(runs)
+  return [*lines, busy] if busy else lines
+
+
+def speed_variation(run: Run) -> float | None:
+  """Returns the slowest tenth of a run over its fastest one, in seconds.
+
+  On an idle machine that is below 1.1 or so. None with fewer than 20 logged
+  steps.
+  """
+  tokens_P, seconds_P = run.series('seconds', 'tokens')
+  if tokens_P.size < _FEWEST_ROWS:
+    return None
+  ends = np.linspace(tokens_P[0], tokens_P[-1], 11)
+  tenths = np.diff(np.interp(ends, tokens_P, seconds_P))
+  return float(tenths.max() / tenths.min()) if tenths.min() > 0 else None
+
+
+def unsteady(runs: Sequence[Run]) -> str:
+  """Says that times are those of a busy machine; '' if nothing points to it."""
+  found = [v for run in runs if (v := speed_variation(run)) is not None]
+  busy = [v for v in found if v > _UNSTEADY]
+  if not busy:
+    return ''
+  return (
+    f'times are not those of an idle machine: {len(busy)} of {len(runs)} runs '
+    f'were up to {max(busy):.1f} times as slow in one tenth as in another'
+  )

@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 from typing import Any
 
+from steepest.eval import fairness
 from steepest.eval import statistics
 from steepest.eval import targets
 from steepest.eval import verdicts
@@ -145,13 +146,18 @@ def _obstacle(group: Group, key: str) -> str:
   """Says what speaks against any conclusion; ''."""
   if key == 'seconds':
     verdict = group.verdict('seconds')
-    return verdict.reason if verdict is not None else ''
+    unlike = verdict.reason if verdict is not None else ''
+    return unlike or _busy(group)
   if group.refusal:
     return f'not ranked: {group.refusal}'
   scores = [cell.accuracy for cell in group.cells]
   if key == 'accuracy' and not any(s and s.above_chance for s in scores):
     return 'no optimizer is above chance by two standard errors'
   return ''
+
+
+def _busy(group: Group) -> str:
+  return fairness.unsteady([run for cell in group.cells for run in cell.runs])
 
 
 def _smallest(d: statistics.Difference, key: str, conclusion: str) -> str:
@@ -352,8 +358,10 @@ def _first(group: Group, one: targets.ToTarget) -> Finding:
   if conclusion == FOUND and ahead:
     conclusion = UNRESOLVED
     remark = f'{", ".join(ahead)} got there in fewer hours'
-  if group.refusal:
-    conclusion, remark = UNRESOLVED, f'not ranked: {group.refusal}'
+  busy = _busy(group)
+  if group.refusal or busy:
+    conclusion = UNRESOLVED
+    remark = f'not ranked: {group.refusal}' if group.refusal else busy
   return Finding(
     where(group),
     conclusion,
@@ -364,5 +372,5 @@ def _first(group: Group, one: targets.ToTarget) -> Finding:
     ratio.p,
     ratio.n,
     TIMES,
-    remark if one.decayed else '',
+    remark if one.decayed or conclusion == UNRESOLVED else '',
   )

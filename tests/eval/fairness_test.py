@@ -16,7 +16,8 @@ def write(study_runs, tmp_path):
     settings = study_runs.config(
       'gpt2', optimizer, seed, 'final', **(changes or {})
     )
-    study_runs.write_run(tmp_path / name, settings, 3.4, rows=20, **kwargs)
+    kwargs = {'rows': 20} | kwargs
+    study_runs.write_run(tmp_path / name, settings, 3.4, **kwargs)
     return tmp_path / name
 
   return write_run
@@ -205,3 +206,25 @@ def test_runs_older_than_a_key_have_its_default(write, tmp_path):
   defaults = {'dtype': {'params': 'float32'}, 'data': {'mixture': ''}}
   runs = comparison.load_runs([tmp_path], defaults)
   assert set(fairness.select(runs).cells) == {'adamw', 'lion'}
+
+
+def test_times_of_a_busy_machine_are_told(write, tmp_path):
+  paths = [write('a', rows=100), write('b', 'lion', rows=100)]
+  (group,) = comparison.compare(comparison.load_runs([tmp_path])).groups
+  assert not any('idle' in line for line in group.warnings)
+  rows = [
+    json.loads(line)
+    for line in (paths[1] / 'metrics.jsonl').read_text().splitlines()
+  ]
+  # Half as fast in the second half.
+  middle = rows[len(rows) // 2]['seconds']
+  for row in rows:
+    row['seconds'] += max(0.0, row['seconds'] - middle)
+  text = ''.join(json.dumps(row) + '\n' for row in rows)
+  (paths[1] / 'metrics.jsonl').write_text(text)
+  runs = comparison.load_runs([tmp_path])
+  variations = [fairness.speed_variation(run) for run in runs]
+  assert variations == pytest.approx([1.0, 2.0], abs=1e-6)
+  (group,) = comparison.compare(runs).groups
+  (line,) = group.warnings
+  assert '1 of 2 runs were up to 2.0 times as slow' in line
