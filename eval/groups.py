@@ -143,22 +143,24 @@ def _names(run: Run) -> list[str]:
 
 
 def _own(run: Run, name: str) -> Any:
-  """Returns the value of the study's own configuration."""
-  plan = run.study_config
+  """Returns the value of the study's own configuration; None if unknown."""
   if name == _TOKENS:
-    return round(run.planned_tokens / _multiple(run))
-  if name in _KEYS and _KEYS[name] in plan:
-    return plan[_KEYS[name]]
-  return None
+    return _own_tokens(run)
+  plan = run.study_config
+  return plan[_KEYS[name]] if name in _KEYS and _KEYS[name] in plan else None
+
+
+def _own_tokens(run: Run) -> int | None:
+  """Returns what the study's own configuration has for a run of this stage."""
+  plan = run.study_config
+  keys = ('batch_size', 'steps', 'study.target_steps', 'model.context')
+  if any(key not in plan for key in keys):
+    return None
+  steps = plan['study.target_steps' if run.stage == 'final' else 'steps']
+  return int(plan['batch_size'] * steps * plan['model.context'])
 
 
 def _multiple(run: Run) -> float:
   """Returns the run's tokens over those of the study's own configuration."""
-  plan = run.study_config
-  keys = ('batch_size', 'steps', 'study.target_steps', 'model.context')
-  if any(key not in plan for key in keys):
-    return 1.0
-  final = run.stage == 'final'
-  steps = plan['study.target_steps' if final else 'steps']
-  own = plan['batch_size'] * steps * plan['model.context']
-  return float(f'{run.planned_tokens / own:.6g}')
+  own = _own_tokens(run)
+  return 1.0 if own is None else float(f'{run.planned_tokens / own:.6g}')
