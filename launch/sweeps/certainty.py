@@ -57,8 +57,8 @@ def measured(paths: Iterable[str | os.PathLike[str]]) -> Spread:
     FileNotFoundError: a path holds no run.
     ValueError: no two optimizers have final runs of two seeds.
   """
-  paths = [os.fspath(path) for path in paths]
-  result = comparison.compare(runs_lib.load_runs(paths))
+  names = [str(path) for path in paths]
+  result = comparison.compare(runs_lib.load_runs(names))
   spreads = []
   for group in result.groups:
     losses = [
@@ -70,7 +70,7 @@ def measured(paths: Iterable[str | os.PathLike[str]]) -> Spread:
       sd = statistics.spread(np.subtract(first, second).tolist()).sd
       if sd is not None:
         spreads.append(sd)
-  shown = ','.join(paths)
+  shown = ','.join(names)
   if not spreads:
     raise ValueError(
       f'--runs={shown}: no two optimizers have final runs of two seeds'
