@@ -183,7 +183,11 @@ def open_data(config: ConfigDict) -> pipeline.Data:
   )
 
 
-def make_program(config: ConfigDict, model: ModelConfig) -> Program:
+def make_program(
+  config: ConfigDict,
+  model: ModelConfig,
+  devices: list[jax.Device] | None = None,
+) -> Program:
   """Returns the compiled functions, shared with runs that may share them."""
   o = config.optimizer
   key = repr(
@@ -194,6 +198,7 @@ def make_program(config: ConfigDict, model: ModelConfig) -> Program:
       config.dtype.moments,
       config.schedule.kind,
       config.mesh.to_json(),
+      devices,
       config.batch_size,
       config.microbatches,
     )
@@ -205,7 +210,7 @@ def make_program(config: ConfigDict, model: ModelConfig) -> Program:
     _programs[key] = Program(
       find_model(model.name).Model(model, rules),
       rules,
-      mesh_lib.make_mesh(config.mesh),
+      mesh_lib.make_mesh(config.mesh, devices),
       lambda factors: build.build(
         o, config.schedule, factors, config.dtype.moments
       ),

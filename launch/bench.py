@@ -6,6 +6,10 @@
 Memory by part, FLOPs, communication, step time and hours of the whole run,
 from shapes alone: nothing is compiled. Exit status 0: it fits; 3: it does
 not, and the nearest settings that do are listed; 1: an error.
+
+With --compile, the step is compiled for this machine's devices, or for a TPU
+that is not here (pip install 'steepest[tpu]'), and the plan is held against
+the compiler's own count of memory. --chip=cpu tries that on the CPU.
 """
 
 import sys
@@ -33,16 +37,56 @@ def main() -> None:
   chip = flags.DEFINE_string(
     'chip', 'h100', 'h100, h200, a100 (80 GB), v5e, v5p or v6e.'
   )
-  cli.run(
-    lambda: _bench(config, plan.value, devices.value, chip.value), __doc__
+  compile_ = flags.DEFINE_bool(
+    'compile', False, 'Compile the step too, and compare memory.'
   )
 
+  def command() -> None:
+    if compile_.value:
+      _compile(config, devices.value, chip.value)
+    elif plan.value:
+      _bench(config, devices.value, chip.value)
+    else:
+      raise ValueError('give --plan or --compile; benchmarks/ measures speed')
 
-def _bench(
-  holder: flags.FlagHolder, plan: bool, devices: int, chip: str
-) -> None:
-  if not plan:
-    raise ValueError('give --plan; benchmarks/ measures speed')
+  cli.run(command, __doc__)
+
+
+def _compile(holder: flags.FlagHolder, count: int, chip: str) -> None:
+  config = cli.required(holder)
+  import jax
+
+  if chip == 'cpu':
+    jax.config.update('jax_platforms', 'cpu')
+    jax.config.update('jax_num_cpu_devices', count)
+  from steepest.launch import compiled
+  from steepest.launch import plans
+
+  accelerator = compiled.host() if chip == 'cpu' else plans.chip(chip)
+  plan = plans.make_planner(config, accelerator).plan(
+    plans.setting(config, count)
+  )
+  real = compiled.compile_step(config, compiled.devices(chip, count))
+  state = plan.memory['parameters'] + plan.memory['optimizer']
+  rows = (
+    ('parameters, optimizer, batch', state, real.arguments),
+    ('all else', plan.peak - state, real.temporaries),
+    ('in all', plan.peak, real.arguments + real.temporaries),
+  )
+  print(f'{count} × {chip}, GiB a device: planned, compiled, error of the plan')
+  for part, planned, found in rows:
+    print(
+      f'{part:30}{planned / 2**30:9.3f}{found / 2**30:9.3f}'
+      f'{planned / found - 1:+9.1%}'
+    )
+  print(f'compiled in {real.seconds:.0f} s')
+  over = (real.arguments + real.temporaries - plan.capacity) / 2**30
+  if over > 0:
+    print(f'does not fit, by {over:.1f} GiB a device; --plan says what does')
+    sys.exit(_DOES_NOT_FIT)
+
+
+def _bench(holder: flags.FlagHolder, devices: int, chip: str) -> None:
   config = cli.required(holder)
   # Nothing here needs an accelerator, and one may be in use.
   import jax

@@ -9,6 +9,7 @@ from flax import linen as nn
 import jax
 from jax import numpy as jnp
 
+from steepest.models import matmul
 from steepest.models import remat
 from steepest.models.config import ModelConfig
 from steepest.models.parametrization import Parametrization
@@ -105,7 +106,7 @@ def causal_attention(
   as a bias, for whose backward pass it asks for an even length.
   """
   half = q_BxLxHxh.dtype in (jnp.bfloat16, jnp.float16)
-  fused = jax.default_backend() == 'gpu' and half
+  fused = matmul.platform() == 'gpu' and half
   mask_Bx1xLxL = None
   if segment_ids_BxL is not None:
     same_BxLxL = segment_ids_BxL

@@ -7,6 +7,12 @@ import jax
 from jax import numpy as jnp
 
 
+def platform() -> str:
+  """Returns what is compiled for: the mesh's devices, else JAX's own."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
 def matmul(x: jax.Array, w_IxO: jax.Array) -> jax.Array:
   """Returns x·W for x of shape (…, I), with the gradients of that formula.
 
@@ -14,7 +20,7 @@ def matmul(x: jax.Array, w_IxO: jax.Array) -> jax.Array:
   is taken, is the wider operand; then (gᵀ·x)ᵀ is computed instead, which makes
   whole training steps faster (benchmarks/weight_gradient.py).
   """
-  if jax.default_backend() != 'cpu':
+  if platform() != 'cpu':
     return jnp.dot(x, w_IxO)
   return _product(x, w_IxO)
 

@@ -34,14 +34,16 @@ RULES = (
 RULES_OF_A_COPY = (('batch', 'fsdp'), *RULES[1:])
 
 
-def make_mesh(config: ConfigDict) -> Mesh:
-  """Returns the mesh of the `mesh` slice over this job's devices.
+def make_mesh(
+  config: ConfigDict, devices: list[jax.Device] | None = None
+) -> Mesh:
+  """Returns the mesh of the `mesh` slice over this job's devices, or others.
 
   Raises:
     ValueError: the sizes ask for more devices than there are, or -1 does not
       divide them.
   """
-  devices = jax.devices()
+  devices = jax.devices() if devices is None else devices
   sizes = [config[axis] for axis in AXES]
   if any(size < 1 for size in sizes[1:]) or sizes[0] < -1 or sizes[0] == 0:
     raise ValueError(
