@@ -1,6 +1,6 @@
 """What an axis changes for each optimizer, and whether the ranking changes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import itertools
 import json
@@ -234,15 +234,13 @@ def _accuracy(
 
 
 def _interactions(common: _Common) -> list[Interaction]:
-  changes = common.changes()
-  pairs = {
-    (a, b): _difference_of(changes, a, b)
-    for a, b in itertools.combinations(changes, 2)
-  }
-  known = {key: values for key, values in pairs.items() if values}
-  named = {json.dumps(key): values for key, values in known.items()}
+  # All optimizers of a group have the same seeds.
+  changes = {name: of for name, (_, of) in common.changes().items()}
   found = statistics.correct(
-    {key: statistics.mean_difference(named, json.dumps(key)) for key in known}
+    {
+      (a, b): statistics.seed_difference(changes, a, b)
+      for a, b in itertools.combinations(changes, 2)
+    }
   )
   sides = [
     {(p.first, p.second): p.difference for p in level.pairs}
@@ -261,15 +259,6 @@ def _interactions(common: _Common) -> list[Interaction]:
     for (a, b), change in found.items()
     if (a, b) in sides[0] and (a, b) in sides[1]
   ]
-
-
-def _difference_of(
-  changes: Mapping[str, tuple[tuple[int, ...], tuple[float, ...]]],
-  first: str,
-  second: str,
-) -> tuple[float, ...]:
-  of_a, of_b = (dict(zip(*changes[name])) for name in (first, second))
-  return tuple(of_a[s] - of_b[s] for s in sorted(of_a.keys() & of_b.keys()))
 
 
 def _order(a: statistics.Difference, b: statistics.Difference) -> str:

@@ -119,6 +119,26 @@ def test_a_ranking_that_turns_around_is_told(study_runs, tmp_path):
   assert found.change.exceeds and found.change.value == pytest.approx(0.1)
 
 
+def test_two_seeds_are_pooled_over_optimizers(study_runs, tmp_path):
+  losses = {
+    (name, value): [3.4 + 0.1 * i + 0.01 * value, 3.4 + 0.013 * value * i]
+    for i, name in enumerate(('adamw', 'lion', 'sophia'))
+    for value in (1, 4)
+  }
+  result = _write(study_runs, tmp_path, losses)
+  changes = {
+    name: np.subtract(losses[name, 4], losses[name, 1])
+    for name in ('adamw', 'lion', 'sophia')
+  }
+  sd = np.sqrt(np.mean([np.var(c, ddof=1) for c in changes.values()]))
+  for effect in result.effects:
+    assert effect.loss.error == pytest.approx(sd / np.sqrt(2))
+    assert effect.loss.freedom == 3
+  for one in result.interactions:
+    assert one.change.error == pytest.approx(sd)
+    assert one.change.freedom == 3
+
+
 def test_a_change_within_the_spread_is_not_resolved(study_runs, tmp_path):
   rng = np.random.default_rng(0)
   result = _write(
