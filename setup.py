@@ -29,6 +29,8 @@ _TEST = [
   'optuna',
   'pytest',
   'ruff',
+  # What launch/submitters/slurm.py is held against.
+  'submitit',
 ]
 
 setup(

@@ -39,29 +39,36 @@ progress() {{
     grep -xE '[0-9]+' | sort -n | tail -n 1
 }}
 diverged() {{ grep -qs '"status": "diverged"' -- "$workdir/summary.json"; }}
+# SLURM gives a pre-empted job time to save, and takes one that ends in it for
+# finished.
+preempted() {{ scontrol show job "$number" | grep -q 'PreemptTime=[0-9]'; }}
 stopping=
+signalled=
 
 # Sent {warning} s before the time is over.
-stop() {{ stopping=1; kill -TERM "$step"; }}
+stop() {{ stopping=1; signalled=1; kill -TERM "$step"; }}
 trap stop USR1
 # A pre-empted job's processes get this too, and save.
-trap : TERM
+trap 'signalled=1' TERM
 
 futile=0
 before=$(progress)
 while :; do
   srun --kill-on-bad-exit=1 "$@" &
   step=$!
-  status=0
+  status=127
   while :; do
-    wait "$step"
-    status=$?
     # A trapped signal interrupts the waiting, not the step.
-    kill -0 "$step" 2> /dev/null || break
+    signalled=
+    wait "$step" 2> /dev/null
+    waited=$?
+    # 127: it was waited for before.
+    if (( waited != 127 )); then status=$waited; fi
+    if [ -z "$signalled" ]; then break; fi
   done
   if (( status == 0 )); then exit 0; fi
-  if [ -n "$stopping" ]; then
-    echo "out of time: $number goes back to the queue" >&2
+  if [ -n "$stopping" ] || {{ (( status == {stopped} )) && preempted; }}; then
+    echo "stopped: $number goes back to the queue" >&2
     scontrol requeue "$number"
     exit 0
   fi

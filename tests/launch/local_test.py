@@ -177,7 +177,11 @@ _SLURM = {
   """,
   'scontrol': """
     import pathlib, sys
-    pathlib.Path('scontrol').write_text(' '.join(sys.argv[1:]))
+    if sys.argv[1] == 'show':
+      time = pathlib.Path('preempted').exists() and '2026-11-23T19:00:00'
+      print(f'   PreemptEligibleTime=Unknown PreemptTime={time or None}')
+    else:
+      pathlib.Path('scontrol').write_text(' '.join(sys.argv[1:]))
   """,
 }
 
@@ -237,20 +241,42 @@ def test_slurm_gives_up_on_diverged_runs(tmp_path):
   assert len(_starts(tmp_path)) == 1
 
 
-def test_slurm_requeues_what_runs_out_of_time(tmp_path):
-  job = _slurm_job(tmp_path, [{}])
-  sbatch = _slurm(tmp_path, job)
+def _submit_and_wait(tmp_path):
+  """Returns the sbatch of a job that waits, and its script's process."""
+  sbatch = _slurm(tmp_path, _slurm_job(tmp_path, [{}]))
   waiting = tmp_path / 'run0' / 'waiting-0'
   end = time.monotonic() + 60
   while not waiting.exists() and time.monotonic() < end:
     time.sleep(0.05)
-  # SLURM signals the script alone: the child of sbatch.
   [script] = _children(sbatch.pid)
+  return sbatch, script
+
+
+def test_slurm_requeues_what_runs_out_of_time(tmp_path):
+  sbatch, script = _submit_and_wait(tmp_path)
+  # SLURM signals the script alone: the child of sbatch.
   os.kill(script, signal.SIGUSR1)
   out, err = sbatch.communicate(timeout=60)
   assert out == 'job 0 ended with 0\n', err
   assert (tmp_path / 'run0' / 'told-0').exists()
   assert (tmp_path / 'scontrol').read_text('utf-8') == 'requeue 1000'
+
+
+@pytest.mark.parametrize('preempted', [True, False])
+def test_slurm_requeues_what_is_preempted_not_what_is_cancelled(
+  tmp_path, preempted
+):
+  sbatch, script = _submit_and_wait(tmp_path)
+  if preempted:
+    (tmp_path / 'preempted').touch()
+  # The script and its tasks get SIGTERM, the script first.
+  [srun] = _children(script)
+  os.kill(script, signal.SIGTERM)
+  os.kill(srun, signal.SIGTERM)
+  out, err = sbatch.communicate(timeout=60)
+  assert out == f'job 0 ended with {0 if preempted else 75}\n', err
+  assert (tmp_path / 'run0' / 'told-0').exists()
+  assert (tmp_path / 'scontrol').exists() == preempted
 
 
 def _children(pid: int) -> list[int]:

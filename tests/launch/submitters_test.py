@@ -145,6 +145,53 @@ def test_slurm_runs_exactly_the_words(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ['srun']
 
 
+def _directives(text):
+  """Returns what a script tells sbatch, quotes read as sbatch does."""
+  lines = [line for line in text.splitlines() if line.startswith('#SBATCH --')]
+  pairs = [line.removeprefix('#SBATCH --').partition('=') for line in lines]
+  return {key: ''.join(shlex.split(value)) for key, _, value in pairs}
+
+
+def test_slurm_is_asked_for_what_submitit_would_ask_for():
+  """What differs: logs, its label, and whom the last signal goes to."""
+  submitit = pytest.importorskip(
+    'submitit.slurm.slurm', reason='submitit is not installed'
+  )
+  options = {'partition': 'gpu', 'account': 'lab', 'constraint': 'a&b'}
+  job = _job(slurm, points=_SWEEP, options={**options, 'mem': '0'})
+  ours = _directives(_only_file(slurm.submission(job)))
+  theirs = _directives(
+    submitit._make_sbatch_string(
+      'true',
+      job.folder,
+      job_name=job.name,
+      nodes=2,
+      ntasks_per_node=8,
+      gpus_per_node=8,
+      time=round(job.hours * 60),
+      mem='0',
+      signal_delay_s=300,
+      stderr_to_stdout=True,
+      map_count=2,
+      additional_parameters={'requeue': True},
+      **options,
+    )
+  )
+  for directives in (ours, theirs):
+    assert directives.pop('output').endswith(
+      '.log' if directives is ours else '.out'
+    )
+  assert theirs.pop('wckey') == 'submitit'
+  # The same delay; ours goes to the script, which passes it on.
+  assert ours.pop('signal') == 'B:USR1@300'
+  assert theirs.pop('signal') == 'USR2@300'
+  # Minutes there; at most all of an array at once.
+  hours, minutes, _ = map(int, ours.pop('time').split(':'))
+  assert int(theirs.pop('time')) == 60 * hours + minutes
+  assert theirs.pop('array').removesuffix('%2') == ours.pop('array')
+  assert ours == theirs
+
+
 def test_a_directive_with_quotes_is_refused():
   job = _job(slurm, options={'comment': 'a"b'})
   with pytest.raises(ValueError, match='no quotes'):
