@@ -19,6 +19,7 @@ from steepest.models.parametrization import Parametrization
 from steepest.optimizers import build
 from steepest.optimizers.build import Arguments
 from steepest.optimizers.build import Chain
+from steepest.training import compiler
 from steepest.training import mesh as mesh_lib
 from steepest.training.loss import cross_entropy
 from steepest.training.step import Step
@@ -372,7 +373,9 @@ class Program:
           out_shardings=out_shardings,
           donate_argnums=donate,
         )
-        self._compiled[name] = jitted.lower(*args).compile()
+        self._compiled[name] = jitted.lower(*args).compile(
+          compiler_options=compiler.options(self.mesh) or None
+        )
       self.compile_seconds += time.perf_counter() - start
     return self._compiled[name]
 

@@ -1,0 +1,60 @@
+"""Options of XLA: those that this version has, and no others."""
+
+import jax
+import pytest
+
+from steepest.training import compiler
+
+
+class _Mesh:
+  """As much of a mesh as is asked for, of a platform that is not here."""
+
+  def __init__(self, size, platform):
+    class _Device:
+      pass
+
+    _Device.platform = platform
+    self.size, self.devices = size, self
+    self.flat = [_Device()]
+
+
+@pytest.fixture
+def tried(monkeypatch):
+  names = []
+
+  def accept(name, value, device):
+    names.append(name)
+    return 'fuse_all_gather' not in name
+
+  monkeypatch.setattr(compiler, 'accepted', accept)
+  return names
+
+
+def test_options_of_gpus_are_known_to_this_version():
+  """XLA checks their names on whatever it compiles for."""
+  for name, value in compiler.OPTIONS['gpu'].items():
+    assert compiler.accepted(name, value, jax.devices()[0])
+
+
+def test_an_unknown_option_is_left_out_with_a_word(caplog):
+  assert not compiler.accepted('xla_gpu_no_such', True, jax.devices()[0])
+  assert "No such compile option: 'xla_gpu_no_such'" in caplog.text
+
+
+def test_one_device_and_a_cpu_need_none(tried):
+  assert compiler.options(_Mesh(1, 'gpu')) == {}
+  assert compiler.options(_Mesh(8, 'cpu')) == {}
+  assert not tried
+
+
+def test_what_is_accepted_is_used(tried):
+  found = compiler.options(_Mesh(8, 'tpu'))
+  assert found.keys() < compiler.OPTIONS['tpu'].keys()
+  assert len(found) == len(tried) - 1 == 4
+
+
+def test_the_users_own_choice_stays(tried, monkeypatch):
+  name = 'xla_gpu_enable_latency_hiding_scheduler'
+  monkeypatch.setenv('XLA_FLAGS', f'--{name}=false')
+  assert compiler.options(_Mesh(8, 'gpu')) == {}
+  assert not tried

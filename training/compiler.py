@@ -1,0 +1,54 @@
+"""Options of XLA that a training step is compiled with, by kind of device.
+
+Only what makers document and only between several devices: collectives run
+beside computation. docs/scaling.md says where each is from. Each option is
+tried on an empty program first, since they come and go with versions of XLA.
+"""
+
+import functools
+import os
+
+from absl import logging
+import jax
+from jax import numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+
+OPTIONS: dict[str, dict[str, bool]] = {
+  'gpu': {'xla_gpu_enable_latency_hiding_scheduler': True},
+  'tpu': {
+    'xla_enable_async_all_gather': True,
+    'xla_tpu_enable_async_collective_fusion': True,
+    'xla_tpu_enable_async_collective_fusion_fuse_all_gather': True,
+    'xla_tpu_enable_async_collective_fusion_multiple_steps': True,
+    'xla_tpu_overlap_compute_collective_tc': True,
+  },
+}
+
+
+def options(mesh: Mesh) -> dict[str, bool]:
+  """Returns the options for a mesh; what the user set in XLA_FLAGS stays."""
+  device = mesh.devices.flat[0]
+  if mesh.size == 1 or device.platform not in OPTIONS:
+    return {}
+  own = os.environ.get('XLA_FLAGS', '') + os.environ.get('LIBTPU_INIT_ARGS', '')
+  wanted = OPTIONS[device.platform]
+  return {
+    name: value
+    for name, value in wanted.items()
+    if f'--{name}' not in own and accepted(name, value, device)
+  }
+
+
+@functools.cache
+def accepted(name: str, value: bool, device: jax.Device) -> bool:
+  """Returns whether this version of XLA has an option; logs it if not."""
+  sharding = NamedSharding(Mesh([device], 'x'), PartitionSpec())
+  shape = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding)
+  try:
+    jax.jit(lambda x: x).lower(shape).compile(compiler_options={name: value})
+  except jax.errors.JaxRuntimeError as error:
+    logging.warning('XLA option left out: %s', str(error).splitlines()[0])
+    return False
+  return True
