@@ -5,17 +5,12 @@ import json
 import math
 import pathlib
 import time
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.progress import BarColumn
-from rich.progress import Progress
-from rich.progress import TextColumn
 
-from steepest.launch import progress
 from steepest.launch.sweeps import ladder
+from steepest.launch.sweeps.bars import Bars
 from steepest.launch.sweeps.ladder import Rung
 from steepest.launch.sweeps.pool import Pool
 
@@ -137,64 +132,37 @@ class State:
     return total / workers
 
 
-class Display:
+class Display(Bars):
   """A bar for the experiment and a line for each worker.
 
   Without a terminal, a line for every run that ends.
   """
 
   def __init__(self, state: State, workers: int):
+    super().__init__('transfer', workers)
     self._state = state
-    self._console = Console()
-    self._bar = Progress(
-      TextColumn('{task.description}'),
-      BarColumn(bar_width=24),
-      TextColumn('{task.fields[status]}'),
-      console=self._console,
-      disable=not self._console.is_terminal,
-    )
-    add = lambda name: self._bar.add_task(name, total=1.0, status='starting')
-    self._all = add('transfer')
-    self._workers = [add(f'worker {i}') for i in range(workers)]
-
-  def __enter__(self) -> 'Display':
-    self._bar.start()
+    self._count = workers
     self._update()
-    return self
-
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
-    self._bar.stop()
 
   def show(self, run: Run, message: dict[str, Any]) -> None:
     """Shows what a worker says about its run."""
     if message['kind'] == 'row':
-      row, steps = message['row'], message['steps']
-      self._bar.update(
-        self._workers[message['worker']],
-        description=str(run),
-        completed=(row['step'] + 1) / steps,
-        status=f'step {row["step"] + 1}/{steps} {progress.describe(row)}',
-      )
+      self.show_row(str(run), message)
     elif message['kind'] == 'failed':
-      self._console.print(f'{run} failed: {message["error"]}')
+      self.console.print(f'{run} failed: {message["error"]}')
 
   def end(self, run: Run, loss: float | None) -> None:
     """Shows a run that ended."""
     text = 'diverged' if loss is None else f'loss {loss:.4f}'
-    self._console.print(f'{self._update()}  {run}: {text}', highlight=False)
+    self.console.print(f'{self._update()}  {run}: {text}', highlight=False)
 
   def _update(self) -> str:
     done, left = self._state.done(), sum(self._state.left().values())
-    seconds = self._state.seconds_left(len(self._workers))
+    seconds = self._state.seconds_left(self._count)
     status = f'{done} of {done + left} runs'
     if seconds is not None:
       status += f', {seconds // 60:.0f}:{seconds % 60:02.0f} left'
-    self._bar.update(self._all, completed=done / (done + left), status=status)
+    self.show_all(done / (done + left), status)
     return status
 
 

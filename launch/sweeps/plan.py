@@ -5,19 +5,14 @@ import json
 import math
 import pathlib
 import time
-from types import TracebackType
 from typing import Any
 
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.progress import BarColumn
-from rich.progress import Progress
-from rich.progress import TextColumn
 
-from steepest.launch import progress
 from steepest.launch.sweeps import cells
 from steepest.launch.sweeps import search
 from steepest.launch.sweeps import trunks
+from steepest.launch.sweeps.bars import Bars
 from steepest.launch.sweeps.space import Values
 from steepest.optimizers import build
 from steepest.training import flops
@@ -105,58 +100,26 @@ def _planned(
   return Planned(key, config, alone, alone * (1 - shared / config.steps))
 
 
-class Display:
+class Display(Bars):
   """A bar for the study and a line for each worker.
 
   Without a terminal, a line for every run that ends and every minute.
   """
 
   def __init__(self, plan: Plan, workers: int):
+    super().__init__('study', workers)
     self._plan = plan
-    self._console = Console()
     self._weights = {name: run.weight for name, run in plan.runs.items()}
     self._parts = {n: float(plan.finished(n)) for n in plan.runs}
-    self._bar = Progress(
-      TextColumn('{task.description}'),
-      BarColumn(bar_width=24),
-      TextColumn('{task.fields[status]}'),
-      TextColumn('{task.fields[left]}'),
-      console=self._console,
-      disable=not self._console.is_terminal,
-    )
-    add = lambda name: self._bar.add_task(
-      name, total=1.0, status='starting', left=''
-    )
-    self._all = add('study')
-    self._workers = [add(f'worker {i}') for i in range(workers)]
     self._start = self._said = time.monotonic()
     self._before = self._fraction()
-
-  def __enter__(self) -> 'Display':
-    self._bar.start()
     self._update()
-    return self
-
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
-    self._bar.stop()
 
   def show(self, message: dict[str, Any]) -> None:
     """Shows what a worker says."""
-    task = self._workers[message['worker']]
     if message['kind'] == 'row':
       name = self._plan.name(pathlib.Path(message['run']))
-      row, steps = message['row'], message['steps']
-      done = (row['step'] + 1) / steps
-      self._parts[name] = done
-      status = f'step {row["step"] + 1}/{steps} {progress.describe(row)}'
-      self._bar.update(
-        task, description=_short(name), completed=done, status=status
-      )
+      self._parts[name] = self.show_row(_short(name), message)
     elif message['kind'] == 'run':
       name = self._plan.name(pathlib.Path(message['run']))
       self._parts[name] = 1.0
@@ -177,7 +140,7 @@ class Display:
 
   def failed(self, cell: cells.Cell, error: str) -> None:
     """Shows why nothing more of a cell is done."""
-    self._console.print(f'{cell} failed: {error}')
+    self.console.print(f'{cell} failed: {error}')
 
   def refresh(self) -> None:
     """Looks which runs other processes have ended."""
@@ -187,17 +150,16 @@ class Display:
     self._update()
 
   def _say(self, text: str) -> None:
-    self._console.print(f'{self._fraction():4.0%} {text}', highlight=False)
+    self.console.print(f'{self._fraction():4.0%} {text}', highlight=False)
 
   def _update(self) -> None:
     finished = sum(part == 1.0 for part in self._parts.values())
     done = self._fraction()
-    status = f'{finished} of {len(self._parts)} runs'
-    left = self._left(done)
-    self._bar.update(self._all, completed=done, status=status, left=left)
-    if not self._console.is_terminal and time.monotonic() > self._said + 60:
+    status = f'{finished} of {len(self._parts)} runs {self._left(done)}'
+    self.show_all(done, status)
+    if not self.console.is_terminal and time.monotonic() > self._said + 60:
       self._said = time.monotonic()
-      self._say(f'{status} {left}')
+      self._say(status)
 
   def _left(self, done: float) -> str:
     """Returns the time left, at the pace since this process began."""
