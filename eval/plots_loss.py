@@ -61,10 +61,13 @@ def _training(
   }
   window = max(1, round(len(losses) * SMOOTHING))
   raw = courses.trace(run, rows, losses, panel, when, **pale)
+  # Towards the end ever fewer values would be averaged: the line would end in
+  # one step's noise.
+  kept = len(losses) - window // 2
   mean = courses.trace(
     run,
-    rows,
-    plots_runs.running_mean(losses, window),
+    rows[:kept],
+    plots_runs.running_mean(losses, window)[:kept],
     panel,
     when,
     hovertemplate=courses.hover('Training loss: %{y:.4f}'),

@@ -35,7 +35,7 @@ def lr_figure(comparison: Comparison) -> dict[str, Any] | None:
     layout[plots_layout.axis('x', panel)] |= {
       'type': 'log',
       'title': plots_layout.title('Peak learning rate'),
-      **_rate_ticks([p.lr for c in found for p in c.points]),
+      **rate_ticks([p.lr for c in found for p in c.points]),
     }
     layout[plots_layout.axis('y', panel)]['title'] = plots_layout.title(
       f'{title} loss of the proxy'
@@ -208,7 +208,7 @@ def _ended_early(
   return traces
 
 
-def _rate_ticks(rates: Sequence[float]) -> dict[str, Any]:
+def rate_ticks(rates: Sequence[float]) -> dict[str, Any]:
   """Labels tried rates, leaving out those that would overlap."""
   values: list[float] = []
   distinct = sorted(set(rates))

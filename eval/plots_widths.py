@@ -8,6 +8,7 @@ import numpy as np
 
 from steepest.eval import plots_layout
 from steepest.eval import plots_transfer
+from steepest.eval import plots_tuning
 from steepest.eval import report_names
 from steepest.eval import transfer
 from steepest.eval.runs import Run
@@ -88,6 +89,7 @@ def width_figure(result: dict[str, Any]) -> dict[str, Any]:
     layout[plots_layout.axis('x', panel)] |= {
       'type': 'log',
       'title': plots_layout.title('Peak learning rate'),
+      **plots_tuning.rate_ticks(_rates(cells)),
     }
     layout[plots_layout.axis('y', panel)]['title'] = plots_layout.title('Loss')
   return {
@@ -106,6 +108,16 @@ def width_figure(result: dict[str, Any]) -> dict[str, Any]:
       'error_y': 'standard error',
     },
   }
+
+
+def _rates(cells: Sequence[dict[str, Any]]) -> list[float]:
+  return [
+    lr
+    for cell in cells
+    for width in cell['widths']
+    for curve in width['curves']
+    for lr in curve['lrs']
+  ]
 
 
 def optimizers(result: dict[str, Any]) -> list[str]:

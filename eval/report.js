@@ -363,6 +363,15 @@ function listen() {
       return save(fileName(id) + '.csv', 'text/csv', '\ufeff' + toCsv(id));
     });
   }
+  // What is folded away would not be printed.
+  const folded = [];
+  addEventListener('beforeprint', () => {
+    folded.push(...document.querySelectorAll('details:not([open])'));
+    for (const part of folded) part.open = true;
+  });
+  addEventListener('afterprint', () => {
+    for (const part of folded.splice(0)) part.open = false;
+  });
   new ResizeObserver(() => requestAnimationFrame(fit)).observe(
     document.getElementById('page')
   );

@@ -134,14 +134,18 @@ def claims_section(
 
 
 def _finding(one: findings_lib.Finding, path: tuple[object, ...]) -> str:
-  text = f'{escape(one.where)}: {escape(one.conclusion)}'
+  text = f'{escape(report_names.named(one.where))}: {escape(one.conclusion)}'
   if one.value is not None:
     shown = data(one.value, f'{one.value:+.4g}', *path, 'value')
-    text += f'; {escape(one.quantity)} {shown} {escape(one.unit)}'
+    text += (
+      f'; {escape(report_names.named(one.quantity))} {shown} {escape(one.unit)}'
+    )
     if one.low is not None and one.high is not None:
       low = data(one.low, f'{one.low:.4g}', *path, 'low')
       high = data(one.high, f'{one.high:.4g}', *path, 'high')
       text += f' ({low} … {high})'
     if one.p is not None:
       text += f', p {data(one.p, report_names.p_value(one.p), *path, "p")}'
-  return f'{text}. {escape(one.remark)}' if one.remark else text
+  return (
+    f'{text}. {escape(report_names.named(one.remark))}' if one.remark else text
+  )

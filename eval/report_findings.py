@@ -18,8 +18,13 @@ _Table = Callable[[Group, report_numbers.Path], str]
 
 def legend(comparison: Comparison) -> str:
   """Returns the buttons of all optimizers."""
-  names = sorted({cell.optimizer for cell in comparison.cells})
+  names = sorted({c.optimizer for c in (*comparison.cells, *comparison.curves)})
   return report_page.legend({n: report_names.name(n) for n in names})
+
+
+def few(comparison: Comparison) -> bool:
+  """Whether tables of every group may stand open below one another."""
+  return len(comparison.groups) < 3
 
 
 def _tables(comparison: Comparison, table: _Table, title: str) -> list[str]:
@@ -29,9 +34,8 @@ def _tables(comparison: Comparison, table: _Table, title: str) -> list[str]:
     found = table(group, ('architectures', i))
     if found:
       label = f'{report_names.group_name(group)}: {title}'
-      parts.append(
-        f'<h3>{escape(label)}</h3>{report_page.scroll(found, label)}'
-      )
+      body = report_page.scroll(found, label)
+      parts.append(report_page.fold(label, body, few(comparison)))
   return parts
 
 
@@ -125,7 +129,8 @@ def differences(
   for i, group in enumerate(comparison.groups):
     table = report_numbers.differences(group, ('architectures', i))
     if table:
-      parts.append(f'<h3>{escape(report_names.group_name(group))}</h3>{table}')
+      name = report_names.group_name(group)
+      parts.append(report_page.fold(name, table, few(comparison)))
   if not parts:
     return []
   return [report_page.Section('pairs', 'Differences, seed by seed', parts)]

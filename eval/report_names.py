@@ -1,16 +1,31 @@
 """How the report writes names and numbers."""
 
 import math
+import re
 
 from steepest.eval.comparison import Column
 from steepest.eval.comparison import Group
 
-_NAMES = {
+_CONTESTANTS = {
   'gpt2': 'GPT-2',
   'llama': 'LLaMA',
+  'adafactor': 'Adafactor',
   'adamw': 'AdamW',
+  'ademamix': 'AdEMAMix',
+  'adopt': 'ADOPT',
+  'cautious_adamw': 'Cautious AdamW',
+  'cautious_lion': 'Cautious Lion',
   'lion': 'Lion',
+  'muon': 'Muon',
+  'nadamw': 'NAdamW',
+  'prodigy': 'Prodigy',
+  'schedule_free': 'Schedule-Free AdamW',
+  'signum': 'Signum',
+  'soap': 'SOAP',
   'sophia': 'Sophia',
+}
+_NAMES = {
+  **_CONTESTANTS,
   'arc_easy': 'ARC-Easy',
   'arc_challenge': 'ARC-Challenge',
   'hellaswag': 'HellaSwag',
@@ -38,6 +53,11 @@ _NAMES = {
 def name(key: str) -> str:
   """Returns the usual spelling of a name out of a config or a file."""
   return _NAMES[key] if key in _NAMES else key
+
+
+def named(text: str) -> str:
+  """Returns a sentence with models and optimizers in their usual spelling."""
+  return re.sub(r'\w+', lambda word: _CONTESTANTS.get(word[0], word[0]), text)
 
 
 def column_name(column: Column) -> str:

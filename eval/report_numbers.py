@@ -314,7 +314,8 @@ def scaling_words(comparison: Comparison) -> list[str]:
     )
     base = report_names.name(scaling.baseline)
     if scaling.fit is None:
-      lines.append(f'{model}: no curve of {base}: {scaling.reason}.')
+      reason = report_names.named(scaling.reason)
+      lines.append(f'{model}: no curve of {base}: {reason}.')
       continue
     fit = scaling.fit
     lines.append(

@@ -197,6 +197,19 @@ def scroll(table: str, label: str) -> str:
   )
 
 
+def fold(title: str, body: str, few: bool) -> str:
+  """Returns a titled part, folded away unless there are few like it.
+
+  Args:
+    title: as text.
+    body: HTML.
+    few: whether it stands open.
+  """
+  if few:
+    return f'<h3>{escape(title)}</h3>{body}'
+  return f'<details><summary>{escape(title)}</summary>{body}</details>'
+
+
 def table(
   heads: Sequence[str],
   rows: Sequence[Sequence[str]],

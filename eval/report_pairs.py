@@ -142,7 +142,8 @@ def study_section(comparison: Comparison) -> list[report_page.Section]:
     if table:
       name = report_names.group_name(group)
       label = f'{name}: differences of accuracies'
-      parts.append(f'<h3>{escape(name)}</h3>{report_page.scroll(table, label)}')
+      body = report_page.scroll(table, label)
+      parts.append(report_page.fold(name, body, len(comparison.groups) < 3))
   if not parts:
     return []
   parts.append(

@@ -41,6 +41,8 @@ def results(comparison: Comparison) -> report_page.Section:
 
 
 def _verdicts(group: Group, open_: bool) -> str:
+  if not group.verdicts:
+    return ''
   rows = []
   for statement in report_words.statements(group):
     style = 'badge won' if statement.won else 'badge'
@@ -106,18 +108,21 @@ def losses(
       'of a diverged run; runs under way are paler.',
       _legend(comparison),
     ),
-    *(_source_table(g, i) for i, g in enumerate(comparison.groups)),
+    *(
+      _source_table(group, i, len(comparison.groups) < 3)
+      for i, group in enumerate(comparison.groups)
+    ),
   ]
   title = 'Loss against tokens, FLOPs and time'
   return [report_page.Section('losses', title, parts)]
 
 
-def _source_table(group: Group, index: int) -> str:
+def _source_table(group: Group, index: int, few: bool) -> str:
   table = report_tables.by_source(group, index)
   if not table:
     return ''
   title = f'{report_names.group_name(group)}: validation loss by source'
-  return f'<h3>{escape(title)}</h3>{report_page.scroll(table, title)}'
+  return report_page.fold(title, report_page.scroll(table, title), few)
 
 
 def scores(

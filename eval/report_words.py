@@ -50,7 +50,7 @@ def headline(group: Group) -> str:
   name = report_names.group_name(group)
   verdict = group.verdict('eval_loss') or group.verdict('train_loss')
   if group.refusal and len(group.selection.cells) > 1:
-    return f'{name}: not ranked, {group.refusal}.'
+    return f'{name}: not ranked, {report_names.named(group.refusal)}.'
   if verdict is None or verdict.best is None:
     return f'{name}: no finished runs to compare yet.'
   loss = report_names.column_name(verdict.column).lower()
@@ -88,7 +88,7 @@ def _fastest(group: Group) -> str:
 def _statement(verdict: Verdict, cells: dict[str, Cell]) -> Statement:
   subject = report_names.column_name(verdict.column)
   if verdict.best is None:
-    text = f'Not compared: {verdict.reason}.'
+    text = f'Not compared: {report_names.named(verdict.reason)}.'
     return Statement(subject, _BADGES['incomparable'], False, text)
   best = report_names.name(verdict.best)
   won = verdict.conclusion == 'wins'

@@ -98,8 +98,20 @@ def written(study_dir, tmp_path_factory):
   return _Numbers(path.read_text('utf-8')), numbers, out
 
 
-def test_every_number_of_the_page_is_in_the_json(written):
-  page, numbers, _ = written
+@pytest.fixture(scope='module')
+def of_axes(study_runs, tmp_path_factory):
+  """A report on two models at four values of axes."""
+  root, out = (tmp_path_factory.mktemp(name) for name in ('runs', 'report'))
+  study_runs.write_axis_study(root / 'study')
+  result = comparison.compare(comparison.load_runs([root / 'study']))
+  path = report.write(result, out, 'python -m launch.report')
+  numbers = json.loads((out / 'report.json').read_text('utf-8'))
+  return _Numbers(path.read_text('utf-8')), numbers, out
+
+
+@pytest.mark.parametrize('which', ['written', 'of_axes'])
+def test_every_number_of_the_page_is_in_the_json(which, request):
+  page, numbers, _ = request.getfixturevalue(which)
   assert len(page.found) > 300
   for attributes, text in page.found:
     held = _look_up(numbers, attributes['data-path'])
@@ -158,6 +170,33 @@ def test_no_cell_holds_another_number(written):
   for cell in page.bare:
     for number in re.findall(r'\d+\.\d{4}', cell):
       assert number in words, cell
+
+
+def test_effects_are_differences_of_summaries(of_axes, study_runs):
+  """What four epochs change, seed by seed, as the table and figure show it."""
+  page, numbers, _ = of_axes
+  shown = {a['data-path']: float(a['value']) for a, _ in page.found}
+  losses = {run['run']: run['summary']['eval_loss'] for run in numbers['runs']}
+  points = [
+    (trace['x'][0], trace['name'])
+    for trace in numbers['figures']['effects']['data']
+  ]
+  seen = 0
+  for i, effect in enumerate(numbers['effects']):
+    if effect['axis'] != 'epochs':
+      continue
+    cell = f'{effect["architecture"]}-{effect["optimizer"]}'
+    wanted = np.mean(
+      [
+        losses[f'{cell}-epochs=4/seed={s}'] - losses[f'{cell}/seed={s}']
+        for s in effect['seeds']
+      ]
+    )
+    assert shown[f'/effects/{i}/loss/value'] == pytest.approx(wanted)
+    near = [x for x, _ in points if x == pytest.approx(wanted, abs=1e-6)]
+    assert near
+    seen += 1
+  assert seen == 6
 
 
 def _strings(content):
