@@ -45,6 +45,9 @@ def to_dict(
       for found in comparison.pareto
     ],
     'pareto_warning': comparison.pareto_warning,
+    'agreements': [
+      dataclasses.asdict(found) for found in comparison.agreements
+    ],
     'fairness': [dataclasses.asdict(rule) for rule in rules.RULES],
     'tuning': [_curve(curve) for curve in comparison.curves],
     'unequal_budgets': report_words.unequal_budgets(comparison),
