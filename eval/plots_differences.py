@@ -32,7 +32,7 @@ def difference_figure(comparison: Comparison) -> dict[str, Any] | None:
       for pair in _shown(group)
     ]
     panels.append((report_names.group_name(group), rows))
-  title = 'Difference of validation loss (nats per token)'
+  title = 'Difference of loss (nats per token)'
   return _forest(panels, title, 'difference of validation loss')
 
 
@@ -45,12 +45,13 @@ def effect_figure(comparison: Comparison) -> dict[str, Any] | None:
     others = groups_lib.label(found.others)
     model = report_names.model_name(found.architecture, others)
     axis = found.axis.replace('_', ' ')
-    title = f'{model}: {axis} {found.reference} → {found.value}'
+    sides = map(report_names.axis_value, (found.reference, found.value))
+    title = f'{model}: {axis} {" → ".join(sides)}'
     name = report_names.name(found.optimizer)
     panels.setdefault(title, []).append((name, found.loss, found.optimizer))
   if not panels:
     return None
-  title = 'Change of validation loss (nats per token)'
+  title = 'Change of loss (nats per token)'
   return _forest(list(panels.items()), title, 'change of validation loss')
 
 
@@ -86,6 +87,7 @@ def _forest(
     layout[plots_layout.axis('x', panel)] |= {
       'title': plots_layout.title(title),
       'zeroline': True,
+      'rangemode': 'tozero',
       'zerolinecolor': plots_layout.INK,
       'zerolinewidth': 1.5,
     }

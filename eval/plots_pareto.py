@@ -22,6 +22,8 @@ _SYMBOLS = (
 )
 # Diameters of the lowest and the highest accuracy, in pixels.
 _SIZES = (10.0, 26.0)
+# Cells of the Pareto set up to which their names fit.
+_LABELLED = 8
 
 
 def pareto_figure(comparison: Comparison) -> dict[str, Any] | None:
@@ -48,12 +50,21 @@ def pareto_figure(comparison: Comparison) -> dict[str, Any] | None:
     for cell in comparison.cells
     if 'seconds' in cell.spreads and 'eval_loss' in cell.spreads
   }
+  labelled = sum(one.efficient for one in found) <= _LABELLED
   data = [_front(found, scale)] if any(o.efficient for o in found) else []
   for one in found:
     symbol = _SYMBOLS[models.index(model_name(one)) % len(_SYMBOLS)]
     key = (one.architecture, one.optimizer, groups_lib.label(one.axes))
     data.append(
-      _mark(one, look[one.optimizer], symbol, known, scale, deviations[key])
+      _mark(
+        one,
+        look[one.optimizer],
+        symbol,
+        known,
+        scale,
+        deviations[key],
+        labelled,
+      )
     )
     data[-1]['hovertemplate'] = _hover(one, unit)
   return {
@@ -106,6 +117,7 @@ def _mark(
   known: Sequence[float],
   scale: float,
   deviations: tuple[float | None, float | None],
+  labelled: bool,
 ) -> dict[str, Any]:
   size = _SIZES[0] + 2
   if one.accuracy is not None and max(known) > min(known):
@@ -114,7 +126,7 @@ def _mark(
   bars = {'thickness': 1, 'width': 0, 'color': look['color'], 'type': 'data'}
   x_sd, y_sd = deviations
   label = ''
-  if one.efficient:
+  if one.efficient and labelled:
     label = report_names.name(one.optimizer)
     if one.accuracy is not None:
       label += f', {100 * one.accuracy:.1f} %'

@@ -127,6 +127,8 @@ function arrange(layout, width) {
     changes[axisName('x', i + 1) + '.nticks'] = wide < 340 ? 5 : 0;
     changes[`annotations[${i}].x`] = left;
     changes[`annotations[${i}].y`] = top;
+    // Alone in its row a title may start above the labels of the axis.
+    changes[`annotations[${i}].xshift`] = columns > 1 ? 0 : 6 - layout.margin.l;
   }
   return changes;
 }

@@ -117,10 +117,5 @@ def _interactions(comparison: Comparison) -> str:
 def _step(found: Any) -> str:
   """Returns such as 'epochs 1 → 4'."""
   axis = found.axis.replace('_', ' ')
-  return f'{axis} {_value(found.reference)} → {_value(found.value)}'
-
-
-def _value(value: Any) -> str:
-  if isinstance(value, int) and value >= 10_000:
-    return report_names.count(value)
-  return str(value)
+  sides = map(report_names.axis_value, (found.reference, found.value))
+  return f'{axis} {" → ".join(sides)}'

@@ -151,6 +151,13 @@ def cell_name(architecture: str, optimizer: str, axes: str) -> str:
   return f'{text}, {axes}' if axes else text
 
 
+def axis_value(value: object) -> str:
+  """Returns a value of an axis, large numbers as counts."""
+  if isinstance(value, int) and value >= 10_000:
+    return count(value)
+  return str(value)
+
+
 def score_name(key: str) -> str:
   """Returns what 'task/metric', or the mean over benchmarks, is called."""
   if key == 'accuracy':

@@ -13,6 +13,7 @@ import pytest
 
 from steepest.eval import comparison
 from steepest.eval import report
+from steepest.eval import transfer
 
 _UNITS = {
   '%': 1,
@@ -262,3 +263,52 @@ def test_markdown_is_text(study_runs, tmp_path):
   assert not re.search(r'(?<!\\)\]\(', text)
   for table in _rows(text):
     assert len({len(row) for row in table}) == 1
+
+
+def _widths(study_runs, root, widths=(64, 128)):
+  """Writes trials over the rate at several widths."""
+  for width in widths:
+    for k, lr in enumerate((1e-3, 2e-3, 4e-3, 8e-3)):
+      settings = study_runs.config(
+        'gpt2', 'adamw', 0, 'tune', model__width=width, optimizer__lr=lr
+      )
+      end = 4 - width / 1000 + 0.1 * (k - 1.5) ** 2
+      study_runs.write_run(root / f'{width}-{lr}', settings, end, rows=20)
+
+
+def test_a_study_of_several_widths_shows_its_own_transfer(study_runs, tmp_path):
+  _widths(study_runs, tmp_path / 'runs')
+  result = comparison.compare(comparison.load_runs([tmp_path / 'runs']))
+  path = report.write(result, tmp_path / 'out', 'x')
+  numbers = json.loads((tmp_path / 'out/report.json').read_text('utf-8'))
+  (cell,) = numbers['transfer']['cells']
+  assert [width['width'] for width in cell['widths']] == [64, 128]
+  # Both parabolas are lowest between the second and the third rate.
+  for width in cell['widths']:
+    best = 2 ** width['log2_optimum']['mean']
+    assert best == pytest.approx(1e-3 * 2**1.5, rel=0.01)
+  assert cell['drift_steps_per_octave']['mean'] == pytest.approx(0, abs=0.01)
+  lines = [
+    trace
+    for trace in numbers['figures']['transfer']['data']
+    if 'best' not in trace['meta']['kind']
+  ]
+  assert [len(trace['x']) for trace in lines] == [4, 4]
+  assert 'trials of this study' in path.read_text('utf-8')
+
+
+def test_one_width_shows_no_transfer(study_runs, tmp_path):
+  _widths(study_runs, tmp_path / 'runs', (64,))
+  result = comparison.compare(comparison.load_runs([tmp_path / 'runs']))
+  path = report.write(result, tmp_path / 'out', 'x')
+  assert 'Do learning rates carry over' not in path.read_text('utf-8')
+
+
+def test_a_damaged_transfer_experiment_is_one_line(tmp_path):
+  with pytest.raises(FileNotFoundError, match='--transfer takes the workdir'):
+    transfer.read(tmp_path)
+  for text in ('{', '{"cells": [{}]}', '[]'):
+    (tmp_path / 'transfer.json').write_text(text)
+    with pytest.raises(ValueError, match='damaged') as error:
+      transfer.read(tmp_path)
+    assert '\n' not in str(error.value)
