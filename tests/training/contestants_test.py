@@ -1,0 +1,160 @@
+"""Every optimizer in a training step: interruption, micro-batches, meshes."""
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+from steepest.experiments import base
+from steepest.models.parametrization import Factors
+from steepest.optimizers import build
+from steepest.training.checkpoint import Checkpointer
+from steepest.training.step import Step
+from steepest.training.step import TrainState
+
+_SHAPES = {'embedding': (11, 6), 'hidden': (6, 6), 'gain': (6,)}
+# Those whose state is laid out, or whose parameters are moved, in a way of
+# their own.
+_UNLIKE = ('adafactor', 'muon', 'prodigy', 'schedule_free', 'soap')
+
+
+def _apply(params, tokens_BxL):
+  """Logits of the next token: one residual layer on an embedding."""
+  x_BxLxD = params['embedding'][tokens_BxL]
+  x_BxLxD += x_BxLxD @ params['hidden'] * params['gain'][None, None]
+  return x_BxLxD @ params['embedding'].T
+
+
+def _step(name, microbatches=1, dtype='float32'):
+  config = base.get_config()
+  base.set_optimizer(config, name)
+  config.optimizer.update(
+    hessian_every=2, hessian_bias_correction=True, precondition_every=2
+  )
+  config.schedule.update(kind='cosine', warmup_steps=1)
+  factors = {
+    kind: Factors(
+      0.5, 0.7, 2.0, 0.5, dict.fromkeys(build.DECAY_MODES, 1.0), kind
+    )
+    for kind in _SHAPES
+  }
+  chain = build.build(config.optimizer, config.schedule, factors, dtype)
+  args = build.arguments(config.optimizer, config.schedule, 6)
+  return Step(_apply, chain, 'gnb', microbatches), args
+
+
+def _start(step):
+  rng = np.random.default_rng(0)
+  params = {
+    k: jnp.asarray(rng.normal(size=s) / 2, 'f') for k, s in _SHAPES.items()
+  }
+  return TrainState(jnp.int32(0), params, step.chain.init(params))
+
+
+def _batch(i):
+  tokens = np.random.default_rng(i).integers(0, 11, (4, 9)).astype(np.int32)
+  return {'inputs': tokens[:, :-1], 'targets': tokens[:, 1:]}
+
+
+def _train(jitted, state, args, steps):
+  for i in steps:
+    state, stats = jitted(state, _batch(i), args, np.uint32(0))
+  return state, stats
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('name', build.names())
+def test_an_interruption_changes_nothing(name, dtype, tmp_path):
+  """Through a checkpoint on disk, bit for bit."""
+  if dtype == 'bfloat16' and name not in _UNLIKE:
+    pytest.skip('one of each layout is enough')
+  step, args = _step(name, dtype=dtype)
+  jitted = jax.jit(step)
+  middle, _ = _train(jitted, _start(step), args, range(3))
+  whole, stats = _train(jitted, middle, args, range(3, 6))
+  checkpointer = Checkpointer(tmp_path, 1)
+  checkpointer.save(middle, 3, {})
+  checkpointer.wait()
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  target = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), middle
+  )
+  restored, _ = checkpointer.restore(target, 3)
+  checkpointer.close()
+  again, other = _train(jitted, restored, args, range(3, 6))
+  jax.tree.map(np.testing.assert_array_equal, whole, again)
+  assert stats == other
+  assert np.isfinite(stats['train/loss'])
+
+
+@pytest.mark.parametrize('name', _UNLIKE)
+def test_micro_batches_are_one_batch(name):
+  whole, args = _step(name)
+  parts, _ = _step(name, microbatches=2)
+  a, _ = _train(jax.jit(whole), _start(whole), args, range(4))
+  b, _ = _train(jax.jit(parts), _start(parts), args, range(4))
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=2e-5),
+    a.params,
+    b.params,
+  )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [name for name in _UNLIKE if name != 'soap'])
+def test_eight_devices_make_the_update_of_one(
+  configure, make_program, arguments, name
+):
+  found = []
+  for mesh in ({}, {'mesh__data': 2, 'mesh__fsdp': 2, 'mesh__tensor': 2}):
+    # Sides of 128 are factored.
+    config = configure(
+      'llama', name, model__width=128, schedule__warmup_steps=0, **mesh
+    )
+    program = make_program(config)
+    args = arguments(config)
+    shapes = program.state_shapes.params
+    rng = np.random.default_rng(0)
+    grads = jax.tree.map(
+      lambda s, rng=rng: rng.normal(size=s.shape).astype('f') / 100, shapes
+    )
+    state = program.init(0)
+    shardings = jax.tree.map(lambda s: s.sharding, shapes)
+    with jax.set_mesh(program.mesh):
+      update = jax.jit(program.chain.update)
+      params, opt_state = state.params, state.opt_state
+      for t in range(3):
+        params, opt_state, _ = update(
+          jax.device_put(grads, shardings), opt_state, params, t, args
+        )
+    found.append(jax.device_get(params))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *found
+  )
+
+
+def test_schedule_free_is_validated_with_its_average(
+  configure, make_program, arguments, make_batch
+):
+  """And several runs as one program give each its own."""
+  config = configure(
+    'gpt2', 'schedule_free', optimizer__lr=0.02, schedule__warmup_steps=0
+  )
+  program = make_program(config)
+  args, seed = program.put(arguments(config)), program.put(np.uint32(0))
+  state = program.init(0)
+  np.testing.assert_array_equal(
+    jax.device_get(program.evaluation_params(state))['embedding'],
+    jax.device_get(state.params)['embedding'],
+  )
+  zs = []
+  for i in range(3):
+    state, _ = program.step(state, program.put_batch(make_batch(i)), args, seed)
+    zs.append(jax.device_get(state.opt_state.path.z)['embedding'])
+  average = jax.device_get(program.evaluation_params(state))['embedding']
+  # Constant rates weigh all z alike.
+  np.testing.assert_allclose(average, np.mean(zs, 0), rtol=1e-4, atol=1e-6)
+  trained = jax.device_get(state.params)['embedding']
+  assert np.abs(trained - average).max() > 1e-4
+  pair = program.evaluation_params(program.stack(state, 2), 1)
+  np.testing.assert_allclose(pair['embedding'], average, rtol=1e-6)
