@@ -162,6 +162,9 @@ class Checkpointer:
     if self._finishing is not None:
       self._finishing.join()
       self._finishing = None
+      # Orbax raises what went wrong in each thread that asks, once.
+      with contextlib.suppress(OSError, ValueError):
+        self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits and releases the writer's threads.
