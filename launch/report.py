@@ -5,7 +5,8 @@
 
 --runs: directories are searched for runs; those with stage=final are compared,
 those with stage=tune give the learning-rate curves. Runs may still be under
-way. --transfer: what launch.transfer found about wider models.
+way. --transfer: what launch.transfer found about wider models. --claims: a
+page of a paper's claims, each with what it rests on.
 --compare: two models, each scored by launch.evaluate (its --out) or at the end
 of its training (its workdir), question by question.
 """
@@ -43,9 +44,19 @@ def main() -> None:
     False,
     'Rank losses and scores of optimizers that were not tuned alike too.',
   )
+  page = flags.DEFINE_bool(
+    'claims',
+    False,
+    'Write claims.md too: what arXiv 2507.08472 claims beside what was found.',
+  )
   cli.run(
     lambda: _report(
-      runs.value, compare.value, out.value, accept.value, transfer.value
+      runs.value,
+      compare.value,
+      out.value,
+      accept.value,
+      transfer.value,
+      page.value,
     ),
     __doc__,
   )
@@ -57,6 +68,7 @@ def _report(
   out: str | None,
   accept: bool,
   transfer_dir: str,
+  claims_too: bool,
 ) -> None:
   if bool(paths) == bool(compared):
     raise ValueError(
@@ -74,8 +86,11 @@ def _report(
     print(f'report: {_compare(compared, out)}')
     return
   # --help need not wait for the plot library.
+  from steepest.eval import claims
   from steepest.eval import comparison
+  from steepest.eval import plots_widths
   from steepest.eval import report
+  from steepest.eval import report_page
   from steepest.eval import transfer
   from steepest.experiments import base
   from steepest.launch import validation
@@ -86,6 +101,10 @@ def _report(
   result = comparison.compare(found, accept_unequal_budgets=accept)
   widths = transfer.read(transfer_dir) if transfer_dir else None
   path = report.write(result, out, _command(), widths)
+  if claims_too:
+    widths = widths or plots_widths.own_result(result.runs)
+    text = claims.claims_page(result, widths)
+    report_page.replace(path.with_name('claims.md'), text)
   report.print_table(result, _console())
   print(f'report: {path}')
 

@@ -35,8 +35,10 @@ def test_writes_the_page_and_names_it_last(run_command, study, tmp_path):
 def test_several_directories(run_command, study, tmp_path):
   finals = study / 'finals'
   runs = f'--runs={finals / "gpt2-adamw"},{finals / "gpt2-lion"}'
-  done = run_command('report', runs, f'--out={tmp_path}')
+  done = run_command('report', runs, f'--out={tmp_path}', '--claims')
   assert done.returncode == 0, done.stderr
+  page = (tmp_path / 'claims.md').read_text('utf-8')
+  assert '| LLaMA does best with Lion. | **not tested** |' in page
   assert 'GPT-2 AdamW' in done.stdout and 'GPT-2 Lion' in done.stdout
   assert 'Sophia' not in done.stdout
 
