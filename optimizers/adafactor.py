@@ -58,11 +58,12 @@ def scale_by_adafactor(
 
   def update(grads: Any, state: Any, params: Any = None):
     del params
-    leaves, structure = jax.tree.flatten(grads)
+    leaves, structure = jax.tree.leaves(grads), jax.tree.structure(grads)
     # Of parameters it wants the shapes alone.
     leaves, factors = scale.update(leaves, state[0], leaves)
     leaves, _ = clip.update(leaves, optax.EmptyState())
-    updates, momentum = average.update(structure.unflatten(leaves), state[1])
+    clipped = jax.tree.unflatten(structure, leaves)
+    updates, momentum = average.update(clipped, state[1])
     return updates, (factors, momentum)
 
   return optax.GradientTransformation(init, update)

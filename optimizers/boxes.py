@@ -21,7 +21,8 @@ class Split:
       kinds: a tree of the roles' kinds, like the parameters.
       chosen: kinds that go into the first part.
     """
-    leaves, self._structure = jax.tree.flatten(kinds)
+    self._structure: Any = jax.tree.structure(kinds)
+    leaves = jax.tree.leaves(kinds)
     self._first = [kind in chosen for kind in leaves]
 
   def parts(self, tree: Any) -> tuple[list[Any], list[Any]]:

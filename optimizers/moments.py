@@ -43,10 +43,11 @@ def _of_moments(
   state: Any, fields: Sequence[str], fn: Callable[[Any, int], Any]
 ) -> Any:
   leaves, structure = jax.tree_util.tree_flatten_with_path(state)
-  return structure.unflatten(
+  changed = [
     fn(x, i) if names_in(path) & set(fields) and x.ndim else x
     for i, (path, x) in enumerate(leaves)
-  )
+  ]
+  return jax.tree.unflatten(structure, changed)
 
 
 def _rounded(x: jax.Array, step: Any, leaf: int) -> jax.Array:
