@@ -141,6 +141,22 @@ def that_fit(
   return []
 
 
+def fastest(plans: planner.Planner, devices: int) -> planner.Plan | None:
+  """Returns the fastest plan that fits; of those as fast, the simplest."""
+  simple = planner.Setting((devices, 1, 1, 1), 1, 'none')
+  found = []
+  for candidate in _candidates(plans, simple, devices):
+    try:
+      found.append(plans.plan(candidate))
+    except ValueError:
+      continue
+  return min(
+    (plan for plan in found if plan.fits),
+    key=lambda p: (round(p.step_seconds, 3), _distance(simple, p.setting)),
+    default=None,
+  )
+
+
 def _distance(wanted: planner.Setting, found: planner.Setting) -> float:
   """Returns how many times sizes were doubled or halved."""
   pairs = zip(

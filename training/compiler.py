@@ -37,17 +37,20 @@ def options(mesh: Mesh) -> dict[str, bool]:
   return {
     name: value
     for name, value in wanted.items()
-    if f'--{name}' not in own and accepted(name, value, device)
+    if f'--{name}' not in own and accepted(name, value, mesh)
   }
 
 
 @functools.cache
-def accepted(name: str, value: bool, device: jax.Device) -> bool:
+def accepted(name: str, value: bool, mesh: Mesh) -> bool:
   """Returns whether this version of XLA has an option; logs it if not."""
-  sharding = NamedSharding(Mesh([device], 'x'), PartitionSpec())
-  shape = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding)
+  shape = jax.ShapeDtypeStruct(
+    (), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec())
+  )
   try:
-    jax.jit(lambda x: x).lower(shape).compile(compiler_options={name: value})
+    with jax.set_mesh(mesh):
+      lowered = jax.jit(lambda x: x).lower(shape)
+    lowered.compile(compiler_options={name: value})
   except jax.errors.JaxRuntimeError as error:
     logging.warning('XLA option left out: %s', str(error).splitlines()[0])
     return False

@@ -32,7 +32,7 @@ def per_device(
     model: shapes.
     matrices: parameters in matrices.
     tokens: of a step on each device.
-    microbatches: slices; each gathers and reduces again.
+    microbatches: slices; along fsdp each gathers and reduces again.
     remat: 'full' gathers the weights a third time.
   """
   item = jnp.dtype(model.compute_dtype).itemsize
@@ -43,7 +43,12 @@ def per_device(
   keys = item * tokens * model.num_kv_heads * model.head_dim / sizes['tensor']
   layers = model.num_layers
   return {
-    'data': 2 * ring['data'] * weights / sizes['fsdp'] * microbatches,
+    # Each copy sums its micro-batches, in float32, and reduces them once.
+    'data': (4 / item if microbatches > 1 else 1)
+    * 2
+    * ring['data']
+    * weights
+    / sizes['fsdp'],
     # Gathered for each use; the gradient is reduced and scattered.
     'fsdp': (gathers + 1) * ring['fsdp'] * weights * microbatches,
     # After attention, after the MLP, and for the gradients of both inputs.

@@ -22,7 +22,7 @@ class _Mesh:
 def tried(monkeypatch):
   names = []
 
-  def accept(name, value, device):
+  def accept(name, value, mesh):
     names.append(name)
     return 'fuse_all_gather' not in name
 
@@ -30,14 +30,22 @@ def tried(monkeypatch):
   return names
 
 
-def test_options_of_gpus_are_known_to_this_version():
+@pytest.fixture
+def mesh():
+  auto = (jax.sharding.AxisType.Auto,)
+  return jax.make_mesh((8,), ('data',), axis_types=auto)
+
+
+def test_options_of_gpus_are_known_to_this_version(mesh):
   """XLA checks their names on whatever it compiles for."""
   for name, value in compiler.OPTIONS['gpu'].items():
-    assert compiler.accepted(name, value, jax.devices()[0])
+    assert compiler.accepted(name, value, mesh)
 
 
-def test_an_unknown_option_is_left_out_with_a_word(caplog):
-  assert not compiler.accepted('xla_gpu_no_such', True, jax.devices()[0])
+def test_an_unknown_option_is_left_out_with_a_word(caplog, mesh):
+  # Where programs are compiled, their mesh is set.
+  with jax.set_mesh(mesh):
+    assert not compiler.accepted('xla_gpu_no_such', True, mesh)
   assert "No such compile option: 'xla_gpu_no_such'" in caplog.text
 
 
