@@ -71,21 +71,7 @@ def _group(group: Group) -> dict[str, Any]:
     'seeds': list(selection.seeds),
     'equal': selection.equal,
     'cells': [_cell(cell) for cell in group.cells],
-    'verdicts': [
-      {
-        'column': verdict.column.key,
-        'best': verdict.best,
-        'conclusion': verdict.conclusion,
-        'text': statement.text,
-        'differences': {
-          other: {**dataclasses.asdict(d), 'exceeds': d.exceeds}
-          for other, d in verdict.differences.items()
-        },
-      }
-      for verdict, statement in zip(
-        group.verdicts, report_words.statements(group)
-      )
-    ],
+    'verdicts': _verdicts(group),
     'left_out': [
       {'run': entry.run.name, 'reasons': list(entry.reasons)}
       for entry in selection.left_out
@@ -99,6 +85,13 @@ def _group(group: Group) -> dict[str, Any]:
       for run in selection.unfinished
     ],
     'warnings': group.warnings,
+    **_numbers(group),
+  }
+
+
+def _numbers(group: Group) -> dict[str, Any]:
+  """Returns differences, budgets, costs and speed-ups of a group."""
+  return {
     'pairs': {
       key: [
         {
@@ -125,6 +118,24 @@ def _group(group: Group) -> dict[str, Any]:
       {**dataclasses.asdict(found), 'gap': found.gap} for found in group.targets
     ],
   }
+
+
+def _verdicts(group: Group) -> list[dict[str, Any]]:
+  return [
+    {
+      'column': verdict.column.key,
+      'best': verdict.best,
+      'conclusion': verdict.conclusion,
+      'text': statement.text,
+      'differences': {
+        other: {**dataclasses.asdict(d), 'exceeds': d.exceeds}
+        for other, d in verdict.differences.items()
+      },
+    }
+    for verdict, statement in zip(
+      group.verdicts, report_words.statements(group)
+    )
+  ]
 
 
 def _cell(cell: Cell) -> dict[str, Any]:
