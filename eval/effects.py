@@ -47,7 +47,8 @@ class AxisEffect:
     seeds: that both sides have.
     loss: final validation loss at `value` minus that at `reference`, paired by
       seed, corrected for the optimizers of the model; None where not available.
-    accuracy: the same of the mean accuracy, paired by question and seed.
+    accuracy: the same of the mean accuracy, paired by question and seed; None
+      without scores of the same questions on both sides.
     reason: why there is no `loss`; '' where there is.
   """
 
@@ -201,8 +202,15 @@ def _effects(common: _Common, reason: str) -> list[AxisEffect]:
   losses = statistics.correct(
     {name: statistics.mean_difference(values, name) for name in values}
   )
+  both = common.both()
+  scores = {
+    name: score
+    for name, (seeds, _) in changes.items()
+    if not reason and (score := _accuracy(*both[name], seeds)) is not None
+  }
+  scores = statistics.correct(scores)
   result = []
-  for name, (a, b) in common.both().items():
+  for name in both:
     seeds = changes[name][0] if name in changes else ()
     why = reason or ('' if seeds else 'no seed has finished on both sides')
     result.append(
@@ -211,7 +219,7 @@ def _effects(common: _Common, reason: str) -> list[AxisEffect]:
         optimizer=name,
         seeds=seeds,
         loss=None if why else losses[name],
-        accuracy=None if why else _accuracy(a, b, seeds),
+        accuracy=scores[name] if name in scores else None,
         reason=why,
       )
     )

@@ -275,6 +275,15 @@ def axis_scores(
     conclusion = UNRESOLVED
     if d.exceeds:
       conclusion = FOUND if d.value > 0 else CONTRADICTED
+    remark = _smallest(d, 'accuracy', conclusion)
+    scores = [
+      cell.accuracy
+      for cell in comparison.cells
+      if (cell.architecture, cell.optimizer)
+      == (effect.architecture, effect.optimizer)
+    ]
+    if not any(score and score.above_chance for score in scores):
+      conclusion, remark = UNRESOLVED, 'nowhere above chance by two errors'
     found.append(
       _of_difference(
         f'{effect.architecture}, {effect.optimizer}',
@@ -283,7 +292,7 @@ def axis_scores(
         d,
         len(effect.seeds),
         POINTS,
-        _smallest(d, 'accuracy', conclusion),
+        remark,
       )
     )
   return found or [Finding('every model', UNTESTED, remark=_missing(axis))]
