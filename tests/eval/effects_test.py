@@ -250,3 +250,26 @@ def test_labels():
   assert groups.label({'batch_size': 32, 'schedule': 'wsd'}) == (
     'batch size 32, schedule wsd'
   )
+
+
+def test_scores_along_an_axis_are_paired_by_question(study_runs, tmp_path):
+  rng = np.random.default_rng(3)
+  losses = {('adamw', 1): [3.4] * 3, ('adamw', 4): [3.3] * 3}
+  _write(study_runs, tmp_path, losses)
+  answers = {}
+  for value, rate in ((1, 0.5), (4, 0.7)):
+    for seed in range(3):
+      right = [int(x) for x in rng.uniform(size=200) < rate]
+      answers[value, seed] = right
+      path = tmp_path / 'finals' / f'adamw-{value}' / f'seed={seed}'
+      study_runs.write_scores(path, {'boolq/acc': right})
+  result = comparison.compare(comparison.load_runs([tmp_path]))
+  (effect,) = result.effects
+  a, b = (
+    np.array([answers[value, s] for s in range(3)], float) for value in (4, 1)
+  )
+  squared = np.var((a - b).mean(axis=0), ddof=1) / 200
+  squared += np.var((a - b).mean(axis=1), ddof=1) / 3
+  assert effect.accuracy.value == pytest.approx((a - b).mean())
+  assert effect.accuracy.error == pytest.approx(np.sqrt(squared))
+  assert effect.accuracy.exceeds
