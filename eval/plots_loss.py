@@ -54,7 +54,7 @@ def _training(
     return []
   when = {'kind': 'train'}
   color = courses.look[run.optimizer]['color']
-  pale = {
+  pale: dict[str, Any] = {
     'line': {'color': color, 'width': 1},
     'opacity': 0.16,
     'hoverinfo': 'skip',

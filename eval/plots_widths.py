@@ -132,7 +132,7 @@ def _lines(
   for width in cell['widths']:
     color = colors[width['width']]
     x, y, error = plots_transfer.points(width['curves'])
-    meta = {
+    meta: dict[str, Any] = {
       'when': {'transfer': cell['optimizer']},
       'kind': f'width {width["width"]}',
     }

@@ -45,7 +45,7 @@ def axes(
 
 def _effects(comparison: Comparison) -> str:
   """Returns the table of what an axis changes for each optimizer."""
-  rows = []
+  rows: list[tuple[str, ...]] = []
   for i, found in enumerate(comparison.effects):
     own = ('effects', i)
     model = report_names.model_name(

@@ -33,6 +33,27 @@ def transfer(
     for width, color in plots_widths.colors_of(cells).items()
   )
   source = 'the trials of this study' if own else 'an experiment of its own'
+  parts = [
+    f'<p>From {source}: {result["runs"]} runs, '
+    f'{result["hours_of_one_process"]:.2f} hours of one process.</p>',
+    '<div class="controls">',
+    report_page.switch('transfer', 'Optimizer', options),
+    '</div>',
+    figure(
+      'transfer',
+      'Loss over the learning rate at several widths',
+      'Means over seeds ± standard error; stars are the lowest points of '
+      'parabolas. Rates carry over where they lie above one another.',
+      f'<div class="chips">{lines}</div>',
+    ),
+    report_page.scroll(_rates(cells), 'Transfer'),
+  ]
+  title = 'Do learning rates carry over?'
+  return [report_page.Section('widths', title, parts)]
+
+
+def _rates(result: dict[str, Any]) -> str:
+  """Returns the table of best rates at each width."""
   heads = (
     'Cell',
     'Best rate at each width',
@@ -41,7 +62,7 @@ def transfer(
     '#Wider is better',
   )
   rows = []
-  for i, cell in enumerate(cells['cells']):
+  for i, cell in enumerate(result['cells']):
     at = ('transfer', 'cells', i)
     drift = cell['drift_steps_per_octave']
     cost = cell['widths'][-1]['penalty_of_proxy_lr']
@@ -66,23 +87,7 @@ def transfer(
         f'{wider["better"]} of {wider["pairs"]}',
       )
     )
-  parts = [
-    f'<p>From {source}: {result["runs"]} runs, '
-    f'{result["hours_of_one_process"]:.2f} hours of one process.</p>',
-    '<div class="controls">',
-    report_page.switch('transfer', 'Optimizer', options),
-    '</div>',
-    figure(
-      'transfer',
-      'Loss over the learning rate at several widths',
-      'Means over seeds ± standard error; stars are the lowest points of '
-      'parabolas. Rates carry over where they lie above one another.',
-      f'<div class="chips">{lines}</div>',
-    ),
-    report_page.scroll(report_page.table(heads, rows, 'transfer'), 'Transfer'),
-  ]
-  title = 'Do learning rates carry over?'
-  return [report_page.Section('widths', title, parts)]
+  return report_page.table(heads, rows, 'transfer')
 
 
 def _power(log2: float | None) -> str:

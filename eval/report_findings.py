@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from steepest.eval import fairness
 from steepest.eval import groups as groups_lib
 from steepest.eval import report_names
 from steepest.eval import report_numbers
@@ -18,7 +19,10 @@ _Table = Callable[[Group, report_numbers.Path], str]
 
 def legend(comparison: Comparison) -> str:
   """Returns the buttons of all optimizers."""
-  names = sorted({c.optimizer for c in (*comparison.cells, *comparison.curves)})
+  names = sorted(
+    {cell.optimizer for cell in comparison.cells}
+    or {curve.optimizer for curve in comparison.curves}
+  )
   return report_page.legend({n: report_names.name(n) for n in names})
 
 
@@ -50,12 +54,13 @@ def trade_off(
     f'{symbol.replace("-", " ")} {escape(model)}'
     for model, symbol in symbols.items()
   )
-  warning = ''
-  if comparison.pareto_warning:
-    warning = (
-      '<p class="warning">Not comparable as they stand: '
-      f'{escape(comparison.pareto_warning)}.</p>'
-    )
+  lines = [
+    line for line in (comparison.pareto_warning, _unsteady(comparison)) if line
+  ]
+  warning = ''.join(
+    f'<p class="warning">Compare these times with care: {escape(line)}.</p>'
+    for line in lines
+  )
   plot = figure(
     'pareto',
     'Training time against loss and accuracy',
@@ -69,6 +74,11 @@ def trade_off(
   title = 'Hours, loss and accuracy'
   parts = [warning, plot, _candidates(comparison)]
   return [report_page.Section('trade-off', title, parts)]
+
+
+def _unsteady(comparison: Comparison) -> str:
+  runs = [run for cell in comparison.cells for run in cell.runs]
+  return fairness.unsteady(runs)
 
 
 def _candidates(comparison: Comparison) -> str:
@@ -199,6 +209,18 @@ def sensitivities(
         legend(comparison),
       )
     )
+  parts += [
+    report_page.scroll(_off_best(comparison), 'Sensitivity'),
+    '<p class="note">Rate sensitivity: how far the loss is above its best on '
+    'average over the range, of the same width for all optimizers of a model '
+    '(arXiv 2309.14322).</p>',
+  ]
+  title = 'Sensitivity to hyperparameters'
+  return [report_page.Section('off-best', title, parts)]
+
+
+def _off_best(comparison: Comparison) -> str:
+  """Returns the table of losses off the best values."""
   heads = (
     'Search',
     'Quantity',
@@ -243,13 +265,4 @@ def sensitivities(
         f'{data(one.trials, str(one.trials), *own, "trials")}',
       )
     )
-  parts += [
-    report_page.scroll(
-      report_page.table(heads, rows, 'sensitivity'), 'Sensitivity'
-    ),
-    '<p class="note">Rate sensitivity: how far the loss is above its best on '
-    'average over the range, of the same width for all optimizers of a model '
-    '(arXiv 2309.14322).</p>',
-  ]
-  title = 'Sensitivity to hyperparameters'
-  return [report_page.Section('off-best', title, parts)]
+  return report_page.table(heads, rows, 'sensitivity')

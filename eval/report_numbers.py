@@ -34,7 +34,8 @@ def differences(group: Group, path: Path) -> str:
     group: whose pairs to show.
     path: of the group in report.json.
   """
-  first, rest = [], []
+  first: list[str] = []
+  rest: list[str] = []
   for key, title in (
     ('eval_loss', 'Validation loss (nats per token)'),
     ('train_loss', 'Training loss (nats per token)'),

@@ -51,8 +51,9 @@ def _verdicts(group: Group, open_: bool) -> str:
       f'<td class="{style}">{escape(statement.badge)}</td>'
       f'<td>{escape(statement.text)}</td></tr>'
     )
+  name = escape(report_names.group_name(group))
   warnings = ''.join(
-    f'<p class="warning">{escape(line)}</p>' for line in group.warnings
+    f'<p class="warning">{name}: {escape(line)}</p>' for line in group.warnings
   )
   title = f'{report_names.group_name(group)}: which optimizer wins, by enough?'
   table = (
