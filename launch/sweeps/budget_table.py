@@ -13,7 +13,7 @@ from steepest.launch.sweeps import space
 from steepest.launch.sweeps.budget import Part
 from steepest.launch.sweeps.certainty import Spread
 
-_BAR = 24
+_BAR = 16
 
 
 def show(
@@ -40,13 +40,15 @@ def show(
   alone = sum(part.alone for part in found)
   targets = sum(part.runs for part in found if part.kind == 'train')
   lines = [
-    f'{total:,.0f} {chip}-hours: {tune:,.0f} for tuning ({tune / total:.1%}) '
-    f'and {train:,.0f} for {targets} target runs ({train / total:.1%}); '
-    f'{total / devices / 24:,.1f} days on {devices} chips',
+    f'{_number(total)} {chip}-hours: {_number(tune)} for tuning '
+    f'({tune / total:.1%}) and {_number(train)} for {targets} target runs '
+    f'({train / total:.1%}); {_number(total / devices / 24)} days on {devices} '
+    f'chip{"s" * (devices > 1)}',
   ]
   if alone > total:
     lines.append(
-      f'shared steps save {alone - total:,.0f} hours ({1 - total / alone:.0%})'
+      f'shared steps save {_number(alone - total)} hours '
+      f'({1 - total / alone:.0%})'
     )
   lines.append(
     'not counted: rates that are added while the best is at an edge (up to '
@@ -85,11 +87,11 @@ def _parts(found: Sequence[Part]) -> Table:
     table.add_row(
       f'{part.kind} {part.cell}',
       str(part.runs),
-      f'{part.tokens / 1e9:.3g} G',
+      _tokens(part.tokens),
       str(plan.setting.devices),
-      f'{plan.peak / 2**30:.1f} of {plan.capacity / 2**30:.1f} GiB{fits}',
-      f'{plan.step_seconds:.3f} s',
-      f'{part.hours:,.1f}',
+      f'{plan.peak / 2**30:.3g} of {plan.capacity / 2**30:.3g} GiB{fits}',
+      f'{plan.step_seconds:.3g} s',
+      _number(part.hours),
       f'{share:.1%}',
       '█' * max(1, round(_BAR * share)),
     )
@@ -113,20 +115,22 @@ def _halvings(
   count = len(study.optimizers.split(','))
   width = lambda n: _known(certainty.half_width(spread, n, count))
   trials, ratio = _trials(config)
+  # Every second rate.
+  half = math.ceil(trials / 2)
   table.add_row(
     'trials a search',
     str(trials),
-    str(math.ceil(trials / 2)),
-    f'-{tune / 2:,.0f}',
+    str(half),
+    _number(tune * (half / trials - 1)),
     f'rates off by {_nats(certainty.missed(spread, ratio))} on average, then '
     f'by {_nats(certainty.missed(spread, ratio**2))}',
   )
-  tokens = config.batch_size * config.model.context / 1e9
+  tokens = config.batch_size * config.model.context
   table.add_row(
     'tokens a trial',
-    f'{config.steps * tokens:.3g} G',
-    f'{config.steps * tokens / 2:.3g} G',
-    f'-{tune / 2:,.0f}',
+    _tokens(config.steps * tokens),
+    _tokens(config.steps * tokens / 2),
+    _number(-tune / 2),
     'not known: study.axis_tokens with study.retune=tokens measures how far '
     'the best rate moves',
   )
@@ -136,14 +140,14 @@ def _halvings(
     'seeds',
     str(seeds),
     str(other),
-    f'{train * (other / seeds - 1):+,.0f}',
+    _number(train * (other / seeds - 1)),
     f'{width(seeds)}, then {width(other)}',
   )
   table.add_row(
     'tokens a target',
-    f'{study.target_steps * tokens:.3g} G',
-    f'{study.target_steps * tokens / 2:.3g} G',
-    f'-{train / 2:,.0f}',
+    _tokens(study.target_steps * tokens),
+    _tokens(study.target_steps * tokens / 2),
+    _number(-train / 2),
     'an answer for half the tokens; as sure as before if the spread stays',
   )
   return table
@@ -173,3 +177,11 @@ def _known(value: float | None) -> str:
   if value is None:
     return 'one seed tells nothing of chance'
   return f'differences known to ± {value:.2g} nats'
+
+
+def _number(value: float) -> str:
+  return f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'
+
+
+def _tokens(count: float) -> str:
+  return f'{count / 1e9:.3g} G' if count >= 1e8 else f'{count / 1e6:.3g} M'
