@@ -60,12 +60,19 @@ _MISTAKES = {
 }
 
 
+# Secrets that a user of a laptop may have around.
+_SECRETS = ('WANDB_API_KEY', 'HF_TOKEN', 'AWS_SECRET_ACCESS_KEY')
+_HUNTER = 'hunter2-0123456789'
+
+
 @pytest.fixture(scope='module')
 def submitted(fork_commands, tmp_path_factory):
   """What each command said, and the directory that all were given."""
   folder = tmp_path_factory.mktemp('submit')
   workdir = f'--workdir={folder}/it'
-  large = [_GPT2, *_CHIPS, workdir, '--config.optimizer.lr=1e-4', '--dry_run']
+  # Two layers are traced sooner than twelve.
+  small = ('--config.model.num_layers=2', '--config.optimizer.lr=1e-4')
+  large = [_GPT2, *_CHIPS, workdir, *small, '--dry_run']
   study = [_STUDY, '--processes=3', workdir, '--dry_run']
   local = ['--to=local', _TINY, workdir, '--processes=2', '--dry_run']
   commands = {
@@ -80,7 +87,9 @@ def submitted(fork_commands, tmp_path_factory):
     **{name: [*words, '--dry_run'] for name, words in _MISTAKES.items()},
   }
   results = fork_commands(
-    [('submit', words) for words in commands.values()], PATH='/nowhere'
+    [('submit', words) for words in commands.values()],
+    PATH='/nowhere',
+    **dict.fromkeys(_SECRETS, _HUNTER),
   )
   return dict(zip(commands, results)), folder
 
@@ -102,6 +111,40 @@ def test_dry_runs_print_all_and_leave_nothing(submitted):
     assert 'XLA_PYTHON_CLIENT_MEM_FRACTION' in results[name].out
   assert local.count('-m steepest.launch.train') == 2
   assert not any(folder.iterdir())
+
+
+def test_no_secret_is_printed_or_submitted(submitted):
+  for result in submitted[0].values():
+    assert _HUNTER not in result.out + result.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'words',
+  [['--to=local', '--chip=h100'], *_DRY_RUNS.values()],
+  ids=['local', *_DRY_RUNS],
+)
+def test_the_papers_target_on_64_devices(run_command, tmp_path, words):
+  """Mesh, machines and hours from the plan, whatever the place."""
+  done = run_command(
+    'submit',
+    '--config=experiments/paper_target.py:llama,sophia,single',
+    '--config.model.vocab_size=50304',
+    '--chip=h100',
+    f'--workdir={tmp_path}/paper',
+    *words,
+    '--devices=64',
+    '--dry_run',
+  )
+  assert done.returncode == 0, done.stderr
+  each, plan = (
+    next(x for x in done.stdout.splitlines() if x.startswith(begin))
+    for begin in ('# each: ', ('# plan: ', '# seed=0: '))
+  )
+  assert each.startswith('# each: 64 × ') and 'machines: ' in each
+  assert ': mesh data=8 fsdp=8 tensor=1 sequence=1; ' in plan
+  assert 1 < float(plan.split()[-2]) < 1000 and plan.endswith(' h')
+  assert not (tmp_path / 'paper').exists()
 
 
 def test_workers_of_a_study_share_its_directory(submitted):
