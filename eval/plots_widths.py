@@ -42,7 +42,7 @@ def _trial(run: Run, cell: tuple[str, str, str]) -> transfer.Trial:
   summary = run.summary or {}
   losses = [summary[key] for key in ('eval_loss', 'train_loss')]
   found = [loss for loss in losses if loss is not None]
-  env = {'git_commit': '', 'device_kind': '', 'versions': {}}
+  env: dict[str, Any] = {'git_commit': '', 'device_kind': '', 'versions': {}}
   share = 'unclipped_fraction/hidden'
   last = run.rows[-1] if run.rows else {}
   return transfer.Trial(
