@@ -81,6 +81,7 @@ def _parts(found: Sequence[Part]) -> Table:
   for column in table.columns[1:8]:
     column.justify = 'right'
   total = sum(part.hours for part in found)
+  most = max(part.hours for part in found)
   for part in found:
     plan, share = part.plan, part.hours / total
     fits = '' if plan.fits else ' too much'
@@ -93,7 +94,7 @@ def _parts(found: Sequence[Part]) -> Table:
       f'{plan.step_seconds:.3g} s',
       _number(part.hours),
       f'{share:.1%}',
-      '█' * max(1, round(_BAR * share)),
+      '█' * round(_BAR * part.hours / most),
     )
   return table
 
@@ -140,7 +141,7 @@ def _halvings(
     'seeds',
     str(seeds),
     str(other),
-    _number(train * (other / seeds - 1)),
+    ('+' if other > seeds else '') + _number(train * (other / seeds - 1)),
     f'{width(seeds)}, then {width(other)}',
   )
   table.add_row(
