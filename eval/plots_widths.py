@@ -128,7 +128,7 @@ def optimizers(result: dict[str, Any]) -> list[str]:
 def _lines(
   cell: dict[str, Any], panel: int, colors: dict[int, str]
 ) -> list[dict[str, Any]]:
-  traces = []
+  traces: list[dict[str, Any]] = []
   for width in cell['widths']:
     color = colors[width['width']]
     x, y, error = plots_transfer.points(width['curves'])
