@@ -87,6 +87,13 @@ _ABOVE_ZERO = (
   'parametrization.attention_multiplier',
   'parametrization.logit_multiplier',
 )
+_NAMES = (
+  'study.models',
+  'study.optimizers',
+  'transfer.models',
+  'transfer.optimizers',
+  'transfer.parametrizations',
+)
 _MOST = {
   # Layers are traced and compiled one by one.
   'model.num_layers': 1000,
@@ -117,6 +124,9 @@ def check_ranges(config: ConfigDict) -> None:
   for key in _ABOVE_ZERO:
     if values[key] <= 0:
       raise ValueError(f'{key}={values[key]}: must be above 0')
+  for key in _NAMES:
+    if key in values and not all(values[key].split(',')):
+      raise ValueError(f'{key}={values[key]!r}: give names, comma-separated')
   betas = config.optimizer.betas
   if any(isinstance(b, (int, float)) and not 0 <= b < 1 for b in betas):
     raise ValueError(f'optimizer.betas={betas}: must be in [0, 1)')

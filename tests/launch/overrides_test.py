@@ -176,7 +176,7 @@ def _fuzz(command, keys, given_, workdir, examples):
     # Never one of Python's own that nobody thought of.
     assert not re.match(r'error: \w*Error: ', said), said
     # It names what was given: a key, a value, or the file behind it.
-    known = [key.rpartition('.')[2] for key, _ in overrides]
+    known = [key.rpartition('.')[2].rstrip('s') for key, _ in overrides]
     for _, value in overrides:
       known += [value, value.partition(':')[2]]
     assert any(text and text in said for text in known), said
