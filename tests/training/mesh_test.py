@@ -90,9 +90,7 @@ def test_gradient_and_curvature(
   params, ((loss, grads), curvature) = single(name, 'gnb')
   config = configure(name, 'sophia', **_MESHES[mesh])
   program = make_program(config)
-  (other, others), curvatures = _compute(
-    program, params, make_batch()
-  )
+  (other, others), curvatures = _compute(program, params, make_batch())
   assert loss == pytest.approx(float(other), rel=2e-6)
   _close(others, grads)
   # Labels sampled on eight devices are those of one.
