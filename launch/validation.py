@@ -234,7 +234,14 @@ def check_same(config: ConfigDict, workdir: pathlib.Path) -> None:
   saved = read_config(workdir)
   now = ConfigDict(as_json(config))
   before, after = cli.flatten(saved), cli.flatten(now)
-  if saved.steps < now.steps and saved.schedule.kind != 'constant':
+  changes = saved.schedule.kind != 'constant'
+  if saved.steps > now.steps and changes:
+    raise ValueError(
+      f'{workdir} holds a run of steps={saved.steps}, asked for {now.steps}: '
+      f'its {saved.schedule.kind} schedule would be another one, use another '
+      '--workdir'
+    )
+  if saved.steps < now.steps and changes:
     print(
       f'note: {workdir} was planned for {saved.steps} steps; with '
       f'{now.steps} its {saved.schedule.kind} schedule is another one',

@@ -298,7 +298,7 @@ def test_unlike_workdirs_are_refused(fork_commands, tmp_path):
     (['--config.optimizer.lr=0.5'], 'optimizer.lr='),
     (['--config.seed=7'], 'seed=0, asked for 7'),
     (['--config.batch_size=4'], 'batch_size=8, asked for 4'),
-    (['--config.steps=2'], 'holds 4 steps'),
+    (['--config.steps=2'], 'steps=4, asked for 2'),
   ]
   jobs = [('train', _command('gpt2,lion', workdir, *few))]
   jobs += [
