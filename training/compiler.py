@@ -27,7 +27,7 @@ OPTIONS: dict[str, dict[str, bool]] = {
 }
 
 
-def options(mesh: Mesh) -> dict[str, bool]:
+def options(mesh: Mesh) -> dict[str, str | bool]:
   """Returns the options for a mesh; what the user set in XLA_FLAGS stays."""
   device = mesh.devices.flat[0]
   if mesh.size == 1 or device.platform not in OPTIONS:

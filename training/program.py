@@ -120,7 +120,7 @@ class Program:
   def compile_step(
     self,
     state: TrainState,
-    batch: dict[str, jax.Array],
+    batch: Mapping[str, Any],
     args: Arguments,
     seed: jax.Array,
     limits: jax.Array | None = None,
