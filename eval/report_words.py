@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 
+from steepest.eval import fairness
 from steepest.eval import report_names
 from steepest.eval import statistics
 from steepest.eval import tuning
@@ -75,6 +76,8 @@ def headline(group: Group) -> str:
 def _fastest(group: Group) -> str:
   verdict = group.verdict('seconds')
   if verdict is None or verdict.conclusion not in ('wins', 'partly'):
+    return ''
+  if fairness.unsteady([run for cell in group.cells for run in cell.runs]):
     return ''
   assert verdict.best is not None
   text = f'; {report_names.name(verdict.best)} takes the least training time'

@@ -12,7 +12,7 @@ in factors of two, three seeds. docs/results/study has what came out.
         --tokenizer=bpe-train:2048 --out=runs/corpora/debian \
         --shard_tokens=8388608
 
-Hardware: about an hour and a half on two idle CPU cores.
+Hardware: two CPU cores; 3.8 hours of one of them, which were busy besides.
 """
 
 from ml_collections import ConfigDict

@@ -40,13 +40,13 @@ def describe() -> dict[str, Any]:
 
 def git_commit() -> str | None:
   """Returns the commit of the source, `+` where files differ from it."""
-  root = pathlib.Path(__file__).parent.parent
+  root = pathlib.Path(__file__).resolve().parent.parent
   try:
     git = lambda *a: subprocess.run(
       ['git', *a], cwd=root, capture_output=True, text=True, check=True
     ).stdout.strip()
     # A package installed into somebody else's repository has no commit.
-    if pathlib.Path(git('rev-parse', '--show-toplevel')) != root.resolve():
+    if pathlib.Path(git('rev-parse', '--show-toplevel')) != root:
       return None
     dirty = git('status', '--porcelain', '--untracked-files=no')
     return git('rev-parse', 'HEAD') + ('+' if dirty else '')
