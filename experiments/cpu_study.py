@@ -3,7 +3,7 @@
     python -m launch.study --config=experiments/cpu_study.py --workdir=runs/cpu
 
 What: GPT-2 and LLaMA of 4 layers, proxies 64 wide, targets 128 wide (1.1 M and
-1.3 M parameters), 1.6 M tokens of experiments/corpora/debian.md in a byte-level
+1.4 M parameters), 1.6 M tokens of experiments/corpora/debian.md in a byte-level
 BPE of 2048 entries, read once or a quarter of them four times. Learning rates
 in factors of two, three seeds. docs/results/study has what came out.
 
