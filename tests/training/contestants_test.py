@@ -100,6 +100,8 @@ def test_micro_batches_are_one_batch(name):
   )
 
 
+# Not SOAP: on one device gradients changed by 1e-7 of themselves already move a
+# weight by 2e-3, as bases of null spaces are arbitrary; a mesh moves as much.
 @pytest.mark.slow
 @pytest.mark.parametrize('name', [name for name in _UNLIKE if name != 'soap'])
 def test_eight_devices_make_the_update_of_one(
