@@ -183,7 +183,8 @@ def _fuzz(command, keys, given_, workdir, examples):
     assert not workdir.exists(), said
 
   check()
-  assert min(ends.values()) > examples // 10, ends
+  # Neither end may be all there is.
+  assert ends[None] and ends[1], ends
 
 
 def _fuzz_runs(monkeypatch, workdir, examples):
