@@ -224,8 +224,8 @@ def origin(
   """Returns where the numbers are from, as names and values."""
 
   def distinct(key: str) -> str:
-    values = {str(r.env[key]) for r in comparison.runs if key in r.env}
-    return ', '.join(sorted(values)) or 'not recorded'
+    values = {r.env[key] for r in comparison.runs if key in r.env} - {None}
+    return ', '.join(sorted(map(str, values))) or 'not recorded'
 
   devices = {
     f'{len(r.env["devices"])} × {r.env["device_kind"]}'
