@@ -382,8 +382,8 @@ class Size:
     )
     found |= {
       k.replace('_fraction', ''): v
-      for k, v in stats.items()
-      if k.startswith('unclipped_fraction/')
+      for k, v in self._chain.named(stats).items()
+      if k.startswith('unclipped_fraction/') and '/layer/' not in k
     }
     size = jax.tree.map(lambda a, b: jnp.abs(a - b), after, params)
     rates = getattr(self._chain.module, 'RATES', {})

@@ -43,6 +43,7 @@ import optax
 
 from steepest import optimizers
 from steepest.optimizers import moments
+from steepest.optimizers import parts
 from steepest.optimizers import schedules
 from steepest.optimizers.hyperparameters import Hyperparameters
 
@@ -171,7 +172,7 @@ class Chain:
       args.clip_norm / jnp.maximum(norm, args.clip_norm),
       1.0,
     )
-    grads = jax.tree.map(lambda g: g * clip.astype(g.dtype), grads)
+    clipped = jax.tree.map(lambda g: g * clip.astype(g.dtype), grads)
     s = schedules.factor(
       self.schedule_kind,
       step,
@@ -182,7 +183,7 @@ class Chain:
     )
     hyper = self._hyperparameters(args, step, s * args.lr)
     transform = self.module.transform(hyper)
-    updates, state = transform.update(grads, self._used(state), params)
+    updates, state = transform.update(clipped, self._used(state), params)
 
     def change(u, p, f):
       return s * self._decayed(args, u, p, f)
@@ -195,8 +196,8 @@ class Chain:
       'param_norm': optax.tree.norm(params),
       'update_rms': optax.tree.norm(changes) / np.sqrt(size),
     }
-    if self.wants_curvature:
-      stats |= self._unclipped(updates)
+    direction = updates if self.wants_curvature else None
+    stats |= parts.measure(self.factors, grads, changes, direction)
     if hasattr(self.module, 'statistics'):
       stats |= self.module.statistics(state)
     if hasattr(self.module, 'move'):
@@ -223,20 +224,9 @@ class Chain:
       return params
     return self.module.evaluation_params(self._used(state), params)
 
-  def _unclipped(self, updates: Any) -> dict[str, Any]:
-    """Returns the share of coordinates with |u| < 1, in all and by role."""
-    totals: dict[str, list[tuple[jax.Array, int]]] = {}
-    leaves = zip(
-      jax.tree.leaves(updates), jax.tree.leaves(self.factors), strict=True
-    )
-    for u, f in leaves:
-      below = jnp.sum(jnp.abs(u) < 1, dtype=jnp.float32)
-      for name in ('unclipped_fraction', f'unclipped_fraction/{f.kind}'):
-        totals.setdefault(name, []).append((below, u.size))
-    return {
-      name: sum(c for c, _ in pairs) / sum(n for _, n in pairs)
-      for name, pairs in totals.items()
-    }
+  def named(self, stats: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what `update` gave to log as numbers with names."""
+    return parts.named(self.factors, stats)
 
   def _hyperparameters(
     self, args: Arguments, step: Any, rate: Any

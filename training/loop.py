@@ -278,7 +278,8 @@ class Loop:
     if pending is None:
       return {}
     step, stats = pending
-    row = {name: float(v) for name, v in jax.device_get(stats).items()}
+    values = self.program.chain.named(jax.device_get(stats))
+    row = {name: float(v) for name, v in values.items()}
     if self._watchdog.see(step, row):
       self._events.add(
         'skipped_update',

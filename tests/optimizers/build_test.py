@@ -45,7 +45,8 @@ def _update(config, factors, params, grads, step=0, state=None):
   chain = build.build(config.optimizer, config.schedule, factors)
   args = build.arguments(config.optimizer, config.schedule, config.steps)
   state = chain.init(params) if state is None else state
-  return chain.update(grads, state, params, step, args)
+  params, state, stats = chain.update(grads, state, params, step, args)
+  return params, state, chain.named(stats)
 
 
 # θ = 2, u = sign(g) = 1, lr = 0.1, wd = 0.5, r = 0.25.

@@ -1,0 +1,102 @@
+"""What is logged of a model's parts: its roles, and its layers.
+
+A layer is a module at the top of the model's tree of parameters. Q quantities,
+P parts.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+
+# How each quantity comes from a part's sum and its number of coordinates.
+_QUANTITIES = {
+  'grad_norm': lambda total, size: jnp.sqrt(total),
+  'update_rms': lambda total, size: jnp.sqrt(total / size),
+  'unclipped_fraction': lambda total, size: total / size,
+}
+
+
+def measure(
+  factors: Any, grads: Any, changes: Any, updates: Any | None
+) -> dict[str, jax.Array]:
+  """Returns `parts`, Q×P, which `named` takes apart: one array is read at once.
+
+  Args:
+    factors: a tree like the parameters, see `build.Factors`.
+    grads: of the batch.
+    changes: what is subtracted from the parameters.
+    updates: the optimizer's direction, if it clips coordinates at 1: the share
+      with |u| < 1 is measured too, and `unclipped_fraction` of all of them.
+  """
+  leaves = zip(
+    jax.tree.leaves(grads),
+    jax.tree.leaves(changes),
+    jax.tree.leaves(changes if updates is None else updates),
+    strict=True,
+  )
+  rows = [
+    [
+      jnp.sum(jnp.square(g), dtype=jnp.float32),
+      jnp.sum(jnp.square(c), dtype=jnp.float32),
+      *([] if updates is None else [_count(jnp.abs(u) < 1)]),
+    ]
+    for g, c, u in leaves
+  ]
+  totals = [jnp.stack(column) for column in zip(*rows)]
+  size_N = np.array([g.size for g in jax.tree.leaves(grads)], np.float32)
+  member_PxN = _members(factors)
+  size_P = (member_PxN * size_N).sum(-1)
+  stats = {
+    'parts': jnp.stack(
+      [
+        # What is not finite stays with the parts that it is in.
+        finish(jnp.where(member_PxN, total_N, 0).sum(-1), size_P)
+        for finish, total_N in zip(_QUANTITIES.values(), totals)
+      ]
+    )
+  }
+  if updates is not None:
+    stats['unclipped_fraction'] = totals[-1].sum() / size_N.sum()
+  return stats
+
+
+def named(factors: Any, stats: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what is logged, with `parts` taken apart.
+
+  Returns:
+    Beside what else is in `stats` each quantity of each part, as
+    `update_rms/hidden` of a role and `update_rms/layer/block_0` of a layer.
+  """
+  names = list(_parts(factors))
+  return {k: v for k, v in stats.items() if k != 'parts'} | {
+    f'{quantity}/{part}': value
+    for quantity, value_P in zip(_QUANTITIES, stats['parts'])
+    for part, value in zip(names, value_P, strict=True)
+  }
+
+
+def _parts(factors: Any) -> dict[str, Sequence[int]]:
+  """Returns which leaves each part has; roles first, in the tree's order."""
+  roles: dict[str, list[int]] = {}
+  layers: dict[str, list[int]] = {}
+  flat, _ = jax.tree_util.tree_flatten_with_path(factors)
+  for i, (path, f) in enumerate(flat):
+    roles.setdefault(f.kind, []).append(i)
+    top = jax.tree_util.keystr(path[:1], simple=True)
+    layers.setdefault(f'layer/{top}', []).append(i)
+  return {**roles, **layers}
+
+
+def _members(factors: Any) -> np.ndarray:
+  parts = _parts(factors)
+  member_PxN = np.zeros((len(parts), len(jax.tree.leaves(factors))), bool)
+  for row, leaves in zip(member_PxN, parts.values()):
+    row[list(leaves)] = True
+  return member_PxN
+
+
+def _count(x: jax.Array) -> jax.Array:
+  return jnp.sum(x, dtype=jnp.float32)
