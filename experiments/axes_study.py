@@ -1,0 +1,52 @@
+"""Token budget, schedule and batch size for AdamW, Lion and Sophia-G.
+
+    python -m launch.study --config=experiments/axes_study.py \
+        --workdir=runs/axes
+
+What: a LLaMA of 4 layers, 32 wide, whose matrices have 50 k parameters: its
+1 M tokens are 20 for each, and the study trains on once, twice and four times
+as many. Runs are `wsd`, so that the three budgets are branches of one run;
+beside them cosine, and batches of a quarter and four times the size, each with
+rates of its own. Data as experiments/cpu_study.py says, three seeds.
+docs/results/axes has what came out.
+
+Hardware: two CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from steepest.experiments import base
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  """Takes no variant."""
+  config, _ = base.with_variant(arg, base.get_study_config())
+  config.model.num_layers = 4
+  config.model.width = 32
+  config.model.num_heads = 2
+  config.model.context = 128
+  config.batch_size = 16
+  config.steps = 480
+  config.schedule.kind = 'wsd'
+  config.schedule.warmup_steps = 40
+  # A run is far too short for the curvature's average to fill.
+  config.optimizer.hessian_bias_correction = True
+  config.dtype.compute = 'float32'
+  config.eval_every = 240
+  config.eval_sequences = 256
+  config.checkpoint_every = 480
+  config.checkpoints_kept = 1
+  config.data.source = 'shards:runs/corpora/debian'
+  config.data.verify = 'size'
+  config.study.models = 'llama'
+  config.study.width_ratio = 1
+  config.study.target_steps = 480
+  config.study.seeds = 3
+  config.study.axis_tokens = (1, 2, 4)
+  config.study.axis_schedule = 'wsd,cosine'
+  config.study.axis_batch_size = (4, 16, 64)
+  config.study.retune = 'batch_size'
+  config.study.lrs_adamw = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
+  config.study.lrs_lion = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+  config.study.lrs_sophia = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+  return config
