@@ -114,7 +114,7 @@ def _halvings(
   table.columns[3].justify = 'right'
   study, seeds = config.study, config.study.seeds
   count = len(study.optimizers.split(','))
-  width = lambda n: _known(certainty.half_width(spread, n, count))
+  width = lambda n: _known(certainty.half_width(spread, n, count), n)
   trials, ratio = _trials(config)
   # Every second rate.
   half = math.ceil(trials / 2)
@@ -174,10 +174,12 @@ def _nats(value: float | None) -> str:
   return 'an unknown amount' if value is None else f'{value:.2g} nats'
 
 
-def _known(value: float | None) -> str:
+def _known(value: float | None, seeds: int) -> str:
   if value is None:
     return 'one seed tells nothing of chance'
-  return f'differences known to ± {value:.2g} nats'
+  # Of two seeds the spread is pooled, which may look surer than three do.
+  held = ' if all optimizers spread alike' if seeds == 2 else ''
+  return f'differences known to ± {value:.2g} nats{held}'
 
 
 def _number(value: float) -> str:

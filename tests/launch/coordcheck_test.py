@@ -12,6 +12,7 @@ from steepest.data import library_text
 from steepest.launch import coordinates
 from steepest.models import parametrization
 from steepest.models.parametrization import Parametrization
+from steepest.optimizers import build
 
 
 class _Attention(Parametrization):
@@ -31,6 +32,11 @@ class _HiddenLr(Parametrization):
     return dataclasses.replace(super().factors(role), lr=1.0)
 
 
+class _SpectralLr(Parametrization):
+  def factors(self, role):
+    return dataclasses.replace(super().factors(role), spectral=1.0)
+
+
 class _Rho(Parametrization):
   def factors(self, role):
     return dataclasses.replace(super().factors(role), rho=1.0)
@@ -41,6 +47,7 @@ _WRONG = {
   'attention': (_Attention, 'level/last_block/attention_limits'),
   'readout': (_Readout, 'change/logits'),
   'hidden_lr': (_HiddenLr, 'change/last_block'),
+  'spectral_lr': (_SpectralLr, 'change/last_block'),
   'rho': (_Rho, 'unclipped/hidden'),
   'sp': (Parametrization, 'change/last_block'),
 }
@@ -76,13 +83,27 @@ def test_quick(rule):
     assert _WRONG[rule][1] in failed
 
 
+def _rules():
+  """Returns (optimizer, rule) of all checks.
+
+  Prodigy has none: its estimate starts at 1e-6 and takes more steps to grow.
+  """
+  main = ('adamw', 'lion', 'sophia')
+  for optimizer in sorted({*build.names()} - {'prodigy'}):
+    rules = ['right', *_WRONG] if optimizer in main else ['right', 'hidden_lr']
+    if 'RATES' in vars(build.find(optimizer)):
+      rules[-1] = 'spectral_lr'
+    elif optimizer in main:
+      rules.remove('spectral_lr')
+    if optimizer in ('adamw', 'lion'):
+      rules.remove('rho')
+    yield from ((optimizer, rule) for rule in rules)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('rule', ['right', *_WRONG])
-@pytest.mark.parametrize('optimizer', ['adamw', 'lion', 'sophia'])
+@pytest.mark.parametrize('optimizer, rule', list(_rules()))
 @pytest.mark.parametrize('model', ['gpt2', 'llama'])
 def test_every_rule(model, optimizer, rule):
-  if rule == 'rho' and optimizer != 'sophia':
-    pytest.skip('rho is Sophia’s')
   failed = _check(model, optimizer, rule, (32, 128), 2)
   if rule == 'right':
     assert not failed
