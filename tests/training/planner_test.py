@@ -178,9 +178,15 @@ def test_step_times_are_near_those_measured_with_jax(keys, milliseconds):
   ids=['124M', '2.65B'],
 )
 def test_memory_is_near_that_measured_with_pytorch(keys, gigabytes):
-  """Which keeps logits and norms in float32."""
-  plan = _plan(keys=keys)[1]
-  assert plan.peak / 1e9 == pytest.approx(gigabytes, rel=0.25)
+  """Whose autocast has float32 where the plan has bfloat16.
+
+  In what norms put out, and in one of the logits and their gradient.
+  """
+  planned, plan = _plan(keys=keys)
+  m = planned.model
+  numbers = (2 * m.num_layers + 1) * m.width + m.vocab_size
+  wider = 2 * numbers * keys['batch_size'] * m.context
+  assert (plan.peak + wider) / 1e9 == pytest.approx(gigabytes, rel=0.02)
 
 
 def test_what_does_not_fit_is_told_what_does():
