@@ -109,16 +109,16 @@ def train(
 
 def _writers(
   config: ConfigDict, workdir: pathlib.Path
-) -> Callable[[int], list[metrics.Writer]]:
+) -> Callable[[Callable[[str], None]], list[metrics.Writer]]:
   """Returns what makes the writers besides the files in the workdir."""
   if not config.wandb_project:
-    return lambda first: []
+    return lambda warn: []
   if importlib.util.find_spec('wandb') is None:
     raise ValueError(
       f'wandb_project={config.wandb_project!r} needs: '
       "pip install 'steepest[wandb]'"
     )
-  return lambda first: [WandbWriter(workdir, config.wandb_project)]
+  return lambda warn: [WandbWriter(workdir, config.wandb_project, warn)]
 
 
 def finished(

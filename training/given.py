@@ -47,10 +47,12 @@ class Callbacks:
     evaluate: (params, steps done, whether the run ends) → benchmark scores.
     on_row: called with each row.
     stop: (steps done) → whether to save and leave; asked once a step.
-    writers: (first step) → further writers of metrics.
+    writers: (what to tell of a failure) → further writers of metrics.
   """
 
   evaluate: Callable[[Any, int, bool], dict[str, float]] | None = None
   on_row: Callable[[dict[str, Any]], None] | None = None
   stop: Callable[[int], bool] = lambda steps: False
-  writers: Callable[[int], list[metrics.Writer]] = lambda first: []
+  writers: Callable[[Callable[[str], None]], list[metrics.Writer]] = (
+    lambda warn: []
+  )

@@ -156,7 +156,7 @@ class Loop:
       return metrics.Writers([])
     warn = lambda text: self._events.add('metrics', self._step, text)
     files = metrics.MetricWriter(self.workdir, first, warn)
-    return metrics.Writers([files, *self.callbacks.writers(first)])
+    return metrics.Writers([files, *self.callbacks.writers(warn)])
 
   def _as_diverged(self, spike: Spike) -> Diverged:
     where = 'no checkpoint was asked for'

@@ -5,27 +5,40 @@ WANDB_MODE=offline and later `wandb sync`, is up to the user: no key passes
 through here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import os
 import pathlib
 from typing import Any
 import uuid
 
 _ID = 'wandb-id.txt'
+# Of the names of metrics that are of one layer; training/loop.py logs them.
+_LAYER = '/layer/'
 
 
 class WandbWriter:
-  """One run there for each workdir; a restart goes on with it."""
+  """One run there for each workdir; a restart goes on with it.
 
-  def __init__(self, workdir: str | os.PathLike[str], project: str):
+  Training does not depend on it: what fails there is told, and nothing is sent
+  any more until the run is started again.
+  """
+
+  def __init__(
+    self,
+    workdir: str | os.PathLike[str],
+    project: str,
+    warn: Callable[[str], None],
+  ):
     """Opens the run.
 
     Args:
       workdir: of the run; keeps its id.
       project: in which it is shown.
+      warn: told once of what fails.
 
     Raises:
-      ValueError: the package is not installed.
+      ValueError: the package is not installed, or the run cannot be opened the
+        very first time, when nothing is lost yet.
     """
     try:
       import wandb
@@ -34,41 +47,81 @@ class WandbWriter:
         f"wandb_project={project!r} needs: pip install 'steepest[wandb]'"
       ) from error
     workdir = pathlib.Path(workdir)
-    self._run = wandb.init(
-      project=project,
-      name=workdir.absolute().name,
-      dir=str(workdir),
-      id=_id(workdir),
-      resume='allow',
-    )
-    # Its own counter refuses steps that a restart does again.
-    self._run.define_metric('step')
-    self._run.define_metric('*', step_metric='step')
+    self._warn = warn
+    self._run: Any = None
+    self._hidden: set[str] = set()
+    path = workdir / _ID
+    known = path.read_text('utf-8').strip() if path.exists() else ''
+    name = known or uuid.uuid4().hex
+    try:
+      self._run = wandb.init(
+        project=project,
+        name=workdir.absolute().name,
+        dir=str(workdir),
+        id=name,
+        resume='allow',
+      )
+      # Its own counter refuses steps that a restart does again.
+      self._run.define_metric('step')
+      self._run.define_metric('*', step_metric='step')
+    except Exception as error:  # The service's errors share no base class.
+      if not known:
+        raise ValueError(
+          f'wandb_project={project!r}: {_said(error)}; `wandb login` first, or '
+          'set WANDB_MODE=offline'
+        ) from error
+      self._give_up(error)
+      return
+    if not known:
+      temporary = path.with_name(f'.{_ID}.tmp')
+      temporary.write_text(name, 'utf-8')
+      os.replace(temporary, path)
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Sends one row."""
-    self._run.log({'step': step, **scalars})
+    self._try(lambda run: self._hide(run, scalars))
+    self._try(lambda run: run.log({'step': step, **scalars}))
 
   def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
     """Shows texts in the run's summary."""
-    self._run.summary.update(dict(texts))
+    self._try(lambda run: run.summary.update(dict(texts)))
 
   def write_hparams(self, hparams: Mapping[str, Any]) -> None:
     """Shows hyperparameters as the run's configuration."""
-    self._run.config.update(dict(hparams), allow_val_change=True)
+    self._try(
+      lambda run: run.config.update(dict(hparams), allow_val_change=True)
+    )
 
   def flush(self) -> None:
     """Does nothing: rows are sent in the background."""
 
   def close(self) -> None:
     """Returns once everything is sent or, offline, on disk."""
-    self._run.finish()
+    self._try(lambda run: run.finish())
+
+  def _hide(self, run: Any, scalars: Mapping[str, Any]) -> None:
+    """Has no panel drawn for each layer; they stay to be chosen."""
+    for name in scalars.keys() - self._hidden:
+      if _LAYER in name:
+        run.define_metric(name, step_metric='step', hidden=True)
+        self._hidden.add(name)
+
+  def _try(self, do: Callable[[Any], object]) -> None:
+    if self._run is None:
+      return
+    try:
+      do(self._run)
+    except Exception as error:  # The service's errors share no base class.
+      self._give_up(error)
+
+  def _give_up(self, error: Exception) -> None:
+    self._run = None
+    self._warn(
+      f'Weights & Biases gets no more rows: {_said(error)}; all are in '
+      'metrics.jsonl'
+    )
 
 
-def _id(workdir: pathlib.Path) -> str:
-  path = workdir / _ID
-  if not path.exists():
-    temporary = path.with_name(f'.{_ID}.tmp')
-    temporary.write_text(uuid.uuid4().hex, 'utf-8')
-    os.replace(temporary, path)
-  return path.read_text('utf-8').strip()
+def _said(error: Exception) -> str:
+  """Returns the first line of an error."""
+  return f'{type(error).__name__}: {error}'.splitlines()[0].strip(': ')[:200]

@@ -41,7 +41,7 @@ def _train(make_loop, directory, stops=(), writer=None, before=lambda: None):
     before()
     callbacks = Callbacks(
       stop=lambda steps, at=stop: steps == at,
-      writers=lambda first: [writer] if writer else [],
+      writers=lambda warn: [writer] if writer else [],
     )
     loop = make_loop(
       'adamw',
