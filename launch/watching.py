@@ -12,11 +12,12 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-# Bytes read from the end of metrics.jsonl: enough rows for slopes, and no more
-# where there are a million.
-_TAIL = 2**17
+# Bytes read at once from the end of a file that may have a million rows.
+_CHUNK = 2**15
 # Rows that slope, rate and data wait are taken from.
 _RECENT = 50
+# Events that may be news.
+_EVENTS = 500
 # A run has stalled after this many times its usual time between rows.
 _STALL = 10
 _SHORTEST_STALL = 120.0
@@ -48,7 +49,7 @@ class Status:
 
   Attributes:
     path: of its directory.
-    state: 'waiting', 'running' or how it ended.
+    state: 'waiting', 'running', 'unreadable' or how it ended.
     done: steps.
     steps: in all.
     loss: of the latest row, in nats.
@@ -102,17 +103,29 @@ def _is_run(path: pathlib.Path) -> bool:
 
 def status(run: pathlib.Path, now: float) -> Status:
   """Returns where a run stands at the time `now`, as of time.time()."""
+  try:
+    return _status(run, now)
+  except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    # What is wrong with one run hides no other.
+    said = f'cannot be read: {type(error).__name__}: {error}'.splitlines()[0]
+    return Status(run, 'unreadable', 0, 0, alarms=(said[:200],))
+
+
+def _status(run: pathlib.Path, now: float) -> Status:
   config = _read_json(run / 'config.json')
   summary = _read_json(run / 'summary.json')
-  rows = _tail(run / 'metrics.jsonl')
+  rows = _tail(run / 'metrics.jsonl', _RECENT)
   steps = config['steps'] if 'steps' in config else 0
   state = 'running' if rows else 'waiting'
   if 'status' in summary and _is_last(summary, steps):
     state = summary['status']
   values: dict[str, Any] = {}
   if rows:
-    values |= _pace(rows[-_RECENT:])
-    values['loss'] = rows[-1]['train/loss']
+    values |= _pace(rows)
+    # A step whose update was skipped may have none.
+    values['loss'] = next(
+      (r['train/loss'] for r in reversed(rows) if 'train/loss' in r), None
+    )
     per_step = values.pop('seconds_per_step')
     if per_step is not None and state == 'running':
       values['left'] = per_step * max(0, steps - rows[-1]['step'] - 1)
@@ -175,10 +188,11 @@ def _pace(rows: list[dict[str, Any]]) -> dict[str, Any]:
   if 'mfu' in last:
     # The row's is the mean since the beginning.
     values['mfu'] = last['mfu'] * rate / last['tokens_per_second']
-  x = np.array([row['step'] for row in rows], float)
-  y = np.array([row['train/loss'] for row in rows], float)
-  x -= x.mean()
-  values['slope'] = 1000 * float((x * y).sum() / (x * x).sum())
+  points = [(r['step'], r['train/loss']) for r in rows if 'train/loss' in r]
+  if len(points) > 1:
+    x, y = np.array(points, float).T
+    x -= x.mean()
+    values['slope'] = 1000 * float((x * y).sum() / (x * x).sum())
   return values
 
 
@@ -194,7 +208,7 @@ def _alarms(
   if found.loss is None or not math.isfinite(found.loss):
     alarms.append('loss is no number')
   else:
-    losses = [row['train/loss'] for row in rows[-_RECENT:]]
+    losses = [row['train/loss'] for row in rows if 'train/loss' in row]
     best = min(losses)
     if len(losses) >= 5 and float(np.median(losses[-5:])) > best + _RISE:
       alarms.append(f'loss rose from {best:.3f}')
@@ -212,7 +226,7 @@ def _alarms(
 
 def _patience(rows: list[dict[str, Any]]) -> float:
   """Returns after how many seconds without a row a run has stalled."""
-  spent = [row['seconds'] + row['data/wait_seconds'] for row in rows[-_RECENT:]]
+  spent = [row['seconds'] + row['data/wait_seconds'] for row in rows]
   longest = max((b - a for a, b in zip(spent, spent[1:])), default=0.0)
   return max(_SHORTEST_STALL, _STALL * longest)
 
@@ -220,7 +234,7 @@ def _patience(rows: list[dict[str, Any]]) -> float:
 def _news(path: pathlib.Path, now: float) -> list[str]:
   """Returns what happened to a run of late, the latest of each kind."""
   latest = {}
-  for event in _tail(path):
+  for event in _tail(path, _EVENTS):
     if 'time' in event and now - event['time'] < _NEWS:
       latest[event['kind']] = f'{event["kind"]} at step {event["step"]}'
   return list(latest.values())
@@ -238,17 +252,21 @@ def _is_last(summary: dict[str, Any], steps: int) -> bool:
   return summary['status'] != 'finished' or summary['steps'] >= steps
 
 
-def _tail(path: pathlib.Path) -> list[dict[str, Any]]:
+def _tail(path: pathlib.Path, count: int) -> list[dict[str, Any]]:
   """Returns the last rows of a file of JSON lines, complete ones only."""
   if not path.exists():
     return []
+  data = b''
   with path.open('rb') as file:
-    size = file.seek(0, 2)
-    file.seek(max(0, size - _TAIL))
-    lines = file.read().splitlines(keepends=True)
-  if size > _TAIL:
-    lines = lines[1:]
-  return [json.loads(line) for line in lines if line.endswith(b'\n')]
+    start = file.seek(0, 2)
+    # One more than the rows: the first may be cut.
+    while start and data.count(b'\n') <= count:
+      size = min(start, max(_CHUNK, len(data)))
+      start = file.seek(start - size)
+      data = file.read(size) + data
+  lines = data.splitlines(keepends=True)[1 if start else 0 :]
+  complete = [line for line in lines if line.endswith(b'\n')]
+  return [json.loads(line) for line in complete[-count:]]
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -22,21 +22,23 @@ def _run(
   summary=None,
   events=(),
   checkpoints=(),
-  **config,
+  checkpoint_every=0,
+  **numbers,
 ):
   """Writes a run of one row a step; the last one is `age` seconds old."""
   folder.mkdir(parents=True)
-  values = {'steps': steps, 'checkpoint_every': 0, **config}
+  values = {'steps': steps, 'checkpoint_every': checkpoint_every}
   (folder / 'config.json').write_text(json.dumps(values), 'utf-8')
   rows = [
     {
       'step': i,
       'tokens': 1000 * (i + 1),
-      'train/loss': loss,
+      **({} if loss is None else {'train/loss': loss}),
       'seconds': seconds * (i + 1),
       'data/wait_seconds': waited * (i + 1),
       'tokens_per_second': 1000 / seconds,
       'mfu': 0.4,
+      **numbers,
     }
     for i, loss in enumerate(losses)
   ]
@@ -139,13 +141,65 @@ def test_a_study_shows_its_runs_and_models_are_none(tmp_path):
     watching.find([str(study / 'empty')])
 
 
-def test_only_the_end_of_a_long_file_is_read(tmp_path):
-  run = _run(tmp_path / 'a', _line(-1e-4, 5000), steps=10_000)
-  size = (run / 'metrics.jsonl').stat().st_size
-  assert size > 2 * 2**17
+@pytest.mark.parametrize('layers', [0, 100])
+def test_only_the_end_of_a_long_file_is_read(tmp_path, monkeypatch, layers):
+  """Of rows short and long: those of many layers have many numbers."""
+  losses = _line(-1e-4, 1000)
+  losses[:900] = [9.0] * 900
+  names = [f'update_rms/layer/block_{i}' for i in range(layers)]
+  run = _run(tmp_path / 'a', losses, steps=2000, **dict.fromkeys(names, 1e-5))
+  parsed = []
+  loads = json.loads
+  monkeypatch.setattr(
+    json, 'loads', lambda text: parsed.append(text) or loads(text)
+  )
   found = watching.status(run, _NOW)
-  assert found.done == 5000
+  assert found.done == 1000
   assert found.slope == pytest.approx(-0.1)
+  assert found.tokens_per_second == pytest.approx(2000)
+  assert found.alarms == ()
+  # 50 rows and config.json.
+  assert len(parsed) < 55
+
+
+def test_skipped_updates_may_have_no_loss(tmp_path):
+  event = {'time': _NOW - 5, 'kind': 'skipped_update', 'step': 29}
+  run = _run(tmp_path / 'a', [*_line(-0.01, 28), None, None], events=[event])
+  found = watching.status(run, _NOW)
+  assert found.done == 30
+  assert found.loss == pytest.approx(4 - 0.27)
+  assert found.slope == pytest.approx(-10)
+  assert found.alarms == ('skipped_update at step 29',)
+  # Nor has any step of a run that only skips.
+  run = _run(tmp_path / 'b', [None, None])
+  assert watching.status(run, _NOW).alarms == ('loss is no number',)
+
+
+@pytest.mark.parametrize(
+  'name, text',
+  [
+    ('metrics.jsonl', '{"step": 1}\n'),
+    ('metrics.jsonl', 'nonsense\n'),
+    ('metrics.jsonl', '[]\n'),
+    ('events.jsonl', '{"time": "now"}\n'),
+    ('summary.json', '{"status": "finished"}'),
+    ('config.json', '{"steps": "many"}'),
+  ],
+)
+def test_a_damaged_run_hides_no_other(tmp_path, name, text):
+  for folder in ('a', 'b'):
+    _run(tmp_path / folder, _line(-0.01, 30))
+  (tmp_path / 'a' / name).write_text(text, 'utf-8')
+  damaged, good = (
+    watching.status(run, _NOW) for run in watching.find([str(tmp_path)])
+  )
+  [alarm] = damaged.alarms
+  assert damaged.state == 'unreadable' and alarm.startswith('cannot be read: ')
+  assert (good.state, good.done) == ('running', 30)
+  console = Console(width=200, color_system=None)
+  with console.capture() as captured:
+    console.print(watching.table([good, damaged], None))
+  assert '30/100' in captured.get() and 'cannot be read' in captured.get()
 
 
 def test_the_view_puts_what_matters_first(tmp_path):
