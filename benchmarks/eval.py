@@ -22,8 +22,8 @@ import numpy as np
 
 from steepest.data import benchmarks
 from steepest.data import tokenizers
-from steepest.eval import evaluation
-from steepest.eval import scoring
+from steepest.eval.scoring import evaluation
+from steepest.eval.scoring import likelihoods
 from steepest.experiments import base
 from steepest.interop import huggingface_export
 from steepest.launch import assemble
@@ -83,7 +83,7 @@ def _write_model(directory: pathlib.Path) -> None:
 
 def _compare(directory: pathlib.Path, baseline: subprocess.Popen) -> None:
   model = loading.load_model(f'hf:{directory}')
-  score_fn = scoring.make_score_fn(model.features_fn)
+  score_fn = likelihoods.make_score_fn(model.features_fn)
   data = benchmarks.locate(_DATA.value)
   assert baseline.stdout is not None
   print(f'jax {jax.__version__}, {jax.devices()[0].device_kind}; ', end='')

@@ -18,8 +18,8 @@ import rich.console
 from rich.progress import Progress
 
 from steepest.data import library_text
-from steepest.eval import plots_slopes
-from steepest.eval import slopes
+from steepest.eval.parametrization import slopes
+from steepest.eval.plots import slopes as slope_plots
 from steepest.experiments import base
 from steepest.experiments import starting_points
 from steepest.launch import assemble
@@ -190,7 +190,7 @@ def write(
     'rows': [slopes.to_dict(row) for row in rows],
   }
   metrics.write_json(out / 'coordcheck.json', content)
-  plots_slopes.write(
+  slope_plots.write(
     rows,
     f'Coordinate check: {settings.model}, {settings.optimizer}, '
     f'{settings.kind}',

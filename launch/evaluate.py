@@ -19,8 +19,8 @@ from absl import flags
 from steepest.launch import cli
 
 if TYPE_CHECKING:
-  from steepest.eval.evaluation import Results
-  from steepest.eval.scoring import Progress
+  from steepest.eval.scoring.evaluation import Results
+  from steepest.eval.scoring.likelihoods import Progress
 
 
 def main() -> None:
@@ -85,7 +85,7 @@ def _evaluate(
     raise ValueError('--out is missing: give --out=DIR')
   if not tasks and not requests:
     raise ValueError('give --tasks=… or --requests=FILE.jsonl, or both')
-  from steepest.eval import tasks as tasks_lib
+  from steepest.eval.scoring import tasks as tasks_lib
 
   # A mistyped task should not wait for the model.
   selection = tasks_lib.Selection((), {})
@@ -94,7 +94,7 @@ def _evaluate(
   directory = pathlib.Path('.')
   if tasks:
     from steepest.data import benchmarks
-    from steepest.eval import questions
+    from steepest.eval.scoring import questions
 
     directory = benchmarks.locate(data, questions.stems(selection.tasks))
   results = _score(model, selection, directory, limit, requests)
@@ -108,8 +108,8 @@ def _score(
 ) -> 'Results':
   import jax
 
-  from steepest.eval import evaluation
-  from steepest.eval import scoring
+  from steepest.eval.scoring import evaluation
+  from steepest.eval.scoring import likelihoods
   from steepest.launch import environment
   from steepest.launch import loading
 
@@ -117,7 +117,7 @@ def _score(
   jax.config.update('jax_default_matmul_precision', 'highest')
   model = loading.load_model(spec)
   params, mesh = loading.spread(model.params)
-  score_fn = scoring.make_score_fn(model.features_fn, mesh)
+  score_fn = likelihoods.make_score_fn(model.features_fn, mesh)
   suite = evaluation.prepare(model.tokenizer, selection, directory, limit)
   suite = evaluation.add_requests(suite, given, model.tokenizer)
   with _progress() as progress:
@@ -147,7 +147,7 @@ def _print_table(results: 'Results') -> None:
   from rich.console import Console
   from rich.table import Table
 
-  from steepest.eval import tasks as tasks_lib
+  from steepest.eval.scoring import tasks as tasks_lib
 
   info, metrics = results.info, results.metrics
   grouped = {

@@ -74,7 +74,7 @@ def _generate(
   import jax
   from jax.sharding import NamedSharding
 
-  from steepest.eval import sampling
+  from steepest.eval.scoring import sampling
   from steepest.launch import loading
 
   # As launch.evaluate: float32 products in float32.

@@ -11,7 +11,7 @@ has itself are scored by launch.evaluate with the same prompts and metrics.
 import multiprocessing
 import sys
 
-from steepest.eval import harness
+from steepest.eval.scoring import harness
 
 
 def main() -> None:
@@ -31,8 +31,8 @@ def main() -> None:
 def _load(spec: str) -> harness.Model:
   import jax
 
-  from steepest.eval import sampling
-  from steepest.eval import scoring
+  from steepest.eval.scoring import likelihoods
+  from steepest.eval.scoring import sampling
   from steepest.launch import loading
 
   # As launch.evaluate: float32 products in float32.
@@ -40,7 +40,7 @@ def _load(spec: str) -> harness.Model:
   loaded = loading.load_model(spec)
   params, mesh = loading.spread(loaded.params)
   return harness.Model(
-    scoring.make_score_fn(loaded.features_fn, mesh),
+    likelihoods.make_score_fn(loaded.features_fn, mesh),
     sampling.Sampler(
       loaded.extend_fn, loaded.make_cache, loaded.tokenizer.vocab_size, mesh
     ),

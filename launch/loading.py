@@ -42,7 +42,7 @@ class LoadedModel(NamedTuple):
 
   Attributes:
     logits_fn: (params, tokens B×L) → float32 logits B×L×V.
-    features_fn: what scores are computed from; see eval/scoring.py.
+    features_fn: what scores are computed from; see eval/scoring/likelihoods.py.
     extend_fn: what texts are continued with; see models/decoding.py.
     make_cache: (rows, length) → its empty cache.
     params: on the devices.

@@ -86,12 +86,12 @@ def _report(
     print(f'report: {_compare(compared, out)}')
     return
   # --help need not wait for the plot library.
-  from steepest.eval import claims
-  from steepest.eval import comparison
-  from steepest.eval import plots_widths
-  from steepest.eval import report
-  from steepest.eval import report_page
-  from steepest.eval import transfer
+  from steepest.eval.comparing import claims
+  from steepest.eval.comparing import comparison
+  from steepest.eval.parametrization import transfer
+  from steepest.eval.plots import widths as width_plots
+  from steepest.eval.report import page as report_page
+  from steepest.eval.report import report
   from steepest.experiments import base
   from steepest.launch import validation
 
@@ -102,7 +102,7 @@ def _report(
   widths = transfer.read(transfer_dir) if transfer_dir else None
   path = report.write(result, out, _command(), widths)
   if claims_too:
-    widths = widths or plots_widths.own_result(result.runs)
+    widths = widths or width_plots.own_result(result.runs)
     text = claims.claims_page(result, widths)
     report_page.replace(path.with_name('claims.md'), text)
   report.print_table(result, _console())
@@ -110,8 +110,8 @@ def _report(
 
 
 def _compare(directories: list[str], out: str) -> pathlib.Path:
-  from steepest.eval import pairs
-  from steepest.eval import report_pairs
+  from steepest.eval.comparing import pairs
+  from steepest.eval.report import pairs as report_pairs
 
   pairing = pairs.compare(*map(pairs.read, directories))
   path = report_pairs.write(pairing, out, _command())

@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 
 from steepest.data import benchmarks
 from steepest.data import tokenizers
-from steepest.eval import evaluation
-from steepest.eval import questions
-from steepest.eval import scoring
-from steepest.eval import tasks as tasks_lib
+from steepest.eval.scoring import evaluation
+from steepest.eval.scoring import likelihoods
+from steepest.eval.scoring import questions
+from steepest.eval.scoring import tasks as tasks_lib
 from steepest.training.program import Program
 
 
@@ -84,6 +84,6 @@ def _suite(
 
 
 @functools.lru_cache(maxsize=1)
-def _score_fn(program: Program) -> scoring.ScoreFn:
+def _score_fn(program: Program) -> likelihoods.ScoreFn:
   """Scores compile once a program."""
-  return scoring.make_score_fn(program.features, program.mesh)
+  return likelihoods.make_score_fn(program.features, program.mesh)

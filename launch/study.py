@@ -235,8 +235,8 @@ def _run(
 def _report(workdir: pathlib.Path, seconds: float) -> None:
   from rich.console import Console
 
-  from steepest.eval import comparison
-  from steepest.eval import report
+  from steepest.eval.comparing import comparison
+  from steepest.eval.report import report
   from steepest.experiments import base
   from steepest.launch import validation
 

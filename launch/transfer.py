@@ -116,13 +116,13 @@ def _run(config: 'ConfigDict', workdir: pathlib.Path, workers: int) -> None:
 def _report(workdir: pathlib.Path) -> None:
   from rich.console import Console
 
-  from steepest.eval import plots_transfer
-  from steepest.eval import transfer
+  from steepest.eval.parametrization import transfer
+  from steepest.eval.plots import transfer as transfer_plots
   from steepest.training import metrics
 
   result = transfer.analyse(transfer.load(workdir))
   metrics.write_json(workdir / 'transfer.json', result)
-  plots_transfer.write(result, workdir)
+  transfer_plots.write(result, workdir)
   console = Console()
   if not console.is_terminal:
     console = Console(width=120)

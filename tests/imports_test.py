@@ -35,7 +35,7 @@ _FILES = sorted(
 _BANNED = ('tensorflow', 'torch', 'transformers', 'pickle', 'lm_eval')
 # Optional: imported by functions of these files.
 _OPTIONAL = {
-  'eval/harness.py': ('lm_eval',),
+  'eval/scoring/harness.py': ('lm_eval',),
   'launch/harness.py': ('lm_eval',),
 }
 

@@ -41,7 +41,10 @@ progress() {{
 diverged() {{ grep -qs '"status": "diverged"' -- "$workdir/summary.json"; }}
 # SLURM gives a pre-empted job time to save, and takes one that ends in it for
 # finished.
-preempted() {{ scontrol show job "$number" | grep -q 'PreemptTime=[0-9]'; }}
+preempted() {{
+  SLURM_TIME_FORMAT=standard scontrol show job "$number" |
+    grep -q 'PreemptTime=[0-9]'
+}}
 stopping=
 signalled=
 

@@ -2,10 +2,13 @@
 
 XManager's pins clash with this project's, so it is named in the script alone.
 A sweep's points are work units. Several machines are one job group: Vertex AI
-tells its machines who is who, on Kubernetes the pods' names do.
+tells its machines who is who, on Kubernetes the pods' names do. Packed is the
+commit at HEAD: XManager would pack all that lies in the directory, runs and
+environments too.
 """
 
 import pprint
+import shlex
 
 from steepest.launch import job as jobs
 from steepest.launch.submitters import tpu
@@ -14,8 +17,16 @@ OPTIONS = {
   'executor': ('vertex', 'local, vertex or kubernetes.'),
   'image': ('python:3.12', 'Image that the package is installed into.'),
   'memory_gib': ('', "Memory of a machine; '': as many as it has."),
+  'mount': ('', 'Directory that a local run sees under its own name.'),
 }
 _EXECUTORS = {'local': 'Local', 'vertex': 'Vertex', 'kubernetes': 'Kubernetes'}
+# Vertex AI's machines with that many of a GPU. XManager knows no machine for
+# these GPUs and would ask for one that cannot have them.
+_MACHINES = {
+  'h100': {n: f'a3-highgpu-{n}g' for n in (1, 2, 4, 8)},
+  'h200': {8: 'a3-ultragpu-8g'},
+  'a100': {n: f'a2-ultragpu-{n}g' for n in (1, 2, 4, 8)},
+}
 _RESOURCES = {
   'h100': 'h100',
   'h200': 'h200',
@@ -31,7 +42,11 @@ _SCRIPT = '''"""Launches {name} on XManager.
     xmanager launch THIS_FILE
 """
 
+import contextlib
 import pathlib
+import subprocess
+import tempfile
+from typing import Iterator
 
 from absl import app
 from xmanager import xm
@@ -39,28 +54,40 @@ from xmanager import xm_local
 {imports}
 _NAME = {name!r}
 _ROOT = {root!r}
-_MODULE = {module!r}
+# What each machine runs, with the arguments of its unit.
+_COMMANDS = {commands}
 # Each is a work unit: the arguments of one run.
 _UNITS = {units}
 _ENVIRONMENT = {environment}
 _HOSTS = {hosts}
+
+{machine}
+@contextlib.contextmanager
+def _source() -> Iterator[str]:
+  """Yields a directory with the commit at HEAD."""
+  git = ['git', '-C', _ROOT, 'archive', 'HEAD']
+  archive = subprocess.run(git, check=True, capture_output=True).stdout
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder, 'steepest')
+    path.mkdir()
+    subprocess.run(['tar', '-x', '-C', path], input=archive, check=True)
+    yield str(path)
 
 
 def _requirements({parameters}) -> xm.JobRequirements:
   return xm.JobRequirements({resources})
 
 
-def _executable(experiment: xm.Experiment) -> xm.Executable:
-  folder = pathlib.Path(_ROOT).name
+def _executable(experiment: xm.Experiment, source: str) -> xm.Executable:
   [executable] = experiment.package(
     [
       xm.python_container(
         xm_local.{executor}.Spec(),
-        entrypoint=xm.ModuleName(_MODULE),
-        path=_ROOT,
+        entrypoint=xm.CommandList(_COMMANDS),
+        path=source,
         base_image={image!r},
         docker_instructions=[
-          f'COPY {{folder}}/ /steepest',
+          'COPY steepest/ /steepest',
           'WORKDIR /steepest',
           'RUN pip install -c constraints.txt -e ".[{extra}]"',
         ],
@@ -73,8 +100,11 @@ def _executable(experiment: xm.Experiment) -> xm.Executable:
 {unit}
 
 def main(_) -> None:
-  with xm_local.create_experiment(experiment_title=_NAME) as experiment:
-    executable = _executable(experiment)
+  with (
+    xm_local.create_experiment(experiment_title=_NAME) as experiment,
+    _source() as source,
+  ):
+    executable = _executable(experiment, source)
     for arguments in _UNITS:
       experiment.add(_unit(executable, arguments))
 
@@ -82,9 +112,35 @@ def main(_) -> None:
 if __name__ == '__main__':
   app.run(main)
 '''
+# XManager starts nothing again; and bash, the container's first process, would
+# keep a signal to stop to itself.
+_ENTRYPOINT = """train() {{
+  local left={restarts} status child stopping=
+  trap 'stopping=1; kill -TERM "$child"' TERM
+  while :; do
+    python -m {module} "$@" &
+    child=$!
+    wait "$child"
+    status=$?
+    if [ -n "$stopping" ]; then wait "$child"; return "$?"; fi
+    if (( status == 0 || left == 0 )); then return "$status"; fi
+    left=$(( left - 1 ))
+  done
+}}
+train "$@"
+"""
+_MACHINE = """
+# XManager asks for n1-standard-4 where it knows no machine with such a GPU.
+_spec_of = vertex.get_machine_spec
+vertex.get_machine_spec = lambda job: {{
+  **_spec_of(job),
+  'machine_type': {machine!r},
+}}
+
+"""
 _SINGLE = """
 def _unit(executable: xm.Executable, arguments: list[str]) -> xm.Job:
-  executor = xm_local.{executor}(requirements=_requirements())
+  executor = xm_local.{executor}({arguments})
   return xm.Job(executable, executor, args=arguments)
 """
 _VERTEX = """
@@ -108,7 +164,7 @@ def _unit(executable: xm.Executable, arguments: list[str]):
     for i in range(_HOSTS):
       hosts[f'host{{i}}'] = xm.Job(
         executable,
-        xm_local.Kubernetes(requirements=_requirements()),
+        xm_local.Kubernetes({arguments}),
         args=arguments,
         env_vars={{
           'STEEPEST_COORDINATOR': first,
@@ -126,7 +182,7 @@ def submission(job: jobs.Job) -> jobs.Submission:
   """Returns the launch script and the command that runs it.
 
   Raises:
-    ValueError: the executor is unknown or has one machine only.
+    ValueError: the executor is unknown or has no such machine.
   """
   executor = job.options['executor']
   if executor not in _EXECUTORS:
@@ -149,22 +205,29 @@ def _script(job: jobs.Job) -> str:
   several = job.hosts > 1 and job.chip in jobs.GPUS
   forms = {'vertex': _VERTEX, 'kubernetes': _KUBERNETES}
   unit = (forms[executor] if several else _SINGLE).format(
-    executor=_EXECUTORS[executor]
+    executor=_EXECUTORS[executor], arguments=_executor_arguments(job)
   )
   replicas = several and executor == 'vertex'
-  imports = ''
+  imports = machine = ''
   if several and executor == 'kubernetes':
     imports = 'from xmanager.contrib import addressing\n'
+  if executor == 'vertex' and job.chip in jobs.GPUS:
+    imports = 'from xmanager.cloud import vertex\n'
+    machine = _MACHINE.format(machine=_machine(job))
   units = [[*unit.arguments, f'--workdir={unit.workdir}'] for unit in job.units]
   environment = dict(job.environment)
   if job.hosts > 1 and not several:
     environment['STEEPEST_DISTRIBUTED'] = 'auto'
   show = lambda value: pprint.pformat(value, width=60, sort_dicts=False)
+  commands = _ENTRYPOINT.format(
+    restarts=job.restarts, module=shlex.quote(job.module)
+  )
   return _SCRIPT.format(
     name=job.name,
     imports=imports,
+    machine=machine,
     root=str(job.root),
-    module=job.module,
+    commands=show(commands.splitlines()),
     units=show(units),
     environment=show(environment),
     hosts=job.hosts,
@@ -177,9 +240,37 @@ def _script(job: jobs.Job) -> str:
   )
 
 
+def _machine(job: jobs.Job) -> str:
+  """Returns Vertex AI's name of a machine with the job's GPUs."""
+  machines = _MACHINES[job.chip]
+  if job.per_host not in machines:
+    counts = ', '.join(map(str, machines))
+    raise ValueError(
+      f'--devices={job.devices}: machines of Vertex AI have {counts} × '
+      f'{job.chip}'
+    )
+  return machines[job.per_host]
+
+
+def _executor_arguments(job: jobs.Job) -> str:
+  words = ['requirements=_requirements()']
+  mount = job.options['mount']
+  if job.options['executor'] == 'local' and mount:
+    volumes = f'{{{mount!r}: {mount!r}}}'
+    words.append(f'docker_options=xm_local.DockerOptions(volumes={volumes})')
+  if job.options['executor'] == 'kubernetes' and job.chip in jobs.GPUS:
+    # It would select nodes by a label that GKE has for older GPUs only.
+    words.append("cloud_provider='any'")
+  return ', '.join(words)
+
+
 def _resources(job: jobs.Job, replicas: bool) -> str:
   words = []
-  if job.chip in jobs.GPUS:
+  if job.options['executor'] == 'local':
+    # This machine's are not told apart.
+    if job.chip:
+      words.append(f'local_gpu={job.per_host}')
+  elif job.chip in jobs.GPUS:
     words.append(f'{_RESOURCES[job.chip]}={job.per_host}')
   elif job.chip:
     topology = tpu.slice_of(job.chip, job.devices).topology

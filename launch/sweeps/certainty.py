@@ -1,8 +1,8 @@
 """How sure a study's answer would be, from the spread of runs that there are.
 
 The report compares two optimizers by the differences of their losses at equal
-seeds (eval/statistics.py). Over n seeds the half-width of Student's interval
-of their mean is t · s / √n, where s is the standard deviation of such
+seeds (eval/comparing/statistics.py). Over n seeds the half-width of Student's
+interval of their mean is t · s / √n, where s is the standard deviation of such
 differences. Rates that are tried a factor r apart miss the best one by up to
 log r / 2: if it lies anywhere between with equal chance, and the loss is
 a · (log lr - log best)² above the lowest, that costs a · log² r / 12 on
@@ -18,10 +18,10 @@ import os
 import numpy as np
 from scipy import stats
 
-from steepest.eval import comparison
-from steepest.eval import runs as runs_lib
-from steepest.eval import statistics
-from steepest.eval import tuning
+from steepest.eval.comparing import comparison
+from steepest.eval.comparing import runs as runs_lib
+from steepest.eval.comparing import statistics
+from steepest.eval.comparing import tuning
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import zlib
 from ml_collections import ConfigDict
 import numpy as np
 
-from steepest.eval import optimum
+from steepest.eval.comparing import optimum
 from steepest.launch.sweeps import space
 from steepest.launch.sweeps.space import Values
 

@@ -10,8 +10,8 @@ import pytest
 from steepest.data import benchmark_suite
 from steepest.data import benchmarks
 from steepest.data import wheels
-from steepest.eval import questions
-from steepest.eval import tasks
+from steepest.eval.scoring import questions
+from steepest.eval.scoring import tasks
 
 
 def _read(path: pathlib.Path) -> list[dict]:

@@ -11,7 +11,7 @@ import pytest
 
 from steepest.data import benchmarks
 from steepest.data import hub
-from steepest.eval import tasks
+from steepest.eval.scoring import tasks
 
 
 def _row(name: str, i: int) -> dict:

@@ -8,9 +8,9 @@ import pytest
 
 from steepest.data import benchmarks
 from steepest.data import tokenizers
-from steepest.eval import evaluation
-from steepest.eval import sampling
-from steepest.eval import scoring
+from steepest.eval.scoring import evaluation
+from steepest.eval.scoring import likelihoods
+from steepest.eval.scoring import sampling
 from steepest.experiments import base
 from steepest.interop import gguf as interop_gguf
 from steepest.interop import huggingface
@@ -200,7 +200,7 @@ def test_smollm2_knows_what_it_knows():
   first = next(sampler(model.params, [prompt], 1, 64))[0]
   assert t.decode([first]) == ' Paris'
   results = evaluation.evaluate(
-    scoring.make_score_fn(model.features_fn),
+    likelihoods.make_score_fn(model.features_fn),
     model.params,
     t,
     'arc_easy',

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from steepest.data import tokenizers
-from steepest.eval import harness
-from steepest.eval import requests
+from steepest.eval.scoring import harness
+from steepest.eval.scoring import requests
 from steepest.experiments import tiny
 from steepest.interop import huggingface_export
 from steepest.launch import assemble

@@ -237,8 +237,8 @@ def _documents(directory):
 
 
 def _questions(directory):
-  from steepest.eval import questions
-  from steepest.eval import tasks
+  from steepest.eval.scoring import questions
+  from steepest.eval.scoring import tasks
 
   question = {
     'id': 'q',
@@ -260,7 +260,7 @@ def _questions(directory):
 
 def _pairs(directory):
   from steepest.data import tokenizers
-  from steepest.eval import requests
+  from steepest.eval.scoring import requests
 
   tokenizer = tokenizers.train_bpe(iter(['some text'] * 9), 260)
   line = {
@@ -277,7 +277,7 @@ def _pairs(directory):
 
 
 def _run(directory):
-  from steepest.eval import comparison
+  from steepest.eval.comparing import comparison
   from steepest.experiments import base
 
   config = json.loads(base.get_config().to_json())

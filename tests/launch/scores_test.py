@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from steepest.data import tokenizers
-from steepest.eval import evaluation
-from steepest.eval import scoring
+from steepest.eval.scoring import evaluation
+from steepest.eval.scoring import likelihoods
 from steepest.experiments import tiny
 from steepest.launch import assemble
 from steepest.launch import scores
@@ -73,11 +73,11 @@ def _program(name: str, mesh: dict[str, int], compute: str = 'float32') -> Any:
   return assemble.make_program(config, model)
 
 
-def _scores(data: pathlib.Path, program: Any) -> list[scoring.Score]:
+def _scores(data: pathlib.Path, program: Any) -> list[likelihoods.Score]:
   suite = evaluation.prepare(
     tokenizers.load(f'hf:{data}'), 'arc_easy,mmlu', data
   )
-  score_fn = scoring.make_score_fn(program.features, program.mesh)
+  score_fn = likelihoods.make_score_fn(program.features, program.mesh)
   return score_fn(program.init(0).params, suite.requests, 64)
 
 

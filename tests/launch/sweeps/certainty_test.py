@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from steepest.eval.tuning import Point
+from steepest.eval.comparing.tuning import Point
 from steepest.launch.sweeps import certainty
 from steepest.launch.sweeps.certainty import Spread
 

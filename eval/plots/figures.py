@@ -1,0 +1,38 @@
+"""All figures of the report, as Plotly figures in plain dicts."""
+
+from typing import Any
+
+from steepest.eval.comparing.comparison import Comparison
+from steepest.eval.plots import curves
+from steepest.eval.plots import differences
+from steepest.eval.plots import loss
+from steepest.eval.plots import pareto
+from steepest.eval.plots import scores
+from steepest.eval.plots import sensitivity
+from steepest.eval.plots import training
+from steepest.eval.plots import tuning
+from steepest.eval.plots import widths
+
+
+def figures(
+  comparison: Comparison, transfer: dict[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
+  """Returns id -> {'data', 'layout', …} of those that there are data for.
+
+  Args:
+    comparison: what to draw.
+    transfer: of transfer.analyse.
+  """
+  drawn = {
+    'loss': loss.loss_figure(comparison),
+    'pareto': pareto.pareto_figure(comparison),
+    'differences': differences.difference_figure(comparison),
+    'effects': differences.effect_figure(comparison),
+    'sensitivity': sensitivity.sensitivity_figure(comparison),
+    'transfer': widths.width_figure(transfer) if transfer else None,
+    'score-curves': curves.curve_figure(comparison),
+    'lr': tuning.lr_figure(comparison),
+    'scores': scores.score_figure(comparison),
+    'training': training.training_figure(comparison),
+  }
+  return {name: figure for name, figure in drawn.items() if figure is not None}
