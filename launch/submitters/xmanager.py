@@ -38,7 +38,7 @@ _RESOURCES = {
 
 _SCRIPT = '''"""Launches {name} on XManager.
 
-    pip install xmanager    # in an environment of its own
+    pip install xmanager 'kubernetes<36'    # in an environment of its own
     xmanager launch THIS_FILE
 """
 

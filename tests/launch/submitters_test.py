@@ -4,6 +4,8 @@ import os
 import pathlib
 import shlex
 import subprocess
+import sys
+from unittest import mock
 
 import pytest
 import yaml
@@ -85,7 +87,9 @@ _FORMS = {
     xmanager, options={'executor': 'kubernetes'}
   ),
   'xmanager_local': lambda: _job(
-    xmanager, devices=8, options={'executor': 'local', 'memory_gib': '512'}
+    xmanager,
+    devices=8,
+    options={'executor': 'local', 'memory_gib': '512', 'mount': '/data'},
   ),
   'xmanager_tpu': lambda: _job(xmanager, 'v5p', 64),
 }
@@ -255,16 +259,76 @@ def test_tpu_machines_run_exactly_the_words(tmp_path):
   assert done.stdout.split('\0')[:-1] == [_NASTY, *words]
 
 
-def test_launch_scripts_hold_exactly_the_words():
+def _globals(job, monkeypatch):
+  """Returns what a launch script defines, XManager's own parts apart."""
+  package = mock.MagicMock()
+  for name in ('', '.cloud', '.contrib'):
+    monkeypatch.setitem(sys.modules, f'xmanager{name}', package)
+  found = {'__name__': 'script'}
+  exec(_only_file(xmanager.submission(job)), found)
+  return found
+
+
+def test_launch_scripts_hold_exactly_the_words(monkeypatch):
   unit = jobs.Unit(f'/x/{_NASTY}', (f'--config.data.source={_NASTY}',))
   job = _job(xmanager, units=(unit,), root=pathlib.Path(f'/{_NASTY}'))
-  text = _only_file(xmanager.submission(job))
-  top, _, _ = text.partition('def _requirements')
-  constants = {}
-  lines = top[top.index('_NAME') :]
-  exec(compile(lines, 'constants', 'exec'), constants)
-  assert constants['_UNITS'] == [unit.command('python', job.module)[3:]]
-  assert constants['_ROOT'] == f'/{_NASTY}'
+  found = _globals(job, monkeypatch)
+  assert found['_UNITS'] == [unit.command('python', job.module)[3:]]
+  assert found['_ROOT'] == f'/{_NASTY}'
+
+
+def test_launch_scripts_pack_the_commit_and_nothing_else(tmp_path, monkeypatch):
+  """No runs, environments or secrets that lie in the directory."""
+  root = tmp_path / "a 'b"
+  (root / 'launch').mkdir(parents=True)
+  (root / 'launch' / 'train.py').write_text('committed', 'utf-8')
+  who = ['-c', 'user.name=a', '-c', 'user.email=a@b']
+  for words in (['init', '-q'], ['add', '.'], [*who, 'commit', '-qm', 'a']):
+    subprocess.run(['git', *words], cwd=root, check=True)
+  (root / '.env').write_text('WANDB_API_KEY=hunter2', 'utf-8')
+  (root / 'launch' / 'train.py').write_text('changed', 'utf-8')
+  found = _globals(_job(xmanager, root=root), monkeypatch)
+  with found['_source']() as source:
+    held = {p.name: p for p in pathlib.Path(source).rglob('*')}
+    assert pathlib.Path(source).name == 'steepest'
+    assert held.keys() == {'launch', 'train.py'}
+    assert held['train.py'].read_text('utf-8') == 'committed'
+  assert not pathlib.Path(source).exists()
+
+
+@pytest.mark.parametrize(
+  'does, status, tries',
+  [
+    ('exit 1', 1, 4),
+    ('[ -e "$0.2" ]', 0, 3),
+    # A signal to stop reaches the training, which is not started again.
+    (
+      'trap "exit 75" TERM; kill -TERM $PPID; while :; do sleep 0.05; done',
+      75,
+      1,
+    ),
+  ],
+)
+def test_xmanagers_machines_start_again(
+  tmp_path, monkeypatch, does, status, tries
+):
+  python = tmp_path / 'python'
+  count = 'n=0; while [ -e "$0.$n" ]; do n=$(( n + 1 )); done; : > "$0.$n"'
+  python.write_text(
+    f'#!/bin/bash\nprintf "%s\\0" "$@"\n{count}\n{does}\n', 'utf-8'
+  )
+  python.chmod(0o755)
+  found = _globals(_job(xmanager), monkeypatch)
+  done = subprocess.run(
+    ['bash', '-c', '\n'.join(found['_COMMANDS']), 'entrypoint', _NASTY],
+    capture_output=True,
+    text=True,
+    env={'PATH': f'{tmp_path}:/usr/bin:/bin'},
+    timeout=30,
+  )
+  assert (done.returncode, done.stderr) == (status, '')
+  words = ['-m', 'steepest.launch.train', _NASTY]
+  assert done.stdout.split('\0')[:-1] == words * tries
 
 
 @pytest.mark.parametrize(
@@ -279,6 +343,7 @@ def test_launch_scripts_hold_exactly_the_words():
     (tpu_vm, 'v5e', 8, {'project': 'p', 'zone': 'z'}, 'option=bucket'),
     (xmanager, 'h100', 8, {'executor': 'borg'}, 'there are local, vertex'),
     (xmanager, 'h100', 16, {'executor': 'local'}, 'one machine only'),
+    (xmanager, 'h200', 4, {}, 'machines of Vertex AI have 8 × h200'),
   ],
 )
 def test_what_is_missing_is_named(place, chip, devices, options, message):
