@@ -5,6 +5,7 @@ from typing import Any
 from steepest.eval.comparing.comparison import Comparison
 from steepest.eval.plots import curves
 from steepest.eval.plots import differences
+from steepest.eval.plots import layers
 from steepest.eval.plots import loss
 from steepest.eval.plots import pareto
 from steepest.eval.plots import scores
@@ -34,5 +35,6 @@ def figures(
     'lr': tuning.lr_figure(comparison),
     'scores': scores.score_figure(comparison),
     'training': training.training_figure(comparison),
+    'layers': layers.layer_figure(comparison),
   }
   return {name: figure for name, figure in drawn.items() if figure is not None}

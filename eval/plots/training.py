@@ -10,7 +10,7 @@ from steepest.eval.plots import course
 from steepest.eval.plots import theme
 
 # Quantity -> its name and whether it is drawn on a logarithmic axis. Those
-# logged by role or layer have its name behind a slash.
+# logged by role have its name behind a slash.
 QUANTITIES = {
   'grad_norm': ('Gradient norm', True),
   'update_rms': ('Update size', True),
@@ -18,6 +18,9 @@ QUANTITIES = {
   'param_norm': ('Parameter norm', True),
   'lr': ('Learning rate', False),
 }
+# Between a quantity and a layer in what is logged (optimizers/parts.py); layers
+# have a figure of their own.
+LAYER = '/layer/'
 # Points of a curve; fewer than of a loss, as there are more of them.
 _POINTS = 200
 
@@ -30,7 +33,7 @@ def list_quantities(comparison: Comparison) -> list[tuple[str, str]]:
     for run in course.shown_runs(group)
     for row in run.rows[-20:]
     for key in row
-    if key.partition('/')[0] in QUANTITIES
+    if key.partition('/')[0] in QUANTITIES and LAYER not in key
   }
   order = list(QUANTITIES)
   return [
@@ -69,7 +72,7 @@ def training_figure(comparison: Comparison) -> dict[str, Any] | None:
       for key, name in quantities:
         rows, values = course.values(run, key)
         # What is zero has no place on a logarithmic axis.
-        values = np.where(values > 0, values, np.nan) if _log(key) else values
+        values = np.where(values > 0, values, np.nan) if is_log(key) else values
         kept = np.isfinite(values)
         rows = [row for row, keep in zip(rows, kept) if keep]
         if not rows:
@@ -90,11 +93,12 @@ def training_figure(comparison: Comparison) -> dict[str, Any] | None:
     'data': data,
     'layout': layout,
     'titles': courses.title(layout),
-    'types': {k: 'log' if _log(k) else 'linear' for k, _ in quantities},
+    'types': {k: 'log' if is_log(k) else 'linear' for k, _ in quantities},
     'names': {key: name for key, name in quantities},
     'csv': {'y': 'value'},
   }
 
 
-def _log(key: str) -> bool:
+def is_log(key: str) -> bool:
+  """Returns whether a quantity is drawn on a logarithmic axis."""
   return QUANTITIES[key.partition('/')[0]][1]

@@ -91,13 +91,18 @@ function frame(id) {
   return changes;
 }
 
-// The panels' heights where they depend on a switch.
+// The panels' vertical axes where they depend on a switch.
 function limits(figure) {
   const changes = {};
   if (!figure.limits) return changes;
-  const ranges = figure.limits.of[state[figure.limits.switch]] || [];
-  ranges.forEach((range, i) => {
-    changes[axisName('y', i + 1) + '.range'] = range;
+  const {of, types, names} = figure.limits;
+  const chosen = state[figure.limits.switch];
+  (of[chosen] || []).forEach((range, i) => {
+    const y = axisName('y', i + 1);
+    // The type first: where it changes, Plotly works out a range.
+    if (types) changes[y + '.type'] = types[chosen];
+    changes[y + '.range'] = range;
+    if (names) changes[y + '.title.text'] = names[chosen];
   });
   return changes;
 }

@@ -7,6 +7,7 @@ from steepest.eval.comparing.comparison import Comparison
 from steepest.eval.comparing.comparison import Group
 from steepest.eval.plots import course
 from steepest.eval.plots import curves
+from steepest.eval.plots import layers as layer_plots
 from steepest.eval.plots import loss
 from steepest.eval.plots import training as training_plots
 from steepest.eval.report import details
@@ -186,8 +187,27 @@ def training(
       'does not clip. A part behind the name: of these parameters alone.',
       _legend(comparison),
     ),
+    *_layers(comparison, figures),
   ]
   return [page.Section('course', 'Inside the training', parts)]
+
+
+def _layers(comparison: Comparison, figures: dict[str, Any]) -> list[str]:
+  if 'layers' not in figures:
+    return []
+  quantities = layer_plots.list_quantities(comparison)
+  return [
+    '<div class="controls">',
+    page.switch('layer_quantity', 'Show', quantities),
+    '</div>',
+    page.figure(
+      'layers',
+      'Gradient norm and update size over the depth',
+      'Averages over the logged steps of finished runs, mean of the seeds ± '
+      'their standard deviation; from the input of the model to its output.',
+      _legend(comparison),
+    ),
+  ]
 
 
 def tuning(

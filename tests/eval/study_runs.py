@@ -119,6 +119,10 @@ def write_run(
         'grad_norm': 1.0,
       }
     )
+    if curves:
+      for i, layer in enumerate(('embedding', 'block_0', 'readout')):
+        lines[-1][f'grad_norm/layer/{layer}'] = 0.2 * 2.0**i
+        lines[-1][f'update_rms/layer/{layer}'] = 1e-3 * 0.5**i
     if settings['eval_every'] and (step // every) % 10 == 9:
       lines[-1]['eval/loss'] = float(smooth + 0.035)
       lines[-1]['eval/loss/web'] = float(smooth + 0.05)

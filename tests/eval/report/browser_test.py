@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 import struct
 import xml.etree.ElementTree
@@ -132,6 +133,25 @@ def test_the_csv_of_the_losses_is_what_was_logged(page, tab, study_dir):
     assert tokens == pytest.approx(wanted['tokens'], rel=1e-5)
     seconds = float(row['Training time (s)'])
     assert seconds == pytest.approx(wanted['seconds'], rel=1e-5)
+
+
+def test_a_switch_changes_the_vertical_axis(page, tab):
+  tab.show(1440, 900)
+  tab.open(page)
+  read = (
+    "(() => {const {type, range, title} = document.getElementById('layers')"
+  )
+  read += '.layout.yaxis; return [type, ...range, title.text];})()'
+  type_, low, high, title = tab.evaluate(read)
+  assert (type_, title) == ('log', 'Gradient norm')
+  assert low < math.log10(0.2) < math.log10(0.8) < high < 0.1
+  tab.evaluate(
+    "document.querySelector('[data-name=layer_quantity] "
+    "[data-value=update_rms]').click()"
+  )
+  type_, low, high, title = tab.evaluate(read)
+  assert (type_, title) == ('log', 'Update size')
+  assert -3.8 < low < math.log10(0.25e-3) < math.log10(1e-3) < high < -2.8
 
 
 def test_axes_part_and_legend_are_linked(page, tab):
