@@ -99,11 +99,18 @@ def _run(command: list[str], folder: pathlib.Path) -> str:
   return done.stdout
 
 
+def _files(tree: pathlib.Path, pattern: str) -> list[pathlib.Path]:
+  """Returns what matches in a package; what links lead out to is not in it."""
+  top = tree.resolve()
+  found = sorted(tree.rglob(pattern))
+  return [path for path in found if path.resolve().is_relative_to(top)]
+
+
 def _plain(pattern: str) -> Callable[[pathlib.Path], Iterator[str]]:
   """Returns what yields the text of each file that matches, whole."""
 
   def texts(tree: pathlib.Path) -> Iterator[str]:
-    for path in sorted(tree.rglob(pattern)):
+    for path in _files(tree, pattern):
       if path.is_file():
         yield path.read_bytes().decode(errors='replace')
 
@@ -112,7 +119,7 @@ def _plain(pattern: str) -> Callable[[pathlib.Path], Iterator[str]]:
 
 def _pages(tree: pathlib.Path) -> Iterator[str]:
   """Yields the text of each HTML page."""
-  for path in sorted(tree.rglob('*.html')):
+  for path in _files(tree, '*.html'):
     page = _Page()
     page.feed(path.read_bytes().decode(errors='replace'))
     page.close()
@@ -149,7 +156,7 @@ class _Page(html.parser.HTMLParser):
 
 def _entries(tree: pathlib.Path) -> Iterator[str]:
   """Yields the entries of a dictd dictionary, some pages of them at a time."""
-  for index in sorted(tree.rglob('*.index')):
+  for index in _files(tree, '*.index'):
     # A .dz is a gzip file that can be read from within, too.
     content = gzip.decompress(index.with_suffix('.dict.dz').read_bytes())
     places: set[tuple[int, int]] = set()

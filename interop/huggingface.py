@@ -270,12 +270,14 @@ def _find_files(directory: pathlib.Path) -> list[pathlib.Path]:
       names = set(json.loads(index.read_text('utf-8'))['weight_map'].values())
     except (ValueError, KeyError, TypeError, AttributeError):
       raise ValueError(f'{index} has no weight_map: fetch it again') from None
-    for name in sorted(names):
+    for name in sorted(map(str, names)):
+      if pathlib.PurePath(name).name != name or '\0' in name:
+        raise ValueError(f'{index} names {name!r}, which is no file beside it')
       if not (directory / name).is_file():
         raise FileNotFoundError(
           f'{directory / name}, named in {index}, is gone'
         )
-    return [directory / name for name in sorted(names)]
+    return [directory / name for name in sorted(map(str, names))]
   files = [one] if one.exists() else sorted(directory.glob('*.safetensors'))
   if not files:
     raise FileNotFoundError(f'no *.safetensors in {directory}')

@@ -5,7 +5,6 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
-import json
 import os
 import pathlib
 import pkgutil
@@ -133,10 +132,9 @@ def finished(
   if not (workdir / 'config.json').exists():
     return None
   validation.check_same(config, workdir)
-  path = workdir / 'summary.json'
-  if not path.exists():
+  summary = validation.read_summary(workdir)
+  if summary is None:
     return None
-  summary = json.loads(path.read_text('utf-8'))
   if summary['status'] == 'diverged':
     policy = validation.read_config(workdir).spikes.to_dict()
     if policy != config.spikes.to_dict():

@@ -261,12 +261,53 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
 
   Keys that did not exist when the run was made have their default, which does
   what was done before there was a key.
+
+  Raises:
+    ValueError: config.json is damaged.
   """
-  saved = json.loads((workdir / 'config.json').read_text('utf-8'))
+  path = workdir / 'config.json'
   config = ConfigDict(as_json(base.get_config()))
-  with config.unlocked():
-    config.update(saved)
+  try:
+    with config.unlocked():
+      config.update(json.loads(path.read_text('utf-8')))
+    for key, value in cli.flatten(config).items():
+      if value is None:
+        raise ValueError(f'{key} is null')
+  except (ValueError, TypeError, KeyError, AttributeError) as error:
+    raise ValueError(
+      f'{path} is damaged ({_first_line(error)}): use another --workdir'
+    ) from error
   return config
+
+
+def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """Returns how a run ended, None where it has not.
+
+  Raises:
+    ValueError: summary.json is damaged.
+  """
+  path = workdir / 'summary.json'
+  if not path.exists():
+    return None
+  try:
+    summary = json.loads(path.read_text('utf-8'))
+    kinds = {'status': str, 'steps': int}
+    if summary['status'] == 'diverged':
+      kinds['diverged_at_step'] = int
+    for key, kind in kinds.items():
+      if not isinstance(summary[key], kind):
+        raise ValueError(f'{key} is no {kind.__name__}')
+  except (ValueError, TypeError, KeyError) as error:
+    raise ValueError(
+      f'{path} is damaged ({_first_line(error)}): delete it and run the same '
+      'command again'
+    ) from error
+  return summary
+
+
+def _first_line(error: Exception) -> str:
+  text = str(error).splitlines() or ['']
+  return f'{type(error).__name__}: {text[0][:200]}'
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:

@@ -140,13 +140,32 @@ class MetricWriter:
 
 
 def read_rows(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """Returns the complete rows of metrics.jsonl; none if there is no file."""
+  """Returns the complete rows of metrics.jsonl; none if there is no file.
+
+  Raises:
+    ValueError: a row is damaged.
+  """
   path = pathlib.Path(workdir) / 'metrics.jsonl'
   if not path.exists():
     return []
-  lines = path.read_text('utf-8').splitlines(keepends=True)
+  # Bytes that are no text make a row no JSON, which is told with its line.
+  lines = path.read_text('utf-8', 'replace').splitlines(keepends=True)
   # A killed run may leave half a line at the end.
-  return [json.loads(line) for line in lines if line.endswith('\n')]
+  return [
+    _row(line, f'{path}, line {number}')
+    for number, line in enumerate(lines, 1)
+    if line.endswith('\n')
+  ]
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
+  try:
+    row = json.loads(line)
+  except ValueError as error:
+    raise ValueError(f'{where}: {error}: delete that line') from error
+  if not isinstance(row, dict) or not isinstance(row.get('step'), int):
+    raise ValueError(f'{where}: no row with a step: delete that line')
+  return row
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -18,6 +18,10 @@ def _tree(folder: pathlib.Path) -> None:
   sources.mkdir(parents=True)
   (sources / 'b.rst.txt').write_text('Title B\n=======\n')
   (sources / 'a.rst.txt').write_text('Title A\n=======\n')
+  # Of the machine, not of the package.
+  secret = folder.parent.parent / 'secret.rst.txt'
+  secret.write_text('secret\n')
+  (sources / 'c.rst.txt').symlink_to(secret)
   (doc / 'perl.pod').write_text('=head1 NAME\n')
   (doc / 'html' / 'page.html').write_text(
     '<html><head><title>no</title><style>p {}</style></head><body>'

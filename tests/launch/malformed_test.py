@@ -191,6 +191,9 @@ def _hugging_face(directory):
     shapes |= {f'h.0.{name}.weight': (into, out), f'h.0.{name}.bias': (out,)}
   tensors = {n: np.ones(s, np.float32) for n, s in shapes.items()}
   safetensors.save_file(tensors, directory / 'model.safetensors')
+  index = {'weight_map': dict.fromkeys(tensors, 'model.safetensors')}
+  name = 'model.safetensors.index.json'
+  (directory / name).write_text(json.dumps(index))
   config = {
     'model_type': 'gpt2',
     'activation_function': 'gelu_new',
@@ -212,7 +215,7 @@ def _hugging_face(directory):
       model = model_config.resolve(resolved.model, 0, resolved.dtype)
       huggingface.read_params(directory, model)
 
-  return read, ['config.json', 'model.safetensors']
+  return read, ['config.json', 'model.safetensors', name]
 
 
 def _documents(directory):
@@ -314,6 +317,28 @@ def _run(directory):
   return read, ['config.json', 'metrics.jsonl', 'summary.json']
 
 
+def _restart(directory):
+  """What a run that is started again reads of its directory."""
+  from steepest.experiments import tiny
+  from steepest.launch import assemble
+  from steepest.launch import validation
+  from steepest.training import metrics
+
+  config = tiny.get_config('gpt2,adamw')
+  metrics.write_json(directory / 'config.json', validation.as_json(config))
+  ended = {'status': 'finished', 'steps': config.steps, 'train_loss': 3.0}
+  metrics.write_json(directory / 'summary.json', ended)
+  rows = [{'step': i, 'train/loss': 3.0} for i in range(4)]
+  lines = ''.join(json.dumps(row) + '\n' for row in rows)
+  (directory / 'metrics.jsonl').write_text(lines)
+
+  def read():
+    assemble.finished(config, directory)
+    assert all('step' in row for row in metrics.read_rows(directory))
+
+  return read, ['config.json', 'summary.json', 'metrics.jsonl']
+
+
 def _checksums(directory):
   from steepest.training import integrity
 
@@ -333,6 +358,7 @@ _READERS = {
     _questions,
     _pairs,
     _run,
+    _restart,
     _checksums,
   )
 }
