@@ -169,6 +169,20 @@ def _manifest(directory: pathlib.Path, **changed) -> None:
   manifests.save(manifest, directory)
 
 
+def test_shards_of_another_folder_are_not_read(copy, data_config):
+  """Whole ones, under a name that leads out of the directory."""
+  path = copy / 'manifest.json'
+  content = json.loads(path.read_text())
+  there = copy.with_name('there')
+  there.mkdir()
+  for shard in content['shards']:
+    (copy / shard['name']).rename(there / shard['name'])
+    shard['name'] = f'../there/{shard["name"]}'
+  path.write_text(json.dumps(content))
+  with pytest.raises(ValueError, match=r"a shard named '\.\./there/"):
+    _open(copy, data_config)
+
+
 @pytest.mark.parametrize('mode', ['full', 'sampled'])
 def test_swapped_shards_are_named(copy, data_config, mode):
   held = [s for s in manifests.load(copy).shards if s.split == 'train']

@@ -128,6 +128,14 @@ def test_shards(copy, golden, name):
   (directory / files[1]).unlink()
   with pytest.raises(FileNotFoundError, match=f'{files[1]}, named in .* gone'):
     _read(directory)
+  # Whole weights, but of another folder.
+  there = directory.with_name('there')
+  there.mkdir()
+  safetensors.save_file(tensors, there / 'model.safetensors')
+  index = dict.fromkeys(names, '../there/model.safetensors')
+  path.write_text(json.dumps({'weight_map': index}), 'utf-8')
+  with pytest.raises(ValueError, match='which is no file beside it'):
+    _read(directory)
   path.write_text('[]', 'utf-8')
   with pytest.raises(ValueError, match='has no weight_map'):
     _read(directory)
