@@ -56,7 +56,7 @@ class Compiled:
 def host() -> Chip:
   """Returns this machine's CPU as a chip: its memory; times mean nothing."""
   pages, size = os.sysconf('SC_PHYS_PAGES'), os.sysconf('SC_PAGE_SIZE')
-  return Chip(1.0, pages * size, 1.0, 1.0, 1.0, 1, 1, False)
+  return Chip(1.0, pages * size, 1.0, 1.0, 1.0, 1, 1, '')
 
 
 def devices(chip: str, count: int) -> list[jax.Device]:

@@ -11,6 +11,7 @@ from jax import numpy as jnp
 
 from steepest.models import matmul
 from steepest.models import remat
+from steepest.models import splash
 from steepest.models.config import ModelConfig
 from steepest.models.parametrization import Parametrization
 from steepest.models.parametrization import declare
@@ -100,11 +101,17 @@ def causal_attention(
 ) -> jax.Array:
   """Returns B×L×H×h; H is a multiple of K, softmax in float32.
 
-  cuDNN's fused kernel serves half-precision inputs on GPUs; elsewhere XLA
-  compiles the plain formula. Instead of segments, B×L×L says which token sees
-  which of those before it. With either that kernel reads a mask B×1×L×L
-  as a bias, for whose backward pass it asks for an even length.
+  cuDNN's fused kernel serves half-precision inputs on GPUs, models/splash.py
+  whole sequences on TPUs; elsewhere XLA compiles the plain formula. Instead of
+  segments, B×L×L says which token sees which of those before it. With either
+  cuDNN's kernel reads a mask B×1×L×L as a bias, for whose backward pass it asks
+  for an even length.
   """
+  if matmul.platform() == 'tpu':
+    if splash.serves(q_BxLxHxh.shape[1], segment_ids_BxL):
+      return splash.attention(
+        q_BxLxHxh, k_BxLxKxh, v_BxLxKxh, scale, segment_ids_BxL
+      )
   half = q_BxLxHxh.dtype in (jnp.bfloat16, jnp.float16)
   fused = matmul.platform() == 'gpu' and half
   mask_Bx1xLxL = None

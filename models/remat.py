@@ -18,6 +18,9 @@ from flax import linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
+# What a fused kernel leaves for its backward pass, on TPUs.
+KERNEL = 'kernel'
+
 POLICIES = ('none', 'names', 'dots', 'full')
 _NAMES = (
   'query',
@@ -51,13 +54,19 @@ def _policy(name: str) -> Callable[..., Any] | None:
     return None
   if name == 'dots':
     return known.save_from_both_policies(
-      known.dots_with_no_batch_dims_saveable, _fused_attention
+      known.dots_with_no_batch_dims_saveable, _kernels
     )
   return known.save_from_both_policies(
-    known.save_only_these_names(*_NAMES), _fused_attention
+    known.save_only_these_names(*_NAMES), _kernels
   )
 
 
-def _fused_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+def _cudnn(primitive: Any, *_: Any, **__: Any) -> bool:
   """Whether this is cuDNN's kernel: its statistics are kept with its output."""
   return primitive.name.startswith('dot_product_attention_fwd')
+
+
+# Of the kernel on TPUs, names say what is kept.
+_kernels = jax.checkpoint_policies.save_from_both_policies(
+  jax.checkpoint_policies.save_only_these_names(KERNEL), _cudnn
+)

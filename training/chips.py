@@ -27,8 +27,8 @@ class Chip:
     network: to other nodes or slices, bytes/s a chip in one direction.
     group: chips that the fast links join.
     host: chips of a machine.
-    fused_attention: whether attention keeps no L×L scores for the backward
-      pass (models/attention.py).
+    attention: kernel that keeps no L×L scores for the backward pass, 'cudnn',
+      'splash' or ''; models/attention.py says when it serves.
   """
 
   peak: float
@@ -38,14 +38,14 @@ class Chip:
   network: float
   group: int
   host: int
-  fused_attention: bool
+  attention: str
 
 
 def _gpu(
   kind: str, gib: int, bandwidth: float, link: float, network: float
 ) -> Chip:
   peak = flops.PEAKS[kind]
-  return Chip(peak, gib * _GIB, bandwidth, link, network, 8, 8, True)
+  return Chip(peak, gib * _GIB, bandwidth, link, network, 8, 8, 'cudnn')
 
 
 def _tpu(
@@ -54,7 +54,7 @@ def _tpu(
   # Data-centre network: 200 Gb/s a machine of four chips, at least.
   peak, network = flops.PEAKS[kind], 6.25e9
   link = both_ways / 2
-  return Chip(peak, gib * _GIB, bandwidth, link, network, largest, 4, False)
+  return Chip(peak, gib * _GIB, bandwidth, link, network, largest, 4, 'splash')
 
 
 CHIPS = {

@@ -16,6 +16,7 @@ from jax.sharding import AbstractMesh
 from jax.sharding import AxisType
 
 from steepest.models import remat as remat_lib
+from steepest.models import splash
 from steepest.models.config import ModelConfig
 from steepest.training import flops
 from steepest.training import mesh as mesh_lib
@@ -213,7 +214,7 @@ class Planner:
     layer = share(kept.layer)
     # While a layer is computed again, its values are there once.
     again = 0 if setting.remat == 'none' else share(plain.layer) - layer
-    if setting.remat != 'full' and self.chip.fused_attention:
+    if setting.remat != 'full' and self._fused(sizes['sequence']):
       layer += statistics // sizes['sequence']
     params = _sharded(self._params, sizes)
     memory = {
@@ -253,6 +254,14 @@ class Planner:
     alive = block if setting.remat == 'none' else 2 * block // layers
     return item * (alive + rest) // sizes['tensor']
 
+  def _fused(self, sequence: int) -> bool:
+    """Returns whether a kernel does attention, as models/attention.py picks."""
+    m = self.model
+    if self.chip.attention == 'splash':
+      return m.context % splash.TILES[-1] == 0 and sequence == 1
+    half = jnp.dtype(m.compute_dtype).itemsize == 2
+    return self.chip.attention == 'cudnn' and half
+
   def _bytes(
     self, value: residuals.Value, rows: int, sizes: dict[str, int]
   ) -> int:
@@ -260,7 +269,7 @@ class Planner:
     m, tensor = self.model, sizes['tensor']
     shape = value.shape
     scores = len(shape) > 3 and shape.count(m.context) == 2
-    if scores and self.chip.fused_attention:
+    if scores and self._fused(sizes['sequence']):
       return 0
     whole = value.elements * value.itemsize // residuals.ROWS * rows
     whole //= sizes['sequence']
@@ -281,11 +290,12 @@ class Planner:
       12.0 * m.num_layers * m.num_heads * m.head_dim * m.context * self._tokens
     )
     # Fused kernels leave out what the causal mask hides.
-    done = step_flops - (attention / 2 if chip.fused_attention else 0)
+    fused = self._fused(setting.mesh[mesh_lib.AXES.index('sequence')])
+    done = step_flops - (attention / 2 if fused else 0)
     if setting.remat == 'full':
       readout = 6.0 * m.vocab_size * m.width * self._tokens
       done += (done - readout) / 3
-    elif setting.remat != 'none' and not chip.fused_attention:
+    elif setting.remat != 'none' and not fused:
       done += attention / 3
     done *= 1 + self._curvature_flops
     plain = dataclasses.replace(setting, remat='none')

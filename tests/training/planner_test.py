@@ -82,8 +82,13 @@ def test_activations_are_the_known_count():
   # Embeddings as they are looked up, the last norm's input and its output.
   around = tokens * D * (4 + 2 + 2)
   assert 12 * layer < plan.memory['activations'] <= 12 * layer + around
-  # Scores of attention, where no kernel spares them: float32 and bfloat16.
-  unfused = _plan(chip='v5p')[1].memory['activations']
+  # Scores of attention, where no kernel spares them: float32 and bfloat16. The
+  # one for TPUs takes whole sequences.
+  assert (
+    _plan(chip='v5p')[1].memory['activations'] == plan.memory['activations']
+  )
+  keys = {**_GPT2_124M, 'mesh.sequence': 2}
+  unfused = 2 * _plan(keys=keys, devices=2, chip='v5p')[1].memory['activations']
   scores = 12 * tokens * 1024 * H * (4 + 2)
   statistics = 12 * tokens * 4 * H
   assert unfused == plan.memory['activations'] + scores - statistics
