@@ -22,7 +22,7 @@ QUANTITIES = {
 # have a figure of their own.
 LAYER = '/layer/'
 # Points of a curve; fewer than of a loss, as there are more of them.
-_POINTS = 200
+_POINTS = 100
 
 
 def list_quantities(comparison: Comparison) -> list[tuple[str, str]]:

@@ -55,9 +55,15 @@ def to_dict(
     'rules': list(words.RULES),
     'transfer': transfer,
     'claims': [dataclasses.asdict(answer) for answer in answers],
-    'figures': figures.figures(comparison, transfer),
   }
   return _finite(content)
+
+
+def drawn(
+  comparison: Comparison, transfer: dict[str, Any] | None
+) -> dict[str, Any]:
+  """Returns the figures as values that JSON can hold; arguments as above."""
+  return _finite(figures.figures(comparison, transfer))
 
 
 def _group(group: Group) -> dict[str, Any]:

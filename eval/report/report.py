@@ -59,7 +59,7 @@ def write(
   )
   origin = words.origin(comparison, line, date)
   page.replace(out / 'report.md', markdown.text(comparison, answers, origin))
-  figures = content['figures']
+  figures = json_file.drawn(comparison, widths)
   return page.write_page(
     out / 'report.html',
     title='Optimizer comparison',

@@ -1,8 +1,10 @@
 """What the tests of the comparison share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import importlib.util
+import json
 import pathlib
+import re
 import types
 from typing import Any
 
@@ -42,3 +44,20 @@ def study_dir(
   root = tmp_path_factory.mktemp('study')
   study_runs.write_study(root)
   return root
+
+
+@pytest.fixture(scope='session')
+def figures_of() -> Callable[[str], dict[str, Any]]:
+  """Returns a function from a page's text to its figures."""
+
+  def read(text: str) -> dict[str, Any]:
+    match = re.search(r'id="figures">(.*?)</script>', text, re.DOTALL)
+    assert match
+    held = json.loads(match[1])
+    for figure in held['figures'].values():
+      for trace in figure['data']:
+        if 'xs' in trace:
+          trace['xs'] = held['positions'][trace['xs']]
+    return held['figures']
+
+  return read

@@ -164,23 +164,24 @@ def test_costs_are_sums_over_the_trials(written, study_dir):
       assert shown[path] == pytest.approx(seconds)
 
 
-def test_no_cell_holds_another_number(written):
-  """A cell without `data` holds words, which report.json holds too."""
-  page, numbers, _ = written
-  words = ' '.join(_strings(numbers))
+def test_no_cell_holds_another_number(written, figures_of):
+  """A cell without `data` holds words, as report.json or a figure does."""
+  page, numbers, out = written
+  figures = figures_of((out / 'report.html').read_text('utf-8'))
+  words = ' '.join(_strings([numbers, figures]))
   for cell in page.bare:
     for number in re.findall(r'\d+\.\d{4}', cell):
       assert number in words, cell
 
 
-def test_effects_are_differences_of_summaries(of_axes, study_runs):
+def test_effects_are_differences_of_summaries(of_axes, study_runs, figures_of):
   """What four epochs change, seed by seed, as the table and figure show it."""
-  page, numbers, _ = of_axes
+  page, numbers, out = of_axes
+  figures = figures_of((out / 'report.html').read_text('utf-8'))
   shown = {a['data-path']: float(a['value']) for a, _ in page.found}
   losses = {run['run']: run['summary']['eval_loss'] for run in numbers['runs']}
   points = [
-    (trace['x'][0], trace['name'])
-    for trace in numbers['figures']['effects']['data']
+    (trace['x'][0], trace['name']) for trace in figures['effects']['data']
   ]
   seen = 0
   for i, effect in enumerate(numbers['effects']):
@@ -276,7 +277,9 @@ def _widths(study_runs, root, widths=(64, 128)):
       study_runs.write_run(root / f'{width}-{lr}', settings, end, rows=20)
 
 
-def test_a_study_of_several_widths_shows_its_own_transfer(study_runs, tmp_path):
+def test_a_study_of_several_widths_shows_its_own_transfer(
+  study_runs, tmp_path, figures_of
+):
   _widths(study_runs, tmp_path / 'runs')
   result = comparison.compare(comparison.load_runs([tmp_path / 'runs']))
   path = report.write(result, tmp_path / 'out', 'x')
@@ -290,7 +293,7 @@ def test_a_study_of_several_widths_shows_its_own_transfer(study_runs, tmp_path):
   assert cell['drift_steps_per_octave']['mean'] == pytest.approx(0, abs=0.01)
   lines = [
     trace
-    for trace in numbers['figures']['transfer']['data']
+    for trace in figures_of(path.read_text('utf-8'))['transfer']['data']
     if 'best' not in trace['meta']['kind']
   ]
   assert [len(trace['x']) for trace in lines] == [4, 4]

@@ -136,10 +136,9 @@ def test_page_loads_nothing(written):
   assert "default-src 'none'" in policy
 
 
-def test_figures_hold_the_logged_numbers(written, study_dir):
-  result, path, _, numbers = written
-  figures = _figures(path)
-  assert figures == numbers['figures']
+def test_figures_hold_the_logged_numbers(written, study_dir, figures_of):
+  result, path, *_ = written
+  figures = figures_of(path.read_text('utf-8'))
   assert {'loss', 'training', 'lr', 'scores', 'score-curves'} <= set(figures)
   traces = figures['loss']['data']
   traces = [t for t in traces if t['meta']['kind'] in ('raw', 'eval')]
@@ -178,18 +177,6 @@ def test_figures_hold_the_logged_numbers(written, study_dir):
     ):
       assert x == pytest.approx(100 * score.mean, rel=1e-5)
       assert error == pytest.approx(100 * score.error, rel=1e-5)
-
-
-def _figures(path):
-  """Returns a page's figures as report.json has them."""
-  text = path.read_text()
-  match = re.search(r'id="figures">(.*?)</script>', text, re.DOTALL)
-  held = json.loads(match[1])
-  for figure in held['figures'].values():
-    for trace in figure['data']:
-      if 'xs' in trace:
-        trace['xs'] = held['positions'][trace['xs']]
-  return held['figures']
 
 
 def test_optimizers_differ_in_more_than_colour():
