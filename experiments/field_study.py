@@ -6,7 +6,7 @@
 What: LLaMA of 4 layers, proxies 32 wide, targets 64 wide (0.48 M parameters),
 1.2 M tokens of experiments/corpora/debian.md in a byte-level BPE of 2048
 entries, prepared as experiments/cpu_study.py says. Five learning rates in
-factors of two for each optimizer, three seeds. docs/results/field has what came
+factors of two for each optimizer, five seeds. docs/results/field has what came
 out.
 
 Hardware: two CPU cores.
@@ -59,7 +59,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.study.models = 'llama'
   config.study.optimizers = 'all'
   config.study.target_steps = 600
-  config.study.seeds = 3
+  config.study.seeds = 5
   for name, rates in _RATES.items():
     config.study[f'lrs_{name}'] = rates
   return config
