@@ -32,7 +32,8 @@ def serves(length: int, segment_ids: jax.Array | None) -> bool:
   """
   if length % TILES[-1] or (segment_ids is not None and segment_ids.ndim > 2):
     return False
-  (axes,) = nn.logical_to_mesh_axes(('length',))
+  spec = nn.logical_to_mesh_axes(('length',))
+  axes = spec[0] if spec else None
   names = (axes,) if isinstance(axes, str) else axes or ()
   shape = jax.sharding.get_abstract_mesh().shape
   return all(shape.get(name, 1) == 1 for name in names)
