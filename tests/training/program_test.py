@@ -16,7 +16,7 @@ def _train(program, args, make_batch, steps=4):
   for step in range(steps):
     batch = program.put_batch(make_batch(step))
     state, stats = program.step(state, batch, args, seed)
-    losses.append(jax.device_get(stats))
+    losses.append(program.chain.named(jax.device_get(stats)))
   return losses, jax.device_get(state)
 
 
