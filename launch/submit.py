@@ -239,6 +239,13 @@ def _check(plans: 'list[planner.Plan] | str') -> None:
       )
 
 
+def _processes(job: 'jobs.Job', place: str) -> int:
+  """Returns the processes of one run: one a GPU with SLURM, else a machine."""
+  if place == 'slurm':
+    return job.devices
+  return max(job.processes, 1) if place == 'local' else job.hosts
+
+
 def _summary(
   config: 'ConfigDict',
   job: 'jobs.Job',
@@ -251,7 +258,7 @@ def _summary(
   if job.chip:
     lines.append(
       f'# each: {job.devices} × {job.chip}, machines: {job.hosts} of '
-      f'{job.per_host}'
+      f'{job.per_host}, processes: {_processes(job, place)}'
     )
   elif job.processes > 1:
     lines.append(f'# each: {job.processes} processes')

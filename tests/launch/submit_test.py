@@ -1,6 +1,7 @@
 """`python -m launch.submit` as its users meet it."""
 
 import pathlib
+import re
 
 from ml_collections import ConfigDict
 import pytest
@@ -141,7 +142,10 @@ def test_the_papers_target_on_64_devices(run_command, tmp_path, words):
     next(x for x in done.stdout.splitlines() if x.startswith(begin))
     for begin in ('# each: ', ('# plan: ', '# seed=0: '))
   )
-  assert each.startswith('# each: 64 × ') and 'machines: ' in each
+  sizes = r'# each: 64 × \w+, machines: (\d+) of (\d+), processes: (\d+)'
+  machines, each_has, processes = map(int, re.fullmatch(sizes, each).groups())
+  assert machines * each_has == 64
+  assert processes == (64 if '--to=slurm' in words else machines)
   assert ': mesh data=8 fsdp=8 tensor=1 sequence=1; ' in plan
   assert 1 < float(plan.split()[-2]) < 1000 and plan.endswith(' h')
   assert not (tmp_path / 'paper').exists()
