@@ -124,10 +124,9 @@ def _study(
       validation.check_ranges(target)
       model_config.resolve(target.model, config.study.vocab_size, target.dtype)
     except ValueError as error:
-      raise ValueError(
-        f'targets of {cell}, study.width_ratio={config.study.width_ratio}: '
-        f'{error}'
-      ) from error
+      keys = ['width_ratio', *(f'axis_{name}' for name, _ in cell.point)]
+      given = ', '.join(f'study.{key}={config.study[key]}' for key in keys)
+      raise ValueError(f'targets of {cell}, {given}: {error}') from error
   start = time.perf_counter()
   with locks.Locks(workdir, lock_timeout) as held:
     with held.wait(workdir):

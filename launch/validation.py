@@ -148,12 +148,14 @@ def _check_value(key: str, value: Any) -> None:
       if not isinstance(held, (int, float)):
         raise ValueError(f'{key}={value}: give numbers, comma-separated')
       _check_value(key, held)
-  elif not math.isfinite(value):
+  elif isinstance(value, float) and not math.isfinite(value):
     raise ValueError(f'{key}={value}: must be a finite number')
   elif isinstance(value, int) or key in _MOST:
     most = _MOST[key] if key in _MOST else _MOST_INTEGER
     if value > most:
       raise ValueError(f'{key}={value}: must be at most {most}')
+    if value < -most:
+      raise ValueError(f'{key}={value}: must be at least {-most}')
 
 
 def check_memory(config: ConfigDict, model: ModelConfig) -> None:

@@ -176,7 +176,8 @@ class Checkpointer:
     self._manager.close()
     if self._failure is not None:
       raise OSError(
-        f'{self._failure}; make room there and run the same command again'
+        f'{self._failure}; make sure that it can be written (room, disk, other '
+        'processes) and run the same command again'
       )
 
   def _finish(self, steps: int) -> None:

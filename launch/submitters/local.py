@@ -203,14 +203,16 @@ def _environment(job: jobs.Job, i: int, port: str) -> dict[str, str]:
 
 def _failed(processes: list[subprocess.Popen[bytes]]) -> str | None:
   """Says which process ended badly first, as far as can be seen."""
-  for i, process in enumerate(processes):
-    code = process.poll()
-    if code:
-      how = f'status {code}'
-      if code < 0:
-        how = f'signal {signal.Signals(-code).name}'
-      return f'process {i} of {len(processes)} ended with {how}'
-  return None
+  codes = {i: code for i, p in enumerate(processes) if (code := p.poll())}
+  if not codes:
+    return None
+  # One that was killed takes the others with it, sometimes before it is seen;
+  # they end with a status.
+  i = min(codes, key=lambda i: (codes[i] > 0, i))
+  how = f'status {codes[i]}'
+  if codes[i] < 0:
+    how = f'signal {signal.Signals(-codes[i]).name}'
+  return f'process {i} of {len(processes)} ended with {how}'
 
 
 def _free_port() -> int:

@@ -119,6 +119,15 @@ def test_one_dies_and_all_start_again(tmp_path, capfd):
   assert all(re.fullmatch(r'127\.0\.0\.1:\d+', s) for s in starts[0])
 
 
+def test_the_killed_one_is_named_not_the_one_it_took_with_it():
+  ends = ('exit 1', 'kill -9 $$', 'exit 0')
+  processes = [subprocess.Popen(['sh', '-c', end]) for end in ends]
+  for process in processes:
+    process.wait()
+  said = local._failed(processes)
+  assert said == 'process 1 of 3 ended with signal SIGKILL'
+
+
 def test_units_run_one_after_the_other(tmp_path):
   local.run(_job(tmp_path, [{0: [1, 0]}], units=2))
   assert len(_starts(tmp_path, unit=0)) == len(_starts(tmp_path, unit=1)) == 1
