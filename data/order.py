@@ -65,7 +65,8 @@ class Order:
         raise ValueError(
           f'source {name!r} of {config.source} holds {held} windows, the run '
           f'needs {distinct}: raise data.epochs to '
-          f'{math.ceil(needed / held)} or lower steps or batch_size'
+          f'{math.ceil(needed / held)} or lower steps, batch_size or '
+          'model.context'
         )
       stream_seed = _seed(seed, name) if config.shuffle else None
       self._numbers.append(Numbers(held, distinct, config.epochs, stream_seed))
