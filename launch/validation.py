@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
+import numpy as np
 
 from steepest.experiments import base
 from steepest.interop import huggingface
@@ -110,6 +111,8 @@ _MOST = {
 }
 # Steps and sizes are int32 on the devices.
 _MOST_INTEGER = 2**31 - 1
+# Real numbers are float32 there.
+_LARGEST_REAL = float(np.finfo(np.float32).max)
 _MOST_CHARACTERS = 4096
 
 
@@ -148,8 +151,8 @@ def _check_value(key: str, value: Any) -> None:
       if not isinstance(held, (int, float)):
         raise ValueError(f'{key}={value}: give numbers, comma-separated')
       _check_value(key, held)
-  elif isinstance(value, float) and not math.isfinite(value):
-    raise ValueError(f'{key}={value}: must be a finite number')
+  elif isinstance(value, float) and not abs(value) <= _LARGEST_REAL:
+    raise ValueError(f'{key}={value}: must be finite as a float32')
   elif isinstance(value, int) or key in _MOST:
     most = _MOST[key] if key in _MOST else _MOST_INTEGER
     if value > most:

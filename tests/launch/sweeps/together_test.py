@@ -114,6 +114,32 @@ def test_trials_are_those_done_one_by_one(tokens, tmp_path, optimizer):
   assert math.isinf(cells.ended(configs[2], shared[2]))
 
 
+@pytest.mark.parametrize(
+  'mesh',
+  [{'data': 2}, pytest.param({'data': 2, 'fsdp': 2}, marks=pytest.mark.slow)],
+)
+def test_trials_on_several_devices_in_micro_batches(tokens, tmp_path, mesh):
+  """Against the same trials one by one, on one device, batches whole."""
+  rates = (1e-3, 4e-3)
+  alone = [_config(tokens, 'sophia', optimizer__lr=lr) for lr in rates]
+  wanted = [
+    cells.run_once(config, tmp_path / f'alone-{i}', lambda row: None)
+    for i, config in enumerate(alone)
+  ]
+  keys = {f'mesh__{axis}': size for axis, size in mesh.items()}
+  keys['microbatches'] = 2
+  many = [_config(tokens, 'sophia', optimizer__lr=lr, **keys) for lr in rates]
+  shared = [tmp_path / f'shared-{i}' for i in range(2)]
+  got = together.train(many, shared, [lambda row: None] * 2)
+  assert got[0] != got[1]
+  np.testing.assert_allclose(got, wanted, rtol=1e-5)
+  for i, directory in enumerate(shared):
+    for row, one in zip(_rows(directory), _rows(tmp_path / f'alone-{i}')):
+      np.testing.assert_allclose(
+        row['train/loss'], one['train/loss'], rtol=1e-5
+      )
+
+
 def test_a_pruned_trial_leaves_the_others(tokens, tmp_path):
   configs = [_config(tokens, 'lion', optimizer__lr=lr) for lr in (1e-3, 2e-3)]
 
