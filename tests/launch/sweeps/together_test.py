@@ -134,7 +134,8 @@ def test_trials_on_several_devices_in_micro_batches(tokens, tmp_path, mesh):
   assert got[0] != got[1]
   np.testing.assert_allclose(got, wanted, rtol=1e-5)
   for i, directory in enumerate(shared):
-    for row, one in zip(_rows(directory), _rows(tmp_path / f'alone-{i}')):
+    ones = _rows(tmp_path / f'alone-{i}')
+    for row, one in zip(_rows(directory), ones, strict=True):
       np.testing.assert_allclose(
         row['train/loss'], one['train/loss'], rtol=1e-5
       )
