@@ -33,10 +33,10 @@ from steepest.optimizers import costs
 
 _CPU = jax.default_backend() == 'cpu'
 # Layers and width of the model whose parameters are updated.
-_LAYERS, _WIDTH, _VOCAB = (4, 192, 4096) if _CPU else (12, 768, 50_304)
+_LAYERS, _WIDTH, _VOCAB = (12, 768, 4096) if _CPU else (12, 768, 50_304)
 _ROUNDS = 7
 # Steps and seeds of the small runs.
-_STEPS, _SEEDS = (60, 2) if _CPU else (300, 3)
+_STEPS, _SEEDS = 300, 3
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def _config(name: str) -> ConfigDict:
 
 def _copy_bandwidth() -> float:
   """Returns bytes read and written a second by x + 1 of much memory."""
-  x = jnp.zeros(2**24 if _CPU else 2**28, jnp.float32)
+  x = jnp.zeros(2**27 if _CPU else 2**28, jnp.float32)
   add = jax.jit(lambda x: x + 1, donate_argnums=0)
   x = jax.block_until_ready(add(x))
   seconds = []
@@ -174,7 +174,7 @@ def _final_loss(name: str, moments: str, seed: int, text: np.ndarray) -> float:
   config.schedule.warmup_steps = _STEPS // 10
   config.dtype.update(compute='float32', moments=moments)
   config.optimizer.update(
-    lr=base.get_study_config().study[f'lrs_{name}'][1],
+    lr=base.get_study_config().study[f'lrs_{name}'][2],
     hessian_bias_correction=True,
   )
   model = model_config.resolve(config.model, 256, config.dtype)
