@@ -41,11 +41,15 @@ def named(x: jax.Array, name: str) -> jax.Array:
   return checkpoint_name(x, name)
 
 
-def block(policy: str, kind: AnyModule) -> AnyModule:
-  """Returns a block's class, with recomputation by `policy`."""
+def block(policy: str, kind: AnyModule, in_loop: bool = False) -> AnyModule:
+  """Returns a block's class, with recomputation by `policy`.
+
+  Outside loops, barriers keep XLA from sharing the second computation with the
+  first one.
+  """
   if policy == 'none':
     return kind
-  return nn.remat(kind, policy=_policy(policy))
+  return nn.remat(kind, policy=_policy(policy), prevent_cse=not in_loop)
 
 
 def _policy(name: str) -> Callable[..., Any] | None:

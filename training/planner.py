@@ -32,9 +32,8 @@ USABLE = 0.92
 # copies (3.0 of 3.35 TB/s) reach; measured on an H100, assumed elsewhere.
 MATMUL = 0.80
 COPY = 0.90
-# Bytes that element-wise work reads and writes for each byte of a kept value,
-# forward and backward; a third of it forward. Fitted to JAX's step times of
-# GPT-2 124M and 2.65B on an H100.
+# Bytes that element-wise work moves for each byte of a kept value, a third of
+# them forward; fitted to JAX's steps of GPT-2 124M and 2.65B on an H100.
 TRAFFIC_PER_KEPT = 10.5
 # Times that logits, or their gradient, are written or read: by the product, the
 # highest, the sum, the gradient (twice) and the two products behind it.
@@ -134,8 +133,9 @@ class Planner:
     self._opt_state = _leaves(
       jax.eval_shape(lambda p: make_chain(p).init(p), boxed)
     )
+    single = dataclasses.replace(model, scan_layers=False)
     self._kept = {
-      remat: _kept(model, make_module, remat) for remat in remat_lib.POLICIES
+      remat: _kept(single, make_module, remat) for remat in remat_lib.POLICIES
     }
 
   def plan(self, setting: Setting) -> Plan:

@@ -40,6 +40,7 @@ IRRELEVANT = (
   'mesh.tensor',
   'mesh.sequence',
   'model.remat',
+  'model.scan_layers',
   'data.source',
   'data.verify',
   'eval_every',
@@ -68,7 +69,7 @@ _COARSE_ROUNDING = 2e-3
 _UNSTEADY = 1.25
 _FEWEST_ROWS = 20
 # What decides how fast a step is, beside the optimizer.
-_SPEED = ('microbatches', 'model.remat')
+_SPEED = ('microbatches', 'model.remat', 'model.scan_layers')
 
 
 @dataclasses.dataclass(frozen=True)
