@@ -24,7 +24,9 @@ def run(
   the dtype of the matrix products, and a loop runs over them: a block is
   compiled once, whatever the number of layers. It needs that copy of the
   weights and of their gradients, and what the backward pass needs is stored
-  as remat says, none of it fused into what uses it.
+  as remat says, none of it fused into what uses it. What a mesh splits stays
+  split in the stack: each iteration gathers its own block's weights, and
+  reduces their gradients.
 
   Args:
     model: the module that is called, with fields `config` and `rules`.
