@@ -7,11 +7,14 @@ Memory by part, FLOPs, communication, step time and hours of the whole run,
 from shapes alone: nothing is compiled. Exit status 0: it fits; 3: it does
 not, and the nearest settings that do are listed; 1: an error.
 
-With --compile, the step is compiled for this machine's devices, or for a TPU
-that is not here (pip install 'steepest[tpu]'), and the plan is held against
-the compiler's own count of memory. --chip=cpu tries that on the CPU.
+With --compile, the step is compiled for this machine's devices, or for GPUs or
+TPUs that are not here (pip install 'steepest[cuda]' or 'steepest[tpu]'), and
+the plan is held against the compiler's own count of memory. --kernels lists
+what the step consists of, with the least time that it takes. --chip=cpu tries
+both on the CPU.
 """
 
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -21,10 +24,17 @@ from steepest.launch import cli
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
+  from rich.table import Table
 
+  from steepest.training import chips
+  from steepest.training import kernels
   from steepest.training import planner
 
+  _Groups = dict[tuple[str, str], list[kernels.Kernel]]
+
 _DOES_NOT_FIT = 3
+# Groups of kernels that are listed one by one.
+_LISTED = 25
 
 
 def main() -> None:
@@ -40,10 +50,15 @@ def main() -> None:
   compile_ = flags.DEFINE_bool(
     'compile', False, 'Compile the step too, and compare memory.'
   )
+  kernels = flags.DEFINE_bool(
+    'kernels', False, "With --compile: list the step's kernels."
+  )
 
   def command() -> None:
+    if kernels.value and not compile_.value:
+      raise ValueError('--kernels: give --compile too')
     if compile_.value:
-      _compile(config, devices.value, chip.value)
+      _compile(config, devices.value, chip.value, kernels.value)
     elif plan.value:
       _bench(config, devices.value, chip.value)
     else:
@@ -52,7 +67,9 @@ def main() -> None:
   cli.run(command, __doc__)
 
 
-def _compile(holder: flags.FlagHolder, count: int, chip: str) -> None:
+def _compile(
+  holder: flags.FlagHolder, count: int, chip: str, kernels: bool
+) -> None:
   config = cli.required(holder)
   import jax
 
@@ -63,10 +80,14 @@ def _compile(holder: flags.FlagHolder, count: int, chip: str) -> None:
   from steepest.launch import plans
 
   accelerator = compiled.host() if chip == 'cpu' else plans.chip(chip)
+  # First, since planning wakes JAX's backends.
+  devices = compiled.devices(chip, count)
+  if kernels and devices[0].platform == 'tpu':
+    raise ValueError('--kernels reads what is compiled for GPUs and CPUs')
   plan = plans.make_planner(config, accelerator).plan(
     plans.setting(config, count)
   )
-  real = compiled.compile_step(config, compiled.devices(chip, count))
+  real = compiled.compile_step(config, devices)
   state = plan.memory['parameters'] + plan.memory['optimizer']
   rows = (
     ('parameters, optimizer, batch', state, real.arguments),
@@ -80,10 +101,99 @@ def _compile(holder: flags.FlagHolder, count: int, chip: str) -> None:
       f'{planned / found - 1:+9.1%}'
     )
   print(f'compiled in {real.seconds:.0f} s')
+  if kernels:
+    _print_kernels(real.text, None if chip == 'cpu' else accelerator)
   over = (real.arguments + real.temporaries - plan.capacity) / 2**30
   if over > 0:
     print(f'does not fit, by {over:.1f} GiB a device; --plan says what does')
     sys.exit(_DOES_NOT_FIT)
+
+
+def _print_kernels(text: str, chip: 'chips.Chip | None') -> None:
+  """Prints kernels by name and by kind; without a chip, no times."""
+  from rich.console import Console
+
+  from steepest.training import kernels
+  from steepest.training import planner
+
+  found = kernels.kernels(text)
+  names: _Groups = {}
+  kinds: _Groups = {}
+  for kernel in found:
+    # Copies of one differ by numbers at the end.
+    name = re.sub(r'(\.\d+|\.clone|\.remat\d*)+$', '', kernel.name)
+    names.setdefault((kernel.kind, name), []).append(kernel)
+    kinds.setdefault((kernel.kind, ''), []).append(kernel)
+  console = Console(highlight=False)
+  if not console.is_terminal:
+    console = Console(width=120, highlight=False)
+  console.print(_kernel_table(names, chip))
+  console.print(_kernel_table({**kinds, ('in all', ''): found}, chip))
+  if unsure := sum(not k.certain for k in found):
+    console.print(
+      f'{unsure} of these are in loops of unknown length, counted once, or in '
+      'the largest of several branches',
+    )
+  if chip:
+    console.print(
+      f'at the least: bytes at {chip.bandwidth * planner.COPY / 1e12:.2f} TB/s '
+      f'or products at {chip.peak * planner.MATMUL / 1e12:.0f} TFLOP/s, '
+      'whichever is longer; computed, not measured, and without the time that '
+      'collectives take between devices',
+    )
+
+
+def _kernel_table(groups: '_Groups', chip: 'chips.Chip | None') -> 'Table':
+  from rich.table import Table
+
+  from steepest.training import kernels
+
+  seconds = lambda k: kernels.least_seconds(k, chip) if chip else 0.0
+  moved = lambda k: k.count * (k.read + k.written)
+  total = lambda found, of: sum(of(k) for k in found)
+  heaviest = lambda k: (seconds(k), moved(k))
+  named = any(name for _, name in groups)
+  table = Table(box=None, pad_edge=False)
+  table.add_column('kind')
+  if named:
+    longest = max(len(name) for _, name in groups)
+    table.add_column('kernel', no_wrap=True, min_width=min(longest, 40))
+  for title in ('runs', 'GB', 'TFLOP', *(['ms at the least'] if chip else [])):
+    table.add_column(title, justify='right')
+  if named:
+    table.add_column(
+      'the longest comes from', overflow='ellipsis', no_wrap=True
+    )
+  order = lambda item: (
+    item[0][0] == 'in all',
+    -total(item[1], seconds),
+    -total(item[1], moved),
+  )
+  ranked = sorted(groups.items(), key=order)
+  rest = [k for _, found in ranked[_LISTED:] for k in found]
+  ranked = ranked[:_LISTED]
+  if rest:
+    ranked.append((('', f'{len(groups) - _LISTED} others'), rest))
+  for (kind, name), found in ranked:
+    flops = total(found, lambda k: k.count * k.flops)
+    row = [kind, *([name] if named else []), f'{total(found, _runs):,}']
+    row.append(f'{total(found, moved) / 1e9:.3f}')
+    row.append(f'{flops / 1e12:.3f}' if flops else '')
+    if chip:
+      row.append(f'{total(found, seconds) * 1e3:.3f}')
+    if named:
+      row.append(_source(max(found, key=heaviest)) if kind else '')
+    table.add_row(*row)
+  return table
+
+
+def _runs(kernel: 'kernels.Kernel') -> int:
+  return kernel.count
+
+
+def _source(kernel: 'kernels.Kernel') -> str:
+  """Returns the end of the operation's path, which says most."""
+  return '/'.join(kernel.source.split('/')[-2:])
 
 
 def _bench(holder: flags.FlagHolder, devices: int, chip: str) -> None:

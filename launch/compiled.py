@@ -1,11 +1,14 @@
-"""Compiles a run's step without running it, for chips here or for TPUs.
+"""Compiles a run's step without running it, for chips that need not be here.
 
-TPUs need not be here: libtpu compiles for a topology by its name (JAX's
-`jax.experimental.topologies`).
+Libtpu compiles for a topology of TPUs by its name, the CUDA plugin of JAX for
+GPUs by a description of one (`jax.experimental.topologies`).
 """
 
+from collections.abc import Iterator
+import contextlib
 import dataclasses
 import os
+import re
 import time
 
 import jax
@@ -18,6 +21,7 @@ from steepest.launch import plans
 from steepest.models import config as model_config
 from steepest.optimizers import build
 from steepest.training import mesh as mesh_lib
+from steepest.training.chips import CHIPS
 from steepest.training.chips import Chip
 
 # Slices by number of chips, as Cloud TPU names them; fewer are part of the
@@ -27,6 +31,9 @@ _TOPOLOGIES = {
   'v5p': ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8'),
 }
 _TOPOLOGIES['v6e'] = _TOPOLOGIES['v5e']
+# JAX's plugin for GPUs checks versions of CUDA's libraries. Some tell none
+# where there is no GPU, and it would stay out.
+_UNCHECKED = 'JAX_SKIP_CUDA_CONSTRAINTS_CHECK'
 _KINDS = {
   'h100': 'H100',
   'h200': 'H200',
@@ -39,6 +46,77 @@ _KINDS = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Gpu:
+  """A GPU as XLA's compiler asks for it.
+
+  Attributes:
+    name: as its driver gives it.
+    capability: CUDA compute capability.
+    extension: whether code for this capability alone is made, as in sm_90a.
+    cores: streaming multiprocessors.
+    fpus: of a multiprocessor.
+    shared: bytes of shared memory of a multiprocessor.
+    cache: bytes of the second level.
+    clock: GHz.
+    bandwidth: of the memory, bytes/s.
+    memory: bytes.
+  """
+
+  name: str
+  capability: tuple[int, int]
+  extension: bool
+  cores: int
+  fpus: int
+  shared: int
+  cache: int
+  clock: float
+  bandwidth: int
+  memory: int
+
+
+# OpenXLA's xla/backends/gpu/target_config/specs: h100_sxm, h200, a100_sxm_80,
+# which it read from such devices.
+GPUS = {
+  'h100': Gpu(
+    name='NVIDIA H100 80GB HBM3',
+    capability=(9, 0),
+    extension=True,
+    cores=132,
+    fpus=128,
+    shared=233_472,
+    cache=52_428_800,
+    clock=1.98,
+    bandwidth=3_352_320_000_000,
+    memory=84_942_979_072,
+  ),
+  'h200': Gpu(
+    name='NVIDIA H200 141GB HBM3e',
+    capability=(9, 0),
+    extension=True,
+    cores=132,
+    fpus=128,
+    shared=233_472,
+    cache=52_428_800,
+    clock=1.98,
+    bandwidth=4_800_000_000_000,
+    memory=151_397_597_184,
+  ),
+  'a100': Gpu(
+    name='NVIDIA A100-SXM4-80GB',
+    capability=(8, 0),
+    extension=False,
+    cores=108,
+    fpus=64,
+    shared=167_936,
+    cache=41_943_040,
+    clock=1.41,
+    bandwidth=2_039_040_000_000,
+    memory=85_100_068_864,
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class Compiled:
   """What the compiler says of one device.
 
@@ -46,11 +124,13 @@ class Compiled:
     arguments: bytes of parameters, optimizer state and batch.
     temporaries: bytes of all else, results that replace no argument included.
     seconds: of compilation.
+    text: the program, as XLA's instructions.
   """
 
   arguments: int
   temporaries: int
   seconds: float
+  text: str
 
 
 def host() -> Chip:
@@ -65,6 +145,9 @@ def devices(chip: str, count: int) -> list[jax.Device]:
   Raises:
     ValueError: there are none, or too few.
   """
+  if chip in GPUS:
+    # Before JAX looks for devices, and with them for its plugins.
+    os.environ.setdefault(_UNCHECKED, '1')
   found = [d for d in jax.devices() if _KINDS[chip] in d.device_kind]
   if found:
     if len(found) < count:
@@ -72,11 +155,10 @@ def devices(chip: str, count: int) -> list[jax.Device]:
         f'--devices={count}: this machine has {len(found)} {chip}'
       )
     return found[:count]
+  if chip in GPUS:
+    return _gpus(chip, count)
   if chip not in _TOPOLOGIES:
-    raise ValueError(
-      f'--compile --chip={chip}: this machine has none; compile where there is '
-      f'one, or for {", ".join(_TOPOLOGIES)} with libtpu'
-    )
+    raise ValueError(f'--compile --chip={chip}: JAX has none on this machine')
   slices = {
     int(np.prod([int(n) for n in name.split('x')])): name
     for name in _TOPOLOGIES[chip]
@@ -84,21 +166,130 @@ def devices(chip: str, count: int) -> list[jax.Device]:
   large = [size for size in slices if size >= count]
   if not large:
     raise ValueError(f'--devices={count}: {chip} is known up to {max(slices)}')
-  return _topology(f'{chip}:{slices[min(large)]}')[:count]
-
-
-def _topology(name: str) -> list[jax.Device]:
-  from jax.experimental import topologies
-
+  name = f'{chip}:{slices[min(large)]}'
   # There is no metadata server to ask.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  return _topology(name, 'tpu', name, {})[:count]
+
+
+def _gpus(chip: str, count: int) -> list[jax.Device]:
+  host = CHIPS[chip].host
+  # Groups that fast links join, machines of a group, GPUs of a machine.
+  shape = f'{-(-count // host)}x1x{min(count, host)}'
   try:
-    return list(topologies.get_topology_desc(name, 'tpu').devices)
+    target = _target(GPUS[chip])
+  except (AttributeError, ImportError, RuntimeError) as error:
+    raise _no_compiler(chip, 'cuda', error) from error
+  options = {'topology': shape, 'target_config': target}
+  return _topology('', 'cuda', chip, options)[:count]
+
+
+def _topology(
+  name: str, platform: str, wanted: str, options: dict[str, str]
+) -> list[jax.Device]:
+  from jax.experimental import topologies
+
+  try:
+    found = topologies.get_topology_desc(name, platform, **options)
+    return list(found.devices)
   except Exception as error:
+    raise _no_compiler(wanted, platform, error) from error
+
+
+def _no_compiler(wanted: str, extra: str, error: Exception) -> ValueError:
+  return ValueError(
+    f"no compiler for {wanted}: install it with pip install 'steepest[{extra}]'"
+    f' ({str(error).splitlines()[0][:200]})'
+  )
+
+
+def _target(gpu: Gpu) -> str:
+  """Returns XLA's description of a GPU beside the libraries that are here.
+
+  Raises:
+    AttributeError: JAX tells their versions no more, or in another way.
+    ImportError: the same.
+    RuntimeError: they are not here.
+  """
+  # Private, and all there is: which of cuDNN's kernels the compiled program
+  # holds depends on its version.
+  from jax._src.lib import cuda_versions
+
+  if cuda_versions is None:
+    raise RuntimeError('the CUDA plugin of JAX is not installed')
+  cudnn = cuda_versions.cudnn_get_version()
+  cuda = cuda_versions.cuda_runtime_get_version()
+  major, minor = gpu.capability
+  extension = 'ACCELERATED_FEATURES' if gpu.extension else 'NONE'
+  # The same on all GPUs from the A100 to the H200.
+  return f"""
+gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: {gpu.shared}
+  shared_memory_per_block_optin: {gpu.shared - 1024}
+  threads_per_core_limit: 2048
+  core_count: {gpu.cores}
+  fpus_per_core: {gpu.fpus}
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: {gpu.bandwidth}
+  l2_cache_size: {gpu.cache}
+  clock_rate_ghz: {gpu.clock}
+  device_memory_size: {gpu.memory}
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  cuda_compute_capability {{
+    major: {major} minor: {minor} feature_extension: {extension}
+  }}
+}}
+platform_name: "CUDA"
+dnn_version_info {{
+  major: {cudnn // 10_000}
+  minor: {cudnn // 100 % 100}
+  patch: {cudnn % 100}
+}}
+runtime_version {{ major: {cuda // 1000} minor: {cuda % 1000 // 10} patch: 0 }}
+device_description_str: "{gpu.name}"
+"""
+
+
+@contextlib.contextmanager
+def capability(device: jax.Device) -> Iterator[None]:
+  """Lets JAX's cuDNN attention be compiled for a GPU that is not here.
+
+  JAX asks the first GPU of its own what that attention may do, and there may
+  be none. The two functions that ask are private: there is no other way.
+
+  Raises:
+    ValueError: JAX has them no more.
+  """
+  if device.platform != 'gpu' or device in jax.devices():
+    yield
+    return
+  from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+  numbers = lambda text: tuple(int(n) for n in text.split('.'))
+  own = numbers(device.compute_capability)
+  answers = {
+    'check_compute_capability': lambda asked: own >= numbers(asked),
+    'is_cuda_compute_capability_equal': lambda asked: own == numbers(asked),
+  }
+  kept = {name: getattr(cudnn, name, None) for name in answers}
+  if None in kept.values():
     raise ValueError(
-      f"no compiler for {name}: install it with pip install 'steepest[tpu]' "
-      f'({str(error).splitlines()[0][:200]})'
-    ) from error
+      f'JAX {jax.__version__} asks for the compute capability in another way '
+      'than this project knows: compile where there is such a GPU'
+    )
+  try:
+    for name, answer in answers.items():
+      setattr(cudnn, name, answer)
+    yield
+  finally:
+    for name, function in kept.items():
+      setattr(cudnn, name, function)
 
 
 def compile_step(config: ConfigDict, devices: list[jax.Device]) -> Compiled:
@@ -118,19 +309,23 @@ def compile_step(config: ConfigDict, devices: list[jax.Device]) -> Compiled:
   args = build.arguments(config.optimizer, config.schedule, config.steps)
   start = time.perf_counter()
   try:
-    step = program.compile_step(
-      program.state_shapes,
-      {'inputs': shape, 'targets': shape},
-      args,
-      np.uint32(0),  # type: ignore[arg-type]
-    )
+    with capability(devices[0]):
+      step = program.compile_step(
+        program.state_shapes,
+        {'inputs': shape, 'targets': shape},
+        args,
+        np.uint32(0),  # type: ignore[arg-type]
+      )
   except jax.errors.JaxRuntimeError as error:
-    raise ValueError(
-      f'the compiler says: {str(error).splitlines()[0][:300]}'
-    ) from error
+    # Where Python takes part in compiling, its traceback comes first.
+    said = re.search(r'^\w*Error: .*', str(error), re.MULTILINE)
+    line = said[0] if said else str(error).splitlines()[0]
+    raise ValueError(f'the compiler says: {line[:300]}') from error
+  seconds = time.perf_counter() - start
   m = step.memory_analysis()
   return Compiled(
     m.argument_size_in_bytes,
     m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes,
-    time.perf_counter() - start,
+    seconds,
+    step.as_text(),
   )

@@ -1,4 +1,4 @@
-"""`python -m launch.bench --plan` as its users meet it."""
+"""`python -m launch.bench` as its users meet it."""
 
 import re
 
@@ -35,3 +35,33 @@ def test_exit_status_says_whether_it_fits(fork_commands):
     'error: --chip=b52: there are h100, h200, a100, v5e, v5p, v6e\n'
   )
   assert 'give --plan' in forgotten.err
+
+
+_SMALL = [
+  '--config=experiments/tiny.py:gpt2,adamw',
+  '--config.model.vocab_size=256',
+  '--chip=cpu',
+]
+
+
+def test_kernels_follow_the_memory_of_what_is_compiled(fork_commands):
+  listed, alone = fork_commands(
+    [
+      ('bench', ['--compile', '--kernels', *_SMALL]),
+      ('bench', ['--kernels', *_SMALL]),
+    ]
+  )
+  assert listed.code == 0, listed.err
+  memory, _, tables = listed.out.partition('compiled in ')
+  assert re.search(r'in all +\d+\.\d+ +\d+\.\d+', memory)
+  kernels, _, kinds = tables.partition('in all')
+  # By name with its origin, then by kind: runs, GB, TFLOP.
+  assert re.search(r'matrix product +\S+ +\d+ .*dot_general', kernels)
+  assert re.search(r'reduction +\d+ +\d+\.\d+', kernels)
+  assert re.match(r' +\d+ +\d+\.\d+ +\d+\.\d+\n', kinds)
+  # A CPU has no rates to compute times from.
+  assert ' ms' not in tables
+  assert (alone.code, alone.err) == (
+    1,
+    'error: --kernels: give --compile too\n',
+  )
