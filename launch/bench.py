@@ -136,7 +136,7 @@ def _print_kernels(text: str, chip: 'chips.Chip | None') -> None:
     )
   if chip:
     console.print(
-      f'at the least: bytes at {chip.bandwidth * planner.COPY / 1e12:.2f} TB/s '
+      f'least ms: bytes at {chip.bandwidth * planner.COPY / 1e12:.2f} TB/s '
       f'or products at {chip.peak * planner.MATMUL / 1e12:.0f} TFLOP/s, '
       'whichever is longer; computed, not measured, and without the time that '
       'collectives take between devices',
@@ -154,12 +154,12 @@ def _kernel_table(groups: '_Groups', chip: 'chips.Chip | None') -> 'Table':
   heaviest = lambda k: (seconds(k), moved(k))
   named = any(name for _, name in groups)
   table = Table(box=None, pad_edge=False)
-  table.add_column('kind')
+  table.add_column('kind', no_wrap=True, min_width=len('matrix product'))
   if named:
     longest = max(len(name) for _, name in groups)
     table.add_column('kernel', no_wrap=True, min_width=min(longest, 40))
-  for title in ('runs', 'GB', 'TFLOP', *(['ms at the least'] if chip else [])):
-    table.add_column(title, justify='right')
+  for title in ('runs', 'GB', 'TFLOP', *(['least ms'] if chip else [])):
+    table.add_column(title, justify='right', no_wrap=True)
   if named:
     table.add_column(
       'the longest comes from', overflow='ellipsis', no_wrap=True

@@ -69,6 +69,9 @@ f32[1000,16] {
 }
 
 %small (x.1: f32[8,16]) -> f32[8,16] {
+  %half = f32[] constant(0.5)
+  %less = f32[] negate(%half)
+  %more = f32[] negate(%less)
   ROOT %x.1 = f32[8,16]{1,0} parameter(0)
 }
 
