@@ -129,6 +129,10 @@ def _print_kernels(text: str, chip: 'chips.Chip | None') -> None:
     console = Console(width=120, highlight=False)
   console.print(_kernel_table(names, chip))
   console.print(_kernel_table({**kinds, ('in all', ''): found}, chip))
+  if again := sum(k.again for k in found):
+    console.print(
+      f'{again} of these XLA added to keep less: they compute again'
+    )
   if unsure := sum(not k.certain for k in found):
     console.print(
       f'{unsure} of these are in loops of unknown length, counted once, or in '

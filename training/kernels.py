@@ -89,6 +89,11 @@ class Kernel:
   count: int
   certain: bool
 
+  @property
+  def again(self) -> bool:
+    """Whether it computes again what XLA did not keep, to save memory."""
+    return '.remat' in self.name
+
 
 def kernels(text: str) -> list[Kernel]:
   """Returns the kernels of a compiled program, in the order they run.
