@@ -165,9 +165,7 @@ def _kernel_table(groups: '_Groups', chip: 'chips.Chip | None') -> 'Table':
   for title in ('runs', 'GB', 'TFLOP', *(['least ms'] if chip else [])):
     table.add_column(title, justify='right', no_wrap=True)
   if named:
-    table.add_column(
-      'the longest comes from', overflow='ellipsis', no_wrap=True
-    )
+    table.add_column('the longest comes from', overflow='ellipsis')
   order = lambda item: (
     item[0][0] == 'in all',
     -total(item[1], seconds),
@@ -197,7 +195,7 @@ def _runs(kernel: 'kernels.Kernel') -> int:
 
 def _source(kernel: 'kernels.Kernel') -> str:
   """Returns the end of the operation's path, which says most."""
-  return '/'.join(kernel.source.split('/')[-2:])
+  return '/'.join(kernel.source.split('/')[1:][-2:])
 
 
 def _bench(holder: flags.FlagHolder, devices: int, chip: str) -> None:

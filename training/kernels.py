@@ -141,7 +141,7 @@ def _walk(
         (list(_walk(program, b, count, False)) for b in branches), key=_moved
       )
     elif i.opcode in ('call', 'async-start'):
-      for called in i.called('to_apply', 'calls', 'called_computations'):
+      for called in i.called('to_apply', 'calls'):
         yield from _walk(program, called, count, certain)
     else:
       yield _kernel(program, computation, i, count, certain)
@@ -158,7 +158,8 @@ def _kernel(
   count: int,
   certain: bool,
 ) -> Kernel:
-  inside = i.called('calls') if i.opcode == 'fusion' else []
+  fused = i.opcode in ('fusion', 'fusion-start')
+  inside = i.called('calls') if fused else []
   body = program[inside[0]] if inside else _alone(computation, i)
   flops = _flops(program, body)
   return Kernel(
@@ -182,11 +183,11 @@ def _alone(computation: hlo.Computation, i: hlo.Instruction) -> hlo.Computation:
   leaves = i.leaves
   if i.opcode == 'copy-start':
     leaves = leaves[:1]
-  elif i.opcode in ('all-gather-start', 'collective-permute-start'):
-    # Their result has the operands before it and, in the second, two marks
-    # behind it.
-    count = len(i.operands)
-    leaves = leaves[count : 2 * count]
+  elif i.opcode.endswith('-start'):
+    # Operands may come before the results, and marks behind them.
+    leaves = leaves[len(i.operands) :] or leaves
+    while len(leaves) > 1 and leaves[-1] == (32, ()):
+      leaves = leaves[:-1]
   elif i.opcode == 'custom-call' and len(leaves) > 1:
     # Last comes room to work in, of bytes, which may stay as it is.
     if leaves[-1][0] == 8 and len(leaves[-1][1]) == 1:

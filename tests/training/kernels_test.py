@@ -116,6 +116,15 @@ backend_config={"cudnn_fmha_backend_config": {"intermediate_tensor_shape": {\
   %gathered = (bf16[8,16]{1,0}, bf16[64,16]{1,0}) all-gather-start(%second), \
 dimensions={0}
   %gathered_done = bf16[64,16]{1,0} all-gather-done(%gathered)
+  %behind = ((f32[10,8,16]{2,1,0}, f32[8,16]{1,0}, s32[]), \
+f32[10,8,16]{2,1,0}, u32[]) fusion-start(%stack, %first, %one), \
+kind=kLoop, calls=%fused_stack
+  %behind_done = f32[10,8,16]{2,1,0} fusion-done(%behind)
+  %scattered = ((f32[8,16]{1,0}), f32[1,16]{1,0}) \
+reduce-scatter-start(%first), dimensions={0}, to_apply=%sum
+  %passed = (f32[8,16]{1,0}, f32[8,16]{1,0}, u32[], u32[]) \
+collective-permute-start(%first), source_target_pairs={{0,1}}
+  %scattered_done = f32[1,16]{1,0} reduce-scatter-done(%scattered)
   %state = (s32[], f32[8,16]{1,0}) tuple(%one, %all_done)
   %known = (s32[], f32[8,16]{1,0}) while(%state), condition=%condition, \
 body=%body, backend_config={"known_trip_count":{"n":"12"}}
@@ -147,6 +156,10 @@ def test_a_program_written_by_hand():
     ('attend', 'attention', 2 * 1024, 2 * 1024 + 4 * 64, 1),
     ('all', 'collective', _X, _X, 1),
     ('gathered', 'collective', _HALF, 8 * _HALF, 1),
+    # As `stacked`, beside other work.
+    ('behind', 'copy', _X + 4, _X, 1),
+    ('scattered', 'collective', _X, _X // 8, 1),
+    ('passed', 'collective', _X, _X, 1),
     ('in_loop', 'elementwise', _X, _X, 12),
     ('in_loop', 'elementwise', _X, _X, 1),
     ('in_branch.remat2', 'copy', _X, _X, 1),
