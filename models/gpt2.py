@@ -4,6 +4,9 @@ B batch, L length, D width, H heads, h head dim, F MLP features, V vocabulary,
 P positions.
 """
 
+import functools
+from typing import Any
+
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
@@ -18,6 +21,42 @@ from steepest.models.parametrization import Parametrization
 from steepest.models.parametrization import declare
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def standardized(x_BxLxD: jax.Array, eps: float) -> jax.Array:
+  """Returns x̂ = (x - μ) / √(σ² + eps) over the features, in float32.
+
+  Its gradient is (g - E[g] - x̂·E[g·x̂]) / √(σ² + eps).
+  """
+  return _forward(x_BxLxD, eps)[0]
+
+
+def _forward(x_BxLxD: jax.Array, eps: float) -> tuple[jax.Array, Any]:
+  x = x_BxLxD.astype(jnp.float32)
+  mean_BxLx1 = x.mean(-1, keepdims=True)
+  if x_BxLxD.dtype == jnp.float32:
+    variance_BxLx1 = jnp.square(x - mean_BxLx1).mean(-1, keepdims=True)
+  else:
+    # In the same pass as the mean, which XLA joins with the addition before:
+    # what it loses is less than what the input lacks.
+    square_BxLx1 = (x * x).mean(-1, keepdims=True)
+    variance_BxLx1 = jnp.maximum(square_BxLx1 - mean_BxLx1 * mean_BxLx1, 0)
+  scale_BxLx1 = jax.lax.rsqrt(variance_BxLx1 + eps)
+  return (x - mean_BxLx1) * scale_BxLx1, (x_BxLxD, mean_BxLx1, scale_BxLx1)
+
+
+def _backward(eps: float, kept: Any, g_BxLxD: jax.Array) -> tuple[jax.Array]:
+  del eps
+  x_BxLxD, mean_BxLx1, scale_BxLx1 = kept
+  out_BxLxD = (x_BxLxD.astype(jnp.float32) - mean_BxLx1) * scale_BxLx1
+  mean = lambda x: x.mean(-1, keepdims=True)
+  x_hat_part = out_BxLxD * mean(g_BxLxD * out_BxLxD)
+  gradient = scale_BxLx1 * (g_BxLxD - mean(g_BxLxD) - x_hat_part)
+  return (gradient.astype(x_BxLxD.dtype),)
+
+
+standardized.defvjp(_forward, _backward)
+
+
 class LayerNorm(nn.Module):
   """Layer normalisation in float32, with a gain and a bias if configured."""
 
@@ -28,9 +67,7 @@ class LayerNorm(nn.Module):
   @nn.compact
   def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
     c, rules = self.config, self.rules
-    x = x_BxLxD.astype(jnp.float32)
-    x -= x.mean(-1, keepdims=True)
-    x *= jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + c.norm_eps)
+    x = standardized(x_BxLxD, c.norm_eps)
     if c.norm_gain:
       gain_D = declare(
         self, 'gain', rules.gain(self.residual), ('norm',), (c.width,)
@@ -118,7 +155,17 @@ class Block(nn.Module):
       ('mlp', 'width'),
     )
     h_BxLxF = remat.named(up(x_BxLxD), 'mlp_up')
-    return down(attention.ACTIVATIONS[c.activation](h_BxLxF))
+    return down(remat.entrywise(attention.ACTIVATIONS[c.activation])(h_BxLxF))
+
+
+def _rows(x_LxD: jax.Array, B: int) -> jax.Array:
+  """Returns B×L×D; gradients are summed by a matrix product.
+
+  By the sum that a broadcast has for its gradient XLA would lay out the whole
+  residual stream on GPUs: batch innermost, transposed for every product.
+  """
+  ones_B = jnp.ones(B, x_LxD.dtype)
+  return jnp.einsum('b,ld->bld', ones_B, x_LxD)
 
 
 class Model(nn.Module):
@@ -165,10 +212,10 @@ class Model(nn.Module):
     x_BxLxD = whole_VxD[tokens_BxL].astype(c.compute_dtype)
     table_PxD = nn.with_logical_constraint(table_PxD, ('positions', 'features'))
     if positions_BxL is None:
-      added = table_PxD[None, : tokens_BxL.shape[1]]
+      added_LxD = table_PxD[: tokens_BxL.shape[1]].astype(c.compute_dtype)
+      x_BxLxD += _rows(added_LxD, tokens_BxL.shape[0])
     else:
-      added = table_PxD[positions_BxL]
-    x_BxLxD += added.astype(c.compute_dtype)
+      x_BxLxD += table_PxD[positions_BxL].astype(c.compute_dtype)
     x_BxLxD = nn.with_logical_constraint(
       x_BxLxD, ('batch', 'length', 'features')
     )

@@ -144,7 +144,9 @@ class Block(nn.Module):
     )
     gate_BxLxF = remat.named(wide('mlp_gate')(x_BxLxD), 'mlp_gate')
     up_BxLxF = remat.named(wide('mlp_up')(x_BxLxD), 'mlp_up')
-    return down(attention.ACTIVATIONS[c.activation](gate_BxLxF) * up_BxLxF)
+    activation = attention.ACTIVATIONS[c.activation]
+    gated = remat.entrywise(lambda gate, up: activation(gate) * up)
+    return down(gated(gate_BxLxF, up_BxLxF))
 
 
 class Model(nn.Module):

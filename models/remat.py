@@ -18,6 +18,8 @@ from flax import linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
+from steepest.models.matmul import platform
+
 # What a fused kernel leaves for its backward pass, on TPUs.
 KERNEL = 'kernel'
 
@@ -39,6 +41,16 @@ def named(x: jax.Array, name: str) -> jax.Array:
   """Returns x under a name that the policy `names` keeps."""
   assert name in _NAMES, name
   return checkpoint_name(x, name)
+
+
+def entrywise(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """Returns `fn`, of whose operands alone its backward pass is a function.
+
+  Else XLA writes what the derivative needs in the forward pass, as large as the
+  result, and reads it again. On CPUs, where functions cost more than memory, it
+  may.
+  """
+  return fn if platform() == 'cpu' else jax.checkpoint(fn)
 
 
 def block(policy: str, kind: AnyModule, in_loop: bool = False) -> AnyModule:
