@@ -110,12 +110,12 @@ def get_config() -> ConfigDict:
   model.zero_init_query = False
   # Whether queries and keys are normalised in each head, with a gain.
   model.qk_norm = False
-  # Weight of the squared log of the softmax's normalizer; not in train/loss.
+  # Weight of the squared log of the softmax's normalizer in what is minimised;
+  # logged as train/z_loss, and no part of train/loss.
   model.z_loss = 0.0
-  # What is computed again: 'none', 'names', 'dots', 'full' (models/remat.py).
+  # What the backward pass computes again: 'none', 'names' (norms, activations),
+  # 'dots' (attention too) or 'full' (every block); models/remat.py.
   model.remat = 'none'
-  # Whether the blocks are one compiled loop (models/layers.py).
-  model.scan_layers = False
   # '': random weights; 'hf:DIR': config.json and safetensors from DIR.
   model.init_from = ''
 

@@ -9,7 +9,6 @@ import jax
 from jax import numpy as jnp
 
 from steepest.models import attention
-from steepest.models import layers
 from steepest.models import remat
 from steepest.models import rotary
 from steepest.models.config import ModelConfig
@@ -187,7 +186,11 @@ class Model(nn.Module):
     x_BxLxD = nn.with_logical_constraint(
       x_BxLxD, ('batch', 'length', 'features')
     )
-    x_BxLxD = layers.run(self, Block, x_BxLxD, segment_ids_BxL, positions_BxL)
+    block = remat.block(c.remat, Block)
+    for i in range(c.num_layers):
+      x_BxLxD = block(c, rules, name=f'block_{i}')(
+        x_BxLxD, segment_ids_BxL, positions_BxL
+      )
     x_BxLxD = RMSNorm(c, rules, residual=False, name='norm')(x_BxLxD)
     x_BxLxD *= rules.readout_multiplier
     if c.tie_embeddings:

@@ -53,15 +53,11 @@ def entrywise(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
   return fn if platform() == 'cpu' else jax.checkpoint(fn)
 
 
-def block(policy: str, kind: AnyModule, in_loop: bool = False) -> AnyModule:
-  """Returns a block's class, with recomputation by `policy`.
-
-  Outside loops, barriers keep XLA from sharing the second computation with the
-  first one.
-  """
+def block(policy: str, kind: AnyModule) -> AnyModule:
+  """Returns a block's class, with recomputation by `policy`."""
   if policy == 'none':
     return kind
-  return nn.remat(kind, policy=_policy(policy), prevent_cse=not in_loop)
+  return nn.remat(kind, policy=_policy(policy))
 
 
 def _policy(name: str) -> Callable[..., Any] | None:

@@ -133,9 +133,8 @@ class Planner:
     self._opt_state = _leaves(
       jax.eval_shape(lambda p: make_chain(p).init(p), boxed)
     )
-    single = dataclasses.replace(model, scan_layers=False)
     self._kept = {
-      remat: _kept(single, make_module, remat) for remat in remat_lib.POLICIES
+      remat: _kept(model, make_module, remat) for remat in remat_lib.POLICIES
     }
 
   def plan(self, setting: Setting) -> Plan:

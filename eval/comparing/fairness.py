@@ -40,7 +40,6 @@ IRRELEVANT = (
   'mesh.tensor',
   'mesh.sequence',
   'model.remat',
-  'model.scan_layers',
   'data.source',
   'data.verify',
   'eval_every',
@@ -69,7 +68,7 @@ _COARSE_ROUNDING = 2e-3
 _UNSTEADY = 1.25
 _FEWEST_ROWS = 20
 # What decides how fast a step is, beside the optimizer.
-_SPEED = ('microbatches', 'model.remat', 'model.scan_layers')
+_SPEED = ('microbatches', 'model.remat')
 
 
 @dataclasses.dataclass(frozen=True)

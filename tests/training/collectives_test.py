@@ -14,18 +14,6 @@ import numpy as np
 import pytest
 
 _BATCH, _LENGTH, _WIDTH, _VOCAB = 16, 16, 32, 160
-_WEIGHTS = {
-  'gpt2': ('query', 'key', 'value', 'output', 'mlp_up', 'mlp_down'),
-  'llama': (
-    'query',
-    'key',
-    'value',
-    'output',
-    'mlp_gate',
-    'mlp_up',
-    'mlp_down',
-  ),
-}
 _KINDS = (
   'all-gather',
   'all-reduce',
@@ -129,12 +117,12 @@ def _parameters(program):
   )
 
 
-def _matrices(found, block, pass_):
-  """Returns how often each weight of a block is gathered in a pass."""
+def _matrices(found, layer, pass_):
+  """Returns how often each weight of a layer is gathered in a pass."""
   names = [
-    c.source.split(block)[-1]
+    c.source.split(f'block_{layer}')[-1]
     for c in found
-    if block in c.source
+    if f'block_{layer}' in c.source
     and ('transpose' in c.source) == (pass_ == 'backward')
     and all(len(shape) == 2 for shape in c.shapes)
   ]
@@ -161,9 +149,11 @@ def test_split_parameters_are_gathered_once_a_pass(compiled, name, optimizer):
   program, found = compiled(name, optimizer, mesh__fsdp=8)
   gathers = _of_kind(found, 'all-gather')
   passes = [c for c in gathers if 'branch' not in c.source]
-  for block in ('block_0', 'block_1'):
+  weights = ['query', 'key', 'value', 'output', 'mlp_up', 'mlp_down']
+  weights += ['mlp_gate'] if name == 'llama' else []
+  for layer in (0, 1):
     for pass_ in ('forward', 'backward'):
-      assert _matrices(passes, block, pass_) == dict.fromkeys(_WEIGHTS[name], 1)
+      assert _matrices(passes, layer, pass_) == dict.fromkeys(weights, 1)
   # Only the model's passes gather: no update, no state of the optimizer.
   assert all('Model' in c.source for c in gathers)
   # Weights and biases, never a scalar nor what depends on the batch.
@@ -173,51 +163,6 @@ def test_split_parameters_are_gathered_once_a_pass(compiled, name, optimizer):
   assert all(math.prod(s) in sizes for c in gathers for s in c.shapes)
   assert min(c.elements for c in gathers) >= _WIDTH
   assert {c.kind for c in found} == {'all-gather', 'all-reduce'}
-
-
-@pytest.mark.parametrize(
-  'name, microbatches',
-  [
-    ('gpt2', 1),
-    pytest.param('llama', 1, marks=pytest.mark.slow),
-    pytest.param('llama', 2, marks=pytest.mark.slow),
-  ],
-)
-def test_a_loop_over_blocks_gathers_one_at_a_time(compiled, name, microbatches):
-  """Though its weights are stacked; outside it only embeddings are gathered."""
-  layers = 3
-  program, found = compiled(
-    name,
-    'adamw',
-    mesh__fsdp=8,
-    microbatches=microbatches,
-    model__num_layers=layers,
-    model__scan_layers=True,
-  )
-  gathers = [c for c in _of_kind(found, 'all-gather') if c.in_loop]
-  for pass_ in ('forward', 'backward'):
-    assert _matrices(gathers, '/Block', pass_) == dict.fromkeys(
-      _WEIGHTS[name], 1
-    )
-  params = program.state_shapes.params
-  sizes = [math.prod(s.shape) for s in jax.tree.leaves(params['block_0'])]
-  assert {c.elements for c in gathers} <= set(sizes)
-  for c in _of_kind(found, 'all-gather'):
-    assert c.in_loop or {_VOCAB, _LENGTH} & set(c.shapes[0]), c
-  # Gradients are reduced layer by layer too.
-  reduced = [c for c in found if c.kind == 'all-reduce' and 'Block' in c.source]
-  assert all(c.in_loop for c in reduced)
-  assert sum(c.elements for c in reduced) == sum(sizes)
-
-
-def test_copies_reduce_a_loop_over_blocks_once(compiled):
-  """Outside the loop over micro-batches, inside which it is."""
-  program, found = compiled(
-    'gpt2', 'adamw', mesh__data=4, microbatches=2, model__scan_layers=True
-  )
-  assert not [c for c in found if c.in_loop]
-  assert {c.kind for c in found} == {'all-reduce'}
-  assert 0 <= sum(c.elements for c in found) - _parameters(program) <= 8
 
 
 @pytest.mark.parametrize(

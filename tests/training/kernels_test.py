@@ -245,12 +245,11 @@ def test_a_loop_multiplies_as_often_as_its_steps_in_a_row():
   assert counts == [3 * 7 * 2 * 24 * 32 * 32] * 2
 
 
-@pytest.mark.parametrize('scan', [False, True])
 def test_a_step_has_the_flops_of_the_convention(
-  configure, make_program, make_batch, arguments, scan
+  configure, make_program, make_batch, arguments
 ):
   """Norms' gains and biases are in it though they multiply no matrices."""
-  config = configure('gpt2', 'adamw', model__scan_layers=scan, model__width=64)
+  config = configure('gpt2', 'adamw', model__width=64)
   config.model.num_layers = 3
   program = make_program(config)
   batch = make_batch()
