@@ -212,6 +212,8 @@ class Model(nn.Module):
     table_PxD = nn.with_logical_constraint(table_PxD, ('positions', 'features'))
     if positions_BxL is None:
       added_LxD = table_PxD[: tokens_BxL.shape[1]].astype(c.compute_dtype)
+      # Its gradient is summed where the tokens are, and gathered after that.
+      added_LxD = nn.with_logical_constraint(added_LxD, ('length', 'features'))
       x_BxLxD += _rows(added_LxD, tokens_BxL.shape[0])
     else:
       x_BxLxD += table_PxD[positions_BxL].astype(c.compute_dtype)
