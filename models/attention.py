@@ -4,6 +4,7 @@ B batch, L length, C length of a cache, H heads, K key-value heads, h head dim.
 """
 
 from collections.abc import Callable
+import functools
 
 from flax import linen as nn
 import jax
@@ -103,35 +104,71 @@ def causal_attention(
 
   cuDNN's fused kernel serves half-precision inputs on GPUs, models/splash.py
   whole sequences on TPUs; elsewhere XLA compiles the plain formula. Instead of
-  segments, B×L×L says which token sees which of those before it. With either
-  cuDNN's kernel reads a mask B×1×L×L as a bias, for whose backward pass it asks
-  for an even length.
+  segments, B×L×L says which token sees which of those before it. With either,
+  or where a mesh splits sequences, cuDNN's kernel reads a mask as a bias, for
+  whose backward pass it asks for an even length.
   """
   if matmul.platform() == 'tpu':
     if splash.serves(q_BxLxHxh.shape[1], segment_ids_BxL):
       return splash.attention(
         q_BxLxHxh, k_BxLxKxh, v_BxLxKxh, scale, segment_ids_BxL
       )
-  half = q_BxLxHxh.dtype in (jnp.bfloat16, jnp.float16)
-  fused = matmul.platform() == 'gpu' and half
   mask_Bx1xLxL = None
   if segment_ids_BxL is not None:
     same_BxLxL = segment_ids_BxL
     if segment_ids_BxL.ndim == 2:
       same_BxLxL = segment_ids_BxL[:, :, None] == segment_ids_BxL[:, None]
     mask_Bx1xLxL = same_BxLxL[:, None]
-    fused = fused and segment_ids_BxL.shape[1] % 2 == 0
-  y_BxLxHxh = jax.nn.dot_product_attention(
+  parts = splash.sequence_parts()
+  plain = mask_Bx1xLxL is None and parts == 1
+  half = q_BxLxHxh.dtype in (jnp.bfloat16, jnp.float16)
+  fused = matmul.platform() == 'gpu' and half
+  fused = fused and (plain or q_BxLxHxh.shape[1] // parts % 2 == 0)
+  attend = functools.partial(
+    jax.nn.dot_product_attention,
+    scale=scale,
+    implementation='cudnn' if fused else 'xla',
+  )
+  given = (
     remat.named(q_BxLxHxh, 'query'),
     remat.named(k_BxLxKxh, 'key'),
     remat.named(v_BxLxKxh, 'value'),
-    mask=mask_Bx1xLxL,
-    scale=scale,
-    is_causal=True,
-    implementation='cudnn' if fused else 'xla',
   )
+  if fused and parts > 1:
+    return _own_queries(attend, *given, mask_Bx1xLxL)
+  y_BxLxHxh = attend(*given, mask=mask_Bx1xLxL, is_causal=True)
   # The fused kernel's output is kept as such, with its statistics.
   return y_BxLxHxh if fused else remat.named(y_BxLxHxh, 'attention')
+
+
+def _own_queries(
+  attend: Callable[..., jax.Array],
+  q_BxLxHxh: jax.Array,
+  k_BxLxKxh: jax.Array,
+  v_BxLxKxh: jax.Array,
+  mask_Bx1xLxL: jax.Array | None,
+) -> jax.Array:
+  """Each device attends with its part of the queries to all keys, gathered.
+
+  Else cuDNN's partitioner, which knows whole sequences only, refuses. As a part
+  need not begin where the keys do, what is causal is a mask too, and what it
+  hides is computed.
+  """
+  index_L = jnp.arange(q_BxLxHxh.shape[1])
+  causal_1x1xLxL = (index_L[:, None] >= index_L[None])[None, None]
+  if mask_Bx1xLxL is None:
+    mask, rows = causal_1x1xLxL, None
+  else:
+    mask, rows = causal_1x1xLxL & mask_Bx1xLxL, 'batch'
+  axes = nn.logical_to_mesh_axes
+  own = axes(('batch', 'length', 'heads', None))
+  whole = axes(('batch', None, 'kv_heads', None))
+  return jax.shard_map(
+    lambda q, k, v, mask: attend(q, k, v, mask=mask),
+    in_specs=(own, whole, whole, axes((rows, None, 'length', None))),
+    out_specs=own,
+    check_vma=False,
+  )(q_BxLxHxh, k_BxLxKxh, v_BxLxKxh, mask)
 
 
 ACTIVATIONS = {

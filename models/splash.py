@@ -3,6 +3,7 @@
 B batch, L length, H heads, K key-value heads, h head dim.
 """
 
+import math
 import types
 from typing import Any
 
@@ -32,11 +33,16 @@ def serves(length: int, segment_ids: jax.Array | None) -> bool:
   """
   if length % TILES[-1] or (segment_ids is not None and segment_ids.ndim > 2):
     return False
+  return sequence_parts() == 1
+
+
+def sequence_parts() -> int:
+  """Returns into how many parts the mesh splits a sequence."""
   spec = nn.logical_to_mesh_axes(('length',))
   axes = spec[0] if spec else None
   names = (axes,) if isinstance(axes, str) else axes or ()
   shape = jax.sharding.get_abstract_mesh().shape
-  return all(shape.get(name, 1) == 1 for name in names)
+  return math.prod(shape.get(name, 1) for name in names)
 
 
 def attention(

@@ -259,7 +259,8 @@ class Planner:
     if self.chip.attention == 'splash':
       return m.context % splash.TILES[-1] == 0 and sequence == 1
     half = jnp.dtype(m.compute_dtype).itemsize == 2
-    return self.chip.attention == 'cudnn' and half
+    even = sequence == 1 or m.context // sequence % 2 == 0
+    return self.chip.attention == 'cudnn' and half and even
 
   def _bytes(
     self, value: residuals.Value, rows: int, sizes: dict[str, int]
@@ -288,9 +289,10 @@ class Planner:
     attention = (
       12.0 * m.num_layers * m.num_heads * m.head_dim * m.context * self._tokens
     )
-    # Fused kernels leave out what the causal mask hides.
-    fused = self._fused(setting.mesh[mesh_lib.AXES.index('sequence')])
-    done = step_flops - (attention / 2 if fused else 0)
+    # Fused kernels leave out what the causal mask hides of whole sequences.
+    sequence = setting.mesh[mesh_lib.AXES.index('sequence')]
+    fused = self._fused(sequence)
+    done = step_flops - (attention / 2 if fused and sequence == 1 else 0)
     if setting.remat == 'full':
       readout = 6.0 * m.vocab_size * m.width * self._tokens
       done += (done - readout) / 3

@@ -164,6 +164,7 @@ def test_a_step_compiles_for_a_tpu():
     ('h100', 1, {}),
     ('h200', 8, {'mesh__fsdp': 4}),
     ('a100', 4, {'mesh__fsdp': 2, 'mesh__tensor': 2}),
+    ('h100', 4, {'mesh__data': 2, 'mesh__sequence': 2}),
     # Two machines.
     ('h100', 16, {'mesh__fsdp': 8}),
   ],

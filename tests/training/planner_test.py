@@ -92,6 +92,12 @@ def test_activations_are_the_known_count():
   scores = 12 * tokens * 1024 * H * (4 + 2)
   statistics = 12 * tokens * 4 * H
   assert unfused == plan.memory['activations'] + scores - statistics
+  # cuDNN's takes parts of sequences, but computes what the causal mask hides.
+  split = _plan(keys=keys, devices=2)[1]
+  assert 2 * split.memory['activations'] == plan.memory['activations']
+  hidden = split.seconds['compute'] * 2 - plan.seconds['compute']
+  rate = planner.MATMUL * chips.CHIPS['h100'].peak
+  assert hidden * rate == pytest.approx(6 * 12 * tokens * 1024 * D)
 
 
 def test_policies_keep_less_and_take_longer():
