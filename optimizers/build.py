@@ -28,9 +28,10 @@ kept in bfloat16. It may have
   update_flops        of the matrix products that this takes
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
+import functools
 import importlib
 import pkgutil
 from typing import Any, NamedTuple, Protocol
@@ -155,24 +156,31 @@ class Chain:
     return self._kept(self.module.transform(hyper).init(params), 0)
 
   def update(
-    self, grads: Any, state: Any, params: Any, step: Any, args: Arguments
+    self,
+    grads: Any,
+    state: Any,
+    params: Any,
+    step: Any,
+    args: Arguments,
+    measure: Any = None,
   ) -> tuple[Any, Any, dict[str, jax.Array]]:
     """Returns the new parameters, the new state and what to log.
 
     Args:
-      grads: mean gradient of the batch.
+      grads: mean gradient of the batch; rounded as it may be, what is made of
+        it is not.
       state: from `init` or the last update.
       params: to be updated.
       step: steps done before.
       args: hyperparameters.
+      measure: if given, a scalar: parts.MEASURED is zero where it is not true.
     """
-    norm = optax.tree.norm(grads)
+    norm = optax.tree.norm(_wide(grads))
     clip = jnp.where(
       args.clip_norm > 0,
       args.clip_norm / jnp.maximum(norm, args.clip_norm),
       1.0,
     )
-    clipped = jax.tree.map(lambda g: g * clip.astype(g.dtype), grads)
     s = schedules.factor(
       self.schedule_kind,
       step,
@@ -182,6 +190,35 @@ class Chain:
       args.decay_fraction,
     )
     hyper = self._hyperparameters(args, step, s * args.lr)
+    move = functools.partial(self._changes, args, hyper, s, clip)
+
+    held, measured = (grads, state, params), {}
+    # Matrix products are not done twice.
+    apart = measure is not None and not hasattr(self.module, 'update_flops')
+    if apart:
+      # Reductions beside the update keep XLA from doing it in one pass and in
+      # place, so they come before it, by a program of their own.
+      sizes = lambda held: self._sizes(held[0], held[2], *move(held)[:2])
+      measured = _only_if(measure, sizes, held)
+      measured, held = jax.lax.optimization_barrier((measured, held))
+    updates, changes, state = move(held)
+    if not apart:
+      measured = self._sizes(grads, params, updates, changes)
+    stats = {'lr': s * args.lr, 'grad_norm': norm, **measured}
+    if hasattr(self.module, 'statistics'):
+      stats |= self.module.statistics(state)
+    if hasattr(self.module, 'move'):
+      params, state = self.module.move(state, held[2], changes, hyper)
+    else:
+      params = jax.tree.map(jnp.subtract, held[2], changes)
+    return params, self._kept(state, step), stats
+
+  def _changes(
+    self, args: Arguments, hyper: Hyperparameters, s: Any, clip: Any, held: Any
+  ) -> tuple[Any, Any, Any]:
+    """Returns u, what is subtracted from the parameters, and the new state."""
+    grads, state, params = held
+    clipped = jax.tree.map(lambda g: g * clip, _wide(grads))
     transform = self.module.transform(hyper)
     updates, state = transform.update(clipped, self._used(state), params)
 
@@ -189,22 +226,19 @@ class Chain:
       return s * self._decayed(args, u, p, f)
 
     changes = jax.tree.map(change, updates, params, self.factors)
+    return updates, changes, state
+
+  def _sizes(
+    self, grads: Any, params: Any, updates: Any, changes: Any
+  ) -> dict[str, jax.Array]:
+    """Returns parts.MEASURED."""
     size = sum(p.size for p in jax.tree.leaves(params))
-    stats = {
-      'lr': s * args.lr,
-      'grad_norm': norm,
+    direction = updates if self.wants_curvature else None
+    return {
       'param_norm': optax.tree.norm(params),
       'update_rms': optax.tree.norm(changes) / np.sqrt(size),
+      **parts.measure(self.factors, _wide(grads), changes, direction),
     }
-    direction = updates if self.wants_curvature else None
-    stats |= parts.measure(self.factors, grads, changes, direction)
-    if hasattr(self.module, 'statistics'):
-      stats |= self.module.statistics(state)
-    if hasattr(self.module, 'move'):
-      params, state = self.module.move(state, params, changes, hyper)
-    else:
-      params = jax.tree.map(jnp.subtract, params, changes)
-    return params, self._kept(state, step), stats
 
   def update_curvature(
     self, state: Any, curvature: Any, args: Arguments, step: Any
@@ -342,6 +376,22 @@ def find(name: str) -> Any:
   raise ValueError(
     f'optimizer.name={name!r}: {hint}there are {", ".join(known)}'
   )
+
+
+def _wide(grads: Any) -> Any:
+  """Returns gradients in float32, float64 ones as they are."""
+  return jax.tree.map(
+    lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), grads
+  )
+
+
+def _only_if(condition: Any, fn: Callable[[Any], Any], operand: Any) -> Any:
+  """Returns fn(operand), or zeros without computing it."""
+  zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(fn, operand))
+  # XLA computes both branches if all they hold is entrywise or reduces; a
+  # barrier is neither.
+  apart = lambda operand: fn(jax.lax.optimization_barrier(operand))
+  return jax.lax.cond(condition, apart, lambda _: zeros, operand)
 
 
 def _load(name: str) -> Any:

@@ -11,6 +11,8 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
+# What is logged of parameters and changes; an update may leave it out.
+MEASURED = ('param_norm', 'update_rms', 'parts', 'unclipped_fraction')
 # How each quantity comes from a part's sum and its number of coordinates.
 _QUANTITIES = {
   'grad_norm': lambda total, size: jnp.sqrt(total),
@@ -64,18 +66,27 @@ def measure(
 
 
 def named(factors: Any, stats: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns what is logged, with `parts` taken apart.
+  """Returns what is logged, with `parts`, if measured, taken apart.
 
   Returns:
     Beside what else is in `stats` each quantity of each part, as
     `update_rms/hidden` of a role and `update_rms/layer/block_0` of a layer.
   """
+  if 'parts' not in stats:
+    return dict(stats)
   names = list(_parts(factors))
   return {k: v for k, v in stats.items() if k != 'parts'} | {
     f'{quantity}/{part}': value
     for quantity, value_P in zip(_QUANTITIES, stats['parts'])
     for part, value in zip(names, value_P, strict=True)
   }
+
+
+def kept(stats: dict[str, Any], measure: bool) -> dict[str, Any]:
+  """Returns what there is of an update that did or did not measure."""
+  if measure:
+    return stats
+  return {k: v for k, v in stats.items() if k not in MEASURED}
 
 
 def _parts(factors: Any) -> dict[str, Sequence[int]]:

@@ -230,7 +230,12 @@ class Loop:
       with self._timed('train'), watched:
         batch = self.program.put_batch(rows)
         state, stats = self.program.step(
-          state, batch, self._args, self._seed, self._limits(step)
+          state,
+          batch,
+          self._args,
+          self._seed,
+          self.written(step),
+          self._limits(step),
         )
         # The last step's numbers are read while this one runs.
         row = self._read(pending)
@@ -254,6 +259,10 @@ class Loop:
           raise self._stopped(step + 1)
     if first == self.config.steps:
       self._evaluate(self.program.evaluation_params(state), first)
+
+  def written(self, step: int) -> bool:
+    """Returns whether a step's row is, whatever stops the run."""
+    return step % self.config.log_every == 0 or self._pause(step + 1)
 
   def _limits(self, step: int) -> jax.Array | None:
     if not self._watchdog.policy.guards:
@@ -298,7 +307,7 @@ class Loop:
     row['tokens_per_second'] = row['tokens'] / max(seconds, 1e-9)
     if self._peak:
       row['mfu'] = row['tokens_per_second'] * self._per_token / self._peak
-    if always or step % self.config.log_every == 0:
+    if always or self.written(step):
       writer.write_scalars(step, {k: v for k, v in row.items() if k != 'step'})
     if self.callbacks.on_row:
       self.callbacks.on_row(row)

@@ -17,6 +17,7 @@ import numpy as np
 from steepest.models.config import ModelConfig
 from steepest.models.parametrization import Parametrization
 from steepest.optimizers import build
+from steepest.optimizers import parts
 from steepest.optimizers.build import Arguments
 from steepest.optimizers.build import Chain
 from steepest.training import compiler
@@ -27,6 +28,7 @@ from steepest.training.step import TrainState
 from steepest.training.step import apply_to
 from steepest.training.step import constrained
 from steepest.training.step import key_for
+from steepest.training.step import rounded
 
 
 class Program:
@@ -78,16 +80,15 @@ class Program:
 
   def _step_function(self, microbatches: int) -> Step:
     copies = self.mesh.shape['data'] if microbatches > 1 else 1
-    apply = self._apply
-    if copies > 1:
-      apply = constrained(self._module.apply, mesh_lib.RULES_OF_A_COPY)
+    rules = mesh_lib.RULES_OF_A_COPY if copies > 1 else mesh_lib.RULES
     return Step(
-      apply,
+      constrained(self._module.apply, rules),
       self.chain,
       self.estimator,
       microbatches,
       copies,
       self.model.z_loss,
+      rounded(self.chain.factors, self.model.compute_dtype),
     )
 
   def init(self, seed: int) -> TrainState:
@@ -111,11 +112,14 @@ class Program:
     batch: dict[str, jax.Array],
     args: Arguments,
     seed: jax.Array,
+    measure: bool = True,
     limits: jax.Array | None = None,
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step; consumes `state`. See training/step.py."""
     compiled = self.compile_step(state, batch, args, seed, limits)
-    return compiled(state, batch, args, seed, limits)
+    given = batch, args, seed, self._flags[measure], limits
+    state, stats = compiled(state, *given)
+    return state, parts.kept(stats, measure)
 
   def compile_step(
     self,
@@ -130,10 +134,11 @@ class Program:
     return self._compile(
       ('step', *sorted(batch), *guards),
       self.step_function,
-      (state, batch, args, seed, limits),
+      (state, batch, args, seed, np.bool_(True), limits),
       (
         self._shardings,
         self._batch_shardings(batch),
+        self._whole,
         self._whole,
         self._whole,
         self._whole,
@@ -172,6 +177,7 @@ class Program:
     batch: dict[str, jax.Array],
     args: Arguments,
     seed: jax.Array,
+    measure: bool = True,
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of each of several runs on one batch; consumes `states`.
 
@@ -182,10 +188,11 @@ class Program:
       args: an axis for the runs, but for build.SHARED: whether curvature is
         estimated has to be one decision, or it is estimated at each step.
       seed: of all runs.
+      measure: whether to measure parts.MEASURED.
     """
-    return self.compile_many(states, batch, args, seed)(
-      states, batch, args, seed
-    )
+    compiled = self.compile_many(states, batch, args, seed)
+    states, stats = compiled(states, batch, args, seed, self._flags[measure])
+    return states, parts.kept(stats, measure)
 
   def compile_many(
     self,
@@ -202,16 +209,17 @@ class Program:
     )
     many = jax.vmap(
       self.step_function,
-      in_axes=(of_states, None, of_args, None),
+      in_axes=(of_states, None, of_args, None, None),
       out_axes=(of_states, 0),
     )
     return self._compile(
       (f'step of {count}', *sorted(batch)),
       many,
-      (states, batch, args, seed),
+      (states, batch, args, seed, np.bool_(True)),
       (
         self._many_shardings,
         self._batch_shardings(batch),
+        self._whole,
         self._whole,
         self._whole,
       ),
@@ -331,6 +339,10 @@ class Program:
   def put(self, tree: Any) -> Any:
     """Places numbers on every device."""
     return jax.device_put(tree, self._whole)
+
+  @functools.cached_property
+  def _flags(self) -> tuple[jax.Array, jax.Array]:
+    return self.put((np.bool_(False), np.bool_(True)))
 
   @property
   def _whole(self) -> jax.sharding.NamedSharding:

@@ -18,6 +18,9 @@ from steepest.optimizers.build import Chain
 from steepest.training.loss import cross_entropy
 from steepest.training.loss import with_normalizer
 
+# Kinds of parameters that enter matrix products and nothing else.
+_PRODUCTS = ('hidden', 'readout')
+
 # Purposes of random numbers: a key is fold_in(seed, purpose, step).
 _PURPOSES = {'init': 0, 'labels': 1, 'probe': 2}
 
@@ -67,6 +70,8 @@ class Step:
       copy sums its own gradients, and they are reduced over the copies once.
     z_loss: weight of the squared log of the softmax's normalizer, added to
       what is minimised; see `_losses_and_gradient`.
+    used: (params) → params as the model's products take them. Rounded here,
+      once a step, they get gradients of that dtype, half as many bytes.
   """
 
   apply: Callable[..., jax.Array]
@@ -75,6 +80,7 @@ class Step:
   microbatches: int
   copies: int = 1
   z_loss: float = 0.0
+  used: Callable[[Any], Any] = lambda params: params
 
   def __call__(
     self,
@@ -82,6 +88,7 @@ class Step:
     batch: dict[str, jax.Array],
     args: Arguments,
     seed: jax.Array,
+    measure: jax.Array | None = None,
     limits: jax.Array | None = None,
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Returns the next state and what to log.
@@ -93,13 +100,14 @@ class Step:
         a document after the end of the one before it too.
       args: hyperparameters.
       seed: of the run.
+      measure: whether to measure parts.MEASURED; None: always.
       limits: if given, the highest loss and gradient norm, 2, with which the
         parameters and the optimizer's state change; `skipped` is logged as 1
         where they do not.
     """
     losses, grads = self._losses_and_gradient(state.params, batch)
     params, opt_state, stats = self.chain.update(
-      grads, state.opt_state, state.params, state.step, args
+      grads, state.opt_state, state.params, state.step, args, measure
     )
     if self.chain.wants_curvature:
 
@@ -156,6 +164,7 @@ class Step:
       loss, z_loss = loss_BxL.mean(), self.z_loss * (normalizer_BxL**2).mean()
       return loss + z_loss, {'train/loss': loss, 'train/z_loss': z_loss}
 
+    params = self.used(params)
     if self.z_loss:
       fn = functools.partial(jax.value_and_grad(with_z, has_aux=True), params)
       (_, losses), gradient = self._mean(fn, batch)
@@ -187,10 +196,12 @@ class Step:
       return cross_entropy(logits_BxLxV, labels_BxL).mean()
 
     gradient = self._mean(
-      functools.partial(jax.grad(loss), params), {**batch, 'keys': keys_B}
+      functools.partial(jax.grad(loss), self.used(params)),
+      {**batch, 'keys': keys_B},
     )
     tokens = batch['inputs'].size
-    return jax.tree.map(lambda g: tokens * (g * g), gradient)
+    square = lambda g: tokens * jnp.square(g.astype(jnp.float32))
+    return jax.tree.map(square, gradient)
 
   def _hutchinson(
     self, params: Any, batch: dict[str, jax.Array], key: jax.Array
@@ -232,7 +243,8 @@ class Step:
       return self._apart(jax.tree.map(jnp.add, total, fn(part))), None
 
     shapes = jax.eval_shape(fn, jax.tree.map(lambda x: x[0], parts))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    # Sums are in float32, whatever is summed.
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
     total, _ = jax.lax.scan(add, self._apart(zeros), parts)
     if copies > 1:
       total = jax.tree.map(lambda x: x.mean(0), total)
@@ -248,6 +260,17 @@ class Step:
       return jax.lax.with_sharding_constraint(x, PartitionSpec('data', *free))
 
     return jax.tree.map(place, tree)
+
+
+def rounded(factors: Any, dtype: Any) -> Callable[[Any], Any]:
+  """Returns what rounds the parameters that only enter matrix products.
+
+  Args:
+    factors: a tree like the parameters, see `build.Factors`.
+    dtype: of the products.
+  """
+  to_dtype = lambda p, f: p.astype(dtype) if f.kind in _PRODUCTS else p
+  return lambda params: jax.tree.map(to_dtype, params, factors)
 
 
 def apply_to(

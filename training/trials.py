@@ -115,7 +115,9 @@ def train(
       batch = program.put_batch(next(batches))
       running.timed('train')
       before = program.compile_seconds
-      states, stats = program.step_many(states, batch, args, lanes[0].seed)
+      states, stats = program.step_many(
+        states, batch, args, lanes[0].seed, lanes[0].written(step)
+      )
       running.compiled(program.compile_seconds - before)
       # The last step's numbers are read while this one runs.
       running.record(pending, states)

@@ -13,6 +13,7 @@ import pytest
 
 from steepest.experiments import base
 from steepest.optimizers import build
+from steepest.optimizers import parts
 
 _ALWAYS = dict.fromkeys(build.DECAY_MODES, 1.0)
 _NEVER = dict.fromkeys(build.DECAY_MODES, 0.0)
@@ -20,6 +21,7 @@ _NEVER = dict.fromkeys(build.DECAY_MODES, 0.0)
 
 class _Factors(NamedTuple):
   lr: float = 1.0
+  spectral: float = 1.0
   rho: float = 1.0
   eps: float = 1.0
   decay: Mapping[str, float] = _ALWAYS
@@ -212,3 +214,48 @@ def test_values_out_of_range_are_refused(key, value):
   config.optimizer[key] = value
   with pytest.raises(ValueError, match='must be'):
     build.arguments(config.optimizer, config.schedule, 10)
+
+
+def _random(rng, dtype=jnp.float32):
+  shapes = {'w': (4, 6), 'b': (6,)}
+  return {k: jnp.asarray(rng.normal(size=s), dtype) for k, s in shapes.items()}
+
+
+@pytest.mark.parametrize('name', build.names())
+def test_measuring_changes_nothing_but_what_is_measured(name):
+  """One program: what is not asked for is zero, and costs no bit."""
+  rng = np.random.default_rng(0)
+  factors = {'w': _Leaf(), 'b': _Leaf(kind='bias', decay=_NEVER)}
+  config = _config(name)
+  chain = build.build(config.optimizer, config.schedule, factors)
+  args = build.arguments(config.optimizer, config.schedule, config.steps)
+  update = jax.jit(chain.update)
+  params, grads = _random(rng), _random(rng)
+  state = chain.init(params)
+  _, _, always = update(grads, state, params, 0, args)
+  yes = update(grads, state, params, 0, args, jnp.bool_(True))
+  no = update(grads, state, params, 0, args, jnp.bool_(False))
+  jax.tree.map(np.testing.assert_array_equal, yes[:2], no[:2])
+  assert yes[2].keys() == no[2].keys() == always.keys()
+  for key, value in always.items():
+    np.testing.assert_allclose(yes[2][key], value, rtol=1e-5, err_msg=key)
+    # What takes matrix products is measured on the way.
+    measured = key not in parts.MEASURED or hasattr(
+      chain.module, 'update_flops'
+    )
+    wanted = value if measured else np.zeros_like(value)
+    np.testing.assert_allclose(no[2][key], wanted, rtol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize('name', ['adamw', 'lion', 'sophia'])
+def test_rounded_gradients_are_not_rounded_again(name):
+  """Neither their norm nor what clipping leaves of them."""
+  rng = np.random.default_rng(0)
+  params, grads = _random(rng), _random(rng, jnp.bfloat16)
+  wide = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+  factors = {'w': _Leaf(), 'b': _Leaf(kind='bias', decay=_NEVER)}
+  results = [
+    _update(_config(name, clip_norm=1.0), factors, params, g)
+    for g in (grads, wide)
+  ]
+  jax.tree.map(np.testing.assert_array_equal, *results)

@@ -39,8 +39,13 @@ def test_rows_and_summary(make_loop, tmp_path):
 def test_rows_between_are_left_out_but_not_the_last(make_loop, tmp_path):
   seen = []
   _run(make_loop(log_every=3, callbacks=Callbacks(on_row=seen.append)))
-  assert [row['step'] for row in _rows(tmp_path)] == [0, 3, 6]
+  rows = _rows(tmp_path)
+  assert [row['step'] for row in rows] == [0, 3, 6]
   assert [row['step'] for row in seen] == list(range(7))
+  # What takes passes over the parameters is measured for what is written.
+  assert all('update_rms/hidden' in row for row in rows)
+  measured = [row['step'] for row in seen if 'update_rms' in row]
+  assert measured == [0, 3, 6]
 
 
 def test_validation_is_the_mean_over_sequences(make_loop, tmp_path):
@@ -49,6 +54,7 @@ def test_validation_is_the_mean_over_sequences(make_loop, tmp_path):
   rows = _rows(tmp_path)
   assert [row['step'] for row in rows] == [0, 1, 3]
   assert 'eval/loss' not in rows[0]
+  assert all('param_norm' in row for row in rows)
   for row in rows[1:]:
     mean = (20 * row['eval/loss/a'] + 5 * row['eval/loss/b']) / 25
     assert row['eval/loss'] == pytest.approx(mean)

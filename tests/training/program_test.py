@@ -1,5 +1,7 @@
 """Programs: µP at its base, one compilation a shape, evaluation."""
 
+import dataclasses
+
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -147,3 +149,58 @@ def test_seeds_differ(configure, make_program):
   program = make_program(configure('llama', 'sophia'))
   a, b = (program.init(s).params['embedding'] for s in (0, 1))
   assert not np.array_equal(a, b)
+
+
+@pytest.mark.parametrize('optimizer', _OPTIMIZERS)
+def test_a_step_measures_when_asked(
+  configure, make_program, arguments, make_batch, optimizer
+):
+  """It trains alike, by one program, and leaves out what it did not measure."""
+  config = configure('gpt2', optimizer)
+  program = make_program(config)
+  args, seed = program.put(arguments(config)), program.put(np.uint32(0))
+  ends = []
+  for measure in (True, False):
+    state, names = program.init(0), []
+    for step in range(3):
+      batch = program.put_batch(make_batch(step))
+      state, stats = program.step(state, batch, args, seed, measure)
+      names.append(set(program.chain.named(stats)))
+    ends.append((jax.device_get(state), names[-1]))
+  (state, names), (other, fewer) = ends
+  jax.tree.map(np.testing.assert_array_equal, state, other)
+  assert 'update_rms/hidden' in names and 'param_norm' in names
+  assert not any('rms' in n or 'param' in n or '/layer/' in n for n in fewer)
+  assert {'train/loss', 'grad_norm', 'lr'} <= fewer
+  assert len([name for name in program._compiled if name[0] == 'step']) == 1
+
+
+@pytest.mark.parametrize('microbatches', [1, 4])
+def test_matrices_are_rounded_once_for_the_same_gradient(
+  configure, make_program, make_batch, microbatches
+):
+  """As where each product rounds its own, in half as many bytes."""
+  config = configure(
+    'llama', 'adamw', dtype__compute='bfloat16', microbatches=microbatches
+  )
+  program = make_program(config)
+  params, batch = program.init(0).params, program.put_batch(make_batch())
+  step = program.step_function
+  plain = dataclasses.replace(step, used=lambda params: params)
+  with jax.set_mesh(program.mesh):
+    loss, grads = jax.jit(step.gradient)(params, batch)
+    other, wanted = jax.jit(plain.gradient)(params, batch)
+    (h,), (of_h,) = (
+      jax.tree.leaves(jax.jit(s.curvature)(params, batch, 0, 1))[:1]
+      for s in (step, plain)
+    )
+  assert loss == other
+
+  def check(g, w, f):
+    matrix = f.kind in ('hidden', 'readout')
+    single = matrix and microbatches == 1
+    assert g.dtype == (jnp.bfloat16 if single else jnp.float32), f.kind
+    np.testing.assert_array_equal(g.astype(jnp.float32), w)
+
+  jax.tree.map(check, grads, wanted, program.chain.factors)
+  np.testing.assert_array_equal(h, of_h)

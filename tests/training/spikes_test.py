@@ -85,13 +85,13 @@ def test_a_skipped_update_changes_nothing_but_the_step(make_loop, make_batch):
   before = jax.device_get(state)
   batch = program.put_batch(make_batch(0))
   never = program.put(np.full(2, -np.inf, np.float32))
-  state, stats = program.step(state, batch, args, seed, never)
+  state, stats = program.step(state, batch, args, seed, limits=never)
   assert float(stats['skipped']) == 1
   after = jax.device_get(state)
   jax.tree.map(np.testing.assert_array_equal, after[1:], before[1:])
   assert after.step == before.step + 1
   always = program.put(np.full(2, np.inf, np.float32))
-  state, stats = program.step(state, batch, args, seed, always)
+  state, stats = program.step(state, batch, args, seed, limits=always)
   assert float(stats['skipped']) == 0
 
 
