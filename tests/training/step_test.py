@@ -5,6 +5,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
+from steepest.training import step as step_lib
 from steepest.training.loss import cross_entropy
 from steepest.training.step import Step
 from steepest.training.step import key_for
@@ -133,3 +134,17 @@ def test_curvature_comes_after_the_update_every_so_many_steps(
       before.h,
       wanted,
     )
+
+
+def test_labels_by_one_reduction_are_those_by_two(monkeypatch):
+  """As on accelerators, for any dtype of the logits."""
+  rng = np.random.default_rng(0)
+  keys = jax.random.split(jax.random.key(0), 4)
+  for dtype in (jnp.float32, jnp.bfloat16):
+    logits = jnp.asarray(rng.normal(0, 2, (4, 32, 50)), dtype)
+    monkeypatch.undo()
+    two = step_lib.sample(keys, logits)
+    monkeypatch.setattr(step_lib, 'platform', lambda: 'gpu')
+    one = step_lib.sample(keys, logits)
+    np.testing.assert_array_equal(one, two)
+    assert len(np.unique(one)) > 20
