@@ -33,6 +33,8 @@ if TYPE_CHECKING:
   _Groups = dict[tuple[str, str], list[kernels.Kernel]]
 
 _DOES_NOT_FIT = 3
+# Rows below the kinds of kernels.
+_TOTALS = ('at every step', 'in branches')
 # Groups of kernels that are listed one by one.
 _LISTED = 25
 
@@ -116,7 +118,9 @@ def _print_kernels(text: str, chip: 'chips.Chip | None') -> None:
   from steepest.training import kernels
   from steepest.training import planner
 
-  found = kernels.kernels(text)
+  every = kernels.kernels(text)
+  found = [k for k in every if k.certain]
+  some = [k for k in every if not k.certain]
   names: _Groups = {}
   kinds: _Groups = {}
   for kernel in found:
@@ -128,15 +132,19 @@ def _print_kernels(text: str, chip: 'chips.Chip | None') -> None:
   if not console.is_terminal:
     console = Console(width=120, highlight=False)
   console.print(_kernel_table(names, chip))
-  console.print(_kernel_table({**kinds, ('in all', ''): found}, chip))
+  totals = {(_TOTALS[0], ''): found} | (
+    {(_TOTALS[1], ''): some} if some else {}
+  )
+  console.print(_kernel_table({**kinds, **totals}, chip))
   if again := sum(k.again for k in found):
     console.print(
       f'{again} of these XLA added to keep less: they compute again'
     )
-  if unsure := sum(not k.certain for k in found):
+  if some:
     console.print(
-      f'{unsure} of these are in loops of unknown length, counted once, or in '
-      'the largest of several branches',
+      'in branches: what not every step does, as measurements that are logged '
+      'and curvature; of several branches the one that moves most. Loops of '
+      'unknown length, counted once, would be there too'
     )
   if chip:
     console.print(
@@ -167,7 +175,7 @@ def _kernel_table(groups: '_Groups', chip: 'chips.Chip | None') -> 'Table':
   if named:
     table.add_column('the longest comes from', overflow='ellipsis')
   order = lambda item: (
-    item[0][0] == 'in all',
+    _TOTALS.index(item[0][0]) if item[0][0] in _TOTALS else -1,
     -total(item[1], seconds),
     -total(item[1], moved),
   )

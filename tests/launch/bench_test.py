@@ -54,8 +54,9 @@ def test_kernels_follow_the_memory_of_what_is_compiled(fork_commands):
   assert listed.code == 0, listed.err
   memory, _, tables = listed.out.partition('compiled in ')
   assert re.search(r'in all +\d+\.\d+ +\d+\.\d+', memory)
-  kernels, _, kinds = tables.partition('in all')
-  # By name with its origin, then by kind: runs, GB, TFLOP.
+  kernels, _, kinds = tables.partition('at every step')
+  # By name with its origin, then by kind: runs, GB, TFLOP; branches apart.
+  assert re.search(r'in branches +\d+ +\d+\.\d+', kinds)
   assert re.search(r'matrix product +\S+ +\d+ .*dot_general', kernels)
   assert re.search(r'reduction +\d+ +\d+\.\d+', kernels)
   assert re.match(r' +\d+ +\d+\.\d+ +\d+\.\d+\n', kinds)

@@ -12,8 +12,11 @@ from jax.experimental import topologies
 import pytest
 
 from steepest.experiments import base
+from steepest.launch import assemble
 from steepest.launch import compiled
 from steepest.launch import plans
+from steepest.models import config as model_config
+from steepest.optimizers import costs
 from steepest.training import kernels
 from steepest.training.chips import CHIPS
 
@@ -186,3 +189,38 @@ def test_a_step_compiles_for_gpus(chip, count, mesh):
   state = plan.memory['parameters'] + plan.memory['optimizer']
   batch = 2 * 4 * 16 * 32
   assert 0 <= real.arguments - state < batch + 2048
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  lib.cuda_versions is None, reason="JAX's CUDA plugin is not installed"
+)
+@pytest.mark.parametrize('optimizer', ['adamw', 'lion', 'sophia'])
+@pytest.mark.parametrize('name', ['gpt2', 'llama'])
+def test_a_step_on_a_gpu_moves_no_more_than_it_has_to(name, optimizer):
+  """Updates go over their bytes once and in place; nothing is transposed."""
+  config, _ = base.with_variant(f'{name},{optimizer}')
+  config.model.update(
+    num_layers=2, width=512, num_heads=8, vocab_size=1024, context=256
+  )
+  config.batch_size, config.mesh.data = 16, 1
+  config.dtype.compute = 'bfloat16'
+  devices = compiled.devices('h100', 1)
+  found = kernels.kernels(compiled.compile_step(config, devices).text)
+  model = model_config.resolve(config.model, 1024, config.dtype)
+  program = assemble.make_program(config, model, devices)
+  wanted = costs.update_bytes(program.chain, program.state_shapes.params)
+  # Outside the branches that measure and estimate.
+  steady = [k for k in found if k.certain]
+  updates = [
+    k
+    for k in steady
+    if k.name.startswith('loop_add_subtract') and 'jvp' not in k.source
+  ]
+  # Gradients of matrices have half the bytes of their parameters.
+  moved = sum(k.count * (k.read + k.written) for k in updates)
+  assert 0.9 * wanted < moved <= wanted
+  large = lambda word: [
+    k.name for k in steady if word in k.name and k.written > 16 * 256 * 4
+  ]
+  assert large('copy') == large('transpose') == []
