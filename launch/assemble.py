@@ -193,6 +193,7 @@ def make_program(
       model,
       config.parametrization.to_json(),
       (o.name, o.decay_mode, o.hessian_estimator, o.hessian_bias_correction),
+      o.hessian_subset,
       config.dtype.moments,
       config.schedule.kind,
       config.mesh.to_json(),
@@ -215,6 +216,7 @@ def make_program(
       o.hessian_estimator,
       config.batch_size,
       config.microbatches,
+      o.hessian_subset,
     )
   return _programs[key]
 

@@ -25,6 +25,23 @@ from steepest.training import planner
 _PROPOSALS = 3
 
 
+class _Planner(planner.Planner):
+  """Plans of which every device has rows for the curvature.
+
+  Attributes:
+    subset: curvature is estimated on one of so many sequences.
+  """
+
+  subset: int
+
+  def plan(self, setting: planner.Setting) -> planner.Plan:
+    """As of all planners."""
+    plan = super().plan(setting)
+    shape = dict(zip(mesh_lib.AXES, setting.mesh))
+    mesh_lib.check_subset(shape, self.batch_size, self.subset)
+    return plan
+
+
 def chip(name: str) -> chips.Chip:
   """Returns the accelerator of that name.
 
@@ -46,9 +63,10 @@ def make_planner(config: ConfigDict, chip: chips.Chip) -> planner.Planner:
   model = model_config.resolve(config.model, vocab_size(config), config.dtype)
   rules = lambda m: parametrization.resolve(config.parametrization, m)
   find = assemble.find_model
-  curvature = 0.0
+  curvature, subset = 0.0, 1
   if build.build(o, config.schedule, None).wants_curvature:
-    curvature = flops.CURVATURE_COST[o.hessian_estimator] / o.hessian_every
+    subset = o.hessian_subset
+    curvature = flops.of_estimate(o.hessian_estimator, subset) / o.hessian_every
 
   def chain(params: Any) -> build.Chain:
     is_leaf = lambda x: isinstance(x, nn.LogicallyPartitioned)
@@ -57,7 +75,7 @@ def make_planner(config: ConfigDict, chip: chips.Chip) -> planner.Planner:
     )
     return build.build(o, config.schedule, factors, config.dtype.moments)
 
-  return planner.Planner(
+  made = _Planner(
     model,
     lambda m: find(m.name).Model(m, rules(m)),
     chain,
@@ -65,6 +83,8 @@ def make_planner(config: ConfigDict, chip: chips.Chip) -> planner.Planner:
     config.batch_size,
     chip,
   )
+  made.subset = subset
+  return made
 
 
 def vocab_size(config: ConfigDict) -> int:

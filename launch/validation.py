@@ -43,6 +43,7 @@ _LEAST = {
       'model.context',
       'model.num_layers',
       'model.width',
+      'optimizer.hessian_subset',
       'steps',
       'study.parallel_trials',
       'study.pruning_trials',

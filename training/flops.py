@@ -43,6 +43,16 @@ def peak(device: jax.Device) -> float | None:
   return None
 
 
+def of_estimate(estimator: str, subset: int) -> float:
+  """Returns a curvature estimate's cost over that of a step's gradient.
+
+  Args:
+    estimator: a key of CURVATURE_COST.
+    subset: the estimate takes one of so many sequences.
+  """
+  return CURVATURE_COST[estimator] / subset
+
+
 def count(params: Any) -> dict[str, int]:
   """Returns numbers of parameters: all, and those outside embeddings.
 

@@ -1,5 +1,6 @@
 """The device mesh and which logical axis goes where."""
 
+from collections.abc import Mapping
 import math
 from typing import Any
 
@@ -141,3 +142,25 @@ def check(
         f'{what}={size} is not a multiple of {by} = {parts}: the next one is'
         f' {-(-size // parts) * parts}'
       )
+
+
+def check_subset(
+  shape: Mapping[str, int], batch_size: int, subset: int
+) -> None:
+  """Raises a ValueError where not every device has rows for the curvature.
+
+  Args:
+    shape: axis of the mesh → size; see `check` for those that divide.
+    batch_size: sequences of a step.
+    subset: one of so many of them is used.
+  """
+  rows = batch_size // (shape['data'] * shape['fsdp'])
+  if rows % subset == 0:
+    return
+  small = [n for n in range(1, math.isqrt(rows) + 1) if rows % n == 0]
+  larger = [n for d in small for n in (d, rows // d) if n > subset]
+  hint = f'next one is {min(larger)}' if larger else f'largest one is {rows}'
+  raise ValueError(
+    f'optimizer.hessian_subset={subset} does not divide '
+    f'batch_size/(mesh.data·mesh.fsdp) = {rows}: the {hint}'
+  )

@@ -55,6 +55,7 @@ class Program:
     estimator: str,
     batch_size: int,
     microbatches: int,
+    subset: int,
   ):
     self.model: ModelConfig = rules.model
     self.mesh = mesh
@@ -75,10 +76,12 @@ class Program:
     self.state_shapes = self._state_shapes(boxed)
     self._shardings = jax.tree.map(lambda s: s.sharding, self.state_shapes)
     self.estimator = estimator
-    self.step_function = self._step_function(microbatches)
+    if self.chain.wants_curvature:
+      mesh_lib.check_subset(mesh.shape, batch_size, subset)
+    self.step_function = self._step_function(microbatches, subset)
     self._compiled: dict[tuple[str, ...], Any] = {}
 
-  def _step_function(self, microbatches: int) -> Step:
+  def _step_function(self, microbatches: int, subset: int) -> Step:
     copies = self.mesh.shape['data'] if microbatches > 1 else 1
     rules = mesh_lib.RULES_OF_A_COPY if copies > 1 else mesh_lib.RULES
     return Step(
@@ -89,6 +92,7 @@ class Program:
       copies,
       self.model.z_loss,
       rounded(self.chain.factors, self.model.compute_dtype),
+      subset,
     )
 
   def init(self, seed: int) -> TrainState:
@@ -135,14 +139,7 @@ class Program:
       ('step', *sorted(batch), *guards),
       self.step_function,
       (state, batch, args, seed, np.bool_(True), limits),
-      (
-        self._shardings,
-        self._batch_shardings(batch),
-        self._whole,
-        self._whole,
-        self._whole,
-        self._whole,
-      ),
+      (self._shardings, self._batch_shardings(batch), *[self._whole] * 4),
       (self._shardings, self._whole),
       donate=(0,),
     )

@@ -6,6 +6,7 @@ B batch, L length, V vocabulary, n micro-batches.
 from collections.abc import Callable
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -76,6 +77,7 @@ class Step:
       what is minimised; see `_losses_and_gradient`.
     used: (params) → params as the model's products take them. Rounded here,
       once a step, they get gradients of that dtype, half as many bytes.
+    subset: curvature is estimated on one of so many sequences.
   """
 
   apply: Callable[..., jax.Array]
@@ -85,6 +87,7 @@ class Step:
   copies: int = 1
   z_loss: float = 0.0
   used: Callable[[Any], Any] = lambda params: params
+  subset: int = 1
 
   def __call__(
     self,
@@ -171,10 +174,10 @@ class Step:
     params = self.used(params)
     if self.z_loss:
       fn = functools.partial(jax.value_and_grad(with_z, has_aux=True), params)
-      (_, losses), gradient = self._mean(fn, batch)
+      (_, losses), gradient = self._mean(fn, batch, self.microbatches)
       return losses, gradient
     fn = functools.partial(jax.value_and_grad(loss), params)
-    value, gradient = self._mean(fn, batch)
+    value, gradient = self._mean(fn, batch, self.microbatches)
     return {'train/loss': value}, gradient
 
   def curvature(
@@ -183,26 +186,28 @@ class Step:
     """Returns an estimate of the diagonal curvature at `params`.
 
     Gauss-Newton-Bartlett (arXiv 2305.14342, algorithm 2): labels are sampled
-    from the model, the gradient is averaged over the whole batch, then squared
+    from the model, the gradient is averaged over all rows used, then squared
     once, times the tokens used. Hutchinson (algorithm 1): a Gaussian probe
-    times its product with the Hessian. Neither is clipped.
+    times its product with the Hessian. Neither is clipped. See `_chosen` for
+    the rows.
     """
     if self.estimator == 'hutchinson':
-      return self._hutchinson(params, batch, key_for(seed, 'probe', step))
+      key = key_for(seed, 'probe', step)
+      return self._hutchinson(params, self._chosen(batch), key)
+    # A key a sequence, of the whole batch: neither mesh nor micro-batches nor
+    # a subset change a sequence's labels.
     keys_B = jax.random.split(
       key_for(seed, 'labels', step), batch['inputs'].shape[0]
     )
+    batch = self._chosen({**batch, 'keys': keys_B})
 
     def loss(params: Any, part: dict[str, jax.Array]) -> jax.Array:
       logits_BxLxV = apply_to(self.apply, params, part).astype(jnp.float32)
-      # A key a sequence: neither mesh nor micro-batches change the labels.
       labels_BxL = sample(part['keys'], jax.lax.stop_gradient(logits_BxLxV))
       return cross_entropy(logits_BxLxV, labels_BxL).mean()
 
-    gradient = self._mean(
-      functools.partial(jax.grad(loss), self.used(params)),
-      {**batch, 'keys': keys_B},
-    )
+    fn = functools.partial(jax.grad(loss), self.used(params))
+    gradient = self._mean(fn, batch, self._slices)
     tokens = batch['inputs'].size
     square = lambda g: tokens * jnp.square(g.astype(jnp.float32))
     return jax.tree.map(square, gradient)
@@ -223,12 +228,32 @@ class Step:
 
       return jax.jvp(jax.grad(loss), (params,), (probe,))[1]
 
-    return jax.tree.map(jnp.multiply, probe, self._mean(product, batch))
+    hessian_probe = self._mean(product, batch, self._slices)
+    return jax.tree.map(jnp.multiply, probe, hessian_probe)
 
-  def _mean(self, fn: Callable[[Any], Any], batch: Any) -> Any:
-    """Returns the mean of fn(part) over the micro-batches, one at a time."""
-    n, copies = self.microbatches, self.copies
+  def _chosen(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Returns rows 0, n, 2·n, … of a batch: each device keeps some it has."""
+    n = self.subset
     if n == 1:
+      return batch
+    # The rows of a device are a multiple of n: mesh.check_subset.
+    return jax.tree.map(
+      lambda x: x.reshape(x.shape[0] // n, n, *x.shape[1:])[:, 0], batch
+    )
+
+  @property
+  def _slices(self) -> int:
+    """Micro-batches of a curvature estimate.
+
+    As large as those of a gradient where the subset divides their number, else
+    smaller by the factor that lacks.
+    """
+    return self.microbatches // math.gcd(self.microbatches, self.subset)
+
+  def _mean(self, fn: Callable[[Any], Any], batch: Any, n: int) -> Any:
+    """Returns the mean of fn(part) over n micro-batches, one at a time."""
+    copies = self.copies
+    if n == copies == 1:
       return fn(batch)
 
     # Part i holds rows i, n + i, …: each device keeps the rows it has.

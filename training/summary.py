@@ -37,7 +37,8 @@ def summarise(
   # Steps whose update was skipped may have no finite loss.
   rows = [row for row in rows if 'train/loss' in row]
   tail = rows[-max(1, round(len(rows) * 0.05)) :]
-  cost = flops.CURVATURE_COST[program.estimator]
+  subset = program.step_function.subset
+  cost = flops.of_estimate(program.estimator, subset)
   memory = program.mesh.local_devices[0].memory_stats() or {}
   peak = 'peak_bytes_in_use'
   return {

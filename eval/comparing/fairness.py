@@ -23,6 +23,7 @@ COMPARED = (
   'optimizer.weight_decay',
   'optimizer.rho',
   'optimizer.hessian_every',
+  'optimizer.hessian_subset',
   'optimizer.hessian_estimator',
   'optimizer.hessian_bias_correction',
   'optimizer.b3',

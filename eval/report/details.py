@@ -168,6 +168,9 @@ def _settings(curve: tuning.Curve) -> str:
   symbols = {'betas': 'β', 'eps': 'ε', 'weight_decay': 'decay'}
   if curve.optimizer == 'sophia':
     symbols |= {'rho': 'ρ', 'hessian_every': 'curvature every'}
+    known = curve.settings
+    if 'hessian_subset' in known and known['hessian_subset'] > 1:
+      symbols['hessian_subset'] = 'on one sequence of'
   return ', '.join(
     f'{symbol}\u00a0{json.dumps(curve.settings[key])}'
     for key, symbol in symbols.items()

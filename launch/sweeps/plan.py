@@ -95,7 +95,8 @@ def _planned(
   alone = float(tokens * size)
   if hasattr(build.find(cell.optimizer), 'update_curvature'):
     o = config.optimizer
-    alone *= 1 + flops.CURVATURE_COST[o.hessian_estimator] / o.hessian_every
+    cost = flops.of_estimate(o.hessian_estimator, o.hessian_subset)
+    alone *= 1 + cost / o.hessian_every
   key = kind, cell.model, cell.optimizer
   return Planned(key, config, alone, alone * (1 - shared / config.steps))
 

@@ -96,6 +96,12 @@ def test_sophias_extra_passes_count_as_flops(configure, tmp_path):
     found[name] = assemble.train(config, tmp_path / name, {})
   # Three of the six steps take a second gradient.
   assert found['sophia']['flops'] / found['lion']['flops'] == pytest.approx(1.5)
+  config = configure(
+    'gpt2,sophia', checkpoint_every=0, optimizer__hessian_subset=4
+  )
+  part = assemble.train(config, tmp_path / 'part', {})
+  assert part['curvature_passes'] == found['sophia']['curvature_passes'] == 3
+  assert part['flops'] / found['lion']['flops'] == pytest.approx(1.125)
   # A momentum for Lion, a curvature beside it for Sophia, and a few counters.
   for name, moments in (('lion', 1), ('sophia', 2)):
     held = found[name]['optimizer_state_bytes']

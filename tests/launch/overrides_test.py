@@ -140,7 +140,10 @@ def _trace(loop, init):
   """In the place of Loop.run: all of it up to compiling the first step."""
   program = loop.program
   batch = next(loop.data.train(0))
-  step = Step(program.logits, program.chain, program.estimator, 1)
+  subset = program.step_function.subset
+  step = Step(
+    program.logits, program.chain, program.estimator, 1, subset=subset
+  )
   with jax.set_mesh(program.mesh):
     jax.eval_shape(step, program.state_shapes, batch, loop._args, loop._seed)
   raise _Reached

@@ -235,3 +235,41 @@ def test_parts_of_a_sequence_exchange_keys_and_values(compiled, name):
     shapes.remove((_LENGTH, _WIDTH))
   assert shapes == [(_BATCH, _LENGTH, 4, _WIDTH // 4)] * 4
   assert {c.kind for c in found} == {'all-gather', 'all-reduce'}
+
+
+@pytest.mark.parametrize(
+  'mesh, subset',
+  [
+    ({'mesh__data': 2, 'mesh__fsdp': 2, 'mesh__tensor': 2}, 2),
+    ({'mesh__data': 2, 'mesh__fsdp': 2, 'microbatches': 2}, 2),
+    pytest.param({'mesh__data': 8}, 2, marks=pytest.mark.slow),
+    pytest.param(
+      {'mesh__fsdp': 4, 'mesh__sequence': 2}, 4, marks=pytest.mark.slow
+    ),
+    pytest.param(
+      {'mesh__data': 2, 'mesh__fsdp': 2, 'microbatches': 4},
+      2,
+      marks=pytest.mark.slow,
+    ),
+  ],
+)
+@pytest.mark.parametrize(
+  'estimator', ['gnb', pytest.param('hutchinson', marks=pytest.mark.slow)]
+)
+def test_a_subset_moves_nothing(compiled, mesh, subset, estimator):
+  """Curvature of some sequences sends no more than that of all."""
+  sent = []
+  for n in (1, subset):
+    _, found = compiled(
+      'llama',
+      'sophia',
+      model__num_layers=1,
+      optimizer__hessian_estimator=estimator,
+      optimizer__hessian_subset=n,
+      **mesh,
+    )
+    sent.append({k: [c.elements for c in _of_kind(found, k)] for k in _KINDS})
+  whole, part = sent
+  for kind in _KINDS:
+    assert len(part[kind]) <= len(whole[kind]), kind
+    assert sum(part[kind]) <= sum(whole[kind]), kind

@@ -111,6 +111,38 @@ def test_hutchinson(configure, make_program, make_batch, single, name):
   _close(curvatures, curvature)
 
 
+# 4: slices of the copies, though no loop over micro-batches is left.
+@pytest.mark.parametrize(
+  'mesh, subset',
+  [
+    ('data=2,fsdp=2,tensor=2', 2),
+    ('data=2,fsdp=2,microbatches=4', 2),
+    ('data=2,fsdp=2,microbatches=4', 4),
+    pytest.param('data=2,fsdp=2,sequence=2', 4, marks=pytest.mark.slow),
+    pytest.param('microbatches=4', 8, marks=pytest.mark.slow),
+  ],
+)
+@pytest.mark.parametrize(
+  'estimator', ['gnb', pytest.param('hutchinson', marks=pytest.mark.slow)]
+)
+def test_curvature_of_a_subset(
+  configure, make_program, make_batch, estimator, mesh, subset
+):
+  keys = {
+    'optimizer__hessian_estimator': estimator,
+    'optimizer__hessian_subset': subset,
+  }
+  program = make_program(configure('llama', 'sophia', **keys))
+  params = jax.device_get(program.init(0).params)
+  _, curvature = _compute(program, params, make_batch())
+  config = configure('llama', 'sophia', **keys, **_MESHES[mesh])
+  _, curvatures = _compute(make_program(config), params, make_batch())
+  _close(curvatures, curvature)
+  config = configure('llama', 'sophia', optimizer__hessian_estimator=estimator)
+  _, whole = _compute(make_program(config), params, make_batch())
+  assert not np.array_equal(whole['embedding'], curvature['embedding'])
+
+
 @pytest.mark.parametrize('optimizer', _OPTIMIZERS)
 def test_update_from_equal_gradients(
   configure, make_program, arguments, single, optimizer
@@ -233,6 +265,30 @@ def test_shapes_that_do_not_divide_are_refused(
 ):
   with pytest.raises(ValueError, match=said):
     make_program(configure('llama', 'adamw', **keys))
+
+
+@pytest.mark.parametrize(
+  'batch_size, subset, said',
+  [
+    (24, 5, r'\(mesh\.data·mesh\.fsdp\) = 6: the next one is 6'),
+    (40, 3, ' = 10: the next one is 5'),
+    (40, 20, ' = 10: the largest one is 10'),
+    (4, 2, ' = 1: the largest one is 1'),
+  ],
+)
+def test_subsets_that_do_not_divide_are_refused(
+  configure, make_program, batch_size, subset, said
+):
+  keys = {
+    'batch_size': batch_size,
+    'mesh__data': 2,
+    'mesh__fsdp': 2,
+    'optimizer__hessian_subset': subset,
+  }
+  wanted = rf'^optimizer\.hessian_subset={subset} does not divide batch_size/.*'
+  with pytest.raises(ValueError, match=wanted + said):
+    make_program(configure('gpt2', 'sophia', **keys))
+  make_program(configure('gpt2', 'adamw', **keys))
 
 
 def test_minus_one_takes_the_devices_that_are_left(configure):

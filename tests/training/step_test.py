@@ -21,24 +21,33 @@ def _regression(params, tokens_BxL):
   return jnp.asarray(_FEATURES)[tokens_BxL] @ params
 
 
-def _step(estimator, microbatches=1):
-  return Step(_regression, None, estimator, microbatches)
+# Twelve sequences, so that subsets divide and leave some.
+_ROWS = np.random.default_rng(3).integers(0, 7, (12, 5)).astype(np.int32)
+_LARGE = {'inputs': _ROWS, 'targets': (_ROWS + 2) % 4}
 
 
-def _average(step, draws):
-  curvature = jax.vmap(lambda s: step.curvature(_WEIGHTS, _BATCH, 0, s))
+def _step(estimator, microbatches=1, subset=1):
+  return Step(_regression, None, estimator, microbatches, subset=subset)
+
+
+def _average(step, draws, batch=_BATCH):
+  curvature = jax.vmap(lambda s: step.curvature(_WEIGHTS, batch, 0, s))
   samples = np.asarray(jax.jit(curvature)(jnp.arange(draws)), np.float64)
   return samples.mean(0), samples.std(0) / draws**0.5
+
+
+def _gauss_newton(tokens):
+  x_NxF = _FEATURES[tokens.ravel()].astype(np.float64)
+  p_NxV = np.exp(x_NxF @ _WEIGHTS)
+  p_NxV /= p_NxV.sum(1, keepdims=True)
+  return np.einsum('nf,nv->fv', x_NxF**2, p_NxV * (1 - p_NxV)) / len(x_NxF)
 
 
 @pytest.mark.parametrize('microbatches', [1, 4])
 def test_gauss_newton_bartlett_averages_to_the_closed_form(microbatches):
   """Diagonal of the Gauss-Newton matrix: mean over tokens of p(1-p)·x²."""
   mean, error = _average(_step('gnb', microbatches), 20_000)
-  x_NxF = _FEATURES[_TOKENS.ravel()].astype(np.float64)
-  p_NxV = np.exp(x_NxF @ _WEIGHTS)
-  p_NxV /= p_NxV.sum(1, keepdims=True)
-  wanted = np.einsum('nf,nv->fv', x_NxF**2, p_NxV * (1 - p_NxV)) / len(x_NxF)
+  wanted = _gauss_newton(_TOKENS)
   assert (np.abs(mean - wanted) < 5 * error).all()
   np.testing.assert_allclose(mean, wanted, rtol=0.06)
   # The targets do not enter: the empirical Fisher would differ.
@@ -56,6 +65,68 @@ def test_hutchinson_averages_to_the_hessians_diagonal():
   mean, error = _average(_step('hutchinson'), 20_000)
   assert (np.abs(mean - wanted) < 5 * error).all()
   np.testing.assert_allclose(mean, wanted, atol=0.05 * wanted.max())
+
+
+@pytest.mark.parametrize('microbatches', [1, 4])
+def test_a_subset_averages_to_the_closed_form_of_its_rows(microbatches):
+  mean, error = _average(_step('gnb', microbatches, 2), 20_000, _LARGE)
+  wanted = _gauss_newton(_ROWS[::2])
+  assert (np.abs(mean - wanted) < 5 * error).all()
+  np.testing.assert_allclose(mean, wanted, rtol=0.06)
+  # Other rows have another one.
+  others = _gauss_newton(_ROWS[1::2])
+  assert (np.abs(mean - others) > 5 * error).any()
+
+
+# Slices of 12 rows: as large as those of training, or smaller by 3 and by 2.
+_SLICED = [(1, 2), (1, 12), (2, 2), (4, 2), (4, 4), (4, 3), (4, 6), (2, 3)]
+
+
+@pytest.mark.parametrize('microbatches, subset', _SLICED)
+def test_a_subset_is_its_rows_with_their_own_labels(microbatches, subset):
+  """Those that its sequences have in the whole batch."""
+  step = _step('gnb', microbatches, subset)
+  rows = {k: v[::subset] for k, v in _LARGE.items()}
+  keys = jax.random.split(key_for(3, 'labels', 5), 12)[::subset]
+  logits = _regression(_WEIGHTS, rows['inputs'])
+  rows['targets'] = step_lib.sample(keys, logits)
+  gradient = _step('gnb').gradient(_WEIGHTS, rows)[1]
+  np.testing.assert_allclose(
+    step.curvature(_WEIGHTS, _LARGE, 3, 5),
+    rows['inputs'].size * np.asarray(gradient) ** 2,
+    rtol=1e-5,
+    atol=1e-7,
+  )
+
+
+@pytest.mark.parametrize('microbatches, subset', _SLICED)
+def test_hutchinson_of_a_subset_is_that_of_its_rows(microbatches, subset):
+  step = _step('hutchinson', microbatches, subset)
+  rows = {k: v[::subset] for k, v in _LARGE.items()}
+  np.testing.assert_allclose(
+    step.curvature(_WEIGHTS, _LARGE, 3, 5),
+    _step('hutchinson').curvature(_WEIGHTS, rows, 3, 5),
+    rtol=1e-5,
+    atol=1e-7,
+  )
+
+
+@pytest.mark.parametrize('microbatches, subset', _SLICED)
+def test_no_slice_of_a_subset_is_larger_than_those_of_training(
+  microbatches, subset
+):
+  seen = []
+
+  def apply(params, tokens_BxL):
+    seen.append(len(tokens_BxL))
+    return _regression(params, tokens_BxL)
+
+  step = Step(apply, None, 'gnb', microbatches, subset=subset)
+  step.curvature(_WEIGHTS, _LARGE, 0, 0)
+  most = 12 // microbatches
+  assert max(seen) <= most
+  if microbatches % subset == 0:
+    assert set(seen) == {most}
 
 
 def test_hutchinson_of_a_constant_loss_is_zero():

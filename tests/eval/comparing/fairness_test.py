@@ -79,6 +79,7 @@ def test_other_data_are_found_by_their_fingerprint(write, select):
     {'optimizer__rho': 0.01},
     {'optimizer__weight_decay': 0.0},
     {'optimizer__hessian_every': 5},
+    {'optimizer__hessian_subset': 2},
     {'checkpoint_every': 7},
   ],
 )

@@ -12,9 +12,10 @@ from steepest.launch.sweeps import estimate
 from steepest.launch.sweeps import plan
 
 
-def _plan(workdir, **study):
+def _plan(workdir, subset=1, **study):
   config = base.get_study_config()
   config.schedule.kind = 'wsd'
+  config.optimizer.hessian_subset = subset
   config.study.update(
     models='gpt2', optimizers='adamw,sophia', target_steps=1000, seeds=1
   )
@@ -79,6 +80,9 @@ def test_curvature_costs_its_share(tmp_path):
   )
   # One gradient more in ten steps.
   assert s == pytest.approx(1.1 * a)
+  planned = _plan(tmp_path, subset=2)
+  run = planned.runs['finals/gpt2-sophia/seed=0']
+  assert run.weight == pytest.approx(1.05 * a)
 
 
 @given(
