@@ -4,7 +4,6 @@ From shapes, shardings and the values that the backward pass keeps: nothing is
 compiled or run. See docs/scaling.md for how near it comes to measurements.
 """
 
-import collections
 import dataclasses
 import math
 from typing import Any
@@ -18,12 +17,13 @@ from jax.sharding import AxisType
 from steepest.models import remat as remat_lib
 from steepest.models import splash
 from steepest.models.config import ModelConfig
+from steepest.training import arrays
 from steepest.training import flops
 from steepest.training import mesh as mesh_lib
 from steepest.training import residuals
+from steepest.training import step
 from steepest.training import traffic
 from steepest.training.chips import Chip
-from steepest.training.loss import cross_entropy
 
 # Share of the memory that arrays may fill: the rest is the runtime's, and lost
 # between them.
@@ -93,14 +93,6 @@ class Plan:
     return self.peak <= self.capacity
 
 
-@dataclasses.dataclass(frozen=True)
-class _Kept:
-  """Values of one layer and of what surrounds the layers."""
-
-  layer: tuple[residuals.Value, ...]
-  rest: tuple[residuals.Value, ...]
-
-
 class Planner:
   """Plans of one model, optimizer and batch in any setting."""
 
@@ -127,14 +119,22 @@ class Planner:
     self.batch_size = batch_size
     self.chip = chip
     self._curvature_flops = curvature_flops
-    boxed = _init_shapes(make_module(model), model)
+    boxed = arrays.init_shapes(make_module(model), model)
     self.params = nn.unbox(boxed)
-    self._params = _leaves(boxed)
-    self._opt_state = _leaves(
-      jax.eval_shape(lambda p: make_chain(p).init(p), boxed)
+    self._params = arrays.leaves(boxed)
+    chain = make_chain(boxed)
+    self._opt_state = arrays.leaves(jax.eval_shape(chain.init, boxed))
+    used = jax.eval_shape(
+      step.rounded(chain.factors, model.compute_dtype), self.params
     )
+    # Gradients have the dtypes of what the products take.
+    self._gradients = [
+      dataclasses.replace(a, itemsize=u.dtype.itemsize)
+      for a, u in zip(self._params, jax.tree.leaves(used))
+    ]
     self._kept = {
-      remat: _kept(model, make_module, remat) for remat in remat_lib.POLICIES
+      remat: arrays.kept(model, make_module, remat)
+      for remat in remat_lib.POLICIES
     }
 
   def plan(self, setting: Setting) -> Plan:
@@ -209,49 +209,81 @@ class Planner:
     kept, plain = self._kept[setting.remat], self._kept['none']
     logits = [v for v in kept.rest if v.shape[-1] == m.vocab_size]
     others = [v for v in kept.rest if v not in logits]
-    statistics = rows * m.context * m.num_heads * 4 // sizes['tensor']
-    layer = share(kept.layer)
+    layer, whole = share(kept.layer), share(plain.layer)
+    if self._fused(sizes['sequence']):
+      layer += self._of_kernel(setting.remat, rows, sizes)
+      whole += self._of_kernel('none', rows, sizes)
     # While a layer is computed again, its values are there once.
-    again = 0 if setting.remat == 'none' else share(plain.layer) - layer
-    if setting.remat != 'full' and self._fused(sizes['sequence']):
-      layer += statistics // sizes['sequence']
-    params = _sharded(self._params, sizes)
+    again = max(whole - layer, 0)
+    summed = setting.microbatches > 1
+    params = arrays.sharded(self._params, sizes)
     memory = {
       'parameters': params,
-      'optimizer': _sharded(self._opt_state, sizes),
-      'gradients': params,
+      'optimizer': arrays.sharded(self._opt_state, sizes),
+      # Sums are in float32.
+      'gradients': params if summed else arrays.sharded(self._gradients, sizes),
       'weights in compute dtype': self._copies(setting, sizes),
-      'activations': m.num_layers * layer + again + share(others),
-      # And their gradient.
-      'logits': 2 * share(logits),
+      'activations': m.num_layers * layer + share(others),
+      'computed again': again,
+      # Their gradient takes their place.
+      'logits': share(logits),
     }
     state = memory['parameters'] + memory['optimizer']
     copies = memory['weights in compute dtype']
-    forward = copies + memory['activations'] + memory['logits']
-    # Gradients replace activations, unless they are summed over slices.
-    if setting.microbatches > 1:
+    forward = copies + memory['activations'] + max(memory['logits'], again)
+    if summed:
+      # Each slice's gradients are added as they come.
       return memory, state + memory['gradients'] + forward
+    # Gradients replace activations. XLA frees copies on the way, but puts off
+    # some products, whose operands stay.
     backward = memory['gradients'] + copies + layer + again
     return memory, state + max(forward, backward)
+
+  def _of_kernel(self, remat: str, rows: int, sizes: dict[str, int]) -> int:
+    """Returns bytes of a layer that are kept by a fused kernel alone.
+
+    Its statistics, and where weights' products are kept its output too, which
+    the trace, without kernels, has as a product among tokens.
+    """
+    m = self.model
+    if remat == 'full':
+      return 0
+    heads = rows * m.context * m.num_heads // sizes['tensor']
+    heads //= sizes['sequence']
+    item = jnp.dtype(m.compute_dtype).itemsize
+    return heads * (4 + (item * m.head_dim if remat == 'dots' else 0))
 
   def _copies(self, setting: Setting, sizes: dict[str, int]) -> int:
     """Returns bytes of weights as the matrix products take them.
 
-    They live from the forward to the backward pass, unless layers are
-    computed again; with fsdp they are gathered.
+    A device rounds its part once a step. With fsdp they are gathered too: all,
+    from the forward to the backward pass, which leaves the parts to further
+    slices; or, where layers are computed again, two layers at a time.
     """
-    item = jnp.dtype(self.model.compute_dtype).itemsize
-    if item == 4 and sizes['fsdp'] == 1:
-      return 0
-    layers = self.model.num_layers
+    m = self.model
+    item = jnp.dtype(m.compute_dtype).itemsize
+    own = arrays.sharded(
+      [
+        dataclasses.replace(a, itemsize=item)
+        for a, gradient in zip(self._params, self._gradients)
+        if gradient.itemsize < a.itemsize
+        or (m.tie_embeddings and item < 4 and 'vocab' in a.axes)
+      ],
+      sizes,
+    )
+    if sizes['fsdp'] == 1:
+      return own
     block = sum(
       math.prod(a.shape)
       for a in self._params
       if len(a.shape) > 1 and not {'vocab', 'positions'} & set(a.axes)
     )
-    rest = self._matrices - block
-    alive = block if setting.remat == 'none' else 2 * block // layers
-    return item * (alive + rest) // sizes['tensor']
+    gathered = self._matrices
+    if setting.remat != 'none':
+      gathered -= block - 2 * block // m.num_layers
+    elif setting.microbatches == 1:
+      own = 0
+    return own + item * gathered // sizes['tensor']
 
   def _fused(self, sequence: int) -> bool:
     """Returns whether a kernel does attention, as models/attention.py picks."""
@@ -301,9 +333,10 @@ class Planner:
     done *= 1 + self._curvature_flops
     plain = dataclasses.replace(setting, remat='none')
     sizes = dict(zip(mesh_lib.AXES, setting.mesh))
+    parts = (self._memory(s, sizes)[0] for s in (plain, setting))
     whole, some = (
-      self._memory(s, sizes)[0]['activations'] * setting.microbatches
-      for s in (plain, setting)
+      setting.microbatches * (p['activations'] + p['computed again'])
+      for p in parts
     )
     # What is computed again is written and read as in the forward pass.
     kept = whole + max(whole - some, 0) / 3
@@ -321,81 +354,3 @@ class Planner:
       'network': sum(links.values()),
       'exposed network': links['tensor'] + links['sequence'],
     }
-
-
-def _init_shapes(module: nn.Module, model: ModelConfig) -> Any:
-  tokens_1xL = jnp.zeros((1, model.context), jnp.int32)
-  return jax.eval_shape(
-    lambda: module.init(jax.random.key(0), tokens_1xL)['params']
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Array:
-  """Shape, logical axes and bytes of an element."""
-
-  shape: tuple[int, ...]
-  axes: tuple[Any, ...]
-  itemsize: int
-
-
-def _leaves(boxed: Any) -> list[_Array]:
-  arrays = jax.tree.leaves(
-    boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
-  )
-  return [
-    _Array(tuple(x.value.shape), tuple(x.names), x.value.dtype.itemsize)
-    if isinstance(x, nn.LogicallyPartitioned)
-    else _Array(tuple(x.shape), (), x.dtype.itemsize)
-    for x in arrays
-  ]
-
-
-def _sharded(arrays: list[_Array], sizes: dict[str, int]) -> int:
-  """Returns the bytes of a device's part of arrays."""
-  # Parameters have no batch: each of their axes goes to one mesh axis.
-  axes = {name: axis for name, axis in mesh_lib.RULES if isinstance(axis, str)}
-  total = 0
-  for a in arrays:
-    parts = [sizes[axes[name]] for name in a.axes if name in axes]
-    total += a.itemsize * math.ceil(math.prod(a.shape) / math.prod(parts))
-  return total
-
-
-def _kept(model: ModelConfig, make_module: Any, remat: str) -> _Kept:
-  """Traces one and two layers: the difference is what a layer keeps."""
-  one, two = (
-    _stored(
-      dataclasses.replace(model, num_layers=layers, remat=remat), make_module
-    )
-    for layers in (1, 2)
-  )
-  layer = _without(two, one)
-  return _Kept(tuple(layer), tuple(_without(one, layer)))
-
-
-def _stored(model: ModelConfig, make_module: Any) -> list[residuals.Value]:
-  module = make_module(model)
-  params = nn.unbox(_init_shapes(module, model))
-  tokens_BxL = jax.ShapeDtypeStruct((residuals.ROWS, model.context), jnp.int32)
-
-  def loss(params: Any, inputs_BxL: jax.Array, targets_BxL: jax.Array) -> Any:
-    logits_BxLxV = module.apply({'params': params}, inputs_BxL)
-    return cross_entropy(logits_BxLxV, targets_BxL).mean()
-
-  return residuals.stored(loss, params, tokens_BxL, tokens_BxL)
-
-
-def _without(
-  values: list[residuals.Value], others: list[residuals.Value]
-) -> list[residuals.Value]:
-  """Returns `values` less one of the same shape for each of `others`."""
-  counts = collections.Counter((v.shape, v.itemsize) for v in others)
-  rest = []
-  for value in values:
-    key = (value.shape, value.itemsize)
-    if counts[key]:
-      counts[key] -= 1
-    else:
-      rest.append(value)
-  return rest

@@ -23,6 +23,12 @@ _GPT2_3B = {
   'model.vocab_size': 50_304,
   'batch_size': 4,
 }
+_LLAMA_3B = {
+  **_GPT2_3B,
+  'model.num_heads': 20,
+  'model.mlp_dim': 6912,
+  'model.vocab_size': 32_000,
+}
 
 
 def _config(variant: str, keys: dict) -> ConfigDict:
@@ -113,7 +119,8 @@ def test_policies_keep_less_and_take_longer():
   names, none = plans_of[1], plans_of[0]
   saved = none.memory['activations'] - names.memory['activations']
   layer = 64 * 1024 * 2 * (16 - 10) * 768
-  assert saved == pytest.approx((12 - 1) * layer, rel=0.02)
+  assert saved == pytest.approx(12 * layer, rel=0.001)
+  assert names.memory['computed again'] == pytest.approx(layer, rel=0.001)
 
 
 @pytest.mark.parametrize('optimizer', ['adamw', 'lion', 'sophia'])
@@ -122,21 +129,17 @@ def test_the_largest_model_trains_on_one_card_of_80_gb(optimizer):
   assert _plan(f'gpt2,{optimizer}', _GPT2_3B)[1].fits
   more = {**_GPT2_3B, 'batch_size': 8, 'model.remat': 'names'}
   assert _plan(f'gpt2,{optimizer}', more)[1].fits
-  llama = {
-    **_GPT2_3B,
-    'model.num_heads': 20,
-    'model.mlp_dim': 6912,
-    'model.vocab_size': 32_000,
-  }
-  assert _plan(f'llama,{optimizer}', llama)[1].fits
+  assert _plan(f'llama,{optimizer}', _LLAMA_3B)[1].fits
 
 
 def test_recomputation_keeps_one_input_a_layer():
   plan = _plan(keys={**_GPT2_124M, 'model.remat': 'full'})[1]
   tokens, D = 64 * 1024, 768
-  one_layer = tokens * 2 * 16 * D
-  kept = plan.memory['activations'] - one_layer
+  kept = plan.memory['activations']
   assert 12 * tokens * D * 2 <= kept <= 14 * tokens * D * 4
+  # And, with its input, all of one layer.
+  again = plan.memory['computed again'] + tokens * 2 * D
+  assert again == tokens * (2 * 16 * D + 4 * 12)
 
 
 def test_a_mesh_divides_what_its_axes_hold():
@@ -191,13 +194,58 @@ def test_step_times_are_near_those_measured_with_jax(keys, milliseconds):
 def test_memory_is_near_that_measured_with_pytorch(keys, gigabytes):
   """Whose autocast has float32 where the plan has bfloat16.
 
-  In what norms put out, and in one of the logits and their gradient.
+  In what norms put out, and in the logits' gradient, which is there beside the
+  logits, where XLA writes one over the other.
   """
   planned, plan = _plan(keys=keys)
   m = planned.model
-  numbers = (2 * m.num_layers + 1) * m.width + m.vocab_size
-  wider = 2 * numbers * keys['batch_size'] * m.context
+  wider = 2 * (2 * m.num_layers + 1) * m.width + 4 * m.vocab_size
+  wider *= keys['batch_size'] * m.context
   assert (plan.peak + wider) / 1e9 == pytest.approx(gigabytes, rel=0.02)
+
+
+# Compiled for H100 by jax 0.11.2, CUDA 13 and cuDNN 9.28, commit 829c1fe, with
+# AdamW, bfloat16, no biases: GiB a device that `python -m launch.bench` with
+# --compile --chip=h100 prints `in all`; experiments/gpt2_124m.py:adamw or, of
+# the larger ones, experiments/paper_target.py:MODEL,adamw,single.
+_COMPILED = {
+  '124M': [
+    ({}, 26.07),
+    ({'model.remat': 'names'}, 19.31),
+    ({'model.remat': 'dots'}, 19.31),
+    ({'model.remat': 'full'}, 9.15),
+    ({'microbatches': 4}, 8.20),
+    ({'microbatches': 4, 'model.remat': 'names'}, 6.54),
+    ({'microbatches': 2, 'batch_size': 512, 'mesh.data': 8}, 14.32),
+  ],
+  '2.65B': [
+    ({}, 55.51),
+    ({'model.remat': 'names'}, 48.03),
+    ({'model.remat': 'full'}, 40.48),
+    ({'microbatches': 2, 'batch_size': 2}, 50.82),
+    ({'microbatches': 2, 'batch_size': 8, 'model.remat': 'full'}, 47.08),
+  ],
+  'LLaMA 2.7B': [
+    ({}, 56.01),
+    ({'model.remat': 'names'}, 50.42),
+    ({'batch_size': 32, 'mesh.fsdp': 8}, 29.63),
+    ({'microbatches': 2, 'batch_size': 64, 'mesh.fsdp': 8}, 31.50),
+  ],
+}
+
+
+@pytest.mark.parametrize('name', _COMPILED)
+def test_memory_is_near_that_compiled_for_an_h100(name):
+  variant, keys = {
+    '124M': ('gpt2,adamw', _GPT2_124M),
+    '2.65B': ('gpt2,adamw', _GPT2_3B),
+    'LLaMA 2.7B': ('llama,adamw', _LLAMA_3B),
+  }[name]
+  for changed, compiled in _COMPILED[name]:
+    mesh = {k: v for k, v in changed.items() if k.startswith('mesh.')}
+    devices = math.prod(mesh.values())
+    plan = _plan(variant, {**keys, **changed}, devices)[1]
+    assert plan.peak / 2**30 == pytest.approx(compiled, rel=0.025), changed
 
 
 def test_what_does_not_fit_is_told_what_does():
