@@ -75,28 +75,34 @@ class Trainer:
     self.args = put(build.arguments(config.optimizer, config.schedule, 1000))
     self.seed = put(np.uint32(0))
     self.state = self.program.init(0)
+    self._steps = 0
+    self._log_every = config.log_every
     self._clock = time.perf_counter
     if shape['one_core']:
       self._clock = time.process_time
     self._update = jax.jit(self._updated, donate_argnums=(0, 1))
 
   def step(self) -> None:
-    """One training step."""
+    """One training step; some measure what is logged, as in a run."""
+    measure = self._steps % self._log_every == 0
+    self._steps += 1
     self.state, _ = self.program.step(
-      self.state, self.batch, self.args, self.seed
+      self.state, self.batch, self.args, self.seed, measure
     )
 
   def update(self, grads: Any) -> None:
     """Clips gradients and updates the parameters."""
     s = self.state
-    params, opt_state = self._update(s.params, s.opt_state, grads, s.step)
+    params, opt_state = self._update(
+      s.params, s.opt_state, grads, s.step, np.bool_(False)
+    )
     self.state = s._replace(params=params, opt_state=opt_state)
 
   def _updated(
-    self, params: Any, opt_state: Any, grads: Any, step: Any
+    self, params: Any, opt_state: Any, grads: Any, step: Any, measure: Any
   ) -> tuple[Any, Any]:
     chain = self.program.chain
-    return chain.update(grads, opt_state, params, step, self.args)[:2]
+    return chain.update(grads, opt_state, params, step, self.args, measure)[:2]
 
   def seconds(self, fn: Callable[[], None], count: int) -> float:
     """Returns how long `count` calls take until all is done."""
@@ -155,7 +161,10 @@ def main() -> None:
     if what == 'steps':
       _answer({'seconds': trainer.seconds(trainer.step, int(count))})
     elif what == 'optimizer':
-      grads = jax.tree.map(lambda p: jnp.full_like(p, 1e-3), params)
+      # Rounded as in a step.
+      grads = trainer.program.step_function.used(
+        jax.tree.map(lambda p: jnp.full_like(p, 1e-3), params)
+      )
       update = functools.partial(trainer.update, grads)
       trainer.seconds(update, 1)
       _answer({'seconds': trainer.seconds(update, int(count))})
