@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 
+_SCHEDULER = 'xla_gpu_enable_latency_hiding_scheduler'
 OPTIONS: dict[str, dict[str, bool]] = {
-  'gpu': {'xla_gpu_enable_latency_hiding_scheduler': True},
+  'gpu': {_SCHEDULER: True},
   'tpu': {
     'xla_enable_async_all_gather': True,
     'xla_tpu_enable_async_collective_fusion': True,
@@ -27,13 +28,22 @@ OPTIONS: dict[str, dict[str, bool]] = {
 }
 
 
-def options(mesh: Mesh) -> dict[str, str | bool]:
-  """Returns the options for a mesh; what the user set in XLA_FLAGS stays."""
+def options(mesh: Mesh, remat: str) -> dict[str, str | bool]:
+  """Returns the options for a mesh; what the user set in XLA_FLAGS stays.
+
+  Args:
+    mesh: what is compiled for.
+    remat: policy of models/remat.py. With 'full', the scheduler that hides
+      latency on GPUs would take the memory that it saves (docs/scaling.md).
+  """
   device = mesh.devices.flat[0]
   if mesh.size == 1 or device.platform not in OPTIONS:
     return {}
   own = os.environ.get('XLA_FLAGS', '') + os.environ.get('LIBTPU_INIT_ARGS', '')
-  wanted = OPTIONS[device.platform]
+  wanted = dict(OPTIONS[device.platform])
+  if _SCHEDULER in wanted and remat == 'full':
+    # Not left out: XLA's own default is to have it.
+    wanted[_SCHEDULER] = False
   return {
     name: value
     for name, value in wanted.items()

@@ -383,7 +383,7 @@ class Program:
           donate_argnums=donate,
         )
         self._compiled[name] = jitted.lower(*args).compile(
-          compiler_options=compiler.options(self.mesh) or None
+          compiler_options=compiler.options(self.mesh, self.model.remat) or None
         )
       self.compile_seconds += time.perf_counter() - start
     return self._compiled[name]

@@ -50,13 +50,13 @@ def test_an_unknown_option_is_left_out_with_a_word(caplog, mesh):
 
 
 def test_one_device_and_a_cpu_need_none(tried):
-  assert compiler.options(_Mesh(1, 'gpu')) == {}
-  assert compiler.options(_Mesh(8, 'cpu')) == {}
+  assert compiler.options(_Mesh(1, 'gpu'), 'none') == {}
+  assert compiler.options(_Mesh(8, 'cpu'), 'none') == {}
   assert not tried
 
 
 def test_what_is_accepted_is_used(tried):
-  found = compiler.options(_Mesh(8, 'tpu'))
+  found = compiler.options(_Mesh(8, 'tpu'), 'full')
   assert found.keys() < compiler.OPTIONS['tpu'].keys()
   assert len(found) == len(tried) - 1 == 4
 
@@ -64,5 +64,12 @@ def test_what_is_accepted_is_used(tried):
 def test_the_users_own_choice_stays(tried, monkeypatch):
   name = 'xla_gpu_enable_latency_hiding_scheduler'
   monkeypatch.setenv('XLA_FLAGS', f'--{name}=false')
-  assert compiler.options(_Mesh(8, 'gpu')) == {}
+  assert compiler.options(_Mesh(8, 'gpu'), 'none') == {}
   assert not tried
+
+
+def test_nothing_undoes_full_recomputation(tried):
+  for remat in ('none', 'names', 'dots'):
+    assert compiler.options(_Mesh(8, 'gpu'), remat) == compiler.OPTIONS['gpu']
+  found = compiler.options(_Mesh(8, 'gpu'), 'full')
+  assert found == dict.fromkeys(compiler.OPTIONS['gpu'], False)
