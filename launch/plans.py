@@ -25,23 +25,6 @@ from steepest.training import planner
 _PROPOSALS = 3
 
 
-class _Planner(planner.Planner):
-  """Plans of which every device has rows for the curvature.
-
-  Attributes:
-    subset: curvature is estimated on one of so many sequences.
-  """
-
-  subset: int
-
-  def plan(self, setting: planner.Setting) -> planner.Plan:
-    """As of all planners."""
-    plan = super().plan(setting)
-    shape = dict(zip(mesh_lib.AXES, setting.mesh))
-    mesh_lib.check_subset(shape, self.batch_size, self.subset)
-    return plan
-
-
 def chip(name: str) -> chips.Chip:
   """Returns the accelerator of that name.
 
@@ -75,16 +58,15 @@ def make_planner(config: ConfigDict, chip: chips.Chip) -> planner.Planner:
     )
     return build.build(o, config.schedule, factors, config.dtype.moments)
 
-  made = _Planner(
+  return planner.Planner(
     model,
     lambda m: find(m.name).Model(m, rules(m)),
     chain,
     curvature,
+    subset,
     config.batch_size,
     chip,
   )
-  made.subset = subset
-  return made
 
 
 def vocab_size(config: ConfigDict) -> int:

@@ -102,6 +102,7 @@ class Planner:
     make_module: Any,
     make_chain: Any,
     curvature_flops: float,
+    curvature_subset: int,
     batch_size: int,
     chip: Chip,
   ):
@@ -112,6 +113,7 @@ class Planner:
       make_module: (ModelConfig) → Flax module.
       make_chain: (parameters with logical axes) → optimizer chain.
       curvature_flops: of curvature estimates over those of all gradients.
+      curvature_subset: they are made on one of so many sequences.
       batch_size: sequences of a step.
       chip: what it runs on.
     """
@@ -119,6 +121,7 @@ class Planner:
     self.batch_size = batch_size
     self.chip = chip
     self._curvature_flops = curvature_flops
+    self._curvature_subset = curvature_subset
     boxed = arrays.init_shapes(make_module(model), model)
     self.params = nn.unbox(boxed)
     self._params = arrays.leaves(boxed)
@@ -148,6 +151,7 @@ class Planner:
       setting.mesh, mesh_lib.AXES, axis_types=(AxisType.Auto,) * len(sizes)
     )
     mesh_lib.check(mesh, self.model, self.batch_size, setting.microbatches)
+    mesh_lib.check_subset(sizes, self.batch_size, self._curvature_subset)
     memory, peak = self._memory(setting, sizes)
     step_flops = flops.per_token(self.params, self.model) * self._tokens
     sent = traffic.per_device(
