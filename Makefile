@@ -30,7 +30,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	mkdir -p .typing/steepest
-	for f in experiments models optimizers data training eval interop launch; do \
+	for f in experiments models optimizers data training tuning eval report launch; do \
 	  ln -sfn ../../$$f .typing/steepest/$$f; done
 	MYPYPATH=.typing $(BIN)/mypy -p steepest
 

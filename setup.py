@@ -1,7 +1,6 @@
 """Maps the top-level folders to sub-packages of the namespace `steepest`."""
 
-from setuptools import find_packages
-from setuptools import setup
+from setuptools import find_packages, setup
 
 _FOLDERS = (
   'experiments',
@@ -9,8 +8,9 @@ _FOLDERS = (
   'optimizers',
   'data',
   'training',
+  'tuning',
   'eval',
-  'interop',
+  'report',
   'launch',
 )
 _PACKAGES = [
@@ -26,8 +26,8 @@ _TEST = [
   'matplotlib',
   'mypy',
   'nbclient',
-  'optuna',
   'pytest',
+  'pytest-xdist',
   'ruff',
   # What launch/submitters/slurm.py is held against.
   'submitit',
@@ -52,10 +52,13 @@ setup(
     # tensorflow-datasets uses it without declaring it.
     'importlib_resources',
     'jax',
+    'jinja2',
     'ml_collections',
     'numpy',
     'optax',
+    'optuna',
     'orbax-checkpoint',
+    'pandas',
     'plotly',
     'pyarrow',
     'PyYAML',
@@ -78,7 +81,6 @@ setup(
     'wandb': ['wandb'],
     # lm-evaluation-harness, which steepest-harness runs.
     'harness': ['lm-eval'],
-    'tune': ['optuna'],
     # Reads --input=hf:DATASET.
     'hub': ['datasets'],
     'test': _TEST,

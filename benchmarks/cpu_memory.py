@@ -1,4 +1,4 @@
-"""Training steps on a CPU with and without launch/cpu_memory.py.
+"""Training steps on a CPU with and without training/cpu_memory.py.
 
     python benchmarks/cpu_memory.py
 
@@ -16,13 +16,13 @@ _STEP = """
 import os
 if hasattr(os, 'sched_setaffinity'):
   os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-from steepest.launch import cpu_memory
+from steepest.training import cpu_memory
 if KEEP: cpu_memory.keep()
 import time
 import jax
 import numpy as np
 from steepest.experiments import base
-from steepest.launch import assemble
+from steepest.training import run as assemble
 from steepest.models import config as model_config
 from steepest.optimizers import build
 config = base.get_config().unlock()

@@ -17,12 +17,12 @@ _TRAIN = """
 import os, sys, time
 cores = os.environ['CORES'].split(',')
 os.sched_setaffinity(0, map(int, cores))
-from steepest.launch import cpu_memory
+from steepest.training import cpu_memory
 cpu_memory.keep()
 import jax
 import numpy as np
 from steepest.experiments import base
-from steepest.launch import assemble
+from steepest.training import run as assemble
 from steepest.models import config as model_config
 from steepest.optimizers import build
 config = base.get_config().unlock()

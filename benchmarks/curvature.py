@@ -15,7 +15,7 @@ import statistics
 import time
 
 if hasattr(os, 'sched_setaffinity'):
-  from steepest.launch import cpu_memory
+  from steepest.training import cpu_memory
 
   # Before JAX starts: one core and its memory, as a study's workers have.
   os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
@@ -26,9 +26,9 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from steepest.experiments import base
-from steepest.launch import assemble
 from steepest.models import config as model_config
 from steepest.optimizers import build
+from steepest.training import run as assemble
 
 _ROUNDS, _STEPS = 8, 4
 _EVERY, _SUBSETS = 10, (1, 2, 4)

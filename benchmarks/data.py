@@ -27,11 +27,8 @@ from ml_collections import ConfigDict
 import numpy as np
 import tokenizers as hf
 
-from steepest.data import manifest as manifests
-from steepest.data import pipeline
-from steepest.data.preparing import documents
-from steepest.data.preparing import inputs
-from steepest.data.preparing import runs
+from steepest.data import manifest as manifests, pipeline
+from steepest.data.preparing import documents, inputs, runs
 
 _ROUNDS = 5
 # Text of each file that is tokenized, in bytes.

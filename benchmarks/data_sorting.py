@@ -19,8 +19,7 @@ import time
 import numpy as np
 
 from steepest.data import files
-from steepest.data.preparing import runs
-from steepest.data.preparing import tables
+from steepest.data.preparing import runs, tables
 
 _RUN = 50_000
 _SOURCES = 7

@@ -15,21 +15,19 @@ import sys
 import tempfile
 import time
 
-from absl import app
-from absl import flags
+from absl import app, flags
 import jax
 import numpy as np
 
-from steepest.data import benchmarks
-from steepest.data import tokenizers
-from steepest.eval.scoring import evaluation
-from steepest.eval.scoring import likelihoods
+from steepest.data import benchmarks, tokenizers
+from steepest.eval import evaluation, likelihoods
 from steepest.experiments import base
-from steepest.interop import huggingface_export
-from steepest.launch import assemble
-from steepest.launch import loading
-from steepest.models import config as model_config
-from steepest.models import parametrization
+from steepest.models import (
+  config as model_config,
+  huggingface_export,
+  parametrization,
+)
+from steepest.training import loading, run as assemble
 
 _LIMIT = flags.DEFINE_integer('limit', 50, 'Questions of each task; 0: all.')
 _TASKS = flags.DEFINE_list(

@@ -22,7 +22,7 @@ import time
 from typing import Any
 
 if hasattr(os, 'sched_setaffinity'):
-  from steepest.launch import cpu_memory
+  from steepest.training import cpu_memory
 
   # Before JAX starts, as in every run.
   if json.loads(sys.argv[1])['one_core']:
@@ -34,10 +34,9 @@ from jax import numpy as jnp
 import numpy as np
 
 from steepest.experiments import base
-from steepest.launch import assemble
 from steepest.models import config as model_config
 from steepest.optimizers import build
-from steepest.training import flops
+from steepest.training import flops, run as assemble
 
 _PROFILED = 5
 _LISTED = 15

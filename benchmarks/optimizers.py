@@ -25,11 +25,9 @@ from rich.table import Table
 
 from steepest.data import library_text
 from steepest.experiments import base
-from steepest.launch import assemble
-from steepest.models import config as model_config
-from steepest.models import parametrization
-from steepest.optimizers import build
-from steepest.optimizers import costs
+from steepest.models import config as model_config, parametrization
+from steepest.optimizers import build, costs
+from steepest.training import run as assemble
 
 _CPU = jax.default_backend() == 'cpu'
 # Layers and width of the model whose parameters are updated.

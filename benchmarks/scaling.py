@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import jax
 
 from steepest.experiments import base
-from steepest.launch import plans
-from steepest.training import chips
-from steepest.training import planner
+from steepest.training import chips, planner
+from steepest.tuning import plans
 
 
 class _Measured(NamedTuple):

@@ -20,8 +20,7 @@ import subprocess
 import sys
 from typing import Any
 
-from absl import app
-from absl import flags
+from absl import app, flags
 from rich.console import Console
 
 _ROWS = flags.DEFINE_list(

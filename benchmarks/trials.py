@@ -15,7 +15,7 @@ import time
 from typing import Any, NamedTuple
 
 if hasattr(os, 'sched_setaffinity'):
-  from steepest.launch import cpu_memory
+  from steepest.training import cpu_memory
 
   if not cpu_memory.has_accelerator():
     # Before JAX starts: one core and its memory, as a study's workers have.
@@ -26,10 +26,9 @@ import jax
 import numpy as np
 
 from steepest.experiments import base
-from steepest.launch import assemble
 from steepest.models import config as model_config
 from steepest.optimizers import build
-from steepest.training import trials
+from steepest.training import run as assemble, trials
 
 _CPU = jax.default_backend() == 'cpu'
 _ROUNDS = 5

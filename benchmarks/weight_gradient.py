@@ -12,7 +12,7 @@ import statistics
 import time
 
 if hasattr(os, 'sched_setaffinity'):
-  from steepest.launch import cpu_memory
+  from steepest.training import cpu_memory
 
   # Before JAX starts: one core and its memory, as a study's workers have.
   os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -22,10 +22,9 @@ import jax
 import numpy as np
 
 from steepest.experiments import base
-from steepest.launch import assemble
-from steepest.models import config as model_config
-from steepest.models import matmul
+from steepest.models import config as model_config, matmul
 from steepest.optimizers import build
+from steepest.training import run as assemble
 
 _ROUNDS = 2
 _STEPS = 10

@@ -13,9 +13,7 @@ import pathlib
 from typing import Any, NamedTuple
 import zipfile
 
-from steepest.data import benchmarks
-from steepest.data import hub
-from steepest.data import wheels
+from steepest.data import benchmarks, hub, wheels
 
 Row = dict[str, Any]
 

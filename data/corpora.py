@@ -15,10 +15,7 @@ import sysconfig
 from typing import Any
 import zipfile
 
-from steepest.data import benchmarks
-from steepest.data import decontamination
-from steepest.data import hub
-from steepest.data import wheels
+from steepest.data import benchmarks, decontamination, hub, wheels
 from steepest.data.preparing import documents
 
 # Documents that are compared with the benchmarks at a time.

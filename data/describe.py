@@ -1,15 +1,15 @@
 """What a directory of shards holds: a table, some text, a page."""
 
 from etils import epath
-from rich import console as rich_console
-from rich import markup
-from rich import table as rich_table
+from rich import console as rich_console, markup, table as rich_table
 
-from steepest.data import checks
-from steepest.data import describe_page
-from steepest.data import manifest as manifests
-from steepest.data import shards
-from steepest.data import tokenizers
+from steepest.data import (
+  checks,
+  describe_page,
+  manifest as manifests,
+  shards,
+  tokenizers,
+)
 
 # Tokens of a window that is shown, and the windows of a directory.
 _WINDOW = 64

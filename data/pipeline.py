@@ -14,14 +14,16 @@ import grain
 from ml_collections import ConfigDict
 import numpy as np
 
-from steepest.data import checks
-from steepest.data import flat
-from steepest.data import manifest as manifests
-from steepest.data import mixture
-from steepest.data import order as orders
-from steepest.data import segments
-from steepest.data import shards
-from steepest.data import tokenizers
+from steepest.data import (
+  checks,
+  flat,
+  manifest as manifests,
+  mixture,
+  order as orders,
+  segments,
+  shards,
+  tokenizers,
+)
 
 Batch = dict[str, np.ndarray]
 

@@ -7,13 +7,10 @@ import pathlib
 import shutil
 from typing import Any
 
-from rich import console as rich_console
-from rich import progress as rich_progress
+from rich import console as rich_console, progress as rich_progress
 
 from steepest.data import manifest as manifests
-from steepest.data.preparing import inputs
-from steepest.data.preparing import job
-from steepest.data.preparing import stages
+from steepest.data.preparing import inputs, job, stages
 from steepest.data.preparing.options import Options
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -14,8 +14,7 @@ import resource
 import sys
 import time
 
-from array_record.python import array_record_data_source
-from array_record.python import array_record_module
+from array_record.python import array_record_data_source, array_record_module
 from etils import epath
 import numpy as np
 

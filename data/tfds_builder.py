@@ -15,8 +15,7 @@ from etils import epath
 import numpy as np
 import tensorflow_datasets as tfds
 
-from steepest.data import checks
-from steepest.data import manifest as manifests
+from steepest.data import checks, manifest as manifests
 
 
 class SteepestTokens(tfds.core.GeneratorBasedBuilder):

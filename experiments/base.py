@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
   # Seconds that a step may take before its process gives up, as it would wait
   # for ever where another process of the run hangs; 0: any time.
   c.stall_seconds = 0.0
-  # Benchmarks, comma-separated globs of eval/scoring/tasks.py, each alone or
+  # Benchmarks, comma-separated globs of eval/tasks.py, each alone or
   # with its number of questions (arc_easy:100,mmlu:500); '': none.
   c.eval_tasks = ''
   # Steps between benchmark scores; 0: only at the end of the run.

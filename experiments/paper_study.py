@@ -19,9 +19,7 @@ been measured yet.
 
 from ml_collections import ConfigDict
 
-from steepest.experiments import base
-from steepest.experiments import paper_proxy
-from steepest.experiments import paper_target
+from steepest.experiments import base, paper_proxy, paper_target
 
 
 def get_config(arg: str = '') -> ConfigDict:

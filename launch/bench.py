@@ -26,9 +26,7 @@ if TYPE_CHECKING:
   from ml_collections import ConfigDict
   from rich.table import Table
 
-  from steepest.training import chips
-  from steepest.training import kernels
-  from steepest.training import planner
+  from steepest.training import chips, kernels, planner
 
   _Groups = dict[tuple[str, str], list[kernels.Kernel]]
 
@@ -78,8 +76,7 @@ def _compile(
   if chip == 'cpu':
     jax.config.update('jax_platforms', 'cpu')
     jax.config.update('jax_num_cpu_devices', count)
-  from steepest.launch import compiled
-  from steepest.launch import plans
+  from steepest.tuning import compiled, plans
 
   accelerator = compiled.host() if chip == 'cpu' else plans.chip(chip)
   # First, since planning wakes JAX's backends.
@@ -115,8 +112,7 @@ def _print_kernels(text: str, chip: 'chips.Chip | None') -> None:
   """Prints kernels by name and by kind; without a chip, no times."""
   from rich.console import Console
 
-  from steepest.training import kernels
-  from steepest.training import planner
+  from steepest.training import kernels, planner
 
   every = kernels.kernels(text)
   found = [k for k in every if k.certain]
@@ -212,8 +208,8 @@ def _bench(holder: flags.FlagHolder, devices: int, chip: str) -> None:
   import jax
 
   jax.config.update('jax_platforms', 'cpu')
-  from steepest.launch import plans
-  from steepest.launch import validation
+  from steepest.training import config as validation
+  from steepest.tuning import plans
 
   validation.check_ranges(config)
   planned = plans.make_planner(config, plans.chip(chip))

@@ -9,12 +9,10 @@ import sys
 import textwrap
 import traceback
 
-from absl import flags
-from absl import logging
-from ml_collections import ConfigDict
-from ml_collections import config_flags
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
 
-from steepest.launch import cpu_memory
+from steepest.training import cpu_memory
 
 # Characters of an error: values that it quotes may have any number.
 _LONGEST = 800

@@ -69,7 +69,7 @@ def _check(values: dict[str, Any]) -> None:
     'depth': _sizes('depths', values['depths'], 0) or (2,),
   }
   # JAX starts up for seconds; --help need not wait.
-  from steepest.launch import coordinates
+  from steepest.tuning import coordinates
 
   settings = coordinates.Settings(
     model=values['model'],

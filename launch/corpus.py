@@ -6,9 +6,7 @@ import sys
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from steepest.data import benchmarks
-from steepest.data import corpora
-from steepest.data import prepare
+from steepest.data import benchmarks, corpora, prepare
 
 
 def ready(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:

@@ -19,8 +19,8 @@ from absl import flags
 from steepest.launch import cli
 
 if TYPE_CHECKING:
-  from steepest.eval.scoring.evaluation import Results
-  from steepest.eval.scoring.likelihoods import Progress
+  from steepest.eval.evaluation import Results
+  from steepest.eval.likelihoods import Progress
 
 
 def main() -> None:
@@ -85,7 +85,7 @@ def _evaluate(
     raise ValueError('--out is missing: give --out=DIR')
   if not tasks and not requests:
     raise ValueError('give --tasks=… or --requests=FILE.jsonl, or both')
-  from steepest.eval.scoring import tasks as tasks_lib
+  from steepest.eval import tasks as tasks_lib
 
   # A mistyped task should not wait for the model.
   selection = tasks_lib.Selection((), {})
@@ -94,7 +94,7 @@ def _evaluate(
   directory = pathlib.Path('.')
   if tasks:
     from steepest.data import benchmarks
-    from steepest.eval.scoring import questions
+    from steepest.eval import questions
 
     directory = benchmarks.locate(data, questions.stems(selection.tasks))
   results = _score(model, selection, directory, limit, requests)
@@ -108,10 +108,8 @@ def _score(
 ) -> 'Results':
   import jax
 
-  from steepest.eval.scoring import evaluation
-  from steepest.eval.scoring import likelihoods
-  from steepest.launch import environment
-  from steepest.launch import loading
+  from steepest.eval import evaluation, likelihoods
+  from steepest.training import environment, loading
 
   # Float32 products in float32; bfloat16 ones are what they are.
   jax.config.update('jax_default_matmul_precision', 'highest')
@@ -131,8 +129,7 @@ def _score(
 @contextlib.contextmanager
 def _progress() -> 'Iterator[Progress]':
   from rich.console import Console
-  from rich.progress import Progress
-  from rich.progress import TimeElapsedColumn
+  from rich.progress import Progress, TimeElapsedColumn
 
   console = Console(stderr=True)
   columns = (*Progress.get_default_columns(), TimeElapsedColumn())
@@ -147,7 +144,7 @@ def _print_table(results: 'Results') -> None:
   from rich.console import Console
   from rich.table import Table
 
-  from steepest.eval.scoring import tasks as tasks_lib
+  from steepest.eval import tasks as tasks_lib
 
   info, metrics = results.info, results.metrics
   grouped = {

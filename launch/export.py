@@ -39,8 +39,8 @@ def _export(spec: str, out: str) -> None:
   # JAX starts up for seconds; --help and errors need not wait.
   import jax
 
-  from steepest.interop import huggingface_export
-  from steepest.launch import loading
+  from steepest.models import huggingface_export
+  from steepest.training import loading
 
   model = loading.load_model(spec)
   tokenizer = model.tokenizer

@@ -74,8 +74,8 @@ def _generate(
   import jax
   from jax.sharding import NamedSharding
 
-  from steepest.eval.scoring import sampling
-  from steepest.launch import loading
+  from steepest.eval import sampling
+  from steepest.training import loading
 
   # As launch.evaluate: float32 products in float32.
   jax.config.update('jax_default_matmul_precision', 'highest')

@@ -11,7 +11,7 @@ has itself are scored by launch.evaluate with the same prompts and metrics.
 import multiprocessing
 import sys
 
-from steepest.eval.scoring import harness
+from steepest.eval import harness
 
 
 def main() -> None:
@@ -31,9 +31,8 @@ def main() -> None:
 def _load(spec: str) -> harness.Model:
   import jax
 
-  from steepest.eval.scoring import likelihoods
-  from steepest.eval.scoring import sampling
-  from steepest.launch import loading
+  from steepest.eval import likelihoods, sampling
+  from steepest.training import loading
 
   # As launch.evaluate: float32 products in float32.
   jax.config.update('jax_default_matmul_precision', 'highest')

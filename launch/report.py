@@ -86,14 +86,12 @@ def _report(
     print(f'report: {_compare(compared, out)}')
     return
   # --help need not wait for the plot library.
-  from steepest.eval.comparing import claims
-  from steepest.eval.comparing import comparison
+  from steepest.eval.comparing import claims, comparison
   from steepest.eval.parametrization import transfer
   from steepest.eval.plots import widths as width_plots
-  from steepest.eval.report import page as report_page
-  from steepest.eval.report import report
+  from steepest.eval.report import page as report_page, report
   from steepest.experiments import base
-  from steepest.launch import validation
+  from steepest.training import config as validation
 
   # What older runs lack is what was done before there was a key for it.
   defaults = validation.as_json(base.get_config())

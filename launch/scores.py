@@ -10,12 +10,8 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict
 
-from steepest.data import benchmarks
-from steepest.data import tokenizers
-from steepest.eval.scoring import evaluation
-from steepest.eval.scoring import likelihoods
-from steepest.eval.scoring import questions
-from steepest.eval.scoring import tasks as tasks_lib
+from steepest.data import benchmarks, tokenizers
+from steepest.eval import evaluation, likelihoods, questions, tasks as tasks_lib
 from steepest.training.program import Program
 
 

@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from steepest.launch import cli
-from steepest.launch import cpu_memory
+from steepest.training import cpu_memory
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
-  from steepest.launch.sweeps.locks import Locks
+  from steepest.tuning.locks import Locks
 
 _DOES_NOT_FIT = 3
 # Between looks for runs that other processes have given back.
@@ -96,9 +96,8 @@ def _config(holder: flags.FlagHolder, optimizers: str | None) -> 'ConfigDict':
     raise ValueError(
       '--config is no study: start from experiments/quickstart.py'
     )
-  from steepest.launch import validation
-  from steepest.launch.sweeps import cells
-  from steepest.launch.sweeps import parity
+  from steepest.training import config as validation
+  from steepest.tuning import cells, parity
 
   validation.check_ranges(config)
   config.study.optimizers = optimizers or config.study.optimizers
@@ -112,10 +111,9 @@ def _study(
   config: 'ConfigDict', workdir: pathlib.Path, workers: int, lock_timeout: float
 ) -> None:
   from steepest.launch import corpus
-  from steepest.launch import validation
-  from steepest.launch.sweeps import cells
-  from steepest.launch.sweeps import locks
   from steepest.models import config as model_config
+  from steepest.training import config as validation
+  from steepest.tuning import cells, locks
 
   for cell in cells.cells(config):
     # Hours before the first of them would find it out.
@@ -145,10 +143,7 @@ def _plan(
   from rich.console import Console
 
   jax.config.update('jax_platforms', 'cpu')
-  from steepest.launch import plans
-  from steepest.launch.sweeps import budget
-  from steepest.launch.sweeps import budget_table
-  from steepest.launch.sweeps import certainty
+  from steepest.tuning import budget, budget_table, certainty, plans
 
   console = Console(highlight=False)
   if not console.is_terminal:
@@ -178,11 +173,7 @@ def _run(
   locks: 'Locks',
 ) -> None:
   """Runs all cells; each first searches, then trains its targets."""
-  from steepest.launch.sweeps import cells
-  from steepest.launch.sweeps import estimate
-  from steepest.launch.sweeps import plan
-  from steepest.launch.sweeps import pool
-  from steepest.launch.sweeps import schedule
+  from steepest.tuning import cells, estimate, plan, pool, schedule
 
   plans = plan.Plan(config, workdir)
   todo = [cell for cell in cells.cells(config) if not plans.done(cell)]
@@ -237,7 +228,7 @@ def _report(workdir: pathlib.Path, seconds: float) -> None:
   from steepest.eval.comparing import comparison
   from steepest.eval.report import report
   from steepest.experiments import base
-  from steepest.launch import validation
+  from steepest.training import config as validation
 
   # What older runs lack is what was done before there was a key for it.
   defaults = validation.as_json(base.get_config())

@@ -24,7 +24,7 @@ from steepest.launch import cli
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
-  from steepest.launch import job as jobs
+  from steepest.launch.submitters import job as jobs
   from steepest.training import planner
 
 _PLACES = {
@@ -114,7 +114,7 @@ def _describe(
   known: dict[str, tuple[str, str]],
 ) -> tuple[list[dict[str, Any]], 'jobs.Job']:
   """Returns the points of the sweep and the job."""
-  from steepest.launch import job as jobs
+  from steepest.launch.submitters import job as jobs
 
   if given['chip'] and given['chip'] not in jobs.CHIPS:
     raise ValueError(
@@ -196,8 +196,8 @@ def _plans(
 
   # Nothing here needs an accelerator, and one may be in use.
   jax.config.update('jax_platforms', 'cpu')
-  from steepest.launch import plans
-  from steepest.launch import validation
+  from steepest.training import config as validation
+  from steepest.tuning import plans
 
   chip, made, found = plans.chip(job.chip), {}, []
   for point in points:

@@ -6,7 +6,7 @@
 Started again with the same workdir, it goes on where it was; a finished run
 is left as it is. The workdir gets config.json, env.json, metrics.jsonl,
 TensorBoard events, checkpoints/ and at the end summary.json. As one of several
-processes (launch/distributed.py; `launch.submit` starts them) it does its part
+processes (training/processes.py; `launch.submit` starts them) it does its part
 of the run in a workdir that all of them see.
 """
 
@@ -29,10 +29,12 @@ def main() -> None:
 def _train(holder: flags.FlagHolder, workdir: str | None) -> None:
   config = cli.required(holder)
   # JAX starts up for seconds; --help and mistyped keys need not wait.
-  from steepest.launch import assemble
-  from steepest.launch import distributed
-  from steepest.launch import progress
-  from steepest.training import signals
+  from steepest.training import (
+    processes as distributed,
+    run as assemble,
+    signals,
+  )
+  from steepest.tuning import progress
 
   workdir = workdir or cli.default_workdir(holder)
   first = distributed.join() == 0

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from steepest.launch import cli
-from steepest.launch import cpu_memory
+from steepest.training import cpu_memory
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
@@ -60,8 +60,8 @@ def _transfer(
     )
   workdir = pathlib.Path(given or cli.default_workdir(holder)).absolute()
   if not report_only:
-    from steepest.launch import validation
-    from steepest.launch.sweeps import ladder
+    from steepest.training import config as validation
+    from steepest.tuning import ladder
 
     validation.check_ranges(config)
     todo = ladder.rungs(config)
@@ -92,8 +92,7 @@ def _ready(config: 'ConfigDict', workdir: pathlib.Path) -> 'ConfigDict':
 
 def _run(config: 'ConfigDict', workdir: pathlib.Path, workers: int) -> None:
   """Does all runs; those of one shape go to one worker."""
-  from steepest.launch.sweeps import climb
-  from steepest.launch.sweeps import pool
+  from steepest.tuning import climb, pool
 
   state = climb.State(config, workdir)
   tasks = [task for task in state.tasks() if not state.finished(task)]

@@ -61,7 +61,7 @@ def _fit(roots: list[str], console: 'Console') -> 'Table':
 
 
 def _view(roots: list[str], rows: int | None) -> 'Table':
-  from steepest.launch import watching
+  from steepest.tuning import watching
 
   now = time.time()
   found = [watching.status(run, now) for run in watching.find(roots)]

@@ -10,12 +10,9 @@ from flax import linen as nn
 import jax
 from jax import numpy as jnp
 
-from steepest.models import matmul
-from steepest.models import remat
-from steepest.models import splash
+from steepest.models import matmul, remat, splash
 from steepest.models.config import ModelConfig
-from steepest.models.parametrization import Parametrization
-from steepest.models.parametrization import declare
+from steepest.models.parametrization import Parametrization, declare
 
 
 class HeadNorm(nn.Module):

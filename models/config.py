@@ -6,8 +6,7 @@ from jax import numpy as jnp
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
-from steepest.models import remat
-from steepest.models import rotary
+from steepest.models import remat, rotary
 
 _DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 _ACTIVATIONS = ('gelu_tanh', 'gelu', 'silu')

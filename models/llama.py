@@ -8,14 +8,10 @@ from flax import linen as nn
 import jax
 from jax import numpy as jnp
 
-from steepest.models import attention
-from steepest.models import remat
-from steepest.models import rotary
+from steepest.models import attention, remat, rotary
 from steepest.models.config import ModelConfig
 from steepest.models.matmul import matmul
-from steepest.models.parametrization import Linear
-from steepest.models.parametrization import Parametrization
-from steepest.models.parametrization import declare
+from steepest.models.parametrization import Linear, Parametrization, declare
 
 
 class RMSNorm(nn.Module):

@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any, NamedTuple
 
-from flax import linen as nn
-from flax import struct
+from flax import linen as nn, struct
 import jax
 from jax import numpy as jnp
 from jax.typing import DTypeLike

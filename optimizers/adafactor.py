@@ -7,8 +7,10 @@ from jax import numpy as jnp
 import optax
 
 from steepest.optimizers.boxes import array_in
-from steepest.optimizers.hyperparameters import Hyperparameters
-from steepest.optimizers.hyperparameters import with_factors_on_eps
+from steepest.optimizers.hyperparameters import (
+  Hyperparameters,
+  with_factors_on_eps,
+)
 
 MOMENTS = ('ema',)
 # Both sides of a matrix are at least this where its second moment is factored.

@@ -6,8 +6,10 @@ import jax
 from jax import numpy as jnp
 import optax
 
-from steepest.optimizers.hyperparameters import Hyperparameters
-from steepest.optimizers.hyperparameters import with_factors_on_eps
+from steepest.optimizers.hyperparameters import (
+  Hyperparameters,
+  with_factors_on_eps,
+)
 
 MOMENTS = ('m1', 'm2', 'nu')
 # A longer run has other steps from the start.

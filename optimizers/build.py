@@ -43,9 +43,7 @@ import numpy as np
 import optax
 
 from steepest import optimizers
-from steepest.optimizers import moments
-from steepest.optimizers import parts
-from steepest.optimizers import schedules
+from steepest.optimizers import moments, parts, schedules
 from steepest.optimizers.hyperparameters import Hyperparameters
 
 _DECAY_RATES = ('b1', 'b2', 'b3', 'momentum')

@@ -4,8 +4,7 @@ import optax
 
 from steepest.optimizers import adamw
 from steepest.optimizers.cautious import cautious
-from steepest.optimizers.hyperparameters import Hyperparameters
-from steepest.optimizers.hyperparameters import Number
+from steepest.optimizers.hyperparameters import Hyperparameters, Number
 
 MOMENTS = adamw.MOMENTS
 

@@ -6,9 +6,7 @@ import jax
 from jax import numpy as jnp
 import optax
 
-from steepest.optimizers.hyperparameters import Hyperparameters
-from steepest.optimizers.hyperparameters import Number
-from steepest.optimizers.hyperparameters import like
+from steepest.optimizers.hyperparameters import Hyperparameters, Number, like
 
 MOMENTS = ('m',)
 

@@ -8,9 +8,7 @@ from optax import contrib
 
 from steepest.optimizers import adamw
 from steepest.optimizers.boxes import Split
-from steepest.optimizers.hyperparameters import Hyperparameters
-from steepest.optimizers.hyperparameters import Number
-from steepest.optimizers.hyperparameters import like
+from steepest.optimizers.hyperparameters import Hyperparameters, Number, like
 
 MOMENTS = ('mu', 'm', 'v')
 # What is orthogonalised grows with the width as a matrix, not entry by entry.

@@ -2,8 +2,10 @@
 
 import optax
 
-from steepest.optimizers.hyperparameters import Hyperparameters
-from steepest.optimizers.hyperparameters import with_factors_on_eps
+from steepest.optimizers.hyperparameters import (
+  Hyperparameters,
+  with_factors_on_eps,
+)
 
 MOMENTS = ('mu', 'nu')
 

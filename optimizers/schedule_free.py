@@ -12,8 +12,10 @@ from jax import numpy as jnp
 import optax
 from optax import contrib
 
-from steepest.optimizers.hyperparameters import Hyperparameters
-from steepest.optimizers.hyperparameters import with_factors_on_eps
+from steepest.optimizers.hyperparameters import (
+  Hyperparameters,
+  with_factors_on_eps,
+)
 
 MOMENTS = ('nu',)
 # Averaging takes the place of the schedule's decay: warm-up is all it takes.

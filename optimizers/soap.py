@@ -8,12 +8,8 @@ from jax import numpy as jnp
 import optax
 
 from steepest.optimizers import adamw
-from steepest.optimizers.boxes import Split
-from steepest.optimizers.boxes import array_in
-from steepest.optimizers.boxes import box_like
-from steepest.optimizers.hyperparameters import Hyperparameters
-from steepest.optimizers.hyperparameters import Number
-from steepest.optimizers.hyperparameters import like
+from steepest.optimizers.boxes import Split, array_in, box_like
+from steepest.optimizers.hyperparameters import Hyperparameters, Number, like
 
 MOMENTS = ('m', 'v')
 _MATRICES = ('hidden',)

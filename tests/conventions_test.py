@@ -16,8 +16,9 @@ _FOLDERS = (
   'optimizers',
   'data',
   'training',
+  'tuning',
   'eval',
-  'interop',
+  'report',
   'launch',
 )
 _FILES = sorted(p for f in _FOLDERS for p in (_ROOT / f).rglob('*.py'))
@@ -34,7 +35,7 @@ def _relative(path: pathlib.Path) -> str:
 @pytest.mark.parametrize('path', _FILES, ids=_relative)
 def test_files_and_functions_are_short(path):
   text = path.read_text('utf-8')
-  assert len(text.splitlines()) <= 400
+  assert len(text.splitlines()) <= 600
   for node in ast.walk(ast.parse(text)):
     if isinstance(node, ast.FunctionDef):
       lines = node.end_lineno - node.body[0].lineno + 1

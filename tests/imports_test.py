@@ -14,9 +14,30 @@ _ALLOWED = {
   'models': ('models',),
   'optimizers': ('optimizers',),
   'data': ('data',),
-  'training': ('training', 'models', 'optimizers', 'data'),
-  'eval': ('eval', 'data.tokenizers', 'data.benchmarks'),
-  'interop': ('interop', 'models'),
+  'training': (
+    'training',
+    'models',
+    'optimizers',
+    'data',
+    'experiments.base',
+    # Until training/run.py gets evaluation as a callback.
+    'launch',
+    'tuning',
+    'eval',
+  ),
+  'tuning': (
+    'tuning',
+    'training',
+    'experiments',
+    'models',
+    'optimizers',
+    'data',
+    'eval',
+    'launch',
+  ),
+  # tuning: until report/ replaces comparing, plots and report.
+  'eval': ('eval', 'data.tokenizers', 'data.benchmarks', 'models', 'tuning'),
+  'report': ('report', 'eval.tasks'),
   'launch': (
     'launch',
     'experiments',
@@ -24,8 +45,9 @@ _ALLOWED = {
     'optimizers',
     'data',
     'training',
+    'tuning',
     'eval',
-    'interop',
+    'report',
   ),
 }
 _FILES = sorted(
@@ -35,7 +57,7 @@ _FILES = sorted(
 _BANNED = ('tensorflow', 'torch', 'transformers', 'pickle', 'lm_eval')
 # Optional: imported by functions of these files.
 _OPTIONAL = {
-  'eval/scoring/harness.py': ('lm_eval',),
+  'eval/harness.py': ('lm_eval',),
   'launch/harness.py': ('lm_eval',),
 }
 

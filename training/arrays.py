@@ -10,8 +10,7 @@ import jax
 from jax import numpy as jnp
 
 from steepest.models.config import ModelConfig
-from steepest.training import mesh as mesh_lib
-from steepest.training import residuals
+from steepest.training import mesh as mesh_lib, residuals
 from steepest.training.loss import cross_entropy
 
 

@@ -15,8 +15,7 @@ import pathlib
 import shutil
 from typing import Any
 
-from steepest.training import integrity
-from steepest.training import metrics
+from steepest.training import integrity, metrics
 from steepest.training.checkpoint import Checkpointer
 
 NAME = 'branch.json'

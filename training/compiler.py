@@ -11,9 +11,7 @@ import os
 from absl import logging
 import jax
 from jax import numpy as jnp
-from jax.sharding import Mesh
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 _SCHEDULER = 'xla_gpu_enable_latency_hiding_scheduler'
 OPTIONS: dict[str, dict[str, bool]] = {

@@ -16,8 +16,7 @@ import dataclasses
 import math
 import re
 
-from steepest.training import hlo
-from steepest.training import planner
+from steepest.training import hlo, planner
 from steepest.training.chips import Chip
 
 _COLLECTIVES = (

@@ -12,23 +12,16 @@ import jax
 import numpy as np
 
 from steepest.optimizers.build import Arguments
-from steepest.training import flops
-from steepest.training import metrics
-from steepest.training import summary
+from steepest.training import flops, metrics, summary
 from steepest.training.checkpoint import Checkpointer
 from steepest.training.events import Events
-from steepest.training.given import Callbacks
-from steepest.training.given import Data
-from steepest.training.given import LoopConfig
+from steepest.training.given import Callbacks, Data, LoopConfig
 from steepest.training.program import Program
 from steepest.training.signals import Stopped
 from steepest.training.stall import StallTimer
 from steepest.training.step import TrainState
 from steepest.training.validation import Validation
-from steepest.training.watchdog import Diverged
-from steepest.training.watchdog import Policy
-from steepest.training.watchdog import Spike
-from steepest.training.watchdog import Watchdog
+from steepest.training.watchdog import Diverged, Policy, Spike, Watchdog
 
 
 class Loop:

@@ -6,11 +6,13 @@ from typing import Any
 
 from flax import linen as nn
 import jax
-from jax.sharding import AbstractMesh
-from jax.sharding import AxisType
-from jax.sharding import Mesh
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
 from ml_collections import ConfigDict
 
 from steepest.models.config import ModelConfig

@@ -11,18 +11,18 @@ from typing import Any
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
-from jax.sharding import AbstractMesh
-from jax.sharding import AxisType
+from jax.sharding import AbstractMesh, AxisType
 
-from steepest.models import remat as remat_lib
-from steepest.models import splash
+from steepest.models import remat as remat_lib, splash
 from steepest.models.config import ModelConfig
-from steepest.training import arrays
-from steepest.training import flops
-from steepest.training import mesh as mesh_lib
-from steepest.training import residuals
-from steepest.training import step
-from steepest.training import traffic
+from steepest.training import (
+  arrays,
+  flops,
+  mesh as mesh_lib,
+  residuals,
+  step,
+  traffic,
+)
 from steepest.training.chips import Chip
 
 # Share of the memory that arrays may fill: the rest is the runtime's, and lost

@@ -16,19 +16,18 @@ import numpy as np
 
 from steepest.models.config import ModelConfig
 from steepest.models.parametrization import Parametrization
-from steepest.optimizers import build
-from steepest.optimizers import parts
-from steepest.optimizers.build import Arguments
-from steepest.optimizers.build import Chain
-from steepest.training import compiler
-from steepest.training import mesh as mesh_lib
+from steepest.optimizers import build, parts
+from steepest.optimizers.build import Arguments, Chain
+from steepest.training import compiler, mesh as mesh_lib
 from steepest.training.loss import cross_entropy
-from steepest.training.step import Step
-from steepest.training.step import TrainState
-from steepest.training.step import apply_to
-from steepest.training.step import constrained
-from steepest.training.step import key_for
-from steepest.training.step import rounded
+from steepest.training.step import (
+  Step,
+  TrainState,
+  apply_to,
+  constrained,
+  key_for,
+  rounded,
+)
 
 
 class Program:

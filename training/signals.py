@@ -4,8 +4,7 @@ import os
 import signal
 import sys
 import threading
-from types import FrameType
-from types import TracebackType
+from types import FrameType, TracebackType
 
 import jax
 from jax.experimental import multihost_utils

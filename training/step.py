@@ -15,10 +15,8 @@ from jax import numpy as jnp
 from jax.sharding import PartitionSpec
 
 from steepest.models.matmul import platform
-from steepest.optimizers.build import Arguments
-from steepest.optimizers.build import Chain
-from steepest.training.loss import cross_entropy
-from steepest.training.loss import with_normalizer
+from steepest.optimizers.build import Arguments, Chain
+from steepest.training.loss import cross_entropy, with_normalizer
 
 # Kinds of parameters that enter matrix products and nothing else.
 _PRODUCTS = ('hidden', 'readout')

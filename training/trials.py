@@ -15,8 +15,7 @@ from jax import numpy as jnp
 
 from steepest.optimizers import build
 from steepest.optimizers.build import Arguments
-from steepest.training import metrics
-from steepest.training import summary
+from steepest.training import metrics, summary
 from steepest.training.loop import Loop
 from steepest.training.program import Program
 from steepest.training.step import TrainState

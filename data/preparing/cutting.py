@@ -14,12 +14,8 @@ from typing import Any, NamedTuple
 from etils import epath
 import numpy as np
 
-from steepest.data import checksums
-from steepest.data import files
-from steepest.data import manifest as manifests
-from steepest.data import shards
-from steepest.data.preparing import runs
-from steepest.data.preparing import tables
+from steepest.data import checksums, files, manifest as manifests, shards
+from steepest.data.preparing import runs, tables
 
 _R = manifests.RECORD_TOKENS
 

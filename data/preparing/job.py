@@ -11,8 +11,7 @@ import shutil
 from typing import Any
 
 from steepest.data import files
-from steepest.data.preparing import inputs
-from steepest.data.preparing import runs
+from steepest.data.preparing import inputs, runs
 
 _LOCK = 'lock'
 _NAME = 'job.json'

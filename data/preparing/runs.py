@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from steepest.data import benchmarks
-from steepest.data import decontamination
-from steepest.data import files
-from steepest.data import manifest as manifests
-from steepest.data import tokenizers
-from steepest.data.preparing import arrange
-from steepest.data.preparing import documents
-from steepest.data.preparing import inputs
+from steepest.data import (
+  benchmarks,
+  decontamination,
+  files,
+  manifest as manifests,
+  tokenizers,
+)
+from steepest.data.preparing import arrange, documents, inputs
 
 # Hash in two halves, first token in the run's file, tokens, UTF-8 bytes, and
 # the number of the source in the run's own list.

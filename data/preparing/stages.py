@@ -15,18 +15,17 @@ from typing import Any
 
 from rich import progress as rich_progress
 
-from steepest.data import benchmarks
-from steepest.data import files
-from steepest.data import manifest as manifests
-from steepest.data import tokenizers
-from steepest.data.preparing import cutting
-from steepest.data.preparing import documents
-from steepest.data.preparing import inputs
-from steepest.data.preparing import job
-from steepest.data.preparing import options as option
-from steepest.data.preparing import runs
-from steepest.data.preparing import tables
-from steepest.data.preparing import workers
+from steepest.data import benchmarks, files, manifest as manifests, tokenizers
+from steepest.data.preparing import (
+  cutting,
+  documents,
+  inputs,
+  job,
+  options as option,
+  runs,
+  tables,
+  workers,
+)
 
 _R = manifests.RECORD_TOKENS
 # Characters that train a tokenizer.

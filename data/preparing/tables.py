@@ -14,10 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from steepest.data import files
-from steepest.data import manifest as manifests
-from steepest.data.preparing import arrange
-from steepest.data.preparing import runs
+from steepest.data import files, manifest as manifests
+from steepest.data.preparing import arrange, runs
 
 # Hash in two halves, place in the input (the run in the upper 32 bits), first
 # token in the run's file, tokens, UTF-8 bytes, number of the source.

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from steepest.eval import tasks
 from steepest.eval.comparing import statistics
 from steepest.eval.comparing.runs import Run
-from steepest.eval.scoring import tasks
 
 # The metrics that the report shows, and whether less is better.
 METRICS = {'acc': False, 'acc_norm': False, 'perplexity': True}
@@ -61,7 +61,7 @@ def list_metrics(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def outermost(found: Set[tuple[str, str]]) -> list[tuple[str, str]]:
-  """Returns (task, metric) pairs in the order of eval/scoring/tasks.py.
+  """Returns (task, metric) pairs in the order of eval/tasks.py.
 
   Tasks and groups inside a group that was scored are left out.
   """

@@ -5,8 +5,7 @@ import dataclasses
 
 from scipy import stats
 
-from steepest.eval.comparing.cells import Cell
-from steepest.eval.comparing.cells import Column
+from steepest.eval.comparing.cells import Cell, Column
 
 
 @dataclasses.dataclass(frozen=True)

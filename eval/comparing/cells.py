@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
-from steepest.eval.comparing import accuracy
-from steepest.eval.comparing import fairness
-from steepest.eval.comparing import statistics
+from steepest.eval.comparing import accuracy, fairness, statistics
 from steepest.eval.comparing.runs import Run
 
 

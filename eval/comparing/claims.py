@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
-from steepest.eval.comparing import findings
-from steepest.eval.comparing import formatting
-from steepest.eval.comparing import rate_findings
+from steepest.eval.comparing import findings, formatting, rate_findings
 from steepest.eval.comparing.comparison import Comparison
 from steepest.eval.comparing.findings import Finding
 

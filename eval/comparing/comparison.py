@@ -11,28 +11,33 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
-from steepest.eval.comparing import accuracy
-from steepest.eval.comparing import agreement
-from steepest.eval.comparing import budgets as budgets_lib
-from steepest.eval.comparing import cells as cells_lib
-from steepest.eval.comparing import costs as costs_lib
-from steepest.eval.comparing import effects as effects_lib
-from steepest.eval.comparing import fairness
-from steepest.eval.comparing import groups as groups_lib
-from steepest.eval.comparing import pareto
-from steepest.eval.comparing import scaling_fit
-from steepest.eval.comparing import sensitivity
-from steepest.eval.comparing import targets
-from steepest.eval.comparing import tuning
-from steepest.eval.comparing import verdicts
-from steepest.eval.comparing.cells import COLUMNS as COLUMNS
-from steepest.eval.comparing.cells import Cell as Cell
-from steepest.eval.comparing.cells import Column as Column
-from steepest.eval.comparing.runs import Run
-from steepest.eval.comparing.runs import load_runs as load_runs
-from steepest.eval.comparing.verdicts import Pair as Pair
-from steepest.eval.comparing.verdicts import SourceLoss as SourceLoss
-from steepest.eval.comparing.verdicts import Verdict as Verdict
+from steepest.eval.comparing import (
+  accuracy,
+  agreement,
+  budgets as budgets_lib,
+  cells as cells_lib,
+  costs as costs_lib,
+  effects as effects_lib,
+  fairness,
+  groups as groups_lib,
+  pareto,
+  scaling_fit,
+  sensitivity,
+  targets,
+  tuning,
+  verdicts,
+)
+from steepest.eval.comparing.cells import (
+  COLUMNS as COLUMNS,
+  Cell as Cell,
+  Column as Column,
+)
+from steepest.eval.comparing.runs import Run, load_runs as load_runs
+from steepest.eval.comparing.verdicts import (
+  Pair as Pair,
+  SourceLoss as SourceLoss,
+  Verdict as Verdict,
+)
 
 
 @dataclasses.dataclass(frozen=True)

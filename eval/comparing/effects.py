@@ -6,10 +6,12 @@ import itertools
 import json
 from typing import Any
 
-from steepest.eval.comparing import accuracy
-from steepest.eval.comparing import groups as groups_lib
-from steepest.eval.comparing import statistics
-from steepest.eval.comparing import verdicts
+from steepest.eval.comparing import (
+  accuracy,
+  groups as groups_lib,
+  statistics,
+  verdicts,
+)
 from steepest.eval.comparing.cells import Cell
 from steepest.eval.comparing.groups import Axis
 

@@ -12,12 +12,8 @@ import dataclasses
 import itertools
 from typing import Any
 
-from steepest.eval.comparing import fairness
-from steepest.eval.comparing import statistics
-from steepest.eval.comparing import targets
-from steepest.eval.comparing import verdicts
-from steepest.eval.comparing.comparison import Comparison
-from steepest.eval.comparing.comparison import Group
+from steepest.eval.comparing import fairness, statistics, targets, verdicts
+from steepest.eval.comparing.comparison import Comparison, Group
 
 FOUND = 'found'
 CONTRADICTED = 'contradicted'

@@ -3,8 +3,7 @@
 import math
 import re
 
-from steepest.eval.comparing.comparison import Column
-from steepest.eval.comparing.comparison import Group
+from steepest.eval.comparing.comparison import Column, Group
 
 _CONTESTANTS = {
   'gpt2': 'GPT-2',

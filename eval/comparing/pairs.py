@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from steepest.eval.comparing import accuracy
-from steepest.eval.comparing import statistics
-from steepest.eval.scoring import tasks
+from steepest.eval import tasks
+from steepest.eval.comparing import accuracy, statistics
 
 # A question is named by its task and its place in the task's file.
 Values = dict[tuple[str, Any], float]
@@ -64,7 +63,7 @@ class Pairing:
 
   Attributes:
     first, second: the evaluations.
-    pairs: in the order of eval/scoring/tasks.py.
+    pairs: in the order of eval/tasks.py.
     notes: what was left out, and what differs besides the model.
   """
 

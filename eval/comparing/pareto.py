@@ -4,8 +4,7 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
-from steepest.eval.comparing import fairness
-from steepest.eval.comparing import groups
+from steepest.eval.comparing import fairness, groups
 from steepest.eval.comparing.cells import Cell
 from steepest.eval.comparing.costs import Cost
 

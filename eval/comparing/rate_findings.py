@@ -9,14 +9,16 @@ from scipy import stats
 
 from steepest.eval.comparing import tuning
 from steepest.eval.comparing.comparison import Comparison
-from steepest.eval.comparing.findings import AMONG
-from steepest.eval.comparing.findings import CONTRADICTED
-from steepest.eval.comparing.findings import FOUND
-from steepest.eval.comparing.findings import STEPS
-from steepest.eval.comparing.findings import TIMES
-from steepest.eval.comparing.findings import UNRESOLVED
-from steepest.eval.comparing.findings import UNTESTED
-from steepest.eval.comparing.findings import Finding
+from steepest.eval.comparing.findings import (
+  AMONG,
+  CONTRADICTED,
+  FOUND,
+  STEPS,
+  TIMES,
+  UNRESOLVED,
+  UNTESTED,
+  Finding,
+)
 
 
 def rate_ratio(

@@ -12,8 +12,7 @@ import dataclasses
 import math
 
 import numpy as np
-from scipy import optimize
-from scipy import stats
+from scipy import optimize, stats
 
 from steepest.eval.comparing import statistics
 

@@ -7,8 +7,7 @@ import math
 import numpy as np
 from scipy import interpolate
 
-from steepest.eval.comparing import budgets
-from steepest.eval.comparing import groups
+from steepest.eval.comparing import budgets, groups
 from steepest.eval.comparing.runs import Run
 
 # Factors off the best value; of decay rates b, off 1 - b.

@@ -9,8 +9,7 @@ import math
 from typing import TypeVar
 
 import numpy as np
-from scipy import special
-from scipy import stats
+from scipy import special, stats
 
 _Key = TypeVar('_Key')
 

@@ -7,8 +7,7 @@ import math
 import numpy as np
 from scipy import optimize
 
-from steepest.eval.comparing import costs
-from steepest.eval.comparing import statistics
+from steepest.eval.comparing import costs, statistics
 from steepest.eval.comparing.cells import Cell
 from steepest.eval.comparing.runs import Run
 

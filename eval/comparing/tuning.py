@@ -6,9 +6,7 @@ import json
 import math
 from typing import Any
 
-from steepest.eval.comparing import groups
-from steepest.eval.comparing import optimum
-from steepest.eval.comparing import statistics
+from steepest.eval.comparing import groups, optimum, statistics
 from steepest.eval.comparing.runs import Run
 
 

@@ -4,11 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import itertools
 
-from steepest.eval.comparing import accuracy
-from steepest.eval.comparing import cells as cells_lib
-from steepest.eval.comparing import statistics
-from steepest.eval.comparing.cells import Cell
-from steepest.eval.comparing.cells import Column
+from steepest.eval.comparing import accuracy, cells as cells_lib, statistics
+from steepest.eval.comparing.cells import Cell, Column
 
 
 @dataclasses.dataclass(frozen=True)

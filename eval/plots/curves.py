@@ -8,13 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from steepest.eval.comparing import accuracy
-from steepest.eval.comparing import formatting
-from steepest.eval.comparing.comparison import Comparison
-from steepest.eval.comparing.comparison import Group
+from steepest.eval.comparing import accuracy, formatting
+from steepest.eval.comparing.comparison import Comparison, Group
 from steepest.eval.comparing.runs import Run
-from steepest.eval.plots import course
-from steepest.eval.plots import theme
+from steepest.eval.plots import course, theme
 
 _METRICS = [name for name, lower in accuracy.METRICS.items() if not lower]
 

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from steepest.eval.comparing import costs
-from steepest.eval.comparing import formatting
-from steepest.eval.comparing import groups as groups_lib
-from steepest.eval.comparing import statistics
-from steepest.eval.comparing import verdicts
-from steepest.eval.comparing.comparison import Comparison
-from steepest.eval.comparing.comparison import Group
+from steepest.eval.comparing import (
+  costs,
+  formatting,
+  groups as groups_lib,
+  statistics,
+  verdicts,
+)
+from steepest.eval.comparing.comparison import Comparison, Group
 from steepest.eval.plots import theme
 
 # Pairs up to which all are drawn; beyond, those with the baseline.

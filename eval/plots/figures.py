@@ -3,16 +3,18 @@
 from typing import Any
 
 from steepest.eval.comparing.comparison import Comparison
-from steepest.eval.plots import curves
-from steepest.eval.plots import differences
-from steepest.eval.plots import layers
-from steepest.eval.plots import loss
-from steepest.eval.plots import pareto
-from steepest.eval.plots import scores
-from steepest.eval.plots import sensitivity
-from steepest.eval.plots import training
-from steepest.eval.plots import tuning
-from steepest.eval.plots import widths
+from steepest.eval.plots import (
+  curves,
+  differences,
+  layers,
+  loss,
+  pareto,
+  scores,
+  sensitivity,
+  training,
+  tuning,
+  widths,
+)
 
 
 def figures(

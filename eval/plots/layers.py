@@ -9,8 +9,7 @@ import numpy as np
 from steepest.eval.comparing import formatting
 from steepest.eval.comparing.cells import Cell
 from steepest.eval.comparing.comparison import Comparison
-from steepest.eval.plots import theme
-from steepest.eval.plots import training
+from steepest.eval.plots import theme, training
 
 _INPUTS = ('embedding', 'positions')
 

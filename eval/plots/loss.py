@@ -4,12 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from steepest.eval.comparing import formatting
-from steepest.eval.comparing import tuning
+from steepest.eval.comparing import formatting, tuning
 from steepest.eval.comparing.comparison import Comparison
 from steepest.eval.comparing.runs import Run
-from steepest.eval.plots import course
-from steepest.eval.plots import theme
+from steepest.eval.plots import course, theme
 
 # Share of a run that the running mean of the training loss spans.
 SMOOTHING = 0.05

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from steepest.eval.comparing import formatting
-from steepest.eval.comparing import groups as groups_lib
-from steepest.eval.comparing import pareto
+from steepest.eval.comparing import formatting, groups as groups_lib, pareto
 from steepest.eval.comparing.comparison import Comparison
 from steepest.eval.plots import theme
 

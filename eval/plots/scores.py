@@ -3,11 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from steepest.eval.comparing import accuracy
-from steepest.eval.comparing import formatting
-from steepest.eval.comparing.comparison import Cell
-from steepest.eval.comparing.comparison import Column
-from steepest.eval.comparing.comparison import Comparison
+from steepest.eval.comparing import accuracy, formatting
+from steepest.eval.comparing.comparison import Cell, Column, Comparison
 from steepest.eval.plots import theme
 
 # Of a row, the share in which the optimizers' marks lie.

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from steepest.eval.comparing import formatting
-from steepest.eval.comparing import sensitivity
+from steepest.eval.comparing import formatting, sensitivity
 from steepest.eval.comparing.comparison import Comparison
 from steepest.eval.plots import theme
 

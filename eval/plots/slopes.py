@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from plotly import io
 
-from steepest.eval.parametrization.slopes import Row
 from steepest.eval.plots import theme
+from steepest.tuning.slopes import Row
 
 # Start of a quantity's name -> title of its panel.
 _PANELS = {

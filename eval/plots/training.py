@@ -6,8 +6,7 @@ import numpy as np
 
 from steepest.eval.comparing import formatting
 from steepest.eval.comparing.comparison import Comparison
-from steepest.eval.plots import course
-from steepest.eval.plots import theme
+from steepest.eval.plots import course, theme
 
 # Quantity -> its name and whether it is drawn on a logarithmic axis. Those
 # logged by role have its name behind a slash.

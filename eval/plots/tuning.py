@@ -4,8 +4,7 @@ from collections.abc import Sequence
 import math
 from typing import Any
 
-from steepest.eval.comparing import formatting
-from steepest.eval.comparing import tuning
+from steepest.eval.comparing import formatting, tuning
 from steepest.eval.comparing.comparison import Comparison
 from steepest.eval.plots import theme
 

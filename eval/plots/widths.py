@@ -9,9 +9,7 @@ import numpy as np
 from steepest.eval.comparing import formatting
 from steepest.eval.comparing.runs import Run
 from steepest.eval.parametrization import transfer
-from steepest.eval.plots import theme
-from steepest.eval.plots import transfer as transfer_plots
-from steepest.eval.plots import tuning
+from steepest.eval.plots import theme, transfer as transfer_plots, tuning
 
 # From narrow to wide: dark to light for all kinds of colour vision.
 _COLORS = ('#440154', '#3b528b', '#21918c', '#5ec962', '#b8b21c')

@@ -2,14 +2,11 @@
 
 from typing import Any
 
-from steepest.eval.comparing import formatting
-from steepest.eval.comparing import groups as groups_lib
+from steepest.eval.comparing import formatting, groups as groups_lib
 from steepest.eval.comparing.comparison import Comparison
-from steepest.eval.report import findings
-from steepest.eval.report import page
+from steepest.eval.report import findings, page
 from steepest.eval.report.numbers import difference_cells
-from steepest.eval.report.page import escape
-from steepest.eval.report.page import figure
+from steepest.eval.report.page import escape, figure
 
 
 def axes(comparison: Comparison, figures: dict[str, Any]) -> list[page.Section]:

@@ -5,18 +5,12 @@ import json
 import math
 from typing import Any
 
-from steepest.eval.comparing import fairness
-from steepest.eval.comparing import formatting
-from steepest.eval.comparing import rules
-from steepest.eval.comparing import tuning
-from steepest.eval.comparing.comparison import Comparison
-from steepest.eval.comparing.comparison import Group
+from steepest.eval.comparing import fairness, formatting, rules, tuning
+from steepest.eval.comparing.comparison import Comparison, Group
 from steepest.eval.comparing.runs import Run
 from steepest.eval.plots import theme
 from steepest.eval.report import page
-from steepest.eval.report.page import data
-from steepest.eval.report.page import escape
-from steepest.eval.report.page import swatch
+from steepest.eval.report.page import data, escape, swatch
 
 # Beyond, only the lowest and highest rate are listed.
 _MOST_RATES = 9

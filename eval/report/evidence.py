@@ -3,14 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steepest.eval.comparing import claims
-from steepest.eval.comparing import findings as findings_lib
-from steepest.eval.comparing import formatting
+from steepest.eval.comparing import claims, findings as findings_lib, formatting
 from steepest.eval.plots import widths
 from steepest.eval.report import page
-from steepest.eval.report.page import data
-from steepest.eval.report.page import escape
-from steepest.eval.report.page import figure
+from steepest.eval.report.page import data, escape, figure
 
 
 def transfer(result: Mapping[str, Any] | None, own: bool) -> list[page.Section]:

@@ -3,16 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from steepest.eval.comparing import fairness
-from steepest.eval.comparing import formatting
-from steepest.eval.comparing import groups as groups_lib
-from steepest.eval.comparing.comparison import Comparison
-from steepest.eval.comparing.comparison import Group
-from steepest.eval.report import numbers
-from steepest.eval.report import page
-from steepest.eval.report.page import data
-from steepest.eval.report.page import escape
-from steepest.eval.report.page import figure
+from steepest.eval.comparing import fairness, formatting, groups as groups_lib
+from steepest.eval.comparing.comparison import Comparison, Group
+from steepest.eval.report import numbers, page
+from steepest.eval.report.page import data, escape, figure
 
 _Table = Callable[[Group, numbers.Path], str]
 

@@ -5,13 +5,8 @@ import dataclasses
 import math
 from typing import Any
 
-from steepest.eval.comparing import claims
-from steepest.eval.comparing import formatting
-from steepest.eval.comparing import rules
-from steepest.eval.comparing import tuning
-from steepest.eval.comparing.comparison import Cell
-from steepest.eval.comparing.comparison import Comparison
-from steepest.eval.comparing.comparison import Group
+from steepest.eval.comparing import claims, formatting, rules, tuning
+from steepest.eval.comparing.comparison import Cell, Comparison, Group
 from steepest.eval.comparing.runs import Run
 from steepest.eval.plots import figures
 from steepest.eval.report import words

@@ -4,17 +4,15 @@ from collections.abc import Sequence
 import html
 import re
 
-from steepest.eval.comparing import claims
-from steepest.eval.comparing import costs as costs_lib
-from steepest.eval.comparing import findings
-from steepest.eval.comparing import formatting
-from steepest.eval.comparing import statistics
-from steepest.eval.comparing.comparison import Cell
-from steepest.eval.comparing.comparison import Column
-from steepest.eval.comparing.comparison import Comparison
-from steepest.eval.comparing.comparison import Group
-from steepest.eval.report import details
-from steepest.eval.report import words
+from steepest.eval.comparing import (
+  claims,
+  costs as costs_lib,
+  findings,
+  formatting,
+  statistics,
+)
+from steepest.eval.comparing.comparison import Cell, Column, Comparison, Group
+from steepest.eval.report import details, words
 
 _UNITS = ('tokens', 'flops', 'seconds')
 

@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 
-from steepest.eval.comparing import costs as costs_lib
-from steepest.eval.comparing import formatting
-from steepest.eval.comparing import groups as groups_lib
-from steepest.eval.comparing import statistics
-from steepest.eval.comparing import targets
-from steepest.eval.comparing import verdicts
-from steepest.eval.comparing.comparison import Comparison
-from steepest.eval.comparing.comparison import Group
+from steepest.eval.comparing import (
+  costs as costs_lib,
+  formatting,
+  groups as groups_lib,
+  statistics,
+  targets,
+  verdicts,
+)
+from steepest.eval.comparing.comparison import Comparison, Group
 from steepest.eval.report import page
-from steepest.eval.report.page import data
-from steepest.eval.report.page import escape
+from steepest.eval.report.page import data, escape
 
 Path = tuple[object, ...]
 _UNITS = {'tokens': 'Tokens', 'flops': 'FLOPs', 'seconds': 'Training time'}

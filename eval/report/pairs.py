@@ -15,11 +15,8 @@ from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
-from steepest.eval.comparing import formatting
-from steepest.eval.comparing import pairs as pairs_lib
-from steepest.eval.comparing import statistics
-from steepest.eval.comparing.comparison import Comparison
-from steepest.eval.comparing.comparison import Group
+from steepest.eval.comparing import formatting, pairs as pairs_lib, statistics
+from steepest.eval.comparing.comparison import Comparison, Group
 from steepest.eval.plots import theme
 from steepest.eval.report import page
 from steepest.eval.report.page import escape

@@ -8,19 +8,20 @@ import pathlib
 import shlex
 from typing import Any
 
-from steepest.eval.comparing import claims
-from steepest.eval.comparing import formatting
+from steepest.eval.comparing import claims, formatting
 from steepest.eval.comparing.comparison import Comparison
 from steepest.eval.plots import widths as width_plots
-from steepest.eval.report import axes
-from steepest.eval.report import evidence
-from steepest.eval.report import findings
-from steepest.eval.report import json_file
-from steepest.eval.report import markdown
-from steepest.eval.report import page
-from steepest.eval.report import pairs
-from steepest.eval.report import sections
-from steepest.eval.report import words
+from steepest.eval.report import (
+  axes,
+  evidence,
+  findings,
+  json_file,
+  markdown,
+  page,
+  pairs,
+  sections,
+  words,
+)
 from steepest.eval.report.page import escape
 from steepest.eval.report.terminal import print_table as print_table
 

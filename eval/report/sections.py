@@ -3,17 +3,15 @@
 from typing import Any
 
 from steepest.eval.comparing import formatting
-from steepest.eval.comparing.comparison import Comparison
-from steepest.eval.comparing.comparison import Group
-from steepest.eval.plots import course
-from steepest.eval.plots import curves
-from steepest.eval.plots import layers as layer_plots
-from steepest.eval.plots import loss
-from steepest.eval.plots import training as training_plots
-from steepest.eval.report import details
-from steepest.eval.report import page
-from steepest.eval.report import tables
-from steepest.eval.report import words
+from steepest.eval.comparing.comparison import Comparison, Group
+from steepest.eval.plots import (
+  course,
+  curves,
+  layers as layer_plots,
+  loss,
+  training as training_plots,
+)
+from steepest.eval.report import details, page, tables, words
 from steepest.eval.report.page import escape
 
 # Parts of the runs' course that the figures show, as shares.

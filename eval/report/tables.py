@@ -2,19 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
-from steepest.eval.comparing import accuracy
-from steepest.eval.comparing import formatting
-from steepest.eval.comparing import tuning
-from steepest.eval.comparing.comparison import Cell
-from steepest.eval.comparing.comparison import Column
-from steepest.eval.comparing.comparison import Comparison
-from steepest.eval.comparing.comparison import Group
+from steepest.eval.comparing import accuracy, formatting, tuning
+from steepest.eval.comparing.comparison import Cell, Column, Comparison, Group
 from steepest.eval.comparing.runs import Run
 from steepest.eval.plots import theme
 from steepest.eval.report import page
-from steepest.eval.report.page import data
-from steepest.eval.report.page import escape
-from steepest.eval.report.page import swatch
+from steepest.eval.report.page import data, escape, swatch
 
 _UNITS = {'loss': 'nats per token', 'benchmark': '%'}
 _GROUPS = {

@@ -8,12 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from steepest.eval.comparing import formatting
-from steepest.eval.comparing.comparison import Cell
-from steepest.eval.comparing.comparison import Column
-from steepest.eval.comparing.comparison import Comparison
-from steepest.eval.comparing.comparison import Group
-from steepest.eval.report import details
-from steepest.eval.report import words
+from steepest.eval.comparing.comparison import Cell, Column, Comparison, Group
+from steepest.eval.report import details, words
 
 # Characters of a benchmark's number, and of the cell's name and seeds.
 _NUMBER = 10

@@ -3,14 +3,8 @@
 from collections.abc import Sequence
 import dataclasses
 
-from steepest.eval.comparing import fairness
-from steepest.eval.comparing import formatting
-from steepest.eval.comparing import statistics
-from steepest.eval.comparing import tuning
-from steepest.eval.comparing.comparison import Cell
-from steepest.eval.comparing.comparison import Comparison
-from steepest.eval.comparing.comparison import Group
-from steepest.eval.comparing.comparison import Verdict
+from steepest.eval.comparing import fairness, formatting, statistics, tuning
+from steepest.eval.comparing.comparison import Cell, Comparison, Group, Verdict
 
 _BEST = {True: 'lowest', False: 'highest'}
 _BADGES = {

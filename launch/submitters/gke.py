@@ -9,8 +9,7 @@ from typing import Any
 
 import yaml
 
-from steepest.launch import job as jobs
-from steepest.launch.submitters import tpu
+from steepest.launch.submitters import job as jobs, tpu
 
 OPTIONS = {
   'image': ('', 'Container image that has the package installed; needed.'),

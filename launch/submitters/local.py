@@ -18,7 +18,7 @@ import time
 from types import FrameType
 from typing import IO
 
-from steepest.launch import job as jobs
+from steepest.launch.submitters import job as jobs
 
 OPTIONS = {
   'grace_seconds': ('60', 'From asking processes to stop to killing them.'),

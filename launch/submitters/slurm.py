@@ -9,7 +9,7 @@ again a limited number of times.
 import re
 import shlex
 
-from steepest.launch import job as jobs
+from steepest.launch.submitters import job as jobs
 
 OPTIONS = {
   'python': ('python', 'Python of the machines.'),

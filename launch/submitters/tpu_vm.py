@@ -8,8 +8,7 @@ its last line says how to.
 
 import shlex
 
-from steepest.launch import job as jobs
-from steepest.launch.submitters import tpu
+from steepest.launch.submitters import job as jobs, tpu
 
 OPTIONS = {
   'project': ('', 'Google Cloud project; needed.'),

@@ -10,8 +10,7 @@ environments too.
 import pprint
 import shlex
 
-from steepest.launch import job as jobs
-from steepest.launch.submitters import tpu
+from steepest.launch.submitters import job as jobs, tpu
 
 OPTIONS = {
   'executor': ('vertex', 'local, vertex or kubernetes.'),

@@ -7,11 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from steepest.data import benchmark_suite
-from steepest.data import benchmarks
-from steepest.data import wheels
-from steepest.eval.scoring import questions
-from steepest.eval.scoring import tasks
+from steepest.data import benchmark_suite, benchmarks, wheels
+from steepest.eval import questions, tasks
 
 
 def _read(path: pathlib.Path) -> list[dict]:

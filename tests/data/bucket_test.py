@@ -3,8 +3,7 @@
 import os
 import pathlib
 
-from array_record.python import array_record_data_source
-from array_record.python import array_record_module
+from array_record.python import array_record_data_source, array_record_module
 from etils import epath
 from etils.epath import testing as epath_testing
 import numpy as np

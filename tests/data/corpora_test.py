@@ -7,9 +7,7 @@ import zipfile
 
 import pytest
 
-from steepest.data import benchmarks
-from steepest.data import corpora
-from steepest.data import wheels
+from steepest.data import benchmarks, corpora, wheels
 
 
 @pytest.fixture(scope='module')

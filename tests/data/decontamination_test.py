@@ -1,7 +1,6 @@
 """Overlaps of 13 words against a search by hand."""
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from steepest.data import decontamination
 

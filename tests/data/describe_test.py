@@ -8,10 +8,12 @@ import shutil
 import pytest
 from rich import console as rich_console
 
-from steepest.data import describe
-from steepest.data import describe_page
-from steepest.data import manifest as manifests
-from steepest.data import prepare
+from steepest.data import (
+  describe,
+  describe_page,
+  manifest as manifests,
+  prepare,
+)
 
 
 class _Reader(html.parser.HTMLParser):

@@ -9,9 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from steepest.data import benchmarks
-from steepest.data import hub
-from steepest.eval.scoring import tasks
+from steepest.data import benchmarks, hub
+from steepest.eval import tasks
 
 
 def _row(name: str, i: int) -> dict:

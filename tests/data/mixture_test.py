@@ -1,8 +1,6 @@
 """Proportions of a mixture against exact fractions."""
 
-from hypothesis import example
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 import pytest
 
 from steepest.data import mixture

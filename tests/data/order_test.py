@@ -4,16 +4,12 @@ import collections
 import sys
 
 import grain
-from hypothesis import given
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from steepest.data import mixture
-from steepest.data import order
-from steepest.data import pipeline
+from steepest.data import mixture, order, pipeline
 
 _CONTEXT = 4
 

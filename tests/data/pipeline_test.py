@@ -4,16 +4,11 @@ import collections
 import itertools
 import math
 
-from hypothesis import HealthCheck
-from hypothesis import given
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 import numpy as np
 import pytest
 
-from steepest.data import pipeline
-from steepest.data import segments
-from steepest.data import tokenizers
+from steepest.data import pipeline, segments, tokenizers
 from steepest.experiments import base
 
 _PROPERTY = settings(

@@ -12,11 +12,8 @@ from array_record.python import array_record_data_source
 import numpy as np
 import pytest
 
-from steepest.data import manifest as manifests
-from steepest.data import prepare
-from steepest.data import tokenizers
-from steepest.data.preparing import documents
-from steepest.data.preparing import inputs
+from steepest.data import manifest as manifests, prepare, tokenizers
+from steepest.data.preparing import documents, inputs
 
 
 def _streams(directory: pathlib.Path) -> dict[tuple[str, str], np.ndarray]:

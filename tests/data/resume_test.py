@@ -13,10 +13,8 @@ import time
 
 import pytest
 
-from steepest.data import manifest as manifests
-from steepest.data import prepare
-from steepest.data.preparing import job
-from steepest.data.preparing import runs
+from steepest.data import manifest as manifests, prepare
+from steepest.data.preparing import job, runs
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 

@@ -1,7 +1,6 @@
 """Segments of packed windows against a walk over the tokens."""
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as st_numpy
 import numpy as np
 

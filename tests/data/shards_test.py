@@ -11,13 +11,15 @@ from etils import epath
 import numpy as np
 import pytest
 
-from steepest.data import checks
-from steepest.data import checksums
-from steepest.data import manifest as manifests
-from steepest.data import pipeline
-from steepest.data import prepare
-from steepest.data import shards
-from steepest.data import tokenizers
+from steepest.data import (
+  checks,
+  checksums,
+  manifest as manifests,
+  pipeline,
+  prepare,
+  shards,
+  tokenizers,
+)
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import sys
 from etils import epath
 import numpy as np
 
-from steepest.data import manifest as manifests
-from steepest.data import shards
+from steepest.data import manifest as manifests, shards
 
 _PROGRAM = """
 import sys

@@ -9,9 +9,7 @@ import zipfile
 import pytest
 import tokenizers as hf
 
-from steepest.data import benchmarks
-from steepest.data import tokenizers
-from steepest.data import wheels
+from steepest.data import benchmarks, tokenizers, wheels
 
 _SEPARATOR = '\n__ggml_vocab_test__\n'
 

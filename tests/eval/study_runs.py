@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from steepest.eval.scoring import metrics
+from steepest.eval import metrics
 from steepest.experiments import base
 
 CONTEXT = 64

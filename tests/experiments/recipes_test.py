@@ -11,19 +11,19 @@ from jax import numpy as jnp
 from ml_collections import ConfigDict
 import pytest
 
-from steepest.experiments import base
-from steepest.experiments import gpt2_124m
-from steepest.experiments import llama_130m
-from steepest.experiments import paper_proxy
-from steepest.experiments import paper_target
-from steepest.experiments import quickstart
-from steepest.experiments import tiny
-from steepest.experiments import transfer
-from steepest.launch import assemble
+from steepest.experiments import (
+  base,
+  gpt2_124m,
+  llama_130m,
+  paper_proxy,
+  paper_target,
+  quickstart,
+  tiny,
+  transfer,
+)
 from steepest.launch import cli
-from steepest.models import config as model_config
-from steepest.models import parametrization
-from steepest.training import flops
+from steepest.models import config as model_config, parametrization
+from steepest.training import flops, run as assemble
 
 _MODELS = ('gpt2', 'llama')
 _OPTIMIZERS = ('adamw', 'lion', 'sophia')

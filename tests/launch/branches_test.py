@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 
 from steepest.experiments import tiny
-from steepest.launch import assemble
-from steepest.launch.sweeps import trunks
-from steepest.training import branches
-from steepest.training import integrity
+from steepest.training import branches, integrity, run as assemble
+from steepest.tuning import trunks
 
 _TIMED = ('seconds', 'data/wait_seconds', 'tokens_per_second')
 

@@ -9,10 +9,10 @@ import pytest
 import rich.console
 
 from steepest.data import library_text
-from steepest.launch import coordinates
 from steepest.models import parametrization
 from steepest.models.parametrization import Parametrization
 from steepest.optimizers import build
+from steepest.tuning import coordinates
 
 
 class _Attention(Parametrization):

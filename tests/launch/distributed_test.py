@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 
 from steepest.experiments import tiny
-from steepest.launch import assemble
-from steepest.launch import distributed
-from steepest.training import metrics
+from steepest.training import metrics, processes as distributed, run as assemble
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _QUICK = (

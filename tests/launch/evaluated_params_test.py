@@ -7,9 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from steepest.launch import assemble
-from steepest.launch import loading
-from steepest.launch import validation
+from steepest.training import config as validation, loading, run as assemble
 from steepest.training.checkpoint import Checkpointer
 
 _WORDS = 'steep shallow valley ridge step slope noise curve'.split()

@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from steepest.data import tokenizers
-from steepest.launch import loading
+from steepest.training import loading
 
 _FILES = [
   'config.json',

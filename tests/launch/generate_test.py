@@ -8,11 +8,12 @@ import pytest
 
 from steepest.data import tokenizers
 from steepest.experiments import base
-from steepest.interop import huggingface_export
-from steepest.launch import assemble
-from steepest.launch import loading
-from steepest.models import config as model_config
-from steepest.models import parametrization
+from steepest.models import (
+  config as model_config,
+  huggingface_export,
+  parametrization,
+)
+from steepest.training import loading, run as assemble
 
 
 @pytest.fixture(scope='module')

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from steepest.data import tokenizers
-from steepest.eval.scoring import harness
-from steepest.eval.scoring import requests
+from steepest.eval import harness, requests
 from steepest.experiments import tiny
-from steepest.interop import huggingface_export
-from steepest.launch import assemble
 from steepest.launch import harness as command
-from steepest.launch import loading
-from steepest.models import config as model_config
-from steepest.models import parametrization
+from steepest.models import (
+  config as model_config,
+  huggingface_export,
+  parametrization,
+)
+from steepest.training import loading, run as assemble
 
 _TEXT = 'the cat sat on the mat. the dog ran to the cat. '
 _CONTEXT = 16

@@ -16,9 +16,7 @@ import time
 
 import pytest
 
-from steepest.launch import job as jobs
-from steepest.launch.submitters import local
-from steepest.launch.submitters import slurm
+from steepest.launch.submitters import job as jobs, local, slurm
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -138,7 +136,7 @@ def test_a_signal_to_the_launcher_stops_all(tmp_path, number):
   job = _job(tmp_path, [{}], processes=2)
   code = textwrap.dedent(f"""
     import pathlib
-    from steepest.launch import job
+    from steepest.launch.submitters import job
     from steepest.launch.submitters import local
     PosixPath = pathlib.PosixPath
     Unit = job.Unit

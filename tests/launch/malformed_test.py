@@ -10,10 +10,7 @@ import pathlib
 import shutil
 import sysconfig
 
-from hypothesis import HealthCheck
-from hypothesis import given
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 import numpy as np
 import pytest
 
@@ -132,8 +129,7 @@ def _shards(directory):
   from ml_collections import ConfigDict
   from rich import console
 
-  from steepest.data import pipeline
-  from steepest.data import prepare
+  from steepest.data import pipeline, prepare
   from steepest.experiments import base
 
   stdlib = pathlib.Path(sysconfig.get_paths()['stdlib'])
@@ -175,8 +171,7 @@ def _hugging_face(directory):
   from safetensors import numpy as safetensors
 
   from steepest.experiments import base
-  from steepest.interop import huggingface
-  from steepest.models import config as model_config
+  from steepest.models import config as model_config, huggingface
 
   D, V, T = 8, 11, 4
   shapes = {'wte.weight': (V, D), 'wpe.weight': (T, D)}
@@ -240,8 +235,7 @@ def _documents(directory):
 
 
 def _questions(directory):
-  from steepest.eval.scoring import questions
-  from steepest.eval.scoring import tasks
+  from steepest.eval import questions, tasks
 
   question = {
     'id': 'q',
@@ -263,7 +257,7 @@ def _questions(directory):
 
 def _pairs(directory):
   from steepest.data import tokenizers
-  from steepest.eval.scoring import requests
+  from steepest.eval import requests
 
   tokenizer = tokenizers.train_bpe(iter(['some text'] * 9), 260)
   line = {
@@ -320,9 +314,7 @@ def _run(directory):
 def _restart(directory):
   """What a run that is started again reads of its directory."""
   from steepest.experiments import tiny
-  from steepest.launch import assemble
-  from steepest.launch import validation
-  from steepest.training import metrics
+  from steepest.training import config as validation, metrics, run as assemble
 
   config = tiny.get_config('gpt2,adamw')
   metrics.write_json(directory / 'config.json', validation.as_json(config))

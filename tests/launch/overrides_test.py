@@ -13,19 +13,13 @@ import shutil
 import sys
 
 from absl import flags
-from hypothesis import HealthCheck
-from hypothesis import given
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 import jax
 import pytest
 
 from steepest.experiments import base
-from steepest.launch import assemble
-from steepest.launch import cli
-from steepest.launch import corpus
-from steepest.launch import study
-from steepest.launch import train
+from steepest.launch import cli, corpus, study, train
+from steepest.training import run as assemble
 from steepest.training.step import Step
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent

@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 
 from steepest.data import tokenizers
-from steepest.eval.scoring import evaluation
-from steepest.eval.scoring import likelihoods
+from steepest.eval import evaluation, likelihoods
 from steepest.experiments import tiny
-from steepest.launch import assemble
 from steepest.launch import scores
 from steepest.models import config as model_config
+from steepest.training import run as assemble
 
 _WORDS = 'red green blue cats dogs birds sing run sleep under over near'.split()
 _MESHES = (

@@ -13,10 +13,8 @@ import pytest
 
 from steepest.data import prepare
 from steepest.experiments import quickstart
-from steepest.launch.sweeps import cells
-from steepest.launch.sweeps import search
-from steepest.models import config as model_config
-from steepest.models import parametrization
+from steepest.models import config as model_config, parametrization
+from steepest.tuning import cells, search
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 

@@ -6,7 +6,7 @@ import re
 from ml_collections import ConfigDict
 import pytest
 
-from steepest.launch import job as jobs
+from steepest.launch.submitters import job as jobs
 
 _TINY = '--config=experiments/tiny.py:gpt2,adamw'
 _GPT2 = '--config=experiments/gpt2_124m.py:lion'

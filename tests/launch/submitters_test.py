@@ -10,13 +10,15 @@ from unittest import mock
 import pytest
 import yaml
 
-from steepest.launch import job as jobs
-from steepest.launch.submitters import gke
-from steepest.launch.submitters import local
-from steepest.launch.submitters import slurm
-from steepest.launch.submitters import tpu
-from steepest.launch.submitters import tpu_vm
-from steepest.launch.submitters import xmanager
+from steepest.launch.submitters import (
+  gke,
+  job as jobs,
+  local,
+  slurm,
+  tpu,
+  tpu_vm,
+  xmanager,
+)
 
 _GOLDEN = pathlib.Path(__file__).parent.parent / 'golden' / 'submit'
 # Everything that a shell, YAML or Python could take for its own.

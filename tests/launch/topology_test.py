@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from steepest.experiments import tiny
-from steepest.launch import assemble
-from steepest.training import metrics
+from steepest.training import metrics, run as assemble
 
 _COMMON = {
   'data.source': 'flat:tests/golden/tokens.npy',

@@ -7,16 +7,13 @@ import pathlib
 import subprocess
 import sys
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 
 from steepest.experiments import transfer as recipe
-from steepest.launch.sweeps import climb
-from steepest.launch.sweeps import ladder
-from steepest.models import config as model_config
-from steepest.models import parametrization
+from steepest.models import config as model_config, parametrization
+from steepest.tuning import climb, ladder
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _GRID = (1e-3, 2e-3, 4e-3, 8e-3)

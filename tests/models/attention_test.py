@@ -3,14 +3,11 @@
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
-from jax.sharding import AxisType
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from steepest.models import attention
-from steepest.models import matmul
+from steepest.models import attention, matmul
 from steepest.training import mesh as mesh_lib
 
 _B, _L, _H, _K, _h, _SCALE = 4, 16, 4, 2, 8, 0.3

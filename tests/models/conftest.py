@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from steepest.experiments import base
-from steepest.launch import assemble
-from steepest.models import config as model_config
-from steepest.models import parametrization
+from steepest.models import config as model_config, parametrization
+from steepest.training import run as assemble
 
 SMALL = {
   'num_layers': 2,

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from steepest.experiments import base
-from steepest.interop import huggingface
-from steepest.launch import assemble
-from steepest.models import attention
-from steepest.models import config as model_config
-from steepest.models import parametrization
+from steepest.models import (
+  attention,
+  config as model_config,
+  huggingface,
+  parametrization,
+)
+from steepest.training import run as assemble
 
 _TOKENS = np.random.default_rng(0).integers(0, 64, (2, 11)).astype(np.int32)
 _VARIANTS = [

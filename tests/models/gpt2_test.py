@@ -5,8 +5,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from steepest.models import gpt2
-from steepest.models import remat
+from steepest.models import gpt2, remat
 
 _EPS = 1e-5
 

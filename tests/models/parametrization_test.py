@@ -2,8 +2,7 @@
 
 import pathlib
 
-from flax import linen as nn
-from flax import traverse_util
+from flax import linen as nn, traverse_util
 import jax
 import numpy as np
 import pytest

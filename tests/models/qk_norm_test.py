@@ -1,13 +1,11 @@
 """QK-norm against numpy, and its absence against the model without the key."""
 
-from flax import linen as nn
-from flax import traverse_util
+from flax import linen as nn, traverse_util
 import jax
 import numpy as np
 import pytest
 
-from steepest.interop import huggingface
-from steepest.interop import huggingface_export
+from steepest.models import huggingface, huggingface_export
 
 _NAMES = ('gpt2', 'llama')
 _EPS = {'gpt2': 1e-5, 'llama': 1e-6}

@@ -5,14 +5,11 @@ import functools
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
-from jax.sharding import AxisType
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from steepest.models import attention
-from steepest.models import splash
+from steepest.models import attention, splash
 from steepest.training import mesh as mesh_lib
 
 _B, _L, _SCALE = 4, 128, 0.3

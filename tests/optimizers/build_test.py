@@ -3,17 +3,14 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from hypothesis import given
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 import jax
 from jax import numpy as jnp
 import numpy as np
 import pytest
 
 from steepest.experiments import base
-from steepest.optimizers import build
-from steepest.optimizers import parts
+from steepest.optimizers import build, parts
 
 _ALWAYS = dict.fromkeys(build.DECAY_MODES, 1.0)
 _NEVER = dict.fromkeys(build.DECAY_MODES, 0.0)

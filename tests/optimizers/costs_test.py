@@ -6,8 +6,7 @@ import pytest
 
 from steepest.experiments import base
 from steepest.models.parametrization import Factors
-from steepest.optimizers import build
-from steepest.optimizers import costs
+from steepest.optimizers import build, costs
 
 _SHAPES = {'embedding': (1000, 256), 'hidden': (256, 512), 'gain': (256,)}
 _SIZE = 1000 * 256 + 256 * 512 + 256

@@ -1,8 +1,6 @@
 """Moments in bfloat16: rounding, averages that stay right, and the chain."""
 
-from hypothesis import given
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -10,9 +8,7 @@ import pytest
 
 from steepest.experiments import base
 from steepest.models.parametrization import Factors
-from steepest.optimizers import adamw
-from steepest.optimizers import build
-from steepest.optimizers import moments
+from steepest.optimizers import adamw, build, moments
 
 _SHAPES = {'embedding': (16, 8), 'hidden': (8, 8), 'gain': (8,)}
 

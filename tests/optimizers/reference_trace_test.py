@@ -8,9 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from steepest.optimizers import adamw
-from steepest.optimizers import lion
-from steepest.optimizers import sophia
+from steepest.optimizers import adamw, lion, sophia
 
 _NAMES = ('embedding', 'hidden', 'bias')
 

@@ -2,9 +2,7 @@
 
 import math
 
-from hypothesis import given
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 import jax
 from jax import numpy as jnp
 import numpy as np

@@ -5,11 +5,13 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from steepest.optimizers import adamw
-from steepest.optimizers import cautious_adamw
-from steepest.optimizers import cautious_lion
-from steepest.optimizers import lion
-from steepest.optimizers import signum
+from steepest.optimizers import (
+  adamw,
+  cautious_adamw,
+  cautious_lion,
+  lion,
+  signum,
+)
 
 
 def _gradients():

@@ -5,8 +5,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from steepest.optimizers import adamw
-from steepest.optimizers import soap
+from steepest.optimizers import adamw, soap
 
 _KINDS = {'w': 'hidden', 'b': 'bias'}
 _B1, _B2, _EPS = 0.9, 0.95, 1e-8

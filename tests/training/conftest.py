@@ -7,13 +7,11 @@ import numpy as np
 import pytest
 
 from steepest.experiments import base
-from steepest.launch import assemble
 from steepest.launch import cli
 from steepest.models import config as model_config
 from steepest.optimizers import build
-from steepest.training.loop import Callbacks
-from steepest.training.loop import Loop
-from steepest.training.loop import LoopConfig
+from steepest.training import run as assemble
+from steepest.training.loop import Callbacks, Loop, LoopConfig
 from steepest.training.program import Program
 from steepest.training.watchdog import Policy
 

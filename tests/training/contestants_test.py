@@ -9,8 +9,7 @@ from steepest.experiments import base
 from steepest.models.parametrization import Factors
 from steepest.optimizers import build
 from steepest.training.checkpoint import Checkpointer
-from steepest.training.step import Step
-from steepest.training.step import TrainState
+from steepest.training.step import Step, TrainState
 
 _SHAPES = {'embedding': (11, 6), 'hidden': (6, 6), 'gain': (6,)}
 # Those whose state is laid out, or whose parameters are moved, in a way of

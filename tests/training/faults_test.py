@@ -10,11 +10,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from steepest.data import flat
-from steepest.data import pipeline
+from steepest.data import flat, pipeline
 from steepest.experiments import base
-from steepest.training import integrity
-from steepest.training import metrics
+from steepest.training import integrity, metrics
 from steepest.training.checkpoint import Checkpointer
 from steepest.training.loop import Callbacks
 from steepest.training.signals import Stopped

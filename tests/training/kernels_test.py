@@ -5,10 +5,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from steepest.training import chips
-from steepest.training import flops
-from steepest.training import kernels
-from steepest.training import planner
+from steepest.training import chips, flops, kernels, planner
 
 # Everything that the reading has to know of a program, as XLA writes it.
 _TEXT = """HloModule jit_f, is_scheduled=true, input_output_alias={ {0}: (0, {\

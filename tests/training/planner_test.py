@@ -6,13 +6,9 @@ from ml_collections import ConfigDict
 import pytest
 
 from steepest.experiments import base
-from steepest.launch import assemble
-from steepest.launch import plans
-from steepest.models import config as model_config
-from steepest.models import remat
-from steepest.training import chips
-from steepest.training import flops
-from steepest.training import planner
+from steepest.models import config as model_config, remat
+from steepest.training import chips, flops, planner, run as assemble
+from steepest.tuning import plans
 
 _GPT2_124M = {'model.vocab_size': 50_304, 'batch_size': 64}
 _GPT2_3B = {

@@ -13,13 +13,11 @@ import numpy as np
 import pytest
 
 from steepest.experiments import base
-from steepest.launch import assemble
-from steepest.models import config as model_config
-from steepest.models import parametrization
+from steepest.models import config as model_config, parametrization
 from steepest.models.parametrization import Parametrization
 from steepest.optimizers import build
-from steepest.training.step import Step
-from steepest.training.step import TrainState
+from steepest.training import run as assemble
+from steepest.training.step import Step, TrainState
 
 _OPTIMIZERS = ('adamw', 'lion', 'sophia')
 _BASE = 16

@@ -12,8 +12,7 @@ import pytest
 from steepest.training import metrics
 from steepest.training.loop import Callbacks
 from steepest.training.signals import Stopped
-from steepest.training.watchdog import Diverged
-from steepest.training.watchdog import Policy
+from steepest.training.watchdog import Diverged, Policy
 
 _TIMED = {'seconds', 'tokens_per_second', 'data/wait_seconds', 'mfu'}
 _SKIP = Policy('skip_update', 0, 1.0, 4, 10)

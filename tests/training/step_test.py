@@ -7,8 +7,7 @@ import pytest
 
 from steepest.training import step as step_lib
 from steepest.training.loss import cross_entropy
-from steepest.training.step import Step
-from steepest.training.step import key_for
+from steepest.training.step import Step, key_for
 
 _FEATURES = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
 _TOKENS = np.random.default_rng(1).integers(0, 7, (4, 5)).astype(np.int32)

@@ -7,9 +7,7 @@ import types
 import pytest
 
 from steepest.experiments import tiny
-from steepest.launch import assemble
-from steepest.training import metrics
-from steepest.training import wandb_writer
+from steepest.training import metrics, run as assemble, wandb_writer
 
 
 class _Notes(dict):

@@ -2,16 +2,12 @@
 
 import json
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from steepest.training.watchdog import Policy
-from steepest.training.watchdog import Spike
-from steepest.training.watchdog import Watchdog
-from steepest.training.watchdog import parse
+from steepest.training.watchdog import Policy, Spike, Watchdog, parse
 
 _INF = float('inf')
 

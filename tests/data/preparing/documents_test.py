@@ -9,8 +9,7 @@ from pyarrow import parquet
 import pytest
 import zstandard
 
-from steepest.data.preparing import documents
-from steepest.data.preparing import inputs
+from steepest.data.preparing import documents, inputs
 
 _RECORDS = [
   {'text': 'one', 'meta': {'redpajama_set_name': 'RedPajamaC4'}},

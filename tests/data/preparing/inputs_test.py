@@ -10,8 +10,7 @@ from pyarrow import parquet
 import pytest
 
 from steepest.data import prepare
-from steepest.data.preparing import documents
-from steepest.data.preparing import inputs
+from steepest.data.preparing import documents, inputs
 
 _TFDS = """
 import sys

@@ -5,9 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from steepest.eval.comparing import accuracy
-from steepest.eval.comparing import comparison
-from steepest.eval.comparing import statistics
+from steepest.eval.comparing import accuracy, comparison, statistics
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 import itertools
 
-from hypothesis import given
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 import pytest
 
 from steepest.eval.comparing import agreement

@@ -4,10 +4,7 @@ import json
 
 import pytest
 
-from steepest.eval.comparing import budgets
-from steepest.eval.comparing import comparison
-from steepest.eval.comparing import costs
-from steepest.eval.comparing import rules
+from steepest.eval.comparing import budgets, comparison, costs, rules
 
 
 @pytest.fixture(scope='module')

@@ -5,10 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from steepest.eval.comparing import claims
-from steepest.eval.comparing import comparison
-from steepest.eval.comparing import findings
-from steepest.eval.comparing import rate_findings
+from steepest.eval.comparing import claims, comparison, findings, rate_findings
 
 
 @pytest.fixture(scope='module')

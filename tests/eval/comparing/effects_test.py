@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from steepest.eval.comparing import comparison
-from steepest.eval.comparing import groups
+from steepest.eval.comparing import comparison, groups
 
 
 @pytest.fixture(scope='module')

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from steepest.eval.comparing import comparison
-from steepest.eval.comparing import fairness
+from steepest.eval.comparing import comparison, fairness
 
 
 @pytest.fixture

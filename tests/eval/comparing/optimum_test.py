@@ -2,14 +2,11 @@
 
 import math
 
-from hypothesis import assume
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import assume, given, strategies as st
 import numpy as np
 import pytest
 
-from steepest.eval.comparing import optimum
-from steepest.eval.comparing import statistics
+from steepest.eval.comparing import optimum, statistics
 
 _LRS = tuple(1e-3 * 2.0**i for i in range(6))
 

@@ -10,12 +10,9 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from steepest.eval.comparing import comparison
-from steepest.eval.comparing import pairs
-from steepest.eval.comparing import statistics
-from steepest.eval.report import pairs as report_pairs
-from steepest.eval.report import report
-from steepest.eval.scoring import tasks
+from steepest.eval import tasks
+from steepest.eval.comparing import comparison, pairs, statistics
+from steepest.eval.report import pairs as report_pairs, report
 
 _EVIL = '<script>alert("x")</script>'
 _SUBJECTS = sorted(tasks.GROUPS['mmlu'])[:2]

@@ -1,11 +1,9 @@
 """The set that nothing beats, against sweeps and definitions of others."""
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 import pytest
 
-from steepest.eval.comparing import comparison
-from steepest.eval.comparing import pareto
+from steepest.eval.comparing import comparison, pareto
 
 _SMALL = st.integers(0, 6)
 

@@ -2,15 +2,12 @@
 
 import math
 
-from hypothesis import given
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
 from scipy import optimize
 
-from steepest.eval.comparing import comparison
-from steepest.eval.comparing import scaling_fit
+from steepest.eval.comparing import comparison, scaling_fit
 
 _FLOOR = st.floats(1.5, 3.5)
 _SCALE = st.floats(0.2, 3.0)

@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from steepest.eval.comparing import comparison
-from steepest.eval.comparing import sensitivity
+from steepest.eval.comparing import comparison, sensitivity
 
 _LRS = tuple(1e-3 * 2.0**i for i in range(7))
 _BEST = 8e-3

@@ -2,14 +2,11 @@
 
 import json
 
-from hypothesis import given
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
 
-from steepest.eval.comparing import comparison
-from steepest.eval.comparing import targets
+from steepest.eval.comparing import comparison, targets
 
 
 @settings(deadline=None)

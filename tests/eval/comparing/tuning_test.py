@@ -5,8 +5,7 @@ import math
 
 import pytest
 
-from steepest.eval.comparing import comparison
-from steepest.eval.comparing import tuning
+from steepest.eval.comparing import comparison, tuning
 from steepest.eval.plots import tuning as tuning_plots
 from steepest.eval.report import details
 

@@ -9,8 +9,7 @@ import pytest
 
 from steepest.eval.comparing import comparison
 from steepest.eval.plots import curves
-from steepest.eval.report import report
-from steepest.eval.report import tables
+from steepest.eval.report import report, tables
 
 
 def _compare(path):

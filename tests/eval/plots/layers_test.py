@@ -5,8 +5,7 @@ import json
 import numpy as np
 
 from steepest.eval.comparing import comparison
-from steepest.eval.plots import layers
-from steepest.eval.plots import training
+from steepest.eval.plots import layers, training
 
 _LAYERS = ['embedding', 'block_0', 'block_2', 'block_10', 'norm', 'readout']
 

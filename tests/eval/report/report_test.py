@@ -12,8 +12,7 @@ import pytest
 from rich.console import Console
 
 from steepest.eval.comparing import comparison
-from steepest.eval.plots import course
-from steepest.eval.plots import theme
+from steepest.eval.plots import course, theme
 from steepest.eval.report import report
 
 _VOID = {'meta', 'link', 'br', 'img', 'input', 'hr', 'line'}

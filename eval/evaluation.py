@@ -1,0 +1,269 @@
+"""Scores a model on benchmarks and keeps what it was scored on."""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+from steepest.data import benchmarks
+from steepest.data.tokenizers import Tokenizer
+from steepest.eval import (
+  metrics as metrics_lib,
+  questions as questions_lib,
+  requests as requests_lib,
+  tasks as tasks_lib,
+)
+from steepest.eval.likelihoods import Progress, Score, ScoreFn
+
+LIMIT_RULE = (
+  'the first N questions of a task; all selected MMLU subjects together count '
+  'as one task, whose questions are taken one from each subject in turn'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+  """Benchmarks ready to be scored again and again, by models of a tokenizer.
+
+  Attributes:
+    selection: tasks and groups.
+    questions: their documents.
+    requests: those of `questions`, in order, then given pairs.
+    info: what was read: tokenizer, limit, data files with their hashes.
+  """
+
+  selection: tasks_lib.Selection
+  questions: tuple[questions_lib.Question, ...]
+  requests: Sequence[requests_lib.Request]
+  info: Mapping[str, Any]
+
+  def check(self, max_length: int) -> None:
+    """Raises a ValueError if a continuation does not fit into a model."""
+    for request in self.requests:
+      requests_lib.truncate(request, max_length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+  """Scores of a model.
+
+  Attributes:
+    info: how they came about; see `run`.
+    metrics: task or group -> {metric: value, metric_stderr: value, n: count}.
+    rows: of each request its strings, ids, log-likelihood and is_greedy.
+    predictions: of each question and accuracy the index chosen and the gold.
+  """
+
+  info: dict[str, Any]
+  metrics: dict[str, dict[str, Any]]
+  rows: list[dict[str, Any]]
+  predictions: list[dict[str, Any]]
+
+  def write(self, directory: pathlib.Path) -> None:
+    """Writes results.json, requests.jsonl and predictions.jsonl."""
+    directory.mkdir(parents=True, exist_ok=True)
+    _write(directory / 'requests.jsonl', map(_line, self.rows))
+    _write(directory / 'predictions.jsonl', map(_line, self.predictions))
+    results = {'info': self.info, 'metrics': self.metrics}
+    # Last: whoever finds it finds the others complete.
+    _write(directory / 'results.json', [json.dumps(results, indent=1) + '\n'])
+
+
+def prepare(
+  tokenizer: Tokenizer,
+  tasks: str | tasks_lib.Selection,
+  data_dir: str | os.PathLike[str],
+  limit: int = 0,
+) -> Suite:
+  """Reads benchmarks, which are tokenised as they are scored.
+
+  Args:
+    tokenizer: the model's.
+    tasks: comma-separated names or globs (see `tasks.select`), or what they
+      select.
+    data_dir: holds `<file>.jsonl[.gz]` of every task.
+    limit: questions per task, see LIMIT_RULE; 0: all.
+
+  Raises:
+    FileNotFoundError: documents are missing.
+    ValueError: a task is unknown, or a document is malformed.
+  """
+  directory = pathlib.Path(data_dir)
+  selection = tasks_lib.select(tasks) if isinstance(tasks, str) else tasks
+  questions = questions_lib.read_questions(
+    selection.tasks, directory, limit, selection.limits
+  )
+  found = {question.task.family for question in questions}
+  for task in selection.tasks:
+    if task.family not in found:
+      path = questions_lib.find_file(directory, task.file)
+      raise ValueError(f'{path} has no document for {task.family}')
+  info = {
+    'tasks': [task.name for task in selection.tasks],
+    'limit': limit,
+    'limits': selection.limits,
+    'limit_rule': LIMIT_RULE,
+    'shots': {t.name: t.shots for t in selection.tasks if t.shots},
+    'data': {
+      f'{stem}.jsonl': _describe(questions_lib.find_file(directory, stem))
+      for stem in questions_lib.stems(selection.tasks)
+    },
+    'tokenizer': {'name': tokenizer.name, 'sha256': tokenizer.sha256},
+  }
+  requests = requests_lib.build(tokenizer, questions)
+  return Suite(selection, tuple(questions), requests, info)
+
+
+def add_requests(suite: Suite, path: str, tokenizer: Tokenizer) -> Suite:
+  """Adds given pairs to a suite; they have no metrics. See `read_requests`."""
+  if not path:
+    return suite
+  file = pathlib.Path(path)
+  given = requests_lib.read_requests(file, tokenizer)
+  return dataclasses.replace(
+    suite,
+    requests=(*suite.requests, *given),
+    info={**suite.info, 'given': _describe(file)},
+  )
+
+
+def run(
+  score_fn: ScoreFn,
+  params: Any,
+  suite: Suite,
+  max_length: int,
+  progress: Progress | None = None,
+) -> Results:
+  """Scores a model.
+
+  Args:
+    score_fn: of `scoring.make_score_fn`.
+    params: the model's.
+    suite: what to score it on.
+    max_length: tokens that the model takes.
+    progress: called with requests done and requests in all.
+
+  Returns:
+    Results, whose `info` is the suite's and: `max_length`; `chance`, accuracy
+    of guessing by task and group; `requests`; `truncated`, requests that lost
+    their start; `empty`, selected tasks without a question; `seconds`, of wall
+    time, compilation included.
+
+  Raises:
+    ValueError: a continuation is longer than the model.
+  """
+  start = time.perf_counter()
+  scores = score_fn(params, suite.requests, max_length, progress)
+  answered = _by_task(suite.questions, scores)
+  metrics = {}
+  chance = {}
+  predictions: list[dict[str, Any]] = []
+  for name, (questions, answers) in answered.items():
+    metrics[name] = metrics_lib.summarize(questions, answers)
+    chance[name] = metrics_lib.chance(questions)
+    predictions += _predictions(questions, answers)
+  for group, names in suite.selection.groups.items():
+    present = [name for name in names if name in metrics]
+    if present:
+      metrics[group] = metrics_lib.pool([metrics[name] for name in present])
+      weights = [(metrics[name]['n'], chance[name]) for name in present]
+      chance[group] = sum(n * c for n, c in weights) / metrics[group]['n']
+  info = {
+    **suite.info,
+    'max_length': max_length,
+    'chance': {name: c for name, c in chance.items() if c is not None},
+    'requests': len(suite.requests),
+    'truncated': sum(
+      len(r.context_ids) + len(r.continuation_ids) > max_length + 1
+      for r in suite.requests
+    ),
+    'empty': [t.name for t in suite.selection.tasks if t.name not in metrics],
+    'seconds': time.perf_counter() - start,
+  }
+  return Results(info, metrics, describe(suite.requests, scores), predictions)
+
+
+def evaluate(
+  score_fn: ScoreFn,
+  params: Any,
+  tokenizer: Tokenizer,
+  tasks: str | tasks_lib.Selection,
+  data_dir: str | os.PathLike[str],
+  max_length: int,
+  limit: int = 0,
+  progress: Progress | None = None,
+) -> Results:
+  """Scores a model on benchmarks: `prepare`, then `run`."""
+  suite = prepare(tokenizer, tasks, data_dir, limit)
+  return run(score_fn, params, suite, max_length, progress)
+
+
+def describe(
+  requests: Sequence[requests_lib.Request], scores: Sequence[Score]
+) -> list[dict[str, Any]]:
+  """Returns the lines of requests.jsonl."""
+  return [
+    {**vars(request), **vars(score)} for request, score in zip(requests, scores)
+  ]
+
+
+def _by_task(
+  questions: Sequence[questions_lib.Question], scores: Sequence[Score]
+) -> dict[str, tuple[list[questions_lib.Question], list[Sequence[Score]]]]:
+  """Returns the questions of each task and the scores of their requests."""
+  tasks: dict[str, tuple[list, list]] = {}
+  start = 0
+  for question in questions:
+    stop = start + len(question.pairs())
+    members, answers = tasks.setdefault(question.task.name, ([], []))
+    members.append(question)
+    answers.append(scores[start:stop])
+    start = stop
+  return tasks
+
+
+def _predictions(
+  questions: Sequence[questions_lib.Question],
+  answers: Sequence[Sequence[Score]],
+) -> list[dict[str, Any]]:
+  return [
+    {
+      'task': question.task.name,
+      'doc_id': question.doc_id,
+      'metric': metric,
+      'pred': metrics_lib.predict(question, scores, metric),
+      'gold': question.example.gold,
+    }
+    for question, scores in zip(questions, answers)
+    for metric in question.task.metrics
+    if question.example.gold is not None
+  ]
+
+
+def _describe(path: pathlib.Path) -> dict[str, str]:
+  with path.open('rb') as file:
+    digest = hashlib.file_digest(file, 'sha256').hexdigest()
+  return {
+    'path': str(path),
+    'sha256': digest,
+    'origin': benchmarks.origin(path),
+  }
+
+
+def _line(row: Mapping[str, Any]) -> str:
+  return json.dumps(row, ensure_ascii=False) + '\n'
+
+
+def _write(path: pathlib.Path, lines: Iterable[str]) -> None:
+  """Replaces the file at `path` as a whole."""
+  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  try:
+    with temporary.open('w', encoding='utf-8') as file:
+      file.writelines(lines)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)

@@ -1,0 +1,304 @@
+"""Import from Hugging Face's layout: values, dtypes, shards, errors."""
+
+import json
+import shutil
+import tarfile
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+
+from steepest.experiments import base
+from steepest.models import config as model_config, huggingface, parametrization
+from steepest.training import run as assemble
+
+_NAMES = ('gpt2', 'llama')
+
+
+@pytest.fixture
+def copy(golden, tmp_path):
+  """Returns a function that copies a reference model to be damaged."""
+
+  def fn(name):
+    return shutil.copytree(golden / name, tmp_path / name)
+
+  return fn
+
+
+def _model(directory, **shapes):
+  config = base.get_config()
+  config.model.update(huggingface.read_config(directory))
+  config.model.update(shapes)
+  config.dtype.compute = 'float32'
+  return model_config.resolve(config.model, 0, config.dtype)
+
+
+def _read(directory, **shapes):
+  params = huggingface.read_params(directory, _model(directory, **shapes))
+  return traverse_util.flatten_dict(params, sep='/')
+
+
+def _edit(directory, **keys):
+  path = directory / 'config.json'
+  config = json.loads(path.read_text('utf-8'))
+  config.update(keys)
+  path.write_text(json.dumps(config), 'utf-8')
+
+
+def _tensors(directory):
+  return safetensors.load_file(directory / 'model.safetensors')
+
+
+def _save(directory, tensors):
+  tensors = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
+  safetensors.save_file(tensors, directory / 'model.safetensors')
+
+
+def _logits(directory, tokens):
+  model = _model(directory)
+  config = base.get_config().parametrization
+  rules = parametrization.resolve(config, model)
+  module = assemble.find_model(model.name).Model(model, rules)
+  params = huggingface.read_params(directory, model)
+  return jax.jit(module.apply)({'params': params}, jnp.asarray(tokens))
+
+
+def test_gpt2s_shapes(golden):
+  model = _model(golden / 'gpt2')
+  assert (model.width, model.mlp_dim, model.head_dim) == (64, 256, 16)
+  assert (model.context, model.vocab_size) == (64, 256)
+  assert model.tie_embeddings and model.bias
+  assert (model.norm_eps, model.activation) == (1e-5, 'gelu_tanh')
+
+
+def test_llamas_shapes(golden):
+  model = _model(golden / 'llama')
+  assert (model.width, model.mlp_dim, model.head_dim) == (64, 172, 16)
+  assert (model.num_heads, model.num_kv_heads) == (4, 2)
+  assert not model.tie_embeddings and not model.bias
+  assert (model.norm_eps, model.activation) == (1e-6, 'silu')
+  assert model.rope_base == 10_000
+
+
+@pytest.mark.parametrize('key', ['rope_theta', 'rope_parameters'])
+def test_rotary_base_of_old_and_new_files(copy, key):
+  """transformers 5 writes it inside rope_parameters alone."""
+  directory = copy('llama')
+  path = directory / 'config.json'
+  config = json.loads(path.read_text('utf-8'))
+  del config['rope_parameters']
+  path.write_text(json.dumps(config), 'utf-8')
+  assert _model(directory).rope_base == 1e4  # The first LLaMA's files.
+  value = 5e5 if key == 'rope_theta' else {'rope_theta': 5e5}
+  path.write_text(json.dumps({**config, key: value}), 'utf-8')
+  assert _model(directory).rope_base == 5e5
+
+
+@pytest.mark.parametrize('name', _NAMES)
+def test_shards(copy, golden, name):
+  directory = copy(name)
+  tensors = _tensors(directory)
+  (directory / 'model.safetensors').unlink()
+  names = sorted(tensors)
+  for i, part in enumerate((names[::2], names[1::2]), 1):
+    safetensors.save_file(
+      {n: tensors[n] for n in part},
+      directory / f'model-0000{i}-of-00002.safetensors',
+    )
+  wanted = _read(golden / name)
+  got = _read(directory)
+  assert got.keys() == wanted.keys()
+  for path, value in wanted.items():
+    np.testing.assert_array_equal(got[path], value)
+  # An index says which files count; others may lie beside them.
+  safetensors.save_file(
+    {'layers.0.wq': np.zeros((2, 2))}, directory / 'consolidated.safetensors'
+  )
+  files = [f'model-0000{i}-of-00002.safetensors' for i in (1, 2)]
+  index = {n: files[i % 2] for i, n in enumerate(names)}
+  path = directory / 'model.safetensors.index.json'
+  path.write_text(json.dumps({'metadata': {}, 'weight_map': index}), 'utf-8')
+  assert _read(directory).keys() == wanted.keys()
+  (directory / files[1]).unlink()
+  with pytest.raises(FileNotFoundError, match=f'{files[1]}, named in .* gone'):
+    _read(directory)
+  # Whole weights, but of another folder.
+  there = directory.with_name('there')
+  there.mkdir()
+  safetensors.save_file(tensors, there / 'model.safetensors')
+  index = dict.fromkeys(names, '../there/model.safetensors')
+  path.write_text(json.dumps({'weight_map': index}), 'utf-8')
+  with pytest.raises(ValueError, match='which is no file beside it'):
+    _read(directory)
+  path.write_text('[]', 'utf-8')
+  with pytest.raises(ValueError, match='has no weight_map'):
+    _read(directory)
+
+
+@pytest.mark.parametrize('dtype', [ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize('name', _NAMES)
+def test_half_precision(copy, name, dtype):
+  directory = copy(name)
+  tensors = _tensors(directory)
+  wanted = {k: v.astype(dtype).astype(np.float32) for k, v in tensors.items()}
+  _save(directory, wanted)
+  expected = _read(directory)
+  _save(directory, {k: v.astype(dtype) for k, v in tensors.items()})
+  for path, value in _read(directory).items():
+    assert value.dtype == np.float32
+    np.testing.assert_array_equal(value, expected[path])
+
+
+@pytest.mark.parametrize('name', _NAMES)
+def test_checkpoints_of_the_bare_transformer(copy, golden, name):
+  """Without the `transformer.` or `model.` that the head's class adds."""
+  directory = copy(name)
+  tensors = {
+    k.removeprefix('transformer.').removeprefix('model.'): v
+    for k, v in _tensors(directory).items()
+  }
+  _save(directory, tensors)
+  wanted = _read(golden / name)
+  for path, value in _read(directory).items():
+    np.testing.assert_array_equal(value, wanted[path])
+
+
+def test_constants_of_old_files_are_passed_over(copy):
+  directory = copy('gpt2')
+  tensors = _tensors(directory)
+  tensors['h.0.attn.bias'] = np.tril(np.ones((1, 1, 64, 64), np.float32))
+  tensors['h.0.attn.masked_bias'] = np.float32(-1e4)[None]
+  tensors['lm_head.weight'] = _read(directory)['embedding']
+  _save(directory, tensors)
+  assert _read(directory)
+
+
+def test_a_smaller_context_keeps_the_first_positions(golden):
+  whole = _read(golden / 'gpt2')['positions']
+  cut = _read(golden / 'gpt2', context=20)['positions']
+  np.testing.assert_array_equal(cut, whole[:20])
+
+
+@pytest.mark.parametrize('name', _NAMES)
+def test_a_missing_tensor_is_named(copy, name):
+  directory = copy(name)
+  tensors = _tensors(directory)
+  gone = next(k for k in sorted(tensors) if 'mlp' in k)
+  del tensors[gone]
+  _save(directory, tensors)
+  with pytest.raises(ValueError, match='mlp.* is missing'):
+    _read(directory)
+
+
+@pytest.mark.parametrize('name', _NAMES)
+def test_a_left_over_tensor_is_named(copy, name):
+  directory = copy(name)
+  _save(directory, {**_tensors(directory), 'adapter.w': np.zeros((2, 2))})
+  with pytest.raises(ValueError, match=r'adapter\.w has no place'):
+    _read(directory)
+
+
+@pytest.mark.parametrize('name', _NAMES)
+def test_a_wrong_shape_is_named(copy, name):
+  directory = copy(name)
+  tensors = _tensors(directory)
+  key = next(k for k in sorted(tensors) if 'mlp' in k and tensors[k].ndim == 2)
+  _save(directory, {**tensors, key: tensors[key][:-1]})
+  with pytest.raises(ValueError, match=f'{key} has shape .*config wants'):
+    _read(directory)
+
+
+@pytest.mark.parametrize(
+  'name, keys, said',
+  [
+    ('gpt2', {'model_type': 'bert'}, "'bert' is not one of gpt2, llama"),
+    ('gpt2', {'activation_function': 'relu'}, "'relu' is not supported"),
+    ('gpt2', {'scale_attn_by_inverse_layer_idx': True}, 'not supported'),
+    ('gpt2', {'scale_attn_weights': False}, 'scale_attn_weights=False is not'),
+    (
+      'llama',
+      {'rope_parameters': {'rope_type': 'yarn'}},
+      "config.json: rope_parameters.rope_type 'yarn' is not supported",
+    ),
+    (
+      'llama',
+      {'rope_parameters': {'partial_rotary_factor': 0.5}},
+      'rope_parameters.partial_rotary_factor is not supported',
+    ),
+    (
+      'llama',
+      {'rope_scaling': {'type': 'linear'}, 'rope_parameters': None},
+      "config.json: key 'factor' is missing",
+    ),
+    (
+      'llama',
+      {'rope_parameters': {'rope_type': 'linear', 'factor': 'much'}},
+      'config.json: .*much',
+    ),
+    ('llama', {'attention_bias': True}, 'differ: not supported'),
+  ],
+)
+def test_unlike_architectures_are_refused(copy, name, keys, said):
+  directory = copy(name)
+  _edit(directory, **keys)
+  with pytest.raises(ValueError, match=said):
+    _model(directory)
+
+
+def test_missing_files_are_named(copy, tmp_path):
+  with pytest.raises(FileNotFoundError, match=r'no .*config\.json'):
+    huggingface.read_config(tmp_path / 'nowhere')
+  directory = copy('gpt2')
+  model = _model(directory)
+  (directory / 'model.safetensors').write_bytes(b'not safetensors')
+  with pytest.raises(ValueError, match='is not safetensors'):
+    huggingface.read_params(directory, model)
+  (directory / 'model.safetensors').unlink()
+  with pytest.raises(FileNotFoundError, match=r'no \*\.safetensors'):
+    huggingface.read_params(directory, model)
+  (directory / 'config.json').write_text('{', 'utf-8')
+  with pytest.raises(ValueError, match='is not JSON'):
+    huggingface.read_config(directory)
+  (directory / 'config.json').write_text('{"model_type": "gpt2"}', 'utf-8')
+  with pytest.raises(ValueError, match="key 'n_layer' is missing"):
+    huggingface.read_config(directory)
+
+
+@pytest.mark.parametrize(
+  'model', ['gpt2_tiny', 'llama_tiny', 'llama_stories260k']
+)
+def test_foreign_models_give_the_recorded_likelihoods(
+  conformance, tmp_path, model
+):
+  """Log-likelihoods of texts under models of other origin."""
+  archive = conformance / 'evalkit.tar.xz'
+  if not archive.exists():
+    pytest.skip(f'{archive} does not exist')
+  with tarfile.open(archive) as files:
+    parts = (f'models/{model}/', f'expected/{model}.jsonl')
+    members = [m for m in files.getmembers() if any(p in m.name for p in parts)]
+    files.extractall(tmp_path, members, filter='data')
+  directory = next(tmp_path.rglob(f'models/{model}'))
+  lines = next(tmp_path.rglob(f'expected/{model}.jsonl')).read_text('utf-8')
+  rows, wanted = [], []
+  for line in lines.splitlines()[:6]:
+    record = json.loads(line)
+    for choice in record['choices']:
+      context = record['contexts_ids'][choice['context']]
+      rows.append((context, choice['continuation_ids']))
+      wanted.append(choice['loglikelihood'])
+  length = max(len(c) + len(t) for c, t in rows)
+  tokens = np.zeros((len(rows), length), np.int32)
+  for row, (context, continuation) in zip(tokens, rows):
+    row[: len(context) + len(continuation)] = context + continuation
+  logits = np.asarray(_logits(directory, tokens), np.float64)
+  for row, line, ids, expected in zip(rows, logits, tokens, wanted):
+    start, end = len(row[0]), len(row[0]) + len(row[1])
+    line = line[start - 1 : end - 1]
+    chosen = np.take_along_axis(line, ids[start:end, None], 1)[:, 0]
+    total = (chosen - np.log(np.exp(line).sum(1))).sum()
+    assert total == pytest.approx(expected, abs=2e-4)

@@ -1,0 +1,45 @@
+"""What a run may be given, and what a restart may change."""
+
+import json
+
+import pytest
+
+from steepest.experiments import base
+from steepest.training import config as validation
+
+
+@pytest.mark.parametrize('kind', ['cosine', 'linear', 'wsd', 'constant'])
+def test_fewer_steps_are_refused_where_they_change_the_schedule(tmp_path, kind):
+  config = base.get_config()
+  config.schedule.kind = kind
+  saved = json.dumps(validation.as_json(config))
+  (tmp_path / 'config.json').write_text(saved, 'utf-8')
+  validation.check_same(config, tmp_path)
+  config.steps -= 1
+  if kind == 'constant':
+    validation.check_same(config, tmp_path)
+    return
+  with pytest.raises(ValueError, match='steps=10000, asked for 9999'):
+    validation.check_same(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+  'key, value, said',
+  [
+    ('schedule.warmup_steps', -(2**63) - 1, 'must be at least -2147483647'),
+    ('schedule.warmup_steps', 2**70, 'must be at most 2147483647'),
+    ('optimizer.lr', 3.4028234663852890e38, 'must be finite as a float32'),
+    ('optimizer.lr', float('nan'), 'must be finite as a float32'),
+    ('optimizer.hessian_subset', 0, 'must be at least 1'),
+    ('optimizer.betas', (0.9, float('inf')), 'must be finite as a float32'),
+  ],
+)
+def test_numbers_that_the_devices_do_not_hold_are_refused(key, value, said):
+  config = base.get_config()
+  validation.check_ranges(config)
+  with config.ignore_type():
+    config.update_from_flattened_dict({key: value})
+  with pytest.raises(ValueError) as error:
+    validation.check_ranges(config)
+  assert str(error.value).startswith(f'{key}=')
+  assert said in str(error.value)

@@ -1,0 +1,251 @@
+"""Runs in this process: restarts, warm starts, reading models back."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from steepest.data import tokenizers
+from steepest.experiments import tiny
+from steepest.training import loading, run as assemble
+
+_TIMED = ('seconds', 'data/wait_seconds', 'tokens_per_second')
+
+
+@pytest.fixture
+def configure(golden):
+  """Returns a function that makes a configuration of one small layer."""
+
+  def fn(variant, **keys):
+    config = tiny.get_config(variant)
+    given = {key.replace('__', '.'): value for key, value in keys.items()}
+    config.update_from_flattened_dict(
+      {
+        'data.source': f'flat:{golden / "tokens.npy"}',
+        'mesh.data': 1,
+        'model.num_layers': 1,
+        'model.width': 32,
+        'model.context': 16,
+        'model.vocab_size': 128,
+        'schedule.kind': 'constant',
+        'schedule.warmup_steps': 1,
+        'optimizer.hessian_every': 2,
+        'steps': 6,
+        'checkpoint_every': 3,
+        **given,
+      }
+    )
+    return config
+
+  return fn
+
+
+def _rows(workdir):
+  rows = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+  return [{k: v for k, v in row.items() if k not in _TIMED} for row in rows]
+
+
+def _state(workdir, steps):
+  import orbax.checkpoint as ocp
+
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    return reader.restore(workdir / 'checkpoints' / str(steps) / 'state')
+
+
+@pytest.mark.parametrize(
+  'variant', ['gpt2,adamw', 'llama,lion', 'gpt2,sophia', 'llama,sophia']
+)
+def test_k_steps_and_k_more_are_2k_steps(configure, tmp_path, variant):
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  seen = []
+  assemble.train(configure(variant), whole, {}, seen.append)
+  assemble.train(configure(variant, steps=3), parts, {})
+  summary = assemble.train(configure(variant), parts, {})
+  assert _rows(whole) == _rows(parts)
+  assert len(seen) == len(_rows(whole)) == summary['steps'] == 6
+  jax.tree.map(
+    np.testing.assert_array_equal, _state(whole, 6), _state(parts, 6)
+  )
+  assert summary['curvature_passes'] == (3 if 'sophia' in variant else 0)
+
+
+def test_a_finished_run_is_left_alone(configure, tmp_path):
+  first = assemble.train(configure('gpt2,lion'), tmp_path / 'run', {})
+  before = {p: p.stat().st_mtime_ns for p in (tmp_path / 'run').rglob('*')}
+  assert assemble.train(configure('gpt2,lion'), tmp_path / 'run', {}) == first
+  after = {p: p.stat().st_mtime_ns for p in (tmp_path / 'run').rglob('*')}
+  assert before == after
+
+
+def test_seconds_are_carried_through_restarts(configure, tmp_path):
+  config = configure('gpt2,lion', steps=3)
+  first = assemble.train(config, tmp_path / 'run', {})
+  second = assemble.train(configure('gpt2,lion'), tmp_path / 'run', {})
+  assert second['seconds'] > first['seconds']
+  rows = (tmp_path / 'run' / 'metrics.jsonl').read_text('utf-8').splitlines()
+  seconds = [json.loads(row)['seconds'] for row in rows]
+  assert seconds == sorted(seconds)
+
+
+def test_sophias_extra_passes_count_as_flops(configure, tmp_path):
+  found = {}
+  for name in ('lion', 'sophia'):
+    config = configure(f'gpt2,{name}', checkpoint_every=0)
+    found[name] = assemble.train(config, tmp_path / name, {})
+  # Three of the six steps take a second gradient.
+  assert found['sophia']['flops'] / found['lion']['flops'] == pytest.approx(1.5)
+  config = configure(
+    'gpt2,sophia', checkpoint_every=0, optimizer__hessian_subset=4
+  )
+  part = assemble.train(config, tmp_path / 'part', {})
+  assert part['curvature_passes'] == found['sophia']['curvature_passes'] == 3
+  assert part['flops'] / found['lion']['flops'] == pytest.approx(1.125)
+  # A momentum for Lion, a curvature beside it for Sophia, and a few counters.
+  for name, moments in (('lion', 1), ('sophia', 2)):
+    held = found[name]['optimizer_state_bytes']
+    floats = 4 * moments * found[name]['parameters']
+    assert floats <= held <= floats + 64
+
+
+def test_a_run_older_than_a_key_goes_on(configure, tmp_path):
+  path = tmp_path / 'run' / 'config.json'
+  assemble.train(configure('gpt2,lion', steps=3), path.parent, {})
+  saved = json.loads(path.read_text())
+  del saved['optimizer']['decay_mode'], saved['microbatches']
+  path.write_text(json.dumps(saved))
+  assert assemble.train(configure('gpt2,lion'), path.parent, {})['steps'] == 6
+  saved['optimizer']['decay_mode'] = 'times_lr'
+  path.write_text(json.dumps(saved))
+  with pytest.raises(ValueError, match='decay_mode=times_lr'):
+    assemble.train(configure('gpt2,lion'), path.parent, {})
+
+
+def _small_gpt2(directory):
+  """Writes random weights of one layer of width 32 with one head."""
+  from safetensors import numpy as safetensors
+
+  D, V, T = 32, 128, 16
+  shapes = {'wte.weight': (V, D), 'wpe.weight': (T, D)}
+  for name in ('h.0.ln_1', 'h.0.ln_2', 'ln_f'):
+    shapes |= {f'{name}.weight': (D,), f'{name}.bias': (D,)}
+  for name, into, out in (
+    ('attn.c_attn', D, 3 * D),
+    ('attn.c_proj', D, D),
+    ('mlp.c_fc', D, 4 * D),
+    ('mlp.c_proj', 4 * D, D),
+  ):
+    shapes |= {f'h.0.{name}.weight': (into, out), f'h.0.{name}.bias': (out,)}
+  rng = np.random.default_rng(0)
+  directory.mkdir()
+  safetensors.save_file(
+    {
+      name: rng.normal(0, 0.3, shape).astype(np.float32)
+      for name, shape in shapes.items()
+    },
+    directory / 'model.safetensors',
+  )
+  config = {
+    'model_type': 'gpt2',
+    'activation_function': 'gelu_new',
+    'layer_norm_epsilon': 1e-5,
+    'n_embd': D,
+    'n_head': 1,
+    'n_layer': 1,
+    'n_positions': T,
+    'vocab_size': V,
+  }
+  (directory / 'config.json').write_text(json.dumps(config), 'utf-8')
+  return directory
+
+
+def test_an_imported_model_is_its_own_base(configure, golden, tmp_path):
+  """The recipe's base width is 64: no factor of µP may touch the import."""
+  directory = _small_gpt2(tmp_path / 'hf')
+  spec = f'hf:{directory}'
+  config = configure('gpt2,adamw', steps=1, data__shuffle=False)
+  assert config.parametrization.base_width == 64
+  config.model.init_from = spec
+  assemble.train(config, tmp_path / 'run', {})
+  tokenizers.train_bpe(iter(['some text'] * 9), 262).save(directory)
+  loaded = loading.load_model(spec)
+  tokens = np.load(golden / 'tokens.npy')[: 8 * 16 + 1].astype(np.int32)
+  logits = loaded.logits_fn(loaded.params, tokens[:-1].reshape(8, 16))
+  losses = -jax.nn.log_softmax(logits).reshape(8 * 16, -1)
+  wanted = losses[np.arange(8 * 16), tokens[1:]].mean()
+  (row,) = _rows(tmp_path / 'run')
+  assert row['train/loss'] == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_a_search_shares_its_program(configure):
+  from steepest.models import config as model_config
+
+  a, b, c = (
+    configure('llama,lion', **keys)
+    for keys in ({}, {'optimizer__lr': 0.1, 'seed': 3}, {'batch_size': 4})
+  )
+  model = model_config.resolve(a.model, 0, a.dtype)
+  program = assemble.make_program(a, model)
+  assert assemble.make_program(b, model) is program
+  assert assemble.make_program(c, model) is not program
+
+
+def test_a_trained_model_is_read_back(configure, tmp_path):
+  workdir = tmp_path / 'run'
+  tokenizer = tokenizers.train_bpe(iter(['some text of no weight'] * 9), 270)
+  config = configure('llama,adamw', model__vocab_size=tokenizer.vocab_size)
+  assemble.train(config, workdir, {})
+  with pytest.raises(FileNotFoundError, match=r'no tokenizer\.json'):
+    loading.load_model(f'ckpt:{workdir}')
+  tokenizer.save(workdir)
+  before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
+  loaded = loading.load_model(f'ckpt:{workdir}')
+  assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
+  assert loaded.description['steps'] == 6
+  assert loaded.max_length == 16
+  assert loaded.tokenizer.sha256 == tokenizer.sha256
+  saved = _state(workdir, 6)
+  params = saved['params'] if isinstance(saved, dict) else saved.params
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+  logits = loaded.logits_fn(loaded.params, np.zeros((1, 5), np.int32))
+  assert logits.shape == (1, 5, tokenizer.vocab_size)
+  assert np.isfinite(logits).all()
+
+
+def test_a_run_of_a_larger_machine_is_read_here(configure, tmp_path):
+  workdir = tmp_path / 'run'
+  tokenizer = tokenizers.train_bpe(iter(['some text of no weight'] * 9), 270)
+  config = configure('llama,lion', model__vocab_size=tokenizer.vocab_size)
+  assemble.train(config, workdir, {})
+  tokenizer.save(workdir)
+  wanted = loading.load_model(f'ckpt:{workdir}').params
+  saved = json.loads((workdir / 'config.json').read_text('utf-8'))
+  saved['mesh'] |= {'data': 2, 'fsdp': 16, 'tensor': 3}
+  (workdir / 'config.json').write_text(json.dumps(saved), 'utf-8')
+  got = loading.load_model(f'ckpt:{workdir}').params
+  jax.tree.map(np.testing.assert_array_equal, got, wanted)
+  kernel = got['block_0']['query']['kernel']
+  assert not kernel.sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize(
+  'spec, said',
+  [
+    ('gone', 'give hf:DIR, ckpt:WORKDIR or gguf:FILE'),
+    ('ckpt:', 'give hf:DIR, ckpt:WORKDIR or gguf:FILE'),
+    ('ckpt:gone', 'no config.json, not a run'),
+    ('hf:gone', 'no gone/config.json'),
+  ],
+)
+def test_models_that_are_not_there(spec, said):
+  with pytest.raises((ValueError, FileNotFoundError), match=said):
+    loading.load_model(spec)
+
+
+def test_a_run_without_checkpoints_cannot_be_read(configure, tmp_path):
+  config = configure('gpt2,lion', checkpoint_every=0)
+  assemble.train(config, tmp_path / 'run', {})
+  tokenizer = tokenizers.train_bpe(iter(['some text'] * 9), 262)
+  tokenizer.save(tmp_path / 'run')
+  with pytest.raises(FileNotFoundError, match='no complete checkpoint'):
+    loading.load_model(f'ckpt:{tmp_path / "run"}')

@@ -1,0 +1,239 @@
+"""Views of runs, from directories as training leaves them."""
+
+import json
+import os
+
+import pytest
+from rich.console import Console
+
+from steepest.tuning import watching
+
+_NOW = 1_800_000_000.0
+
+
+def _run(
+  folder,
+  losses,
+  *,
+  steps=100,
+  seconds=0.5,
+  waited=0.0,
+  age=1.0,
+  summary=None,
+  events=(),
+  checkpoints=(),
+  checkpoint_every=0,
+  **numbers,
+):
+  """Writes a run of one row a step; the last one is `age` seconds old."""
+  folder.mkdir(parents=True)
+  values = {'steps': steps, 'checkpoint_every': checkpoint_every}
+  (folder / 'config.json').write_text(json.dumps(values), 'utf-8')
+  rows = [
+    {
+      'step': i,
+      'tokens': 1000 * (i + 1),
+      **({} if loss is None else {'train/loss': loss}),
+      'seconds': seconds * (i + 1),
+      'data/wait_seconds': waited * (i + 1),
+      'tokens_per_second': 1000 / seconds,
+      'mfu': 0.4,
+      **numbers,
+    }
+    for i, loss in enumerate(losses)
+  ]
+  if rows:
+    path = folder / 'metrics.jsonl'
+    text = ''.join(json.dumps(row) + '\n' for row in rows)
+    # Half a row, as a run that is writing leaves it.
+    path.write_text(text + '{"step": 9', 'utf-8')
+    os.utime(path, (_NOW - age, _NOW - age))
+  if summary:
+    (folder / 'summary.json').write_text(json.dumps(summary), 'utf-8')
+  for step in checkpoints:
+    path = folder / 'checkpoints' / str(step)
+    path.mkdir(parents=True)
+    os.utime(path, (_NOW - 90, _NOW - 90))
+  if events:
+    text = ''.join(json.dumps(event) + '\n' for event in events)
+    (folder / 'events.jsonl').write_text(text, 'utf-8')
+  return folder
+
+
+def _line(slope, count, start=4.0):
+  return [start + slope * i for i in range(count)]
+
+
+def test_numbers_are_those_of_the_rows(tmp_path):
+  run = _run(tmp_path / 'a', _line(-0.01, 60), checkpoints=(20, 40))
+  found = watching.status(run, _NOW)
+  assert (found.state, found.done, found.steps) == ('running', 60, 100)
+  assert found.loss == pytest.approx(4 - 0.59)
+  assert found.slope == pytest.approx(-10)
+  assert found.tokens_per_second == pytest.approx(2000)
+  assert found.mfu == pytest.approx(0.4)
+  assert found.wait == 0
+  assert found.left == pytest.approx(40 * 0.5)
+  assert (found.checkpoint, found.checkpoint_age) == (40, 90)
+  assert found.alarms == ()
+
+
+@pytest.mark.parametrize(
+  'keys, alarm',
+  [
+    ({'age': 3600.0}, 'no progress for 60 min'),
+    ({'waited': 0.5}, 'waits for data'),
+    ({'checkpoint_every': 5, 'checkpoints': (5,)}, 'checkpoints are missing'),
+    (
+      {'events': [{'time': _NOW - 5, 'kind': 'rollback', 'step': 7}]},
+      'rollback at step 7',
+    ),
+    (
+      {'summary': {'status': 'diverged', 'steps': 30}},
+      'diverged at step 30',
+    ),
+  ],
+)
+def test_what_wants_attention_is_said(tmp_path, keys, alarm):
+  run = _run(tmp_path / 'a', _line(-0.01, 30), **keys)
+  assert watching.status(run, _NOW).alarms == (alarm,)
+
+
+def test_a_rising_loss_and_none_at_all_are_said(tmp_path):
+  rising = _run(tmp_path / 'a', [*_line(-0.01, 30), *[5.0] * 6])
+  [alarm] = watching.status(rising, _NOW).alarms
+  assert alarm == 'loss rose from 3.710'
+  bad = _run(tmp_path / 'b', [4.0, float('nan')])
+  assert 'loss is no number' in watching.status(bad, _NOW).alarms
+
+
+def test_old_events_are_no_news(tmp_path):
+  events = [{'time': _NOW - 1e5, 'kind': 'rollback', 'step': 7}]
+  run = _run(tmp_path / 'a', _line(-0.01, 30), events=events)
+  assert watching.status(run, _NOW).alarms == ()
+
+
+def test_a_longer_run_than_the_summary_goes_on(tmp_path):
+  summary = {'status': 'finished', 'steps': 20}
+  run = _run(tmp_path / 'a', _line(-0.01, 30), summary=summary)
+  assert watching.status(run, _NOW).state == 'running'
+  ended = {'status': 'finished', 'steps': 100}
+  run = _run(tmp_path / 'b', _line(-0.01, 100), summary=ended)
+  assert watching.status(run, _NOW).state == 'finished'
+
+
+def test_a_study_shows_its_runs_and_models_are_none(tmp_path):
+  study = tmp_path / 'study'
+  _run(study / 'trials' / 'one', _line(-0.01, 10))
+  _run(study / 'trials' / 'two', [])
+  _run(study / 'final' / 'x', _line(0, 9), summary={'status': 'pruned'})
+  (study / 'config.json').write_text('{"steps": 5, "study": {}}', 'utf-8')
+  (study / 'hf').mkdir()
+  (study / 'hf' / 'config.json').write_text('{"hidden_size": 5}', 'utf-8')
+  (study / 'empty').mkdir()
+  found = watching.find([str(study), str(study / 'trials')])
+  assert [p.name for p in found] == ['x', 'one', 'two']
+  states = [watching.status(p, _NOW).state for p in found]
+  assert states == ['pruned', 'running', 'waiting']
+  with pytest.raises(FileNotFoundError, match='no such directory'):
+    watching.find([str(study / 'nothing')])
+  with pytest.raises(FileNotFoundError, match='holds no run yet'):
+    watching.find([str(study / 'empty')])
+
+
+@pytest.mark.parametrize('layers', [0, 100])
+def test_only_the_end_of_a_long_file_is_read(tmp_path, monkeypatch, layers):
+  """Of rows short and long: those of many layers have many numbers."""
+  losses = _line(-1e-4, 1000)
+  losses[:900] = [9.0] * 900
+  names = [f'update_rms/layer/block_{i}' for i in range(layers)]
+  run = _run(tmp_path / 'a', losses, steps=2000, **dict.fromkeys(names, 1e-5))
+  parsed = []
+  loads = json.loads
+  monkeypatch.setattr(
+    json, 'loads', lambda text: parsed.append(text) or loads(text)
+  )
+  found = watching.status(run, _NOW)
+  assert found.done == 1000
+  assert found.slope == pytest.approx(-0.1)
+  assert found.tokens_per_second == pytest.approx(2000)
+  assert found.alarms == ()
+  # 50 rows and config.json.
+  assert len(parsed) < 55
+
+
+def test_skipped_updates_may_have_no_loss(tmp_path):
+  event = {'time': _NOW - 5, 'kind': 'skipped_update', 'step': 29}
+  run = _run(tmp_path / 'a', [*_line(-0.01, 28), None, None], events=[event])
+  found = watching.status(run, _NOW)
+  assert found.done == 30
+  assert found.loss == pytest.approx(4 - 0.27)
+  assert found.slope == pytest.approx(-10)
+  assert found.alarms == ('skipped_update at step 29',)
+  # Nor has any step of a run that only skips.
+  run = _run(tmp_path / 'b', [None, None])
+  assert watching.status(run, _NOW).alarms == ('loss is no number',)
+
+
+@pytest.mark.parametrize(
+  'name, text',
+  [
+    ('metrics.jsonl', '{"step": 1}\n'),
+    ('metrics.jsonl', 'nonsense\n'),
+    ('metrics.jsonl', '[]\n'),
+    ('events.jsonl', '{"time": "now"}\n'),
+    ('summary.json', '{"status": "finished"}'),
+    ('config.json', '{"steps": "many"}'),
+  ],
+)
+def test_a_damaged_run_hides_no_other(tmp_path, name, text):
+  for folder in ('a', 'b'):
+    _run(tmp_path / folder, _line(-0.01, 30))
+  (tmp_path / 'a' / name).write_text(text, 'utf-8')
+  damaged, good = (
+    watching.status(run, _NOW) for run in watching.find([str(tmp_path)])
+  )
+  [alarm] = damaged.alarms
+  assert damaged.state == 'unreadable' and alarm.startswith('cannot be read: ')
+  assert (good.state, good.done) == ('running', 30)
+  console = Console(width=200, color_system=None)
+  with console.capture() as captured:
+    console.print(watching.table([good, damaged], None))
+  assert '30/100' in captured.get() and 'cannot be read' in captured.get()
+
+
+def test_the_view_puts_what_matters_first(tmp_path):
+  runs = [
+    _run(tmp_path / 'ended', _line(0, 9), summary={'status': 'pruned'}),
+    _run(tmp_path / '[red]b', _line(-0.01, 30)),
+    _run(tmp_path / 'slow', _line(-0.01, 30), waited=1.0),
+  ]
+  found = [watching.status(run, _NOW) for run in runs]
+  console = Console(width=200, color_system=None)
+  with console.capture() as captured:
+    console.print(watching.table(found, None))
+  title, heading, *rows = captured.get().splitlines()
+  assert title.strip() == '2 running, 1 pruned'
+  assert heading.split()[0] == 'run'
+  # Markup in names is not obeyed.
+  assert [row.split()[0] for row in rows] == ['slow', '[red]b', 'ended']
+  assert 'waits for data' in rows[0]
+  with console.capture() as captured:
+    console.print(watching.table(found, 1))
+  assert '2 not shown' in captured.get()
+
+
+def test_the_command_prints_one_view(fork_commands, tmp_path):
+  run = _run(tmp_path / 'a', _line(-0.01, 30))
+  shown, nothing, nowhere = fork_commands(
+    [
+      ('watch', [str(run), '--once']),
+      ('watch', ['--once']),
+      ('watch', [str(tmp_path / 'b'), '--once']),
+    ]
+  )
+  assert shown.code == 0, shown.err
+  assert '30/100' in shown.out and '2,000' in shown.out
+  assert (nothing.code, nowhere.code) == (1, 1)
+  assert 'give their directories' in nothing.err
+  assert 'no such directory' in nowhere.err

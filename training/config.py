@@ -1,0 +1,321 @@
+"""Checks a run's configuration before anything is made of it."""
+
+import json
+import math
+import os
+import pathlib
+import sys
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from steepest.experiments import base
+from steepest.launch import cli
+from steepest.models import huggingface
+from steepest.models.config import ModelConfig
+
+# Keys that a restart may change: they do not change what is computed, or are
+# what a run that went wrong is to be saved by.
+_FREE = (
+  'steps',
+  'log_every',
+  'eval_',
+  'checkpoint',
+  'mesh.',
+  'microbatches',
+  'spikes.',
+  'stall_seconds',
+  'stop_grace_seconds',
+  'wandb_project',
+)
+
+# Least values; those of other numbers stand where they are used.
+_LEAST = {
+  **dict.fromkeys(
+    (
+      'batch_size',
+      'checkpoints_kept',
+      'data.epochs',
+      'log_every',
+      'microbatches',
+      'model.context',
+      'model.num_layers',
+      'model.width',
+      'optimizer.hessian_subset',
+      'steps',
+      'study.parallel_trials',
+      'study.pruning_trials',
+      'study.seeds',
+      'study.target_steps',
+      'study.trials',
+      'study.vocab_size',
+      'study.width_ratio',
+      'transfer.seeds',
+      'transfer.vocab_size',
+    ),
+    1,
+  ),
+  **dict.fromkeys(
+    (
+      'checkpoint_every',
+      'eval_every',
+      'eval_sequences',
+      'eval_tasks_every',
+      'eval_tasks_limit',
+      'model.norm_eps',
+      'parametrization.base_depth',
+      'parametrization.base_head_dim',
+      'parametrization.base_mlp_dim',
+      'parametrization.base_num_heads',
+      'parametrization.base_width',
+      'seed',
+      'stall_seconds',
+      'stop_grace_seconds',
+      'study.edge_fraction',
+      'study.max_extensions',
+      'study.pruning_fraction',
+      'study.search_seed',
+      'study.vmapped_trials',
+      'transfer.max_extensions',
+      'transfer.refine',
+    ),
+    0,
+  ),
+}
+_ABOVE_ZERO = (
+  'model.rope_base',
+  'parametrization.attention_multiplier',
+  'parametrization.logit_multiplier',
+)
+_NAMES = (
+  'study.models',
+  'study.optimizers',
+  'transfer.models',
+  'transfer.optimizers',
+  'transfer.parametrizations',
+)
+_MOST = {
+  # Layers are traced and compiled one by one.
+  'model.num_layers': 1000,
+  # Each trial of the search and each of the targets is a directory.
+  'study.trials': 100_000,
+  'study.seeds': 100_000,
+  'study.max_extensions': 1000,
+  'transfer.seeds': 100_000,
+  'transfer.max_extensions': 1000,
+  'seed': 2**32 - 1,
+  # Longer than threading can wait.
+  'stall_seconds': 1e9,
+  'stop_grace_seconds': 1e9,
+}
+# Steps and sizes are int32 on the devices.
+_MOST_INTEGER = 2**31 - 1
+# Real numbers are float32 there.
+_LARGEST_REAL = float(np.finfo(np.float32).max)
+_MOST_CHARACTERS = 4096
+
+
+def check_ranges(config: ConfigDict) -> None:
+  """Raises a ValueError that names the first key out of its range."""
+  values: dict[str, Any] = cli.flatten(config)
+  for key, value in values.items():
+    _check_value(key, value)
+  for key, least in _LEAST.items():
+    if key in values and values[key] < least:
+      raise ValueError(f'{key}={values[key]}: must be at least {least}')
+  for key in _ABOVE_ZERO:
+    if values[key] <= 0:
+      raise ValueError(f'{key}={values[key]}: must be above 0')
+  for key in _NAMES:
+    if key in values and not all(values[key].split(',')):
+      raise ValueError(f'{key}={values[key]!r}: give names, comma-separated')
+  betas = config.optimizer.betas
+  if any(isinstance(b, (int, float)) and not 0 <= b < 1 for b in betas):
+    raise ValueError(f'optimizer.betas={betas}: must be in [0, 1)')
+  if config.stage not in ('tune', 'final'):
+    raise ValueError(f'stage={config.stage!r}: must be tune or final')
+
+
+def _check_value(key: str, value: Any) -> None:
+  """Checks what holds for every value of a type."""
+  if isinstance(value, str):
+    if not value.isprintable() or len(value) > _MOST_CHARACTERS:
+      raise ValueError(
+        f'{key}={value[:80]!r}: must be printable and of at most '
+        f'{_MOST_CHARACTERS} characters'
+      )
+  elif isinstance(value, (tuple, list)):
+    for held in value:
+      # What is no literal arrives as text, nan and inf too.
+      if not isinstance(held, (int, float)):
+        raise ValueError(f'{key}={value}: give numbers, comma-separated')
+      _check_value(key, held)
+  elif isinstance(value, float) and not abs(value) <= _LARGEST_REAL:
+    raise ValueError(f'{key}={value}: must be finite as a float32')
+  elif isinstance(value, int) or key in _MOST:
+    most = _MOST[key] if key in _MOST else _MOST_INTEGER
+    if value > most:
+      raise ValueError(f'{key}={value}: must be at most {most}')
+    if value < -most:
+      raise ValueError(f'{key}={value}: must be at least {-most}')
+
+
+def check_memory(config: ConfigDict, model: ModelConfig) -> None:
+  """Raises a ValueError if a run can by no means be held.
+
+  Parameters and one moment of each, or the tokens of a batch, in all memory
+  there is: what fits this may still not fit (launch.bench --plan).
+  """
+  have = _memory()
+  layer = model.num_heads * model.head_dim + 2 * model.mlp_dim
+  shapes = ' '.join(
+    f'{key}={getattr(model, key)}'
+    for key in (
+      *('width', 'num_layers', 'num_heads', 'head_dim', 'mlp_dim'),
+      'vocab_size',
+    )
+  )
+  for what, count in (
+    (
+      f'a model of {shapes}',
+      model.width * (model.vocab_size + model.num_layers * layer),
+    ),
+    (
+      f'batch_size={config.batch_size} of model.context={model.context} tokens',
+      config.batch_size * model.context,
+    ),
+  ):
+    # Two numbers of four bytes.
+    if 8 * count > have:
+      raise ValueError(
+        f'{what} takes {8 * count / 2**30:,.0f} GiB at least, there are '
+        f'{have / 2**30:,.0f}: launch.bench --plan says what fits'
+      )
+
+
+def _memory() -> float:
+  """Returns the bytes of all devices, infinity where nothing says."""
+  device = jax.local_devices()[0]
+  if device.platform == 'cpu':
+    # Those of one machine share it.
+    page, pages = os.sysconf('SC_PAGE_SIZE'), os.sysconf('SC_PHYS_PAGES')
+    return float(page * pages * jax.process_count())
+  stats = device.memory_stats()
+  if not stats or 'bytes_limit' not in stats:
+    return math.inf
+  return float(stats['bytes_limit'] * jax.device_count())
+
+
+def import_shapes(config: ConfigDict, overrides: dict[str, Any]) -> None:
+  """Takes the model's shapes from the checkpoint that it starts from."""
+  spec = config.model.init_from
+  if not spec:
+    return
+  if not spec.startswith('hf:'):
+    raise ValueError(f'model.init_from={spec!r}: give hf:DIR')
+  found = huggingface.read_config(spec.removeprefix('hf:'))
+  for key, value in found.items():
+    name = f'model.{key}'
+    if name in overrides and overrides[name] != value:
+      smaller = key == 'context' and 0 < overrides[name] < value
+      # 0 asks for the default, which is what the checkpoint says.
+      if not smaller and overrides[name] != 0:
+        raise ValueError(
+          f'--config.{name}={overrides[name]} disagrees with {spec}, which '
+          f'has {value}: leave the key out'
+        )
+      if smaller:
+        continue
+    config.model[key] = value
+  # It was trained without factors: it is the base, not the recipe's shapes.
+  for key in config.parametrization:
+    if key.startswith('base_') and f'parametrization.{key}' not in overrides:
+      config.parametrization[key] = 0
+
+
+def check_same(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Raises a ValueError that names the first key on which a restart differs."""
+  saved = read_config(workdir)
+  now = ConfigDict(as_json(config))
+  before, after = cli.flatten(saved), cli.flatten(now)
+  changes = saved.schedule.kind != 'constant'
+  if saved.steps > now.steps and changes:
+    raise ValueError(
+      f'{workdir} holds a run of steps={saved.steps}, asked for {now.steps}: '
+      f'its {saved.schedule.kind} schedule would be another one, use another '
+      '--workdir'
+    )
+  if saved.steps < now.steps and changes:
+    print(
+      f'note: {workdir} was planned for {saved.steps} steps; with '
+      f'{now.steps} its {saved.schedule.kind} schedule is another one',
+      file=sys.stderr,
+    )
+  for key in sorted(before | after):
+    a, b = before.get(key), after.get(key)
+    if a != b and not key.startswith(_FREE):
+      raise ValueError(
+        f'{workdir} holds a run with {key}={a}, asked for {b}: use another '
+        '--workdir'
+      )
+
+
+def read_config(workdir: pathlib.Path) -> ConfigDict:
+  """Returns a run's configuration.
+
+  Keys that did not exist when the run was made have their default, which does
+  what was done before there was a key.
+
+  Raises:
+    ValueError: config.json is damaged.
+  """
+  path = workdir / 'config.json'
+  config = ConfigDict(as_json(base.get_config()))
+  try:
+    with config.unlocked():
+      config.update(json.loads(path.read_text('utf-8')))
+    for key, value in cli.flatten(config).items():
+      if value is None:
+        raise ValueError(f'{key} is null')
+  except (ValueError, TypeError, KeyError, AttributeError) as error:
+    raise ValueError(
+      f'{path} is damaged ({_first_line(error)}): use another --workdir'
+    ) from error
+  return config
+
+
+def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """Returns how a run ended, None where it has not.
+
+  Raises:
+    ValueError: summary.json is damaged.
+  """
+  path = workdir / 'summary.json'
+  if not path.exists():
+    return None
+  try:
+    summary = json.loads(path.read_text('utf-8'))
+    kinds = {'status': str, 'steps': int}
+    if summary['status'] == 'diverged':
+      kinds['diverged_at_step'] = int
+    for key, kind in kinds.items():
+      if not isinstance(summary[key], kind):
+        raise ValueError(f'{key} is no {kind.__name__}')
+  except (ValueError, TypeError, KeyError) as error:
+    raise ValueError(
+      f'{path} is damaged ({_first_line(error)}): delete it and run the same '
+      'command again'
+    ) from error
+  return summary
+
+
+def _first_line(error: Exception) -> str:
+  text = str(error).splitlines() or ['']
+  return f'{type(error).__name__}: {text[0][:200]}'
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+  """Returns the configuration as config.json holds it."""
+  return json.loads(config.to_json())

@@ -1,0 +1,120 @@
+"""Takes jobs from stdin, one JSON line each; ends with its parent.
+
+Jobs: {"kind": "run", "config": CONFIG, "directory": DIR} trains one run, with
+"branch": {"parent": DIR, "steps": STEPS} from that checkpoint on; {"kind":
+"trials", "runs": [{"config", "directory"}, …]} trains several as one program.
+Either may have "watch": {"window": STEPS, "limits": [[steps done, loss], …]},
+above which a run ends early (tuning/pruning.py).
+{"kind": "time", "config": CONFIG} does a run whose directory is thrown away.
+Messages on stdout: `row` (a logged row of a run), `run` (a run ended),
+`timed` (with the `seconds` of a step), `done` and `failed` (with `error`).
+"""
+
+from collections.abc import Callable
+import json
+import math
+import os
+import pathlib
+import queue
+import sys
+import tempfile
+import threading
+from typing import Any
+
+from steepest.training import cpu_memory
+
+
+def main() -> None:
+  """The process; its argument is the core it stays on, if any."""
+  cpu_memory.keep()
+  if len(sys.argv) > 1:
+    # Before JAX starts: its thread pools follow the cores they are given.
+    os.sched_setaffinity(0, {int(sys.argv[1])})
+  # Only messages may go to stdout, whatever libraries print.
+  messages = os.fdopen(os.dup(1), 'w', encoding='utf-8')
+  os.dup2(2, 1)
+  jobs: queue.Queue[str] = queue.Queue()
+  threading.Thread(target=_read, args=(jobs,), daemon=True).start()
+
+  def say(kind: str, **values: Any) -> None:
+    messages.write(json.dumps({'kind': kind, **values}) + '\n')
+    messages.flush()
+
+  while True:
+    job = json.loads(jobs.get())
+    try:
+      _do(job, say)
+      say('done')
+    except Exception as error:
+      import traceback
+
+      traceback.print_exc()
+      say('failed', error=' '.join(str(error).split()))
+
+
+def _read(jobs: queue.Queue[str]) -> None:
+  for line in sys.stdin:
+    jobs.put(line)
+  os._exit(1)
+
+
+def _do(job: dict[str, Any], say: Callable[..., None]) -> None:
+  """Does one job."""
+  from ml_collections import ConfigDict
+
+  from steepest.training import run as assemble
+  from steepest.tuning import cells, pruning
+
+  if job['kind'] == 'time':
+    config = ConfigDict(job['config'])
+    with tempfile.TemporaryDirectory() as directory:
+      summary = assemble.train(config, directory, {})
+    say('timed', seconds=summary['seconds'] / config.steps)
+    return
+  runs = job['runs'] if job['kind'] == 'trials' else [job]
+  configs = [ConfigDict(run['config']) for run in runs]
+  names = [run['directory'] for run in runs]
+  watch = job['watch'] if 'watch' in job else None
+
+  def listener(name: str, config: ConfigDict) -> Callable[..., None]:
+    watcher = None
+    if watch is not None:
+      limits = {int(done): loss for done, loss in watch['limits']}
+      watcher = pruning.Watch(limits, watch['window'], config.log_every)
+
+    def on_row(row: dict[str, Any]) -> None:
+      say('row', run=name, steps=config.steps, row=row)
+      if watcher:
+        watcher(row)
+
+    return on_row
+
+  def on_end(name: str, loss: float) -> None:
+    say('run', run=name, loss=loss if math.isfinite(loss) else None)
+
+  listeners = [listener(n, c) for n, c in zip(names, configs, strict=True)]
+  directories = [pathlib.Path(name) for name in names]
+  if len(runs) == 1:
+    if 'branch' in runs[0] and runs[0]['branch']:
+      _branch(directories[0], **runs[0]['branch'])
+    on_end(names[0], cells.run_once(configs[0], directories[0], listeners[0]))
+    return
+  from steepest.tuning import together
+
+  losses = together.train(configs, directories, listeners)
+  for name, loss in zip(names, losses, strict=True):
+    on_end(name, loss)
+
+
+def _branch(workdir: pathlib.Path, parent: str, steps: int) -> None:
+  """Lets a run go on from another one's checkpoint where that is whole."""
+  from steepest.training import branches
+
+  try:
+    branches.start(pathlib.Path(parent), steps, workdir)
+  except (OSError, ValueError) as error:
+    print(f'{workdir} does all its steps itself: {error}', file=sys.stderr)
+
+
+if __name__ == '__main__':
+  main()
