@@ -20,7 +20,6 @@ _PACKAGES = [
 ]
 _TEST = [
   'chex',
-  'gguf',
   'hypothesis',
   'ipykernel',
   'matplotlib',
@@ -77,7 +76,6 @@ setup(
     'figures': ['matplotlib'],
     # Reads shards at gs:// addresses.
     'gcs': ['gcsfs'],
-    'gguf': ['gguf'],
     'wandb': ['wandb'],
     # lm-evaluation-harness, which steepest-harness runs.
     'harness': ['lm-eval'],

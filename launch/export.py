@@ -1,7 +1,6 @@
 """Writes a trained model as a directory for `transformers` and vLLM.
 
     python -m launch.export --model=ckpt:runs/tiny --out=DIR
-    python -m launch.export --model=gguf:FILE --out=DIR
 
 DIR gets config.json, generation_config.json, model.safetensors (float32),
 tokenizer.json and tokenizer_config.json. Multipliers of µP and of a depth rule
@@ -19,9 +18,7 @@ from steepest.launch import cli
 
 def main() -> None:
   """The command."""
-  model = flags.DEFINE_string(
-    'model', '', 'ckpt:WORKDIR, hf:DIR, gguf:FILE or gguf:NAME.'
-  )
+  model = flags.DEFINE_string('model', '', 'ckpt:WORKDIR or hf:DIR.')
   out = flags.DEFINE_string('out', '', 'Directory to write; new or empty.')
   cli.run(lambda: _export(model.value, out.value), __doc__)
 

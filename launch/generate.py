@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 def main() -> None:
   """The command."""
   values: dict[str, flags.FlagHolder] = {
-    'model': flags.DEFINE_string(
-      'model', '', 'ckpt:WORKDIR, hf:DIR, gguf:FILE or gguf:NAME.'
-    ),
+    'model': flags.DEFINE_string('model', '', 'ckpt:WORKDIR or hf:DIR.'),
     'prompt': flags.DEFINE_multi_string(
       'prompt',
       [],

