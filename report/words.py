@@ -1,0 +1,362 @@
+"""How names and numbers are written, and the report as plain text."""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import html
+import math
+import re
+from typing import Any
+
+import jinja2
+from rich import box
+from rich.console import Console
+from rich.markup import escape as escape_markup
+from rich.table import Table
+
+MISSING = '–'
+# What keeps a number and its unit on one line.
+_SPACE = '\u00a0'
+
+_CONTESTANTS = {
+  'gpt2': 'GPT-2',
+  'llama': 'LLaMA',
+  'adafactor': 'Adafactor',
+  'adamh': 'AdamH',
+  'adamw': 'AdamW',
+  'ademamix': 'AdEMAMix',
+  'adopt': 'ADOPT',
+  'cautious_adamw': 'Cautious AdamW',
+  'cautious_lion': 'Cautious Lion',
+  'dion': 'Dion',
+  'kron': 'PSGD Kron',
+  'lion': 'Lion',
+  'mars': 'MARS',
+  'muon': 'Muon',
+  'muonh': 'MuonH',
+  'nadamw': 'NAdamW',
+  'normuon': 'NorMuon',
+  'prodigy': 'Prodigy',
+  'schedule_free': 'Schedule-Free AdamW',
+  'scion': 'Scion',
+  'signum': 'Signum',
+  'soap': 'SOAP',
+  'sophia': 'Sophia',
+}
+_NAMES = {
+  **_CONTESTANTS,
+  'arc_easy': 'ARC-Easy',
+  'arc_challenge': 'ARC-Challenge',
+  'hellaswag': 'HellaSwag',
+  'mmlu': 'MMLU',
+  'mmlu_continuation': 'MMLU (continuations)',
+  'mmlu_5shot': 'MMLU, 5-shot',
+  'lambada_openai': 'LAMBADA',
+  'piqa': 'PIQA',
+  'winogrande': 'WinoGrande',
+  'boolq': 'BoolQ',
+  'openbookqa': 'OpenBookQA',
+  'sciq': 'SciQ',
+  'accuracy': 'mean accuracy',
+  'train_loss': 'training loss',
+  'eval_loss': 'validation loss',
+  'eval_bits_per_byte': 'bits per byte',
+  'tokens_per_second': 'tokens per second',
+  'seconds': 'training time',
+  'flops': 'FLOPs',
+  'parameters': 'parameters',
+  'lr': 'learning rate',
+  'b1': 'β₁',
+  'b2': 'β₂',
+  'b3': 'β₃',
+  'eps': 'ε',
+  'rho': 'ρ',
+  'weight_decay': 'weight decay',
+  'batch_size': 'batch size',
+  'mup': 'µP',
+  'sp': 'standard parametrization',
+}
+_LOSSES = ('train_loss', 'eval_loss')
+
+
+def name(key: str) -> str:
+  """Returns the usual spelling of a name out of a config or a file."""
+  return _NAMES[key] if key in _NAMES else key
+
+
+def named(text: str) -> str:
+  """Returns a sentence with models and optimizers in their usual spelling."""
+  return re.sub(r'\w+', lambda word: _CONTESTANTS.get(word[0], word[0]), text)
+
+
+def column(key: str) -> str:
+  """Returns what a column is called in a sentence: 'ARC-Easy acc_norm'."""
+  task, slash, metric = key.rpartition('/')
+  return f'{name(task)} {metric}' if slash else name(key)
+
+
+def head(key: str) -> str:
+  """Returns what stands above a column."""
+  return capitalized(column(key))
+
+
+def capitalized(text: str) -> str:
+  """Returns a text whose first letter, and no other, is made a capital."""
+  return text[:1].upper() + text[1:]
+
+
+def join(items: Iterable[str], last: str = 'and') -> str:
+  """Returns 'a', 'a and b' or 'a, b and c'."""
+  listed = list(items)
+  if len(listed) < 2:
+    return ''.join(listed)
+  return f'{", ".join(listed[:-1])} {last} {listed[-1]}'
+
+
+def plural(n: int, noun: str, nouns: str = '') -> str:
+  """Returns '1 seed' or '3 seeds'; `nouns` where an s alone will not do."""
+  return f'{n:,} {noun if n == 1 else nouns or noun + "s"}'
+
+
+def axis(key: str, value: object) -> str:
+  """Returns a value of an axis in words: '4 epochs', 'batches of 64'."""
+  if key == 'epochs' and isinstance(value, int):
+    return plural(value, 'epoch')
+  if key == 'tokens' and isinstance(value, (int, float)):
+    return f'{count(value)} tokens'
+  if key == 'batch_size':
+    return f'batches of {value}'
+  if key == 'schedule':
+    return f'{value} schedule'
+  if key == 'parametrization':
+    return name(str(value))
+  return f'{name(key).replace("_", " ")} {value}'
+
+
+def axes(values: Mapping[str, object]) -> str:
+  """Returns the values of all axes in words; '' for a study without any."""
+  return ', '.join(axis(key, value) for key, value in values.items())
+
+
+def group(architecture: str, values: Mapping[str, object]) -> str:
+  """Returns what a group of compared runs is called: 'GPT-2, 4 epochs'."""
+  return ', '.join(filter(None, (name(architecture), axes(values))))
+
+
+def cell(
+  architecture: str, optimizer: str, values: Mapping[str, object]
+) -> str:
+  """Returns what the runs of one optimizer are called."""
+  return group(f'{name(architecture)} {name(optimizer)}', values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+  """How all numbers of one column are written.
+
+  Attributes:
+    label: 's', '%' …; '' for a number without a unit.
+    scale: what a value is divided by.
+    form: format of the quotient, as str.format has it.
+    step: unit of a difference of two values where it is not `label`.
+  """
+
+  label: str
+  scale: float
+  form: str
+  step: str = ''
+
+  def number(self, value: float | None) -> str:
+    """Returns a value without its unit; a dash where there is none."""
+    if value is None or math.isnan(value):
+      return MISSING
+    if self.form == 'scientific':
+      return scientific(value / self.scale)
+    return f'{value / self.scale:{self.form}}'
+
+  def text(self, value: float | None) -> str:
+    """Returns a value with its unit."""
+    return self._with(self.number(value), self.label)
+
+  def difference(self, value: float | None) -> str:
+    """Returns a difference of two values with its sign and its unit."""
+    if value is None or math.isnan(value):
+      return MISSING
+    sign = '−' if value < 0 else '+'
+    return self._with(sign + self.number(abs(value)), self.step or self.label)
+
+  def spread(self, mean: float | None, error: float | None) -> str:
+    """Returns 'mean ± error', or the mean alone where no error is known."""
+    if error is None or math.isnan(error):
+      return self.number(mean)
+    return f'{self.number(mean)} ± {self.number(error)}'
+
+  def _with(self, number: str, label: str) -> str:
+    if not label or number == MISSING:
+      return number
+    return f'{number}{_SPACE}{label}'
+
+
+def unit(key: str, values: Iterable[float | None] = ()) -> Unit:
+  """Returns how a column's numbers are written.
+
+  Args:
+    key: as in summary.json, or 'task/metric'.
+    values: of the column; the largest chooses the unit of all.
+  """
+  known = [abs(v) for v in values if v is not None and math.isfinite(v)]
+  largest = max(known, default=0.0)
+  if key in _LOSSES:
+    return Unit('', 1.0, '.4f', 'nats')
+  if key == 'eval_bits_per_byte':
+    return Unit('', 1.0, '.4f', 'bits per byte')
+  if key.endswith('/perplexity'):
+    return Unit('', 1.0, '.3g')
+  if '/' in key or key == 'accuracy':
+    return Unit('%', 0.01, '.1f', 'points')
+  if key == 'seconds':
+    return time_unit(largest)
+  if key == 'tokens_per_second':
+    return Unit('', 1.0, ',.0f' if largest >= 100 else '.1f', 'tokens/s')
+  if key in ('parameters', 'tokens'):
+    return count_unit(largest)
+  if key == 'flops':
+    return Unit('', 1.0, 'scientific', 'FLOPs')
+  return Unit('', 1.0, '.3g')
+
+
+def time_unit(largest: float) -> Unit:
+  """Returns the unit of times up to `largest` seconds."""
+  if largest < 120:
+    return Unit('s', 1.0, '.2f' if largest < 10 else '.1f')
+  return Unit('min', 60.0, '.2f') if largest < 7200 else Unit('h', 3600, '.2f')
+
+
+def count_unit(largest: float) -> Unit:
+  """Returns the unit of counts up to `largest`."""
+  for scale, label in ((1e12, 'T'), (1e9, 'B'), (1e6, 'M'), (1e3, 'k')):
+    if largest >= scale:
+      return Unit(label, scale, '.2f' if largest < 10 * scale else '.1f')
+  return Unit('', 1.0, ',.0f')
+
+
+def duration(seconds: float) -> str:
+  """Returns seconds as '85.3 s', '12.42 min' or '3.42 h'."""
+  return time_unit(abs(seconds)).text(seconds)
+
+
+def count(value: float) -> str:
+  """Returns a count as '950', '12.3 k', '124.4 M' or '2.70 B'."""
+  return count_unit(abs(value)).text(value)
+
+
+def byte_count(value: float) -> str:
+  """Returns bytes as '1.50 MiB'."""
+  for scale, label in ((2**30, 'GiB'), (2**20, 'MiB'), (2**10, 'KiB')):
+    if value >= scale:
+      return f'{value / scale:.2f}{_SPACE}{label}'
+  return f'{value:.0f}{_SPACE}B'
+
+
+def scientific(value: float) -> str:
+  """Returns three significant digits, such as '2.93 × 10¹⁵'."""
+  if value == 0 or not math.isfinite(value):
+    return f'{value:g}'
+  mantissa, _, exponent = f'{value:.2e}'.partition('e')
+  return f'{mantissa} × {power(int(exponent))}'
+
+
+def power(exponent: int) -> str:
+  """Returns a power of ten, such as '10¹⁵'."""
+  superscript = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
+  return f'10{str(exponent).translate(superscript)}'
+
+
+def rate(lr: float | None) -> str:
+  """Returns a learning rate as '0.0012' or '3e-05'."""
+  return MISSING if lr is None or math.isnan(lr) else f'{lr:.3g}'
+
+
+def p_value(value: float | None) -> str:
+  """Returns a p-value as '0.012' or '< 0.0001'."""
+  if value is None or math.isnan(value):
+    return MISSING
+  return '< 0.0001' if value < 1e-4 else f'{value:.2g}'
+
+
+def interval(low: float | None, high: float | None, form: str) -> str:
+  """Returns '0.12 to 0.34', each end in the format `form`."""
+  if low is None or high is None or math.isnan(low) or math.isnan(high):
+    return MISSING
+  return f'{low:{form}} to {high:{form}}'.replace('-', '−')
+
+
+def print_table(
+  console: Console,
+  heads: Sequence[str],
+  rows: Sequence[Sequence[str]],
+  fixed: int = 1,
+) -> None:
+  """Prints a table, in several pieces where the console is too narrow.
+
+  Args:
+    console: where to.
+    heads: a name for each column.
+    rows: a text for each column; nothing in them is read as markup.
+    fixed: columns on the left that every piece repeats.
+  """
+  widths = [
+    max(len(line) for text in texts for line in text.split('\n')) + 2
+    for texts in zip([_narrow(h) for h in heads], *rows, strict=True)
+  ]
+  pieces: list[list[int]] = []
+  room = 0
+  for i in range(fixed, len(heads)):
+    if not pieces or widths[i] > room:
+      pieces.append(list(range(fixed)))
+      room = console.width - sum(widths[:fixed])
+    pieces[-1].append(i)
+    room -= widths[i]
+  for piece in pieces:
+    table = Table(
+      box=box.SIMPLE_HEAD, collapse_padding=True, header_style='bold'
+    )
+    for i in piece:
+      table.add_column(
+        escape_markup(_narrow(heads[i])),
+        justify='right' if i else 'left',
+        no_wrap=True,
+      )
+    for row in rows:
+      table.add_row(*(escape_markup(row[i]) for i in piece))
+    console.print(table)
+
+
+def _narrow(text: str) -> str:
+  """Returns a head in lines: narrow ones leave room for the numbers."""
+  return text.replace('ARC-', 'ARC-\n').replace(' ', '\n')
+
+
+def markdown(value: object) -> str:
+  """Returns text that is no markup and cannot leave its cell of a table."""
+  escaped = html.escape(' '.join(str(value).split()), quote=False)
+  return re.sub(r'([\\`*_\[\]|])', r'\\\1', escaped)
+
+
+def code(value: object) -> str:
+  """Returns text for between back-ticks."""
+  return ' '.join(str(value).split()).replace('`', 'ˋ')
+
+
+def render(template: str, **values: Any) -> str:
+  """Returns a Markdown template of report/templates/, filled in."""
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader('steepest.report'),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    # Markdown, not HTML: templates say `|md` where text comes from files.
+    autoescape=False,
+  )
+  environment.filters |= {'md': markdown, 'code': code}
+  return environment.get_template(template).render(**values)
