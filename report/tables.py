@@ -1,0 +1,849 @@
+"""Run directories as tidy tables, the only thing that a report is made from.
+
+    tables = read(['runs/study'])      # run directories, or tables written here
+    write(tables, 'runs/study/report/tables')
+
+Every table is a pandas frame with one row an observation; `Tables` lists them
+with their columns. A topic of the report takes a `Comparison`, which is the
+tables and what verdicts.py concludes from them.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from steepest.eval import tasks
+
+# Axis of a study → config key of its value; `tokens` is in no key.
+AXIS_KEYS = {
+  'width': 'model.width',
+  'parametrization': 'parametrization.kind',
+  'epochs': 'data.epochs',
+  'batch_size': 'batch_size',
+  'schedule': 'schedule.kind',
+}
+# Every run has these; anything else is read by whoever needs it.
+_REQUIRED = (
+  'seed',
+  'stage',
+  'steps',
+  'batch_size',
+  'model.name',
+  'model.width',
+  'model.num_layers',
+  'model.context',
+  'optimizer.name',
+  'optimizer.lr',
+  'parametrization.kind',
+)
+# Columns of runs that tables from elsewhere need.
+_IDENTITY = (
+  'run',
+  'study',
+  'stage',
+  'status',
+  'architecture',
+  'optimizer',
+  'seed',
+  'lr',
+)
+_SUMMARY = ('status', 'steps', 'tokens', 'seconds', 'data_fingerprint')
+_FINISHED = ('train_loss', 'eval_loss', 'tokens_per_second', 'flops')
+_METRICS = ('acc', 'acc_norm', 'perplexity')
+# Logged points kept of a run, beside all that have an evaluation.
+_POINTS = 400
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+  """What runs left, one row an observation.
+
+  Attributes:
+    runs: one row a run.
+      run: its directory, relative to what all have in common; unique.
+      study: the directory of its study likewise; '' without one.
+      stage: 'tune' (a trial) or 'final'.
+      status: 'finished', 'diverged', 'pruned' or 'unfinished'.
+      group: what optimizers are compared in, as it is shown: the model and the
+        value of each axis ('gpt2', 'llama, epochs 4').
+      cell: the group, for axes that get a search of their own, and the
+        optimizer: a trial served the final runs of the same cell.
+      architecture, optimizer, seed, lr; planned_steps, planned_tokens.
+      axis.NAME: the value on each axis that studies declare.
+      steps, tokens: done; seconds: of training steps alone.
+      every other number of summary.json by its name: train_loss, eval_loss,
+        tokens_per_second, flops, parameters, curvature_passes, …
+      first_loss: training loss before the first update; NaN if not logged.
+      loss: what trials are ranked by: eval_loss, else train_loss; infinite
+        unless finished.
+      config.KEY: every leaf of config.json ('config.optimizer.lr'); lists as
+        JSON ('[0.9, 0.95]'); missing where the run has no such key.
+      env.KEY: every leaf of env.json; env.device: '1 × cpu'.
+    points: run, step, tokens, seconds, flops and what was logged by its name
+      ('train/loss', 'eval/loss', 'lr', 'grad_norm', …). Of long runs about
+      400 points: each has the means of the numbers logged since the one
+      before; evaluations and the step before the first update stand alone.
+    scores: run, task, metric, value, stderr, n (questions), chance, questions
+      (what identifies them), limit.
+    answers: run, task, metric, question, right (0 or 1); a task of a group
+      (MMLU's subjects) by itself.
+    sources: run, source, eval_loss (nats per token), eval_bits_per_byte; at
+      the end of training.
+    timing: study, group, optimizer, repeat, seconds_per_step (the median of
+      the repeat's steps), device, commit; from the timing pass.
+    studies: study and every leaf of the study's config.json by its name.
+  """
+
+  runs: pd.DataFrame
+  points: pd.DataFrame
+  scores: pd.DataFrame
+  answers: pd.DataFrame
+  sources: pd.DataFrame
+  timing: pd.DataFrame
+  studies: pd.DataFrame
+
+  @property
+  def axes(self) -> list['Axis']:
+    """What final runs differ in by their studies' plan."""
+    return _axes(self.runs, self.studies)
+
+
+NAMES = tuple(field.name for field in dataclasses.fields(Tables))
+_COLUMNS = {
+  'points': ('run', 'step', 'tokens', 'seconds', 'train/loss', 'eval/loss'),
+  'scores': (
+    'run',
+    'task',
+    'metric',
+    'value',
+    'stderr',
+    'n',
+    'chance',
+    'questions',
+    'limit',
+  ),
+  'answers': ('run', 'task', 'metric', 'question', 'right'),
+  'sources': ('run', 'source', 'eval_loss', 'eval_bits_per_byte'),
+  'timing': (
+    'study',
+    'group',
+    'optimizer',
+    'repeat',
+    'seconds_per_step',
+    'device',
+    'commit',
+  ),
+  'studies': ('study',),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+  """What a study varies beside model and optimizer.
+
+  Attributes:
+    name: 'tokens' or a key of AXIS_KEYS.
+    own: the value of the study's own configuration, which the others are
+      compared with; of several studies, of the first.
+    values: those that final runs have, rising.
+  """
+
+  name: str
+  own: Any
+  values: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """The tables and what is concluded from them; what every topic is given.
+
+  Attributes:
+    tables: what runs left.
+    compared: the rows of tables.runs that are compared: final runs, alike in
+      everything but the optimizer and its hyperparameters, one for each seed;
+      diverged ones among them.
+    left_out: run, group, reason: final runs that are not, and why.
+    tuning: one row a cell (group, optimizer): trials, planned, pruned,
+      diverged, tokens_per_trial, searched (names), spans and the chosen place.
+    fairness: group, optimizer ('' for all), subject, text, refuses (whether
+      losses and scores are not ranked for it).
+    cells: group, optimizer, column, mean, sd (over seeds), stderr (accuracies:
+      of questions and seeds), n (seeds), seeds (as planned), diverged.
+    pairs: group, column, first, second, difference (first − second), stderr,
+      freedom, low, high (95 %), p, p_holm, detectable (the difference that
+      would be seen with 80 % chance), n.
+    verdicts: group, column, winner, reason, p, n: the one decision that
+      everything shown reads; winner is '' where nothing is claimed.
+    insisted: whether the user insists on ranking what was tuned unequally.
+  """
+
+  tables: Tables
+  compared: pd.DataFrame
+  left_out: pd.DataFrame
+  tuning: pd.DataFrame
+  fairness: pd.DataFrame
+  cells: pd.DataFrame
+  pairs: pd.DataFrame
+  verdicts: pd.DataFrame
+  insisted: bool = False
+
+  @property
+  def groups(self) -> list[str]:
+    """The groups that have final runs, in the order they are shown."""
+    return list(dict.fromkeys(self.verdicts['group']))
+
+  def winner(self, group: str, column: str) -> str:
+    """Returns the optimizer that wins a column; '' where none is claimed."""
+    v = self.verdicts
+    rows = v[(v['group'] == group) & (v['column'] == column)]
+    return str(rows['winner'].iloc[0]) if len(rows) else ''
+
+  def reason(self, group: str, column: str) -> str:
+    """Returns why no winner is claimed; '' where one is."""
+    v = self.verdicts
+    rows = v[(v['group'] == group) & (v['column'] == column)]
+    return str(rows['reason'].iloc[0]) if len(rows) else 'not measured'
+
+
+def read(
+  paths: Iterable[str | os.PathLike[str]],
+  defaults: Mapping[str, Any] | None = None,
+) -> Tables:
+  """Reads every run at or under `paths`, each once.
+
+  A run directory holds config.json and metrics.jsonl. Where a path holds none,
+  the tables that `write` left there are read instead.
+
+  Args:
+    paths: run directories, directories that hold some, or a report's tables.
+    defaults: a config's groups and keys; what a run's config lacks, because it
+      was made before there was the key, is taken from here.
+
+  Raises:
+    FileNotFoundError: a path does not exist or holds no run.
+    ValueError: a file is not valid or lacks a key.
+  """
+  found: dict[pathlib.Path, pathlib.Path] = {}
+  written: list[Tables] = []
+  for root in map(pathlib.Path, paths):
+    if not root.is_dir():
+      raise FileNotFoundError(
+        f'{root}: no such directory; --runs takes run directories or '
+        'directories that hold some'
+      )
+    directories = list(_run_directories(root))
+    tables = [] if directories else sorted(_table_directories(root))
+    if not directories and not tables:
+      raise FileNotFoundError(
+        f'{root}: no run in it (a directory with config.json and '
+        'metrics.jsonl); start one with launch.train or launch.study'
+      )
+    written += [_read_tables(path) for path in tables]
+    for directory in directories:
+      found.setdefault(directory.resolve(), directory)
+  frames = [_read_runs(found, _flatten(defaults or {}))] if found else []
+  return _placed(_joined([*frames, *written]))
+
+
+def write(
+  tables: Tables, directory: str | os.PathLike[str], suffix: str = 'parquet'
+) -> None:
+  """Writes each table that has rows as NAME.parquet or NAME.csv."""
+  directory = pathlib.Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  for name in NAMES:
+    path = directory / f'{name}.{suffix}'
+    frame = getattr(tables, name)
+    if len(frame):
+      write_table(frame, path)
+    else:
+      path.unlink(missing_ok=True)
+
+
+def write_table(frame: pd.DataFrame, path: pathlib.Path) -> None:
+  """Writes a frame, whole or not at all; its suffix says how."""
+  partial = path.with_name(f'.{path.name}.partial')
+  frame = frame.copy()
+  for name in frame.select_dtypes(object).columns:
+    kinds = {type(v) for v in frame[name] if not _missing(v)}
+    if len(kinds) > 1:
+      frame[name] = [None if _missing(v) else str(v) for v in frame[name]]
+  if path.suffix == '.csv':
+    frame.to_csv(partial, index=False)
+  else:
+    frame.to_parquet(partial, index=False, compression='zstd')
+  os.replace(partial, path)
+
+
+def config(run: Mapping[str, Any], key: str) -> Any:
+  """Returns the value of a config key of a row of runs; None without it."""
+  name = f'config.{key}'
+  value = run[name] if name in run else None
+  if isinstance(value, str) and value[:1] in '[{':
+    return json.loads(value)
+  return None if _missing(value) else value
+
+
+def hyperparameters(run: Mapping[str, Any]) -> dict[str, float]:
+  """Returns the numbers that a search can vary: lr, b1, warmup_steps, …"""
+  found: dict[str, float] = {}
+  for name in run.keys():
+    group, _, key = str(name).removeprefix('config.').rpartition('.')
+    if group not in ('optimizer', 'schedule', 'parametrization'):
+      continue
+    value = config(run, f'{group}.{key}')
+    if key == 'betas' and value is not None:
+      found |= {f'b{i}': float(b) for i, b in enumerate(value, 1)}
+    elif isinstance(value, int | float) and not isinstance(
+      value, bool | np.bool_
+    ):
+      found[key] = float(value)
+  return found
+
+
+def axes_label(axes: Mapping[str, Any]) -> str:
+  """Returns 'epochs 4, batch size 32'; '' without axes."""
+  return ', '.join(
+    f'{name.replace("_", " ")} {shown:,}'
+    if isinstance(shown, int | np.integer)
+    else f'{name.replace("_", " ")} {shown}'
+    for name, shown in axes.items()
+  )
+
+
+def group_label(architecture: str, axes: Mapping[str, Any]) -> str:
+  """Returns the name of a group: 'gpt2', 'llama, epochs 4'."""
+  return ', '.join(filter(None, (architecture, axes_label(axes))))
+
+
+# Run directories.
+
+
+def _run_directories(root: pathlib.Path) -> Iterator[pathlib.Path]:
+  for directory, children, files in os.walk(root):
+    children.sort()
+    if 'config.json' in files and 'metrics.jsonl' in files:
+      children.clear()
+      yield pathlib.Path(directory)
+
+
+def _read_runs(
+  directories: Mapping[pathlib.Path, pathlib.Path], defaults: dict[str, Any]
+) -> Tables:
+  """Reads run directories, given as resolved path → path as it was given."""
+  shared = pathlib.Path(os.path.commonpath([p.parent for p in directories]))
+  parts: dict[str, list[Any]] = {name: [] for name in NAMES}
+  studies: dict[pathlib.Path, str] = {}
+  for resolved, path in directories.items():
+    name = resolved.relative_to(shared).as_posix()
+    study = _study_of(resolved)
+    if study is not None and study not in studies:
+      studies[study] = os.path.relpath(study, shared)
+      parts['studies'].append(
+        {'study': studies[study]} | _flatten(_read_json(study / 'config.json'))
+      )
+      parts['timing'] += _timing(study, studies[study])
+    run, points = _read_run(path, name, defaults)
+    run['study'] = '' if study is None else studies[study]
+    parts['runs'].append(run)
+    parts['points'].append(points)
+    for table, frame in _read_scores(path, name).items():
+      parts[table].append(frame)
+    parts['sources'] += run.pop('sources')
+  return Tables(**{n: _frame(n, rows) for n, rows in parts.items()})
+
+
+def _frame(name: str, parts: Sequence[Any]) -> pd.DataFrame:
+  columns = list(_COLUMNS[name]) if name in _COLUMNS else None
+  if not parts:
+    return pd.DataFrame(columns=columns)
+  if isinstance(parts[0], dict):
+    return pd.DataFrame(list(parts))
+  return pd.concat(parts, ignore_index=True)
+
+
+def _study_of(directory: pathlib.Path) -> pathlib.Path | None:
+  """Returns the nearest directory above whose config.json is a study's."""
+  for parent in directory.parents[:4]:
+    path = parent / 'config.json'
+    if path.exists():
+      return parent if 'study' in _read_json(path) else None
+  return None
+
+
+def _read_run(
+  path: pathlib.Path, name: str, defaults: dict[str, Any]
+) -> tuple[dict[str, Any], pd.DataFrame]:
+  """Returns a run's row and its logged points."""
+  leaves = _flatten(_read_json(path / 'config.json'))
+  _require(leaves, _REQUIRED, path / 'config.json')
+  leaves = defaults | leaves
+  if leaves['stage'] not in ('tune', 'final'):
+    raise ValueError(
+      f'{path}/config.json: stage is {leaves["stage"]!r}; known are tune and '
+      'final'
+    )
+  env = _read_json(path / 'env.json') if (path / 'env.json').exists() else {}
+  summary = None
+  if (path / 'summary.json').exists():
+    summary = _read_json(path / 'summary.json')
+    _require(summary, _SUMMARY, path / 'summary.json')
+    if summary['status'] == 'finished':
+      _require(summary, _FINISHED, path / 'summary.json')
+  points = _read_points(path / 'metrics.jsonl')
+  row = {
+    'run': name,
+    'stage': leaves['stage'],
+    'status': 'unfinished',
+    'architecture': leaves['model.name'],
+    'optimizer': leaves['optimizer.name'],
+    'seed': int(leaves['seed']),
+    'lr': float(leaves['optimizer.lr']),
+    'planned_steps': int(leaves['steps']),
+    'planned_tokens': int(
+      leaves['steps'] * leaves['batch_size'] * leaves['model.context']
+    ),
+    'steps': int(points['step'].iloc[-1]) + 1 if len(points) else 0,
+    'first_loss': _first_loss(points),
+    'loss': math.inf,
+    'sources': [],
+  }
+  if summary is not None:
+    row |= {k: v for k, v in summary.items() if not isinstance(v, dict | list)}
+    if row['status'] == 'finished':
+      if row['steps'] < row['planned_steps']:
+        row['status'] = 'unfinished'
+      else:
+        loss = summary['eval_loss']
+        row['loss'] = float(summary['train_loss'] if loss is None else loss)
+    row['sources'] = _sources(name, summary)
+  row |= {f'config.{key}': value for key, value in leaves.items()}
+  devices = env['devices'] if 'devices' in env else []
+  kind = env['device_kind'] if 'device_kind' in env else 'unknown device'
+  row |= {f'env.{k}': v for k, v in _flatten(env).items() if k != 'devices'}
+  row['env.device'] = f'{len(devices) or 1} × {kind}'
+  points.insert(0, 'run', name)
+  if row.get('flops') and row.get('tokens') and 'tokens' in points:
+    points['flops'] = points['tokens'] * (row['flops'] / row['tokens'])
+  return row, points
+
+
+def _first_loss(points: pd.DataFrame) -> float:
+  if not len(points) or 'train/loss' not in points or points['step'][0] != 0:
+    return math.nan
+  return float(points['train/loss'][0])
+
+
+def _sources(name: str, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Returns the run's losses by source; source '' is the mean over all."""
+  rows: dict[str, dict[str, Any]] = {}
+  for key in ('eval_loss', 'eval_bits_per_byte'):
+    if f'{key}_by_source' in summary:
+      held = {'': summary[key], **(summary[f'{key}_by_source'] or {})}
+      for source, value in held.items():
+        of = rows.setdefault(source, {'run': name, 'source': source})
+        of[key] = math.nan if value is None else float(value)
+  return list(rows.values())
+
+
+def _read_points(path: pathlib.Path) -> pd.DataFrame:
+  """Reads metrics.jsonl; a long run's points are thinned (see `Tables`)."""
+  rows = _read_rows(path)
+  if not rows:
+    return pd.DataFrame(columns=['step', 'tokens', 'seconds'])
+  names = list(dict.fromkeys(name for row in rows for name in row))
+  values_CxP = np.array(
+    [
+      [
+        math.nan if name not in row or row[name] is None else row[name]
+        for row in rows
+      ]
+      for name in names
+    ],
+    np.float64,
+  )
+  # Step, tokens, seconds and rate are those of a point's last row.
+  last = [n in ('step', 'tokens', 'seconds', 'lr') for n in names]
+  evaluated_P = np.zeros(len(rows), bool)
+  for i, name in enumerate(names):
+    if name.startswith('eval/'):
+      evaluated_P |= ~np.isnan(values_CxP[i])
+  ends = _ends(evaluated_P)
+  starts = np.concatenate([[0], ends[:-1] + 1])
+  counts = np.add.reduceat(~np.isnan(values_CxP), starts, axis=1)
+  sums = np.add.reduceat(
+    np.nan_to_num(values_CxP, posinf=math.inf, neginf=-math.inf), starts, axis=1
+  )
+  with np.errstate(invalid='ignore', divide='ignore'):
+    means = sums / counts
+  means[last] = values_CxP[last][:, ends]
+  frame = pd.DataFrame(means.T, columns=names)
+  frame['step'] = frame['step'].astype(np.int64)
+  return frame
+
+
+def _ends(evaluated_P: np.ndarray) -> np.ndarray:
+  """Returns the rows that a thinned curve's points end with, rising."""
+  n = evaluated_P.size
+  regular = np.linspace(0, n - 1, min(n, _POINTS)).round().astype(int)
+  kept = np.flatnonzero(evaluated_P)
+  return np.unique(np.concatenate([[0], regular, kept, [n - 1]]))
+
+
+def _read_scores(path: pathlib.Path, name: str) -> dict[str, pd.DataFrame]:
+  """Returns a run's scores and answers; {} where nothing was scored."""
+  if not (path / 'eval' / 'results.json').exists():
+    return {}
+  results = _read_json(path / 'eval' / 'results.json')
+  _require(results, ('info', 'metrics'), path / 'eval' / 'results.json')
+  info = results['info']
+  rows = []
+  for task, metrics in results['metrics'].items():
+    for metric in _METRICS:
+      if metric not in metrics:
+        continue
+      chance = metric != 'perplexity' and task in info['chance']
+      error = metrics[f'{metric}_stderr']
+      rows.append(
+        {
+          'run': name,
+          'task': task,
+          'metric': metric,
+          'value': float(metrics[metric]),
+          # Too few questions to estimate it: the largest that it can be.
+          'stderr': 0.5 / metrics['n'] ** 0.5 if error is None else error,
+          'n': int(metrics['n']),
+          'chance': float(info['chance'][task]) if chance else math.nan,
+          'questions': _questions(info, task, int(metrics['n'])),
+          'limit': info['limit'] if 'limit' in info else 0,
+        }
+      )
+  tables = {'scores': pd.DataFrame(rows, columns=list(_COLUMNS['scores']))}
+  predictions = path / 'eval' / 'predictions.jsonl'
+  if predictions.exists():
+    answers = pd.DataFrame(_read_rows(predictions))
+    if len(answers):
+      tables['answers'] = pd.DataFrame(
+        {
+          'run': name,
+          'task': answers['task'],
+          'metric': answers['metric'],
+          'question': answers['doc_id'],
+          'right': (answers['pred'] == answers['gold']).astype(np.int8),
+        }
+      )
+  return tables
+
+
+def _questions(info: Mapping[str, Any], task: str, n: int) -> str:
+  """Returns what identifies a task's questions: number and SHA-256 of files."""
+  leaves = tasks.GROUPS[task] if task in tasks.GROUPS else (task,)
+  files = {tasks.TASKS[leaf].file for leaf in leaves if leaf in tasks.TASKS}
+  sums = [
+    entry['sha256'][:12]
+    for file, entry in sorted(info['data'].items())
+    if pathlib.Path(file).name.split('.')[0] in files
+  ]
+  return ' '.join([str(n), *sums])
+
+
+def _timing(study: pathlib.Path, name: str) -> list[dict[str, Any]]:
+  """Returns the rows of a study's timing pass; [] where there was none."""
+  path = study / 'timing.json'
+  return read_timing(path, name) if path.exists() else []
+
+
+def read_timing(path: pathlib.Path, study: str = '') -> list[dict[str, Any]]:
+  """Reads a timing pass, one row a repeat of an optimizer.
+
+  Args:
+    path: JSON: device, commit and groups, each with its group (architecture
+      and axes) and repeats in the order they were run: optimizer and
+      seconds_per_step, a number or a list.
+    study: name of the study it belongs to; '' for any.
+
+  Raises:
+    ValueError: the file is not of that form.
+  """
+  timing = _read_json(path)
+  _require(timing, ('device', 'commit', 'groups'), path)
+  rows = []
+  for entry in timing['groups']:
+    _require(entry, ('group', 'repeats'), path)
+    counts: dict[str, int] = {}
+    for repeat in entry['repeats']:
+      _require(repeat, ('optimizer', 'seconds_per_step'), path)
+      optimizer = repeat['optimizer']
+      counts[optimizer] = counts.setdefault(optimizer, 0) + 1
+      rows.append(
+        {
+          'study': study,
+          'group': json.dumps(entry['group']),
+          'optimizer': optimizer,
+          'repeat': counts[optimizer],
+          'seconds_per_step': float(np.median(repeat['seconds_per_step'])),
+          'device': timing['device'],
+          'commit': timing['commit'],
+        }
+      )
+  return rows
+
+
+# Files.
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    value = json.loads(path.read_text('utf-8'))
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise ValueError(
+      f'{path}: not valid JSON ({error}); remove the run or write the file '
+      'again'
+    ) from error
+  if not isinstance(value, dict):
+    raise ValueError(f'{path}: holds no JSON object; write the file again')
+  return value
+
+
+def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Reads JSON lines; an unfinished last line is one being written."""
+  lines = path.read_bytes().split(b'\n')
+  rows = []
+  for number, line in enumerate(lines, 1):
+    if not line.strip():
+      continue
+    try:
+      rows.append(json.loads(line))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+      if number == len(lines):
+        break
+      raise ValueError(
+        f'{path}:{number}: not valid JSON; start the run again from its '
+        'checkpoint or remove it'
+      ) from error
+    if not isinstance(rows[-1], dict):
+      raise ValueError(f'{path}:{number}: not a JSON object; remove the run')
+  return rows
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  leaves: dict[str, Any] = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      leaves |= _flatten(value, f'{prefix}{key}.')
+    elif isinstance(value, list | tuple):
+      leaves[f'{prefix}{key}'] = json.dumps(value)
+    else:
+      leaves[f'{prefix}{key}'] = value
+  return leaves
+
+
+def _require(
+  values: Mapping[str, Any], keys: Iterable[str], path: pathlib.Path
+) -> None:
+  missing = [key for key in keys if key not in values]
+  if missing:
+    raise ValueError(
+      f'{path}: lacks {", ".join(missing)}; it was written by another '
+      'version: run it again'
+    )
+
+
+def _missing(value: Any) -> bool:
+  return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+# Tables that a report left.
+
+
+def _table_directories(root: pathlib.Path) -> Iterator[pathlib.Path]:
+  for directory, _, files in os.walk(root):
+    if 'runs.parquet' in files or 'runs.csv' in files:
+      yield pathlib.Path(directory)
+
+
+def _read_tables(directory: pathlib.Path) -> Tables:
+  frames = {}
+  for name in NAMES:
+    path = directory / f'{name}.parquet'
+    if path.exists():
+      frames[name] = pd.read_parquet(path)
+    elif (path := directory / f'{name}.csv').exists():
+      frames[name] = pd.read_csv(path, keep_default_na=False, na_values=[''])
+    else:
+      frames[name] = _frame(name, [])
+  for name in ('study', 'source', 'group'):
+    for frame in frames.values():
+      if name in frame:
+        frame[name] = frame[name].fillna('')
+  missing = {
+    'run',
+    'stage',
+    'status',
+    'architecture',
+    'optimizer',
+    'seed',
+    'lr',
+  }
+  missing -= set(frames['runs'].columns)
+  if missing:
+    raise ValueError(
+      f'{directory}/runs: lacks {", ".join(sorted(missing))}; write the report '
+      'again'
+    )
+  return Tables(**frames)
+
+
+def _joined(tables: Sequence[Tables]) -> Tables:
+  """Puts tables under one another; runs of the same name are told apart."""
+  if len(tables) == 1:
+    return tables[0]
+  frames: dict[str, list[pd.DataFrame]] = {name: [] for name in NAMES}
+  seen: set[str] = set()
+  for i, of in enumerate(tables):
+    repeated = not seen.isdisjoint(of.runs['run'])
+    for name in NAMES:
+      frame = getattr(of, name).copy()
+      for column in ('run', 'study'):
+        if repeated and column in frame:
+          frame[column] = f'{i}/' + frame[column]
+      frames[name].append(frame)
+    seen |= set(frames['runs'][-1]['run'])
+  return Tables(
+    **{
+      name: pd.concat([f for f in of if len(f)] or of[:1], ignore_index=True)
+      for name, of in frames.items()
+    }
+  )
+
+
+# Groups and cells.
+
+
+def _placed(tables: Tables) -> Tables:
+  """Gives every run its axes, group and cell."""
+  runs, studies = tables.runs.copy(), tables.studies
+  axes = _axes(runs, studies)
+  for axis in axes:
+    runs[f'axis.{axis.name}'] = axis_values(runs, axis.name)
+  runs['group'] = [
+    group_label(
+      run['architecture'], {a.name: run[f'axis.{a.name}'] for a in axes}
+    )
+    for _, run in runs.iterrows()
+  ]
+  runs['cell'] = _cells(runs, studies)
+  timing = tables.timing.copy()
+  timing['group'] = [_timing_group(g, axes) for g in timing['group']]
+  return dataclasses.replace(tables, runs=runs, timing=timing)
+
+
+def axis_values(runs: pd.DataFrame, name: str) -> list[Any]:
+  """Returns each run's value on an axis; tokens are those that it plans."""
+  if name == 'tokens':
+    column = 'planned_tokens'
+  elif name in AXIS_KEYS:
+    column = f'config.{AXIS_KEYS[name]}'
+  else:
+    held = [c for c in runs if c.rpartition('.')[2] == name]
+    column = held[0] if held else ''
+  if column not in runs:
+    return [''] * len(runs)
+  values = list(runs[column])
+  # A column with a gap holds floats.
+  return [
+    int(v) if isinstance(v, float) and v.is_integer() else v for v in values
+  ]
+
+
+def _axes(runs: pd.DataFrame, studies: pd.DataFrame) -> list[Axis]:
+  finals = runs[runs['stage'] == 'final']
+  owners: dict[str, Mapping[str, Any]] = {}
+  for study in studies.to_dict('records'):
+    if study['study'] in set(finals['study']):
+      for name in _declared(study):
+        owners.setdefault(name, study)
+  axes = []
+  for name, study in owners.items():
+    values = sorted(set(axis_values(finals, name)), key=_rank)
+    if len(values) > 1:
+      own = _own(study, name, 'final')
+      axes.append(
+        Axis(name, own if own in values else values[0], tuple(values))
+      )
+  return axes
+
+
+def _rank(value: Any) -> tuple[bool, Any]:
+  """Returns what numbers, and then words, are sorted by."""
+  return isinstance(value, str), value
+
+
+def _declared(study: Mapping[str, Any]) -> list[str]:
+  """Returns the axes that a study declares."""
+  found = []
+  for key, values in study.items():
+    for prefix in ('study.axis_', 'study.axes.'):
+      if key.startswith(prefix) and values not in ('', '[]'):
+        if not _missing(values):
+          found.append(key.removeprefix(prefix))
+  return found
+
+
+def _own(study: Mapping[str, Any], name: str, stage: str) -> Any:
+  """Returns the value of the study's own configuration; None if unknown."""
+  if name != 'tokens':
+    key = AXIS_KEYS[name] if name in AXIS_KEYS else name
+    return study[key] if key in study else None
+  steps = 'study.target_steps' if stage == 'final' else 'steps'
+  keys = ('batch_size', steps, 'model.context')
+  if any(key not in study or _missing(study[key]) for key in keys):
+    return None
+  return math.prod(int(study[key]) for key in keys)
+
+
+def _cells(runs: pd.DataFrame, studies: pd.DataFrame) -> list[str]:
+  """Returns 'model optimizer' and the axes whose values are searched anew.
+
+  Tokens stand as multiples of the study's own, which trials and final runs
+  share.
+  """
+  plans = {study['study']: study for study in studies.to_dict('records')}
+  names = {name for study in plans.values() for name in _declared(study)}
+  values = {name: axis_values(runs, name) for name in names}
+  cells = []
+  places = zip(
+    runs['architecture'],
+    runs['optimizer'],
+    runs['study'],
+    runs['stage'],
+    strict=True,
+  )
+  for i, (architecture, optimizer, study, stage) in enumerate(places):
+    plan = plans[study] if study in plans else {}
+    retuned = str(plan['study.retune']) if 'study.retune' in plan else ''
+    at = {}
+    for name in sorted({word.strip() for word in retuned.split(',')}):
+      if name in _declared(plan):
+        at[name] = values[name][i]
+        own = _own(plan, name, stage)
+        if name == 'tokens' and own is not None:
+          at[name] = float(f'{at[name] / own:.6g}')
+    cells.append(f'{group_label(architecture, at)} · {optimizer}')
+  return cells
+
+
+def _timing_group(group: str, axes: Sequence[Axis]) -> str:
+  """Returns the label of a group that timing.json describes as an object."""
+  if not group.startswith('{'):
+    return group
+  given = json.loads(group)
+  held = {a.name: given[a.name] for a in axes if a.name in given}
+  return group_label(given['architecture'], held)
