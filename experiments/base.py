@@ -349,6 +349,17 @@ def get_transfer_config() -> ConfigDict:
   return c.lock()
 
 
+def flatten(config: ConfigDict) -> dict[str, object]:
+  """Returns the values of `config` by `group.key`."""
+  leaves: dict[str, object] = {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      leaves |= {f'{key}.{k}': v for k, v in flatten(value).items()}
+    else:
+      leaves[key] = value
+  return leaves
+
+
 def with_variant(
   arg: str | None,
   config: ConfigDict | None = None,

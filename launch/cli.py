@@ -143,8 +143,8 @@ def _check_keys(argv: list[str]) -> None:
   from steepest.experiments import base
 
   known = [
-    *flatten(base.get_study_config()),
-    *flatten(base.get_transfer_config()),
+    *base.flatten(base.get_study_config()),
+    *base.flatten(base.get_transfer_config()),
   ]
   for arg in argv[1:]:
     match = re.match(r'--?(?:no)?config\.([^=]+)', arg)
@@ -156,17 +156,6 @@ def _check_keys(argv: list[str]) -> None:
     near = [k for k in known if k.rpartition('.')[2] == leaf] or near
     hint = f'; did you mean {near[0]}?' if near else ''
     raise ValueError(f'unknown key {match[1]} in {arg}{hint}')
-
-
-def flatten(config: ConfigDict) -> dict[str, object]:
-  """Returns the leaves of `config` as `group.key`."""
-  leaves: dict[str, object] = {}
-  for key, value in config.items():
-    if isinstance(value, ConfigDict):
-      leaves |= {f'{key}.{k}': v for k, v in flatten(value).items()}
-    else:
-      leaves[key] = value
-  return leaves
 
 
 def _one_line(error: Exception) -> str:

@@ -7,7 +7,6 @@ import re
 import pytest
 
 from steepest.experiments import base
-from steepest.launch import cli
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _FOLDERS = (
@@ -116,9 +115,9 @@ def _keys_and_comments() -> list[tuple[str, str]]:
 
 def test_every_key_is_explained_and_they_stay_few():
   documented = _keys_and_comments()
-  keys = [key.rpartition('.')[2] for key in cli.flatten(base.get_config())]
+  keys = [key.rpartition('.')[2] for key in base.flatten(base.get_config())]
   configs = base.get_study_config(), base.get_transfer_config()
-  known = [k.rpartition('.')[2] for c in configs for k in cli.flatten(c)]
+  known = [k.rpartition('.')[2] for c in configs for k in base.flatten(c)]
   assert len(keys) <= _MOST_KEYS
   # Some keys share one comment.
   # Those of each optimizer are set by name, in a loop.
@@ -134,7 +133,7 @@ def test_every_key_is_explained_and_they_stay_few():
 
 def test_real_valued_defaults_are_floats():
   """So `--config.optimizer.lr=1` is no type error."""
-  for key, value in cli.flatten(base.get_study_config()).items():
+  for key, value in base.flatten(base.get_study_config()).items():
     leaf = key.rpartition('.')[2]
     if leaf in ('lr', 'eps', 'rho', 'weight_decay', 'clip_norm', 'rope_base'):
       assert isinstance(value, float), key

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from steepest.experiments import base
-from steepest.launch import cli
 from steepest.models import huggingface
 from steepest.models.config import ModelConfig
 
@@ -30,6 +29,11 @@ _FREE = (
   'stop_grace_seconds',
   'wandb_project',
 )
+
+# Keys of earlier versions → the value with which they did nothing: runs made
+# with it can be resumed. `_ANY`: no value ever changed what a run computes.
+_ANY = object()
+_REMOVED: dict[str, Any] = {}
 
 # Least values; those of other numbers stand where they are used.
 _LEAST = {
@@ -119,7 +123,7 @@ _MOST_CHARACTERS = 4096
 
 def check_ranges(config: ConfigDict) -> None:
   """Raises a ValueError that names the first key out of its range."""
-  values: dict[str, Any] = cli.flatten(config)
+  values: dict[str, Any] = base.flatten(config)
   for key, value in values.items():
     _check_value(key, value)
   for key, least in _LEAST.items():
@@ -237,24 +241,31 @@ def import_shapes(config: ConfigDict, overrides: dict[str, Any]) -> None:
 
 def check_same(config: ConfigDict, workdir: pathlib.Path) -> None:
   """Raises a ValueError that names the first key on which a restart differs."""
-  saved = read_config(workdir)
-  now = ConfigDict(as_json(config))
-  before, after = cli.flatten(saved), cli.flatten(now)
-  changes = saved.schedule.kind != 'constant'
-  if saved.steps > now.steps and changes:
+  saved, removed = _read_config(workdir / 'config.json')
+  before = base.flatten(saved)
+  now = base.flatten(ConfigDict(as_json(config)))
+  kind = before['schedule.kind']
+  changes = kind != 'constant'
+  if before['steps'] > now['steps'] and changes:
     raise ValueError(
-      f'{workdir} holds a run of steps={saved.steps}, asked for {now.steps}: '
-      f'its {saved.schedule.kind} schedule would be another one, use another '
+      f'{workdir} holds a run of steps={before["steps"]}, asked for '
+      f'{now["steps"]}: its {kind} schedule would be another one, use another '
       '--workdir'
     )
-  if saved.steps < now.steps and changes:
+  if before['steps'] < now['steps'] and changes:
     print(
-      f'note: {workdir} was planned for {saved.steps} steps; with '
-      f'{now.steps} its {saved.schedule.kind} schedule is another one',
+      f'note: {workdir} was planned for {before["steps"]} steps; with '
+      f'{now["steps"]} its {kind} schedule is another one',
       file=sys.stderr,
     )
-  for key in sorted(before | after):
-    a, b = before.get(key), after.get(key)
+  for key, value in removed.items():
+    if _REMOVED[key] is not _ANY and _REMOVED[key] != value:
+      raise ValueError(
+        f'{workdir} holds a run with {key}={value}, which this version does '
+        'not know: use another --workdir'
+      )
+  for key in sorted(before | now):
+    a, b = before.get(key), now.get(key)
     if a != b and not key.startswith(_FREE):
       raise ValueError(
         f'{workdir} holds a run with {key}={a}, asked for {b}: use another '
@@ -263,27 +274,45 @@ def check_same(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
-  """Returns a run's configuration.
+  """Returns a run's configuration, to load its model.
 
-  Keys that did not exist when the run was made have their default, which does
+  A key that did not exist when the run was made has its default, which does
   what was done before there was a key.
 
   Raises:
-    ValueError: config.json is damaged.
+    ValueError: config.json is damaged, or its model needs a key that this
+      version does not know.
   """
   path = workdir / 'config.json'
+  config, removed = _read_config(path)
+  for key, value in removed.items():
+    of_model = key.startswith(('model.', 'parametrization.'))
+    if of_model and _REMOVED[key] is not _ANY and _REMOVED[key] != value:
+      raise ValueError(
+        f'{path} has {key}={value}, which this version does not know'
+      )
+  return config
+
+
+def _read_config(path: pathlib.Path) -> tuple[ConfigDict, dict[str, Any]]:
+  """Returns the configuration in a file, and its values of removed keys."""
   config = ConfigDict(as_json(base.get_config()))
+  removed: dict[str, Any] = {}
   try:
     with config.unlocked():
       config.update(json.loads(path.read_text('utf-8')))
-    for key, value in cli.flatten(config).items():
-      if value is None:
-        raise ValueError(f'{key} is null')
+      for key, value in base.flatten(config).items():
+        if value is None:
+          raise ValueError(f'{key} is null')
+        if key in _REMOVED:
+          removed[key] = value
+          group, _, name = key.rpartition('.')
+          del (config[group] if group else config)[name]
   except (ValueError, TypeError, KeyError, AttributeError) as error:
     raise ValueError(
       f'{path} is damaged ({_first_line(error)}): use another --workdir'
     ) from error
-  return config
+  return config, removed
 
 
 def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:

@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 
 from steepest import models
 from steepest.data import pipeline, tokenizers
-from steepest.launch import cli, scores
+from steepest.experiments import base
+from steepest.launch import scores
 from steepest.models import config as model_config, huggingface, parametrization
 from steepest.models.config import ModelConfig
 from steepest.optimizers import build, costs
@@ -251,7 +252,7 @@ def open_loop(
     watchdog.parse(config.spikes),
     workdir,
     callbacks,
-    cli.flatten(config),
+    base.flatten(config),
   )
 
 

@@ -15,7 +15,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from steepest.experiments import base
-from steepest.launch import cli
 from steepest.models import config as model_config
 from steepest.optimizers import build
 from steepest.training import run as assemble
@@ -117,7 +116,7 @@ def target_config(
 
 def _set_keys(run: ConfigDict, given: str) -> None:
   """Sets the keys of 'KEY=VALUE,…', with values of the types they have."""
-  known = cli.flatten(run)
+  known = base.flatten(run)
   for word in filter(None, given.split(',')):
     key, _, text = (part.strip() for part in word.partition('='))
     where = f'study.target_keys: {word!r}'

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from steepest.launch import cli
+from steepest.experiments import base
 from steepest.models import config as model_config
 from steepest.training import config as validation, run as assemble, trials
 from steepest.training.loop import Callbacks, Diverged
@@ -80,7 +80,7 @@ def _shared(config: ConfigDict) -> dict[str, object]:
   """Returns what trials of one program have to share."""
   return {
     key: value
-    for key, value in cli.flatten(config).items()
+    for key, value in base.flatten(config).items()
     if not key.startswith(('optimizer.', 'schedule.'))
   }
 

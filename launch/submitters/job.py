@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from steepest.launch import cli
+from steepest.experiments import base
 
 # Parts of names whose values would end up in scripts and logs.
 _SECRET = re.compile(r'key|token|secret|passw|credential', re.IGNORECASE)
@@ -204,7 +204,7 @@ def options(
 
 def _parse(config: ConfigDict, key: str, text: str) -> Any:
   """Returns a value of the type that the key has."""
-  leaves = cli.flatten(config)
+  leaves = base.flatten(config)
   if key not in leaves:
     near = difflib.get_close_matches(key, leaves, 1, cutoff=0.3)
     hint = f'; did you mean {near[0]}?' if near else ''

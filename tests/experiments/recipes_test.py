@@ -21,7 +21,6 @@ from steepest.experiments import (
   tiny,
   transfer,
 )
-from steepest.launch import cli
 from steepest.models import config as model_config, parametrization
 from steepest.training import flops, run as assemble
 
@@ -66,12 +65,12 @@ def _check(path: pathlib.Path, value: object) -> None:
 
 
 def test_base_is_on_record(golden):
-  _check(golden / 'configs' / 'base.json', cli.flatten(base.get_config()))
+  _check(golden / 'configs' / 'base.json', base.flatten(base.get_config()))
 
 
 def test_study_keys_are_on_record(golden):
-  study = cli.flatten(base.get_study_config())
-  plain = cli.flatten(base.get_config())
+  study = base.flatten(base.get_study_config())
+  plain = base.flatten(base.get_config())
   assert plain.items() <= study.items()
   _check(
     golden / 'configs' / 'study.json',
@@ -80,20 +79,20 @@ def test_study_keys_are_on_record(golden):
 
 
 def test_transfer_is_on_record(golden):
-  keys = cli.flatten(base.get_transfer_config())
-  plain = cli.flatten(base.get_config())
+  keys = base.flatten(base.get_transfer_config())
+  plain = base.flatten(base.get_config())
   assert plain.items() <= keys.items()
   recorded = {'base': {k: v for k, v in keys.items() if k not in plain}}
   for words in ('', 'llama,lion,no_gain', 'fixed_rho,sophia', 'times_role_lr'):
-    leaves = cli.flatten(transfer.get_config(words))
+    leaves = base.flatten(transfer.get_config(words))
     assert leaves.keys() == keys.keys()
     recorded[words] = {k: v for k, v in leaves.items() if v != keys[k]}
   _check(golden / 'configs' / 'transfer.json', recorded)
 
 
 def test_quickstart_is_on_record(golden):
-  study = cli.flatten(base.get_study_config())
-  leaves = cli.flatten(quickstart.get_config())
+  study = base.flatten(base.get_study_config())
+  leaves = base.flatten(quickstart.get_config())
   assert leaves.keys() == study.keys()
   changed = {k: v for k, v in leaves.items() if v != study[k]}
   _check(golden / 'configs' / 'quickstart.json', changed)
@@ -102,10 +101,10 @@ def test_quickstart_is_on_record(golden):
 @pytest.mark.parametrize('name', _RECIPES)
 def test_recipe_is_on_record(golden, name):
   module, variants = _RECIPES[name]
-  plain = cli.flatten(base.get_config())
+  plain = base.flatten(base.get_config())
   resolved = {}
   for variant in variants:
-    leaves = cli.flatten(module.get_config(variant))
+    leaves = base.flatten(module.get_config(variant))
     assert leaves.keys() == plain.keys()
     resolved[variant] = {k: v for k, v in leaves.items() if v != plain[k]}
   _check(golden / 'configs' / f'{name}.json', resolved)
@@ -136,8 +135,8 @@ def test_target_is_the_proxy_grown(variant):
   target = paper_target.get_config(variant)
   differ = {
     key
-    for key, value in cli.flatten(target).items()
-    if cli.flatten(proxy)[key] != value
+    for key, value in base.flatten(target).items()
+    if base.flatten(proxy)[key] != value
   }
   assert differ == {
     'eval_every',

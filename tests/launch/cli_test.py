@@ -7,7 +7,6 @@ import sys
 import pytest
 
 from steepest.experiments import base
-from steepest.launch import cli
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _COMMANDS = sorted(
@@ -127,7 +126,7 @@ def test_traceback_on_request(run_command):
 
 
 def test_flatten():
-  leaves = cli.flatten(base.get_config())
+  leaves = base.flatten(base.get_config())
   assert leaves['optimizer.lr'] == 6e-4
   assert leaves['seed'] == 0
   assert not any(hasattr(value, 'items') for value in leaves.values())

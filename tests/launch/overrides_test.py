@@ -18,7 +18,7 @@ import jax
 import pytest
 
 from steepest.experiments import base
-from steepest.launch import cli, corpus, study, train
+from steepest.launch import corpus, study, train
 from steepest.training import run as assemble
 from steepest.training.step import Step
 
@@ -33,10 +33,10 @@ _SMALL = (
   '--config.steps=3',
 )
 _VARIANTS = ('gpt2,adamw', 'llama,lion', 'gpt2,sophia', 'llama,sophia')
-_KEYS = cli.flatten(base.get_config())
+_KEYS = base.flatten(base.get_config())
 _STUDY = {
   key: value
-  for key, value in cli.flatten(base.get_study_config()).items()
+  for key, value in base.flatten(base.get_study_config()).items()
   if key.startswith('study.')
 }
 _INTEGERS = st.one_of(

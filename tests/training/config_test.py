@@ -23,6 +23,36 @@ def test_fewer_steps_are_refused_where_they_change_the_schedule(tmp_path, kind):
     validation.check_same(config, tmp_path)
 
 
+def test_runs_made_with_keys_of_earlier_versions(tmp_path, monkeypatch):
+  removed = {'model.turns': '', 'colour': validation._ANY, 'odd.kept': 0}
+  monkeypatch.setattr(validation, '_REMOVED', removed)
+  config = base.get_config()
+
+  def save(**values):
+    saved = validation.as_json(config) | {'colour': 'red', 'odd': {'kept': 0}}
+    saved['model']['turns'] = ''
+    for key, value in values.items():
+      saved[key] |= value
+    (tmp_path / 'config.json').write_text(json.dumps(saved), 'utf-8')
+
+  save()
+  validation.check_same(config, tmp_path)
+  read = base.flatten(validation.read_config(tmp_path))
+  assert not read.keys() & removed.keys()
+  # What only training needs is no obstacle to scoring the model.
+  save(odd={'kept': 3})
+  validation.read_config(tmp_path)
+  with pytest.raises(ValueError, match='odd.kept=3, which this version does'):
+    validation.check_same(config, tmp_path)
+  save(model={'turns': 'linear:2'})
+  for read in (
+    validation.read_config,
+    lambda w: validation.check_same(config, w),
+  ):
+    with pytest.raises(ValueError, match='model.turns=linear:2'):
+      read(tmp_path)
+
+
 @pytest.mark.parametrize(
   'key, value, said',
   [

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from steepest.experiments import base
-from steepest.launch import cli
 from steepest.models import config as model_config
 from steepest.optimizers import build
 from steepest.training import run as assemble
@@ -39,7 +38,7 @@ def _configure(name: str, optimizer: str, **keys: Any) -> ConfigDict:
   config, _ = base.with_variant(f'{name},{optimizer}')
   given = {key.replace('__', '.'): value for key, value in keys.items()}
   config.update_from_flattened_dict({**_SMALL, **given})
-  assert given.keys() <= cli.flatten(config).keys()
+  assert given.keys() <= base.flatten(config).keys()
   return config
 
 

@@ -6,8 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from steepest.experiments import paper_study, paper_target, quickstart
-from steepest.launch import cli
+from steepest.experiments import base, paper_study, paper_target, quickstart
 from steepest.training import planner
 from steepest.tuning import budget, budget_table, cells, certainty, plans
 
@@ -101,9 +100,9 @@ def test_the_papers_study_has_its_targets():
   assert len(targets) * config.study.seeds == 12
   for cell in targets:
     words = cell.model, cell.optimizer, 'multi' if cell.point else 'single'
-    wanted = cli.flatten(paper_target.get_config(','.join(words)))
+    wanted = base.flatten(paper_target.get_config(','.join(words)))
     lr = {'lr': wanted['optimizer.lr']}
-    found = cli.flatten(cells.target_config(config, cell, lr, 0))
+    found = base.flatten(cells.target_config(config, cell, lr, 0))
     unlike = {key for key in wanted if found[key] != wanted[key]}
     # Resolved shapes are the same; LLaMA shares GPT-2's tokenizer.
     allowed = {'model.num_kv_heads', 'parametrization.base_depth'}
