@@ -298,8 +298,6 @@ def _set_search(study: ConfigDict) -> None:
   # Trials of a cell under way at once with tpe or pruning, over all processes;
   # above 1 the outcome depends on which ends first.
   study.parallel_trials = 1
-  # Trials trained as one program; 0: each by itself.
-  study.vmapped_trials = 0
 
 
 def _set_axes(study: ConfigDict) -> None:

@@ -218,8 +218,6 @@ def _run(
   failures = [f'{cell}: {error}' for cell, error in runs.failures.items()]
   if failures:
     raise ValueError('; '.join(failures))
-  if shared := estimate.sharing(plans):
-    print(shared)
 
 
 def _report(workdir: pathlib.Path, seconds: float) -> None:

@@ -81,7 +81,6 @@ _LEAST = {
       'study.max_extensions',
       'study.pruning_fraction',
       'study.search_seed',
-      'study.vmapped_trials',
       'transfer.max_extensions',
       'transfer.refine',
     ),

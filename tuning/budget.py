@@ -7,7 +7,7 @@ import json
 from ml_collections import ConfigDict
 
 from steepest.training import chips, planner
-from steepest.tuning import cells, plans, search, trunks
+from steepest.tuning import cells, plans, search
 from steepest.tuning.cells import Cell
 
 # Keys that change neither a step's time nor its memory.
@@ -23,8 +23,7 @@ class Part:
     kind: 'tune' or 'train'.
     runs: how many.
     tokens: of a run.
-    steps: that a run computes itself; the others are shared with its trunk.
-    planned_steps: of a run.
+    steps: of a run.
     plan: of a step.
   """
 
@@ -33,22 +32,13 @@ class Part:
   runs: int
   tokens: int
   steps: int
-  planned_steps: int
   plan: planner.Plan
 
   @property
   def hours(self) -> float:
     """Chip-hours of all its runs."""
-    return self._hours(self.steps)
-
-  @property
-  def alone(self) -> float:
-    """Chip-hours if every run did all its steps itself."""
-    return self._hours(self.planned_steps)
-
-  def _hours(self, steps: int) -> float:
     chips = self.runs * self.plan.setting.devices
-    return chips * steps * self.plan.step_seconds / 3600
+    return chips * self.steps * self.plan.step_seconds / 3600
 
 
 def parts(
@@ -86,19 +76,18 @@ def parts(
     return planners[key]
 
   found = []
-  all_cells, branches = cells.cells(config), trunks.branches(config)
+  all_cells = cells.cells(config)
   for cell in dict.fromkeys(cells.search_of(config, c) for c in all_cells):
     on_part(f'tune {cell}')
     run = cells.trial_config(config, cell, {})
     plan = _smallest(planned(run), run, devices)
     count = len(search.first_names(config, cell.optimizer))
-    found.append(_part(cell, 'tune', count, run, 0, plan))
+    found.append(_part(cell, 'tune', count, run, plan))
   for cell in all_cells:
     on_part(f'train {cell}')
     run = cells.target_config(config, cell, {}, 0)
     plan = planned(run).plan(plans.setting(run, devices))
-    shared = branches[cell].steps if cell in branches else 0
-    found.append(_part(cell, 'train', config.study.seeds, run, shared, plan))
+    found.append(_part(cell, 'train', config.study.seeds, run, plan))
   return found
 
 
@@ -107,12 +96,10 @@ def _part(
   kind: str,
   count: int,
   run: ConfigDict,
-  shared: int,
   plan: planner.Plan,
 ) -> Part:
   tokens = run.steps * run.batch_size * run.model.context
-  own = run.steps - shared
-  return Part(cell, kind, count, tokens, own, run.steps, plan)
+  return Part(cell, kind, count, tokens, run.steps, plan)
 
 
 def _smallest(

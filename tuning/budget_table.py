@@ -35,7 +35,6 @@ def show(
   console.print(_parts(found))
   tune, train = (budget.hours(found, kind) for kind in ('tune', 'train'))
   total = tune + train
-  alone = sum(part.alone for part in found)
   targets = sum(part.runs for part in found if part.kind == 'train')
   lines = [
     f'{_number(total)} {chip}-hours: {_number(tune)} for tuning '
@@ -43,11 +42,6 @@ def show(
     f'({train / total:.1%}); {_number(total / devices / 24)} days on {devices} '
     f'chip{"s" * (devices > 1)}',
   ]
-  if alone > total:
-    lines.append(
-      f'shared steps save {_number(alone - total)} hours '
-      f'({1 - total / alone:.0%})'
-    )
   lines.append(
     'not counted: rates that are added while the best is at an edge (up to '
     f'{config.study.max_extensions} trials a search), validation, benchmarks'

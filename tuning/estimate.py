@@ -11,8 +11,8 @@ import statistics
 
 from ml_collections import ConfigDict
 
-from steepest.tuning.plan import Plan, Planned
 from steepest.tuning.pool import Pool
+from steepest.tuning.study import Plan, Planned
 
 # Kind, model and optimizer → seconds per unit of weight of some runs.
 Paces = dict[tuple[str, str, str], list[float]]
@@ -46,39 +46,12 @@ def describe(
     seconds = timed(first.config)
     if seconds is None:
       return f'{len(left)} runs to do'
-    paces = {first.key: [seconds * first.config.steps / first.alone]}
+    paces = {first.key: [seconds * first.config.steps / first.weight]}
     source = f'by {_STEPS} timed steps, validation and benchmarks not counted'
   total = seconds_left(left.values(), paces)
-  alone = math.fsum(run.alone for run in left.values())
-  saved = 1 - math.fsum(run.weight for run in left.values()) / alone
-  shared = f'; shared steps save {saved:.0%}' if saved else ''
   return (
     f'about {_duration(total / workers)} on {_count(workers, "worker")} for '
-    f'{_count(len(left), "run")}, {source}{shared}'
-  )
-
-
-def sharing(plan: Plan) -> str | None:
-  """Says what the targets would be alone and what was computed for them.
-
-  None where none shares steps with another.
-  """
-  alone, spent = [0, 0.0], [0, 0.0]
-  for name, run in plan.runs.items():
-    path = plan.workdir / name / 'summary.json'
-    if run.key[0] != 'targets' or not path.exists():
-      continue
-    summary = json.loads(path.read_text('utf-8'))
-    own = summary['spent'] if 'spent' in summary else summary
-    for total, numbers in ((alone, summary), (spent, own)):
-      total[0] += numbers['tokens']
-      total[1] += numbers['seconds']
-  if alone == spent:
-    return None
-  return (
-    f'targets, each as if alone: {alone[0]:,} tokens, {_duration(alone[1])}; '
-    f'as computed, with shared steps once: {spent[0]:,} tokens, '
-    f'{_duration(spent[1])}'
+    f'{_count(len(left), "run")}, {source}'
   )
 
 
@@ -92,7 +65,7 @@ def finished_paces(plan: Plan) -> Paces:
     summary = json.loads(path.read_text('utf-8'))
     if summary['status'] == 'finished':
       seconds = math.fsum(summary[key] for key in _TIMES if key in summary)
-      paces.setdefault(run.key, []).append(seconds / run.alone)
+      paces.setdefault(run.key, []).append(seconds / run.weight)
   return paces
 
 

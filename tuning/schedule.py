@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from steepest.training import branches, metrics
+from steepest.training import metrics
 from steepest.tuning import (
   cells,
   locks as locks_lib,
   pruning,
   search,
   space,
-  trunks,
 )
 from steepest.tuning.cells import Cell
 from steepest.tuning.space import Values
@@ -41,21 +40,18 @@ class Task:
 
   Attributes:
     stage: that it belongs to.
-    directories: of its runs; several are trained as one program.
+    directory: of its run.
     job: for tuning/worker.py.
   """
 
   stage: Stage
-  directories: list[pathlib.Path]
+  directory: pathlib.Path
   job: dict[str, Any]
 
 
 class _Run(NamedTuple):
-  """`parent` and `steps` of a run that branches off, for the worker."""
-
   directory: pathlib.Path
   config: ConfigDict
-  branch: dict[str, Any] | None = None
 
 
 def breadth(config: ConfigDict, todo: Sequence[Cell]) -> int:
@@ -76,7 +72,7 @@ def _at_once(config: ConfigDict, waiting: int) -> int:
   """Returns how many of a search's waiting trials may be under way."""
   study = config.study
   if study.search == 'tpe' or study.pruning != 'none':
-    return min(waiting, max(study.parallel_trials, study.vmapped_trials))
+    return min(waiting, study.parallel_trials)
   return waiting
 
 
@@ -118,7 +114,6 @@ class Schedule:
       cell: search.make(config, cell.optimizer, cells.trials_dir(workdir, cell))
       for cell in dict.fromkeys(self._search_of.values())
     }
-    self._branches = trunks.branches(config)
     self._losses: dict[Cell, dict[str, float]] = {c: {} for c in self._searches}
     self._best: dict[Cell, Values] = {}
     self._histories: dict[pathlib.Path, dict[int, float]] = {}
@@ -163,8 +158,7 @@ class Schedule:
   def ended(self, worker: int, error: str | None) -> Task:
     """Notes that a worker has done its task, or failed with an error."""
     task = self._running.pop(worker)
-    for directory in task.directories:
-      self._locks.release(directory)
+    self._locks.release(task.directory)
     if error is not None:
       self._fail(task.stage, error)
     return task
@@ -173,8 +167,6 @@ class Schedule:
     wanted = dict.fromkeys(self._search_of[cell] for cell in self._open)
     stages = [Stage(c, 'trials') for c in wanted if c not in self._best]
     ready = [c for c in self._open if self._search_of[c] in self._best]
-    # Trunks first: others wait for them.
-    ready.sort(key=lambda cell: cell in self._branches)
     stages += [Stage(cell, 'targets') for cell in ready]
     if worker not in self._last:
       return stages
@@ -233,82 +225,40 @@ class Schedule:
 
   def _targets(self, cell: Cell) -> list[_Run]:
     """Returns the targets that may begin; notes when all have ended."""
-    waiting, left = [], False
+    waiting = []
     for seed in range(self._config.study.seeds):
       run = self._target(cell, seed)
       if cells.ended(run.config, run.directory) is None:
-        left = True
-        if not self._must_wait(cell, seed, run):
-          waiting.append(self._branched(cell, seed, run))
-    if not left:
+        waiting.append(run)
+    if not waiting:
       self._open.remove(cell)
     return waiting
 
   def _target(self, cell: Cell, seed: int) -> _Run:
     values = self._best[self._search_of[cell]]
     config = cells.target_config(self._config, cell, values, seed)
-    config.checkpoints_at = tuple(trunks.points(self._branches, cell))
     return _Run(cells.target_dir(self._workdir, cell, seed), config)
-
-  def _must_wait(self, cell: Cell, seed: int, run: _Run) -> bool:
-    """Returns whether a run's trunk has yet to reach where it branches off.
-
-    A trunk that has ended or failed without getting there is not waited for.
-    """
-    if cell not in self._branches or branches.has_begun(run.directory):
-      return False
-    trunk, steps = self._branches[cell]
-    parent = cells.target_dir(self._workdir, trunk, seed)
-    if trunk not in self._open or branches.can_start(parent, steps):
-      return False
-    target = self._target(trunk, seed)
-    return cells.ended(target.config, target.directory) is None
-
-  def _branched(self, cell: Cell, seed: int, run: _Run) -> _Run:
-    if cell not in self._branches:
-      return run
-    trunk, steps = self._branches[cell]
-    parent = cells.target_dir(self._workdir, trunk, seed)
-    if not branches.can_start(parent, steps):
-      return run
-    return run._replace(branch={'parent': str(parent), 'steps': steps})
 
   def _lock(
     self, stage: Stage, waiting: Sequence[_Run], joins: bool
   ) -> Task | None:
-    most = 1
-    if stage.kind == 'trials':
-      most = max(1, self._config.study.vmapped_trials)
-    chosen: list[_Run] = []
     for run in waiting:
       if not self._locks.take(run.directory):
-        if not joins and not chosen:
+        if not joins:
           return None  # Somebody else is at it.
         continue
       # It may have ended between the look and the lock.
       if cells.ended(run.config, run.directory) is not None:
         self._locks.release(run.directory)
         continue
-      chosen.append(run)
-      if len(chosen) == most:
-        break
-    if not chosen:
-      return None
-    runs = [
-      {
+      job = {
+        'kind': 'run',
         'config': json.loads(run.config.to_json()),
         'directory': str(run.directory),
-        'branch': run.branch,
+        'watch': self._watch(stage) if stage.kind == 'trials' else None,
       }
-      for run in chosen
-    ]
-    watch = self._watch(stage) if stage.kind == 'trials' else None
-    job = (
-      {'kind': 'run', **runs[0], 'watch': watch}
-      if len(runs) == 1
-      else {'kind': 'trials', 'runs': runs, 'watch': watch}
-    )
-    return Task(stage, [run.directory for run in chosen], job)
+      return Task(stage, run.directory, job)
+    return None
 
   def _watch(self, stage: Stage) -> dict[str, Any] | None:
     """Returns the losses above which the trials of a cell end early."""

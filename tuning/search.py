@@ -223,7 +223,6 @@ def _check(study: ConfigDict) -> None:
     ('trials', 1, math.inf),
     ('parallel_trials', 1, math.inf),
     ('pruning_trials', 1, math.inf),
-    ('vmapped_trials', 0, math.inf),
     ('max_extensions', 0, math.inf),
     ('edge_fraction', 0.0, 0.5),
     ('pruning_fraction', 0.0, 1.0),

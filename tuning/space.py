@@ -74,10 +74,6 @@ def dimensions(config: ConfigDict, optimizer: str) -> list[Dimension]:
       raise ValueError(f'{shown}: give rising values')
     if name in ('b1', 'b2') and values[-1] >= 1:
       raise ValueError(f'{shown}: give values below 1')
-    if name in MULTIPLIERS and config.study.vmapped_trials:
-      raise ValueError(
-        f'{shown}: set study.vmapped_trials=0, each value is another program'
-      )
     if config.study.search != 'grid':
       if len(values) < 2:
         raise ValueError(f'{shown}: give a lowest and a highest value')

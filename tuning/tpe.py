@@ -28,8 +28,7 @@ class Tpe:
     study = config.study
     self._seed = study.search_seed
     self._random = max(4, study.trials // 4)
-    # Trials that share a program are asked for together.
-    self._at_once = max(study.parallel_trials, study.vmapped_trials)
+    self._at_once = study.parallel_trials
     self._path = directory / 'optuna.db'
     self._optuna: Any = None
 

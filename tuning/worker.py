@@ -1,10 +1,8 @@
 """Takes jobs from stdin, one JSON line each; ends with its parent.
 
-Jobs: {"kind": "run", "config": CONFIG, "directory": DIR} trains one run, with
-"branch": {"parent": DIR, "steps": STEPS} from that checkpoint on; {"kind":
-"trials", "runs": [{"config", "directory"}, …]} trains several as one program.
-Either may have "watch": {"window": STEPS, "limits": [[steps done, loss], …]},
-above which a run ends early (tuning/pruning.py).
+Jobs: {"kind": "run", "config": CONFIG, "directory": DIR} trains one run. It may
+have "watch": {"window": STEPS, "limits": [[steps done, loss], …]}, above which
+the run ends early (tuning/pruning.py).
 {"kind": "time", "config": CONFIG} does a run whose directory is thrown away.
 Messages on stdout: `row` (a logged row of a run), `run` (a run ended),
 `timed` (with the `seconds` of a step), `done` and `failed` (with `error`).
@@ -71,49 +69,20 @@ def _do(job: dict[str, Any], say: Callable[..., None]) -> None:
       summary = assemble.train(config, directory, {})
     say('timed', seconds=summary['seconds'] / config.steps)
     return
-  runs = job['runs'] if job['kind'] == 'trials' else [job]
-  configs = [ConfigDict(run['config']) for run in runs]
-  names = [run['directory'] for run in runs]
-  watch = job['watch'] if 'watch' in job else None
+  config = ConfigDict(job['config'])
+  name = job['directory']
+  watcher = None
+  if job['watch'] is not None:
+    limits = {int(done): loss for done, loss in job['watch']['limits']}
+    watcher = pruning.Watch(limits, job['watch']['window'], config.log_every)
 
-  def listener(name: str, config: ConfigDict) -> Callable[..., None]:
-    watcher = None
-    if watch is not None:
-      limits = {int(done): loss for done, loss in watch['limits']}
-      watcher = pruning.Watch(limits, watch['window'], config.log_every)
+  def on_row(row: dict[str, Any]) -> None:
+    say('row', run=name, steps=config.steps, row=row)
+    if watcher:
+      watcher(row)
 
-    def on_row(row: dict[str, Any]) -> None:
-      say('row', run=name, steps=config.steps, row=row)
-      if watcher:
-        watcher(row)
-
-    return on_row
-
-  def on_end(name: str, loss: float) -> None:
-    say('run', run=name, loss=loss if math.isfinite(loss) else None)
-
-  listeners = [listener(n, c) for n, c in zip(names, configs, strict=True)]
-  directories = [pathlib.Path(name) for name in names]
-  if len(runs) == 1:
-    if 'branch' in runs[0] and runs[0]['branch']:
-      _branch(directories[0], **runs[0]['branch'])
-    on_end(names[0], cells.run_once(configs[0], directories[0], listeners[0]))
-    return
-  from steepest.tuning import together
-
-  losses = together.train(configs, directories, listeners)
-  for name, loss in zip(names, losses, strict=True):
-    on_end(name, loss)
-
-
-def _branch(workdir: pathlib.Path, parent: str, steps: int) -> None:
-  """Lets a run go on from another one's checkpoint where that is whole."""
-  from steepest.training import branches
-
-  try:
-    branches.start(pathlib.Path(parent), steps, workdir)
-  except (OSError, ValueError) as error:
-    print(f'{workdir} does all its steps itself: {error}', file=sys.stderr)
+  loss = cells.run_once(config, pathlib.Path(name), on_row)
+  say('run', run=name, loss=loss if math.isfinite(loss) else None)
 
 
 if __name__ == '__main__':

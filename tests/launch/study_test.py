@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import re
 import signal
 import subprocess
 import sys
@@ -191,7 +190,6 @@ _SEARCHES = {
     'edge_fraction': 0.0,
   },
   'tpe': {'search': 'tpe', 'trials': 6, 'edge_fraction': 0.0},
-  'vmapped': {'vmapped_trials': 4},
 }
 
 
@@ -234,108 +232,6 @@ def test_a_search_that_was_killed_ends_the_same(shards, tmp_path, search):
   assert _finals(killed) == _finals(whole)
   if search == 'random':
     assert 'pruned' in {trial[2] for trial in _trials(whole).values()}
-
-
-_AXES = {
-  'optimizers': 'adamw',
-  'axis_tokens': (2, 4),
-  'axis_epochs': (1, 4),
-}
-
-
-def _branches(workdir: pathlib.Path) -> dict[str, tuple[str, int]]:
-  found = {}
-  for path in workdir.glob('finals/*/*/branch.json'):
-    branch = json.loads(path.read_text())
-    assert (path.parent / branch['parent'] / 'summary.json').exists()
-    parent = pathlib.Path(branch['parent']).parent.name
-    found[str(path.parent.relative_to(workdir))] = parent, branch['steps']
-  return found
-
-
-@pytest.mark.slow
-def test_a_killed_study_with_axes_ends_the_same(shards, tmp_path):
-  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-  command = lambda workdir: [
-    *_command(shards, workdir, **_AXES),
-    '--config.schedule.kind=wsd',
-  ]
-  done = _run(command(whole))
-  assert done.returncode == 0, done.stderr
-  assert re.search(r'about .* on 1 worker for 13 runs, by 10', done.stdout)
-  assert 'each as if alone: 40,960 tokens' in done.stdout
-  assert 'shared steps once: 28,672 tokens' in done.stdout
-  # Of 40 and 80 steps the last fifth is their own.
-  trunk = 'gpt2-adamw-tokens=4'
-  assert _branches(whole) == {
-    f'finals/gpt2-adamw{tokens}/seed={seed}': (trunk, steps)
-    for tokens, steps in (('', 32), ('-tokens=2', 64))
-    for seed in (0, 1)
-  }
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  # Killed while a trunk trains, and again while a branch does.
-  for waits_for in (f'{trunk}/*/metrics.jsonl', 'gpt2-adamw/*/branch.json'):
-    process = subprocess.Popen(
-      command(killed),
-      cwd=ROOT,
-      env=env,
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.DEVNULL,
-    )
-    while not list(killed.glob(f'finals/{waits_for}')):
-      assert process.poll() is None
-      time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-  again = _run(command(killed))
-  assert again.returncode == 0, again.stderr
-  assert _finals(killed) == _finals(whole)
-  assert _branches(killed) == _branches(whole)
-  assert len(_finals(whole)) == 4 * 2
-
-
-@pytest.mark.slow
-def test_two_processes_share_branches(shards, tmp_path):
-  workdir = tmp_path / 'study'
-  command = _command(shards, workdir, **_AXES)
-  command += ['--config.schedule.kind=wsd']
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  processes = [
-    subprocess.Popen(
-      command,
-      cwd=ROOT,
-      env=env,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for _ in range(2)
-  ]
-  outputs = [process.communicate(timeout=900) for process in processes]
-  assert [process.returncode for process in processes] == [0, 0], outputs
-  said = [
-    line.split('% ')[1].split(':')[0]
-    for out, _ in outputs
-    for line in out.splitlines()
-    if ': loss ' in line
-  ]
-  runs = [p.parent for p in workdir.glob('*/*/*/summary.json')]
-  assert sorted(said) == sorted(f'{r.parent.name} {r.name}' for r in runs)
-  assert len(_branches(workdir)) == 4
-  assert not list(workdir.rglob('.lock-*'))
-
-
-@pytest.mark.slow
-def test_trials_of_one_program_make_the_same_study(shards, tmp_path):
-  one, other = tmp_path / 'one', tmp_path / 'other'
-  for workdir, study in ((one, {}), (other, _SEARCHES['vmapped'])):
-    done = _run(_command(shards, workdir, seeds=1, **study))
-    assert done.returncode == 0, done.stderr
-  a, b = _trials(one), _trials(other)
-  assert a.keys() == b.keys()
-  for name in a:
-    assert a[name][:3] == b[name][:3]
-    assert a[name][3] == pytest.approx(b[name][3], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -3,22 +3,21 @@
 import json
 import math
 
-from hypothesis import given, strategies as st
 import pytest
 
 from steepest.experiments import base
-from steepest.tuning import estimate, plan
+from steepest.tuning import estimate, study
 
 
-def _plan(workdir, subset=1, **study):
+def _plan(workdir, subset=1, **keys):
   config = base.get_study_config()
   config.schedule.kind = 'wsd'
   config.optimizer.hessian_subset = subset
   config.study.update(
     models='gpt2', optimizers='adamw,sophia', target_steps=1000, seeds=1
   )
-  config.study.update(study)
-  return plan.Plan(config, workdir)
+  config.study.update(keys)
+  return study.Plan(config, workdir)
 
 
 def _finish(planned, name, seconds, **values):
@@ -81,38 +80,3 @@ def test_curvature_costs_its_share(tmp_path):
   planned = _plan(tmp_path, subset=2)
   run = planned.runs['finals/gpt2-sophia/seed=0']
   assert run.weight == pytest.approx(1.05 * a)
-
-
-@given(
-  st.lists(st.sampled_from([2, 3, 4, 8]), unique=True, min_size=1),
-  st.sampled_from([0.1, 0.2, 0.5]),
-)
-def test_shared_steps_are_counted_once(tmp_path_factory, tokens, decay):
-  config = base.get_study_config()
-  config.schedule.update(kind='wsd', decay_fraction=decay)
-  config.study.update(
-    models='gpt2', optimizers='lion', target_steps=1000, seeds=1
-  )
-  config.study.axis_tokens = tuple(tokens)
-  planned = plan.Plan(config, tmp_path_factory.getbasetemp())
-  finals = [r for r in planned.runs.values() if r.key[0] == 'targets']
-  alone = math.fsum(run.alone for run in finals)
-  spent = math.fsum(run.weight for run in finals)
-  # The longest whole, and of each other one its decay.
-  multiples = [1, *tokens]
-  wanted = max(multiples) + decay * (sum(multiples) - max(multiples))
-  assert spent / alone == pytest.approx(wanted / sum(multiples), rel=1e-3)
-
-
-def test_both_counts_are_said(tmp_path):
-  planned = _plan(tmp_path, optimizers='lion', axis_tokens=(2,))
-  assert estimate.sharing(planned) is None
-  names = [n for n in planned.runs if n.startswith('finals')]
-  _finish(planned, names[1], 7200.0, tokens=2000)
-  assert estimate.sharing(planned) is None
-  spent = {'tokens': 200, 'seconds': 360.0}
-  _finish(planned, names[0], 3600.0, tokens=1000, spent=spent)
-  assert estimate.sharing(planned) == (
-    'targets, each as if alone: 3,000 tokens, 3.0 hours; as computed, with '
-    'shared steps once: 2,200 tokens, 2.1 hours'
-  )

@@ -9,7 +9,7 @@ import pytest
 
 from steepest.experiments import base
 from steepest.training import integrity
-from steepest.tuning import cells, locks, schedule, trunks
+from steepest.tuning import cells, locks, schedule
 
 
 def _config(**study):
@@ -48,7 +48,6 @@ class _Process:
       self.failed.__setitem__,
     )
     self.busy = {}
-    self.branches = {}
     self._done = done
     self._config = config
 
@@ -61,9 +60,7 @@ class _Process:
   def finish(self, worker):
     task = self.busy.pop(worker)
     job = task.job
-    for run in job['runs'] if job['kind'] == 'trials' else [job]:
-      self.branches[run['directory']] = run['branch']
-      self._train(run['config'], pathlib.Path(run['directory']), job['watch'])
+    self._train(job['config'], pathlib.Path(job['directory']), job['watch'])
     self.schedule.ended(worker, None)
 
   def _train(self, config, directory, watch):
@@ -115,7 +112,6 @@ def _names(done, workdir):
   'study',
   [
     {},
-    {'vmapped_trials': 3},
     {'axis_epochs': (1, 4), 'axis_tokens': (2,), 'retune': 'tokens'},
     {'axis_schedule': 'wsd', 'axis_tokens': (2, 4), 'axes_mode': 'product'},
     {'search': 'random', 'trials': 8, 'space_rho': (0.01, 0.2)},
@@ -166,12 +162,7 @@ def test_in_any_order_no_run_is_done_twice(tmp_path_factory, moves):
       processes[process].finish(worker)
     else:
       processes[process].begin(worker)
-    busy = [
-      directory
-      for p in processes
-      for task in p.busy.values()
-      for directory in task.directories
-    ]
+    busy = [task.directory for p in processes for task in p.busy.values()]
     assert len(set(busy)) == len(busy)
   _finish(processes)
   assert len(set(done)) == len(done)
@@ -185,7 +176,7 @@ def test_a_killed_process_leaves_its_runs_to_the_next(tmp_path):
     first.begin(0)
     first.finish(0)
   first.begin(0)
-  (open_run,) = first.busy[0].directories
+  open_run = first.busy[0].directory
   # It dies: on another machine its lock would have to expire first.
   (lock,) = open_run.glob('.lock-*')
   owner = json.loads(lock.read_text())
@@ -230,105 +221,6 @@ def test_an_axis_that_is_added_does_nothing_again(tmp_path):
     assert run['optimizer']['lr'] == best['-'.join(name[7:].split('-')[:2])]
 
 
-_BUDGETS = {
-  'axis_schedule': 'wsd',
-  'axis_tokens': (2, 4),
-  'axes_mode': 'product',
-  'models': 'gpt2',
-  'optimizers': 'adamw',
-}
-
-
-def test_budgets_of_wsd_branch_off_the_longest(tmp_path):
-  process = _Process(_config(**_BUDGETS), tmp_path, 'a', [])
-  order = []
-  while not process.schedule.over:
-    if task := process.begin(0):
-      order += [str(d.relative_to(tmp_path)) for d in task.directories]
-      process.finish(0)
-  branches = {
-    name: process.branches[str(tmp_path / name)]
-    for name in order
-    if process.branches[str(tmp_path / name)]
-  }
-  wsd = 'finals/gpt2-adamw-schedule=wsd'
-  # The last fifth of 60 and of 120 steps is the decay.
-  assert branches == {
-    f'{wsd}{tokens}/seed={seed}': {
-      'parent': str(tmp_path / f'{wsd}-tokens=4/seed={seed}'),
-      'steps': steps,
-    }
-    for tokens, steps in (('', 48), ('-tokens=2', 96))
-    for seed in (0, 1)
-  }
-  for name, branch in branches.items():
-    parent = str(pathlib.Path(branch['parent']).relative_to(tmp_path))
-    assert order.index(parent) < order.index(name)
-  kept = json.loads(
-    (tmp_path / f'{wsd}-tokens=4/seed=0/config.json').read_text()
-  )
-  assert kept['checkpoints_at'] == [48, 96]
-  assert len(order) == len(set(order)) == 4 + 6 * 2
-
-
-@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), max_size=80))
-@settings(max_examples=8, deadline=None)
-def test_in_any_order_branches_are_shared_and_done_once(
-  tmp_path_factory, moves
-):
-  workdir = tmp_path_factory.mktemp('study')
-  done: list[pathlib.Path] = []
-  config = _config(**_BUDGETS)
-  processes = [_Process(config, workdir, name, done) for name in 'ab']
-  for process, worker in moves:
-    if worker in processes[process].busy:
-      processes[process].finish(worker)
-    else:
-      processes[process].begin(worker)
-  _finish(processes)
-  assert len(set(done)) == len(done) == 4 + 6 * 2
-  shared = [b for p in processes for b in p.branches.values() if b]
-  assert len(shared) == 4
-
-
-def test_branches_do_not_wait_for_a_trunk_that_failed(tmp_path):
-  done: list[pathlib.Path] = []
-  process = _Process(_config(**_BUDGETS, seeds=1), tmp_path, 'a', done)
-  for _ in range(50):
-    if (task := process.begin(0)) is None:
-      continue
-    if 'wsd-tokens=4' in str(task.stage.cell):
-      process.busy.clear()
-      process.schedule.ended(0, 'out of memory')
-    else:
-      process.finish(0)
-  assert process.schedule.over
-  assert len(process.schedule.failures) == 1
-  assert not any(process.branches.values())
-  assert len([d for d in done if 'wsd' in str(d)]) == 2
-
-
-@pytest.mark.parametrize(
-  'study',
-  [
-    {'axis_epochs': (4,), 'schedule': 'wsd'},
-    {'retune': 'tokens', 'schedule': 'wsd'},
-    {'schedule': 'cosine'},
-  ],
-)
-def test_what_differs_from_the_start_is_not_shared(study):
-  config = _config(axis_tokens=(2,), axes_mode='product')
-  config.schedule.kind = study.pop('schedule')
-  config.study.update(study)
-  branches = trunks.branches(config)
-  # Single epochs are shared though several are not.
-  assert all(not dict(cell.point) for cell in branches)
-  assert len(branches) == (4 if 'axis_epochs' in study else 0)
-  with config.unlocked():
-    config.checkpoint_every = 0
-  assert not trunks.branches(config)
-
-
 def test_a_search_that_fails_takes_the_cells_that_it_serves(tmp_path):
   config = _config(
     axis_epochs=(4,), axis_schedule='wsd', retune='schedule', models='gpt2'
@@ -349,7 +241,7 @@ def test_idle_workers_join_in(tmp_path):
   config = _config(models='gpt2', optimizers='adamw')
   process = _Process(config, tmp_path, 'a', [])
   tasks = [process.begin(worker) for worker in range(5)]
-  assert len({task.directories[0] for task in tasks[:4]}) == 4
+  assert len({task.directory for task in tasks[:4]}) == 4
   assert tasks[4] is None
   todo = cells.cells(config)
   assert schedule.breadth(config, todo) == 4
@@ -364,14 +256,6 @@ def test_pruned_searches_go_one_after_another(tmp_path):
   process = _Process(config, tmp_path, 'a', [])
   assert process.begin(0) is not None
   assert process.begin(1) is None
-
-
-def test_trials_that_share_a_program_are_taken_together(tmp_path):
-  config = _config(models='gpt2', optimizers='adamw', vmapped_trials=3)
-  process = _Process(config, tmp_path, 'a', [])
-  first, second = process.begin(0), process.begin(1)
-  assert [len(t.directories) for t in (first, second)] == [3, 1]
-  assert (first.job['kind'], second.job['kind']) == ('trials', 'run')
 
 
 def test_a_cell_that_fails_leaves_the_others(tmp_path):

@@ -95,10 +95,6 @@ def test_the_first_trials_are_known_before_any_is_done(kind, count):
     ({'space_b1': (0.9, 1.0)}, 'below 1'),
     ({'space_rho': (2.0, 1.0)}, 'rising'),
     ({'search': 'random', 'space_rho': (0.1,)}, 'lowest and a highest'),
-    (
-      {'space_logit_multiplier': (1.0, 2.0), 'vmapped_trials': 4},
-      'vmapped_trials=0',
-    ),
     ({'search': 'tpe', 'space_weight_decay': (0.0, 0.1)}, 'above 0'),
   ],
 )

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from steepest.optimizers import build
 from steepest.training import flops
-from steepest.tuning import cells, search, trunks
+from steepest.tuning import cells, search
 from steepest.tuning.bars import Bars
 from steepest.tuning.space import Values
 
@@ -23,14 +23,12 @@ class Planned:
   Attributes:
     key: kind ('trials' or 'targets'), model and optimizer.
     config: its configuration, without the values that a search finds.
-    alone: what it computes by itself: tokens × parameters of its blocks and
-      readout, times what curvature adds; in arbitrary units.
-    weight: the same without the steps that it shares with its trunk.
+    weight: what it computes: tokens × parameters of its blocks and readout,
+      times what curvature adds; in arbitrary units.
   """
 
   key: tuple[str, str, str]
   config: ConfigDict
-  alone: float
   weight: float
 
 
@@ -49,14 +47,12 @@ class Plan:
     planned = cells.cells(config)
     for cell in dict.fromkeys(cells.search_of(config, c) for c in planned):
       home = cells.trials_dir(workdir, cell)
-      run = _planned('trials', cell, cells.trial_config(config, cell, {}), 0)
+      run = _planned('trials', cell, cells.trial_config(config, cell, {}))
       for name in search.first_names(config, cell.optimizer):
         self.runs[self.name(home / name)] = run
-    branches = trunks.branches(config)
     for cell in planned:
-      shared = branches[cell].steps if cell in branches else 0
       target = cells.target_config(config, cell, {}, 0)
-      run = _planned('targets', cell, target, shared)
+      run = _planned('targets', cell, target)
       for seed in range(self._seeds):
         directory = cells.target_dir(workdir, cell, seed)
         self.runs[self.name(directory)] = run
@@ -83,20 +79,18 @@ class Plan:
     return str(json.loads(path.read_text('utf-8'))['status'])
 
 
-def _planned(
-  kind: str, cell: cells.Cell, config: ConfigDict, shared: int
-) -> Planned:
+def _planned(kind: str, cell: cells.Cell, config: ConfigDict) -> Planned:
   width, layers = config.model.width, config.model.num_layers
   # Twelve width² a block, and a readout of a few thousand entries.
   size = 12 * layers * width**2 + 2048 * width
   tokens = config.steps * config.batch_size * config.model.context
-  alone = float(tokens * size)
+  weight = float(tokens * size)
   if hasattr(build.find(cell.optimizer), 'update_curvature'):
     o = config.optimizer
     cost = flops.of_estimate(o.hessian_estimator, o.hessian_subset)
-    alone *= 1 + cost / o.hessian_every
+    weight *= 1 + cost / o.hessian_every
   key = kind, cell.model, cell.optimizer
-  return Planned(key, config, alone, alone * (1 - shared / config.steps))
+  return Planned(key, config, weight)
 
 
 class Display(Bars):
