@@ -100,9 +100,6 @@ def get_config() -> ConfigDict:
   model.activation = 'gelu_tanh'
   # Wavelength base of rotary positions (llama).
   model.rope_base = 10_000.0
-  # Slower turns for longer contexts: '', 'linear:FACTOR' or
-  # 'llama3:FACTOR:LOW:HIGH:CONTEXT' (models/rotary.py).
-  model.rope_scaling = ''
   # Start with a zero readout matrix (untied models only).
   model.zero_init_readout = False
   # Start with zero query matrices.

@@ -6,7 +6,7 @@ from jax import numpy as jnp
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
-from steepest.models import remat, rotary
+from steepest.models import remat
 
 _DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 _ACTIVATIONS = ('gelu_tanh', 'gelu', 'silu')
@@ -31,7 +31,6 @@ class ModelConfig:
   norm_gain: bool
   activation: str
   rope_base: float
-  rope_scaling: str
   zero_init_readout: bool
   zero_init_query: bool
   qk_norm: bool
@@ -121,11 +120,6 @@ def _check(model: ModelConfig) -> None:
   if model.remat not in remat.POLICIES:
     raise ValueError(
       f'model.remat={model.remat!r}: must be one of {", ".join(remat.POLICIES)}'
-    )
-  if rotary.parse(model.rope_scaling)[0] and model.name != 'llama':
-    raise ValueError(
-      f'model.rope_scaling={model.rope_scaling!r}: only llama has rotary '
-      'positions'
     )
   if model.z_loss < 0:
     raise ValueError(f'model.z_loss={model.z_loss}: must not be negative')

@@ -19,17 +19,6 @@ _ACTIVATIONS = {
   'gelu': 'gelu',
   'silu': 'silu',
 }
-# Kinds of rotary scaling and their numbers, in the order of model.rope_scaling.
-ROPE_SCALING: dict[str, tuple[str, ...]] = {
-  'default': (),
-  'linear': ('factor',),
-  'llama3': (
-    'factor',
-    'low_freq_factor',
-    'high_freq_factor',
-    'original_max_position_embeddings',
-  ),
-}
 # Their names of a layer's parts and ours; query, key and value of GPT-2 are
 # one matrix there.
 GPT2_NORMS = (('ln_1', 'attention_norm'), ('ln_2', 'mlp_norm'))
@@ -124,12 +113,10 @@ def _llama_config(c: dict[str, Any]) -> dict[str, Any]:
   where = 'rope_parameters' if c.get('rope_parameters') else 'rope_scaling'
   rope = c.get(where) or {}
   kind = rope.get('rope_type') or rope.get('type') or 'default'
-  if kind not in ROPE_SCALING:
+  if kind != 'default':
     raise ValueError(
-      f'{where}.rope_type {kind!r} is not supported, only '
-      f'{", ".join(ROPE_SCALING)}'
+      f'{where}.rope_type {kind!r}: scaled rotary positions are not supported'
     )
-  scaling = [f'{float(rope[key]):g}' for key in ROPE_SCALING[kind]]
   if _or(rope, 'partial_rotary_factor', 1.0) != 1.0:
     raise ValueError(f'{where}.partial_rotary_factor is not supported, only 1')
   attention_bias = _or(c, 'attention_bias', False)
@@ -152,7 +139,6 @@ def _llama_config(c: dict[str, Any]) -> dict[str, Any]:
     'norm_eps': c['rms_norm_eps'],
     'activation': _activation(c['hidden_act']),
     'rope_base': float(base),
-    'rope_scaling': ':'.join([kind, *scaling]) if scaling else '',
   }
 
 
@@ -160,7 +146,7 @@ def _check_types(found: dict[str, Any]) -> None:
   for key, value in found.items():
     if key in ('bias', 'tie_embeddings'):
       fits = isinstance(value, bool)
-    elif key in ('name', 'activation', 'rope_scaling'):
+    elif key in ('name', 'activation'):
       fits = isinstance(value, str)
     elif key in ('norm_eps', 'rope_base'):
       fits = isinstance(value, int | float) and 0 < value < math.inf

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from safetensors import numpy as safetensors
 
-from steepest.models import huggingface, rotary
+from steepest.models import huggingface
 from steepest.models.config import ModelConfig
 from steepest.models.parametrization import Parametrization
 
@@ -112,11 +112,6 @@ def _gpt2_config(model: ModelConfig) -> dict[str, Any]:
 
 
 def _llama_config(model: ModelConfig) -> dict[str, Any]:
-  kind, numbers = rotary.parse(model.rope_scaling)
-  scaling = {
-    'rope_type': kind or 'default',
-    **dict(zip(huggingface.ROPE_SCALING[kind or 'default'], numbers)),
-  }
   return {
     'architectures': ['LlamaForCausalLM'],
     'model_type': 'llama',
@@ -133,8 +128,8 @@ def _llama_config(model: ModelConfig) -> dict[str, Any]:
     'rms_norm_eps': model.norm_eps,
     # transformers 5 reads the last, older versions and vLLM the other two.
     'rope_theta': model.rope_base,
-    'rope_scaling': scaling if kind else None,
-    'rope_parameters': {'rope_theta': model.rope_base, **scaling},
+    'rope_scaling': None,
+    'rope_parameters': {'rope_theta': model.rope_base, 'rope_type': 'default'},
     'tie_word_embeddings': model.tie_embeddings,
     'torch_dtype': 'float32',
     'vocab_size': model.vocab_size,

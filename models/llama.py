@@ -8,7 +8,7 @@ from flax import linen as nn
 import jax
 from jax import numpy as jnp
 
-from steepest.models import attention, remat, rotary
+from steepest.models import attention, remat
 from steepest.models.config import ModelConfig
 from steepest.models.matmul import matmul
 from steepest.models.parametrization import Linear, Parametrization, declare
@@ -35,20 +35,15 @@ class RMSNorm(nn.Module):
 
 
 def rotate(
-  x_BxLxHxh: jax.Array,
-  base: float,
-  positions_BxL: jax.Array | None = None,
-  scaling: str = '',
+  x_BxLxHxh: jax.Array, base: float, positions_BxL: jax.Array | None = None
 ) -> jax.Array:
-  """Rotary positions (arXiv 2104.09864) in the half-split order of HF.
+  """Rotary positions (arXiv 2104.09864) in Hugging Face's half-split order.
 
-  Feature i and i + h/2 turn by position · base^(-2i/h), in float32, or as
-  models/rotary.py scales it. Without positions a row's are 0, 1, ….
+  Features i and i + h/2 turn by position · base^(-2i/h), in float32. Without
+  positions a row's are 0, 1, ….
   """
   length, half = x_BxLxHxh.shape[1], x_BxLxHxh.shape[3] // 2
   frequency_h = base ** -(jnp.arange(half, dtype=jnp.float32) / half)
-  if scaling:
-    frequency_h = jnp.asarray(rotary.frequencies(half, base, scaling))
   if positions_BxL is None:
     positions_BxL = jnp.arange(length, dtype=jnp.float32)[None]
   positions_BxLx1 = positions_BxL.astype(jnp.float32)[..., None]
@@ -103,9 +98,7 @@ class Block(nn.Module):
     project = lambda name, heads, weight, axis: self._linear(
       name, heads * h, weight, ('width', axis)
     )(x_BxLxD).reshape(B, L, heads, h)
-    turn = lambda x_BxLxHxh: rotate(
-      x_BxLxHxh, c.rope_base, positions_BxL, c.rope_scaling
-    )
+    turn = lambda x_BxLxHxh: rotate(x_BxLxHxh, c.rope_base, positions_BxL)
     norm = attention.head_norm(c, rules)
     q_BxLxHxh = project('query', c.num_heads, query, 'heads')
     k_BxLxKxh = project('key', c.num_kv_heads, key, 'kv_heads')

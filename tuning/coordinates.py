@@ -313,9 +313,8 @@ class Size:
     q_BxLxHxh = query.reshape(B, L, m.num_heads, m.head_dim)
     k_BxLxKxh = key.reshape(B, L, m.num_kv_heads, m.head_dim)
     if hasattr(self._file, 'rotate'):
-      turn = m.rope_base, None, m.rope_scaling
-      q_BxLxHxh = self._file.rotate(q_BxLxHxh, *turn)
-      k_BxLxKxh = self._file.rotate(k_BxLxKxh, *turn)
+      q_BxLxHxh = self._file.rotate(q_BxLxHxh, m.rope_base)
+      k_BxLxKxh = self._file.rotate(k_BxLxKxh, m.rope_base)
     k_BxLxHxh = jnp.repeat(k_BxLxKxh, m.num_heads // m.num_kv_heads, 2)
     scale = self._rules.attention_scale
     logits_BxHxLxL = jnp.einsum('BqHh,BkHh->BHqk', q_BxLxHxh, k_BxLxHxh)

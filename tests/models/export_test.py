@@ -35,10 +35,6 @@ _VARIANTS = {
     'llama',
     {'model.num_kv_heads': 2, 'model.rope_base': 5e5, 'model.head_dim': 24},
   ),
-  'llama with scaled positions': (
-    'llama',
-    {'model.rope_scaling': 'llama3:8:1:4:64', 'model.rope_base': 5e5},
-  ),
 }
 _MULTIPLIERS = {
   'sp': {'parametrization.kind': 'sp'},

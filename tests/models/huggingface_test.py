@@ -221,8 +221,8 @@ def test_a_wrong_shape_is_named(copy, name):
     ('gpt2', {'scale_attn_weights': False}, 'scale_attn_weights=False is not'),
     (
       'llama',
-      {'rope_parameters': {'rope_type': 'yarn'}},
-      "config.json: rope_parameters.rope_type 'yarn' is not supported",
+      {'rope_parameters': {'rope_type': 'llama3', 'factor': 8}},
+      "config.json: rope_parameters.rope_type 'llama3': scaled rotary",
     ),
     (
       'llama',
@@ -232,11 +232,11 @@ def test_a_wrong_shape_is_named(copy, name):
     (
       'llama',
       {'rope_scaling': {'type': 'linear'}, 'rope_parameters': None},
-      "config.json: key 'factor' is missing",
+      "config.json: rope_scaling.rope_type 'linear': scaled rotary",
     ),
     (
       'llama',
-      {'rope_parameters': {'rope_type': 'linear', 'factor': 'much'}},
+      {'rope_theta': 'much', 'rope_parameters': None},
       'config.json: .*much',
     ),
     ('llama', {'attention_bias': True}, 'differ: not supported'),
