@@ -3,8 +3,8 @@
     python -m launch.submit --to=slurm --config=experiments/gpt2_124m.py:lion \\
         --chip=h100 --devices=16 --sweep=optimizer.lr=1e-4,2e-4 --dry_run
 
---to=local joins processes on this machine; slurm, gke, tpu-vm and xmanager
-write what the place wants and hand it over. --dry_run prints exactly that and
+--to=local joins processes on this machine; slurm and xmanager write what the
+place wants and hand it over. --dry_run prints exactly that and
 what launch.bench --plan says of it, and touches nothing. --option=KEY=VALUE
 sets what only one place has; docs/launching.md lists them.
 """
@@ -27,13 +27,7 @@ if TYPE_CHECKING:
   from steepest.launch.submitters import job as jobs
   from steepest.training import planner
 
-_PLACES = {
-  'local': 'local',
-  'slurm': 'slurm',
-  'xmanager': 'xmanager',
-  'gke': 'gke',
-  'tpu-vm': 'tpu_vm',
-}
+_PLACES = ('local', 'slurm', 'xmanager')
 # Places that see this machine's files.
 _SAME_FILES = ('local', 'slurm')
 # JAX would leave a quarter of a GPU's memory unused.
@@ -48,7 +42,7 @@ def main() -> None:
   config = cli.define_config()
   define = flags.DEFINE_multi_string
   given = {
-    'to': flags.DEFINE_enum('to', None, list(_PLACES), 'Where it runs.'),
+    'to': flags.DEFINE_enum('to', None, _PLACES, 'Where it runs.'),
     'workdir': flags.DEFINE_string(
       'workdir', None, 'Directory of the runs (default runs/CONFIG-VARIANT).'
     ),
@@ -88,9 +82,7 @@ def _submit(holder: flags.FlagHolder, given: dict[str, Any]) -> None:
   config = cli.required(holder)
   if given['to'] is None:
     raise ValueError(f'give --to={"|".join(_PLACES)}')
-  place = importlib.import_module(
-    f'steepest.launch.submitters.{_PLACES[given["to"]]}'
-  )
+  place = importlib.import_module(f'steepest.launch.submitters.{given["to"]}')
   points, job = _describe(holder, config, given, place.OPTIONS)
   plans = _plans(config, job, points)
   job = _with_hours(job, config, plans)

@@ -18,7 +18,7 @@ def matmul(x: jax.Array, w_IxO: jax.Array) -> jax.Array:
 
   For the weight gradient xᵀ·g, XLA's CPU code is slow when x, whose transpose
   is taken, is the wider operand; then (gᵀ·x)ᵀ is computed instead, which makes
-  whole training steps faster (benchmarks/weight_gradient.py).
+  whole training steps faster (docs/performance.md).
   """
   if platform() != 'cpu':
     return jnp.dot(x, w_IxO)

@@ -8,6 +8,7 @@ documentation.
 """
 
 import dataclasses
+import math
 
 from steepest.training import flops
 
@@ -65,3 +66,29 @@ CHIPS = {
   'v5p': _tpu('TPU v5p', 95, 2765e9, 1200e9, 6144),
   'v6e': _tpu('TPU v6e', 32, 1638e9, 800e9, 256),
 }
+
+# Topologies of TPU slices: machines of Google Cloud, its pages "TPU v5e",
+# "TPU v5p" and "TPU v6e".
+_FLAT = ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
+_CUBES = (
+  *('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8'),
+  *('8x8x8', '8x8x16', '8x16x16'),
+)
+TOPOLOGIES = {'v5e': _FLAT, 'v5p': _CUBES, 'v6e': _FLAT}
+
+
+def topology(chip: str, devices: int) -> str:
+  """Returns the topology of a slice of TPUs, chips along each dimension.
+
+  Raises:
+    ValueError: there is no such slice.
+  """
+  sizes = {
+    math.prod(map(int, name.split('x'))): name for name in TOPOLOGIES[chip]
+  }
+  if devices not in sizes:
+    raise ValueError(
+      f'--devices={devices}: slices of {chip} have '
+      f'{", ".join(map(str, sizes))} chips'
+    )
+  return sizes[devices]

@@ -2,7 +2,7 @@
 
 XLA allocates a step's temporary buffer anew each time. glibc maps and unmaps
 large ones, so that the kernel clears every page again at every step
-(benchmarks/cpu_memory.py).
+(docs/performance.md).
 """
 
 import ctypes

@@ -1,7 +1,7 @@
 """Worker processes, each with its own JAX, that take jobs one by one.
 
 On a CPU one process pinned to each core does more than one process on all of
-them (benchmarks/cpu_workers.py).
+them (docs/performance.md).
 """
 
 from collections.abc import Iterator

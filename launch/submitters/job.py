@@ -165,8 +165,8 @@ def environment(given: list[str]) -> dict[str, str]:
       raise ValueError(f'--env={name}: give NAME=VALUE')
     if _SECRET.search(name):
       raise ValueError(
-        f'--env={name}=…: secrets do not belong in scripts and manifests; log '
-        'in on the machines, or name a Kubernetes secret'
+        f'--env={name}=…: secrets do not belong in scripts: log in on the '
+        'machines'
       )
     found[name] = value
   return found

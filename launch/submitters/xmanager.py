@@ -10,7 +10,8 @@ environments too.
 import pprint
 import shlex
 
-from steepest.launch.submitters import job as jobs, tpu
+from steepest.launch.submitters import job as jobs
+from steepest.training import chips
 
 OPTIONS = {
   'executor': ('vertex', 'local, vertex or kubernetes.'),
@@ -272,7 +273,7 @@ def _resources(job: jobs.Job, replicas: bool) -> str:
   elif job.chip in jobs.GPUS:
     words.append(f'{_RESOURCES[job.chip]}={job.per_host}')
   elif job.chip:
-    topology = tpu.slice_of(job.chip, job.devices).topology
+    topology = chips.topology(job.chip, job.devices)
     words.append(f'{_RESOURCES[job.chip]}={topology!r}')
   if job.options['memory_gib']:
     words.append(f'memory={float(job.options["memory_gib"]):g} * xm.GiB')

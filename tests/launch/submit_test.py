@@ -16,38 +16,21 @@ _CHIPS = ('--chip=h100', '--devices=16')
 _STUDY = '--config=experiments/quickstart.py'
 _DRY_RUNS = {
   'slurm': ['--to=slurm', '--sweep=seed=0,1'],
-  'gke': ['--to=gke', '--option=image=i', '--option=claim=c'],
-  'tpu': [
-    '--to=tpu-vm',
-    '--option=project=p',
-    '--option=zone=z',
-    '--option=bucket=b',
-    '--chip=v6e',
-  ],
   'xmanager': ['--to=xmanager'],
+  'tpu': ['--to=xmanager', '--chip=v6e'],
 }
 _STUDIES = {
   'slurm study': ['--to=slurm'],
   'local study': ['--to=local'],
-  'gke study': ['--to=gke', '--chip=h100', '--option=image=i'],
   'large study': ['--to=slurm', '--chip=h100', '--devices=8'],
 }
 _MISSING = {
   'sbatch': ['--to=slurm'],
-  'kubectl': ['--to=gke', '--option=image=i', '--chip=h100', '--nocheck'],
   'xmanager': ['--to=xmanager'],
-  'gcloud': [
-    '--to=tpu-vm',
-    '--option=project=p',
-    '--option=zone=z',
-    '--chip=v5e',
-    '--devices=4',
-    '--nocheck',
-  ],
 }
 _MISTAKES = {
   'give KEY=VALUE': ['--to=slurm', _GPT2, '--option=partition'],
-  'did you mean image': ['--to=gke', _GPT2, '--chip=h100', '--option=imag=x'],
+  'did you mean image': ['--to=xmanager', _GPT2, '--option=imag=x'],
   'did you mean optimizer.lr': [
     *('--to=slurm', _GPT2, '--sweep=optimizer.rl=1')
   ],
@@ -108,7 +91,7 @@ def test_dry_runs_print_all_and_leave_nothing(submitted):
   assert '# seed=1: mesh' in slurm and '#SBATCH --array=0-1' in slurm
   assert '# no plan: no accelerator' in local
   # Without it JAX takes three quarters of a GPU's memory.
-  for name in ('slurm', 'gke', 'xmanager'):
+  for name in ('slurm', 'xmanager'):
     assert 'XLA_PYTHON_CLIENT_MEM_FRACTION' in results[name].out
   assert local.count('-m steepest.launch.train') == 2
   assert not any(folder.iterdir())
@@ -153,7 +136,7 @@ def test_the_papers_target_on_64_devices(run_command, tmp_path, words):
 
 def test_workers_of_a_study_share_its_directory(submitted):
   results, folder = submitted
-  slurm, local, gke, large = (results[name] for name in _STUDIES)
+  slurm, local, large = (results[name] for name in _STUDIES)
   assert slurm.code == local.code == 0, slurm.err + local.err
   assert '#SBATCH --array=0-2' in slurm.out
   assert '#SBATCH --ntasks-per-node=1' in slurm.out
@@ -161,7 +144,6 @@ def test_workers_of_a_study_share_its_directory(submitted):
   assert slurm.out.count(command) == 3
   assert f'launch.study {_STUDY} --workers=3 --workdir=' in local.out
   assert 'STEEPEST_PROCESSES' not in local.out
-  assert 'must share the workdir' in gke.err
   assert 'trains on one' in large.err
 
 

@@ -1,5 +1,6 @@
 """What is submitted, held by golden files, and safe from what names contain."""
 
+import math
 import os
 import pathlib
 import shlex
@@ -8,17 +9,9 @@ import sys
 from unittest import mock
 
 import pytest
-import yaml
 
-from steepest.launch.submitters import (
-  gke,
-  job as jobs,
-  local,
-  slurm,
-  tpu,
-  tpu_vm,
-  xmanager,
-)
+from steepest.launch.submitters import job as jobs, local, slurm, xmanager
+from steepest.training import chips
 
 _GOLDEN = pathlib.Path(__file__).parent.parent / 'golden' / 'submit'
 # Everything that a shell, YAML or Python could take for its own.
@@ -68,22 +61,6 @@ _FORMS = {
     points=_SWEEP,
     options={'setup': '. .venv/bin/activate', 'constraint': 'a&b'},
   ),
-  'gke_gpu': lambda: _job(
-    gke,
-    points=_SWEEP,
-    options={'image': 'r/i:1', 'claim': 'runs', 'queue': 'q', 'secret': 's'},
-  ),
-  'gke_tpu': lambda: _job(
-    gke, 'v5e', 64, options={'image': 'r/i:1', 'claim': 'runs', 'spot': 'yes'}
-  ),
-  'tpu_vm': lambda: _job(
-    tpu_vm,
-    'v5p',
-    8,
-    points=_SWEEP,
-    workdir='../bucket/runs/gpt2',
-    options={'project': 'p', 'zone': 'z', 'bucket': 'b', 'spot': 'yes'},
-  ),
   'xmanager_vertex': lambda: _job(xmanager, points=_SWEEP),
   'xmanager_kubernetes': lambda: _job(
     xmanager, options={'executor': 'kubernetes'}
@@ -98,7 +75,7 @@ _FORMS = {
 
 
 def _place(name):
-  for module in (slurm, gke, tpu_vm, xmanager):
+  for module in (slurm, xmanager):
     if name.startswith(module.__name__.rpartition('.')[2]):
       return module
   raise ValueError(name)
@@ -119,7 +96,7 @@ def _only_file(submission):
   return text
 
 
-@pytest.mark.parametrize('name', ['slurm', 'slurm_sweep', 'tpu_vm'])
+@pytest.mark.parametrize('name', ['slurm', 'slurm_sweep'])
 def test_scripts_are_ones_that_bash_can_read(name):
   text = _only_file(_place(name).submission(_FORMS[name]()))
   subprocess.run(['bash', '-n'], input=text, text=True, check=True)
@@ -204,63 +181,6 @@ def test_a_directive_with_quotes_is_refused():
     slurm.submission(job)
 
 
-def test_manifests_hold_exactly_the_words():
-  unit = jobs.Unit(f'/x/{_NASTY}', (f'--config.data.source={_NASTY}',), _NASTY)
-  options = {'image': _NASTY, 'claim': 'c'}
-  job = _job(gke, units=(unit,), environment={'N': _NASTY}, options=options)
-  [manifest] = yaml.safe_load_all(_only_file(gke.submission(job)))
-  [replicated] = manifest['spec']['replicatedJobs']
-  pod = replicated['template']['spec']['template']['spec']
-  [container] = pod['containers']
-  # Kubernetes makes $( of $$(.
-  words = [word.replace('$$(', '$(') for word in container['command']]
-  assert words == unit.command('python', job.module)
-  assert container['image'] == _NASTY
-  value = _NASTY.replace('$(', '$$(')
-  assert {'name': 'N', 'value': value} in container['env']
-  assert manifest['metadata']['annotations']['steepest/sweep'] == _NASTY
-
-
-def test_tpu_machines_run_exactly_the_words(tmp_path):
-  """The script's last words survive two shells: here and there."""
-  (tmp_path / 'gcloud').write_text(
-    '#!/bin/bash\n'
-    'for word; do case "$word" in\n'
-    '  describe) echo ACTIVE ;;\n'
-    '  --command=*launch.train*) bash -c "${word#--command=}" ;;\n'
-    'esac; done\n',
-    'utf-8',
-  )
-  for name, text in (('git', ''), ('sleep', '')):
-    (tmp_path / name).write_text(f'#!/bin/bash\n{text}\n', 'utf-8')
-  (tmp_path / 'steepest' / '.venv' / 'bin').mkdir(parents=True)
-  python = tmp_path / 'steepest' / '.venv' / 'bin' / 'python'
-  python.write_text('#!/bin/bash\nprintf "%s\\0" "$N" "$@"\n', 'utf-8')
-  for path in (*tmp_path.glob('[gs]*'), python):
-    path.chmod(0o755)
-  unit = jobs.Unit(f'../b/{_NASTY}', (f'--config.data.source={_NASTY}',))
-  job = _job(
-    tpu_vm,
-    'v6e',
-    4,
-    units=(unit,),
-    root=tmp_path,
-    environment={'N': _NASTY},
-    options={'project': 'p', 'zone': 'z'},
-  )
-  done = subprocess.run(
-    ['bash'],
-    input=_only_file(tpu_vm.submission(job)),
-    capture_output=True,
-    text=True,
-    env={'PATH': f'{tmp_path}:/usr/bin:/bin'},
-    cwd=tmp_path,
-    check=True,
-  )
-  words = unit.command('python', job.module)[1:]
-  assert done.stdout.split('\0')[:-1] == [_NASTY, *words]
-
-
 def _globals(job, monkeypatch):
   """Returns what a launch script defines, XManager's own parts apart."""
   package = mock.MagicMock()
@@ -336,13 +256,7 @@ def test_xmanagers_machines_start_again(
 @pytest.mark.parametrize(
   'place, chip, devices, options, message',
   [
-    (gke, 'h100', 8, {}, 'option=image'),
-    (gke, 'h100', 16, {'image': 'i'}, 'option=claim'),
-    (gke, '', 1, {'image': 'i'}, 'give --chip'),
-    (gke, 'v5e', 12, {'image': 'i', 'claim': 'c'}, 'slices of v5e have 4, 8'),
-    (tpu_vm, 'h100', 8, {}, 'give --chip=v5e, v5p or v6e'),
-    (tpu_vm, 'v5e', 8, {'zone': 'z'}, 'option=project'),
-    (tpu_vm, 'v5e', 8, {'project': 'p', 'zone': 'z'}, 'option=bucket'),
+    (xmanager, 'v5e', 12, {}, 'slices of v5e have 4, 8'),
     (xmanager, 'h100', 8, {'executor': 'borg'}, 'there are local, vertex'),
     (xmanager, 'h100', 16, {'executor': 'local'}, 'one machine only'),
     (xmanager, 'h200', 4, {}, 'machines of Vertex AI have 8 × h200'),
@@ -353,15 +267,11 @@ def test_what_is_missing_is_named(place, chip, devices, options, message):
     place.submission(_job(place, chip, devices, options=options))
 
 
-def test_slices_hold_the_chips_that_they_say():
-  for chip in ('v5e', 'v5p', 'v6e'):
-    for chips in (4, 8, 16, 64, 256):
-      sides = tpu.slice_of(chip, chips).topology.split('x')
-      product = 1
-      for side in sides:
-        product *= int(side)
-      assert product == chips
-      assert len(sides) == (3 if chip == 'v5p' else 2)
+@pytest.mark.parametrize('chip, sides', [('v5e', 2), ('v5p', 3), ('v6e', 2)])
+def test_slices_hold_the_chips_that_they_say(chip, sides):
+  for count in (4, 8, 16, 64, 256):
+    found = [int(n) for n in chips.topology(chip, count).split('x')]
+    assert (math.prod(found), len(found)) == (count, sides)
 
 
 def test_local_commands_are_what_a_shell_can_repeat():
