@@ -14,7 +14,8 @@ _ROOT = pathlib.Path(__file__).parent.parent.parent
 # Imports once, then forks for each command; no device is touched before.
 _FORKS = """
 import importlib, json, os, sys, traceback
-from steepest.launch import assemble, progress
+from steepest.training import run
+from steepest.tuning import progress
 results = []
 for name, argv, out, err in json.load(sys.stdin):
   pid = os.fork()
