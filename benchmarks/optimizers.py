@@ -1,4 +1,4 @@
-"""What an optimizer's update costs, and what bfloat16 moments cost in loss.
+"""What an optimizer's update costs.
 
     python benchmarks/optimizers.py [NAME ...]
 
@@ -7,8 +7,7 @@ GPT-2's parameters on zeros and ones of memory that is donated, as a training
 step does, and prints for each optimizer, or those named: milliseconds, the
 time that its bytes take at the bandwidth of a copy measured here, their ratio,
 bytes a parameter that it moves, bytes a parameter of state, and the FLOPs a
-parameter of matrix products. Then trains a small model with moments of either
-dtype and prints the difference of the last losses.
+parameter of matrix products.
 """
 
 import sys
@@ -23,7 +22,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from steepest.data import library_text
 from steepest.experiments import base
 from steepest.models import config as model_config, parametrization
 from steepest.optimizers import build, costs
@@ -33,12 +31,10 @@ _CPU = jax.default_backend() == 'cpu'
 # Layers and width of the model whose parameters are updated.
 _LAYERS, _WIDTH, _VOCAB = (12, 768, 4096) if _CPU else (12, 768, 50_304)
 _ROUNDS = 7
-# Steps and seeds of the small runs.
-_STEPS, _SEEDS = 300, 3
 
 
 def main() -> None:
-  """Prints the two tables."""
+  """Prints the table."""
   names = sys.argv[1:] or build.names()
   for name in names:
     build.find(name)
@@ -48,7 +44,6 @@ def main() -> None:
     f'{jax.devices()[0].device_kind}, copy at {bandwidth / 1e9:.1f} GB/s'
   )
   console.print(_costs(names, bandwidth))
-  console.print(_losses(names))
 
 
 def _config(name: str) -> ConfigDict:
@@ -72,7 +67,7 @@ def _copy_bandwidth() -> float:
   return 2 * x.nbytes / min(seconds)
 
 
-def _chain_and_params(name: str, moments: str) -> tuple[build.Chain, Any, Any]:
+def _chain_and_params(name: str) -> tuple[build.Chain, Any, Any]:
   config = _config(name)
   model = model_config.resolve(config.model, _VOCAB, config.dtype)
   rules = parametrization.resolve(config.parametrization, model)
@@ -84,13 +79,13 @@ def _chain_and_params(name: str, moments: str) -> tuple[build.Chain, Any, Any]:
     boxed,
     is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
   )
-  chain = build.build(config.optimizer, config.schedule, factors, moments)
+  chain = build.build(config.optimizer, config.schedule, factors)
   args = build.arguments(config.optimizer, config.schedule, config.steps)
   return chain, nn.unbox(boxed), args
 
 
 def _costs(names: list[str], bandwidth: float) -> Table:
-  table = Table('optimizer', 'moments', box=None, pad_edge=False)
+  table = Table('optimizer', box=None, pad_edge=False)
   for column in (
     'update ms',
     'its bytes ms',
@@ -101,21 +96,19 @@ def _costs(names: list[str], bandwidth: float) -> Table:
   ):
     table.add_column(column, justify='right')
   for name in names:
-    for moments in ('float32', 'bfloat16'):
-      chain, shapes, args = _chain_and_params(name, moments)
-      size = sum(x.size for x in jax.tree.leaves(shapes))
-      moved = costs.update_bytes(chain, shapes)
-      seconds = _seconds(chain, shapes, args)
-      table.add_row(
-        name,
-        moments,
-        f'{1e3 * seconds:.2f}',
-        f'{1e3 * moved / bandwidth:.2f}',
-        f'{seconds * bandwidth / moved:.2f}',
-        f'{moved / size:.1f}',
-        f'{costs.state_bytes(chain, shapes) / size:.1f}',
-        f'{costs.update_flops(chain, shapes) / size:.0f}',
-      )
+    chain, shapes, args = _chain_and_params(name)
+    size = sum(x.size for x in jax.tree.leaves(shapes))
+    moved = costs.update_bytes(chain, shapes)
+    seconds = _seconds(chain, shapes, args)
+    table.add_row(
+      name,
+      f'{1e3 * seconds:.2f}',
+      f'{1e3 * moved / bandwidth:.2f}',
+      f'{seconds * bandwidth / moved:.2f}',
+      f'{moved / size:.1f}',
+      f'{costs.state_bytes(chain, shapes) / size:.1f}',
+      f'{costs.update_flops(chain, shapes) / size:.0f}',
+    )
   return table
 
 
@@ -144,51 +137,6 @@ def _seconds(chain: build.Chain, shapes: Any, args: Any) -> float:
     jax.block_until_ready((params, state))
     found.append(time.perf_counter() - start)
   return min(found[2:])
-
-
-def _losses(names: list[str]) -> Table:
-  table = Table('optimizer', 'loss', 'with bfloat16 moments', 'difference')
-  text = library_text.read()
-  for name in names:
-    pairs = [
-      [_final_loss(name, moments, seed, text) for seed in range(_SEEDS)]
-      for moments in ('float32', 'bfloat16')
-    ]
-    apart = np.subtract(*reversed(pairs))
-    spread = apart.std(ddof=1) / _SEEDS**0.5
-    table.add_row(
-      name,
-      *(f'{np.mean(losses):.4f}' for losses in pairs),
-      f'{apart.mean():+.4f} ± {spread:.4f}',
-    )
-  return table
-
-
-def _final_loss(name: str, moments: str, seed: int, text: np.ndarray) -> float:
-  """Returns the mean loss of the last tenth of the steps."""
-  config, _ = base.with_variant(f'gpt2,{name}')
-  config.model.update(
-    num_layers=2, width=64, num_heads=4, context=64, vocab_size=256
-  )
-  config.batch_size, config.steps = 16, _STEPS
-  config.mesh.data = 1
-  config.schedule.warmup_steps = _STEPS // 10
-  config.dtype.update(compute='float32', moments=moments)
-  config.optimizer.update(
-    lr=base.get_study_config().study[f'lrs_{name}'][2],
-    hessian_bias_correction=True,
-  )
-  model = model_config.resolve(config.model, 256, config.dtype)
-  program = assemble.make_program(config, model)
-  args = program.put(build.arguments(config.optimizer, config.schedule, _STEPS))
-  state, losses = program.init(seed), []
-  for step in range(_STEPS):
-    batch = program.put_batch(library_text.batch(text, 16, 64, seed, step))
-    state, stats = program.step(
-      state, batch, args, program.put(np.uint32(seed))
-    )
-    losses.append(stats['train/loss'])
-  return float(np.mean(jax.device_get(losses[-max(1, _STEPS // 10) :])))
 
 
 if __name__ == '__main__':

@@ -30,18 +30,6 @@ def get_config() -> ConfigDict:
   c.eval_every = 500
   # Validation sequences per source; 0: none is read.
   c.eval_sequences = 256
-  c.spikes = spikes = ConfigDict()
-  # What happens at a spike: 'stop' ends the run as diverged, 'skip_update'
-  # leaves the update of that step out, 'rollback:K' goes back to a checkpoint
-  # and leaves out the updates of the K steps that end with the spike.
-  spikes.policy = 'stop'
-  # Standard deviations over the mean of the window, of loss or gradient norm,
-  # that make a spike; 0: only what is not a finite number is one.
-  spikes.z_score = 0.0
-  # Steps that mean and deviation are taken over.
-  spikes.window = 100
-  # Skipped updates in a row, or rollbacks in all, that end the run as diverged.
-  spikes.most = 10
   # Seconds from SIGTERM or SIGINT to leaving without a checkpoint; 0: as long
   # as it takes to finish the step and save.
   c.stop_grace_seconds = 0.0
@@ -63,8 +51,6 @@ def get_config() -> ConfigDict:
   c.checkpoint_every = 1000
   # Latest checkpoints that are kept.
   c.checkpoints_kept = 2
-  # Steps after which a checkpoint is saved, and kept for runs to branch off.
-  c.checkpoints_at = ()
   # 'tune': a trial on a proxy, 'final': a run that the report compares.
   c.stage = 'final'
 
@@ -214,13 +200,10 @@ def get_config() -> ConfigDict:
   mesh.sequence = 1
 
   c.dtype = dtype = ConfigDict()
-  # Parameters, and the optimizer's state but for its moments: 'float32'.
+  # Parameters and the optimizer's state: 'float32'.
   dtype.params = 'float32'
   # Activations and matrix products: 'float32' or 'bfloat16'.
   dtype.compute = 'bfloat16'
-  # Moments in the optimizer's state: 'float32' or 'bfloat16', which is rounded
-  # at random so that averages stay right.
-  dtype.moments = 'float32'
   return c.lock()
 
 

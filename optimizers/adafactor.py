@@ -12,7 +12,6 @@ from steepest.optimizers.hyperparameters import (
   with_factors_on_eps,
 )
 
-MOMENTS = ('ema',)
 # Both sides of a matrix are at least this where its second moment is factored.
 _LEAST = 128
 # Exponent c of the second moment's decay, 1 - t^-c.

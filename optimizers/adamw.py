@@ -8,8 +8,6 @@ import optax
 
 from steepest.optimizers.hyperparameters import Hyperparameters, Number, like
 
-MOMENTS = ('m', 'v')
-
 
 class ScaleByAdamWState(NamedTuple):
   """Steps taken, first and second moments."""

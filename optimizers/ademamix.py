@@ -11,7 +11,6 @@ from steepest.optimizers.hyperparameters import (
   with_factors_on_eps,
 )
 
-MOMENTS = ('m1', 'm2', 'nu')
 # A longer run has other steps from the start.
 DEPENDS_ON_STEPS = True
 

@@ -7,8 +7,6 @@ from steepest.optimizers.hyperparameters import (
   with_factors_on_eps,
 )
 
-MOMENTS = ('mu', 'nu')
-
 
 def scale_by_adopt(
   b1: float, b2: float, eps: float

@@ -13,8 +13,7 @@ is what torch.optim.AdamW and the authors of Lion and Sophia do, at r = 1.
 Gains and biases have r' = 0.
 
 An optimizer's file has `transform(hyperparameters)`, which makes the direction
-u, `scale_by_NAME` behind it, and MOMENTS, the fields of its state that may be
-kept in bfloat16. It may have
+u, and `scale_by_NAME` behind it. It may have
 
   DEPENDS_ON_STEPS    its first steps depend on how many there are
   SCHEDULE            kind of the schedule, whatever the run's is
@@ -43,7 +42,7 @@ import numpy as np
 import optax
 
 from steepest import optimizers
-from steepest.optimizers import moments, parts, schedules
+from steepest.optimizers import parts, schedules
 from steepest.optimizers.hyperparameters import Hyperparameters
 
 _DECAY_RATES = ('b1', 'b2', 'b3', 'momentum')
@@ -133,7 +132,6 @@ class Chain:
   Attributes:
     module: the optimizer's file.
     factors: a tree like the parameters.
-    moments: dtype in which the state's moments are kept.
   """
 
   module: Any
@@ -141,7 +139,6 @@ class Chain:
   schedule_kind: str
   bias_correction: bool
   factors: Any
-  moments: str
 
   @property
   def wants_curvature(self) -> bool:
@@ -151,7 +148,7 @@ class Chain:
     """Returns the optimizer's state; it shards like the parameters."""
     zero = Arguments(*[0.0] * len(Arguments._fields))
     hyper = self._hyperparameters(zero, 0, 0.0)
-    return self._kept(self.module.transform(hyper).init(params), 0)
+    return self.module.transform(hyper).init(params)
 
   def update(
     self,
@@ -209,7 +206,7 @@ class Chain:
       params, state = self.module.move(state, held[2], changes, hyper)
     else:
       params = jax.tree.map(jnp.subtract, held[2], changes)
-    return params, self._kept(state, step), stats
+    return params, state, stats
 
   def _changes(
     self, args: Arguments, hyper: Hyperparameters, s: Any, clip: Any, held: Any
@@ -218,7 +215,7 @@ class Chain:
     grads, state, params = held
     clipped = jax.tree.map(lambda g: g * clip, _wide(grads))
     transform = self.module.transform(hyper)
-    updates, state = transform.update(clipped, self._used(state), params)
+    updates, state = transform.update(clipped, state, params)
 
     def change(u, p, f):
       return s * self._decayed(args, u, p, f)
@@ -239,11 +236,10 @@ class Chain:
     }
 
   def update_curvature(
-    self, state: Any, curvature: Any, args: Arguments, step: Any
+    self, state: Any, curvature: Any, args: Arguments
   ) -> Any:
-    """Folds a curvature estimate into the state; `step` as in `update`."""
-    state = self.module.update_curvature(self._used(state), curvature, args.b2)
-    return self._kept(state, step)
+    """Folds a curvature estimate into the state."""
+    return self.module.update_curvature(state, curvature, args.b2)
 
   @property
   def evaluates_others(self) -> bool:
@@ -254,7 +250,7 @@ class Chain:
     """Returns the parameters with which the model is evaluated and saved."""
     if not self.evaluates_others:
       return params
-    return self.module.evaluation_params(self._used(state), params)
+    return self.module.evaluation_params(state, params)
 
   def named(self, stats: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what `update` gave to log as numbers with names."""
@@ -298,24 +294,11 @@ class Chain:
       return args.lr * rate * u + decay
     return args.lr * (rate * u + decay)
 
-  def _used(self, state: Any) -> Any:
-    """Returns a state as the optimizer's file has it."""
-    if self.moments == 'float32':
-      return state
-    return moments.widened(state, self.module.MOMENTS)
-
-  def _kept(self, state: Any, step: Any) -> Any:
-    """Returns a state as it is carried from step to step."""
-    if self.moments == 'float32':
-      return state
-    return moments.narrowed(state, self.module.MOMENTS, step)
-
 
 def build(
   optimizer: ConfigDict,
   schedule: ConfigDict,
   factors: Any,
-  moments_dtype: str = 'float32',
 ) -> Chain:
   """Returns the chain of a run.
 
@@ -323,7 +306,6 @@ def build(
     optimizer: the `optimizer` slice.
     schedule: the `schedule` slice.
     factors: a tree like the parameters, see `Factors`.
-    moments_dtype: in which the state's moments are kept.
 
   Raises:
     ValueError: a name is unknown.
@@ -336,7 +318,6 @@ def build(
       optimizer.hessian_estimator,
       ('gnb', 'hutchinson'),
     ),
-    ('dtype.moments', moments_dtype, moments.DTYPES),
   ):
     if value not in known:
       raise ValueError(f'{key}={value!r}: must be one of {", ".join(known)}')
@@ -347,7 +328,6 @@ def build(
     schedule_kind=getattr(module, 'SCHEDULE', schedule.kind),
     bias_correction=optimizer.hessian_bias_correction,
     factors=factors,
-    moments=moments_dtype,
   )
 
 

@@ -6,8 +6,6 @@ from steepest.optimizers import adamw
 from steepest.optimizers.cautious import cautious
 from steepest.optimizers.hyperparameters import Hyperparameters, Number
 
-MOMENTS = adamw.MOMENTS
-
 
 def scale_by_cautious_adamw(
   b1: Number, b2: Number, eps: Number

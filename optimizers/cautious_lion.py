@@ -6,8 +6,6 @@ from steepest.optimizers import lion
 from steepest.optimizers.cautious import cautious
 from steepest.optimizers.hyperparameters import Hyperparameters, Number
 
-MOMENTS = lion.MOMENTS
-
 
 def scale_by_cautious_lion(
   b1: Number, b2: Number

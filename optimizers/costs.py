@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 
-from steepest.optimizers import moments
 from steepest.optimizers.build import Chain
 
 
@@ -30,8 +29,13 @@ def update_bytes(chain: Chain, params: Any) -> int:
   fixed = set(getattr(chain.module, 'READ_ONLY', ()))
   leaves, _ = jax.tree_util.tree_flatten_with_path(_state(chain, params))
   for path, x in leaves:
-    total += _bytes(x) * (1 if moments.names_in(path) & fixed else 2)
+    total += _bytes(x) * (1 if _names_in(path) & fixed else 2)
   return total
+
+
+def _names_in(path: tuple[Any, ...]) -> set[str]:
+  """Returns the names of the fields on a path into a state."""
+  return {key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)}
 
 
 def update_flops(chain: Chain, params: Any) -> float:

@@ -10,7 +10,6 @@ from steepest.optimizers import adamw
 from steepest.optimizers.boxes import Split
 from steepest.optimizers.hyperparameters import Hyperparameters, Number, like
 
-MOMENTS = ('mu', 'm', 'v')
 # What is orthogonalised grows with the width as a matrix, not entry by entry.
 RATES = {'hidden': 'spectral'}
 _MATRICES = ('hidden',)

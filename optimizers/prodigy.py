@@ -9,7 +9,6 @@ from optax import contrib
 
 from steepest.optimizers.hyperparameters import Hyperparameters
 
-MOMENTS = ('exp_avg', 'exp_avg_sq', 'grad_sum')
 READ_ONLY = ('params0',)
 
 

@@ -17,7 +17,6 @@ from steepest.optimizers.hyperparameters import (
   with_factors_on_eps,
 )
 
-MOMENTS = ('nu',)
 # Averaging takes the place of the schedule's decay: warm-up is all it takes.
 SCHEDULE = 'constant'
 

@@ -11,7 +11,6 @@ from steepest.optimizers import adamw
 from steepest.optimizers.boxes import Split, array_in, box_like
 from steepest.optimizers.hyperparameters import Hyperparameters, Number, like
 
-MOMENTS = ('m', 'v')
 _MATRICES = ('hidden',)
 # Longer sides keep their basis, as in the authors' code.
 _LONGEST = 10_000

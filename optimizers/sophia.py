@@ -12,7 +12,6 @@ import optax
 
 from steepest.optimizers.hyperparameters import Hyperparameters, Number, like
 
-MOMENTS = ('m', 'h')
 # An update reads it and leaves it as it is.
 READ_ONLY = ('h',)
 

@@ -1,6 +1,6 @@
 """Asynchronous Orbax checkpoints of state, step and bookkeeping."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 import contextlib
 import os
 import pathlib
@@ -35,7 +35,6 @@ class Checkpointer:
     kept: int,
     read_only: bool = False,
     warn: Callable[[str], None] | None = None,
-    pinned: Collection[int] = (),
   ):
     """Opens the directory.
 
@@ -45,11 +44,9 @@ class Checkpointer:
       read_only: change nothing there.
       warn: told of checkpoints that are damaged or could not be written; by
         default they are written to stderr.
-      pinned: steps of checkpoints that are kept in any case.
     """
     self.directory = pathlib.Path(directory).absolute()
     self._kept = kept
-    self._pinned = frozenset(pinned)
     self._read_only = read_only
     self._warn = warn or _to_stderr
     self._finishing: threading.Thread | None = None
@@ -107,15 +104,6 @@ class Checkpointer:
       return
     self._finishing = threading.Thread(target=self._finish, args=(steps,))
     self._finishing.start()
-
-  def drop_after(self, steps: int) -> None:
-    """Deletes the checkpoints of more than `steps` steps."""
-    self.wait()
-    if jax.process_index() == 0:
-      for later in _steps(self.directory):
-        if later > steps:
-          shutil.rmtree(self.directory / str(later))
-    self._manager.reload()
 
   def restore(
     self, target: TrainState, steps: int
@@ -187,8 +175,7 @@ class Checkpointer:
       if jax.process_index() == 0:
         integrity.seal(self.directory / str(steps))
         for old in _steps(self.directory)[: -self._kept]:
-          if old not in self._pinned:
-            shutil.rmtree(self.directory / str(old))
+          shutil.rmtree(self.directory / str(old))
     except (OSError, ValueError) as e:
       self._give_up(steps, e)
     else:

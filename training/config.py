@@ -24,7 +24,6 @@ _FREE = (
   'checkpoint',
   'mesh.',
   'microbatches',
-  'spikes.',
   'stall_seconds',
   'stop_grace_seconds',
   'wandb_project',
@@ -33,7 +32,15 @@ _FREE = (
 # Keys of earlier versions → the value with which they did nothing: runs made
 # with it can be resumed. `_ANY`: no value ever changed what a run computes.
 _ANY = object()
-_REMOVED: dict[str, Any] = {}
+_REMOVED: dict[str, Any] = {
+  'checkpoints_at': _ANY,
+  'dtype.moments': 'float32',
+  'spikes.most': _ANY,
+  'spikes.policy': 'stop',
+  'spikes.window': _ANY,
+  'spikes.z_score': 0.0,
+  'study.vmapped_trials': _ANY,
+}
 
 # Least values; those of other numbers stand where they are used.
 _LEAST = {

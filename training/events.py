@@ -30,7 +30,7 @@ class Events:
     """Writes one event down.
 
     Args:
-      kind: 'checkpoint', 'metrics', 'skipped_update' or 'rollback'.
+      kind: 'checkpoint' or 'metrics'.
       step: that the run was at.
       text: one line for people.
     """

@@ -1,6 +1,6 @@
 """What the training loop is given besides the program."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 from typing import Any, Protocol
 
@@ -35,7 +35,6 @@ class LoopConfig:
   eval_tasks_every: int
   checkpoint_every: int
   checkpoints_kept: int
-  checkpoints_at: Sequence[int]
   stall_seconds: float
 
 

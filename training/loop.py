@@ -21,7 +21,14 @@ from steepest.training.signals import Stopped
 from steepest.training.stall import StallTimer
 from steepest.training.step import TrainState
 from steepest.training.validation import Validation
-from steepest.training.watchdog import Diverged, Policy, Spike, Watchdog
+
+
+class Diverged(ValueError):
+  """A logged number stopped being finite, at `step`."""
+
+  def __init__(self, message: str, step: int):
+    super().__init__(message)
+    self.step = step
 
 
 class Loop:
@@ -36,7 +43,6 @@ class Loop:
     data: Data,
     args: Arguments,
     config: LoopConfig,
-    policy: Policy,
     workdir: str | os.PathLike[str],
     callbacks: Callbacks,
     hparams: Mapping[str, Any],
@@ -61,7 +67,6 @@ class Loop:
     self._peak = peak and peak * program.mesh.size
     self._validation: Validation | None = None
     self._losses: dict[str, float] = {}
-    self._watchdog = Watchdog(policy)
     self._events = Events(workdir, writes=jax.process_index() == 0)
     self._step = 0
     self._stall = StallTimer(
@@ -85,23 +90,20 @@ class Loop:
         self._checkpoints,
         self.config.checkpoints_kept,
         warn=lambda text: self._events.add('checkpoint', self._step, text),
-        pinned=self.config.checkpoints_at,
       )
     try:
       state, first = self._start(init, checkpointer)
       with self._stall:
-        while spike := self._attempt(state, first, checkpointer):
-          del state  # The one that is restored takes its memory.
-          state, first = self._go_back(spike, init, checkpointer)
+        self._train(state, first, checkpointer)
     finally:
       if checkpointer is not None:
         checkpointer.close()
     return self._summary(self.config.steps)
 
-  def _attempt(
+  def _train(
     self, state: TrainState, first: int, checkpointer: Checkpointer | None
-  ) -> Spike | None:
-    """Trains to the last step, or to a spike that the policy goes back from."""
+  ) -> None:
+    """Trains from step `first` to the last."""
     writer = self._writer(first)
     try:
       if first == 0:
@@ -109,39 +111,8 @@ class Loop:
         table = summary.parameter_table(self.program)
         writer.write_texts(0, {'parameters': table})
       self._steps(state, first, writer, checkpointer)
-    except Spike as spike:
-      if self._watchdog.policy.kind != 'rollback':
-        raise self._as_diverged(spike) from None
-      # Its traceback would hold the state.
-      return spike.with_traceback(None)
     finally:
       writer.close()
-    return None
-
-  def _go_back(
-    self,
-    spike: Spike,
-    init: Callable[[], TrainState],
-    checkpointer: Checkpointer | None,
-  ) -> tuple[TrainState, int]:
-    """Returns the state before the updates that are to be left out."""
-    try:
-      before = self._watchdog.leave_out(spike)
-    except Spike as last:
-      raise self._as_diverged(last) from None
-    seconds = dict(self._seconds)
-    if checkpointer is not None:
-      checkpointer.drop_after(before)
-    state, first = self._start(init, checkpointer)
-    # What was done in vain took its time too.
-    self._seconds = seconds
-    self._events.add(
-      'rollback',
-      spike.step,
-      f'{spike.text}; going on from step {first} without the updates of steps '
-      f'{before} to {spike.step}',
-    )
-    return state, first
 
   def _writer(self, first: int) -> metrics.Writer:
     """Returns what writes; of several processes, the first does."""
@@ -151,14 +122,12 @@ class Loop:
     files = metrics.MetricWriter(self.workdir, first, warn)
     return metrics.Writers([files, *self.callbacks.writers(warn)])
 
-  def _as_diverged(self, spike: Spike) -> Diverged:
+  def _diverged(self, step: int, text: str) -> Diverged:
     where = 'no checkpoint was asked for'
     if self.config.checkpoint_every:
       where = f'the last good checkpoint is kept in {self._checkpoints}'
     return Diverged(
-      f'diverged at step {spike.step}: {spike.text}; lower optimizer.lr; '
-      f'{where}',
-      spike.step,
+      f'diverged at step {step}: {text}; lower optimizer.lr; {where}', step
     )
 
   def diverged(self, error: Diverged) -> dict[str, Any]:
@@ -183,8 +152,6 @@ class Loop:
   ) -> tuple[TrainState, int]:
     latest = checkpointer.latest() if checkpointer else None
     if checkpointer is None or latest is None:
-      if self._step:
-        self._watchdog.start_over()
       return init(), 0
     if latest > self.config.steps:
       raise ValueError(
@@ -199,9 +166,6 @@ class Loop:
       )
     self._seconds |= books['seconds']
     self._losses = books['losses']
-    # Checkpoints from before there was a watchdog have none.
-    if 'watchdog' in books:
-      self._watchdog.resume(books['watchdog'])
     return state, latest
 
   def _steps(
@@ -228,7 +192,6 @@ class Loop:
           self._args,
           self._seed,
           self.written(step),
-          self._limits(step),
         )
         # The last step's numbers are read while this one runs.
         row = self._read(pending)
@@ -239,13 +202,13 @@ class Loop:
         self._write(writer, row)
       pending = step, stats
       stop, due = self.callbacks.stop(step + 1), self._pause(step + 1)
-      if stop or due or step + 1 in self.config.checkpoints_at:
+      if stop or due:
         with self._timed('train'), self._stall.step():
           row = self._read(pending)
         pending = None
         params = self.program.evaluation_params(state)
         row |= self._evaluate(params, step + 1)
-        # A stop or a branch leaves the rows that there would be without it.
+        # A stop leaves the rows that there would be without it.
         self._write(writer, row, always=due)
         self._save(state, step + 1, writer, checkpointer, stop)
         if stop and step + 1 < self.config.steps:
@@ -256,11 +219,6 @@ class Loop:
   def written(self, step: int) -> bool:
     """Returns whether a step's row is, whatever stops the run."""
     return step % self.config.log_every == 0 or self._pause(step + 1)
-
-  def _limits(self, step: int) -> jax.Array | None:
-    if not self._watchdog.policy.guards:
-      return None
-    return self.program.put(self._watchdog.limits(step))
 
   def _stopped(self, steps: int) -> Stopped:
     kept = 'run the same command again to go on'
@@ -282,13 +240,9 @@ class Loop:
     step, stats = pending
     values = self.program.chain.named(jax.device_get(stats))
     row = {name: float(v) for name, v in values.items()}
-    if self._watchdog.see(step, row):
-      self._events.add(
-        'skipped_update',
-        step,
-        f'loss {row["train/loss"]:.4g}, gradient norm {row["grad_norm"]:.4g}',
-      )
-      row = {name: v for name, v in row.items() if math.isfinite(v)}
+    for name, value in row.items():
+      if not math.isfinite(value):
+        raise self._diverged(step, f'{name} is {value}')
     return {'step': step, 'tokens': (step + 1) * self._tokens_per_step, **row}
 
   def _write(
@@ -339,8 +293,7 @@ class Loop:
       return
     last = done == self.config.steps
     if done % every and not last and not now:
-      if done not in self.config.checkpoints_at:
-        return
+      return
     with self._timed('checkpoint'):
       try:
         writer.flush()
@@ -354,7 +307,6 @@ class Loop:
         'seconds': dict(self._seconds),
         'losses': self._losses,
         'data_fingerprint': self.data.fingerprint,
-        'watchdog': self._watchdog.books(),
       }
       checkpointer.save(state, done, books)
 
@@ -381,6 +333,4 @@ class Loop:
         self._peak,
       ),
       'data_fingerprint': self.data.fingerprint,
-      'skipped_updates': self._watchdog.skipped,
-      'rollbacks': self._watchdog.rollbacks,
     }

@@ -16,7 +16,7 @@ import numpy as np
 
 from steepest.models.config import ModelConfig
 from steepest.models.parametrization import Parametrization
-from steepest.optimizers import build, parts
+from steepest.optimizers import parts
 from steepest.optimizers.build import Arguments, Chain
 from steepest.training import compiler, mesh as mesh_lib
 from steepest.training.loss import cross_entropy
@@ -116,12 +116,10 @@ class Program:
     args: Arguments,
     seed: jax.Array,
     measure: bool = True,
-    limits: jax.Array | None = None,
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step; consumes `state`. See training/step.py."""
-    compiled = self.compile_step(state, batch, args, seed, limits)
-    given = batch, args, seed, self._flags[measure], limits
-    state, stats = compiled(state, *given)
+    compiled = self.compile_step(state, batch, args, seed)
+    state, stats = compiled(state, batch, args, seed, self._flags[measure])
     return state, parts.kept(stats, measure)
 
   def compile_step(
@@ -130,107 +128,15 @@ class Program:
     batch: Mapping[str, Any],
     args: Arguments,
     seed: jax.Array,
-    limits: jax.Array | None = None,
   ) -> Any:
     """Returns the compiled program of `step`; shapes do as arguments."""
-    guards = () if limits is None else ('limits',)
     return self._compile(
-      ('step', *sorted(batch), *guards),
+      ('step', *sorted(batch)),
       self.step_function,
-      (state, batch, args, seed, np.bool_(True), limits),
-      (self._shardings, self._batch_shardings(batch), *[self._whole] * 4),
+      (state, batch, args, seed, np.bool_(True)),
+      (self._shardings, self._batch_shardings(batch), *[self._whole] * 3),
       (self._shardings, self._whole),
       donate=(0,),
-    )
-
-  def stack(self, state: TrainState, count: int) -> TrainState:
-    """Returns `count` copies of a state, for `step_many`."""
-    fn = lambda s: TrainState(
-      s.step,
-      *jax.tree.map(
-        lambda x: jnp.broadcast_to(x, (count, *x.shape)), tuple(s[1:])
-      ),
-    )
-    with jax.set_mesh(self.mesh):
-      return jax.jit(fn, out_shardings=self._many_shardings)(state)
-
-  def pick(self, params: Any, run: int) -> Any:
-    """Returns the parameters of one of several runs."""
-    number = self.put(np.int32(run))
-    count = len(jax.tree.leaves(params)[0])
-    compiled = self._compile(
-      (f'one of {count}',),
-      lambda params, i: jax.tree.map(lambda x: x[i], params),
-      (params, number),
-      (self._many_shardings.params, self._whole),
-      self._shardings.params,
-    )
-    return compiled(params, number)
-
-  def step_many(
-    self,
-    states: TrainState,
-    batch: dict[str, jax.Array],
-    args: Arguments,
-    seed: jax.Array,
-    measure: bool = True,
-  ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step of each of several runs on one batch; consumes `states`.
-
-    Args:
-      states: of all runs, at one step: every leaf but that has an axis for
-        the runs before its own.
-      batch: `inputs` and `targets`, B×L token ids.
-      args: an axis for the runs, but for build.SHARED: whether curvature is
-        estimated has to be one decision, or it is estimated at each step.
-      seed: of all runs.
-      measure: whether to measure parts.MEASURED.
-    """
-    compiled = self.compile_many(states, batch, args, seed)
-    states, stats = compiled(states, batch, args, seed, self._flags[measure])
-    return states, parts.kept(stats, measure)
-
-  def compile_many(
-    self,
-    states: TrainState,
-    batch: dict[str, jax.Array],
-    args: Arguments,
-    seed: jax.Array,
-  ) -> Any:
-    """Returns the compiled program of `step_many`; arguments as there."""
-    count = len(args.lr)
-    of_states = TrainState(None, 0, 0)  # type: ignore[arg-type]
-    of_args = Arguments(*[0] * len(Arguments._fields))._replace(
-      **dict.fromkeys(build.SHARED)
-    )
-    many = jax.vmap(
-      self.step_function,
-      in_axes=(of_states, None, of_args, None, None),
-      out_axes=(of_states, 0),
-    )
-    return self._compile(
-      (f'step of {count}', *sorted(batch)),
-      many,
-      (states, batch, args, seed, np.bool_(True)),
-      (
-        self._many_shardings,
-        self._batch_shardings(batch),
-        self._whole,
-        self._whole,
-        self._whole,
-      ),
-      (self._many_shardings, self._whole),
-      donate=(0,),
-    )
-
-  @property
-  def _many_shardings(self) -> TrainState:
-    """Every device has its part of each run."""
-    behind = lambda s: jax.sharding.NamedSharding(
-      s.mesh, jax.sharding.PartitionSpec(None, *s.spec)
-    )
-    return TrainState(
-      self._shardings.step, *jax.tree.map(behind, tuple(self._shardings[1:]))
     )
 
   def eval_loss(
@@ -275,36 +181,19 @@ class Program:
     """Returns what the readout gets, and the readout; not compiled."""
     return self._apply(params, tokens_BxL, visible_BxLxL, positions_BxL, True)
 
-  def evaluation_params(self, state: TrainState, run: int | None = None) -> Any:
-    """Returns the parameters with which the model is evaluated and saved.
-
-    Args:
-      state: of one run or, with an axis for them, of several.
-      run: which one of several.
-    """
+  def evaluation_params(self, state: TrainState) -> Any:
+    """Returns the parameters with which the model is evaluated and saved."""
     if not self.chain.evaluates_others:
-      return state.params if run is None else self.pick(state.params, run)
-    held, shardings = (state.opt_state, state.params), self._shardings
-    if run is None:
-      compiled = self._compile(
-        ('evaluation_params',),
-        self.chain.evaluation_params,
-        held,
-        (shardings.opt_state, shardings.params),
-        shardings.params,
-      )
-      return compiled(*held)
-    number, shardings = self.put(np.int32(run)), self._many_shardings
+      return state.params
+    shardings = self._shardings
     compiled = self._compile(
-      (f'evaluation_params of {len(jax.tree.leaves(state.params)[0])}',),
-      lambda held, i: self.chain.evaluation_params(
-        *jax.tree.map(lambda x: x[i], held)
-      ),
-      (held, number),
-      ((shardings.opt_state, shardings.params), self._whole),
-      self._shardings.params,
+      ('evaluation_params',),
+      self.chain.evaluation_params,
+      (state.opt_state, state.params),
+      (shardings.opt_state, shardings.params),
+      shardings.params,
     )
-    return compiled(held, number)
+    return compiled(state.opt_state, state.params)
 
   def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Places this process's rows of a batch, `local_rows`, on the mesh."""

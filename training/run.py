@@ -22,18 +22,15 @@ from steepest.models import config as model_config, huggingface, parametrization
 from steepest.models.config import ModelConfig
 from steepest.optimizers import build, costs
 from steepest.training import (
-  branches,
   config as validation,
   environment,
   mesh as mesh_lib,
   metrics,
-  watchdog,
 )
-from steepest.training.loop import Callbacks, Loop, LoopConfig
+from steepest.training.loop import Callbacks, Diverged, Loop, LoopConfig
 from steepest.training.program import Program
 from steepest.training.step import TrainState
 from steepest.training.wandb_writer import WandbWriter
-from steepest.training.watchdog import Diverged
 from steepest.tuning.pruning import Pruned
 
 AnyLoop = TypeVar('AnyLoop', bound=Loop)
@@ -66,7 +63,6 @@ def train(
   workdir = pathlib.Path(workdir)
   config = config.copy_and_resolve_references()
   validation.check_ranges(config)
-  watchdog.parse(config.spikes)
   validation.import_shapes(config, overrides)
   summary = finished(config, workdir)
   if summary is not None:
@@ -96,8 +92,6 @@ def train(
   except Pruned as error:
     write_summary(workdir, loop.pruned(error.steps))
     raise
-  if spent := branches.spent(workdir, summary):
-    summary = {**summary, 'spent': spent}
   write_summary(workdir, summary)
   return summary
 
@@ -132,9 +126,6 @@ def finished(
   if summary is None:
     return None
   if summary['status'] == 'diverged':
-    policy = validation.read_config(workdir).spikes.to_dict()
-    if policy != config.spikes.to_dict():
-      return None
     raise Diverged(
       f'{workdir} holds a run that diverged at step '
       f'{summary["diverged_at_step"]}: use another --workdir',
@@ -190,7 +181,6 @@ def make_program(
       config.parametrization.to_json(),
       (o.name, o.decay_mode, o.hessian_estimator, o.hessian_bias_correction),
       o.hessian_subset,
-      config.dtype.moments,
       config.schedule.kind,
       config.mesh.to_json(),
       devices,
@@ -206,9 +196,7 @@ def make_program(
       find_model(model.name).Model(model, rules),
       rules,
       mesh_lib.make_mesh(config.mesh, devices),
-      lambda factors: build.build(
-        o, config.schedule, factors, config.dtype.moments
-      ),
+      lambda factors: build.build(o, config.schedule, factors),
       o.hessian_estimator,
       config.batch_size,
       config.microbatches,
@@ -249,7 +237,6 @@ def open_loop(
     LoopConfig(
       **{f.name: config[f.name] for f in dataclasses.fields(LoopConfig)}
     ),
-    watchdog.parse(config.spikes),
     workdir,
     callbacks,
     base.flatten(config),

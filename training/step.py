@@ -94,7 +94,6 @@ class Step:
     args: Arguments,
     seed: jax.Array,
     measure: jax.Array | None = None,
-    limits: jax.Array | None = None,
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Returns the next state and what to log.
 
@@ -106,9 +105,6 @@ class Step:
       args: hyperparameters.
       seed: of the run.
       measure: whether to measure parts.MEASURED; None: always.
-      limits: if given, the highest loss and gradient norm, 2, with which the
-        parameters and the optimizer's state change; `skipped` is logged as 1
-        where they do not.
     """
     losses, grads = self._losses_and_gradient(state.params, batch)
     params, opt_state, stats = self.chain.update(
@@ -121,25 +117,13 @@ class Step:
         # which depend on no branch, at every step.
         step, at = jax.lax.optimization_barrier((state.step, params))
         curvature = self.curvature(at, batch, seed, step)
-        return self.chain.update_curvature(opt_state, curvature, args, step)
+        return self.chain.update_curvature(opt_state, curvature, args)
 
       every = args.hessian_every.astype(jnp.int32)
       opt_state = jax.lax.cond(
         state.step % every == every - 1, refresh, lambda s: s, opt_state
       )
-    stats = {**losses, **stats}
-    if limits is not None:
-      # False for what is not a number too.
-      keep = (stats['train/loss'] <= limits[0]) & (
-        stats['grad_norm'] <= limits[1]
-      )
-      params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(keep, new, old),
-        (params, opt_state),
-        (state.params, state.opt_state),
-      )
-      stats['skipped'] = 1.0 - keep
-    return TrainState(state.step + 1, params, opt_state), stats
+    return TrainState(state.step + 1, params, opt_state), {**losses, **stats}
 
   def gradient(
     self, params: Any, batch: dict[str, jax.Array]

@@ -34,8 +34,6 @@ def summarise(
   """
   tokens = steps * program.batch_size * program.model.context
   flops_per_token = flops.per_token(program.state_shapes.params, program.model)
-  # Steps whose update was skipped may have no finite loss.
-  rows = [row for row in rows if 'train/loss' in row]
   tail = rows[-max(1, round(len(rows) * 0.05)) :]
   subset = program.step_function.subset
   cost = flops.of_estimate(program.estimator, subset)

@@ -11,7 +11,7 @@ from steepest.tuning import cells, plans, search
 from steepest.tuning.cells import Cell
 
 # Keys that change neither a step's time nor its memory.
-_FREE = ('data', 'seed', 'steps', 'schedule', 'stage', 'checkpoints_at')
+_FREE = ('data', 'seed', 'steps', 'schedule', 'stage')
 
 
 @dataclasses.dataclass(frozen=True)

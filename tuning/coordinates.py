@@ -363,7 +363,7 @@ class Size:
 
       def fold(i: jax.Array, opt_state: Any) -> Any:
         h = self._step.curvature(params, batch, seed, state.step + i)
-        return self._chain.update_curvature(opt_state, h, args, state.step)
+        return self._chain.update_curvature(opt_state, h, args)
 
       opt_state = jax.lax.fori_loop(0, DRAWS, fold, opt_state)
       weight = 1 - args.b2**DRAWS

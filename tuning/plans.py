@@ -59,7 +59,7 @@ def make_planner(config: ConfigDict, chip: chips.Chip) -> planner.Planner:
     factors = jax.tree.map(
       lambda p: rules(model).factors(p.role), params, is_leaf=is_leaf
     )
-    return build.build(o, config.schedule, factors, config.dtype.moments)
+    return build.build(o, config.schedule, factors)
 
   return planner.Planner(
     model,

@@ -67,8 +67,8 @@ _NAMES = st.sampled_from(
   [
     *('gpt2', 'llama', 'adamw', 'lion', 'sophia', 'mup', 'sp', 'completep'),
     *('times_lr', 'times_role_lr', 'hutchinson', 'constant', 'linear', 'wsd'),
-    *('bfloat16', 'float64', 'full', 'silu', 'linear:2', 'rollback:2', 'tune'),
-    *('rollback:0', 'rollback:99999999999', 'skip_update', 'hf:', 'hf:/', '*'),
+    *('bfloat16', 'float64', 'full', 'silu', 'linear:2', 'tune'),
+    *('hf:', 'hf:/', '*'),
     *('hf:tests/golden/gpt2', 'hf:tests/golden/tokens.npy', 'shards:/'),
     *('flat:/dev/zero', 'flat:tests', 'arc_easy', 'arc_easy:-1', 'x:1', '²'),
   ]

@@ -52,7 +52,7 @@ def _run(config, chain, start, curvature, sigma, steps):
     }
     params, state, _ = chain.update(grads, state, params, t, args)
     if chain.wants_curvature:
-      state = chain.update_curvature(state, curvature, args, t)
+      state = chain.update_curvature(state, curvature, args)
     at = chain.evaluation_params(state, params)
     loss = sum((curvature[k] * p * p).sum() / 2 for k, p in at.items())
     return (params, state), loss

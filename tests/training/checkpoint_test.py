@@ -222,14 +222,3 @@ def test_a_full_disk_costs_the_new_checkpoint_only(tmp_path, trained):
   _equal(jax.device_get(restored), wanted)
   reader.close()
   assert sorted(p.name for p in tmp_path.iterdir()) == ['4']
-
-
-def test_dropped_checkpoints_can_be_written_again(three_checkpoints, trained):
-  _, state = trained('adamw')
-  writer = Checkpointer(three_checkpoints, 3)
-  assert writer.latest() == 3
-  writer.drop_after(1)
-  assert writer.latest() == 1
-  writer.save(state, 2, _BOOKS)
-  writer.close()
-  assert Checkpointer(three_checkpoints, 3, read_only=True).latest() == 2

@@ -12,10 +12,8 @@ from steepest.optimizers import build
 from steepest.training import run as assemble
 from steepest.training.loop import Callbacks, Loop, LoopConfig
 from steepest.training.program import Program
-from steepest.training.watchdog import Policy
 
 # Goes on whatever happens, short of what is not a number.
-_STOP = Policy('stop', 0, 0.0, 10, 10)
 
 _SMALL = {
   'model.num_layers': 1,
@@ -114,7 +112,6 @@ def make_loop(configure, make_program, arguments, make_batch, tmp_path):
     callbacks=None,
     data=None,
     args=None,
-    policy=_STOP,
     directory=None,
     **keys,
   ):
@@ -129,7 +126,6 @@ def make_loop(configure, make_program, arguments, make_batch, tmp_path):
       'eval_tasks_every': 0,
       'checkpoint_every': 0,
       'checkpoints_kept': 2,
-      'checkpoints_at': (),
       'stall_seconds': 0.0,
       **keys,
     }
@@ -138,7 +134,6 @@ def make_loop(configure, make_program, arguments, make_batch, tmp_path):
       data or _Data(make_batch),
       (args or arguments)(config),
       LoopConfig(**values),
-      policy,
       directory or tmp_path,
       callbacks or Callbacks(),
       values,

@@ -24,7 +24,7 @@ def _apply(params, tokens_BxL):
   return x_BxLxD @ params['embedding'].T
 
 
-def _step(name, microbatches=1, dtype='float32'):
+def _step(name, microbatches=1):
   config = base.get_config()
   base.set_optimizer(config, name)
   config.optimizer.update(
@@ -37,7 +37,7 @@ def _step(name, microbatches=1, dtype='float32'):
     )
     for kind in _SHAPES
   }
-  chain = build.build(config.optimizer, config.schedule, factors, dtype)
+  chain = build.build(config.optimizer, config.schedule, factors)
   args = build.arguments(config.optimizer, config.schedule, 6)
   return Step(_apply, chain, 'gnb', microbatches), args
 
@@ -61,13 +61,10 @@ def _train(jitted, state, args, steps):
   return state, stats
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('name', build.names())
-def test_an_interruption_changes_nothing(name, dtype, tmp_path):
+def test_an_interruption_changes_nothing(name, tmp_path):
   """Through a checkpoint on disk, bit for bit."""
-  if dtype == 'bfloat16' and name not in _UNLIKE:
-    pytest.skip('one of each layout is enough')
-  step, args = _step(name, dtype=dtype)
+  step, args = _step(name)
   jitted = jax.jit(step)
   middle, _ = _train(jitted, _start(step), args, range(3))
   whole, stats = _train(jitted, middle, args, range(3, 6))
@@ -137,7 +134,6 @@ def test_eight_devices_make_the_update_of_one(
 def test_schedule_free_is_validated_with_its_average(
   configure, make_program, arguments, make_batch
 ):
-  """And several runs as one program give each its own."""
   config = configure(
     'gpt2', 'schedule_free', optimizer__lr=0.02, schedule__warmup_steps=0
   )
@@ -157,5 +153,3 @@ def test_schedule_free_is_validated_with_its_average(
   np.testing.assert_allclose(average, np.mean(zs, 0), rtol=1e-4, atol=1e-6)
   trained = jax.device_get(state.params)['embedding']
   assert np.abs(trained - average).max() > 1e-4
-  pair = program.evaluation_params(program.stack(state, 2), 1)
-  np.testing.assert_allclose(pair['embedding'], average, rtol=1e-6)

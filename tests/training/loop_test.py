@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from steepest.training import metrics
-from steepest.training.loop import Callbacks
+from steepest.training.loop import Callbacks, Diverged
 from steepest.training.loss import cross_entropy
 from steepest.training.validation import Validation
-from steepest.training.watchdog import Diverged
 
 
 def _run(loop):

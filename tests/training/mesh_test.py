@@ -158,7 +158,7 @@ def test_update_from_equal_gradients(
     def update(params, grads, curvature, chain=chain, args=args):
       state = chain.init(params)
       if chain.wants_curvature:
-        state = chain.update_curvature(state, curvature, args, 0)
+        state = chain.update_curvature(state, curvature, args)
       return chain.update(grads, state, params, 0, args)
 
     shardings = jax.tree.map(lambda s: s.sharding, program.state_shapes.params)

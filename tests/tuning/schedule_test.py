@@ -8,7 +8,6 @@ from hypothesis import given, settings, strategies as st
 import pytest
 
 from steepest.experiments import base
-from steepest.training import integrity
 from steepest.tuning import cells, locks, schedule
 
 
@@ -74,10 +73,6 @@ class _Process:
       if step + 1 in limits and final + 5 / step > limits[step + 1]:
         steps, status = step + 1, 'pruned'
         break
-    for steps_done in config['checkpoints_at']:
-      checkpoint = directory / 'checkpoints' / str(steps_done)
-      checkpoint.mkdir(parents=True)
-      (checkpoint / integrity.NAME).write_text('{}')
     (directory / 'config.json').write_text(json.dumps(config))
     text = ''.join(json.dumps(row) + '\n' for row in rows)
     (directory / 'metrics.jsonl').write_text(text)
