@@ -40,7 +40,10 @@ setup(
   python_requires='>=3.11',
   packages=_PACKAGES,
   package_dir={f'steepest.{folder}': folder for folder in _FOLDERS},
-  package_data={'steepest.eval.report': ['*.css', '*.js', '*.html']},
+  package_data={
+    'steepest.eval.report': ['*.css', '*.js', '*.html'],
+    'steepest.report': ['templates/*'],
+  },
   install_requires=[
     'absl-py',
     'array_record',

@@ -1,0 +1,151 @@
+"""The report's page: its list of sections, and one HTML file that needs no net.
+
+Adding a figure touches its topic's file and `SECTIONS`.
+"""
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+import functools
+import gzip
+import itertools
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from plotly import offline
+
+from steepest.report import section, theme
+
+_DASHES = {
+  'solid': '',
+  'dash': '5 3',
+  'dot': '2 3',
+  'dashdot': '6 3 2 3',
+  'longdash': '9 4',
+  'longdashdot': '9 3 2 3',
+}
+
+
+def write(
+  path: pathlib.Path,
+  *,
+  title: str,
+  subtitle: str,
+  sections: Sequence[section.Section],
+  optimizers: Iterable[str] = (),
+  answers: Sequence[section.Answer] = (),
+  origin: Mapping[str, str],
+) -> pathlib.Path:
+  """Writes a page and returns its path.
+
+  Args:
+    path: of the file; replaced as a whole.
+    title: plain text, as all that follows.
+    subtitle: below it.
+    sections: in order.
+    optimizers: all that the page names, which gives each its colour.
+    answers: at the top.
+    origin: name → value, where the numbers are from; at the bottom.
+  """
+  figures = {
+    figure.key: figure.content
+    for part in sections
+    for figure in section.figures(part.blocks)
+  }
+  page = _environment().get_template('page.html').render(
+    title=title,
+    subtitle=subtitle,
+    answers=answers,
+    sections=sections,
+    origin=origin.items(),
+    looks=theme.styles(optimizers),
+    dashes=_DASHES,
+    kind_of=lambda block: type(block).__name__,
+    spans_of=_spans,
+    figures=_script_json(_shared(figures)),
+    plotly=_plotly() if figures else '',
+    css=_resource('page.css'),
+    js=_resource('page.js'),
+  )
+  return replace(path, page)
+
+
+def replace(path: pathlib.Path, content: str) -> pathlib.Path:
+  """Writes a file under a temporary name, then renames it."""
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+  temporary.write_text(content, 'utf-8')
+  os.replace(temporary, path)
+  return path
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+  return jinja2.Environment(
+    loader=jinja2.PackageLoader('steepest.report'),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+
+
+@functools.cache
+def _plotly() -> str:
+  """Returns the plot library, packed: a third of the size."""
+  packed = gzip.compress(offline.get_plotlyjs().encode(), mtime=0)
+  return base64.b64encode(packed).decode()
+
+
+def _spans(columns: Sequence[section.Column]) -> list[tuple[str, int]]:
+  """Returns the titles over columns, each with its number of columns."""
+  if not any(column.over for column in columns):
+    return []
+  return [
+    (over, len(list(of)))
+    for over, of in itertools.groupby(columns, lambda column: column.over)
+  ]
+
+
+def _shared(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  """Returns the figures with positions that traces share written once."""
+  positions: dict[str, int] = {}
+  thinner = {}
+  for key, content in figures.items():
+    data = []
+    for trace in content['data']:
+      if 'xs' in trace:
+        dumped = json.dumps(trace['xs'], separators=(',', ':'))
+        place = positions.setdefault(dumped, len(positions))
+        trace = {**trace, 'xs': place}
+      data.append(trace)
+    thinner[key] = {**content, 'data': data}
+  return {
+    'figures': thinner,
+    'positions': [json.loads(dumped) for dumped in positions],
+  }
+
+
+def _resource(name: str) -> Markup:
+  """Returns a file of ours as it is; nothing of a run is in it."""
+  return Markup((pathlib.Path(__file__).parent / 'templates' / name).read_text('utf-8'))
+
+
+def _script_json(value: Any) -> Markup:
+  """Returns JSON that cannot end the script element that it stands in."""
+  dumped = json.dumps(_finite(value), separators=(',', ':'), allow_nan=False)
+  return Markup(dumped.replace('<', '\\u003c').replace('&', '\\u0026'))
+
+
+def _finite(value: Any) -> Any:
+  """Returns `value` with null for numbers that JSON has no word for."""
+  if isinstance(value, Mapping):
+    return {str(key): _finite(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(item) for item in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
