@@ -95,7 +95,6 @@ setup(
         'evaluate',
         'report',
         'prepare',
-        'debian',
         'export',
         'generate',
         'coordcheck',

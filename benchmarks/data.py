@@ -1,6 +1,6 @@
 """Tokenizing and reading against the alternatives, and memory over a long run.
 
-    python -m launch.debian --out=corpus
+    python experiments/corpora/debian.py --out=corpus
     python -m launch.prepare --input='corpus/*.jsonl' --tokenizer=gpt2 \\
         --out=shards --shard_tokens=8388608
     python benchmarks/data.py 'corpus/*.jsonl' shards
@@ -68,7 +68,7 @@ def _tokenizing(text: str, shards: pathlib.Path) -> None:
   size = sum(len(t.encode()) for t in texts) / 1e6
   backend = hf.Tokenizer.from_file(str(shards / 'tokenizer.json'))
   with tempfile.TemporaryDirectory() as folder:
-    rules = runs.Rules(pathlib.Path(folder), shards, '', 0, '', None)
+    rules = runs.Rules(pathlib.Path(folder), shards, '', 0, '', ())
     task = runs.Task(0, blocks, runs.Position(0, 0))
     ours, plain, fast = _alternate(
       lambda: runs.write(rules, task),

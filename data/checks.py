@@ -11,7 +11,7 @@ from array_record.python import array_record_module
 from etils import epath
 import numpy as np
 
-from steepest.data import checksums, manifest as manifests, tokenizers
+from steepest.data import files, manifest as manifests, tokenizers
 
 _MODES = ('full', 'sampled', 'size')
 # Shards that are looked at side by side, and records that are read at a time.
@@ -61,7 +61,7 @@ def check_tokenizer(
     ValueError: one of them is another than made the shards.
   """
   made = manifest.tokenizer
-  held = _tokenizer(directory, checksums.sha256(directory / 'tokenizer.json'))
+  held = _tokenizer(directory, files.sha256(directory / 'tokenizer.json'))
   if held != made.sha256:
     raise ValueError(
       f'{directory / "tokenizer.json"} is not the tokenizer {made.name} that '
@@ -133,7 +133,7 @@ def _each(
 def _check_size(directory: epath.Path, shard: manifests.Shard) -> None:
   path = directory / shard.name
   try:
-    size = checksums.stamp(path).bytes
+    size = files.stamp(path).bytes
   except FileNotFoundError as error:
     raise FileNotFoundError(
       f'shard {path} is missing: copy it again or prepare the text again'
@@ -150,9 +150,9 @@ def _check_sum(
 ) -> None:
   path = directory / shard.name
   if mode == 'full':
-    same = checksums.sha256(path) == shard.sha256
+    same = files.sha256(path) == shard.sha256
   else:
-    same = checksums.sampled(path) == shard.sampled_sha256
+    same = files.sampled_sha256(path) == shard.sampled_sha256
   if not same:
     raise ValueError(
       f'shard {path} has another checksum than its manifest says: copy it '
@@ -167,7 +167,7 @@ def _check_records(
   shard: manifests.Shard,
 ) -> None:
   path = directory / shard.name
-  found = _records(str(path), checksums.stamp(path), manifest.dtype, mode)
+  found = _records(str(path), files.stamp(path), manifest.dtype, mode)
   expected = (shard.records, {manifest.record_tokens + 1})
   if found[:2] != expected:
     raise ValueError(
@@ -184,7 +184,7 @@ def _check_records(
 
 @functools.lru_cache(maxsize=65536)
 def _records(
-  path: str, held: checksums.Stamp, dtype: str, mode: str
+  path: str, held: files.Stamp, dtype: str, mode: str
 ) -> tuple[int, set[int], int]:
   """Returns number of records, their lengths in tokens and the largest id."""
   del held

@@ -4,10 +4,17 @@ A piece is 13 words in a row, as in GPT-3's overlap analysis (arXiv
 2005.14165, appendix C). K is words, G runs of 13 of them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+import gzip
+import json
+import os
+import pathlib
 import re
+from typing import Any
 
 import numpy as np
+
+from steepest.data import benchmarks
 
 _RUN = 13
 # Odd, so that every power is invertible modulo 2^64 and no word drops out.
@@ -31,6 +38,69 @@ class Benchmarks:
     if len(self._known_G):
       repeated[owner_G[self._known_G[at_G] == runs_G]] = True
     return repeated.tolist()
+
+
+def find(
+  directory: str, cache: str | os.PathLike[str] | None = None
+) -> list[pathlib.Path]:
+  """Returns the files of benchmarks in a directory.
+
+  Args:
+    directory: with *.jsonl or *.jsonl.gz; '': those of `benchmarks.SCORED`,
+      downloaded when needed.
+    cache: as for downloads.cache_dir.
+
+  Raises:
+    OSError: there are none, or a download failed.
+  """
+  if not directory:
+    folder = benchmarks.fetch(cache=cache)
+    return [folder / f'{stem}.jsonl' for stem in benchmarks.SCORED]
+  found = sorted(pathlib.Path(directory).glob('*'))
+  paths = [p for p in found if p.name.endswith(('.jsonl', '.jsonl.gz'))]
+  if not paths:
+    raise FileNotFoundError(f'no *.jsonl or *.jsonl.gz in {directory}')
+  return paths
+
+
+def texts(paths: Iterable[pathlib.Path]) -> Iterator[str]:
+  """Yields the texts of some files of benchmarks.
+
+  A file of `benchmarks.SCORED` gives each question once with each of its
+  answers, any other every string in every record.
+
+  Raises:
+    ValueError: a file is not JSON lines.
+  """
+  for path in paths:
+    known = path.name.partition('.')[0] in benchmarks.SCORED
+    opener = gzip.open if path.suffix == '.gz' else open
+    with opener(path, 'rt', encoding='utf-8') as file:
+      for number, line in enumerate(file, 1):
+        try:
+          row = json.loads(line)
+        except ValueError as error:
+          raise ValueError(f'{path}: line {number} is no JSON') from error
+        yield from _questions(row) if known else _strings(row)
+
+
+def _questions(row: dict[str, Any]) -> Iterator[str]:
+  question = row['ctx'] if 'ctx' in row else row['question']
+  choices = row['endings'] if 'endings' in row else row['choices']
+  if isinstance(choices, dict):
+    choices = choices['text']
+  yield from (f'{question} {choice}' for choice in choices)
+
+
+def _strings(value: Any) -> Iterator[str]:
+  """Yields all strings inside a JSON value."""
+  if isinstance(value, str):
+    yield value
+  elif isinstance(value, dict):
+    value = list(value.values())
+  if isinstance(value, list):
+    for item in value:
+      yield from _strings(item)
 
 
 def _runs(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:

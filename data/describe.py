@@ -1,27 +1,17 @@
-"""What a directory of shards holds: a table, some text, a page."""
+"""What a directory of shards holds: tables, and some of its text."""
 
 from etils import epath
 from rich import console as rich_console, markup, table as rich_table
 
-from steepest.data import (
-  checks,
-  describe_page,
-  manifest as manifests,
-  shards,
-  tokenizers,
-)
+from steepest.data import checks, manifest as manifests, shards, tokenizers
 
-# Tokens of a window that is shown, and the windows of a directory.
+# A window of so many tokens is shown of each of the first sources.
 _WINDOW = 64
-_SHOWN = 8
-_PAGE = 'describe.html'
+_SOURCES = 8
 
 
 def describe(directory: epath.PathLike, console: rich_console.Console) -> None:
-  """Prints the sources, the notes and a few decoded windows.
-
-  The same, with a histogram of the documents' lengths, goes to describe.html
-  in the directory, where that can be written.
+  """Prints sources, shards, notes and a few decoded windows.
 
   Raises:
     FileNotFoundError: no manifest, or a shard is missing.
@@ -32,7 +22,7 @@ def describe(directory: epath.PathLike, console: rich_console.Console) -> None:
   checks.verify(directory, manifest, 'full')
   checks.check_tokenizer(directory, manifest, None)
   checks.check_records(directory, manifest, 'full')
-  console.print(_sources(manifest), _files(manifest))
+  console.print(_sources(manifest), _shards(manifest))
   made = manifest.tokenizer
   lines = [
     f'tokenizer {made.name}, {made.vocab_size:,} ids · '
@@ -46,34 +36,15 @@ def describe(directory: epath.PathLike, console: rich_console.Console) -> None:
   lines += [f'note: {note}' for note in manifest.notes]
   for line in lines:
     console.print(line, markup=False, highlight=False)
-  windows = _windows(directory, manifest)
-  for window in windows:
-    console.print(f'\n[bold]{markup.escape(window.source)}[/bold]')
-    console.print(repr(window.text), markup=False, highlight=False)
-  path = directory / _PAGE
-  try:
-    path.write_text(describe_page.page(manifest, directory.name, windows))
-    said = f'page: {path}'
-  except OSError as error:
-    said = f'no page was written: {error}'
-  console.print(f'\n{said}', markup=False, highlight=False)
-
-
-def _windows(
-  directory: epath.Path, manifest: manifests.Manifest
-) -> list[describe_page.Window]:
-  """Decodes a window from the middle of some sources."""
   tokenizer = tokenizers.load(f'hf:{directory}')
-  windows = []
-  for source in manifest.sources_of('train')[:_SHOWN]:
-    held = shards.ShardWindows(
+  for source in manifest.sources_of('train')[:_SOURCES]:
+    windows = shards.ShardWindows(
       directory, manifest, manifest.select('train', source), _WINDOW
     )
-    tokens = held.read([len(held) // 2])[0, :-1]
-    windows.append(
-      describe_page.Window(source, tokenizer.decode(tokens.tolist()))
-    )
-  return windows
+    # From the middle of the source.
+    tokens = windows.read([len(windows) // 2])[0, :-1].tolist()
+    console.print(f'\n[bold]{markup.escape(source)}[/bold]')
+    console.print(repr(tokenizer.decode(tokens)), markup=False, highlight=False)
 
 
 def _sources(manifest: manifests.Manifest) -> rich_table.Table:
@@ -92,12 +63,12 @@ def _sources(manifest: manifests.Manifest) -> rich_table.Table:
   return table
 
 
-def _files(manifest: manifests.Manifest) -> rich_table.Table:
+def _shards(manifest: manifests.Manifest) -> rich_table.Table:
   table = rich_table.Table('source', 'split', title='shards')
   for column in ('files', 'records', 'tokens', 'bytes'):
     table.add_column(column, justify='right')
   for source in manifest.sources_of('train'):
-    for split in ('train', 'validation'):
+    for split in manifests.SPLITS:
       if held := manifest.select(split, source):
         table.add_row(
           markup.escape(source),

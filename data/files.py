@@ -1,16 +1,28 @@
-"""Files that are there whole or not at all."""
+"""Files: written whole or not at all, and hashed once.
+
+A hash is remembered as long as the file, local or in a bucket, keeps its size
+and time.
+"""
 
 from collections.abc import Iterable
+import functools
+import hashlib
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
+
+from etils import epath
+
+# The sampled hash reads this many places of a file, and bytes at each.
+_SAMPLES = 16
+_SAMPLE_BYTES = 4096
 
 
 def write(path: pathlib.Path, pieces: Iterable[Any]) -> None:
   """Writes bytes or contiguous arrays, one after the other, as a file.
 
   Raises:
-    OSError: the disk is full; nothing is left of it.
+    OSError: the disk is full; nothing is left of the file.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   # Of two processes that write the same file, the last one stays.
@@ -22,3 +34,46 @@ def write(path: pathlib.Path, pieces: Iterable[Any]) -> None:
     os.replace(part, path)
   finally:
     part.unlink(missing_ok=True)
+
+
+class Stamp(NamedTuple):
+  """What changes with a file: its size, and its time (ns; in a bucket s)."""
+
+  bytes: int
+  mtime: int
+
+
+def stamp(path: epath.Path) -> Stamp:
+  """Returns size and time of a file."""
+  if '://' not in os.fspath(path):
+    stat = os.stat(path)
+    return Stamp(stat.st_size, stat.st_mtime_ns)
+  remote = path.stat()
+  return Stamp(remote.length, remote.mtime)
+
+
+def sha256(path: epath.Path) -> str:
+  """Returns the hash of a whole file."""
+  return _sha256(path, stamp(path))
+
+
+def sampled_sha256(path: epath.Path) -> str:
+  """Returns the hash of a file's size and of 16 places spread over it."""
+  return _sampled_sha256(path, stamp(path))
+
+
+@functools.lru_cache(maxsize=65536)
+def _sha256(path: epath.Path, stamp: Stamp) -> str:
+  del stamp  # Tells a changed file from a known one.
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+@functools.lru_cache(maxsize=65536)
+def _sampled_sha256(path: epath.Path, stamp: Stamp) -> str:
+  digest = hashlib.sha256(stamp.bytes.to_bytes(8, 'little'))
+  with path.open('rb') as file:
+    for i in range(_SAMPLES):
+      file.seek(max(stamp.bytes - _SAMPLE_BYTES, 0) * i // (_SAMPLES - 1))
+      digest.update(file.read(_SAMPLE_BYTES))
+  return digest.hexdigest()

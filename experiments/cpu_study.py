@@ -7,7 +7,7 @@ What: GPT-2 and LLaMA of 4 layers, proxies 64 wide, targets 128 wide (1.1 M and
 BPE of 2048 entries, read once or a quarter of them four times. Learning rates
 in factors of two, three seeds. docs/results/study has what came out.
 
-    python -m launch.debian --out=corpus
+    python experiments/corpora/debian.py --out=corpus
     python -m launch.prepare --input='corpus/*.jsonl' \
         --tokenizer=bpe-train:2048 --out=runs/corpora/debian \
         --shard_tokens=8388608

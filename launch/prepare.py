@@ -25,7 +25,7 @@ def main() -> None:
   describe = flags.DEFINE_string(
     'describe',
     None,
-    'Show what this directory of shards holds, and write describe.html there.',
+    'Check a directory of shards and show what it holds.',
   )
   values = {
     'input': flags.DEFINE_string(

@@ -110,7 +110,7 @@ def _config(holder: flags.FlagHolder, optimizers: str | None) -> 'ConfigDict':
 def _study(
   config: 'ConfigDict', workdir: pathlib.Path, workers: int, lock_timeout: float
 ) -> None:
-  from steepest.launch import corpus
+  from steepest.data import corpus
   from steepest.models import config as model_config
   from steepest.training import config as validation
   from steepest.tuning import cells, locks

@@ -78,7 +78,7 @@ def _ready(config: 'ConfigDict', workdir: pathlib.Path) -> 'ConfigDict':
   """Returns the configuration with its data in place."""
   from ml_collections import ConfigDict
 
-  from steepest.launch import corpus
+  from steepest.data import corpus
 
   wanted = ConfigDict(config.to_dict())
   wanted.study = {

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from etils import epath
 import numpy as np
 
-from steepest.data import checksums, files, manifest as manifests, shards
+from steepest.data import files, manifest as manifests, shards
 from steepest.data.preparing import runs, tables
 
 _R = manifests.RECORD_TOKENS
@@ -110,8 +110,8 @@ def write(plan: Plan) -> manifests.Shard:
     **plan.shard,
     documents=documents,
     bytes=path.stat().st_size,
-    sha256=checksums.sha256(held),
-    sampled_sha256=checksums.sampled(held),
+    sha256=files.sha256(held),
+    sampled_sha256=files.sampled_sha256(held),
   )
   text = json.dumps(manifests.as_json(shard))
   files.write(plan.part / 'done' / f'{path.name}.json', [text.encode()])

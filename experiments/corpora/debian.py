@@ -1,5 +1,15 @@
-"""Some 100 MB of English text out of Debian packages, by source."""
+"""Gets 100 MB of English text out of Debian packages, by source.
 
+    apt-get update
+    python experiments/corpora/debian.py --out=corpus
+    python -m launch.prepare --input='corpus/*.jsonl' --tokenizer=gpt2 \\
+        --out=shards
+
+Needs apt-get and dpkg-deb, but no root: nothing is installed, and nothing of a
+package is run. debian.md lists the packages, their licences and sizes.
+"""
+
+import argparse
 import base64
 from collections.abc import Callable, Iterator
 import gzip
@@ -10,39 +20,52 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from typing import NamedTuple
 
-from steepest.data import files
-
-# Entries of a dictionary that make a document, in bytes.
-_PAGE = 8000
+# A document is about this many bytes of a dictionary's entries.
+_ENTRIES_BYTES = 8000
 _BREAKS = re.compile(r'\s*\n\s*\n\s*')
 
 
 class _Package(NamedTuple):
-  """A package and how texts are found in its files."""
+  """Name of the source that a package becomes, and what yields its texts."""
 
   source: str
   texts: Callable[[pathlib.Path], Iterator[str]]
 
 
-def fetch(
-  out: pathlib.Path, advance: Callable[[str], None]
-) -> dict[str, dict[str, int]]:
-  """Writes a directory of `<source>.jsonl`, or finds that it is there.
+def main() -> None:
+  """The command."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument(
+    '--out', required=True, type=pathlib.Path, help='directory to write'
+  )
+  out = parser.parse_args().out.absolute()
+  try:
+    sources = fetch(out)
+  except OSError as error:
+    sys.exit(f'error: {error}')
+  for source, counts in sources.items():
+    print(
+      f'{source}: {counts["documents"]:,} documents, {counts["bytes"]:,} bytes'
+    )
+  print(out)
 
-  packages.json in it tells the packages' versions and what each source has.
 
-  Args:
-    out: directory to write.
-    advance: is called with the name of each package.
+def fetch(out: pathlib.Path) -> dict[str, dict[str, int]]:
+  """Writes a directory of `<source>.jsonl`, unless it is complete already.
+
+  Its packages.json has the packages' versions and the counts by source.
 
   Returns:
     Documents and bytes by source.
 
   Raises:
-    OSError: this is no Debian, or a package could not be had.
+    OSError: this is not Debian, or a package could not be downloaded.
   """
   about = out / 'packages.json'
   if about.exists():
@@ -50,15 +73,15 @@ def fetch(
   part = out.with_name(f'.{out.name}.{os.getpid()}')
   part.mkdir(parents=True)
   versions: dict[str, str] = {}
-  held: dict[str, dict[str, int]] = {}
+  sources: dict[str, dict[str, int]] = {}
   try:
     for name, package in _PACKAGES.items():
-      advance(name)
+      print(name, file=sys.stderr)
       with tempfile.TemporaryDirectory(dir=part) as folder:
         tree = pathlib.Path(folder)
         versions[name] = _unpack(name, tree)
-        counts = held.setdefault(package.source, {'documents': 0, 'bytes': 0})
-        with (part / f'{package.source}.jsonl').open('a') as file:
+        counts = sources[package.source] = {'documents': 0, 'bytes': 0}
+        with (part / f'{package.source}.jsonl').open('w') as file:
           for text in package.texts(tree):
             if not text.strip():
               continue
@@ -66,16 +89,16 @@ def fetch(
             file.write(json.dumps(record) + '\n')
             counts['documents'] += 1
             counts['bytes'] += len(text.encode())
-    text = json.dumps({'packages': versions, 'sources': held}, indent=1)
-    files.write(part / about.name, [(text + '\n').encode()])
+    text = json.dumps({'packages': versions, 'sources': sources}, indent=1)
+    (part / about.name).write_text(text + '\n', 'utf-8')
     os.replace(part, out)
   finally:
     shutil.rmtree(part, ignore_errors=True)
-  return held
+  return sources
 
 
 def _unpack(name: str, folder: pathlib.Path) -> str:
-  """Downloads and unpacks a package; nothing of it is installed or run."""
+  """Downloads and unpacks a package; returns its version."""
   _run(['apt-get', 'download', '-qq', name], folder)
   (archive,) = folder.glob('*.deb')
   _run(['dpkg-deb', '-x', archive.name, 'tree'], folder)
@@ -100,14 +123,14 @@ def _run(command: list[str], folder: pathlib.Path) -> str:
 
 
 def _files(tree: pathlib.Path, pattern: str) -> list[pathlib.Path]:
-  """Returns what matches in a package; what links lead out to is not in it."""
+  """Returns the files that match; links out of the package are left out."""
   top = tree.resolve()
   found = sorted(tree.rglob(pattern))
   return [path for path in found if path.resolve().is_relative_to(top)]
 
 
 def _plain(pattern: str) -> Callable[[pathlib.Path], Iterator[str]]:
-  """Returns what yields the text of each file that matches, whole."""
+  """Returns a function that yields every matching file as one text."""
 
   def texts(tree: pathlib.Path) -> Iterator[str]:
     for path in _files(tree, pattern):
@@ -127,7 +150,7 @@ def _pages(tree: pathlib.Path) -> Iterator[str]:
 
 
 class _Page(html.parser.HTMLParser):
-  """Collects what a browser shows of a page."""
+  """Collects the text that a browser shows."""
 
   _HIDDEN = ('script', 'style', 'title')
   _BLOCKS = ('p', 'div', 'br', 'li', 'tr', 'blockquote', 'h1', 'h2', 'h3')
@@ -150,32 +173,32 @@ class _Page(html.parser.HTMLParser):
 
   def handle_data(self, data: str) -> None:
     if not self._hidden:
-      # Lines are broken anywhere in the source of a page.
+      # The source of a page breaks lines anywhere.
       self.pieces.append(re.sub(r'\s+', ' ', data))
 
 
 def _entries(tree: pathlib.Path) -> Iterator[str]:
-  """Yields the entries of a dictd dictionary, some pages of them at a time."""
+  """Yields a dictd dictionary in pieces of whole entries."""
   for index in _files(tree, '*.index'):
-    # A .dz is a gzip file that can be read from within, too.
+    # A .dz file is gzip with an index for random access.
     content = gzip.decompress(index.with_suffix('.dict.dz').read_bytes())
     places: set[tuple[int, int]] = set()
     for line in index.read_text('utf-8').splitlines():
       word, *place = line.split('\t')
-      # What describes the dictionary itself.
+      # Words that begin with 00 describe the dictionary itself.
       if not word.startswith('00'):
         places.add((_number(place[0]), _number(place[1])))
-    page: list[bytes] = []
+    piece: list[bytes] = []
     for start, size in sorted(places):
-      page.append(content[start : start + size])
-      if sum(map(len, page)) >= _PAGE:
-        yield b''.join(page).decode(errors='replace')
-        page = []
-    yield b''.join(page).decode(errors='replace')
+      piece.append(content[start : start + size])
+      if sum(map(len, piece)) >= _ENTRIES_BYTES:
+        yield b''.join(piece).decode(errors='replace')
+        piece = []
+    yield b''.join(piece).decode(errors='replace')
 
 
 def _number(text: str) -> int:
-  """Reads dictd's numbers: base64's digits, the highest first."""
+  """Reads a number of dictd's: base64 digits, the most significant first."""
   padded = 'A' * (-len(text) % 4) + text
   return int.from_bytes(base64.b64decode(padded), 'big')
 
@@ -188,3 +211,7 @@ _PACKAGES = {
   'dict-foldoc': _Package('computing', _entries),
   'anarchism': _Package('essays', _pages),
 }
+
+
+if __name__ == '__main__':
+  main()
