@@ -123,7 +123,7 @@ def test_copies_of_the_hub_are_read_once(mirror):
   (question,) = questions.read_questions(
     tasks.select('arc_challenge').tasks, directory, 1
   )
-  assert question.gold == 2
+  assert question.example.gold == 2
   before = {p: p.stat().st_mtime_ns for p in directory.iterdir()}
   assert benchmarks.locate(f'hub:{mirror}', list(_HUB)) == directory
   assert before == {p: p.stat().st_mtime_ns for p in directory.iterdir()}
