@@ -4,6 +4,8 @@ n is a number of rows, T the context.
 """
 
 from collections.abc import Mapping, Sequence
+import difflib
+from fractions import Fraction
 import hashlib
 import math
 from typing import Protocol
@@ -11,8 +13,6 @@ from typing import Protocol
 import grain.experimental
 from ml_collections import ConfigDict
 import numpy as np
-
-from steepest.data import mixture
 
 
 class Windows(Protocol):
@@ -27,7 +27,7 @@ class Windows(Protocol):
 class Order:
   """The windows of a run in the order of training, over all processes.
 
-  A source is shuffled as a whole and its first windows taken, so that a
+  Each source is shuffled as a whole and its first windows are taken, so a
   longer run of one epoch begins with the same batches.
   """
 
@@ -39,7 +39,14 @@ class Order:
     seed: int,
     rows: int,
   ):
-    """Takes the windows of each source and plans some rows of them.
+    """Plans the rows of a run.
+
+    Args:
+      train: the windows of each source.
+      weights: the proportions in which sources are mixed.
+      config: the `data` keys of experiments/base.py.
+      seed: fixes the order.
+      rows: of the whole run.
 
     Raises:
       ValueError: a source has too few windows.
@@ -51,54 +58,60 @@ class Order:
         'model.context or prepare more text'
       )
     self._windows = [train[name] for name in self.names]
-    self._mixture = mixture.Mixture(list(weights.values()))
-    self._numbers = []
+    self._mixture = Mixture(list(weights.values()))
+    self._shuffles = []
     for name, needed in zip(self.names, self._mixture.counts(rows)):
       distinct = math.ceil(needed / config.epochs)
-      held = len(train[name])
-      if not held:
+      available = len(train[name])
+      if not available:
         raise ValueError(
           f'source {name!r} of {config.source} holds no window of the context: '
           'leave it out of data.mixture'
         )
-      if distinct > held:
+      if distinct > available:
         raise ValueError(
-          f'source {name!r} of {config.source} holds {held} windows, the run '
-          f'needs {distinct}: raise data.epochs to '
-          f'{math.ceil(needed / held)} or lower steps, batch_size or '
+          f'source {name!r} of {config.source} holds {available} windows, the '
+          f'run needs {distinct}: raise data.epochs to '
+          f'{math.ceil(needed / available)} or lower steps, batch_size or '
           'model.context'
         )
-      stream_seed = _seed(seed, name) if config.shuffle else None
-      self._numbers.append(Numbers(held, distinct, config.epochs, stream_seed))
+      source_seed = _source_seed(seed, name) if config.shuffle else None
+      self._shuffles.append(
+        Shuffle(available, distinct, config.epochs, source_seed)
+      )
 
   def read(self, rows: Sequence[int]) -> np.ndarray:
     """Returns the windows of some rows of the run, [n, T + 1]."""
     by_source: dict[int, list[tuple[int, int]]] = {}
-    for at, row in enumerate(rows):
-      source, i = self._mixture.locate(row)
-      by_source.setdefault(source, []).append((at, self._numbers[source][i]))
-    parts = [
-      self._windows[source].read([number for _, number in held])
-      for source, held in by_source.items()
-    ]
-    at_n = [at for held in by_source.values() for at, _ in held]
-    together = np.concatenate(parts)
-    windows = np.empty_like(together)
-    windows[at_n] = together
+    for i, row in enumerate(rows):
+      source, number = self._mixture.locate(row)
+      window = self._shuffles[source][number]
+      by_source.setdefault(source, []).append((i, window))
+    grouped = np.concatenate(
+      [
+        self._windows[source].read([window for _, window in group])
+        for source, group in by_source.items()
+      ]
+    )
+    at_n = [i for group in by_source.values() for i, _ in group]
+    windows = np.empty_like(grouped)
+    windows[at_n] = grouped
     return windows
 
 
-class Numbers:
-  """`distinct` of the numbers below `held`, several times over.
+class Shuffle:
+  """`distinct` of the numbers below `available`, once in each epoch.
 
-  Each pass over them has an order of its own. The same as a grain.MapDataset
-  of the numbers, shuffled, cut, shuffled again and repeated, without what that
-  spends on each element.
+  Every epoch has an order of its own. Equal to a grain.MapDataset of the
+  numbers that is shuffled, cut, shuffled again and repeated, but without what
+  that costs for each element.
   """
 
-  def __init__(self, held: int, distinct: int, epochs: int, seed: int | None):
-    """Takes the seed of the order; None: as they stand."""
-    self._held, self._distinct = held, distinct
+  def __init__(
+    self, available: int, distinct: int, epochs: int, seed: int | None
+  ):
+    """Takes the seed of the order; None: numbers as they stand."""
+    self._available, self._distinct = available, distinct
     self._epochs, self._seed = epochs, seed
 
   def __len__(self) -> int:
@@ -112,7 +125,7 @@ class Numbers:
     if self._epochs > 1:
       epoch, i = divmod(i, self._distinct)
       i = _shuffled(i, self._distinct, self._seed + 1 + epoch)
-    return _shuffled(i, self._held, self._seed)
+    return _shuffled(i, self._available, self._seed)
 
 
 def _shuffled(i: int, count: int, seed: int) -> int:
@@ -122,7 +135,87 @@ def _shuffled(i: int, count: int, seed: int) -> int:
   )
 
 
-def _seed(seed: int, name: str) -> int:
+def _source_seed(seed: int, name: str) -> int:
   """Returns 32 bits that depend on the run's seed and the source's name."""
   digest = hashlib.sha256(f'{seed}:{name}'.encode()).digest()
   return int.from_bytes(digest[:4], 'little')
+
+
+class Mixture:
+  """Interleaves endless sources in fixed proportions, without any state.
+
+  Row n belongs to the source whose quota grows from n to n + 1. The counts of
+  any prefix of S sources are within (S - 1) / 2 of `n · weight /
+  sum(weights)`, as each of S - 1 roundings is off by half a row at most, and
+  exact where all of these are whole numbers.
+  """
+
+  def __init__(self, weights: Sequence[int]):
+    """Takes one positive integer for each source."""
+    if not weights or min(weights) <= 0:
+      raise ValueError(f'weights must be positive: {list(weights)}')
+    self._weights = tuple(weights)
+    self._total = sum(weights)
+
+  def counts(self, n: int) -> list[int]:
+    """Returns how many of the first n rows each source gives."""
+    counts = []
+    total = self._total
+    for weight in self._weights:
+      rest = _round_ratio(n * (total - weight), total)
+      counts.append(n - rest)
+      n, total = rest, total - weight
+    return counts
+
+  def locate(self, n: int) -> tuple[int, int]:
+    """Returns the source of row n and the row's number within it."""
+    low, high, total = n, n + 1, self._total
+    for source, weight in enumerate(self._weights):
+      low_rest = _round_ratio(low * (total - weight), total)
+      high_rest = _round_ratio(high * (total - weight), total)
+      if low_rest == high_rest:
+        return source, low - low_rest
+      low, high, total = low_rest, high_rest, total - weight
+    raise AssertionError(f'row {n} belongs to no source')
+
+
+def _round_ratio(numerator: int, denominator: int) -> int:
+  return (2 * numerator + denominator) // (2 * denominator)
+
+
+def parse_mixture(text: str, sizes: Mapping[str, int]) -> dict[str, int]:
+  """Reads `data.mixture`.
+
+  Args:
+    text: 'NAME:WEIGHT,…', or '' for the proportions of `sizes`.
+    sizes: tokens or windows of each source.
+
+  Returns:
+    Integer weights of the sources that take part, in the order of `sizes`.
+
+  Raises:
+    ValueError: an unknown source, or a weight that is no positive number.
+  """
+  if not text:
+    return {name: size for name, size in sizes.items() if size}
+  weights: dict[str, Fraction] = {}
+  for item in text.split(','):
+    name, _, weight = item.strip().rpartition(':')
+    if name not in sizes:
+      near = difflib.get_close_matches(name, sizes, 1)
+      hint = f'did you mean {near[0]!r}? ' if near else ''
+      raise ValueError(
+        f'data.mixture names the unknown source {name!r}: {hint}'
+        f'the data hold {", ".join(sizes)}'
+      )
+    try:
+      weights[name] = Fraction(weight)
+    except (ValueError, ZeroDivisionError):
+      weights[name] = Fraction(0)
+    if weights[name] <= 0:
+      raise ValueError(
+        f'data.mixture gives {name!r} the weight {weight!r}: give a positive '
+        'number, or leave the source out'
+      )
+  scale = math.lcm(*(w.denominator for w in weights.values()))
+  return {n: int(weights[n] * scale) for n in sizes if n in weights}

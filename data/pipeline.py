@@ -1,6 +1,7 @@
-"""Batches of token windows: a function of the seed and the step, no more.
+"""Batches of token windows: a function of the seed and the step alone.
 
-B is the sequences of a batch on this process, T the context.
+B is the sequences of a batch on this process, T the context, N the tokens of a
+file.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +19,7 @@ from steepest.data import (
   checks,
   flat,
   manifest as manifests,
-  mixture,
   order as orders,
-  segments,
   shards,
   tokenizers,
 )
@@ -33,13 +32,15 @@ _THREADS = 2
 
 
 class Corpus(NamedTuple):
-  """What a data source opens to, before any order is put on it."""
+  """What `data.source` opens to, before any order is put on it.
+
+  `content` is what fixes all tokens: a hash, or several.
+  """
 
   train: Mapping[str, orders.Windows]
   validation: Mapping[str, orders.Windows]
   vocab_size: int
   tokenizer_dir: str | None
-  # What fixes all tokens: a hash, or several.
   content: str
   bytes_per_token: Mapping[str, float]
 
@@ -74,7 +75,7 @@ class Data:
     fingerprint: str,
     eos_id: int | None = None,
   ):
-    """Takes what is open; with an `eos_id`, batches tell documents apart."""
+    """Takes what is open; an `eos_id` adds what tells documents apart."""
     self.vocab_size = corpus.vocab_size
     self.tokenizer_dir = corpus.tokenizer_dir
     self.sources = order.names
@@ -93,7 +94,7 @@ class Data:
     """Returns `inputs` and `targets` of a step, int32[B, T] each.
 
     With data.mask_documents also `segment_ids` and `positions` of the inputs,
-    as segments.segments gives them.
+    as `segments` returns them.
     """
     if not 0 <= step < self._steps:
       raise IndexError(f'step {step} of a run of {self._steps}')
@@ -122,12 +123,12 @@ class Data:
     }
 
   def _validation_batches(self, windows: orders.Windows) -> list[Batch]:
-    held = min(self._eval_sequences, len(windows))
+    count = min(self._eval_sequences, len(windows))
     batches = []
-    for start in range(0, held, self._share.batch_size):
+    for start in range(0, count, self._share.batch_size):
       numbers = start + np.array(self._share.rows)
-      real = numbers < held
-      # The last batch is filled with its source's first window.
+      real = numbers < count
+      # The source's first window fills the last batch.
       batch = self._split(windows.read(np.where(real, numbers, 0).tolist()))
       batches.append({**batch, 'mask': real.astype(np.float32)})
     return batches
@@ -141,10 +142,35 @@ class Data:
     tokens = tokens.astype(np.int32)
     batch = {'inputs': tokens[:, :-1], 'targets': tokens[:, 1:]}
     if self._eos_id is not None:
-      batch['segment_ids'], batch['positions'] = segments.segments(
+      batch['segment_ids'], batch['positions'] = segments(
         batch['inputs'], self._eos_id
       )
     return batch
+
+
+def segments(
+  tokens_BxT: np.ndarray, eos_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Numbers the documents of packed windows.
+
+  A document ends with its end-of-text token, which belongs to it. A window
+  may begin and end inside a document; the piece counts from 0, too.
+
+  Args:
+    tokens_BxT: token ids.
+    eos_id: of the end-of-text token.
+
+  Returns:
+    Segment ids from 1 on, and positions that count from 0 in each segment,
+    int32[B, T] both.
+  """
+  first_BxT = np.zeros(tokens_BxT.shape, bool)
+  first_BxT[:, 0] = True
+  first_BxT[:, 1:] = tokens_BxT[:, :-1] == eos_id
+  segment_ids_BxT = np.cumsum(first_BxT, 1, dtype=np.int32)
+  at_T = np.arange(tokens_BxT.shape[1], dtype=np.int32)
+  starts_BxT = np.maximum.accumulate(np.where(first_BxT, at_T[None], 0), 1)
+  return segment_ids_BxT, at_T[None] - starts_BxT
 
 
 class _Steps:
@@ -193,7 +219,7 @@ def open_data(
   if config.epochs < 1:
     raise ValueError(f'data.epochs={config.epochs}: give 1 or more')
   corpus = _open_corpus(config, context, vocab_size, tokenizer_sha256)
-  weights = mixture.parse(
+  weights = orders.parse_mixture(
     config.mixture, {n: len(w) for n, w in corpus.train.items()}
   )
   eos_id = _eos_id(config, corpus) if config.mask_documents else None
@@ -263,18 +289,18 @@ def _open_corpus(
 
 def _open_flat(path: pathlib.Path, context: int, vocab_size: int) -> Corpus:
   tokens_N = flat.open_tokens(path)
-  held = flat.contents(path)
-  if vocab_size and held.max_id >= vocab_size:
+  found = flat.contents(path)
+  if vocab_size and found.max_id >= vocab_size:
     raise ValueError(
-      f'{path} holds token id {held.max_id} but the model has '
-      f'{vocab_size} rows: set model.vocab_size to {held.max_id + 1} or more'
+      f'{path} holds token id {found.max_id} but the model has '
+      f'{vocab_size} rows: set model.vocab_size to {found.max_id + 1} or more'
     )
   windows = flat.FlatWindows(tokens_N, context)
   return Corpus(
     {path.stem: windows},
     {},
-    vocab_size or held.max_id + 1,
+    vocab_size or found.max_id + 1,
     None,
-    held.sha256,
+    found.sha256,
     {},
   )

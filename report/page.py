@@ -56,20 +56,24 @@ def write(
     for part in sections
     for figure in section.figures(part.blocks)
   }
-  page = _environment().get_template('page.html').render(
-    title=title,
-    subtitle=subtitle,
-    answers=answers,
-    sections=sections,
-    origin=origin.items(),
-    looks=theme.styles(optimizers),
-    dashes=_DASHES,
-    kind_of=lambda block: type(block).__name__,
-    spans_of=_spans,
-    figures=_script_json(_shared(figures)),
-    plotly=_plotly() if figures else '',
-    css=_resource('page.css'),
-    js=_resource('page.js'),
+  page = (
+    _environment()
+    .get_template('page.html')
+    .render(
+      title=title,
+      subtitle=subtitle,
+      answers=answers,
+      sections=sections,
+      origin=origin.items(),
+      looks=theme.styles(optimizers),
+      dashes=_DASHES,
+      kind_of=lambda block: type(block).__name__,
+      spans_of=_spans,
+      figures=_script_json(_shared(figures)),
+      plotly=_plotly() if figures else '',
+      css=_resource('page.css'),
+      js=_resource('page.js'),
+    )
   )
   return replace(path, page)
 
@@ -131,7 +135,9 @@ def _shared(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _resource(name: str) -> Markup:
   """Returns a file of ours as it is; nothing of a run is in it."""
-  return Markup((pathlib.Path(__file__).parent / 'templates' / name).read_text('utf-8'))
+  return Markup(
+    (pathlib.Path(__file__).parent / 'templates' / name).read_text('utf-8')
+  )
 
 
 def _script_json(value: Any) -> Markup:

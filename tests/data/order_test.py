@@ -1,15 +1,15 @@
-"""The cost of any step, and mixtures of shards, counted."""
+"""The order of rows: complete, exact, and as cheap late as early."""
 
 import collections
 import sys
 
 import grain
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from steepest.data import mixture, order, pipeline
+from steepest.data import order, pipeline
 
 _CONTEXT = 4
 
@@ -87,9 +87,9 @@ def test_numbers_are_those_of_a_grain_dataset(held, cut, epochs, seed):
   if epochs > 1:
     dataset = grain.MapDataset.source(dataset)
     dataset = dataset.shuffle(seed=(seed + 1) % 2**32).repeat(epochs)
-  numbers = order.Numbers(held, distinct, epochs, seed)
+  numbers = order.Shuffle(held, distinct, epochs, seed)
   assert list(numbers) == [dataset[i] for i in range(distinct * epochs)]
-  plain = order.Numbers(held, distinct, epochs, None)
+  plain = order.Shuffle(held, distinct, epochs, None)
   assert list(plain) == list(range(distinct)) * epochs
 
 
@@ -165,8 +165,55 @@ def test_a_run_that_starts_late_reads_its_own_steps_alone():
   )
 
 
-def test_long_stretches_are_in_proportion():
-  mixed = mixture.Mixture([67, 5, 28])
-  first, last = 10**9 + 7, 10**9 + 7 + 10**6
-  counts = np.subtract(mixed.counts(last), mixed.counts(first))
-  np.testing.assert_allclose(counts, [670_000, 50_000, 280_000], atol=3)
+_WEIGHTS = st.lists(st.integers(1, 10**6), min_size=1, max_size=8)
+
+
+@example([1, 1455, 1455, 18, 18, 5615, 310887], 8909)
+@given(_WEIGHTS, st.integers(0, 10**12))
+def test_any_prefix_is_in_proportion(weights, n):
+  counts = order.Mixture(weights).counts(n)
+  assert sum(counts) == n
+  for count, weight in zip(counts, weights):
+    # |count - n·weight/total| ≤ (S - 1)/2, in whole numbers.
+    off = abs(count * sum(weights) - n * weight)
+    assert 2 * off <= (len(weights) - 1) * sum(weights)
+
+
+@given(_WEIGHTS, st.integers(1, 1000))
+def test_whole_periods_are_exact(weights, periods):
+  n = periods * sum(weights)
+  assert order.Mixture(weights).counts(n) == [periods * w for w in weights]
+
+
+@given(_WEIGHTS, st.integers(0, 10**9))
+def test_rows_number_each_source_without_gaps(weights, first):
+  mixed = order.Mixture(weights)
+  counts = mixed.counts(first)
+  for row in range(first, first + 20):
+    source, i = mixed.locate(row)
+    assert i == counts[source]
+    counts[source] += 1
+  assert counts == mixed.counts(first + 20)
+
+
+def test_weights_are_read_exactly():
+  held = {'a': 10, 'b': 20, 'c:d': 0}
+  assert order.parse_mixture('', held) == {'a': 10, 'b': 20}
+  weights = order.parse_mixture('b:0.7,a:.1', held)
+  assert weights == {'a': 1, 'b': 7}
+  assert order.parse_mixture('c:d:1', held) == {'c:d': 1}
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('wikipedai:1', "did you mean 'wikipedia'"),
+    ('wikipedia:0', 'positive number'),
+    ('wikipedia:x', 'positive number'),
+    ('wikipedia:nan', 'positive number'),
+    ('wikipedia', 'unknown source'),
+  ],
+)
+def test_bad_mixtures_are_refused(text, message):
+  with pytest.raises(ValueError, match=message):
+    order.parse_mixture(text, {'wikipedia': 5})

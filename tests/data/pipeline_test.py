@@ -5,10 +5,11 @@ import itertools
 import math
 
 from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis.extra import numpy as st_numpy
 import numpy as np
 import pytest
 
-from steepest.data import pipeline, segments, tokenizers
+from steepest.data import pipeline, tokenizers
 from steepest.experiments import base
 
 _PROPERTY = settings(
@@ -267,7 +268,7 @@ def test_masked_batches_carry_segments_of_the_inputs(shards_dir, data_config):
   batch = masked.batch(0)
   for name in ('inputs', 'targets'):
     np.testing.assert_array_equal(batch[name], plain.batch(0)[name])
-  segment_ids, positions = segments.segments(batch['inputs'], eos_id)
+  segment_ids, positions = pipeline.segments(batch['inputs'], eos_id)
   assert segment_ids.max() > 1
   np.testing.assert_array_equal(batch['segment_ids'], segment_ids)
   np.testing.assert_array_equal(batch['positions'], positions)
@@ -292,3 +293,25 @@ def test_bytes_of_a_token_are_those_of_the_validation_text(
     text = tokenizer.decode(stream.tolist(), skip_special_tokens=True)
     # The last document is cut where the last record ends.
     assert len(text.encode()) / len(stream) == pytest.approx(ratio, rel=0.03)
+
+
+@given(
+  st_numpy.arrays(
+    np.int32,
+    st.tuples(st.integers(1, 4), st.integers(1, 20)),
+    elements=st.integers(0, 3),
+  ),
+  st.integers(0, 3),
+)
+def test_segments_equal_a_walk_over_the_tokens(tokens_BxT, eos_id):
+  segment_ids_BxT, positions_BxT = pipeline.segments(tokens_BxT, eos_id)
+  assert segment_ids_BxT.dtype == positions_BxT.dtype == np.int32
+  for tokens, ids, positions in zip(
+    tokens_BxT.tolist(), segment_ids_BxT.tolist(), positions_BxT.tolist()
+  ):
+    segment, position = 1, 0
+    for token, found_id, found_position in zip(tokens, ids, positions):
+      assert (found_id, found_position) == (segment, position)
+      position += 1
+      if token == eos_id:
+        segment, position = segment + 1, 0
