@@ -1,0 +1,429 @@
+"""Two models that answered the same questions, compared question by question.
+
+What is hard is hard for both, so differences question by question are told
+from zero sooner than the accuracies of two models on unlike questions.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape as escape_markup
+
+from steepest.eval import tasks
+from steepest.report import page, section, statistics, theme, words
+
+_CONFIDENCE = 0.95
+_METRICS = ('acc', 'acc_norm', 'perplexity')
+_FILES = ('results.json', 'predictions.jsonl', 'requests.jsonl')
+_RULES = (
+  'A and B answered the same questions: both the questions and the files that '
+  'hold them were checked to be equal. Accuracies are in %, their differences '
+  'in points. A − B is the mean of the differences question by question; its '
+  'standard error is their standard deviation over √n.',
+  'The 95 % interval and p are Student’s t for paired differences. “Only A” '
+  'and “only B” count the questions that one of them alone got right; '
+  'p (signs) is McNemar’s exact test of these two counts.',
+  'p (all) is corrected for the number of rows (Holm 1979). A difference is '
+  'marked where it is below 0.05.',
+  'The score of a group is the mean over all of its questions. Perplexities '
+  'are tested as mean log-likelihoods of a word, and their difference is shown '
+  'as the ratio of A’s to B’s. Another training seed of either model would add '
+  'a spread that no number of questions shows.',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """What launch.evaluate, or a run in its workdir, left.
+
+  Attributes:
+    path: directory that holds results.json.
+    info: how the model was scored, as results.json has it.
+    metrics: task or group → metric → value.
+    answers: task, metric, question, value: 1 if right, 0 if wrong; for
+      `perplexity` the log-likelihood.
+  """
+
+  path: pathlib.Path
+  info: Mapping[str, Any]
+  metrics: Mapping[str, Mapping[str, Any]]
+  answers: pd.DataFrame
+
+  @property
+  def model(self) -> str:
+    return str(self.info['model'])
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairing:
+  """Two models compared.
+
+  Attributes:
+    first, second: the evaluations.
+    pairs: task, metric, n (questions), first, second (the models' scores),
+      value (first − second; of log-likelihoods for `perplexity`) and the other
+      fields of statistics.QuestionTest, p_all (p corrected for all rows).
+    notes: what was left out, and what differs besides the model.
+  """
+
+  first: Evaluation
+  second: Evaluation
+  pairs: pd.DataFrame
+  notes: list[str]
+
+
+def read(directory: str | os.PathLike[str]) -> Evaluation:
+  """Reads DIR/results.json and what lies beside it, or DIR/eval/….
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: a file is damaged.
+  """
+  path = pathlib.Path(directory)
+  if not (path / 'results.json').exists() and (path / 'eval').is_dir():
+    path /= 'eval'
+  for name in _FILES:
+    if not (path / name).exists():
+      raise FileNotFoundError(
+        f'{path}: no {name}; --compare takes directories that launch.evaluate '
+        'wrote, or workdirs of runs that scored tasks'
+      )
+  try:
+    results = json.loads((path / 'results.json').read_text('utf-8'))
+    rows = [
+      (r['task'], r['metric'], r['doc_id'], float(r['pred'] == r['gold']))
+      for r in _rows(path / 'predictions.jsonl')
+    ]
+    # Tasks of one continuation have their answers in the requests.
+    metrics = results['metrics']
+    of_words = {name for name, of in metrics.items() if 'perplexity' in of}
+    for r in _rows(path / 'requests.jsonl') if of_words else ():
+      if r['task'] in of_words:
+        at = r['task'], r['doc_id']
+        rows.append((at[0], 'acc', at[1], float(r['is_greedy'])))
+        rows.append((at[0], 'perplexity', at[1], float(r['loglikelihood'])))
+    results['info']['model'], results['info']['data']
+  except (json.JSONDecodeError, KeyError, TypeError) as error:
+    raise ValueError(
+      f'{path}: results.json, predictions.jsonl or requests.jsonl is damaged '
+      f'({error!r}): evaluate again'
+    ) from None
+  columns = ['task', 'metric', 'question', 'value']
+  answers = pd.DataFrame(rows, columns=columns)
+  answers = answers.drop_duplicates(columns[:3], keep='last')
+  return Evaluation(path, results['info'], metrics, answers)
+
+
+def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
+  with path.open(encoding='utf-8') as lines:
+    return [json.loads(line) for line in lines]
+
+
+def compare(first: Evaluation, second: Evaluation) -> Pairing:
+  """Compares two evaluations on every task and metric that both have.
+
+  Raises:
+    ValueError: a task that both have was asked with other questions, or there
+      is none that both have.
+  """
+  found = [
+    {(t, m) for t, of in e.metrics.items() for m in _METRICS if m in of}
+    for e in (first, second)
+  ]
+  shared = outermost(found[0] & found[1])
+  if not shared:
+    raise ValueError(
+      f'{first.path} and {second.path} have no task in common: score both on '
+      'the same tasks'
+    )
+  rows = []
+  for task, metric in shared:
+    _check_same(first, second, task)
+    a, b = (_values(e, task, metric) for e in (first, second))
+    common = a.index.intersection(b.index)
+    if not len(common) == len(a) == len(b):
+      raise ValueError(
+        f'{task}: {first.path} holds {len(a)} questions, {second.path} '
+        f'{len(b)}, {len(common)} of them the same: score both with the same '
+        '--limit'
+      )
+    row = {
+      'task': task,
+      'metric': metric,
+      'n': len(common),
+      'first': float(first.metrics[task][metric]),
+      'second': float(second.metrics[task][metric]),
+    }
+    test = statistics.question_test(a[common], b[common])
+    rows.append(row | dataclasses.asdict(test))
+  pairs = pd.DataFrame(rows)
+  pairs['p_all'] = math.nan
+  known = pairs['p'].notna()
+  pairs.loc[known, 'p_all'] = statistics.holm(pairs.loc[known, 'p'])
+  return Pairing(first, second, pairs, _notes(first, second, found))
+
+
+def outermost(found: set[tuple[str, str]]) -> list[tuple[str, str]]:
+  """Returns (task, metric) pairs in the order of eval/tasks.py.
+
+  Tasks and groups inside a group that was scored are left out.
+  """
+  names = {task for task, _ in found}
+  inner: set[str] = set()
+  for group in names & set(tasks.GROUPS):
+    leaves = set(tasks.GROUPS[group])
+    inner |= leaves
+    inner |= {g for g, of in tasks.GROUPS.items() if set(of) < leaves}
+  order = [*tasks.TASKS, *tasks.GROUPS, *sorted(names)]
+  return sorted(
+    ((task, metric) for task, metric in found if task not in inner),
+    key=lambda of: (order.index(of[0]), _METRICS.index(of[1])),
+  )
+
+
+def _leaves(task: str) -> tuple[str, ...]:
+  return tuple(tasks.GROUPS[task]) if task in tasks.GROUPS else (task,)
+
+
+def _values(of: Evaluation, task: str, metric: str) -> pd.Series:
+  """Returns the answers to a task's questions, or a group's."""
+  answers = of.answers
+  held = answers[
+    answers['task'].isin(_leaves(task)) & (answers['metric'] == metric)
+  ]
+  if len(held) != of.metrics[task]['n']:
+    raise ValueError(
+      f'{of.path}: {task} has {len(held)} answers in predictions.jsonl, '
+      f'{of.metrics[task]["n"]} in results.json: evaluate again'
+    )
+  return held.set_index(['task', 'question'])['value']
+
+
+def _check_same(first: Evaluation, second: Evaluation, task: str) -> None:
+  """Raises a ValueError if a task's files or its solved examples differ."""
+  files = {tasks.TASKS[t].file for t in _leaves(task) if t in tasks.TASKS}
+  for name in sorted(first.info['data'].keys() & second.info['data'].keys()):
+    stem = pathlib.Path(name).name.split('.')[0].removesuffix('_dev')
+    a, b = (e.info['data'][name]['sha256'] for e in (first, second))
+    if stem in files and a != b:
+      raise ValueError(
+        f'{task}: {name} of {first.path} has sha256 {a[:12]}…, that of '
+        f'{second.path} {b[:12]}…: score both on the same --data'
+      )
+  shots = [
+    {t: e.info['shots'][t] for t in _leaves(task) if t in e.info['shots']}
+    for e in (first, second)
+  ]
+  if shots[0] != shots[1]:
+    raise ValueError(
+      f'{task}: {first.path} and {second.path} put unlike numbers of solved '
+      'examples before a question: score both with the same number'
+    )
+
+
+def _notes(
+  first: Evaluation, second: Evaluation, found: Sequence[set[tuple[str, str]]]
+) -> list[str]:
+  notes = []
+  both = (first, found[0], found[1]), (second, found[1], found[0])
+  for e, own, other in both:
+    alone = {t for t, _ in own} - {t for t, _ in other}
+    outer = [t for t, _ in outermost({(t, 'acc') for t in alone})]
+    if outer:
+      notes.append(f'only {e.path} has {", ".join(outer)}: not compared')
+  for e in (first, second):
+    if e.info['truncated']:
+      count = words.plural(int(e.info['truncated']), 'request')
+      notes.append(
+        f'{e.path}: {count} lost their start to a context of '
+        f'{e.info["max_length"]} tokens'
+      )
+    if e.info['limit']:
+      notes.append(
+        f'{e.path}: limited to {e.info["limit"]} questions a task, so the '
+        'scores are not those of the full benchmarks'
+      )
+  if first.info['tokenizer']['sha256'] != second.info['tokenizer']['sha256']:
+    notes.append('the models have unlike tokenizers')
+  return notes
+
+
+def summary(pairing: Pairing) -> str:
+  """Says in a sentence which model is better at what."""
+  pairs = pairing.pairs
+  clauses = []
+  for letter, sign in (('A', 1), ('B', -1)):
+    better = pairs[_holds(pairs) & (sign * pairs['value'] > 0)]
+    names = [_name(pair) for pair in better.to_dict('records')]
+    if names:
+      clauses.append(f'{letter} is better on {words.join(names)}')
+  rest = int((~_holds(pairs)).sum())
+  if not clauses:
+    return 'No difference is shown on any task.'
+  if rest:
+    noun = 'other' if rest == 1 else 'others'
+    clauses.append(f'no difference is shown on {rest} {noun}')
+  return f'{"; ".join(clauses)}.'
+
+
+def _holds(pairs: pd.DataFrame) -> pd.Series:
+  return pairs['p_all'] < 1 - _CONFIDENCE
+
+
+def _name(pair: Mapping[str, Any]) -> str:
+  return words.column(f'{pair["task"]}/{pair["metric"]}')
+
+
+def table(pairing: Pairing) -> pd.DataFrame:
+  """Returns the differences as texts, under the heads of the page."""
+  rows = []
+  for pair in pairing.pairs.to_dict('records'):
+    ratio = pair['metric'] == 'perplexity'
+    unit = words.unit(f'{pair["task"]}/{pair["metric"]}')
+    change = _ratio if ratio else lambda v: _points(v, '+.1f')
+    # A ratio of perplexities falls as the log-likelihood rises.
+    ends = (pair['high'], pair['low']) if ratio else (pair['low'], pair['high'])
+    interval = ' to '.join(map(change, ends))
+    error = pair['stderr']
+    rows.append(
+      {
+        'Task': _name(pair),
+        'Questions': f'{pair["n"]:,}',
+        'A': unit.number(pair['first']),
+        'B': unit.number(pair['second']),
+        'A − B': change(pair['value']),
+        '± error': words.MISSING
+        if math.isnan(error)
+        else f'{error:.3f} nats'
+        if ratio
+        else _points(error, '.1f'),
+        '95 %': words.MISSING if math.isnan(error) else interval,
+        'Only A': '' if ratio else f'{pair["first_only"]:,}',
+        'Only B': '' if ratio else f'{pair["second_only"]:,}',
+        'p': words.p_value(pair['p']),
+        'p (signs)': words.p_value(pair['p_signs']),
+        'p (all)': words.p_value(pair['p_all']),
+      }
+    )
+  return pd.DataFrame(rows)
+
+
+def _points(value: float, form: str) -> str:
+  return f'{100 * value:{form}}'.replace('-', '−')
+
+
+def _ratio(value: float) -> str:
+  return f'× {math.exp(-value):.3f}'
+
+
+def print_table(pairing: Pairing, console: Console) -> None:
+  """Prints the differences for a terminal of 100 columns."""
+  shown = table(pairing).drop(columns=['Only A', 'Only B', 'p (signs)'])
+  rows = shown.to_numpy(dtype=object).tolist()
+  for row, holds in zip(rows, _holds(pairing.pairs), strict=True):
+    row[0] = f'{"●" if holds else ""}{row[0]}'
+  words.print_table(console, list(shown.columns), rows)
+  for letter, e in zip('AB', (pairing.first, pairing.second), strict=True):
+    console.print(escape_markup(f'{letter}: {e.model} ({e.path})'))
+  console.print(escape_markup(summary(pairing)))
+  for note in pairing.notes:
+    console.print(escape_markup(f'note: {note}'))
+
+
+def write(
+  pairing: Pairing,
+  out_dir: str | os.PathLike[str],
+  origin: Mapping[str, str],
+) -> pathlib.Path:
+  """Writes compare.html and compare.csv; returns the page's path.
+
+  Args:
+    pairing: what is shown.
+    out_dir: made where it is missing.
+    origin: name → value: command, date and what else is known.
+  """
+  out = pathlib.Path(out_dir)
+  out.mkdir(parents=True, exist_ok=True)
+  page.replace(out / 'compare.csv', pairing.pairs.to_csv(index=False))
+  shown = table(pairing)
+  marked = {(i, 0) for i, holds in enumerate(_holds(pairing.pairs)) if holds}
+  differences: list[section.Block] = [
+    *map(section.Alert, pairing.notes),
+    _figure(pairing),
+    section.Table.of(
+      shown, 'Differences', numbers=shown.columns[1:], marked=marked
+    ),
+  ]
+  sides = zip('AB', (pairing.first, pairing.second), strict=True)
+  return page.write(
+    out / 'compare.html',
+    title='Two models on the same questions',
+    subtitle=' · '.join(f'{side}: {e.model} ({e.path})' for side, e in sides),
+    sections=[
+      section.Section('differences', summary(pairing), differences, False),
+      section.Section('rules', 'What the numbers are', _RULES, False),
+    ],
+    origin=origin,
+  )
+
+
+def _figure(pairing: Pairing) -> section.Figure:
+  pairs = pairing.pairs
+  pairs = pairs[pairs['metric'] != 'perplexity'].iloc[::-1]
+  names = [_name(pair) for pair in pairs.to_dict('records')]
+  layout = theme.layout([''], 28 * max(len(pairs), 2))
+  layout['margin'] |= {'t': 12, 'l': 132}
+  layout['xaxis'] |= {
+    'title': theme.title('A − B (points)'),
+    'zeroline': True,
+    'zerolinecolor': theme.INK,
+  }
+  layout['yaxis'] |= {
+    'tickvals': list(range(len(pairs))),
+    'ticktext': [theme.text(name) for name in names],
+    'range': [-0.6, len(pairs) - 0.4],
+  }
+  trace = {
+    'type': 'scatter',
+    'mode': 'markers',
+    'x': theme.rounded(100 * pairs['value']),
+    'y': list(range(len(pairs))),
+    'error_x': {
+      'type': 'data',
+      'array': theme.rounded(100 * (pairs['high'] - pairs['value'])),
+      'thickness': 1.6,
+      'width': 5,
+      'color': theme.INK,
+    },
+    'marker': {
+      'size': 9,
+      'color': [theme.INK if h else '#ffffff' for h in _holds(pairs)],
+      'line': {'color': theme.INK, 'width': 1.6},
+    },
+    'text': [theme.text(name) for name in names],
+    'hovertemplate': '%{text}: %{x:+.1f} ± %{error_x.array:.1f}<extra></extra>',
+    'meta': {'kind': 'difference', 'labels': names},
+    **theme.panel(1),
+  }
+  return section.Figure(
+    'differences',
+    'Differences of accuracies',
+    'Accuracy of A minus that of B with its 95 % interval; right of the line '
+    'A is better. Filled: the difference counts.',
+    {
+      'data': [trace],
+      'layout': layout,
+      'csv': {
+        'x': 'A − B (points)',
+        'y': None,
+        'error_x': 'half of the 95 % interval',
+      },
+    },
+  )
