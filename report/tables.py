@@ -272,9 +272,9 @@ def write_table(frame: pd.DataFrame, path: pathlib.Path) -> None:
   partial = path.with_name(f'.{path.name}.partial')
   frame = frame.copy()
   for name in frame.select_dtypes(object).columns:
-    kinds = {type(v) for v in frame[name] if not _missing(v)}
+    kinds = {type(v) for v in frame[name] if not missing(v)}
     if len(kinds) > 1:
-      frame[name] = [None if _missing(v) else str(v) for v in frame[name]]
+      frame[name] = [None if missing(v) else str(v) for v in frame[name]]
   if path.suffix == '.csv':
     frame.to_csv(partial, index=False)
   else:
@@ -288,7 +288,7 @@ def config(run: Mapping[str, Any], key: str) -> Any:
   value = run[name] if name in run else None
   if isinstance(value, str) and value[:1] in '[{':
     return json.loads(value)
-  return None if _missing(value) else value
+  return None if missing(value) else value
 
 
 def hyperparameters(run: Mapping[str, Any]) -> dict[str, float]:
@@ -648,15 +648,16 @@ def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 def _require(
   values: Mapping[str, Any], keys: Iterable[str], path: pathlib.Path
 ) -> None:
-  missing = [key for key in keys if key not in values]
-  if missing:
+  lacking = [key for key in keys if key not in values]
+  if lacking:
     raise ValueError(
-      f'{path}: lacks {", ".join(missing)}; it was written by another '
+      f'{path}: lacks {", ".join(lacking)}; it was written by another '
       'version: run it again'
     )
 
 
-def _missing(value: Any) -> bool:
+def missing(value: Any) -> bool:
+  """Returns whether a value of a frame is none."""
   return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -792,7 +793,7 @@ def _declared(study: Mapping[str, Any]) -> list[str]:
   for key, values in study.items():
     for prefix in ('study.axis_', 'study.axes.'):
       if key.startswith(prefix) and values not in ('', '[]'):
-        if not _missing(values):
+        if not missing(values):
           found.append(key.removeprefix(prefix))
   return found
 
@@ -804,7 +805,7 @@ def _own(study: Mapping[str, Any], name: str, stage: str) -> Any:
     return study[key] if key in study else None
   steps = 'study.target_steps' if stage == 'final' else 'steps'
   keys = ('batch_size', steps, 'model.context')
-  if any(key not in study or _missing(study[key]) for key in keys):
+  if any(key not in study or missing(study[key]) for key in keys):
     return None
   return math.prod(int(study[key]) for key in keys)
 

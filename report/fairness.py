@@ -1,0 +1,527 @@
+"""Which runs may stand beside one another, and whether they were tuned alike.
+
+Two questions, each answered in words. Which final runs are alike in everything
+but the optimizer and its hyperparameters? And was every optimizer of a group
+tuned with the same effort? Where it was not, losses and scores are not ranked.
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+import math
+from typing import Any
+
+import pandas as pd
+
+from steepest.report import tables, words
+from steepest.report.tables import Tables
+
+# Of `optimizer.`, what is no optimizer's own.
+_SHARED = ('decay_mode', 'clip_norm')
+# Without influence on losses and parameters. The data are compared by their
+# fingerprint, not by where they lie; the benchmarks by their questions.
+_IRRELEVANT = (
+  'seed',
+  'microbatches',
+  'mesh.data',
+  'mesh.fsdp',
+  'mesh.tensor',
+  'mesh.sequence',
+  'model.remat',
+  'data.source',
+  'data.verify',
+  'eval_every',
+  'eval_tasks',
+  'eval_tasks_every',
+  'eval_tasks_limit',
+  'eval_tasks_data',
+  'checkpoint_every',
+  'checkpoints_kept',
+  'checkpoints_at',
+  'stall_seconds',
+  'stop_grace_seconds',
+  'wandb_project',
+)
+# By how much the losses before the first update may differ, relatively: they
+# are those of the same weights on the same batch, up to rounding.
+_ROUNDING = {'float32': 1e-4}
+_COARSE_ROUNDING = 2e-3
+# Kinds of hyperparameters; every optimizer that has one of a kind searches it,
+# or none does. Those of no kind are an optimizer's own.
+_KINDS = {
+  'lr': 'learning rate',
+  'b1': 'memories',
+  'b2': 'memories',
+  'b3': 'memories',
+  'momentum': 'memories',
+  'weight_decay': 'weight decay',
+  'warmup_steps': 'warm-up',
+  'decay_fraction': 'schedule',
+  'final_fraction': 'schedule',
+  'attention_multiplier': 'multipliers',
+  'logit_multiplier': 'multipliers',
+}
+_OWN = 'its own'
+# What an optimizer's own hyperparameters are fair beside: the others search all
+# that theirs depend on, too.
+_FULL = {'learning rate', 'memories', 'weight decay'}
+# The logarithms of two spans of rates may differ by so much, in all, before one
+# search is called narrower. Draws do not fill their range.
+_NARROWER = 0.75
+# Rates that differ by less are the same.
+_SAME = 1e-5
+
+
+def select(tables_: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
+  """Picks the final runs that are compared.
+
+  Of each group the largest set that is alike: with the most optimizers, then
+  the most runs, then read first. Of each optimizer one setting, that of most
+  seeds.
+
+  Returns:
+    The compared rows of runs, and run, group, reason of the others.
+  """
+  runs = tables_.runs
+  compared, left_out = [], []
+  for group, finals in runs[runs['stage'] == 'final'].groupby(
+    'group', sort=False
+  ):
+    kept, out = _select(finals, _searched_keys(runs, finals))
+    compared.append(kept)
+    left_out += [{'run': r, 'group': group, 'reason': why} for r, why in out]
+  return (
+    pd.concat(compared) if compared else runs.iloc[:0],
+    pd.DataFrame(left_out, columns=['run', 'group', 'reason']),
+  )
+
+
+def _searched_keys(runs: pd.DataFrame, finals: pd.DataFrame) -> list[str]:
+  """Returns the columns of what studies searched beside the optimizer's own."""
+  trials = runs[(runs['stage'] == 'tune') & runs['cell'].isin(finals['cell'])]
+  return [
+    column
+    for column in trials
+    if column.startswith(('config.schedule.', 'config.parametrization.'))
+    and any(of[column].nunique() > 1 for _, of in _searches(trials))
+  ]
+
+
+def _select(
+  finals: pd.DataFrame, searched: Sequence[str]
+) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+  out: list[tuple[str, str]] = []
+  under_way = finals['status'] == 'unfinished'
+  out += [(run, 'still under way') for run in finals.loc[under_way, 'run']]
+  finals = finals[~under_way]
+  if not len(finals):
+    return finals, out
+  own = [
+    column
+    for column in finals
+    if column.startswith('config.optimizer.')
+    and column.rpartition('.')[2] not in _SHARED
+  ]
+  free = {*own, *searched, *(f'config.{key}' for key in _IRRELEVANT)}
+  told = [
+    column
+    for column in finals
+    if column.startswith('config.')
+    and not column.startswith('config.study.')
+    and column not in free
+  ]
+  told += [c for c in ('planned_tokens', 'data_fingerprint') if c in finals]
+  finals = _largest(finals, told, out)
+  cells = [
+    _one_setting(of, [*own, *searched], out)
+    for _, of in finals.groupby('optimizer', sort=True)
+  ]
+  kept = _same_start(pd.concat(cells), out)
+  return kept, out
+
+
+def _largest(
+  finals: pd.DataFrame, columns: Sequence[str], out: list[tuple[str, str]]
+) -> pd.DataFrame:
+  """Returns the largest set of runs that are equal in `columns`."""
+  keys = finals[[*columns]].astype(str).agg('\0'.join, axis=1)
+  sets = [finals[keys == key] for key in keys.unique()]
+  best = max(sets, key=lambda of: (of['optimizer'].nunique(), len(of)))
+  for of in sets:
+    if of is not best:
+      why = _differences(of.iloc[0], best.iloc[0], columns)
+      out += [(run, why) for run in of['run']]
+  return best
+
+
+def _differences(
+  run: Mapping[str, Any], other: Mapping[str, Any], columns: Sequence[str]
+) -> str:
+  """Says in which columns a run differs from another one."""
+  return '; '.join(
+    f'{column.removeprefix("config.").replace("_", " ")} is '
+    f'{_shown(run[column])}, not {_shown(other[column])}'
+    for column in columns
+    if str(run[column]) != str(other[column])
+  )
+
+
+def _shown(value: Any) -> str:
+  return 'absent' if pd.isna(value) else str(value)
+
+
+def _one_setting(
+  runs: pd.DataFrame, columns: Sequence[str], out: list[tuple[str, str]]
+) -> pd.DataFrame:
+  """Returns the runs of one optimizer's setting with most seeds, each once."""
+  keys = runs[[*columns]].astype(str).agg('\0'.join, axis=1)
+  settings = [runs[keys == key] for key in keys.unique()]
+  best = max(settings, key=lambda of: of['seed'].nunique())
+  for of in settings:
+    if of is not best:
+      why = _differences(of.iloc[0], best.iloc[0], columns)
+      out += [
+        (run, f'{why} as in the other runs of its optimizer')
+        for run in of['run']
+      ]
+  repeated = best['seed'].duplicated()
+  out += [
+    (run, f'repeats seed {seed}')
+    for run, seed in zip(best['run'][repeated], best['seed'][repeated])
+  ]
+  return best[~repeated]
+
+
+def _same_start(runs: pd.DataFrame, out: list[tuple[str, str]]) -> pd.DataFrame:
+  """Leaves out runs of other initial weights or another first batch.
+
+  Of each seed those stay that most others agree with; of as many, the first.
+  """
+  dropped = []
+  for _, of in runs.groupby('seed'):
+    known = of[of['first_loss'].notna()]
+    if len(known) < 2:
+      continue
+    kind = tables.config(of.iloc[0], 'dtype.compute')
+    within = _ROUNDING[kind] if kind in _ROUNDING else _COARSE_ROUNDING
+    first = known['first_loss'].to_numpy()
+    alike = abs(first[:, None] / first[None, :] - 1) <= within
+    reference = int(alike.sum(1).argmax())
+    for i, (index, run) in enumerate(known.iterrows()):
+      if not alike[reference, i]:
+        dropped.append(index)
+        other = known.iloc[reference]
+        out.append(
+          (
+            run['run'],
+            f'its loss before the first update is {run["first_loss"]:.6g}, '
+            f'not {other["first_loss"]:.6g} as of {other["run"]}: other '
+            'initial weights or another first batch',
+          )
+        )
+  return runs.drop(index=dropped)
+
+
+# How each optimizer was tuned.
+
+
+def _searches(trials: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
+  """Returns the trials of each search: of one cell, on one proxy."""
+  proxy = ['config.model.width', 'config.model.num_layers', 'planned_tokens']
+  keys = ['cell', 'config.parametrization.kind', *proxy]
+  keys = [key for key in keys if key in trials]
+  return list(trials.groupby(keys, sort=True)) if len(trials) else []
+
+
+def tuning(tables_: Tables, compared: pd.DataFrame) -> pd.DataFrame:
+  """Returns one row an optimizer of a group: what its search did.
+
+  Columns: group, optimizer, cell, trials (that ended), planned (of these, the
+  others were added because the best lay at an edge), pruned, diverged,
+  tokens_per_trial, and of what all of them took tokens, flops, seconds;
+  searched (JSON list of names, lr first), span (highest over lowest planned
+  rate), best_lr, chosen_lr, below and above (how many tried rates are lower and
+  higher than the best one), edges (JSON list of names whose best value is the
+  lowest or highest tried), off (in words, where final runs are not at what the
+  search found). Without a search: 0 trials.
+  """
+  runs = tables_.runs
+  trials = runs[(runs['stage'] == 'tune') & (runs['status'] != 'unfinished')]
+  plans = {s['study']: s for s in tables_.studies.to_dict('records')}
+  rows = []
+  for (group, optimizer), finals in compared.groupby(
+    ['group', 'optimizer'], sort=False
+  ):
+    cell = finals['cell'].iloc[0]
+    found = _searches(trials[trials['cell'] == cell])
+    row = {'group': group, 'optimizer': optimizer, 'cell': cell, 'trials': 0}
+    if found:
+      # Of several proxies the largest is what final runs rest on.
+      row |= _tuned([of for _, of in found], finals, plans)
+    rows.append(row)
+  frame = pd.DataFrame(rows, columns=_TUNING if not rows else None)
+  for column in _TUNING:
+    if column not in frame:
+      frame[column] = None
+  return frame
+
+
+_TUNING = [
+  'group',
+  'optimizer',
+  'cell',
+  'trials',
+  'planned',
+  'pruned',
+  'diverged',
+  'tokens_per_trial',
+  'tokens',
+  'flops',
+  'seconds',
+  'searched',
+  'span',
+  'best_lr',
+  'chosen_lr',
+  'below',
+  'above',
+  'edges',
+  'off',
+]
+
+
+def _tuned(
+  searches: Sequence[pd.DataFrame],
+  finals: pd.DataFrame,
+  plans: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+  trials = pd.concat(searches)
+  last = searches[-1]
+  study = last['study'].iloc[0]
+  planned = _planned(last, plans[study] if study in plans else {})
+  values = [tables.hyperparameters(run) for run in last.to_dict('records')]
+  names = [
+    name
+    for name in values[0]
+    if name == 'lr' or len({of[name] for of in values if name in of}) > 1
+  ]
+  names.sort(key=lambda name: name != 'lr')
+  row = {
+    'trials': len(trials),
+    'planned': int(planned.sum()) * len(searches),
+    'pruned': int((trials['status'] == 'pruned').sum()),
+    'diverged': int((trials['status'] == 'diverged').sum()),
+    'tokens_per_trial': int(last['planned_tokens'].max()),
+    'searched': json.dumps(names),
+    'span': last['lr'][planned].max() / last['lr'][planned].min(),
+    'chosen_lr': float(finals['lr'].iloc[0]),
+  }
+  row |= {
+    key: float(trials[key].sum())
+    for key in ('tokens', 'flops', 'seconds')
+    if key in trials
+  }
+  if math.isinf(last['loss'].min()):
+    return row | {'edges': '[]', 'off': 'no trial finished'}
+  best = values[int(last['loss'].to_numpy().argmin())]
+  tried = {n: sorted({of[n] for of in values if n in of}) for n in names}
+  below, above = _sides(tried['lr'], best['lr'])
+  return row | {
+    'best_lr': best['lr'],
+    'below': below,
+    'above': above,
+    'edges': json.dumps(_edges(tried, best, _is_grid(last, plans))),
+    'off': _off(tried, best, last.iloc[0], finals.iloc[0]),
+  }
+
+
+def _is_grid(
+  trials: pd.DataFrame, plans: Mapping[str, Mapping[str, Any]]
+) -> bool:
+  study = trials['study'].iloc[0]
+  plan = plans[study] if study in plans else {}
+  return 'study.search' not in plan or plan['study.search'] == 'grid'
+
+
+def _planned(trials: pd.DataFrame, plan: Mapping[str, Any]) -> pd.Series:
+  """Returns which trials the study set out with; others were added at an edge.
+
+  Those have rates beyond the planned ones, which is one rule for all.
+  """
+  key = f'study.lrs_{trials["optimizer"].iloc[0]}'
+  if key not in plan or tables.missing(plan[key]):
+    return trials['lr'].notna()
+  rates = json.loads(plan[key])
+  low, high = min(rates) * (1 - _SAME), max(rates) * (1 + _SAME)
+  inside = trials['lr'].between(low, high)
+  return inside if inside.any() else trials['lr'].notna()
+
+
+def _sides(tried: Sequence[float], chosen: float) -> tuple[int, int]:
+  """Returns how many of `tried` are lower and how many are higher."""
+  return (
+    sum(value < chosen * (1 - _SAME) for value in tried),
+    sum(value > chosen * (1 + _SAME) for value in tried),
+  )
+
+
+def _edges(
+  tried: Mapping[str, Sequence[float]], best: Mapping[str, float], grid: bool
+) -> list[str]:
+  """Returns the hyperparameters whose best value is the lowest or highest.
+
+  0 is an end that nothing lies beyond. Draws beside the rate are few in each
+  dimension, so that one of them is always the outermost.
+  """
+  found = []
+  for name, values in tried.items():
+    below, above = _sides(values, best[name])
+    if (below == 0 and best[name] != 0) or above == 0:
+      if name == 'lr' or grid:
+        found.append(name)
+  return found
+
+
+def _off(
+  tried: Mapping[str, Sequence[float]],
+  best: Mapping[str, float],
+  trial: Mapping[str, Any],
+  final: Mapping[str, Any],
+) -> str:
+  """Says where final runs are not at what the search found; '' if they are.
+
+  A rate may lie between the best one and its neighbours, as a fitted minimum
+  does. What is a horizon may change with the steps, the tokens or the batch.
+  """
+  chosen = tables.hyperparameters(final)
+  said = []
+  for name in tried:
+    if name not in chosen or math.isclose(
+      chosen[name], best[name], rel_tol=1e-3, abs_tol=1e-12
+    ):
+      continue
+    if name == 'lr':
+      lower = [v for v in tried['lr'] if v < best['lr'] * (1 - _SAME)]
+      higher = [v for v in tried['lr'] if v > best['lr'] * (1 + _SAME)]
+      if lower and higher and lower[-1] < chosen['lr'] < higher[0]:
+        continue
+    elif _is_horizon(name, chosen[name], best[name], trial, final):
+      continue
+    said.append(
+      f'final runs have {name} {chosen[name]:.4g}, the best trial '
+      f'{best[name]:.4g}'
+    )
+  return '; '.join(said)
+
+
+def _is_horizon(
+  name: str,
+  chosen: float,
+  best: float,
+  trial: Mapping[str, Any],
+  final: Mapping[str, Any],
+) -> bool:
+  """Returns whether a value moved in proportion to the length or batch."""
+  if _KINDS.get(name) == 'memories':
+    chosen, best = 1 - chosen, 1 - best
+  if not chosen or not best:
+    return False
+  keys = ('planned_steps', 'planned_tokens', 'config.batch_size')
+  factors = [final[k] / trial[k] for k in keys if k in trial]
+  ratio = chosen / best
+  return any(
+    math.isclose(ratio, factor, rel_tol=0.02) for factor in factors if factor
+  ) or any(
+    math.isclose(ratio, 1 / factor, rel_tol=0.02)
+    for factor in factors
+    if factor
+  )
+
+
+# The verdict on fairness.
+
+
+def judge(tables_: Tables, tuned: pd.DataFrame) -> pd.DataFrame:
+  """Returns group, optimizer, subject, text, refuses: what was unequal.
+
+  `refuses`: losses and scores of the group are not ranked for it.
+  """
+  rows: list[dict[str, Any]] = []
+  for group, of in tuned.groupby('group', sort=False):
+    for optimizer, subject, text in _unequal(of.to_dict('records')):
+      rows.append(
+        {
+          'group': group,
+          'optimizer': optimizer,
+          'subject': subject,
+          'text': text,
+          'refuses': True,
+        }
+      )
+  columns = ['group', 'optimizer', 'subject', 'text', 'refuses']
+  return pd.DataFrame(rows, columns=columns)
+
+
+def _unequal(tuned: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+  """Returns (optimizer, subject, text) of what speaks against a ranking."""
+  said = []
+  for row in tuned:
+    if not row['trials']:
+      text = 'no search: its learning rate was set by hand'
+      said.append((row['optimizer'], 'search', text))
+  tuned = [row for row in tuned if row['trials']]
+  for subject, key, unit in (
+    ('trials', 'planned', 'trial'),
+    ('tokens', 'tokens_per_trial', 'token'),
+  ):
+    if len({row[key] for row in tuned}) > 1:
+      said += [
+        (
+          row['optimizer'],
+          subject,
+          f'{words.plural(int(row[key]), unit)}'
+          f'{" in a trial" if unit == "token" else ""}, not equal',
+        )
+        for row in tuned
+      ]
+  widest = max((row['span'] for row in tuned), default=1.0)
+  kinds = {row['optimizer']: _kinds(row) for row in tuned}
+  for row in tuned:
+    optimizer = row['optimizer']
+    if math.log(row['span']) < _NARROWER * math.log(widest):
+      text = (
+        f'learning rates span a factor of {row["span"]:.3g}, those of another '
+        f'optimizer {widest:.3g}'
+      )
+      said.append((optimizer, 'span', text))
+    for name in json.loads(row['edges']):
+      text = f'its best {name} is the lowest or highest tried'
+      said.append((optimizer, 'edge', text))
+    if row['off']:
+      said.append((optimizer, 'final runs', row['off']))
+    for other, found in kinds.items():
+      lacking = sorted(found - kinds[optimizer] - {_OWN})
+      if _OWN in found - kinds[optimizer]:
+        lacking += sorted(_FULL - kinds[optimizer] - {*lacking})
+      if lacking:
+        text = (
+          f'no search of {words.join(lacking)}, beside that of '
+          f'{words.join(sorted(found))} for {words.name(other)}'
+        )
+        said.append((optimizer, 'hyperparameters', text))
+        break
+  return said
+
+
+def _kinds(row: Mapping[str, Any]) -> set[str]:
+  names = json.loads(row['searched'])
+  return {_KINDS[name] if name in _KINDS else _OWN for name in names}
+
+
+def refusal(fairness: pd.DataFrame, group: str) -> str:
+  """Says why losses and scores of a group are not ranked; '' if they are."""
+  rows = fairness[(fairness['group'] == group) & fairness['refuses']]
+  by_text: dict[str, list[str]] = {}
+  for _, row in rows.iterrows():
+    by_text.setdefault(row['text'], []).append(words.name(row['optimizer']))
+  return '; '.join(
+    f'{words.join(names)}: {text}' for text, names in by_text.items()
+  )

@@ -1,0 +1,524 @@
+"""Who wins which column: the one decision that everything shown reads."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from steepest.eval import tasks
+from steepest.report import fairness, speed, statistics, words
+from steepest.report.tables import Comparison, Tables
+
+LOSSES = ('train_loss', 'eval_loss')
+TIMES = ('seconds', 'tokens_per_second')
+# The mean over the benchmarks, each counted once.
+ACCURACY = 'accuracy'
+# Tasks whose answers differ in length: a mean accuracy takes acc_norm.
+_BY_LENGTH = ('arc_challenge', 'hellaswag', 'openbookqa', 'piqa')
+# Counts that differ by less, relatively, are the same.
+_EQUAL = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+  """One quantity of one group, seed by seed.
+
+  Attributes:
+    key: as in summary.json, or TASK/METRIC.
+    lower: whether less is better.
+    values: optimizer → seed → value, of finished runs.
+    variance: of a difference of two optimizers on given seeds that the
+      questions cause, and their number; None for a loss.
+    stderr: optimizer → standard error that the questions give its mean.
+    chance: of guessing; NaN for a loss.
+  """
+
+  key: str
+  lower: bool
+  values: dict[str, dict[int, float]]
+  variance: Callable[[str, str, Sequence[int]], tuple[float, int]] | None = None
+  stderr: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  chance: float = math.nan
+
+
+def compare(
+  tables: Tables,
+  insist: bool = False,
+  timing: Sequence[Mapping[str, Any]] | None = None,
+) -> Comparison:
+  """Compares the final runs within each group.
+
+  Args:
+    tables: what runs left.
+    insist: whether losses and scores are ranked where the optimizers of a group
+      were tuned with unequal effort.
+    timing: rows of a throughput benchmark (`tables.read_timing`), used instead
+      of the timing pass of the studies.
+  """
+  if timing is not None:
+    frame = pd.DataFrame(timing, columns=tables.timing.columns)
+    tables = dataclasses.replace(tables, timing=frame)
+  compared, left_out = fairness.select(tables)
+  tuned = fairness.tuning(tables, compared)
+  judged = fairness.judge(tables, tuned)
+  cells: list[dict[str, Any]] = []
+  pairs: list[pd.DataFrame] = []
+  verdicts: list[dict[str, Any]] = []
+  for group, runs in compared.groupby('group', sort=False):
+    reason = '' if insist else fairness.refusal(judged, group)
+    if reason:
+      reason = f'not ranked, the search was unequal: {reason}'
+    reason = reason or _under_way(tables, group, runs)
+    for column in _columns(tables, runs):
+      cells += _cells(group, column, runs)
+      table, verdict = _decide(column, runs, reason)
+      table.insert(0, 'column', column.key)
+      table.insert(0, 'group', group)
+      pairs.append(table)
+      verdicts.append({'group': group, 'column': column.key, **verdict})
+    for rows, verdict in _measured(tables, group, runs):
+      cells += rows
+      verdicts.append({'group': group, **verdict})
+  return Comparison(
+    tables=tables,
+    compared=compared,
+    left_out=left_out,
+    tuning=tuned,
+    fairness=judged,
+    cells=pd.DataFrame(cells, columns=_CELLS),
+    pairs=pd.concat(pairs, ignore_index=True)
+    if pairs
+    else pd.DataFrame(columns=_PAIRS),
+    verdicts=pd.DataFrame(verdicts, columns=_VERDICTS),
+    insisted=insist,
+  )
+
+
+_CELLS = [
+  'group',
+  'optimizer',
+  'column',
+  'mean',
+  'sd',
+  'stderr',
+  'n',
+  'seeds',
+  'diverged',
+  'chance',
+  'above_chance',
+]
+_PAIRS = [
+  'group',
+  'column',
+  'first',
+  'second',
+  'difference',
+  'stderr',
+  'low',
+  'high',
+  'p',
+  'p_holm',
+  'detectable',
+  'n',
+]
+_VERDICTS = ['group', 'column', 'winner', 'reason', 'p', 'n']
+
+
+def _under_way(tables: Tables, group: str, compared: pd.DataFrame) -> str:
+  """Says that a study has not ended; '' if it has.
+
+  Seeds are declared before. To look while they come in, and to stop when a
+  difference shows, would find one too often.
+  """
+  runs = tables.runs
+  finals = runs[(runs['stage'] == 'final') & (runs['group'] == group)]
+  ended = finals[finals['status'] != 'unfinished']
+  waiting = len(finals) - len(ended)
+  if waiting:
+    return f'{words.plural(waiting, "final run")} still under way'
+  if 'study.seeds' not in tables.studies:
+    return ''
+  declared = tables.studies.set_index('study')['study.seeds']
+  for (study, optimizer), of in ended.groupby(['study', 'optimizer']):
+    seeds = declared[study] if study in declared.index else math.nan
+    if optimizer in set(compared['optimizer']) and len(of) < seeds:
+      return (
+        f'{words.name(optimizer)} has {len(of)} of the '
+        f'{words.plural(int(seeds), "seed")} that the study declares'
+      )
+  return ''
+
+
+# Columns.
+
+
+def _columns(tables: Tables, runs: pd.DataFrame) -> list[Column]:
+  done = runs[runs['status'] == 'finished']
+  columns = [
+    Column(key, True, values)
+    for key in LOSSES
+    if key in done and (values := _by_seed(done, key))
+  ]
+  scores = tables.scores[tables.scores['run'].isin(done['run'])]
+  found = [
+    _score_column(tables, done, scores, task, metric)
+    for task, metric in outermost(scores)
+  ]
+  mean = _mean_column(tables, done, scores)
+  return [*columns, *found, *([mean] if mean is not None else [])]
+
+
+def _by_seed(runs: pd.DataFrame, key: str) -> dict[str, dict[int, float]]:
+  values: dict[str, dict[int, float]] = {}
+  for optimizer, seed, value in zip(
+    runs['optimizer'], runs['seed'], runs[key], strict=True
+  ):
+    if not pd.isna(value):
+      values.setdefault(optimizer, {})[int(seed)] = float(value)
+  return values
+
+
+def outermost(scores: pd.DataFrame) -> list[tuple[str, str]]:
+  """Returns the (task, metric) pairs that are shown, in eval/tasks.py's order.
+
+  Tasks and groups inside a group that was scored are left out.
+  """
+  found = {*zip(scores['task'], scores['metric'], strict=True)}
+  names = {task for task, _ in found}
+  inner: set[str] = set()
+  for group in names & set(tasks.GROUPS):
+    leaves = set(tasks.GROUPS[group])
+    inner |= leaves | {g for g, of in tasks.GROUPS.items() if set(of) < leaves}
+  known = [*tasks.TASKS, *tasks.GROUPS]
+  order = {name: i for i, name in enumerate(known)}
+  return sorted(
+    (pair for pair in found if pair[0] not in inner),
+    key=lambda pair: (order.get(pair[0], len(order)), pair),
+  )
+
+
+def answers(
+  tables: Tables, runs: pd.DataFrame, task: str, metric: str
+) -> pd.DataFrame:
+  """Returns question × run: 1 where the run answers rightly, else 0.
+
+  Empty where a run's answers are not known, or are not those of its score.
+  """
+  leaves = tasks.GROUPS[task] if task in tasks.GROUPS else (task,)
+  a = tables.answers
+  a = a[a['task'].isin(leaves) & (a['metric'] == metric)]
+  a = a[a['run'].isin(runs['run'])]
+  table = a.pivot_table(
+    index=['task', 'question'], columns='run', values='right', observed=True
+  )
+  scores = tables.scores
+  scores = scores[(scores['task'] == task) & (scores['metric'] == metric)]
+  value = scores.set_index('run')['value']
+  known = [run for run in runs['run'] if run in table and run in value]
+  if len(known) < len(runs) or table.isna().any(axis=None):
+    return table.iloc[:0, :0]
+  off = (table[known].mean() - value[known]).abs().max()
+  return table if off <= 1.5 / len(table) else table.iloc[:0, :0]
+
+
+def _score_column(
+  tables: Tables,
+  runs: pd.DataFrame,
+  scores: pd.DataFrame,
+  task: str,
+  metric: str,
+) -> Column:
+  of = scores[(scores['task'] == task) & (scores['metric'] == metric)]
+  rows = runs.merge(of, on='run')
+  values = _by_seed(rows, 'value')
+  key = f'{task}/{metric}'
+  if metric == 'perplexity':
+    return Column(key, True, values)
+  errors = {
+    name: float(np.sqrt(np.mean(np.square(of['stderr']))))
+    for name, of in rows.groupby('optimizer')
+  }
+  n = int(rows['n'].iloc[0])
+  table = answers(tables, rows, task, metric)
+  run_of = rows.set_index(['optimizer', 'seed'])['run'].to_dict()
+
+  def variance(a: str, b: str, seeds: Sequence[int]) -> tuple[float, int]:
+    if not len(table):
+      return errors[a] ** 2 + errors[b] ** 2, n
+    first, second = (
+      table[[run_of[name, seed] for seed in seeds]].to_numpy().T
+      for name in (a, b)
+    )
+    return float(statistics.question_variance(first, second)), len(table)
+
+  if rows['questions'].nunique() > 1:
+    values = {}
+  return Column(key, False, values, variance, errors, rows['chance'].iloc[0])
+
+
+def _mean_column(
+  tables: Tables, runs: pd.DataFrame, scores: pd.DataFrame
+) -> Column | None:
+  """Returns the mean accuracy over the benchmarks; None for fewer than two."""
+  metrics = {
+    task: metric
+    for task, metric in outermost(scores)
+    if metric == ('acc_norm' if task in _BY_LENGTH else 'acc')
+  }
+  parts = [
+    _score_column(tables, runs, scores, task, metric)
+    for task, metric in metrics.items()
+  ]
+  if len(parts) < 2 or any(not part.values for part in parts):
+    return None
+  values = {
+    optimizer: {
+      seed: float(np.mean([part.values[optimizer][seed] for part in parts]))
+      for seed in of
+      if all(seed in part.values.get(optimizer, {}) for part in parts)
+    }
+    for optimizer, of in parts[0].values.items()
+  }
+
+  def variance(a: str, b: str, seeds: Sequence[int]) -> tuple[float, int]:
+    found = [part.variance(a, b, seeds) for part in parts if part.variance]
+    total = sum(v for v, _ in found) / len(parts) ** 2
+    return total, min(n for _, n in found)
+
+  errors = {
+    name: math.sqrt(sum(part.stderr[name] ** 2 for part in parts)) / len(parts)
+    for name in parts[0].stderr
+    if all(name in part.stderr for part in parts)
+  }
+  chance = float(np.mean([part.chance for part in parts]))
+  return Column(ACCURACY, False, values, variance, errors, chance)
+
+
+def _cells(
+  group: str, column: Column, runs: pd.DataFrame
+) -> list[dict[str, Any]]:
+  rows = []
+  for optimizer, of in runs.groupby('optimizer', sort=True):
+    values = list(column.values.get(optimizer, {}).values())
+    row = {
+      'group': group,
+      'optimizer': optimizer,
+      'column': column.key,
+      'n': len(values),
+      'seeds': len(of),
+      'diverged': int((of['status'] == 'diverged').sum()),
+    }
+    if values:
+      row['mean'], row['sd'] = statistics.sample(values)
+      seeds = 0.0 if len(values) < 2 else row['sd'] ** 2 / len(values)
+      questions = column.stderr.get(optimizer, 0.0) ** 2
+      row['stderr'] = math.sqrt(seeds + questions) or math.nan
+      row['chance'] = column.chance
+      if not math.isnan(column.chance):
+        row['above_chance'] = _above(column, optimizer)
+    rows.append(row)
+  return rows
+
+
+def _above(column: Column, optimizer: str) -> bool:
+  """Whether a mean accuracy stands above guessing, beyond seeds and noise."""
+  values = np.array(list(column.values[optimizer].values()))
+  if values.size < statistics.FEWEST_SEEDS:
+    return False
+  error = column.stderr.get(optimizer, 0.0)
+  guess = np.full_like(values, column.chance)
+  found = statistics.scored(values, guess, error**2, 10**6)
+  return bool(found.value > found.critical(statistics.LEVEL))
+
+
+# Decisions.
+
+
+def _difference(
+  column: Column, a: str, b: str
+) -> statistics.Differences | None:
+  """Compares two optimizers over the seeds that both have finished."""
+  first, second = column.values[a], column.values[b]
+  seeds = sorted(first.keys() & second.keys())
+  if len(seeds) >= min(len(first), len(second), statistics.FEWEST_SEEDS):
+    x_S = np.array([first[seed] for seed in seeds])
+    y_S = np.array([second[seed] for seed in seeds])
+    if not seeds:
+      return None
+    if column.variance is None:
+      return statistics.paired(x_S, y_S)
+    return statistics.scored(x_S, y_S, *column.variance(a, b, seeds))
+  x_S, y_S = (np.array(list(of.values())) for of in (first, second))
+  found = statistics.unpaired(x_S, y_S)
+  if column.variance is None:
+    return found
+  over = np.asarray(column.stderr[a] ** 2 + column.stderr[b] ** 2)
+  return dataclasses.replace(found, sources=(*found.sources, (over, 10.0**6)))
+
+
+def _decide(
+  column: Column, runs: pd.DataFrame, reason: str
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+  """Returns the pairs of a column and its verdict.
+
+  Args:
+    column: with the values of finished runs.
+    runs: the compared ones of the group.
+    reason: why nothing is ranked; '' where nothing speaks against it.
+  """
+  names = sorted(name for name in column.values if column.values[name])
+  n = min((len(column.values[name]) for name in names), default=0)
+  verdict = {'winner': '', 'reason': reason, 'p': math.nan, 'n': n}
+  if len(names) < 2:
+    if not column.values:
+      why = 'the runs scored unlike questions'
+    elif runs['optimizer'].nunique() > 1:
+      why = f'only {words.name(names[0])} finished any seed'
+    else:
+      why = 'there is one optimizer to compare'
+    return pd.DataFrame(columns=_PAIRS[2:]), verdict | {'reason': reason or why}
+  k = len(names)
+  means = np.array(
+    [np.mean(list(column.values[name].values())) for name in names]
+  )
+  best = int((means if column.lower else -means).argmin())
+  first_M, second_M = statistics.pairs(k)
+  found = [
+    _difference(column, names[i], names[j])
+    for i, j in zip(first_M, second_M, strict=True)
+  ]
+  p_M = np.array(
+    [
+      math.nan
+      if one is None or one.n < statistics.FEWEST_SEEDS
+      else float(one.p)
+      for one in found
+    ]
+  )
+  every = column.variance is None or statistics.holds_scores(n, k)
+  corrected_M = statistics.corrected(p_M, best, k, every)
+  rows = []
+  for i, j, one, p, p_holm in zip(
+    first_M, second_M, found, p_M, corrected_M, strict=True
+  ):
+    row = {'first': names[i], 'second': names[j], 'p': p, 'p_holm': p_holm}
+    if one is not None:
+      low, high = one.interval()
+      row |= {
+        'difference': float(one.value),
+        'stderr': float(one.stderr),
+        'n': one.n,
+      }
+      if one.n >= statistics.FEWEST_SEEDS:
+        row |= {
+          'low': float(low),
+          'high': float(high),
+          'detectable': float(one.detectable(k - 1)),
+        }
+    rows.append(row)
+  pairs = pd.DataFrame(rows, columns=_PAIRS[2:])
+  if reason:
+    return pairs, verdict
+  own = (first_M == best) | (second_M == best)
+  worst = (
+    corrected_M[own].max() if not np.isnan(corrected_M[own]).any() else math.nan
+  )
+  verdict |= _claim(column, runs, names[best], pairs[own], float(worst), k)
+  return pairs, verdict
+
+
+def _claim(
+  column: Column,
+  runs: pd.DataFrame,
+  best: str,
+  pairs: pd.DataFrame,
+  p: float,
+  k: int,
+) -> dict[str, Any]:
+  """Returns the winner of a column, or '' and why none is claimed."""
+  ended = runs.groupby('optimizer')['status'].agg(
+    seeds='size', diverged=lambda of: int((of == 'diverged').sum())
+  )
+  name = words.name(best)
+  if ended['seeds'].min() < statistics.FEWEST_SEEDS:
+    seeds = words.plural(int(ended['seeds'].min()), 'seed')
+    needed = statistics.seeds_needed(4 / math.sqrt(2), k)
+    return {
+      'reason': f'{seeds} can show nothing: {statistics.FEWEST_SEEDS} are the '
+      f'fewest, and {needed} show a gap of four seed standard deviations'
+    }
+  if ended['diverged'][best]:
+    seeds = words.plural(int(ended['seeds'][best]), 'seed')
+    return {
+      'reason': f'{name} has the best mean, but diverged in '
+      f'{ended["diverged"][best]} of {seeds}'
+    }
+  few = pairs[pairs['n'] < statistics.FEWEST_SEEDS]
+  if len(few):
+    behind = {*few['first'], *few['second']} - {best}
+    listed = words.join(map(words.name, sorted(behind)))
+    return {'reason': f'{listed} finished too few seeds to compare with'}
+  if not math.isnan(column.chance) and not _above(column, best):
+    return {'reason': 'the best score is not above guessing', 'p': p}
+  if p < statistics.LEVEL:
+    return {'winner': best, 'reason': '', 'p': p}
+  rivals = [
+    words.name(b if a == best else a)
+    for a, b, shown in zip(pairs['first'], pairs['second'], pairs['p_holm'])
+    if not shown < statistics.LEVEL
+  ]
+  unseen = pairs['detectable'].max()
+  return {
+    'reason': f'no difference shown between {name} and '
+    f'{words.join(rivals, "or")}; one of {unseen:.3g} would have been seen '
+    f'with {statistics.POWER:.0%} chance',
+    'p': p,
+  }
+
+
+def _measured(
+  tables: Tables, group: str, runs: pd.DataFrame
+) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
+  """Returns cells and verdict of the times and of the counted operations."""
+  done = runs[runs['status'] == 'finished']
+  optimizers = sorted(done['optimizer'].unique())
+  if not optimizers:
+    return []
+  timed = speed.timing(tables, group, optimizers)
+  winner, why = speed.fastest(timed)
+  found = []
+  for key in TIMES:
+    rows = _cells(
+      group, Column(key, key == 'seconds', _by_seed(done, key)), runs
+    )
+    if not timed.reason:
+      steps, tokens = (
+        float(done[c].iloc[0]) for c in ('planned_steps', 'planned_tokens')
+      )
+      for row in rows:
+        if row['optimizer'] in timed.seconds:
+          seconds = timed.seconds[row['optimizer']] * steps
+          mean = seconds if key == 'seconds' else tokens / seconds
+          row |= {'mean': mean, 'sd': math.nan, 'n': timed.repeats}
+          row['stderr'] = math.nan
+    n = timed.repeats
+    verdict = {'column': key, 'winner': winner, 'reason': why, 'n': n}
+    found.append((rows, verdict))
+  if 'flops' in done:
+    values = _by_seed(done, 'flops')
+    rows = _cells(group, Column('flops', True, values), runs)
+    ranked = sorted(
+      (np.mean(list(of.values())), name) for name, of in values.items()
+    )
+    verdict = {'column': 'flops', 'winner': '', 'reason': '', 'n': len(done)}
+    if len(ranked) < 2:
+      verdict['reason'] = 'there is one optimizer to compare'
+    elif ranked[1][0] <= ranked[0][0] * (1 + _EQUAL):
+      verdict['reason'] = 'equal: they are counted, and the same for several'
+    else:
+      verdict['winner'] = ranked[0][1]
+    found.append((rows, verdict))
+  return found
