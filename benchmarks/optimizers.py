@@ -25,7 +25,6 @@ from rich.table import Table
 from steepest.experiments import base
 from steepest.models import config as model_config, parametrization
 from steepest.optimizers import build, costs
-from steepest.training import run as assemble
 
 _CPU = jax.default_backend() == 'cpu'
 # Layers and width of the model whose parameters are updated.
@@ -71,7 +70,7 @@ def _chain_and_params(name: str) -> tuple[build.Chain, Any, Any]:
   config = _config(name)
   model = model_config.resolve(config.model, _VOCAB, config.dtype)
   rules = parametrization.resolve(config.parametrization, model)
-  module = assemble.find_model('gpt2').Model(model, rules)
+  module = model_config.find_model('gpt2').Model(model, rules)
   tokens_1x8 = jnp.zeros((1, 8), jnp.int32)
   boxed = jax.eval_shape(module.init, jax.random.key(0), tokens_1x8)['params']
   factors = jax.tree.map(

@@ -1,7 +1,8 @@
-"""Scores a model on benchmarks and keeps what it was scored on."""
+"""Scores a model on benchmarks, alone or while it trains."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -9,15 +10,27 @@ import pathlib
 import time
 from typing import Any
 
-from steepest.data import benchmarks
+from etils import epath
+import jax
+from jax.sharding import Mesh
+
+from steepest.data import benchmarks, tokenizers
 from steepest.data.tokenizers import Tokenizer
 from steepest.eval import (
+  likelihoods,
   metrics as metrics_lib,
   questions as questions_lib,
   requests as requests_lib,
   tasks as tasks_lib,
 )
-from steepest.eval.likelihoods import Progress, Score, ScoreFn
+from steepest.eval.likelihoods import Features, Progress, Score, ScoreFn
+
+# (features, mesh, context, tokenizer_dir, workdir) → (params, steps done,
+# whether the run ends) → scores by TASK/METRIC.
+Evaluate = Callable[[Any, int, bool], dict[str, float]]
+MakeEvaluate = Callable[
+  [Features, Mesh | None, int, str | None, pathlib.Path], Evaluate
+]
 
 LIMIT_RULE = (
   'the first N questions of a task; all selected MMLU subjects together count '
@@ -27,7 +40,7 @@ LIMIT_RULE = (
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-  """Benchmarks ready to be scored again and again, by models of a tokenizer.
+  """Benchmarks that models of one tokenizer can be scored on.
 
   Attributes:
     selection: tasks and groups.
@@ -79,12 +92,11 @@ def prepare(
   data_dir: str | os.PathLike[str],
   limit: int = 0,
 ) -> Suite:
-  """Reads benchmarks, which are tokenised as they are scored.
+  """Reads benchmarks; they are tokenised as they are scored.
 
   Args:
     tokenizer: the model's.
-    tasks: comma-separated names or globs (see `tasks.select`), or what they
-      select.
+    tasks: what to score on, as `tasks.select` takes or returns it.
     data_dir: holds `<file>.jsonl[.gz]` of every task.
     limit: questions per task, see LIMIT_RULE; 0: all.
 
@@ -141,14 +153,14 @@ def run(
   """Scores a model.
 
   Args:
-    score_fn: of `scoring.make_score_fn`.
+    score_fn: of `likelihoods.make_score_fn`.
     params: the model's.
     suite: what to score it on.
     max_length: tokens that the model takes.
     progress: called with requests done and requests in all.
 
   Returns:
-    Results, whose `info` is the suite's and: `max_length`; `chance`, accuracy
+    Results, whose `info` adds to the suite's: `max_length`; `chance`, accuracy
     of guessing by task and group; `requests`; `truncated`, requests that lost
     their start; `empty`, selected tasks without a question; `seconds`, of wall
     time, compilation included.
@@ -187,19 +199,88 @@ def run(
   return Results(info, metrics, describe(suite.requests, scores), predictions)
 
 
-def evaluate(
-  score_fn: ScoreFn,
-  params: Any,
-  tokenizer: Tokenizer,
-  tasks: str | tasks_lib.Selection,
-  data_dir: str | os.PathLike[str],
-  max_length: int,
-  limit: int = 0,
-  progress: Progress | None = None,
-) -> Results:
-  """Scores a model on benchmarks: `prepare`, then `run`."""
-  suite = prepare(tokenizer, tasks, data_dir, limit)
-  return run(score_fn, params, suite, max_length, progress)
+def evaluator(tasks: str, data: str, limit: int) -> MakeEvaluate | None:
+  """Returns what makes the callback by which a run scores itself.
+
+  It is called with the run's features function (likelihoods.py), the mesh of
+  its parameters, the tokens that it takes, the directory of its tokenizer and
+  its own. The callback returns the scores of every group and of every task
+  outside a group; after the last step it also writes WORKDIR/eval/, as
+  launch.evaluate does.
+
+  Args:
+    tasks: see `tasks.select`; '': none, and there is no callback.
+    data: where the documents are, see `benchmarks.locate`.
+    limit: questions per task, see LIMIT_RULE; 0: all.
+
+  Raises:
+    OSError: documents are missing.
+    ValueError: the data have no tokenizer, a task is unknown, or a
+      continuation does not fit into the model.
+  """
+  if not tasks:
+    return None
+
+  def make_evaluate(
+    features: Features,
+    mesh: Mesh | None,
+    context: int,
+    tokenizer_dir: str | None,
+    workdir: pathlib.Path,
+  ) -> Evaluate:
+    if tokenizer_dir is None:
+      raise ValueError(
+        f'eval_tasks={tasks} needs a tokenizer, and a flat token file has '
+        'none: use shards or eval_tasks=""'
+      )
+    stems = questions_lib.stems(tasks_lib.select(tasks).tasks)
+    where = str(benchmarks.locate(data, stems))
+    definition = epath.Path(tokenizer_dir) / 'tokenizer.json'
+    suite = _suite(
+      tokenizer_dir, definition.read_text('utf-8'), tasks, where, limit
+    )
+    suite.check(context)
+    score_fn = _score_fn(features, mesh)
+
+    def evaluate(params: Any, steps: int, last: bool) -> dict[str, float]:
+      results = run(score_fn, params, suite, context)
+      if last and jax.process_index() == 0:
+        info = {'model': f'ckpt:{workdir}', 'steps': steps, **results.info}
+        dataclasses.replace(results, info=info).write(workdir / 'eval')
+      return _ungrouped(results, suite.selection)
+
+    return evaluate
+
+  return make_evaluate
+
+
+@functools.lru_cache(maxsize=4)
+def _suite(
+  tokenizer_dir: str, definition: str, tasks: str, data: str, limit: int
+) -> Suite:
+  """Returns the questions, tokenised once for all runs of a tokenizer."""
+  del definition  # Part of the key: another tokenizer may be there now.
+  tokenizer = tokenizers.load(f'hf:{tokenizer_dir}')
+  return prepare(tokenizer, tasks, data, limit)
+
+
+@functools.lru_cache(maxsize=1)
+def _score_fn(features: Features, mesh: Mesh | None) -> ScoreFn:
+  """Returns what compiles once for all runs of a program."""
+  return likelihoods.make_score_fn(features, mesh)
+
+
+def _ungrouped(
+  results: Results, selection: tasks_lib.Selection
+) -> dict[str, float]:
+  grouped = {task for names in selection.groups.values() for task in names}
+  return {
+    f'{task}/{metric}': value
+    for task, values in results.metrics.items()
+    if task not in grouped
+    for metric, value in values.items()
+    if value is not None
+  }
 
 
 def describe(

@@ -1,24 +1,40 @@
-"""The benchmarks: for each, which file, which prompt and which metrics.
+r"""The benchmarks: for each, which file, which prompt and which metrics.
 
-A task is data plus one function from a document, in the public dataset's own
-schema, to an `Example`: the strings that are scored. Prompts follow
-lm-evaluation-harness 0.4.13; nothing is stripped or normalised beyond what the
-functions below do.
+To add one, write a file anywhere, say ./trivia.py:
+
+    from steepest.eval.tasks import Task, choose
+
+    def example(doc):  # An object of trivia.jsonl.
+      return choose(f'Q: {doc["question"]}\nA:', doc['options'], doc['gold'])
+
+    TASKS = (Task('trivia', example, ('acc', 'acc_norm')),)
+
+and put the documents, one JSON object a line, into DIR/trivia.jsonl. Then
+`--tasks=arc_easy,./trivia.py --data=DIR` scores it, and `--config.eval_tasks`
+takes the same. In here a task takes the same function and a line of
+`_list_tasks`; data/benchmarks.py says where documents are downloaded from.
+
+Prompts follow lm-evaluation-harness 0.4.13: nothing is stripped or normalised
+beyond what the functions below do.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import difflib
 import fnmatch
+import functools
+import importlib.util
+import pathlib
 import re
 from typing import Any
 
 Document = Mapping[str, Any]
 
-# Which index the highest score has to be at, after normalising by nothing,
-# characters or bytes, or after subtracting the score without context.
+# Ways to rank choices: by their scores as they are, per character, per byte, or
+# less the score without the context.
 ACCURACIES = ('acc', 'acc_norm', 'acc_bytes', 'acc_mutual_info')
 
+_METRICS = (*ACCURACIES, 'perplexity')
 _LETTERS = 'ABCD'
 _DELIMITER = ' '
 
@@ -28,11 +44,12 @@ class Example:
   """One document as strings; entry i of each tuple belongs to choice i.
 
   Attributes:
-    contexts: what stands before the scored text, one for each choice.
+    contexts: what comes before the scored text, one for each choice.
     continuations: the scored text, delimiter included.
-    choices: the choices without the delimiter, whose lengths normalise scores.
-    gold: index of the right choice; None where there is one continuation only
-      and being right means being the model's greedy choice.
+    choices: the choices without the delimiter; scores are divided by their
+      lengths.
+    gold: index of the right choice; None where there is only one continuation,
+      which is right if it is the model's greedy choice.
   """
 
   contexts: tuple[str, ...]
@@ -47,25 +64,25 @@ class Task:
 
   Attributes:
     name: what `--tasks` and results call it.
-    file: stem of the documents' file, `<file>.jsonl[.gz]`.
     example: turns a document into strings.
-    metrics: names out of ACCURACIES and `perplexity`.
-    family: tasks of one family share a `limit`; the task's own name unless it
-      is a subject of MMLU.
+    metrics: names out of ACCURACIES, and `perplexity`.
+    file: stem of the documents' file, `<file>.jsonl[.gz]`; '': the name.
+    family: tasks of a family (the subjects of MMLU) share a `limit`; '': the
+      name.
     subject: only documents with this `subject` count; None: all.
-    description: stands in front of everything.
+    description: comes before everything.
     split: of the public dataset, 'test' or 'validation', that is scored.
-    shots: solved examples in front of the question.
-    shots_file: stem of the file that they are from.
+    shots: solved examples before the question.
+    shots_file: stem of the file that they come from; '': `<name>_train`.
     shots_drawn: each question draws its own at random; False: all have the
       first ones.
   """
 
   name: str
-  file: str
   example: Callable[[Document], Example]
   metrics: tuple[str, ...]
-  family: str
+  file: str = ''
+  family: str = ''
   subject: str | None = None
   description: str = ''
   split: str = 'test'
@@ -73,8 +90,22 @@ class Task:
   shots_file: str = ''
   shots_drawn: bool = True
 
+  def __post_init__(self):
+    for field, value in (
+      ('file', self.name),
+      ('family', self.name),
+      ('shots_file', f'{self.name}_train'),
+    ):
+      if not getattr(self, field):
+        object.__setattr__(self, field, value)
 
-def _choose(context: str, choices: list[str], gold: int) -> Example:
+
+def choose(context: str, choices: Sequence[str], gold: int) -> Example:
+  """Returns a question whose choices all continue one context.
+
+  Raises:
+    ValueError: there is no choice number `gold`, counted from 0.
+  """
   if not 0 <= gold < len(choices):
     raise ValueError(f'answer {gold} of {len(choices)} choices')
   return Example(
@@ -88,18 +119,18 @@ def _choose(context: str, choices: list[str], gold: int) -> Example:
 def _arc(doc: Document) -> Example:
   choices = doc['choices']
   gold = choices['label'].index(doc['answerKey'])
-  return _choose(f'Question: {doc["question"]}\nAnswer:', choices['text'], gold)
+  return choose(f'Question: {doc["question"]}\nAnswer:', choices['text'], gold)
 
 
 def _hellaswag(doc: Document) -> Example:
   query = f'{doc["activity_label"]}: {doc["ctx_a"]} {doc["ctx_b"].capitalize()}'
   endings = [_clean_wikihow(ending) for ending in doc['endings']]
-  return _choose(_clean_wikihow(query), endings, int(doc['label']))
+  return choose(_clean_wikihow(query), endings, int(doc['label']))
 
 
 def _clean_wikihow(text: str) -> str:
-  # An ending's leading "[substeps] " leaves a blank behind, which is scored:
-  # stripping again would change half of the documents.
+  # An ending's leading "[substeps] " leaves a blank, which is scored: stripping
+  # again would change half of the documents.
   text = text.strip().replace(' [title]', '. ')
   return re.sub(r'\[.*?\]', '', text).replace('  ', ' ')
 
@@ -109,17 +140,17 @@ def _mmlu(doc: Document) -> Example:
   options = zip(_LETTERS, doc['choices'], strict=True)
   lines = [question, *(f'{letter}. {text}' for letter, text in options)]
   context = '\n'.join([*lines, 'Answer:'])
-  return _choose(context, list(_LETTERS), int(doc['answer']))
+  return choose(context, list(_LETTERS), int(doc['answer']))
 
 
 def _mmlu_continuation(doc: Document) -> Example:
   context = f'Question: {doc["question"].strip()}\nAnswer:'
-  return _choose(context, doc['choices'], int(doc['answer']))
+  return choose(context, doc['choices'], int(doc['answer']))
 
 
 def _piqa(doc: Document) -> Example:
   context = f'Question: {doc["goal"]}\nAnswer:'
-  return _choose(context, [doc['sol1'], doc['sol2']], int(doc['label']))
+  return choose(context, [doc['sol1'], doc['sol2']], int(doc['label']))
 
 
 def _winogrande(doc: Document) -> Example:
@@ -129,27 +160,27 @@ def _winogrande(doc: Document) -> Example:
   # The same text is scored after either name, so nothing is normalised.
   suffix = sentence[blank + 1 :].strip()
   gold = int(doc['answer']) - 1
-  example = _choose('', [suffix, suffix], gold)
+  example = choose('', [suffix, suffix], gold)
   contexts = tuple(sentence[:blank] + option for option in options)
   return dataclasses.replace(example, contexts=contexts)
 
 
 def _boolq(doc: Document) -> Example:
   context = f'{doc["passage"]}\nQuestion: {doc["question"]}?\nAnswer:'
-  return _choose(context, ['no', 'yes'], int(doc['label']))
+  return choose(context, ['no', 'yes'], int(doc['label']))
 
 
 def _openbookqa(doc: Document) -> Example:
   choices = doc['choices']
   gold = choices['label'].index(doc['answerKey'].lstrip())
-  return _choose(doc['question_stem'], choices['text'], gold)
+  return choose(doc['question_stem'], choices['text'], gold)
 
 
 def _sciq(doc: Document) -> Example:
   support = doc['support'].lstrip()
   context = f'{support}\nQuestion: {doc["question"]}\nAnswer:'
   fields = ('distractor1', 'distractor2', 'distractor3', 'correct_answer')
-  return _choose(context, [doc[field] for field in fields], 3)
+  return choose(context, [doc[field] for field in fields], 3)
 
 
 def _lambada(doc: Document) -> Example:
@@ -211,29 +242,22 @@ def _mmlu_family(
 
 def _list_tasks() -> dict[str, Task]:
   norm = ('acc', 'acc_norm')
-  functions = {
-    'arc_easy': (_arc, norm, 'test'),
-    'arc_challenge': (_arc, norm, 'test'),
-    'hellaswag': (_hellaswag, norm, 'validation'),
-    'piqa': (_piqa, norm, 'validation'),
-    'winogrande': (_winogrande, ('acc',), 'validation'),
-    'boolq': (_boolq, ('acc',), 'validation'),
-    'openbookqa': (_openbookqa, norm, 'test'),
-    'sciq': (_sciq, norm, 'test'),
-    'lambada_openai': (_lambada, ('perplexity', 'acc'), 'test'),
-  }
   tasks = [
+    Task('arc_easy', _arc, norm),
+    Task('arc_challenge', _arc, norm),
+    Task('hellaswag', _hellaswag, norm, split='validation'),
+    Task('piqa', _piqa, norm, split='validation'),
+    Task('winogrande', _winogrande, ('acc',), split='validation'),
+    Task('boolq', _boolq, ('acc',), split='validation'),
+    Task('openbookqa', _openbookqa, norm),
+    Task('sciq', _sciq, norm),
+    # In this form it has no other split: shots come from what is scored.
     Task(
-      name,
-      name,
-      example,
-      metrics,
-      family=name,
-      split=split,
-      # LAMBADA has no other split in this form: it draws from what is scored.
-      shots_file=name if name == 'lambada_openai' else f'{name}_train',
-    )
-    for name, (example, metrics, split) in functions.items()
+      'lambada_openai',
+      _lambada,
+      ('perplexity', 'acc'),
+      shots_file='lambada_openai',
+    ),
   ]
   letters = 'The following are multiple choice questions (with answers)'
   tasks += _mmlu_family('', _mmlu, ('acc',), letters)
@@ -278,6 +302,41 @@ TASKS: dict[str, Task] = _list_tasks()
 GROUPS: dict[str, tuple[str, ...]] = _list_groups()
 
 
+@functools.cache
+def find(path: str) -> tuple[Task, ...]:
+  """Returns the `TASKS` of a task file.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it cannot be imported, has no tasks, or has one whose name is
+      taken.
+  """
+  if not pathlib.Path(path).is_file():
+    raise FileNotFoundError(f'task file {path}: there is no such file')
+  spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+  assert spec is not None and spec.loader is not None  # It ends in .py.
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    tasks = tuple(module.TASKS)
+  except Exception as error:
+    raise ValueError(
+      f'task file {path}: {type(error).__name__}: {error}'
+    ) from error
+  for task in tasks:
+    if not isinstance(task, Task):
+      raise ValueError(f'task file {path}: TASKS has {task!r}, not a Task')
+    if task.name in TASKS or task.name in GROUPS:
+      raise ValueError(f'task file {path}: the name {task.name!r} is taken')
+    for metric in task.metrics:
+      if metric not in _METRICS:
+        raise ValueError(
+          f'task file {path}: {task.name} has the metric {metric!r}, there are '
+          f'{", ".join(_METRICS)}'
+        )
+  return tasks
+
+
 @dataclasses.dataclass(frozen=True)
 class Selection:
   """What `--tasks` names.
@@ -294,41 +353,40 @@ class Selection:
 
 
 def select(patterns: str, shots: int | None = None) -> Selection:
-  """Finds the tasks and groups that comma-separated names or globs mean.
+  """Finds the tasks and groups that comma-separated words mean.
 
   A group stands for its tasks and for the groups inside it.
 
   Args:
-    patterns: such as 'arc_*,mmlu' or, with limits, 'arc_easy:100,mmlu:500'.
-    split: of the public dataset, 'test' or 'validation', that is scored.
-    shots: solved examples in front of every question; None: the tasks' own.
+    patterns: names, globs and paths of task files, each with a limit if need
+      be: 'arc_*,mmlu:500,./mine.py'.
+    shots: solved examples before every question; None: the tasks' own.
 
   Returns:
-    Tasks in the order of TASKS, each once.
+    Tasks in the order of TASKS, then those of files, each once.
 
   Raises:
-    ValueError: a pattern matches nothing; names the nearest task or group.
+    FileNotFoundError: a task file does not exist.
+    ValueError: a pattern matches nothing (names the nearest task or group), or
+      a task file holds no tasks.
   """
-  known = (*TASKS, *GROUPS)
   words = [word.strip() for word in patterns.split(',') if word.strip()]
   if not words:
     raise ValueError(f'no task given: known are {", ".join(_shown())}')
   named: set[str] = set()
+  outside: dict[str, Task] = {}
   limits: dict[str, int] = {}
   for word in words:
     name, limit = _split_limit(word)
-    matches = fnmatch.filter(known, name)
-    if not matches:
-      near = difflib.get_close_matches(name, known, 1, cutoff=0.0)[0]
-      raise ValueError(
-        f'unknown task {name!r}: did you mean {near!r}? '
-        f'known are {", ".join(_shown())}, and globs of them'
-      )
-    named.update(matches)
+    if name.endswith('.py'):
+      found = find(name)
+      outside |= {task.name: task for task in found}
+    else:
+      matches = _match(name)
+      named.update(matches)
+      found = tuple(TASKS[m if m in TASKS else GROUPS[m][0]] for m in matches)
     if limit is not None:
-      for match in matches:
-        first = match if match in TASKS else GROUPS[match][0]
-        limits[TASKS[first].family] = limit
+      limits |= {task.family: limit for task in found}
   groups = {
     group: names
     for group, names in GROUPS.items()
@@ -336,9 +394,23 @@ def select(patterns: str, shots: int | None = None) -> Selection:
   }
   named.update(*groups.values())
   tasks = [task for name, task in TASKS.items() if name in named]
+  tasks += outside.values()
   if shots is not None:
     tasks = [dataclasses.replace(task, shots=shots) for task in tasks]
   return Selection(tuple(tasks), groups, limits)
+
+
+def _match(pattern: str) -> list[str]:
+  """Returns the tasks and groups that a name or glob matches."""
+  known = (*TASKS, *GROUPS)
+  matches = fnmatch.filter(known, pattern)
+  if not matches:
+    near = difflib.get_close_matches(pattern, known, 1, cutoff=0.0)[0]
+    raise ValueError(
+      f'unknown task {pattern!r}: did you mean {near!r}? '
+      f'known are {", ".join(_shown())}, globs of them, and ./FILE.py'
+    )
+  return matches
 
 
 def _split_limit(word: str) -> tuple[str, int | None]:

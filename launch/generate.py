@@ -72,7 +72,7 @@ def _generate(
   import jax
   from jax.sharding import NamedSharding
 
-  from steepest.eval import sampling
+  from steepest.models import decoding
   from steepest.training import loading
 
   # As launch.evaluate: float32 products in float32.
@@ -81,7 +81,7 @@ def _generate(
   tokenizer = loaded.tokenizer
   sharding = jax.tree.leaves(loaded.params)[0].sharding
   mesh: Any = sharding.mesh if isinstance(sharding, NamedSharding) else None
-  sampler = sampling.Sampler(
+  sampler = decoding.Sampler(
     loaded.extend_fn, loaded.make_cache, tokenizer.vocab_size, mesh
   )
   texts = [

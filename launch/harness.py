@@ -31,7 +31,8 @@ def main() -> None:
 def _load(spec: str) -> harness.Model:
   import jax
 
-  from steepest.eval import likelihoods, sampling
+  from steepest.eval import likelihoods
+  from steepest.models import decoding
   from steepest.training import loading
 
   # As launch.evaluate: float32 products in float32.
@@ -40,7 +41,7 @@ def _load(spec: str) -> harness.Model:
   params, mesh = loading.spread(loaded.params)
   return harness.Model(
     likelihoods.make_score_fn(loaded.features_fn, mesh),
-    sampling.Sampler(
+    decoding.Sampler(
       loaded.extend_fn, loaded.make_cache, loaded.tokenizer.vocab_size, mesh
     ),
     params,

@@ -29,6 +29,7 @@ def main() -> None:
 def _train(holder: flags.FlagHolder, workdir: str | None) -> None:
   config = cli.required(holder)
   # JAX starts up for seconds; --help and mistyped keys need not wait.
+  from steepest.eval import evaluation
   from steepest.training import (
     processes as distributed,
     run as assemble,
@@ -39,15 +40,29 @@ def _train(holder: flags.FlagHolder, workdir: str | None) -> None:
   workdir = workdir or cli.default_workdir(holder)
   first = distributed.join() == 0
   overrides = cli.overrides(holder)
+  make_evaluate = evaluation.evaluator(
+    config.eval_tasks, config.eval_tasks_data, config.eval_tasks_limit
+  )
   try:
     with signals.StopSignals(config.stop_grace_seconds) as stop:
       if not first:
         # The first process shows what goes on, the others help.
-        assemble.train(config, workdir, overrides, stop=stop.requested)
+        assemble.train(
+          config,
+          workdir,
+          overrides,
+          stop=stop.requested,
+          make_evaluate=make_evaluate,
+        )
         return
       with progress.Training(config, workdir) as display:
         summary = assemble.train(
-          config, workdir, overrides, display.on_row, stop.requested
+          config,
+          workdir,
+          overrides,
+          display.on_row,
+          stop.requested,
+          make_evaluate,
         )
   except signals.Stopped as stopped:
     print(stopped, file=sys.stderr)

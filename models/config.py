@@ -1,15 +1,34 @@
-"""Shapes and habits of a model, resolved and checked."""
+"""The shapes of a model, resolved and checked, and the file that has it."""
 
+from collections.abc import Iterable
 import dataclasses
+import difflib
+import functools
+import importlib
+import importlib.util
+import pathlib
+import pkgutil
+import types
+from typing import Any
 
+import jax
 from jax import numpy as jnp
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
+from steepest import models
 from steepest.models import remat
 
+# What a model file holds; see `find_model`.
+_CONTENTS = ('Model', 'HABITS', 'default_mlp_dim', 'check')
+# Keys whose value is the model's own unless the configuration sets them.
+_HABITS = ('bias', 'tie_embeddings', 'norm_eps', 'activation')
 _DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
-_ACTIVATIONS = ('gelu_tanh', 'gelu', 'silu')
+ACTIVATIONS = {
+  'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+  'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+  'silu': jax.nn.silu,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +58,57 @@ class ModelConfig:
   compute_dtype: DTypeLike = jnp.float32
 
 
-def default_mlp_dim(name: str, width: int) -> int:
-  """4·width; for llama 8/3·width rounded up to a multiple of 32."""
-  if name == 'llama':
-    return -(-8 * width // (3 * 32)) * 32
-  return 4 * width
+@functools.cache
+def find_model(name: str) -> Any:
+  """Returns the model file models/NAME.py, or the one at a path, `./mine.py`.
+
+  A model file, in here or anywhere, holds
+    Model(config, rules): a Flax module of `ModelConfig` and `Parametrization`;
+      models/gpt2.py says what it takes and returns.
+    HABITS: its values of the keys bias, tie_embeddings, norm_eps, activation.
+    default_mlp_dim(width): what `mlp_dim` 0 stands for.
+    check(config): raises a ValueError where a `ModelConfig` does not suit it.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: no model has that name, or the file lacks one of these.
+  """
+  if name.endswith('.py'):
+    return _load(pathlib.Path(name))
+  known = []
+  for info in pkgutil.iter_modules(models.__path__):
+    module = importlib.import_module(f'{models.__name__}.{info.name}')
+    if hasattr(module, 'Model'):
+      known.append(info.name)
+      if info.name == name:
+        return module
+  near = difflib.get_close_matches(name, known, 1)
+  hint = f'did you mean {near[0]!r}? ' if near else ''
+  raise ValueError(
+    f'model.name={name!r}: {hint}there are {", ".join(known)}, or give the '
+    'path of a model file, ./NAME.py'
+  )
+
+
+def _load(path: pathlib.Path) -> types.ModuleType:
+  """Returns the model file at `path`."""
+  if not path.is_file():
+    raise FileNotFoundError(f'model.name={path}: there is no such file')
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  assert spec is not None and spec.loader is not None  # It ends in .py.
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except Exception as error:
+    raise ValueError(
+      f'{path} cannot be imported: {type(error).__name__}: {error}'
+    ) from error
+  missing = [name for name in _CONTENTS if not hasattr(module, name)]
+  if not missing:
+    missing = [f'HABITS[{h!r}]' for h in _HABITS if h not in module.HABITS]
+  if missing:
+    raise ValueError(f'{path} is no model file: it has no {", ".join(missing)}')
+  return module
 
 
 def resolve(
@@ -53,12 +118,14 @@ def resolve(
 
   Args:
     config: the `model` slice.
-    vocab_size: token ids in the data, used when the slice says 0.
+    vocab_size: token ids in the data, used where the slice says 0.
     dtype: the `dtype` slice.
 
   Raises:
+    FileNotFoundError: `name` is a path and there is no file.
     ValueError: a shape does not divide or a name is unknown.
   """
+  file = find_model(config.name)
   values = {
     field.name: config[field.name]
     for field in dataclasses.fields(ModelConfig)
@@ -73,18 +140,14 @@ def resolve(
       )
     values['head_dim'] = config.width // config.num_heads
   values['num_kv_heads'] = config.num_kv_heads or config.num_heads
-  values['mlp_dim'] = config.mlp_dim or default_mlp_dim(
-    config.name, config.width
-  )
+  values['mlp_dim'] = config.mlp_dim or file.default_mlp_dim(config.width)
   values['vocab_size'] = config.vocab_size or vocab_size
   if dtype.params != 'float32':
     raise ValueError(f'dtype.params={dtype.params!r}: must be float32')
-  if dtype.compute not in _DTYPES:
-    raise ValueError(
-      f'dtype.compute={dtype.compute!r}: must be one of {", ".join(_DTYPES)}'
-    )
+  _check_name('dtype.compute', dtype.compute, _DTYPES)
   model = ModelConfig(**values, compute_dtype=_DTYPES[dtype.compute])
   _check(model)
+  file.check(model)
   return model
 
 
@@ -99,33 +162,18 @@ def _check(model: ModelConfig) -> None:
     'context',
   ):
     _check_positive(name, getattr(model, name))
+  _check_name('model.activation', model.activation, ACTIVATIONS)
+  _check_name('model.remat', model.remat, remat.POLICIES)
   if model.num_heads % model.num_kv_heads:
     raise ValueError(
       f'model.num_heads={model.num_heads} is not a multiple of '
       f'model.num_kv_heads={model.num_kv_heads}: change one'
     )
-  if model.name == 'llama' and model.head_dim % 2:
-    raise ValueError(
-      f'model.head_dim={model.head_dim}: rotary positions need an even one'
-    )
-  if model.name == 'gpt2' and model.num_kv_heads != model.num_heads:
-    raise ValueError(
-      'model.num_kv_heads: gpt2 has as many as query heads; set it to 0'
-    )
-  if model.activation not in _ACTIVATIONS:
-    raise ValueError(
-      f'model.activation={model.activation!r}: must be one of '
-      f'{", ".join(_ACTIVATIONS)}'
-    )
-  if model.remat not in remat.POLICIES:
-    raise ValueError(
-      f'model.remat={model.remat!r}: must be one of {", ".join(remat.POLICIES)}'
-    )
   if model.z_loss < 0:
     raise ValueError(f'model.z_loss={model.z_loss}: must not be negative')
   if model.qk_norm and model.zero_init_query:
     raise ValueError(
-      'model.qk_norm has no use for a query of zero: set '
+      'model.qk_norm cannot normalise queries that are zero: set '
       'model.zero_init_query=False'
     )
   if model.zero_init_readout and model.tie_embeddings:
@@ -138,3 +186,8 @@ def _check(model: ModelConfig) -> None:
 def _check_positive(name: str, value: int) -> None:
   if value < 1:
     raise ValueError(f'model.{name}={value}: must be at least 1')
+
+
+def _check_name(key: str, value: str, known: Iterable[str]) -> None:
+  if value not in known:
+    raise ValueError(f'{key}={value!r}: must be one of {", ".join(known)}')

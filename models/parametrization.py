@@ -12,16 +12,13 @@ smaller.
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import linen as nn, struct
 import jax
-from jax import numpy as jnp
-from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from steepest.models.config import ModelConfig
-from steepest.models.matmul import matmul
 
 
 class Row(NamedTuple):
@@ -350,39 +347,3 @@ def resolve(config: ConfigDict, model: ModelConfig) -> Parametrization:
     attention_multiplier=config.attention_multiplier,
     logit_multiplier=config.logit_multiplier,
   )
-
-
-class Linear(nn.Module):
-  """y = x·W (+ b) with the role of W from the table."""
-
-  features: int
-  weight: RoleAndInit
-  axes: tuple[str, str]
-  bias: RoleAndInit | None
-  dtype: DTypeLike
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    shape = (x.shape[-1], self.features)
-    kernel = declare(self, 'kernel', self.weight, self.axes, shape)
-    y = matmul(x, kernel.astype(self.dtype))
-    if self.bias is not None:
-      bias = declare(self, 'bias', self.bias, self.axes[1:], shape[1:])
-      y += bias.astype(self.dtype)[(None,) * (y.ndim - 1)]
-    return y
-
-
-def declare(
-  module: nn.Module,
-  name: str,
-  role_and_init: RoleAndInit,
-  axes: tuple[str, ...],
-  shape: tuple[int, ...],
-) -> jax.Array:
-  """Declares a float32 parameter with its role and logical axes."""
-  role, init = role_and_init
-
-  def boxed(key: jax.Array) -> Any:
-    return Parameter(init(key, shape, jnp.float32), names=axes, role=role)
-
-  return module.param(name, boxed)

@@ -1,14 +1,14 @@
-"""Which values of a block wait for the backward pass, by name of a policy.
+"""Rematerialisation: what a block keeps for its backward pass, by policy.
 
-  none   all that JAX wants.
-  names  what costs a matrix product: queries, keys, values, attention's output,
-         the stream after it and what goes into the activation. Norms and
-         activations are computed again.
-  dots   results of products with weights; attention among tokens is computed
-         again, unless a fused kernel does it.
-  full   the block's input alone; everything is computed again.
+  none   all that JAX asks for.
+  names  the results of matrix products: queries, keys, values, attention's
+         output, the stream after it and what goes into the activation. Norms
+         and activations are computed again.
+  dots   products with weights only; attention is computed again too, unless a
+         fused kernel does it.
+  full   the block's input only; everything is computed again.
 
-Less is kept from the first to the last (training/planner.py says how much).
+Each keeps less than the one before (docs/scaling.md has the bytes).
 """
 
 from collections.abc import Callable
@@ -18,9 +18,7 @@ from flax import linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from steepest.models.matmul import platform
-
-# What a fused kernel leaves for its backward pass, on TPUs.
+# What the fused kernel on TPUs leaves for its backward pass.
 KERNEL = 'kernel'
 
 POLICIES = ('none', 'names', 'dots', 'full')
@@ -37,24 +35,30 @@ _NAMES = (
 AnyModule = TypeVar('AnyModule', bound=type[nn.Module])
 
 
+def platform() -> str:
+  """Returns what is compiled for: the mesh's devices, else JAX's default."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
 def named(x: jax.Array, name: str) -> jax.Array:
-  """Returns x under a name that the policy `names` keeps."""
+  """Returns x under a name, by which the policy `names` keeps it."""
   assert name in _NAMES, name
   return checkpoint_name(x, name)
 
 
 def entrywise(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-  """Returns `fn`, of whose operands alone its backward pass is a function.
+  """Returns `fn` with a backward pass that starts from its operands.
 
-  Else XLA writes what the derivative needs in the forward pass, as large as the
-  result, and reads it again. On CPUs, where functions cost more than memory, it
-  may.
+  Otherwise XLA writes its derivative, as large as its result, to memory in the
+  forward pass and reads it back. CPUs, where computing costs more than memory,
+  do that.
   """
   return fn if platform() == 'cpu' else jax.checkpoint(fn)
 
 
 def block(policy: str, kind: AnyModule) -> AnyModule:
-  """Returns a block's class, with recomputation by `policy`."""
+  """Returns the class of a block with rematerialisation by `policy`."""
   if policy == 'none':
     return kind
   return nn.remat(kind, policy=_policy(policy))
@@ -74,11 +78,11 @@ def _policy(name: str) -> Callable[..., Any] | None:
 
 
 def _cudnn(primitive: Any, *_: Any, **__: Any) -> bool:
-  """Whether this is cuDNN's kernel: its statistics are kept with its output."""
+  """Returns whether it is cuDNN's kernel, whose output and statistics stay."""
   return primitive.name.startswith('dot_product_attention_fwd')
 
 
-# Of the kernel on TPUs, names say what is kept.
+# The kernel on TPUs names what has to stay.
 _kernels = jax.checkpoint_policies.save_from_both_policies(
   jax.checkpoint_policies.save_only_these_names(KERNEL), _cudnn
 )

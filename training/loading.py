@@ -90,7 +90,7 @@ def _load_hf(directory: str) -> LoadedModel:
   config.dtype.compute = 'float32'
   model = model_config.resolve(config.model, 0, config.dtype)
   rules = parametrization.resolve(config.parametrization, model)
-  module = assemble.find_model(model.name).Model(model, rules)
+  module = model_config.find_model(model.name).Model(model, rules)
   return LoadedModel(
     lambda params, *inputs: module.apply({'params': params}, *inputs),
     lambda params, *inputs: module.apply({'params': params}, *inputs, True),
@@ -149,7 +149,7 @@ def _decoding(rules: parametrization.Parametrization) -> tuple[Any, Any]:
   # Nothing is differentiated, so nothing is recomputed.
   model = dataclasses.replace(rules.model, remat='none')
   rules = dataclasses.replace(rules, model=model)
-  module = assemble.find_model(model.name).Model(model, rules)
+  module = model_config.find_model(model.name).Model(model, rules)
   return (
     functools.partial(decoding.extend, module),
     functools.partial(decoding.make_cache, model),

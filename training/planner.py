@@ -13,7 +13,7 @@ import jax
 from jax import numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
-from steepest.models import remat as remat_lib, splash
+from steepest.models import attention, remat as remat_lib
 from steepest.models.config import ModelConfig
 from steepest.training import (
   arrays,
@@ -293,7 +293,7 @@ class Planner:
     """Returns whether a kernel does attention, as models/attention.py picks."""
     m = self.model
     if self.chip.attention == 'splash':
-      return m.context % splash.TILES[-1] == 0 and sequence == 1
+      return m.context % attention.TILES[-1] == 0 and sequence == 1
     half = jnp.dtype(m.compute_dtype).itemsize == 2
     even = sequence == 1 or m.context // sequence % 2 == 0
     return self.chip.attention == 'cudnn' and half and even

@@ -2,22 +2,17 @@
 
 from collections.abc import Callable
 import dataclasses
-import difflib
-import importlib
 import importlib.util
 import os
 import pathlib
-import pkgutil
 import sys
 from typing import Any, TypeVar
 
 import jax
 from ml_collections import ConfigDict
 
-from steepest import models
 from steepest.data import pipeline, tokenizers
 from steepest.experiments import base
-from steepest.launch import scores
 from steepest.models import config as model_config, huggingface, parametrization
 from steepest.models.config import ModelConfig
 from steepest.optimizers import build, costs
@@ -44,6 +39,7 @@ def train(
   overrides: dict[str, Any],
   on_row: Callable[[dict[str, Any]], None] | None = None,
   stop: Callable[[int], bool] = lambda steps: False,
+  make_evaluate: Callable[..., Callable[..., dict[str, float]]] | None = None,
 ) -> dict[str, Any]:
   """Trains one run, or goes on with it, and returns its summary.
 
@@ -54,6 +50,8 @@ def train(
       contradict.
     on_row: called with each row of metrics.
     stop: (steps done) → whether to save and leave; asked once a step.
+    make_evaluate: (features, mesh, context, tokenizer_dir, workdir) → callback
+      for benchmark scores (eval/evaluation.py); None: there are none.
 
   Raises:
     ValueError: anything in the configuration, the data or the workdir does
@@ -77,8 +75,14 @@ def train(
   validation.check_memory(config, model)
   program = make_program(config, model)
   evaluate = None
-  if config.eval_tasks:
-    evaluate = scores.evaluator(config, program, data.tokenizer_dir, workdir)
+  if make_evaluate is not None:
+    evaluate = make_evaluate(
+      program.features,
+      program.mesh,
+      model.context,
+      data.tokenizer_dir,
+      workdir,
+    )
   callbacks = Callbacks(evaluate, on_row, stop, _writers(config, workdir))
   loop = open_loop(Loop, config, workdir, program, data, callbacks)
   who = costs.description(program.chain, program.state_shapes.params)
@@ -193,7 +197,7 @@ def make_program(
     # Only the latest shape stays: a search goes through them one by one.
     _programs.clear()
     _programs[key] = Program(
-      find_model(model.name).Model(model, rules),
+      model_config.find_model(model.name).Model(model, rules),
       rules,
       mesh_lib.make_mesh(config.mesh, devices),
       lambda factors: build.build(o, config.schedule, factors),
@@ -203,20 +207,6 @@ def make_program(
       o.hessian_subset,
     )
   return _programs[key]
-
-
-def find_model(name: str) -> Any:
-  """Returns the file models/NAME.py."""
-  known = []
-  for info in pkgutil.iter_modules(models.__path__):
-    module = importlib.import_module(f'{models.__name__}.{info.name}')
-    if hasattr(module, 'Model'):
-      known.append(info.name)
-      if info.name == name:
-        return module
-  near = difflib.get_close_matches(name, known, 1)
-  hint = f'did you mean {near[0]!r}? ' if near else ''
-  raise ValueError(f'model.name={name!r}: {hint}there are {", ".join(known)}')
 
 
 def open_loop(

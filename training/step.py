@@ -14,7 +14,7 @@ import jax
 from jax import numpy as jnp
 from jax.sharding import PartitionSpec
 
-from steepest.models.matmul import platform
+from steepest.models.remat import platform
 from steepest.optimizers.build import Arguments, Chain
 from steepest.training.loss import cross_entropy, with_normalizer
 

@@ -147,6 +147,7 @@ def run_once(
   config: ConfigDict,
   workdir: pathlib.Path,
   on_row: Callable[[dict[str, Any]], None],
+  make_evaluate: Callable[..., Any] | None,
 ) -> float:
   """Trains a run unless it is done and returns the loss to compare.
 
@@ -156,7 +157,9 @@ def run_once(
   loss = ended(config, workdir)
   if loss is None:
     try:
-      loss = loss_of(assemble.train(config, workdir, {}, on_row))
+      loss = loss_of(
+        assemble.train(config, workdir, {}, on_row, make_evaluate=make_evaluate)
+      )
     except (Diverged, Pruned):
       loss = math.inf
   return loss

@@ -24,7 +24,7 @@ from steepest.models import config as model_config, parametrization
 from steepest.models.config import ModelConfig
 from steepest.models.parametrization import Parametrization
 from steepest.optimizers import build
-from steepest.training import environment, metrics, run as assemble
+from steepest.training import environment, metrics
 from steepest.training.step import Step, TrainState, key_for
 from steepest.tuning import slopes
 
@@ -89,7 +89,9 @@ def config(settings: Settings, width: int, depth: int) -> ConfigDict:
       f'--widths: {width} must be a multiple of the first, and that of '
       f'{2 * _HEADS}'
     )
-  base_mlp_dim = model_config.default_mlp_dim(settings.model, base_width)
+  base_mlp_dim = model_config.find_model(settings.model).default_mlp_dim(
+    base_width
+  )
   ratio = width // base_width
   c.batch_size, c.steps = _BATCH, settings.steps
   c.model.update(
@@ -218,7 +220,7 @@ class Size:
       c.model, library_text.VOCAB_SIZE, c.dtype
     )
     self._rules = make_rules(c.parametrization, self._model)
-    self._file = assemble.find_model(c.model.name)
+    self._file = model_config.find_model(c.model.name)
     self._module = self._file.Model(self._model, self._rules)
     boxed = jax.eval_shape(self._init_boxed, 0)
     self._factors = jax.tree.map(

@@ -21,7 +21,6 @@ from steepest.training import (
   flops,
   mesh as mesh_lib,
   planner,
-  run as assemble,
 )
 
 # Settings that are proposed.
@@ -48,7 +47,7 @@ def make_planner(config: ConfigDict, chip: chips.Chip) -> planner.Planner:
   o = config.optimizer
   model = model_config.resolve(config.model, vocab_size(config), config.dtype)
   rules = lambda m: parametrization.resolve(config.parametrization, m)
-  find = assemble.find_model
+  find = model_config.find_model
   curvature, subset = 0.0, 1
   if build.build(o, config.schedule, None).wants_curvature:
     subset = o.hessian_subset

@@ -60,6 +60,7 @@ def _do(job: dict[str, Any], say: Callable[..., None]) -> None:
   """Does one job."""
   from ml_collections import ConfigDict
 
+  from steepest.eval import evaluation
   from steepest.training import run as assemble
   from steepest.tuning import cells, pruning
 
@@ -81,7 +82,10 @@ def _do(job: dict[str, Any], say: Callable[..., None]) -> None:
     if watcher:
       watcher(row)
 
-  loss = cells.run_once(config, pathlib.Path(name), on_row)
+  make_evaluate = evaluation.evaluator(
+    config.eval_tasks, config.eval_tasks_data, config.eval_tasks_limit
+  )
+  loss = cells.run_once(config, pathlib.Path(name), on_row, make_evaluate)
   say('run', run=name, loss=loss if math.isfinite(loss) else None)
 
 

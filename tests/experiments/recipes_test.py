@@ -22,7 +22,7 @@ from steepest.experiments import (
   transfer,
 )
 from steepest.models import config as model_config, parametrization
-from steepest.training import flops, run as assemble
+from steepest.training import flops
 
 _MODELS = ('gpt2', 'llama')
 _OPTIMIZERS = ('adamw', 'lion', 'sophia')
@@ -43,7 +43,7 @@ _UPDATE = 'STEEPEST_UPDATE_GOLDEN'
 def _parameters(config: ConfigDict) -> int:
   model = model_config.resolve(config.model, 256, config.dtype)
   rules = parametrization.resolve(config.parametrization, model)
-  module = assemble.find_model(model.name).Model(model, rules)
+  module = model_config.find_model(model.name).Model(model, rules)
   params = jax.eval_shape(
     module.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32)
   )

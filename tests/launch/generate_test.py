@@ -13,7 +13,7 @@ from steepest.models import (
   huggingface_export,
   parametrization,
 )
-from steepest.training import loading, run as assemble
+from steepest.training import loading
 
 
 @pytest.fixture(scope='module')
@@ -28,7 +28,7 @@ def model(tmp_path_factory) -> pathlib.Path:
   config.model.update({**shapes, 'vocab_size': tokenizer.vocab_size})
   resolved = model_config.resolve(config.model, 0, config.dtype)
   rules = parametrization.resolve(config.parametrization, resolved)
-  module = assemble.find_model('llama').Model(resolved, rules)
+  module = model_config.find_model('llama').Model(resolved, rules)
   params = module.init(jax.random.key(0), np.zeros((1, 4), np.int32))
   params = jax.tree.map(
     lambda p: p.value,

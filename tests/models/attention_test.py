@@ -7,7 +7,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from steepest.models import attention, matmul
+from steepest.models import attention, remat
 from steepest.training import mesh as mesh_lib
 
 _B, _L, _H, _K, _h, _SCALE = 4, 16, 4, 2, 8, 0.3
@@ -26,7 +26,7 @@ def asked(monkeypatch):
     wide = (x.astype(jnp.float32) for x in (q, k, v))
     return formula(*wide, implementation='xla', **given).astype(q.dtype)
 
-  monkeypatch.setattr(matmul, 'platform', lambda: 'gpu')
+  monkeypatch.setattr(remat, 'platform', lambda: 'gpu')
   monkeypatch.setattr(jax.nn, 'dot_product_attention', serve)
   return found
 
@@ -63,7 +63,7 @@ def _mesh(*sizes):
 def test_parts_of_sequences_attend_as_whole_ones(asked, kind):
   given, ids = _inputs(jnp.float16), _segments(kind)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(matmul, 'platform', lambda: 'cpu')
+    patch.setattr(remat, 'platform', lambda: 'cpu')
     wanted = jax.jit(_gradients)(*given, ids)
   asked.clear()
   mesh = _mesh(1, 2, 2, 2)

@@ -1,8 +1,10 @@
 """Shapes that do not divide and names that do not exist are refused."""
 
+import pathlib
+
 import pytest
 
-from steepest.models import config as model_config
+from steepest.models import config as model_config, llama
 
 
 @pytest.mark.parametrize(
@@ -40,5 +42,38 @@ def test_zeros_are_resolved(build_model):
   'width, mlp_dim', [(32, 96), (64, 192), (256, 704), (768, 2048)]
 )
 def test_swiglu_is_rounded_up_to_32(width, mlp_dim):
-  assert model_config.default_mlp_dim('llama', width) == mlp_dim
+  assert llama.default_mlp_dim(width) == mlp_dim
   assert mlp_dim - 32 < 8 * width / 3 <= mlp_dim
+
+
+def test_a_file_outside_is_found(tmp_path):
+  path = tmp_path / 'mine.py'
+  whole = pathlib.Path(llama.__file__).read_text('utf-8')
+  path.write_text(whole, 'utf-8')
+  assert model_config.find_model(str(path)).HABITS == llama.HABITS
+
+
+@pytest.mark.parametrize(
+  'text, said',
+  [
+    ('', 'no model file: it has no Model, HABITS, default_mlp_dim, check'),
+    (
+      'check = Model = default_mlp_dim = 0\nHABITS = {}',
+      r"no HABITS\['bias'\]",
+    ),
+    ('import nowhere', 'cannot be imported: ModuleNotFoundError: .*nowhere'),
+  ],
+)
+def test_what_a_file_lacks_is_one_line(tmp_path, text, said):
+  path = tmp_path / 'mine.py'
+  path.write_text(text, 'utf-8')
+  with pytest.raises(ValueError, match=said) as error:
+    model_config.find_model(str(path))
+  assert '\n' not in str(error.value)
+
+
+def test_a_name_that_is_no_model_is_corrected():
+  with pytest.raises(ValueError, match="did you mean 'llama'.* gpt2, llama"):
+    model_config.find_model('lama')
+  with pytest.raises(FileNotFoundError, match='no such file'):
+    model_config.find_model('./gone.py')

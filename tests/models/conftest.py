@@ -11,7 +11,6 @@ import pytest
 
 from steepest.experiments import base
 from steepest.models import config as model_config, parametrization
-from steepest.training import run as assemble
 
 SMALL = {
   'num_layers': 2,
@@ -71,7 +70,7 @@ def _build(
   config.dtype.compute = compute
   model = model_config.resolve(config.model, 0, config.dtype)
   resolved = parametrization.resolve(config.parametrization, model)
-  module = assemble.find_model(name).Model(model, resolved)
+  module = model_config.find_model(name).Model(model, resolved)
   return Built(module, resolved, seed)
 
 

@@ -15,7 +15,6 @@ from steepest.models import (
   huggingface_export,
   parametrization,
 )
-from steepest.training import run as assemble
 
 _VARIANTS = {
   'gpt2 tied': ('gpt2', {}),
@@ -74,7 +73,7 @@ def _rules(name, **keys):
 
 
 def _module(rules):
-  return assemble.find_model(rules.model.name).Model(rules.model, rules)
+  return model_config.find_model(rules.model.name).Model(rules.model, rules)
 
 
 def _params(rules):

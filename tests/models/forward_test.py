@@ -14,7 +14,6 @@ from steepest.models import (
   huggingface,
   parametrization,
 )
-from steepest.training import run as assemble
 
 _TOKENS = np.random.default_rng(0).integers(0, 64, (2, 11)).astype(np.int32)
 _VARIANTS = [
@@ -126,7 +125,7 @@ def test_equals_transformers(golden, name):
   params = huggingface.read_params(golden / name, model)
   wanted = np.load(golden / f'{name}_logits.npy')
   tokens = np.load(golden / 'tokens.npy')[: len(wanted)].astype(np.int32)
-  module = assemble.find_model(name).Model(model, rules)
+  module = model_config.find_model(name).Model(model, rules)
   got = jax.jit(module.apply)({'params': params}, tokens[None])[0]
   assert np.abs(wanted).max() > 0.1
   np.testing.assert_allclose(got, wanted, atol=1e-5, rtol=0)

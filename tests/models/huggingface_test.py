@@ -14,7 +14,6 @@ from safetensors import numpy as safetensors
 
 from steepest.experiments import base
 from steepest.models import config as model_config, huggingface, parametrization
-from steepest.training import run as assemble
 
 _NAMES = ('gpt2', 'llama')
 
@@ -62,7 +61,7 @@ def _logits(directory, tokens):
   model = _model(directory)
   config = base.get_config().parametrization
   rules = parametrization.resolve(config, model)
-  module = assemble.find_model(model.name).Model(model, rules)
+  module = model_config.find_model(model.name).Model(model, rules)
   params = huggingface.read_params(directory, model)
   return jax.jit(module.apply)({'params': params}, jnp.asarray(tokens))
 

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from steepest.models import attention, splash
+from steepest.models import attention
 from steepest.training import mesh as mesh_lib
 
 _B, _L, _SCALE = 4, 128, 0.3
@@ -18,7 +18,7 @@ _B, _L, _SCALE = 4, 128, 0.3
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
   """Pallas computes what the kernel says without a TPU."""
-  kernel = splash.kernel()
+  kernel = attention.splash_kernel()
   made = functools.partial(kernel.make_splash_mha, interpret=True)
   monkeypatch.setattr(kernel, 'make_splash_mha', made)
 
@@ -57,7 +57,7 @@ def test_values_and_gradients_are_the_formulas(
 ):
   given = _inputs(heads, kv_heads, features, segments)
   got, wanted = (
-    _both(fn, *given) for fn in (splash.attention, attention.causal_attention)
+    _both(fn, *given) for fn in (attention.splash, attention.causal_attention)
   )
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted)):
     np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
@@ -77,10 +77,10 @@ def test_devices_compute_their_rows_and_heads():
   )
 
   def each(given, w, ids):
-    return _both(splash.attention, given, w, ids)
+    return _both(attention.splash, given, w, ids)
 
   with jax.set_mesh(mesh), nn.logical_axis_rules(mesh_lib.RULES_OF_A_COPY):
-    assert splash.serves(_L, ids)
+    assert attention.splash_serves(_L, ids)
     step = jax.jit(jax.vmap(each, spmd_axis_name='data'))
     got = step(*placed)
     text = step.lower(*placed).compile().as_text()
@@ -91,10 +91,12 @@ def test_devices_compute_their_rows_and_heads():
 
 def test_it_serves_whole_tiles_on_one_device():
   ids = jnp.zeros((_B, _L), jnp.int32)
-  assert splash.serves(1024, None) and splash.serves(_L, ids)
-  assert not splash.serves(1000, None)
-  assert not splash.serves(_L, jnp.zeros((_B, _L, _L), bool))
+  assert attention.splash_serves(1024, None) and attention.splash_serves(
+    _L, ids
+  )
+  assert not attention.splash_serves(1000, None)
+  assert not attention.splash_serves(_L, jnp.zeros((_B, _L, _L), bool))
   shape = (1, 1, 1, 8)
   mesh = jax.make_mesh(shape, mesh_lib.AXES, axis_types=(AxisType.Auto,) * 4)
   with jax.set_mesh(mesh), nn.logical_axis_rules(mesh_lib.RULES):
-    assert not splash.serves(1024, None)
+    assert not attention.splash_serves(1024, None)

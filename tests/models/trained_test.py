@@ -92,5 +92,5 @@ def test_a_trained_model_gives_the_same_logits(tmp_path, name, optimizer):
 
 
 def _logits(rules, params, tokens):
-  module = assemble.find_model(rules.model.name).Model(rules.model, rules)
+  module = model_config.find_model(rules.model.name).Model(rules.model, rules)
   return np.asarray(jax.jit(module.apply)({'params': params}, tokens))

@@ -16,7 +16,6 @@ from steepest.experiments import base
 from steepest.models import config as model_config, parametrization
 from steepest.models.parametrization import Parametrization
 from steepest.optimizers import build
-from steepest.training import run as assemble
 from steepest.training.step import Step, TrainState
 
 _OPTIMIZERS = ('adamw', 'lion', 'sophia')
@@ -90,7 +89,7 @@ def _prepare(config, rules_class=Parametrization, dtype=jnp.float32):
   rules = rules_class(
     **{f.name: getattr(right, f.name) for f in dataclasses.fields(right)}
   )
-  module = assemble.find_model(model.name).Model(model, rules)
+  module = model_config.find_model(model.name).Model(model, rules)
   tokens = jnp.zeros((1, 8), jnp.int32)
   init = lambda: module.init(jax.random.key(0), tokens)['params']
   boxed = jax.eval_shape(init)

@@ -17,7 +17,6 @@ import pytest
 from steepest.data import tokenizers
 from steepest.eval import evaluation, likelihoods
 from steepest.experiments import tiny
-from steepest.launch import scores
 from steepest.models import config as model_config
 from steepest.training import run as assemble
 
@@ -153,13 +152,13 @@ def test_half_precision_sums_in_full(data, alone):
 
 
 def test_evaluations_compile_once_and_copy_nothing(data, tmp_path):
-  config = tiny.get_config('gpt2,adamw').unlock()
-  config.eval_tasks = 'arc_easy:7,mmlu'
-  config.eval_tasks_data = str(data)
-  config.eval_tasks_limit = 5
   program = _program('gpt2', {'data': 2, 'fsdp': 2, 'tensor': 2})
-  evaluate = scores.evaluator(config, program, str(data), tmp_path)
-  score_fn = scores._score_fn(program)
+  make_evaluate = evaluation.evaluator('arc_easy:7,mmlu', str(data), 5)
+  assert make_evaluate is not None
+  evaluate = make_evaluate(
+    program.features, program.mesh, program.model.context, str(data), tmp_path
+  )
+  score_fn = evaluation._score_fn(program.features, program.mesh)
   first, second = (program.init(seed).params for seed in (0, 1))
   values = evaluate(first, 1, False)
   compilations = score_fn.compilations

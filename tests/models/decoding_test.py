@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from steepest.eval import sampling
+from steepest.models import decoding
 
 _VOCAB = 12
 
@@ -30,7 +30,7 @@ def _extend(table_VxV, cache_BxC, tokens_BxL, positions_BxL, last_B):
 
 
 def _sampler(vocab_size=_VOCAB, mesh=None):
-  return sampling.Sampler(_extend, _make_cache, vocab_size, mesh)
+  return decoding.Sampler(_extend, _make_cache, vocab_size, mesh)
 
 
 def _draw(sampler, table, prompts, tokens, length=64, **keys):
@@ -100,7 +100,7 @@ def test_draws_are_a_function_of_the_seed_and_the_row(table):
 def test_frequencies_are_the_probabilities(table, temperature, top_k, top_p):
   draws = 4000
   logits = _logits(table, [7]).astype(np.float64) / temperature
-  ids = sampling.pick(
+  ids = decoding.pick(
     jnp.broadcast_to(table[7] * 1.1, (draws, _VOCAB)),
     jnp.zeros(draws, jnp.int32),
     seed=jnp.uint32(0),

@@ -1,0 +1,230 @@
+"""What models share: linear layers, RMSNorm, a block's frame, both ends.
+
+B batch, L length, D width, V vocabulary, I inputs, O outputs.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+import jax
+from jax import numpy as jnp
+from jax.typing import DTypeLike
+
+from steepest.models import remat
+from steepest.models.config import ModelConfig
+from steepest.models.parametrization import (
+  Parameter,
+  Parametrization,
+  RoleAndInit,
+)
+
+Layer = Callable[[jax.Array], jax.Array]
+
+
+def declare(
+  module: nn.Module,
+  name: str,
+  role_and_init: RoleAndInit,
+  axes: tuple[str, ...],
+  shape: tuple[int, ...],
+) -> jax.Array:
+  """Declares a float32 parameter with its role and logical axes."""
+  role, init = role_and_init
+
+  def partitioned(key: jax.Array) -> Any:
+    return Parameter(init(key, shape, jnp.float32), names=axes, role=role)
+
+  return module.param(name, partitioned)
+
+
+class Linear(nn.Module):
+  """y = x·W, and + b where `bias` says what b is."""
+
+  features: int
+  weight: RoleAndInit
+  axes: tuple[str, str]
+  bias: RoleAndInit | None
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (x.shape[-1], self.features)
+    kernel_IxO = declare(self, 'kernel', self.weight, self.axes, shape)
+    y = matmul(x, kernel_IxO.astype(self.dtype))
+    if self.bias is not None:
+      bias_O = declare(self, 'bias', self.bias, self.axes[1:], shape[1:])
+      y += bias_O.astype(self.dtype)[(None,) * (y.ndim - 1)]
+    return y
+
+
+class RMSNorm(nn.Module):
+  """Divides features by their root mean square, in float32.
+
+  With a gain if the model's normalisations have gains. The last axis holds the
+  features, of the residual stream or of a head.
+  """
+
+  config: ModelConfig
+  rules: Parametrization
+  residual: bool
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    c = self.config
+    y = x.astype(jnp.float32)
+    y *= jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + c.norm_eps)
+    if c.norm_gain:
+      gain = self.rules.gain(self.residual)
+      gain_D = declare(self, 'gain', gain, ('norm',), x.shape[-1:])
+      y *= gain_D[(None,) * (y.ndim - 1)]
+    return y.astype(c.compute_dtype)
+
+
+class Block(nn.Module):
+  """Attention and MLP, each added to the residual stream.
+
+  A model says what its `norm`, `attention` and `mlp` are.
+  """
+
+  config: ModelConfig
+  rules: Parametrization
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BxLxD: jax.Array,
+    segment_ids_BxL: jax.Array | None,
+    positions_BxL: jax.Array | None,
+  ) -> jax.Array:
+    scale = self.rules.residual_multiplier
+    x_BxLxD += scale * self.attention(
+      self.norm('attention_norm')(x_BxLxD), segment_ids_BxL, positions_BxL
+    )
+    x_BxLxD = remat.named(x_BxLxD, 'residual')
+    x_BxLxD += scale * self.mlp(self.norm('mlp_norm')(x_BxLxD))
+    return stream(x_BxLxD)
+
+  def norm(self, name: str) -> Layer:
+    """Returns the normalisation of that name, B×L×D to B×L×D."""
+    raise NotImplementedError
+
+  def attention(
+    self,
+    x_BxLxD: jax.Array,
+    segment_ids_BxL: jax.Array | None,
+    positions_BxL: jax.Array | None,
+  ) -> jax.Array:
+    """Returns what attention adds, B×L×D."""
+    raise NotImplementedError
+
+  def mlp(self, x_BxLxD: jax.Array) -> jax.Array:
+    """Returns what the MLP adds, B×L×D."""
+    raise NotImplementedError
+
+  def linear(
+    self, name: str, features: int, weight: RoleAndInit, axes: tuple[str, str]
+  ) -> Linear:
+    """Returns a linear layer, with a bias if the model has biases."""
+    bias = self.rules.bias(residual=True) if self.config.bias else None
+    dtype = self.config.compute_dtype
+    return Linear(features, weight, axes, bias, dtype, name=name)
+
+
+def stream(x_BxLxD: jax.Array) -> jax.Array:
+  """Lays the residual stream out as the mesh splits it."""
+  return nn.with_logical_constraint(x_BxLxD, ('batch', 'length', 'features'))
+
+
+def embedding(module: nn.Module, rules: Parametrization) -> jax.Array:
+  """Declares the embedding of tokens, V×D."""
+  c = rules.model
+  return declare(
+    module,
+    'embedding',
+    rules.embedding(),
+    ('vocab', 'width'),
+    (c.vocab_size, c.width),
+  )
+
+
+def look_up(
+  embedding_VxD: jax.Array, tokens_BxL: jax.Array, dtype: DTypeLike
+) -> jax.Array:
+  """Returns the tokens' rows, B×L×D."""
+  # The table is gathered like any weight, not the rows that are looked up.
+  whole_VxD = nn.with_logical_constraint(embedding_VxD, ('vocab', 'features'))
+  return whole_VxD[tokens_BxL].astype(dtype)
+
+
+def read_out(
+  module: nn.Module,
+  rules: Parametrization,
+  x_BxLxD: jax.Array,
+  embedding_VxD: jax.Array,
+  features: bool,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+  """Returns logits, or what they are the product of.
+
+  Args:
+    module: the model, in which an untied readout is declared.
+    rules: its parametrization.
+    x_BxLxD: normalised residual stream.
+    embedding_VxD: the readout too, if it is tied.
+    features: whether the product is left to the caller.
+
+  Returns:
+    Logits B×L×V in the compute dtype; with `features` the scaled stream, B×L×D,
+    and the readout, V×D.
+  """
+  c = rules.model
+  x_BxLxD *= rules.readout_multiplier
+  if c.tie_embeddings:
+    readout_VxD = embedding_VxD
+  else:
+    role, init = rules.readout()
+    if c.zero_init_readout:
+      init = nn.initializers.zeros
+    axes, shape = ('vocab', 'width'), (c.vocab_size, c.width)
+    readout_VxD = declare(module, 'readout', (role, init), axes, shape)
+  if features:
+    return x_BxLxD, readout_VxD
+  return matmul(x_BxLxD, readout_VxD.astype(c.compute_dtype).T)
+
+
+def matmul(x: jax.Array, w_IxO: jax.Array) -> jax.Array:
+  """Returns x·W for x of shape (…, I), with the gradients of that formula.
+
+  XLA's CPU code is slow for the weight gradient xᵀ·g where x, which it
+  transposes, has more columns than g. There (gᵀ·x)ᵀ is computed instead, which
+  makes whole training steps faster (docs/performance.md).
+  """
+  if remat.platform() != 'cpu':
+    return jnp.dot(x, w_IxO)
+  return _product(x, w_IxO)
+
+
+@jax.custom_vjp
+def _product(x: jax.Array, w_IxO: jax.Array) -> jax.Array:
+  return jnp.dot(x, w_IxO)
+
+
+def _product_forward(x: jax.Array, w_IxO: jax.Array):
+  return jnp.dot(x, w_IxO), (x, w_IxO)
+
+
+def _product_backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array):
+  x, w_IxO = residuals
+  # Not reshaped to a matrix: batch and length may be split over devices.
+  rows = tuple(range(x.ndim - 1))
+  if x.shape[-1] > g.shape[-1]:
+    # The barrier keeps the compiler from undoing the transposition.
+    gradient_OxI = jax.lax.optimization_barrier(
+      jnp.tensordot(g, x, (rows, rows))
+    )
+    return jnp.dot(g, w_IxO.T), gradient_OxI.T
+  gradient_IxO = jax.lax.optimization_barrier(jnp.tensordot(x, g, (rows, rows)))
+  return jnp.dot(g, w_IxO.T), gradient_IxO
+
+
+_product.defvjp(_product_forward, _product_backward)
