@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from steepest.report import tables, words
-from steepest.report.tables import Tables
+from steepest.report import section, tables, words
+from steepest.report.tables import Comparison, Tables
 
 # Of `optimizer.`, what is no optimizer's own.
 _SHARED = ('decay_mode', 'clip_norm')
@@ -525,3 +525,105 @@ def refusal(fairness: pd.DataFrame, group: str) -> str:
   return '; '.join(
     f'{words.join(names)}: {text}' for text, names in by_text.items()
   )
+
+
+# The section.
+
+
+def sections(comparison: Comparison) -> list[section.Section]:
+  """Returns what was equal and what was not, and every run left out."""
+  blocks: list[section.Block] = [
+    'Data and their order, initial weights, schedule, clipping, precision and '
+    'everything else of a configuration are equal within a group, but for the '
+    'optimizer and its hyperparameters; what differs is left out below. Every '
+    'optimizer is to have the same search: as many trials of as many tokens, '
+    'over as wide a span of rates, of the same kinds of hyperparameters, its '
+    'best inside what was tried, and final runs at that best.',
+    _tuning_table(comparison),
+  ]
+  unequal = comparison.fairness
+  if len(unequal):
+    columns = ['Group', 'Optimizer', 'What is unequal']
+    rows = [
+      [words.named(row['group']), words.name(row['optimizer']), row['text']]
+      for _, row in unequal.iterrows()
+    ]
+    blocks.append(_words('Why optimizers are not ranked', columns, rows))
+  if len(comparison.left_out):
+    rows = comparison.left_out[['run', 'reason']].to_numpy().tolist()
+    blocks.append(_words('Runs left out', ['Run', 'Reason'], rows))
+  notes = _environments(comparison.compared)
+  if notes:
+    blocks += [section.Note(note) for note in notes]
+  return [section.Section('fairness', 'Was it fair?', blocks)]
+
+
+def _words(
+  title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> section.Table:
+  heads = [section.Column(name) for name in columns]
+  return section.Table(title, heads, rows, folded=len(rows) > 8, style='words')
+
+
+def _tuning_table(comparison: Comparison) -> section.Table:
+  tuned = comparison.tuning
+  tokens = words.count_unit(float(tuned['tokens_per_trial'].max() or 0))
+  seconds = words.unit('seconds', tuned['seconds'])
+  rows: list[list[section.Cell | str] | str] = []
+  for group, of in tuned.groupby('group', sort=False):
+    if tuned['group'].nunique() > 1:
+      rows.append(words.named(group))
+    for row in of.to_dict('records'):
+      head = section.Cell(
+        words.name(row['optimizer']), optimizer=row['optimizer']
+      )
+      if not row['trials']:
+        rows.append([head, section.Cell('none', style='bad'), *['–'] * 6])
+        continue
+      ended = [
+        f'{int(row[key])} {text}'
+        for key, text in (('diverged', 'diverged'), ('pruned', 'ended early'))
+        if row[key]
+      ]
+      added = int(row['trials'] - row['planned'])
+      ended += [f'{added} added at an edge'] if added else []
+      sides = '–'
+      if not tables.missing(row['below']):
+        sides = f'{int(row["below"])} lower, {int(row["above"])} higher tried'
+      names = json.loads(row['searched'])
+      rows.append(
+        [
+          head,
+          section.Cell(str(int(row['planned'])), ', '.join(ended)),
+          tokens.number(row['tokens_per_trial']),
+          words.join(words.name(name) for name in names),
+          f'{row["span"]:.3g}×',
+          section.Cell(words.rate(row['best_lr']), sides),
+          words.rate(row['chosen_lr']),
+          seconds.number(row['seconds']),
+        ]
+      )
+  columns = [
+    section.Column('Optimizer'),
+    section.Column('Trials', number=True),
+    section.Column('Tokens of a trial', tokens.label, number=True),
+    section.Column('Searched'),
+    section.Column('Span of rates', number=True),
+    section.Column('Best rate', number=True),
+    section.Column('Rate of final runs', number=True),
+    section.Column('Time of all trials', seconds.label, number=True),
+  ]
+  return section.Table('Search of each optimizer', columns, rows, style='wide')
+
+
+def _environments(compared: pd.DataFrame) -> list[str]:
+  """Says which versions, commits or devices differ among the compared runs."""
+  return [
+    f'{column.removeprefix("env.").replace("_", " ")} differs among the runs: '
+    f'{words.join(sorted(map(str, compared[column].dropna().unique())))}.'
+    for column in compared
+    if column.startswith(
+      ('env.git', 'env.versions.', 'env.python', 'env.device')
+    )
+    and compared[column].dropna().nunique() > 1
+  ]

@@ -470,11 +470,11 @@ def _claim(
     for a, b, shown in zip(pairs['first'], pairs['second'], pairs['p_holm'])
     if not shown < statistics.LEVEL
   ]
-  unseen = pairs['detectable'].max()
+  unseen = words.unit(column.key).difference(pairs['detectable'].max())
   return {
     'reason': f'no difference shown between {name} and '
-    f'{words.join(rivals, "or")}; one of {unseen:.3g} would have been seen '
-    f'with {statistics.POWER:.0%} chance',
+    f'{words.join(rivals, "or")}; one of {unseen.removeprefix("+")} would have '
+    f'been seen with {statistics.POWER:.0%} chance',
     'p': p,
   }
 
