@@ -4,124 +4,125 @@
     python -m launch.report --compare=scores/a,scores/b --out=scores/a-b
 
 --runs: directories are searched for runs; those with stage=final are compared,
-those with stage=tune give the learning-rate curves. Runs may still be under
-way. --transfer: what launch.transfer found about wider models. --claims: a
-page of a paper's claims, each with what it rests on.
+those with stage=tune tell how each optimizer was tuned. Runs may still be under
+way. A directory with the tables of a report is read likewise. --claims: a page
+of a paper's claims, each with what it rests on.
 --compare: two models, each scored by launch.evaluate (its --out) or at the end
 of its training (its workdir), question by question.
 """
 
+from collections.abc import Sequence
+import os
 import pathlib
+import shlex
 import sys
+from typing import TYPE_CHECKING
 
 from absl import flags
-from rich.console import Console
 
 from steepest.launch import cli
+
+if TYPE_CHECKING:
+  from rich.console import Console
 
 
 def main() -> None:
   """The command."""
   runs = flags.DEFINE_list(
-    'runs', [], 'Run directories, or directories that hold some.'
+    'runs', [], 'Run directories, directories that hold some, or tables.'
   )
   compare = flags.DEFINE_list(
     'compare', [], 'Two directories with results.json of the same tasks.'
   )
   out = flags.DEFINE_string(
-    'out',
-    None,
-    'Directory for report.html, report.json and report.md, or compare.html '
-    'and compare.json.',
+    'out', None, 'Directory for report.html or compare.html, and its tables.'
   )
-  transfer = flags.DEFINE_string(
-    'transfer',
+  step_times = flags.DEFINE_string(
+    'step_times',
     '',
-    'Workdir of launch.transfer, whose transfer.json the report shows too.',
+    'JSON like the timing.json of a study, which it stands for.',
   )
-  accept = flags.DEFINE_bool(
+  insist = flags.DEFINE_bool(
     'accept_unequal_budgets',
     False,
     'Rank losses and scores of optimizers that were not tuned alike too.',
   )
-  page = flags.DEFINE_bool(
+  claims = flags.DEFINE_bool(
     'claims',
     False,
     'Write claims.md too: what arXiv 2507.08472 claims beside what was found.',
   )
-  cli.run(
-    lambda: _report(
-      runs.value,
-      compare.value,
-      out.value,
-      accept.value,
-      transfer.value,
-      page.value,
-    ),
-    __doc__,
-  )
+
+  def run() -> None:
+    if bool(runs.value) == bool(compare.value):
+      raise ValueError(
+        '--runs is missing: give --runs=DIR,… or --compare=DIR,DIR'
+        if not runs.value
+        else 'give either --runs or --compare'
+      )
+    if compare.value and len(compare.value) != 2:
+      raise ValueError(
+        f'--compare takes two directories, there are {len(compare.value)}'
+      )
+    if not out.value:
+      raise ValueError('--out is missing: give --out=DIR')
+    command = ['python', '-m', 'launch.report', *sys.argv[1:]]
+    if compare.value:
+      path = _compare(compare.value, out.value, command)
+    else:
+      path = write(
+        runs.value,
+        out.value,
+        command,
+        insist=insist.value,
+        step_times=step_times.value,
+        claims_too=claims.value,
+      )
+    print(f'report: {path}')
+
+  cli.run(run, __doc__)
 
 
-def _report(
-  paths: list[str],
-  compared: list[str],
-  out: str | None,
-  accept: bool,
-  transfer_dir: str,
-  claims_too: bool,
-) -> None:
-  if bool(paths) == bool(compared):
-    raise ValueError(
-      '--runs is missing: give --runs=DIR,… or --compare=DIR,DIR'
-      if not paths
-      else 'give either --runs or --compare'
-    )
-  if compared and len(compared) != 2:
-    raise ValueError(
-      f'--compare takes two directories, there are {len(compared)}'
-    )
-  if not out:
-    raise ValueError('--out is missing: give --out=DIR')
-  if compared:
-    print(f'report: {_compare(compared, out)}')
-    return
+def write(
+  paths: Sequence[str | os.PathLike[str]],
+  out: str | os.PathLike[str],
+  command: Sequence[str],
+  insist: bool = False,
+  step_times: str = '',
+  claims_too: bool = False,
+) -> pathlib.Path:
+  """Compares the runs in directories; returns the path of the page."""
   # --help need not wait for the plot library.
-  from steepest.eval.comparing import claims, comparison
-  from steepest.eval.parametrization import transfer
-  from steepest.eval.plots import widths as width_plots
-  from steepest.eval.report import page as report_page, report
-  from steepest.experiments import base
-  from steepest.training import config as validation
+  from steepest.report import page, report, results, tables, verdicts
+  from steepest.training import config
 
-  # What older runs lack is what was done before there was a key for it.
-  defaults = validation.as_json(base.get_config())
-  found = comparison.load_runs(paths, defaults)
-  result = comparison.compare(found, accept_unequal_budgets=accept)
-  widths = transfer.read(transfer_dir) if transfer_dir else None
-  path = report.write(result, out, _command(), widths)
+  found = tables.read(paths, *config.of_earlier_runs())
+  timing = tables.read_timing(pathlib.Path(step_times)) if step_times else None
+  comparison = verdicts.compare(found, insist, timing)
+  path = report.write(comparison, out, command)
   if claims_too:
-    widths = widths or width_plots.own_result(result.runs)
-    text = claims.claims_page(result, widths)
-    report_page.replace(path.with_name('claims.md'), text)
-  report.print_table(result, _console())
-  print(f'report: {path}')
+    from steepest.report import claims
 
-
-def _compare(directories: list[str], out: str) -> pathlib.Path:
-  from steepest.eval.comparing import pairs
-  from steepest.eval.report import pairs as report_pairs
-
-  pairing = pairs.compare(*map(pairs.read, directories))
-  path = report_pairs.write(pairing, out, _command())
-  report_pairs.print_table(pairing, _console())
+    page.replace(path.with_name('claims.md'), claims.markdown(comparison))
+  results.print_table(comparison, _console())
   return path
 
 
-def _command() -> list[str]:
-  return ['python', '-m', 'launch.report', *sys.argv[1:]]
+def _compare(
+  directories: Sequence[str], out: str, command: Sequence[str]
+) -> pathlib.Path:
+  from steepest.report import pairs
+
+  first, second = map(pairs.read, directories)
+  pairing = pairs.compare(first, second)
+  path = pairs.write(pairing, out, {'Command': shlex.join(command)})
+  pairs.print_table(pairing, _console())
+  return path
 
 
-def _console() -> Console:
+def _console() -> 'Console':
+  from rich.console import Console
+
   console = Console()
   return console if console.is_terminal else Console(width=120)
 

@@ -406,7 +406,7 @@ def _off(
     elif _is_horizon(name, chosen[name], best[name], trial, final):
       continue
     said.append(
-      f'final runs have {name} {chosen[name]:.4g}, the best trial '
+      f'final runs have {words.name(name)} {chosen[name]:.4g}, the best trial '
       f'{best[name]:.4g}'
     )
   return '; '.join(said)
@@ -493,7 +493,7 @@ def _unequal(tuned: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
       )
       said.append((optimizer, 'span', text))
     for name in json.loads(row['edges']):
-      text = f'its best {name} is the lowest or highest tried'
+      text = f'its best {words.name(name)} is the lowest or highest tried'
       said.append((optimizer, 'edge', text))
     if row['off']:
       said.append((optimizer, 'final runs', row['off']))

@@ -157,7 +157,7 @@ def _cell(unit: words.Unit, row: Any, wins: bool) -> Cell:
   if row is None or pd.isna(row['mean']):
     return Cell(words.MISSING)
   error = row['sd'] if math.isnan(row['chance']) else row['stderr']
-  note = '' if pd.isna(error) else f'± {unit.number(error)}'
+  note = f'± {unit.number(error)}' if error > 0 else ''
   return Cell(
     unit.number(row['mean']),
     note,
@@ -188,32 +188,44 @@ def _listed(columns: pd.Series) -> str:
   return words.join(words.column(column) for column in columns)
 
 
-def print_table(comparison: Comparison, console: Console) -> None:
-  """Prints the results, every benchmark's among them, and the answers."""
-  if comparison.insisted and comparison.fairness['refuses'].any():
-    console.print(_INSISTED, markup=False)
-  shown = list(comparison.verdicts['column'].unique())
-  held = table(
-    comparison,
-    [
-      *_COLUMNS[:2],
-      *sorted(
-        (key for key in shown if key not in _COLUMNS[:2]),
-        key=lambda key: key in _COLUMNS,
-      ),
-    ],
-  )
-  rows, subject = [], ''
-  for row in held.rows:
-    if isinstance(row, str):
-      subject = f'{row} '
-      continue
-    texts = [_plain(cell) for cell in row]
-    rows.append([f'{subject or _subject(comparison)}{texts[0]}', *texts[1:]])
+def plain_table(
+  comparison: Comparison,
+) -> tuple[list[str], list[list[str]], str]:
+  """Returns heads, rows and a note: the results as text, with every score."""
+  keys = [
+    *_COLUMNS[:2],
+    *(k for k in comparison.verdicts['column'].unique() if k not in _COLUMNS),
+    *_COLUMNS[2:],
+  ]
+  held = table(comparison, keys)
   heads = [
     f'{column.title} ({column.unit})' if column.unit else column.title
     for column in held.columns
   ]
+  subject = words.named(comparison.groups[0]) if comparison.groups else ''
+  rows = []
+  for row in held.rows:
+    if isinstance(row, str):
+      subject = row
+      continue
+    texts = [_plain(cell) for cell in row]
+    rows.append([f'{subject} {texts[0]}', *texts[1:]])
+  return (
+    heads,
+    rows,
+    (
+      '± is the standard deviation over seeds, of accuracies the standard '
+      'error over seeds and questions; ● better than every other optimizer, '
+      'beyond chance.'
+    ),
+  )
+
+
+def print_table(comparison: Comparison, console: Console) -> None:
+  """Prints the results, every benchmark's among them, and the answers."""
+  if comparison.insisted and comparison.fairness['refuses'].any():
+    console.print(_INSISTED, markup=False)
+  heads, rows, note = plain_table(comparison)
   words.print_table(console, heads, rows)
   for answer in answers(comparison):
     console.print(f'{answer.subject}: {answer.text}', markup=False)
@@ -222,15 +234,7 @@ def print_table(comparison: Comparison, console: Console) -> None:
     console.print(
       f'  not compared: {row["run"]}: {row["reason"]}', markup=False
     )
-  console.print(
-    '± is the standard deviation over seeds, of accuracies (%) the standard '
-    'error; ● better than every other optimizer, beyond chance.',
-    style='dim',
-  )
-
-
-def _subject(comparison: Comparison) -> str:
-  return f'{words.named(comparison.groups[0])} ' if comparison.groups else ''
+  console.print(note, style='dim')
 
 
 def _plain(cell: Cell | str) -> str:

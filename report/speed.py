@@ -120,15 +120,15 @@ def trade_off(comparison: Comparison) -> list[section.Section]:
   )
   if len(untimed):
     caption += (
-      ' Crossed marks: times of unlike moments or machines, which are shown and '
-      'not compared.'
+      ' Crossed marks: times of unlike moments or machines, which are shown '
+      'and not compared.'
     )
   figure = section.Figure(
     'trade-off',
     'Training time and validation loss of each optimizer',
     caption,
     {'data': data, 'layout': layout},
-    optimizers=theme.names(marks['optimizer']),
+    optimizers={name: words.name(name) for name in marks['optimizer']},
   )
   title = 'What a lower loss takes'
   return [section.Section('trade-off', title, [figure], folded=False)]
@@ -250,8 +250,8 @@ def sections(comparison: Comparison) -> list[section.Section]:
   reached = to_target(comparison)
   if len(reached):
     blocks += [
-      'What each optimizer takes to the final validation loss of AdamW’s run of '
-      'the same seed. Where the learning rate decays, a loss on the way is one '
+      'How long each optimizer takes to the final loss of AdamW’s run of the '
+      'same seed. Where the learning rate decays, a loss on the way is one '
       'before the decay, so that a speed-up is a lower bound: a run planned to '
       'end there would take less.',
       _target_table(comparison, reached),
@@ -270,7 +270,7 @@ def to_target(comparison: Comparison) -> pd.DataFrame:
   loss minus the target). The curve is the run's validation losses, made to fall
   by isotonic regression, and linear between two.
   """
-  rows = []
+  rows: list[dict[str, Any]] = []
   done = comparison.compared
   done = done[(done['status'] == 'finished') & done['loss'].notna()]
   points = comparison.tables.points
@@ -408,7 +408,7 @@ def _costs(comparison: Comparison) -> section.Table:
     columns,
     rows,
     note='A run: the mean over seeds. Its search: all trials together. Times '
-    'are those of the runs and their machines, of training steps alone, without '
+    'are those of the runs and their machines: training steps, without '
     'compilation, evaluation and checkpoints. Extra passes: estimates of the '
     'curvature in a run.',
     style='wide',

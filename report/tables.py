@@ -8,7 +8,7 @@ with their columns. A topic of the report takes a `Comparison`, which is the
 tables and what verdicts.py concludes from them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import json
 import math
@@ -215,6 +215,7 @@ class Comparison:
 def read(
   paths: Iterable[str | os.PathLike[str]],
   defaults: Mapping[str, Any] | None = None,
+  ignored: Collection[str] = (),
 ) -> Tables:
   """Reads every run at or under `paths`, each once.
 
@@ -225,6 +226,7 @@ def read(
     paths: run directories, directories that hold some, or a report's tables.
     defaults: a config's groups and keys; what a run's config lacks, because it
       was made before there was the key, is taken from here.
+    ignored: keys of configs that have no effect.
 
   Raises:
     FileNotFoundError: a path does not exist or holds no run.
@@ -248,7 +250,9 @@ def read(
     written += [_read_tables(path) for path in tables]
     for directory in directories:
       found.setdefault(directory.resolve(), directory)
-  frames = [_read_runs(found, _flatten(defaults or {}))] if found else []
+  frames = (
+    [_read_runs(found, _flatten(defaults or {}), ignored)] if found else []
+  )
   return _placed(_joined([*frames, *written]))
 
 
@@ -335,7 +339,9 @@ def _run_directories(root: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _read_runs(
-  directories: Mapping[pathlib.Path, pathlib.Path], defaults: dict[str, Any]
+  directories: Mapping[pathlib.Path, pathlib.Path],
+  defaults: dict[str, Any],
+  ignored: Collection[str],
 ) -> Tables:
   """Reads run directories, given as resolved path → path as it was given."""
   shared = pathlib.Path(os.path.commonpath([p.parent for p in directories]))
@@ -350,7 +356,7 @@ def _read_runs(
         {'study': studies[study]} | _flatten(_read_json(study / 'config.json'))
       )
       parts['timing'] += _timing(study, studies[study])
-    run, points = _read_run(path, name, defaults)
+    run, points = _read_run(path, name, defaults, ignored)
     run['study'] = '' if study is None else studies[study]
     parts['runs'].append(run)
     parts['points'].append(points)
@@ -379,7 +385,10 @@ def _study_of(directory: pathlib.Path) -> pathlib.Path | None:
 
 
 def _read_run(
-  path: pathlib.Path, name: str, defaults: dict[str, Any]
+  path: pathlib.Path,
+  name: str,
+  defaults: dict[str, Any],
+  ignored: Collection[str],
 ) -> tuple[dict[str, Any], pd.DataFrame]:
   """Returns a run's row and its logged points."""
   leaves = _flatten(_read_json(path / 'config.json'))
@@ -424,7 +433,7 @@ def _read_run(
         loss = summary['eval_loss']
         row['loss'] = float(summary['train_loss'] if loss is None else loss)
     row['sources'] = _sources(name, summary)
-  row |= {f'config.{key}': value for key, value in leaves.items()}
+  row |= {f'config.{k}': v for k, v in leaves.items() if k not in ignored}
   devices = env['devices'] if 'devices' in env else []
   kind = env['device_kind'] if 'device_kind' in env else 'unknown device'
   row |= {f'env.{k}': v for k, v in _flatten(env).items() if k != 'devices'}

@@ -351,6 +351,20 @@ def _first_line(error: Exception) -> str:
   return f'{type(error).__name__}: {text[0][:200]}'
 
 
+def of_earlier_runs() -> tuple[dict[str, Any], frozenset[str]]:
+  """Returns how to read the configurations of runs of earlier versions.
+
+  Returns:
+    What a key that a run lacks stands for: the default, and of removed keys the
+    value with which they did nothing; and keys that never did anything.
+  """
+  effective = {k: v for k, v in _REMOVED.items() if v is not _ANY}
+  return (
+    as_json(base.get_config()) | effective,
+    frozenset(_REMOVED) - frozenset(effective),
+  )
+
+
 def as_json(config: ConfigDict) -> dict[str, Any]:
   """Returns the configuration as config.json holds it."""
   return json.loads(config.to_json())
