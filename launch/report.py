@@ -93,11 +93,11 @@ def write(
 ) -> pathlib.Path:
   """Compares the runs in directories; returns the path of the page."""
   # --help need not wait for the plot library.
-  from steepest.report import page, report, results, tables, verdicts
+  from steepest.report import page, report, results, runs, tables, verdicts
   from steepest.training import config
 
   found = tables.read(paths, *config.of_earlier_runs())
-  timing = tables.read_timing(pathlib.Path(step_times)) if step_times else None
+  timing = runs.read_timing(pathlib.Path(step_times)) if step_times else None
   comparison = verdicts.compare(found, insist, timing)
   path = report.write(comparison, out, command)
   if claims_too:

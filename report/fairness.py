@@ -1,8 +1,6 @@
-"""Which runs may stand beside one another, and whether they were tuned alike.
+"""Whether every optimizer of a group was tuned with the same effort.
 
-Two questions, each answered in words. Which final runs are alike in everything
-but the optimizer and its hyperparameters? And was every optimizer of a group
-tuned with the same effort? Where it was not, losses and scores are not ranked.
+Where it was not, losses and scores are not ranked, and a table says why.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,39 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from steepest.report import section, tables, words
+from steepest.report import section, selection, tables, words
 from steepest.report.tables import Comparison, Tables
 
-# Of `optimizer.`, what is no optimizer's own.
-_SHARED = ('decay_mode', 'clip_norm')
-# Without influence on losses and parameters. The data are compared by their
-# fingerprint, not by where they lie; the benchmarks by their questions.
-_IRRELEVANT = (
-  'seed',
-  'microbatches',
-  'mesh.data',
-  'mesh.fsdp',
-  'mesh.tensor',
-  'mesh.sequence',
-  'model.remat',
-  'data.source',
-  'data.verify',
-  'eval_every',
-  'eval_tasks',
-  'eval_tasks_every',
-  'eval_tasks_limit',
-  'eval_tasks_data',
-  'checkpoint_every',
-  'checkpoints_kept',
-  'checkpoints_at',
-  'stall_seconds',
-  'stop_grace_seconds',
-  'wandb_project',
-)
-# By how much the losses before the first update may differ, relatively: they
-# are those of the same weights on the same batch, up to rounding.
-_ROUNDING = {'float32': 1e-4}
-_COARSE_ROUNDING = 2e-3
 # Kinds of hyperparameters; every optimizer that has one of a kind searches it,
 # or none does. Those of no kind are an optimizer's own.
 _KINDS = {
@@ -71,165 +39,7 @@ _NARROWER = 0.75
 _SAME = 1e-5
 
 
-def select(tables_: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
-  """Picks the final runs that are compared.
-
-  Of each group the largest set that is alike: with the most optimizers, then
-  the most runs, then read first. Of each optimizer one setting, that of most
-  seeds.
-
-  Returns:
-    The compared rows of runs, and run, group, reason of the others.
-  """
-  runs = tables_.runs
-  compared, left_out = [], []
-  for group, finals in runs[runs['stage'] == 'final'].groupby(
-    'group', sort=False
-  ):
-    kept, out = _select(finals, _searched_keys(runs, finals))
-    compared.append(kept)
-    left_out += [{'run': r, 'group': group, 'reason': why} for r, why in out]
-  return (
-    pd.concat(compared) if compared else runs.iloc[:0],
-    pd.DataFrame(left_out, columns=['run', 'group', 'reason']),
-  )
-
-
-def _searched_keys(runs: pd.DataFrame, finals: pd.DataFrame) -> list[str]:
-  """Returns the columns of what studies searched beside the optimizer's own."""
-  trials = runs[(runs['stage'] == 'tune') & runs['cell'].isin(finals['cell'])]
-  return [
-    column
-    for column in trials
-    if column.startswith(('config.schedule.', 'config.parametrization.'))
-    and any(of[column].nunique() > 1 for _, of in _searches(trials))
-  ]
-
-
-def _select(
-  finals: pd.DataFrame, searched: Sequence[str]
-) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
-  out: list[tuple[str, str]] = []
-  under_way = finals['status'] == 'unfinished'
-  out += [(run, 'still under way') for run in finals.loc[under_way, 'run']]
-  finals = finals[~under_way]
-  if not len(finals):
-    return finals, out
-  own = [
-    column
-    for column in finals
-    if column.startswith('config.optimizer.')
-    and column.rpartition('.')[2] not in _SHARED
-  ]
-  free = {*own, *searched, *(f'config.{key}' for key in _IRRELEVANT)}
-  told = [
-    column
-    for column in finals
-    if column.startswith('config.')
-    and not column.startswith('config.study.')
-    and column not in free
-  ]
-  told += [c for c in ('planned_tokens', 'data_fingerprint') if c in finals]
-  finals = _largest(finals, told, out)
-  cells = [
-    _one_setting(of, [*own, *searched], out)
-    for _, of in finals.groupby('optimizer', sort=True)
-  ]
-  kept = _same_start(pd.concat(cells), out)
-  return kept, out
-
-
-def _largest(
-  finals: pd.DataFrame, columns: Sequence[str], out: list[tuple[str, str]]
-) -> pd.DataFrame:
-  """Returns the largest set of runs that are equal in `columns`."""
-  keys = finals[[*columns]].astype(str).agg('\0'.join, axis=1)
-  sets = [finals[keys == key] for key in keys.unique()]
-  best = max(sets, key=lambda of: (of['optimizer'].nunique(), len(of)))
-  for of in sets:
-    if of is not best:
-      why = _differences(of.iloc[0], best.iloc[0], columns)
-      out += [(run, why) for run in of['run']]
-  return best
-
-
-def _differences(
-  run: Mapping[str, Any], other: Mapping[str, Any], columns: Sequence[str]
-) -> str:
-  """Says in which columns a run differs from another one."""
-  return '; '.join(
-    f'{column.removeprefix("config.").replace("_", " ")} is '
-    f'{_shown(run[column])}, not {_shown(other[column])}'
-    for column in columns
-    if str(run[column]) != str(other[column])
-  )
-
-
-def _shown(value: Any) -> str:
-  return 'absent' if pd.isna(value) else str(value)
-
-
-def _one_setting(
-  runs: pd.DataFrame, columns: Sequence[str], out: list[tuple[str, str]]
-) -> pd.DataFrame:
-  """Returns the runs of one optimizer's setting with most seeds, each once."""
-  keys = runs[[*columns]].astype(str).agg('\0'.join, axis=1)
-  settings = [runs[keys == key] for key in keys.unique()]
-  best = max(settings, key=lambda of: of['seed'].nunique())
-  for of in settings:
-    if of is not best:
-      why = _differences(of.iloc[0], best.iloc[0], columns)
-      out += [
-        (run, f'{why} as in the other runs of its optimizer')
-        for run in of['run']
-      ]
-  repeated = best['seed'].duplicated()
-  out += [
-    (run, f'repeats seed {seed}')
-    for run, seed in zip(best['run'][repeated], best['seed'][repeated])
-  ]
-  return best[~repeated]
-
-
-def _same_start(runs: pd.DataFrame, out: list[tuple[str, str]]) -> pd.DataFrame:
-  """Leaves out runs of other initial weights or another first batch.
-
-  Of each seed those stay that most others agree with; of as many, the first.
-  """
-  dropped = []
-  for _, of in runs.groupby('seed'):
-    known = of[of['first_loss'].notna()]
-    if len(known) < 2:
-      continue
-    kind = tables.config(of.iloc[0], 'dtype.compute')
-    within = _ROUNDING[kind] if kind in _ROUNDING else _COARSE_ROUNDING
-    first = known['first_loss'].to_numpy()
-    alike = abs(first[:, None] / first[None, :] - 1) <= within
-    reference = int(alike.sum(1).argmax())
-    for i, (index, run) in enumerate(known.iterrows()):
-      if not alike[reference, i]:
-        dropped.append(index)
-        other = known.iloc[reference]
-        out.append(
-          (
-            run['run'],
-            f'its loss before the first update is {run["first_loss"]:.6g}, '
-            f'not {other["first_loss"]:.6g} as of {other["run"]}: other '
-            'initial weights or another first batch',
-          )
-        )
-  return runs.drop(index=dropped)
-
-
 # How each optimizer was tuned.
-
-
-def _searches(trials: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
-  """Returns the trials of each search: of one cell, on one proxy."""
-  proxy = ['config.model.width', 'config.model.num_layers', 'planned_tokens']
-  keys = ['cell', 'config.parametrization.kind', *proxy]
-  keys = [key for key in keys if key in trials]
-  return list(trials.groupby(keys, sort=True)) if len(trials) else []
 
 
 def tuning(tables_: Tables, compared: pd.DataFrame) -> pd.DataFrame:
@@ -252,7 +62,7 @@ def tuning(tables_: Tables, compared: pd.DataFrame) -> pd.DataFrame:
     ['group', 'optimizer'], sort=False
   ):
     cell = finals['cell'].iloc[0]
-    found = _searches(trials[trials['cell'] == cell])
+    found = selection.searches(trials[trials['cell'] == cell])
     row = {'group': group, 'optimizer': optimizer, 'cell': cell, 'trials': 0}
     if found:
       # Of several proxies the largest is what final runs rest on.

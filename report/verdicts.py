@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from steepest.eval import tasks
-from steepest.report import fairness, speed, statistics, words
+from steepest.report import fairness, selection, speed, statistics, words
 from steepest.report.tables import Comparison, Tables
 
 LOSSES = ('train_loss', 'eval_loss')
@@ -55,13 +55,13 @@ def compare(
     tables: what runs left.
     insist: whether losses and scores are ranked where the optimizers of a group
       were tuned with unequal effort.
-    timing: rows of a throughput benchmark (`tables.read_timing`), used instead
+    timing: rows of a throughput benchmark (`runs.read_timing`), used instead
       of the timing pass of the studies.
   """
   if timing is not None:
     frame = pd.DataFrame(timing, columns=tables.timing.columns)
     tables = dataclasses.replace(tables, timing=frame)
-  compared, left_out = fairness.select(tables)
+  compared, left_out = selection.select(tables)
   tuned = fairness.tuning(tables, compared)
   judged = fairness.judge(tables, tuned)
   cells: list[dict[str, Any]] = []
