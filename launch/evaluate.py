@@ -114,7 +114,7 @@ def _score(
   # Float32 products in float32; bfloat16 ones are what they are.
   jax.config.update('jax_default_matmul_precision', 'highest')
   model = loading.load_model(spec)
-  params, mesh = loading.spread(model.params)
+  params, mesh = loading.replicate(model.params)
   score_fn = likelihoods.make_score_fn(model.features_fn, mesh)
   suite = evaluation.prepare(model.tokenizer, selection, directory, limit)
   suite = evaluation.add_requests(suite, given, model.tokenizer)

@@ -4,11 +4,11 @@
     python -m launch.generate --model=hf:DIR --prompt=Once --temperature=0.8 \\
         --top_p=0.9 --seed=1
 
-One prompt: the text is written as it comes. Several (--prompt=A --prompt=B):
-they are continued side by side and written one after the other, an empty line
-between. A text ends with the end of text, with --tokens, or where the model's
-context is full. Keys and values of earlier tokens are kept, so a token costs a
-pass over that token alone.
+The text after one prompt is written as it comes. Several (--prompt=A
+--prompt=B) are continued side by side and written one after the other, with an
+empty line between. A text ends with the token that ends texts, after --tokens,
+or where the model's context is full. Keys and values are kept, so each token
+costs a pass over that token only.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def main() -> None:
     'prompt': flags.DEFINE_multi_string(
       'prompt',
       [],
-      'What it starts from; without it from an empty text. May be repeated.',
+      'What the text starts with; may be repeated. Without it, with nothing.',
     ),
     'tokens': flags.DEFINE_integer(
       'tokens', 100, 'Most tokens to add to each.', lower_bound=1
@@ -39,20 +39,20 @@ def main() -> None:
     'temperature': flags.DEFINE_float(
       'temperature',
       0.0,
-      'Divides the logits; 0: always the likeliest token.',
+      'Divides the logits; 0: always the most likely token.',
       lower_bound=0.0,
     ),
     'top_k': flags.DEFINE_integer(
       'top_k',
       0,
-      'Draw from so many of the likeliest tokens; 0: from all.',
+      'Draw from that many of the most likely tokens; 0: from all.',
       lower_bound=0,
     ),
     'top_p': flags.DEFINE_float(
       'top_p',
       1.0,
-      'Draw from the likeliest tokens that have this probability together '
-      '(of those that --top_k leaves).',
+      'Draw from the most likely tokens that together have this probability '
+      '(out of those that --top_k leaves).',
       lower_bound=0.0,
       upper_bound=1.0,
     ),
@@ -68,11 +68,10 @@ def _generate(
 ) -> None:
   if not model:
     raise ValueError('--model is missing: give ckpt:WORKDIR or hf:DIR')
-  # JAX starts up for seconds; --help and errors need not wait.
+  # JAX takes seconds to start; --help and errors need not wait.
   import jax
   from jax.sharding import NamedSharding
 
-  from steepest.models import decoding
   from steepest.training import loading
 
   # As launch.evaluate: float32 products in float32.
@@ -81,13 +80,10 @@ def _generate(
   tokenizer = loaded.tokenizer
   sharding = jax.tree.leaves(loaded.params)[0].sharding
   mesh: Any = sharding.mesh if isinstance(sharding, NamedSharding) else None
-  sampler = decoding.Sampler(
-    loaded.extend_fn, loaded.make_cache, tokenizer.vocab_size, mesh
-  )
   texts = [
     _Text(_encode(text, tokenizer), tokenizer) for text in prompt or ['']
   ]
-  rows = sampler(
+  rows = loaded.sampler(mesh)(
     loaded.params,
     [text.ids for text in texts],
     tokens,
@@ -110,7 +106,7 @@ def _encode(prompt: str, tokenizer: 'Tokenizer') -> list[int]:
 
 
 class _Text:
-  """A text that grows; characters are written once they are whole."""
+  """A growing text, of which whole characters are written."""
 
   def __init__(self, ids: list[int], tokenizer: 'Tokenizer'):
     self.ids = list(ids)
@@ -125,7 +121,7 @@ class _Text:
     return True
 
   def new(self, last: bool = False) -> str:
-    """Returns what can be written that was not, at last all of it."""
+    """Returns what can be written now; with `last`, all that is left."""
     text = self._tokenizer.decode(self.ids, skip_special_tokens=True)
     if not last:
       # The rest of a character may be in the next token.
@@ -138,7 +134,7 @@ class _Text:
 def _write(
   texts: list[_Text], rows: Iterator[list[int | None]], max_length: int
 ) -> None:
-  """Writes texts: one as it comes, several when all have ended."""
+  """Writes a single text as it comes, several when all have ended."""
 
   def show(text: str) -> None:
     sys.stdout.write(text)

@@ -32,18 +32,15 @@ def _load(spec: str) -> harness.Model:
   import jax
 
   from steepest.eval import likelihoods
-  from steepest.models import decoding
   from steepest.training import loading
 
   # As launch.evaluate: float32 products in float32.
   jax.config.update('jax_default_matmul_precision', 'highest')
   loaded = loading.load_model(spec)
-  params, mesh = loading.spread(loaded.params)
+  params, mesh = loading.replicate(loaded.params)
   return harness.Model(
     likelihoods.make_score_fn(loaded.features_fn, mesh),
-    decoding.Sampler(
-      loaded.extend_fn, loaded.make_cache, loaded.tokenizer.vocab_size, mesh
-    ),
+    loaded.sampler(mesh),
     params,
     loaded.tokenizer,
     loaded.max_length,

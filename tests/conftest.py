@@ -36,6 +36,17 @@ def golden() -> pathlib.Path:
   return ROOT / 'tests' / 'golden'
 
 
+@pytest.fixture(scope='session')
+def logits_of():
+  """Returns the logits B×L×V of a loaded model after tokens B×L."""
+
+  def logits(loaded, tokens):
+    x, readout = jax.jit(loaded.features_fn)(loaded.params, tokens, None, None)
+    return x @ readout.T
+
+  return logits
+
+
 @pytest.fixture
 def run_command(tmp_path: pathlib.Path):
   """Runs `python -m launch.NAME …` from the root as a user would."""

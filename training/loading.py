@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from steepest.data import tokenizers
+from steepest.experiments import base
 from steepest.models import (
   config as model_config,
   decoding,
@@ -26,29 +27,39 @@ from steepest.training.checkpoint import Checkpointer
 
 
 class LoadedModel(NamedTuple):
-  """A trained model, ready to be scored.
+  """A trained model.
 
   Attributes:
-    logits_fn: (params, tokens B×L) → float32 logits B×L×V.
     features_fn: what scores are computed from; see eval/likelihoods.py.
-    extend_fn: what texts are continued with; see models/decoding.py.
-    make_cache: (rows, length) → its empty cache.
     params: on the devices.
-    tokenizer: that goes with it.
-    max_length: most tokens that go in.
-    description: where it is from, JSON values.
+    tokenizer: the one that it was trained with.
     rules: its shapes and multipliers.
+    description: where it is from, JSON values.
   """
 
-  logits_fn: Any
   features_fn: Any
-  extend_fn: Any
-  make_cache: Any
   params: Any
   tokenizer: tokenizers.Tokenizer
-  max_length: int
-  description: dict[str, Any]
   rules: parametrization.Parametrization
+  description: dict[str, Any]
+
+  @property
+  def max_length(self) -> int:
+    """Most tokens that go in."""
+    return self.rules.model.context
+
+  def sampler(self, mesh: Mesh | None) -> decoding.Sampler:
+    """Returns what continues texts with parameters that lie on `mesh`."""
+    # Nothing is differentiated, so nothing is rematerialised.
+    model = dataclasses.replace(self.rules.model, remat='none')
+    rules = dataclasses.replace(self.rules, model=model)
+    module = model_config.find_model(model.name).Model(model, rules)
+    return decoding.Sampler(
+      functools.partial(decoding.extend, module),
+      functools.partial(decoding.make_cache, model),
+      self.tokenizer.vocab_size,
+      mesh,
+    )
 
 
 def load_model(spec: str) -> LoadedModel:
@@ -65,10 +76,10 @@ def load_model(spec: str) -> LoadedModel:
   raise ValueError(f'--model={spec}: give hf:DIR or ckpt:WORKDIR')
 
 
-def spread(params: Any) -> tuple[Any, Mesh | None]:
+def replicate(params: Any) -> tuple[Any, Mesh | None]:
   """Returns the parameters and the mesh that they lie on.
 
-  Parameters of one device are copied to all others, which share the rows.
+  Parameters of one device are copied to all, which then share the rows.
   """
   sharding = jax.tree.leaves(params)[0].sharding
   if isinstance(sharding, NamedSharding):
@@ -83,8 +94,6 @@ def spread(params: Any) -> tuple[Any, Mesh | None]:
 
 
 def _load_hf(directory: str) -> LoadedModel:
-  from steepest.experiments import base
-
   config = base.get_config()
   config.model.update(huggingface.read_config(directory))
   config.dtype.compute = 'float32'
@@ -92,14 +101,11 @@ def _load_hf(directory: str) -> LoadedModel:
   rules = parametrization.resolve(config.parametrization, model)
   module = model_config.find_model(model.name).Model(model, rules)
   return LoadedModel(
-    lambda params, *inputs: module.apply({'params': params}, *inputs),
     lambda params, *inputs: module.apply({'params': params}, *inputs, True),
-    *_decoding(rules),
     jax.device_put(huggingface.read_params(directory, model)),
     tokenizers.load(f'hf:{directory}'),
-    model.context,
-    {'model': f'hf:{directory}'},
     rules,
+    {'model': f'hf:{directory}'},
   )
 
 
@@ -109,7 +115,7 @@ def _load_checkpoint(workdir: pathlib.Path) -> LoadedModel:
   if not (workdir / 'tokenizer.json').exists():
     raise FileNotFoundError(
       f'ckpt:{workdir}: no tokenizer.json; a run on a flat token file has '
-      'none, put the one that made the tokens there'
+      'none: copy the one that made the tokens there'
     )
   config = validation.read_config(workdir)
   tokenizer = tokenizers.load(f'hf:{workdir}')
@@ -133,31 +139,16 @@ def _load_checkpoint(workdir: pathlib.Path) -> LoadedModel:
   else:
     params = checkpointer.restore_params(program.state_shapes.params, steps)
   return LoadedModel(
-    program.logits,
     program.features,
-    *_decoding(rules),
     params,
     tokenizer,
-    model.context,
-    {'model': f'ckpt:{workdir}', 'steps': steps},
     rules,
-  )
-
-
-def _decoding(rules: parametrization.Parametrization) -> tuple[Any, Any]:
-  """Returns what extends a text, and what makes its cache."""
-  # Nothing is differentiated, so nothing is recomputed.
-  model = dataclasses.replace(rules.model, remat='none')
-  rules = dataclasses.replace(rules, model=model)
-  module = model_config.find_model(model.name).Model(model, rules)
-  return (
-    functools.partial(decoding.extend, module),
-    functools.partial(decoding.make_cache, model),
+    {'model': f'ckpt:{workdir}', 'steps': steps},
   )
 
 
 def _fit_mesh(mesh: ConfigDict, width: int) -> None:
-  """Splits the model over the devices here where the run had others."""
+  """Splits the model over the devices here if the run had others."""
   try:
     mesh_lib.make_mesh(mesh)
   except ValueError:

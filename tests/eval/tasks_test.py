@@ -1,8 +1,12 @@
 """Prompts, and what --tasks selects."""
 
+import json
+import pathlib
+import textwrap
+
 import pytest
 
-from steepest.eval import tasks
+from steepest.eval import questions, tasks
 
 
 def _example(name: str, doc: dict) -> tasks.Example:
@@ -176,3 +180,55 @@ def test_boolq_and_openbookqa_prompts():
 def test_an_answer_outside_the_choices_is_refused():
   with pytest.raises(ValueError, match='answer 2 of 2'):
     _example('piqa', {'goal': 'g', 'sol1': 'a', 'sol2': 'b', 'label': 2})
+
+
+def _example_file(tmp_path) -> pathlib.Path:
+  """The file that eval/tasks.py shows, as its reader would write it."""
+  lines = tasks.__doc__.split('say ./trivia.py:')[1].split('and put the')[0]
+  path = tmp_path / 'trivia.py'
+  path.write_text(textwrap.dedent(lines), 'utf-8')
+  return path
+
+
+def test_a_task_file_outside_is_scored_like_ours(tmp_path):
+  path = _example_file(tmp_path)
+  docs = [
+    {'question': f'{i}?', 'options': ['a', ' b'], 'gold': 1} for i in range(4)
+  ]
+  lines = [json.dumps(doc) + '\n' for doc in docs]
+  (tmp_path / 'trivia.jsonl').write_text(''.join(lines))
+  selection = tasks.select(f'arc_easy,{path}:3')
+  assert [task.name for task in selection.tasks] == ['arc_easy', 'trivia']
+  [question, *rest] = questions.read_questions(
+    selection.tasks[1:], tmp_path, limits=selection.limits
+  )
+  assert len(rest) == 2
+  assert question.pairs() == [('Q: 0?\nA:', ' a'), ('Q: 0?\nA:', '  b')]
+  assert question.example.gold == 1
+
+
+@pytest.mark.parametrize(
+  'before, after, said',
+  [
+    ('TASKS = ', 'TUSKS = ', "has no attribute 'TASKS'"),
+    ("'trivia', ", "'arc_easy', ", "the name 'arc_easy' is taken"),
+    ("'acc_norm'", "'f1'", "trivia has the metric 'f1', there are acc, "),
+    ('import Task, ', 'import Tusk, ', "ImportError: .*'Tusk'"),
+    ("(Task('trivia'", "(1, Task('trivia'", 'TASKS has 1, not a Task'),
+  ],
+)
+def test_what_is_wrong_in_a_task_file_is_one_line(
+  tmp_path, before, after, said
+):
+  path = _example_file(tmp_path)
+  text = path.read_text('utf-8')
+  assert before in text
+  path.write_text(text.replace(before, after), 'utf-8')
+  with pytest.raises(ValueError, match=said) as error:
+    tasks.select(str(path))
+  assert '\n' not in str(error.value)
+
+
+def test_a_task_file_that_is_gone_is_named():
+  with pytest.raises(FileNotFoundError, match=r'gone\.py: there is no such'):
+    tasks.select('./gone.py')

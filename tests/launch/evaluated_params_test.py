@@ -51,29 +51,28 @@ def trained(fork_commands, tmp_path_factory):
   return root / 'run', root / 'exported'
 
 
-def _loss(model, batches):
+def _loss(logits_of, model, batches):
   """Returns the mean over the sequences that count, by Optax."""
-  logits = jax.jit(model.logits_fn)
   sums = []
   for batch in batches:
     loss_BxL = optax.softmax_cross_entropy_with_integer_labels(
-      logits(model.params, batch['inputs']), batch['targets']
+      logits_of(model, batch['inputs']), batch['targets']
     )
     sums.append(np.asarray(loss_BxL.mean(-1) * batch['mask']))
   return np.sum(sums) / sum(batch['mask'].sum() for batch in batches)
 
 
-def test_what_is_exported_is_what_was_evaluated(trained):
+def test_what_is_exported_is_what_was_evaluated(trained, logits_of):
   workdir, exported = trained
   summary = json.loads((workdir / 'summary.json').read_text('utf-8'))
   held = assemble.open_data(validation.read_config(workdir)).validation()
   (batches,) = held.values()
   for spec in (f'ckpt:{workdir}', f'hf:{exported}'):
-    loss = _loss(loading.load_model(spec), batches)
+    loss = _loss(logits_of, loading.load_model(spec), batches)
     np.testing.assert_allclose(loss, summary['eval_loss'], rtol=1e-5)
 
 
-def test_what_was_evaluated_is_not_what_was_trained(trained):
+def test_what_was_evaluated_is_not_what_was_trained(trained, logits_of):
   """The last iterate is elsewhere: its loss differs by far more."""
   workdir, _ = trained
   config = validation.read_config(workdir)
@@ -85,5 +84,5 @@ def test_what_was_evaluated_is_not_what_was_trained(trained):
   shapes = jax.eval_shape(lambda: model.params)
   iterate = checkpointer.restore_params(shapes, steps)
   summary = json.loads((workdir / 'summary.json').read_text('utf-8'))
-  loss = _loss(model._replace(params=iterate), batches)
+  loss = _loss(logits_of, model._replace(params=iterate), batches)
   assert abs(loss - summary['eval_loss']) > 1e-3

@@ -3,7 +3,6 @@
 import json
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -58,7 +57,7 @@ def exported(fork_commands, run, tmp_path_factory):
   return out, first, again
 
 
-def test_the_directory_holds_the_model(run, exported):
+def test_the_directory_holds_the_model(run, exported, logits_of):
   out, first, _ = exported
   assert sorted(p.name for p in out.iterdir()) == _FILES
   # The temporary directory is gone.
@@ -79,9 +78,7 @@ def test_the_directory_holds_the_model(run, exported):
     got.tokenizer.eos_id == wanted.tokenizer.eos_id == config['eos_token_id']
   )
   tokens = np.arange(8 * 16, dtype=np.int32).reshape(8, 16)
-  logits = [
-    np.asarray(jax.jit(m.logits_fn)(m.params, tokens)) for m in (wanted, got)
-  ]
+  logits = [np.asarray(logits_of(model, tokens)) for model in (wanted, got)]
   np.testing.assert_allclose(*logits, atol=1e-5)
 
 

@@ -41,7 +41,7 @@ def model(tmp_path_factory) -> pathlib.Path:
   return directory
 
 
-def test_continues_a_text(fork_commands, model):
+def test_continues_a_text(fork_commands, model, logits_of):
   args = [f'--model=hf:{model}', '--tokens=8']
   drawn = ['--prompt=the cat', '--temperature=2', '--top_p=0.95']
   greedy, one, same, empty, both, full = fork_commands(
@@ -62,10 +62,9 @@ def test_continues_a_text(fork_commands, model):
   tokenizer = loaded.tokenizer
   ids = tokenizer.encode('the cat')
   start = len(ids)
-  logits_fn = jax.jit(loaded.logits_fn)
   while len(ids) < start + 8:
     tokens = np.array([ids + [0] * (32 - len(ids))], np.int32)
-    token = int(logits_fn(loaded.params, tokens)[0, len(ids) - 1].argmax())
+    token = int(logits_of(loaded, tokens)[0, len(ids) - 1].argmax())
     if token == tokenizer.eos_id:
       break
     ids.append(token)

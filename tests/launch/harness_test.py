@@ -57,16 +57,20 @@ def answers(spec) -> harness.Answers:
   return harness.Answers(command._load(spec))
 
 
-def _log_probabilities(loaded, ids) -> np.ndarray:
-  logits_LxV = loaded.logits_fn(loaded.params, np.array([ids], np.int32))[0]
-  return np.asarray(jax.nn.log_softmax(logits_LxV))
+@pytest.fixture(scope='module')
+def log_probabilities(loaded, logits_of):
+  def fn(ids) -> np.ndarray:
+    logits_LxV = logits_of(loaded, np.array([ids], np.int32))[0]
+    return np.asarray(jax.nn.log_softmax(logits_LxV))
+
+  return fn
 
 
-def test_scores_are_our_own(answers, loaded):
+def test_scores_are_our_own(answers, loaded, log_probabilities):
   pairs = [('the cat', ' sat'), ('the cat', ' ran to'), ('', 'the dog')]
   ids = requests.tokenize(loaded.tokenizer, pairs)
   for score, (context, target) in zip(answers.loglikelihoods(pairs), ids):
-    logp_LxV = _log_probabilities(loaded, (*context, *target)[:-1])
+    logp_LxV = log_probabilities((*context, *target)[:-1])
     rows = logp_LxV[-len(target) :]
     wanted = sum(row[token] for row, token in zip(rows, target))
     assert score.loglikelihood == pytest.approx(wanted, abs=1e-4)
@@ -74,7 +78,9 @@ def test_scores_are_our_own(answers, loaded):
 
 
 @pytest.mark.parametrize('count', [1, 5, 16, 17, 40])
-def test_rolling_predicts_every_token_once(answers, loaded, count):
+def test_rolling_predicts_every_token_once(
+  answers, loaded, count, log_probabilities
+):
   text = loaded.tokenizer.decode(loaded.tokenizer.encode(_TEXT * 9)[:count])
   ids = loaded.tokenizer.encode(text)
   assert len(ids) == count
@@ -84,7 +90,7 @@ def test_rolling_predicts_every_token_once(answers, loaded, count):
     stop = min(start + _CONTEXT, count)
     # The last window reaches back as far as the model can.
     first = max(0, stop - _CONTEXT)
-    logp_LxV = _log_probabilities(loaded, whole[first:stop])
+    logp_LxV = log_probabilities(whole[first:stop])
     for i in range(start, stop):
       wanted += logp_LxV[i - first, ids[i]]
   [found] = answers.rolling([text])
@@ -92,11 +98,11 @@ def test_rolling_predicts_every_token_once(answers, loaded, count):
   assert math.isfinite(found)
 
 
-def test_generation_is_greedy_and_stops(answers, loaded):
+def test_generation_is_greedy_and_stops(answers, loaded, log_probabilities):
   ids = loaded.tokenizer.encode('the cat')
   new: list[int] = []
   for _ in range(6):
-    new.append(int(_log_probabilities(loaded, ids + new)[-1].argmax()))
+    new.append(int(log_probabilities(ids + new)[-1].argmax()))
   text = loaded.tokenizer.decode(new)
   options = {'until': [], 'max_gen_toks': 6}
   assert answers.generate(['the cat'] * 3, options) == [text] * 3

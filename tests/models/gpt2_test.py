@@ -52,7 +52,7 @@ def test_positions_get_the_sum_of_their_gradients():
   rng = np.random.default_rng(0)
   x_LxD = jnp.asarray(rng.normal(size=(5, 8)), jnp.float32)
   g_BxLxD = jnp.asarray(rng.normal(size=(3, 5, 8)), jnp.float32)
-  value, pull = jax.vjp(lambda x: gpt2._rows(x, 3), x_LxD)
+  value, pull = jax.vjp(lambda x: gpt2._repeat(x, 3), x_LxD)
   np.testing.assert_array_equal(value, np.broadcast_to(x_LxD, (3, 5, 8)))
   np.testing.assert_allclose(pull(g_BxLxD)[0], g_BxLxD.sum(0), rtol=1e-5)
 

@@ -159,7 +159,9 @@ def _small_gpt2(directory):
   return directory
 
 
-def test_an_imported_model_is_its_own_base(configure, golden, tmp_path):
+def test_an_imported_model_is_its_own_base(
+  configure, golden, tmp_path, logits_of
+):
   """The recipe's base width is 64: no factor of µP may touch the import."""
   directory = _small_gpt2(tmp_path / 'hf')
   spec = f'hf:{directory}'
@@ -170,7 +172,7 @@ def test_an_imported_model_is_its_own_base(configure, golden, tmp_path):
   tokenizers.train_bpe(iter(['some text'] * 9), 262).save(directory)
   loaded = loading.load_model(spec)
   tokens = np.load(golden / 'tokens.npy')[: 8 * 16 + 1].astype(np.int32)
-  logits = loaded.logits_fn(loaded.params, tokens[:-1].reshape(8, 16))
+  logits = logits_of(loaded, tokens[:-1].reshape(8, 16))
   losses = -jax.nn.log_softmax(logits).reshape(8 * 16, -1)
   wanted = losses[np.arange(8 * 16), tokens[1:]].mean()
   (row,) = _rows(tmp_path / 'run')
@@ -190,7 +192,7 @@ def test_a_search_shares_its_program(configure):
   assert assemble.make_program(c, model) is not program
 
 
-def test_a_trained_model_is_read_back(configure, tmp_path):
+def test_a_trained_model_is_read_back(configure, tmp_path, logits_of):
   workdir = tmp_path / 'run'
   tokenizer = tokenizers.train_bpe(iter(['some text of no weight'] * 9), 270)
   config = configure('llama,adamw', model__vocab_size=tokenizer.vocab_size)
@@ -207,7 +209,7 @@ def test_a_trained_model_is_read_back(configure, tmp_path):
   saved = _state(workdir, 6)
   params = saved['params'] if isinstance(saved, dict) else saved.params
   jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
-  logits = loaded.logits_fn(loaded.params, np.zeros((1, 5), np.int32))
+  logits = logits_of(loaded, np.zeros((1, 5), np.int32))
   assert logits.shape == (1, 5, tokenizer.vocab_size)
   assert np.isfinite(logits).all()
 
