@@ -81,7 +81,7 @@ def _write_model(directory: pathlib.Path) -> None:
 
 def _compare(directory: pathlib.Path, baseline: subprocess.Popen) -> None:
   model = loading.load_model(f'hf:{directory}')
-  score_fn = likelihoods.make_score_fn(model.features_fn)
+  score_fn = likelihoods.ScoreFn(model.features_fn)
   data = benchmarks.locate(_DATA.value)
   assert baseline.stdout is not None
   print(f'jax {jax.__version__}, {jax.devices()[0].device_kind}; ', end='')

@@ -153,7 +153,7 @@ def run(
   """Scores a model.
 
   Args:
-    score_fn: of `likelihoods.make_score_fn`.
+    score_fn: of `likelihoods.ScoreFn`.
     params: the model's.
     suite: what to score it on.
     max_length: tokens that the model takes.
@@ -267,7 +267,7 @@ def _suite(
 @functools.lru_cache(maxsize=1)
 def _score_fn(features: Features, mesh: Mesh | None) -> ScoreFn:
   """Returns what compiles once for all runs of a program."""
-  return likelihoods.make_score_fn(features, mesh)
+  return likelihoods.ScoreFn(features, mesh)
 
 
 def _ungrouped(

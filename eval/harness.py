@@ -1,7 +1,7 @@
-"""A model of lm-evaluation-harness (the optional package lm-eval).
+"""A model for lm-evaluation-harness (the optional package lm-eval).
 
-Tasks, prompts, metrics and output are then the harness's own; the numbers that
-they are made of come from likelihoods.py and sampling.py.
+Tasks, prompts, metrics and output are the harness's own; log-likelihoods come
+from likelihoods.py and texts from a sampler that is handed in.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 from steepest.data.tokenizers import Tokenizer
 from steepest.eval import requests as requests_lib
 from steepest.eval.likelihoods import Score, ScoreFn
-from steepest.eval.sampling import Sampler
 
-# Rows that are continued together, and tokens until stops are looked for again.
+# Rows continued together, and tokens between two looks for stop strings.
 _ROWS = 16
 _STRIDE = 8
-# The harness's own, where a task gives no number.
+# Tokens to generate where a task does not say: the harness's default.
 _TOKENS = 256
 _TOKEN_KEYS = (
   'max_gen_toks',
@@ -24,6 +23,8 @@ _TOKEN_KEYS = (
   'max_completion_tokens',
 )
 
+# As models/decoding.py has it.
+Sampler = Callable[..., Iterable[list[int | None]]]
 _Pair = tuple[Sequence[int], Sequence[int]]
 
 
@@ -31,7 +32,7 @@ class Model(NamedTuple):
   """What scores and what continues texts.
 
   Attributes:
-    score_fn: of `scoring.make_score_fn`.
+    score_fn: likelihoods.ScoreFn.
     sampler: of the same model.
     params: the model's.
     tokenizer: the model's.
@@ -46,7 +47,7 @@ class Model(NamedTuple):
 
 
 class Answers:
-  """The three questions that the harness asks, without the harness."""
+  """Answers the three kinds of request of the harness, without it."""
 
   def __init__(self, model: Model):
     """Answers for `model`."""
@@ -59,9 +60,9 @@ class Answers:
   def rolling(self, texts: Sequence[str]) -> list[float]:
     """Returns log-likelihoods of whole texts, in nats.
 
-    Every token is predicted once, the first one after the prefix token; a text
-    longer than the model is cut into windows, the last one reaching back as far
-    as the model can.
+    Every token is predicted once, the first one after the prefix token. A text
+    that is longer than the model takes is cut into windows, the last of which
+    reaches back as far as the model can.
     """
     windows: list[_Pair] = []
     owners = []
@@ -80,7 +81,7 @@ class Answers:
     """Continues texts until a stop string, which is left out.
 
     Args:
-      contexts: lose their start where they leave no room.
+      contexts: lose their start where they leave too little room.
       options: the harness's: `until`, `max_gen_toks`, and with `do_sample`
         also `temperature`, `top_k` and `top_p`.
 
@@ -103,11 +104,11 @@ class Answers:
       for context in contexts
     ]
     texts = [''] * len(prompts)
-    # Alike long ones together.
+    # Sorted, so that rows of similar length go together.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for first in range(0, len(order), _ROWS):
       rows = order[first : first + _ROWS]
-      # Always as many, so that one program does.
+      # Always the same number, so that one program does.
       padded = rows + rows[-1:] * (_ROWS - len(rows))
       found = self._continue(
         [prompts[i] for i in padded], tokens, stops, _sampling(options)
@@ -173,7 +174,7 @@ class Answers:
 
 
 def _sampling(options: dict[str, Any]) -> dict[str, Any]:
-  """Returns how tokens are drawn: the likeliest, unless `do_sample`."""
+  """Returns how tokens are drawn: the most likely, unless `do_sample`."""
   if not ('do_sample' in options and options['do_sample']):
     return {}
   known = {'temperature': float, 'top_k': int, 'top_p': float}
@@ -203,7 +204,7 @@ def register(load: Callable[[str], Model]) -> type:
     """`--model steepest --model_args model=ckpt:WORKDIR`."""
 
     def __init__(self, model: str, **options: Any):
-      """Loads `model`; how to batch and where is not for `options` to say."""
+      """Loads `model`; `options` about batches and devices have no effect."""
       super().__init__()
       del options
       self._answers = Answers(load(model))

@@ -1,12 +1,12 @@
 """Log-likelihoods of continuations, in batches of few shapes.
 
-Shape letters: B rows of a batch, L tokens of a row, D features, V vocabulary,
-S shards of the rows, N tokens of a shard, P points of a shard, K points whose
-logits are computed at a time.
+B rows of a batch, L tokens of a row, D features, V vocabulary, S shards of the
+rows, N tokens of a shard, P points of a shard, K points whose logits are
+computed at a time.
 
-packing.py says what goes on which row. Logits are computed only at the
-points, where a request is scored: with a large vocabulary the rest would be a
-good part of the work and most of the memory.
+packing.py says what goes on which row. Logits are computed only at the points
+where a request is scored: with a large vocabulary all others would be much of
+the work and most of the memory.
 """
 
 import collections
@@ -28,18 +28,18 @@ from steepest.eval import packing, requests as requests_lib
 # Tokens of a batch on each device.
 _TOKENS = 2**14
 _TOKENS_CPU = 2**10
-# Bytes of float32 logits at a time on each device: on a CPU what stays near
-# the caches is fastest.
+# Bytes of float32 logits at a time on each device; on a CPU it is fastest if
+# they stay in the caches.
 _LOGITS_BYTES = 2**28
 _LOGITS_BYTES_CPU = 2**24
 _FEWEST_POINTS = 16
-# Batches made ahead of the device, and sent to it but not awaited.
+# Batches packed ahead of the device, and batches sent to it but not awaited.
 _AHEAD = 4
 _FLYING = 2
 
-# (params, tokens B×L, visible B×L×L, positions B×L) → what the readout gets,
-# B×L×D, and the readout, V×D. A token sees itself and those before it in the
-# row that `visible` lets it see.
+# (params, tokens B×L, visible B×L×L, positions B×L) → the two factors of the
+# logits: what goes into the readout, B×L×D, and the readout, V×D. A token sees
+# itself and, of those before it in its row, the ones that `visible` says.
 Features = Callable[
   [Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]
 ]
@@ -48,24 +48,30 @@ Progress = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """Sum of log-probabilities (natural) and whether every token was argmax."""
+  """Sum of log-probabilities, in nats, and whether each token was argmax."""
 
   loglikelihood: float
   is_greedy: bool
 
 
 class ScoreFn:
-  """Scores requests with one jitted function of the parameters.
+  """Scores requests of a causal language model.
 
-  Parameters are an argument, so a model in training is scored again and again
-  without compiling again.
+  Parameters are an argument of what is compiled, so a model in training is
+  scored again and again without compiling again.
 
   Attributes:
     compilations: programs compiled so far.
   """
 
   def __init__(self, features_fn: Features, mesh: Mesh | None = None):
-    """See `make_score_fn`."""
+    """Makes the scorer.
+
+    Args:
+      features_fn: pure function; see Features.
+      mesh: rows are split over its axes `data` and `fsdp`, logits over
+        `tensor`; None: one device.
+    """
     self._features_fn = features_fn
     self._mesh = mesh
     self.compilations = 0
@@ -87,8 +93,8 @@ class ScoreFn:
 
     Args:
       params: first argument of the features function.
-      requests: what to score; their order does not matter to the results. They
-        are read while the first ones are being scored.
+      requests: what to score, in any order; they are read while the first ones
+        are being scored.
       max_length: tokens that the model takes; longer inputs lose their start.
       progress: called with requests done and requests in all.
 
@@ -103,8 +109,7 @@ class ScoreFn:
     packer, at_once = self._packer(params, max_length)
     targets = _distinct(requests, max_length, numbers)
     made = packer.batches(packing.chunks(targets))
-    # Batches whose results are not awaited yet: one is computed while the
-    # next is put together.
+    # Batches sent and not awaited: one is computed while the next is packed.
     flying: collections.deque[tuple[packing.Batch, Any]] = collections.deque()
     done = 0
     with contextlib.ExitStack() as stack:
@@ -147,7 +152,7 @@ class ScoreFn:
     return packing.Packer(lengths, tokens, self._shards, at_once), at_once
 
   def _place(self, arrays: Sequence[np.ndarray]) -> list[jax.Array]:
-    """Puts a batch on the devices; a process sends its own slices alone."""
+    """Puts a batch on the devices; each process sends only its own slices."""
     if self._mesh is None:
       return [jax.device_put(array) for array in arrays]
     sharding = NamedSharding(self._mesh, PartitionSpec(self._row_axes or None))
@@ -164,7 +169,7 @@ class ScoreFn:
     Args:
       params: of the model.
       arrays: of a `packing.Batch`.
-      count: of the portions of points that are wanted; others stay 0.
+      count: portions of points to compute; the others stay 0.
       at_once: points of a portion, K.
     """
     self.compilations += 1  # This body runs only when JAX traces it.
@@ -174,7 +179,7 @@ class ScoreFn:
     x_BxLxD, readout_VxD = self._features_fn(
       params, tokens_BxL, _visible(trees_BxL, branches_BxL), positions_BxL
     )
-    # Here, so that it is not gathered for every portion again.
+    # Before the loop, which would gather it for every portion.
     readout_VxD = self._constrain(readout_VxD, 'tensor')
     x_SxNxD = x_BxLxD.reshape(S, -1, x_BxLxD.shape[-1])
     x_SxNxD = self._constrain(x_SxNxD, self._row_axes)
@@ -205,19 +210,8 @@ class ScoreFn:
     return jax.lax.with_sharding_constraint(x, NamedSharding(self._mesh, spec))
 
 
-def make_score_fn(features_fn: Features, mesh: Mesh | None = None) -> ScoreFn:
-  """Returns the scorer of a causal language model.
-
-  Args:
-    features_fn: pure function; see Features.
-    mesh: rows are split over its axes `data` and `fsdp`, logits over `tensor`;
-      None: one device.
-  """
-  return ScoreFn(features_fn, mesh)
-
-
 def _visible(trees_BxL: jax.Array, branches_BxL: jax.Array) -> jax.Array:
-  """Returns which token sees which, B×L×L, where order allows it."""
+  """Returns which token may see which, B×L×L; causality is not in it."""
   of_one_tree = trees_BxL[:, :, None] == trees_BxL[:, None]
   of_one_branch = branches_BxL[:, :, None] == branches_BxL[:, None]
   return of_one_tree & (of_one_branch | (branches_BxL[:, None] == 0))
@@ -228,7 +222,7 @@ def _look_up(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns log p of the targets, in float32, and whether they are argmax.
 
-  Of equal logits the one of the lowest index is the argmax.
+  Among equal logits the lowest index is the argmax.
   """
   S, K, D = x_SxKxD.shape
   logits_SxKxV = jnp.matmul(
@@ -275,7 +269,7 @@ def _distinct(
 def _ahead(
   batches: Iterator[packing.Batch],
 ) -> Iterator[Iterator[packing.Batch]]:
-  """Makes batches in a thread while the device works on others."""
+  """Packs batches in a thread while the device computes others."""
   made: queue.Queue[packing.Batch | BaseException | None]
   made = queue.Queue(_AHEAD)
   stopped = threading.Event()

@@ -1,6 +1,6 @@
 """From log-likelihoods to accuracies, their standard errors and groups.
 
-Formulas are lm-evaluation-harness 0.4.13's.
+The formulas are those of lm-evaluation-harness 0.4.13.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ def predict(question: Question, scores: Sequence[Score], metric: str) -> int:
 
 
 def is_right(question: Question, scores: Sequence[Score], metric: str) -> bool:
-  """Whether the question is answered right as `metric` sees it."""
+  """Returns whether `metric` counts the question as answered right."""
   gold = question.example.gold
   if gold is None:
     return scores[0].is_greedy
@@ -97,7 +97,7 @@ def mean_stderr(values: Sequence[float]) -> float | None:
 
 
 def _perplexity(loglikelihoods: np.ndarray) -> np.ndarray:
-  # A hopeless model's exceeds the largest float.
+  # A hopeless model's is larger than any float.
   with np.errstate(over='ignore'):
     return np.exp(-np.mean(loglikelihoods, axis=-1))
 
@@ -105,16 +105,16 @@ def _perplexity(loglikelihoods: np.ndarray) -> np.ndarray:
 def _bootstrap_stderr(values: Sequence[float], count: int) -> float | None:
   """Returns the standard deviation of the perplexity of resampled values.
 
-  Chunk i of the replicates uses Python's generator seeded with i, so the
-  number equals the harness's.
+  Chunk i of the replicates uses Python's generator with seed i, as the harness
+  does, so the number is the same.
   """
   if len(values) < 2:
     return None
   items = np.asarray(values)
   replicates = []
   for chunk in range(-(-count // _BOOTSTRAP_CHUNK)):
-    # random.Random(chunk).choices(items), 1000 times, in one array: NumPy's
-    # Mersenne Twister gives the same numbers from the same state.
+    # random.Random(chunk).choices(items), 1000 times, as one array: from the
+    # same state NumPy's Mersenne Twister gives the same numbers.
     _, (*key, position), _ = random.Random(chunk).getstate()
     bits = np.random.MT19937()
     bits.state = {

@@ -1,15 +1,15 @@
-"""Puts requests on rows of few lengths, each shared beginning only once.
+"""Packs requests into rows of a few lengths; shared prefixes are computed once.
 
-Shape letters: B rows of a batch, L tokens of a row, S shards of the rows, P
-points of a shard.
+B rows of a batch, L tokens of a row, S shards of the rows, P points of a shard.
 
-A request is scored at the last positions of its input. In a causal model what
-follows a position cannot change it, so a request whose input begins another's
-rides on that: the letters of a multiple-choice question, and choices of one
-token in general, cost one pass. Inputs that only begin alike become a tree: the
-trunk that they share, then a branch for each, which sees the trunk and itself.
-Rows hold several trees, which do not see one another, so next to nothing is
-padding. What is wanted of the model are points: (position, token) pairs.
+A request is scored at the last positions of its input. What follows a position
+does not affect it, since models are causal, so a request whose input is a
+prefix of another's is scored along with that one: the letters of a
+multiple-choice question, and choices of one token in general, cost one pass.
+Inputs that share a prefix become a tree: the trunk that they share, then a
+branch for each, which sees the trunk and itself. A row holds several trees,
+which do not see one another, so there is hardly any padding. What the model has
+to give are points: (position, token) pairs.
 """
 
 import bisect
@@ -20,13 +20,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-# A row is no shorter than this, however short the requests: rows are filled.
+# Rows are no shorter than this, however short the requests: they get filled.
 _SHORTEST = 256
-# Programs compiled at most, one for each length.
+# Row lengths at most: a program is compiled for each.
 _LENGTHS = 8
-# Sequences that a tree takes at most: bounds the search for the best trees.
+# Sequences of a tree at most: bounds the search for the best trees.
 _BRANCHES = 32
-# Requests that are put on rows together; memory does not grow with the suite.
+# Requests that are packed together: memory does not grow with the suite.
 _CHUNK = 8192
 
 # What the model reads, and the ids that are scored at its last positions.
@@ -35,7 +35,7 @@ Target = tuple[tuple[int, ...], tuple[int, ...]]
 
 @dataclasses.dataclass
 class _Sequence:
-  """Tokens, and the targets that they carry, by number."""
+  """Tokens, and the numbers of the targets that are scored on them."""
 
   tokens: tuple[int, ...]
   targets: list[int]
@@ -45,7 +45,7 @@ class _Sequence:
 class _Tree(NamedTuple):
   """Sequences that share their first `trunk` tokens.
 
-  `size` is what it takes of a row, in tokens or in points.
+  `size` is the room that it needs on a row, in tokens or in points.
   """
 
   trunk: int
@@ -54,13 +54,13 @@ class _Tree(NamedTuple):
 
 
 class Batch(NamedTuple):
-  """Arrays of a batch, and whose the points are.
+  """Arrays of a batch, and which target owns which points.
 
   Attributes:
     arrays: tokens, positions, trees and branches, B×L; then positions in the
       shard and the tokens scored there, S×P. Tree 0 is padding; branch 0 is
       the trunk.
-    points: of the shard that has most.
+    points: largest number of a shard.
     owners: (shard, first point, points, target) of each target.
   """
 
@@ -75,9 +75,9 @@ class Packer:
 
   Attributes:
     lengths: of rows, shortest first.
-    tokens: of a shard of a batch, about.
-    shards: that rows are split into.
-    multiple: of which the points of a shard are made.
+    tokens: of a shard of a batch, approximately.
+    shards: into which rows are split.
+    multiple: the points of a shard are padded to a multiple of this.
   """
 
   lengths: Sequence[int]
@@ -108,7 +108,7 @@ class Packer:
   def _batch(
     self, rows: list[list[_Tree]], length: int, targets: dict[int, Target]
   ) -> Batch:
-    """Lays rows out; targets laid out are dropped from `targets`."""
+    """Lays rows out, and drops their targets from `targets`."""
     count = self._rows(length)
     by_shard = count // self.shards
     capacity = -(-by_shard * length // self.multiple) * self.multiple
@@ -116,7 +116,7 @@ class Packer:
     spots = np.zeros((2, self.shards, capacity), np.int32)
     filled = [0] * self.shards
     owners = []
-    # Dealt in the order of their points, so that shards have alike many.
+    # Dealt in the order of their points, so that shards get about as many.
     rows = sorted(rows, key=lambda row: sum(_points(t) for t in row))
     for i, row in enumerate(rows):
       shard, within = i % self.shards, i // self.shards
@@ -137,7 +137,7 @@ class Packer:
 def chunks(
   targets: Iterable[tuple[int, Target]],
 ) -> Iterator[dict[int, Target]]:
-  """Yields numbered targets in portions that are packed together."""
+  """Yields numbered targets in portions, each packed by itself."""
   chunk: dict[int, Target] = {}
   for index, target in targets:
     chunk[index] = target
@@ -151,12 +151,12 @@ def chunks(
 def row_lengths(max_length: int, multiple: int) -> list[int]:
   """Returns the lengths of rows, shortest first.
 
-  Few, because each costs a compilation, and a function of `max_length` alone,
-  so that all tasks share them.
+  They are few, because each costs a compilation, and depend on `max_length`
+  only, so that all tasks share them.
 
   Args:
     max_length: of the model, the longest; each is half of the next one.
-    multiple: that lengths have to be of.
+    multiple: lengths are multiples of this.
   """
   lengths = [max_length]
   while len(lengths) < _LENGTHS and lengths[-1] >= 2 * _SHORTEST:
@@ -171,7 +171,7 @@ def _bucket(size: int, lengths: Sequence[int]) -> int:
 
 def _sequences(targets: dict[int, Target]) -> list[_Sequence]:
   """Puts each target on a sequence that starts with its input."""
-  # Descending order puts every input right behind those that it begins.
+  # In descending order an input comes right after those that start with it.
   order = sorted(targets, key=targets.__getitem__, reverse=True)
   sequences: list[_Sequence] = []
   for index in order:
@@ -192,14 +192,14 @@ def _sequences(targets: dict[int, Target]) -> list[_Sequence]:
 def _trees(
   sequences: Sequence[_Sequence], lengths: Sequence[int]
 ) -> list[_Tree]:
-  """Cuts sorted sequences into the trees that take the least room.
+  """Cuts sorted sequences into the trees that need the least room.
 
-  A tree stays within the length of row that its longest sequence needs.
+  A tree is no longer than the row that its longest sequence needs.
   """
   alike = [0]
   for left, right in zip(sequences, sequences[1:]):
     alike.append(_common(left.tokens, right.tokens))
-  # The room that the first n take at best, and their last tree.
+  # The least room that the first n sequences need, and their last tree.
   best = [0]
   last = [_Tree(0, (), 0)]
   for end in range(1, len(sequences) + 1):
@@ -231,10 +231,10 @@ def _trees(
 
 
 def _common(left: tuple[int, ...], right: tuple[int, ...]) -> int:
-  """Returns how many tokens begin both, leaving one to each at least."""
+  """Returns the length of the shared prefix, at least one short of either."""
   limit = min(len(left), len(right)) - 1
   low, high = 0, limit
-  # Comparing slices is faster than comparing tokens one by one.
+  # Comparing slices is faster than comparing token by token.
   while low < high:
     middle = (low + high + 1) // 2
     if left[low:middle] == right[low:middle]:
@@ -249,8 +249,8 @@ def _rows(
 ) -> Iterator[tuple[int, list[list[_Tree]]]]:
   """Yields the rows of each length, longest first.
 
-  The longest trees go first, each on the row that it leaves least room on; what
-  room is left on rows of one length is for the trees of shorter ones.
+  The longest trees come first, each on the row where it leaves the least room;
+  the room left on rows of one length takes trees that need shorter ones.
   """
   left = sorted(trees, key=lambda tree: tree.size, reverse=True)
   for shorter, length in reversed(list(zip([0, *lengths], lengths))):

@@ -1,6 +1,6 @@
 """Benchmark documents as questions: from files to strings.
 
-The rules are lm-evaluation-harness 0.4.13's.
+The rules are those of lm-evaluation-harness 0.4.13.
 """
 
 import collections
@@ -13,7 +13,7 @@ import random
 
 from steepest.eval.tasks import Document, Example, Task
 
-# lm-evaluation-harness's seed of the examples that questions draw.
+# The harness's seed for the examples that questions draw.
 _SHOTS_SEED = 1234
 
 
@@ -56,7 +56,7 @@ def read_jsonl(path: pathlib.Path) -> Iterator[Document]:
   """
   opened = gzip.open if path.suffix == '.gz' else open
   with opened(path, 'rb') as lines:
-    # Not splitlines(): U+2028 and its like may stand inside strings.
+    # Not splitlines(): strings may hold U+2028 and the like.
     for number, line in enumerate(lines, start=1):
       if not line.strip():
         continue
@@ -80,10 +80,10 @@ def read_questions(
   Args:
     tasks: what to read, in the order of the result.
     directory: holds `<file>.jsonl[.gz]` of every task.
-    limit: largest number of questions per family, 0 for all: a task's first
-      ones; of several subjects (MMLU) one after the other takes its next
-      question, in the order of `tasks`, until `limit` are taken.
-    limits: of families for which `limit` does not hold.
+    limit: most questions of a family, 0 for all: the first ones of a task; of
+      several subjects (MMLU) each in turn gives its next question, in the order
+      of `tasks`, until there are `limit`.
+    limits: of families with a limit of their own.
 
   Raises:
     FileNotFoundError: a file is missing.

@@ -1,6 +1,6 @@
-"""From strings to token ids: what is scored, given what.
+"""From strings to token ids: what is scored after what.
 
-The rules are lm-evaluation-harness 0.4.13's, for models without an encoder.
+The rules are those of lm-evaluation-harness 0.4.13 for decoder-only models.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,23 +12,23 @@ from typing import overload
 from steepest.data.tokenizers import Tokenizer
 from steepest.eval.questions import Question, read_jsonl
 
-# Requests that are tokenised together.
+# Requests tokenised at a time.
 _CHUNK = 4096
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """A continuation whose probability after a context is asked for.
+  """A continuation to be scored after a context.
 
   Attributes:
-    task: name of the task, with `doc_id` and `choice` the request's identity.
+    task: name; with `doc_id` and `choice` it identifies the request.
     doc_id: index of the document in its file (MMLU: within the subject).
     choice: index of the choice; n + i is choice i without a context, for
       `acc_mutual_info` of n choices.
-    context: text before any whitespace moves into the continuation.
-    continuation: scored text, delimiter included.
-    context_ids: token ids of the context, after whitespace has moved.
-    continuation_ids: token ids that are scored.
+    context: text, before whitespace at its end moves into the continuation.
+    continuation: text to score, delimiter included.
+    context_ids: tokens of the context, after whitespace has moved.
+    continuation_ids: tokens to score.
   """
 
   task: str
@@ -43,14 +43,14 @@ class Request:
 def tokenize(
   tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-  """Turns (context, continuation) strings into ids to condition on and score.
+  """Returns the ids of contexts and of continuations.
 
-  Whitespace at the end of a context moves to the continuation, which is then
-  tokenised together with it; an empty context becomes the prefix token
-  (beginning of sequence, else end of sequence).
+  Whitespace at the end of a context moves to the continuation; the two are
+  tokenised together. An empty context becomes the prefix token (beginning of
+  sequence, else end of sequence).
 
   Raises:
-    ValueError: nothing is left to condition on or to score.
+    ValueError: no tokens are left to condition on, or none to score.
   """
   prefix_id, prefix = prefix_token(tokenizer)
   moved = []
@@ -86,7 +86,7 @@ def tokenize(
 
 
 def prefix_token(tokenizer: Tokenizer) -> tuple[int, str]:
-  """Returns id and text of what stands for an empty context.
+  """Returns the id and text of the token that replaces an empty context.
 
   Raises:
     ValueError: the tokenizer has no such token.
@@ -112,9 +112,9 @@ def _encode(
 
 
 class Requests(Sequence[Request]):
-  """Requests that are tokenised when they are first asked for.
+  """Requests that are tokenised when they are first read.
 
-  Whoever iterates can work on the first ones while the others are still text.
+  The first ones can be scored while the others are still text.
   """
 
   def __init__(
@@ -123,7 +123,13 @@ class Requests(Sequence[Request]):
     keys: Sequence[tuple[str, int, int]],
     pairs: Sequence[tuple[str, str]],
   ):
-    """Makes the requests of `pairs`, whose identities are `keys`."""
+    """Makes requests of (context, continuation)s.
+
+    Args:
+      tokenizer: the model's.
+      keys: task, doc_id and choice of each.
+      pairs: their strings.
+    """
     self._tokenizer = tokenizer
     self._keys = keys
     self._pairs = pairs
@@ -150,7 +156,7 @@ class Requests(Sequence[Request]):
       yield self._done[i]
 
   def _tokenize(self, count: int) -> None:
-    """Tokenises until the first `count` are there."""
+    """Tokenises at least the first `count`."""
     with self._lock:
       while len(self._done) < count:
         part = slice(len(self._done), len(self._done) + _CHUNK)
@@ -174,7 +180,7 @@ def build(tokenizer: Tokenizer, questions: Sequence[Question]) -> Requests:
 
 
 def read_requests(path: pathlib.Path, tokenizer: Tokenizer) -> Requests:
-  """Reads given pairs: task, doc_id, choice, context and continuation.
+  """Reads pairs from JSON lines with the first five fields of a Request.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -207,7 +213,7 @@ def truncate(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
   """Returns the model's input and the targets at its last positions.
 
-  The last `max_length + 1` ids are kept; the very last is only predicted.
+  The last `max_length + 1` ids are kept; the last of them is only predicted.
 
   Raises:
     ValueError: the continuation alone is longer than `max_length`.

@@ -115,7 +115,7 @@ def _score(
   jax.config.update('jax_default_matmul_precision', 'highest')
   model = loading.load_model(spec)
   params, mesh = loading.replicate(model.params)
-  score_fn = likelihoods.make_score_fn(model.features_fn, mesh)
+  score_fn = likelihoods.ScoreFn(model.features_fn, mesh)
   suite = evaluation.prepare(model.tokenizer, selection, directory, limit)
   suite = evaluation.add_requests(suite, given, model.tokenizer)
   with _progress() as progress:

@@ -39,7 +39,7 @@ def _load(spec: str) -> harness.Model:
   loaded = loading.load_model(spec)
   params, mesh = loading.replicate(loaded.params)
   return harness.Model(
-    likelihoods.make_score_fn(loaded.features_fn, mesh),
+    likelihoods.ScoreFn(loaded.features_fn, mesh),
     loaded.sampler(mesh),
     params,
     loaded.tokenizer,

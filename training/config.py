@@ -35,6 +35,7 @@ _ANY = object()
 _REMOVED: dict[str, Any] = {
   'checkpoints_at': _ANY,
   'dtype.moments': 'float32',
+  'model.rope_scaling': '',
   'spikes.most': _ANY,
   'spikes.policy': 'stop',
   'spikes.window': _ANY,

@@ -75,7 +75,7 @@ def _scores(data: pathlib.Path, program: Any) -> list[likelihoods.Score]:
   suite = evaluation.prepare(
     tokenizers.load(f'hf:{data}'), 'arc_easy,mmlu', data
   )
-  score_fn = likelihoods.make_score_fn(program.features, program.mesh)
+  score_fn = likelihoods.ScoreFn(program.features, program.mesh)
   return score_fn(program.init(0).params, suite.requests, 64)
 
 

@@ -83,9 +83,7 @@ def test_scores_are_the_definition():
     requests.append(_request(request.context_ids, [best]))
   expected = [_reference(params, request) for request in requests]
   assert sum(score.is_greedy for score in expected) >= 8
-  scores = likelihoods.make_score_fn(_features_fn)(
-    params, requests, _MAX_LENGTH
-  )
+  scores = likelihoods.ScoreFn(_features_fn)(params, requests, _MAX_LENGTH)
   _assert_close(scores, expected)
 
 
@@ -97,7 +95,7 @@ def test_batch_size_and_order_do_not_matter(monkeypatch, tokens, logits_bytes):
   monkeypatch.setattr(likelihoods, '_TOKENS_CPU', tokens)
   monkeypatch.setattr(likelihoods, '_LOGITS_BYTES_CPU', logits_bytes)
   monkeypatch.setattr(packing, '_CHUNK', 7)
-  score_fn = likelihoods.make_score_fn(_features_fn)
+  score_fn = likelihoods.ScoreFn(_features_fn)
   order = np.random.default_rng(1).permutation(len(requests))
   scores = score_fn(params, [requests[i] for i in order], _MAX_LENGTH)
   _assert_close(scores, [expected[i] for i in order])
@@ -108,14 +106,14 @@ def test_shared_input_with_continuations_of_other_lengths():
   params = _params()
   requests = [_request([1, 2, 3], [4, 5]), _request([1, 2, 3, 4], [6])]
   expected = [_reference(params, request) for request in requests]
-  score_fn = likelihoods.make_score_fn(_features_fn)
+  score_fn = likelihoods.ScoreFn(_features_fn)
   for order in ([0, 1], [1, 0]):
     scores = score_fn(params, [requests[i] for i in order], _MAX_LENGTH)
     _assert_close(scores, [expected[i] for i in order])
 
 
 def test_few_programs_for_all_models_and_lengths():
-  score_fn = likelihoods.make_score_fn(_features_fn)
+  score_fn = likelihoods.ScoreFn(_features_fn)
   for seed in range(3):
     score_fn(_params(seed), _random_requests(100, seed), max_length=1024)
   assert 0 < score_fn.compilations <= 3
@@ -129,7 +127,7 @@ def test_equal_logits_choose_the_lowest_index():
     jnp.zeros((*tokens_BxL.shape, 2)),
     jnp.ones((_VOCAB, 2)),
   )
-  score_fn = likelihoods.make_score_fn(flat)
+  score_fn = likelihoods.ScoreFn(flat)
   requests = [_request([1], [0]), _request([1], [1]), _request([1], [0, 2])]
   scores = score_fn({}, requests, _MAX_LENGTH)
   assert [score.is_greedy for score in scores] == [True, False, False]
@@ -140,7 +138,7 @@ def test_equal_logits_choose_the_lowest_index():
 def test_progress_ends_at_the_number_of_requests():
   calls = []
   requests = [*_random_requests(30), *_random_requests(30)]
-  scores = likelihoods.make_score_fn(_features_fn)(
+  scores = likelihoods.ScoreFn(_features_fn)(
     _params(), requests, _MAX_LENGTH, lambda *numbers: calls.append(numbers)
   )
   assert calls[-1] == (60, 60)
@@ -149,20 +147,20 @@ def test_progress_ends_at_the_number_of_requests():
 
 
 def test_nothing_to_score():
-  assert likelihoods.make_score_fn(_features_fn)(_params(), [], 8) == []
+  assert likelihoods.ScoreFn(_features_fn)(_params(), [], 8) == []
 
 
 def test_nan_is_an_error():
   params = _params()
   params['readout'][0, 0] = np.nan
   with pytest.raises(ValueError, match='NaN'):
-    likelihoods.make_score_fn(_features_fn)(params, _random_requests(4), 70)
+    likelihoods.ScoreFn(_features_fn)(params, _random_requests(4), 70)
 
 
 def test_too_long_a_continuation_is_an_error():
   request = dataclasses.replace(_request([1], range(9)), task='arc_easy')
   with pytest.raises(ValueError, match='arc_easy.*has 9 tokens.*takes 8'):
-    likelihoods.make_score_fn(_features_fn)(_params(), [request], 8)
+    likelihoods.ScoreFn(_features_fn)(_params(), [request], 8)
 
 
 def test_rows_are_split_over_a_mesh():
@@ -173,7 +171,7 @@ def test_rows_are_split_over_a_mesh():
   requests = _random_requests(60)
   expected = [_reference(params, request) for request in requests]
   params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-  scores = likelihoods.make_score_fn(_features_fn, mesh)(
+  scores = likelihoods.ScoreFn(_features_fn, mesh)(
     params, requests, _MAX_LENGTH
   )
   _assert_close(scores, expected)
