@@ -28,7 +28,7 @@ import numpy as np
 import tokenizers as hf
 
 from steepest.data import manifest as manifests, pipeline
-from steepest.data.preparing import documents, inputs, runs
+from steepest.data.preparing import documents, tokenize
 
 _ROUNDS = 5
 # Text of each file that is tokenized, in bytes.
@@ -53,10 +53,10 @@ def main() -> None:
 
 
 def _tokenizing(text: str, shards: pathlib.Path) -> None:
-  """Compares a run of launch.prepare with a plain encode_batch of its text."""
+  """Compares a chunk of launch.prepare with a plain encode_batch of its text."""
   blocks = [
     next(iter(found.blocks(_TEXT)))
-    for found in inputs.find(text)
+    for found in documents.find(text)
     if found.bytes
   ]
   texts = [
@@ -68,10 +68,10 @@ def _tokenizing(text: str, shards: pathlib.Path) -> None:
   size = sum(len(t.encode()) for t in texts) / 1e6
   backend = hf.Tokenizer.from_file(str(shards / 'tokenizer.json'))
   with tempfile.TemporaryDirectory() as folder:
-    rules = runs.Rules(pathlib.Path(folder), shards, '', 0, '', ())
-    task = runs.Task(0, blocks, runs.Position(0, 0))
+    rules = tokenize.Rules(pathlib.Path(folder), shards, '', 0, '', ())
+    task = tokenize.Task(0, blocks, tokenize.Position(0, 0))
     ours, plain, fast = _alternate(
-      lambda: runs.write(rules, task),
+      lambda: tokenize.write(rules, task),
       lambda: backend.encode_batch(texts),
       lambda: backend.encode_batch_fast(texts),
       clock=time.process_time,

@@ -2,12 +2,11 @@
 
     python benchmarks/data_sorting.py 4 16
 
-Makes up tables of so many million documents, a tenth of them duplicates, in
-runs of 50,000, and prints time, memory and disk of launch.prepare's second
+Makes up indices of so many million documents, a tenth of them duplicates, in
+chunks of 50,000, and prints time, memory and disk of launch.prepare's second
 stage for each number.
 """
 
-import json
 import multiprocessing
 import os
 import pathlib
@@ -18,10 +17,9 @@ import time
 
 import numpy as np
 
-from steepest.data import files
-from steepest.data.preparing import runs, tables
+from steepest.data.preparing import sorting, tokenize
 
-_RUN = 50_000
+_CHUNK = 50_000
 _SOURCES = 7
 
 
@@ -39,18 +37,20 @@ def _sort(documents: int) -> None:
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
   with tempfile.TemporaryDirectory() as folder:
     directory = pathlib.Path(folder)
-    held = _make_up(directory / 'runs', documents)
+    chunks = _make_up(directory / 'chunks', documents)
     start = time.perf_counter(), time.process_time()
-    sorting = tables.Tables(directory / 'tables', directory / 'runs', held, 0)
-    found = sorting.sort(lambda: None)
-    parts = _size(directory / 'tables')
-    sorting.split(found, tables.Split(1 << 18, 0.05))
+    sorter = sorting.Sorting(
+      directory / 'sorted', directory / 'chunks', chunks, 0
+    )
+    found = sorter.sort(lambda: None)
+    parts = _size(directory / 'sorted')
+    sorter.split(found, sorting.Validation(1 << 18, 0.05))
     seconds = time.perf_counter() - start[0]
     processor = time.process_time() - start[1]
     print(
       f'{documents / 1e6:.0f} M documents, {found.duplicates:,} duplicates: '
       f'{seconds:.0f} s, {processor / documents * 1e6:.2f} µs of a core each, '
-      f'on disk {_size(directory / "runs") / documents:.0f} bytes each and at '
+      f'on disk {_size(directory / "chunks") / documents:.0f} bytes each and at '
       f'most {parts / documents:.0f} more; memory at most '
       f'{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000:.0f} MB '
       f'({before:.0f} before); load {os.getloadavg()[0]:.1f}',
@@ -58,27 +58,28 @@ def _sort(documents: int) -> None:
     )
 
 
-def _make_up(directory: pathlib.Path, documents: int) -> list[runs.Run]:
+def _make_up(directory: pathlib.Path, documents: int) -> list[tokenize.Chunk]:
   generator = np.random.default_rng(0)
-  held = []
+  chunks = []
   names = [f'source-{i}' for i in range(_SOURCES)]
-  for number in range(documents // _RUN):
-    table_D = np.zeros(_RUN, runs.TABLE)
+  for number in range(documents // _CHUNK):
+    index_D = np.zeros(_CHUNK, tokenize.INDEX)
     for half in ('high', 'low'):
-      table_D[half] = generator.integers(0, 1 << 64, _RUN, np.uint64)
-    # The first run comes again and again, a tenth of it each time.
+      index_D[half] = generator.integers(0, 1 << 64, _CHUNK, np.uint64)
+    # The first chunk comes again and again, a tenth of it each time.
     if number:
-      table_D[: _RUN // 10] = runs.load_table(directory, 0)[: _RUN // 10]
-    table_D['length'] = 1063
-    table_D['bytes'] = 4500
-    table_D['offset'] = 1063 * np.arange(_RUN)
-    table_D['source'] = table_D['low'] % _SOURCES
-    path = runs.tokens_path(directory, number).with_suffix('.table')
-    files.write(path, [table_D.data])
-    run = runs.Run(runs.Position(0, 0), names, _RUN, 1063 * _RUN, 0, None, {})
-    files.write(path.with_suffix('.json'), [json.dumps(run).encode()])
-    held.append(run)
-  return held
+      first_D = tokenize.load_index(directory, 0)
+      index_D[: _CHUNK // 10] = first_D[: _CHUNK // 10]
+    index_D['length'] = 1063
+    index_D['bytes'] = 4500
+    index_D['offset'] = 1063 * np.arange(_CHUNK)
+    index_D['source'] = index_D['low'] % _SOURCES
+    chunk = tokenize.Chunk(
+      tokenize.Position(0, 0), names, _CHUNK, 1063 * _CHUNK, 0, None, {}
+    )
+    tokenize.save(directory, number, chunk, index_D, [])
+    chunks.append(chunk)
+  return chunks
 
 
 def _size(directory: pathlib.Path) -> int:

@@ -4,7 +4,9 @@ A hash is remembered as long as the file, local or in a bucket, keeps its size
 and time.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -13,6 +15,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The sampled hash reads this many places of a file, and bytes at each.
 _SAMPLES = 16
 _SAMPLE_BYTES = 4096
@@ -34,6 +37,27 @@ def write(path: pathlib.Path, pieces: Iterable[Any]) -> None:
     os.replace(part, path)
   finally:
     part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def room_for(part: pathlib.Path) -> Iterator[None]:
+  """Has the error of a full disk say what to do.
+
+  Args:
+    part: directory of unfinished work, which the same command goes on with.
+
+  Raises:
+    OSError: the disk is full.
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.errno in _NO_SPACE:
+      raise OSError(
+        f'no space is left for {part} ({error.strerror}): free some and run '
+        'the same command again, it goes on from there; or delete it'
+      ) from error
+    raise
 
 
 class Stamp(NamedTuple):

@@ -117,14 +117,9 @@ def token_dtype(vocab_size: int) -> np.dtype:
   return np.dtype('<u2' if vocab_size <= 1 << 16 else '<u4')
 
 
-def as_json(held: Any) -> dict[str, Any]:
-  """Returns the fields of a dataclass of this file."""
-  return dataclasses.asdict(held)
-
-
 def save(manifest: Manifest, directory: pathlib.Path) -> None:
   """Writes manifest.json."""
-  text = json.dumps(as_json(manifest), indent=1)
+  text = json.dumps(dataclasses.asdict(manifest), indent=1)
   files.write(directory / NAME, [(text + '\n').encode()])
 
 

@@ -1,7 +1,21 @@
-"""Text to token shards: locked, complete or not there, done once."""
+"""Text to token shards, in three stages that go on where they stopped.
 
+Text to token chunks (preparing/tokenize.py, on all cores), chunks to the order
+of all documents (sorting.py, one scan of some bytes a document), and that order
+to shards (cutting.py, on all cores). The directory of shards appears, complete,
+at the end. The same input and options give the same bytes, on any number of
+cores and however often the preparation was stopped.
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
-import errno
+import fcntl
+import functools
+from importlib import metadata
+import itertools
+import json
 import os
 import pathlib
 import shutil
@@ -9,22 +23,49 @@ from typing import Any
 
 from rich import console as rich_console, progress as rich_progress
 
-from steepest.data import manifest as manifests
-from steepest.data.preparing import inputs, job, stages
+from steepest.data import (
+  decontamination,
+  files,
+  manifest as manifests,
+  tokenizers,
+)
+from steepest.data.preparing import cutting, documents, sorting, tokenize
 from steepest.data.preparing.options import Options
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_R = manifests.RECORD_TOKENS
+# Characters that train a tokenizer.
+_TRAINING_CHARACTERS = 1 << 28
+# Bytes of a chunk: a part of all, within bounds.
+_CHUNKS = 64
+_CHUNK_BYTES = (1 << 20, 1 << 25)
+# One process, whose tokenizer has a thread for each core, has read less text
+# than this before others would have started.
+_SMALL = 1 << 25
+# Rejects that never stop a preparation, and lines that are read before their
+# share may.
+_FEW_REJECTS = 10
+_EARLY = 10_000
+_LOCK = 'lock'
+_JOB = 'job.json'
+
+# (function, tasks) → results as they are ready, such as `map`. Functions are
+# those of a module, tasks and results can be pickled.
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
 def prepare(
   options: Options,
   console: rich_console.Console,
+  run: Run = map,
   cache: pathlib.Path | None = None,
 ) -> manifests.Manifest:
   """Writes a directory of shards, or finds that it is there already.
 
-  The directory appears, complete, at the end. The same input and options give
-  the same bytes, on any number of cores and however often it was stopped.
+  Args:
+    options: what to write.
+    console: where progress is shown.
+    run: runs the tasks of the first and the last stage.
+    cache: as for downloads.cache_dir.
 
   Raises:
     FileNotFoundError: a glob matches nothing, a tokenizer is missing.
@@ -33,33 +74,43 @@ def prepare(
     ValueError: unreadable input, or too little of it.
   """
   options.check()
-  found = inputs.find(options.inputs)
+  found = documents.find(options.inputs)
   named = [{'name': i.name, 'bytes': i.bytes} for i in found]
-  if (held := _existing(options, named)) is not None:
+  if (manifest := _existing(options, named)) is not None:
     # It may have been stopped just before it cleaned up.
-    job.clear(options.out)
-    return held
-  with job.lock(options.out) as part:
+    _clear(options.out)
+    return manifest
+  with lock(options.out) as part:
     # Another process may have finished it before this one got the lock.
-    if (held := _existing(options, named)) is not None:
+    if (manifest := _existing(options, named)) is not None:
       shutil.rmtree(part)
-      return held
+      return manifest
     try:
-      with _progress(console) as progress:
-        manifest = stages.Stages(options, found, part, progress).write(cache)
-    except OSError as error:
-      if error.errno in _NO_SPACE:
-        raise OSError(
-          f'no space is left for {part} ({error.strerror}): free some and run '
-          'the same command again, it goes on from there; or delete it'
-        ) from error
-      raise
+      with _progress(console) as progress, files.room_for(part):
+        manifest = _Preparation(options, found, part, progress, run).write(
+          cache
+        )
     finally:
-      if not (part / 'runs').exists():
+      if not (part / 'chunks').exists():
         shutil.rmtree(part)
     os.replace(part / 'out', options.out)
     shutil.rmtree(part)
   return manifest
+
+
+def processes(inputs: str) -> int:
+  """Returns how many processes prepare these inputs soonest: 1, or the cores.
+
+  Args:
+    inputs: as for documents.find.
+  """
+  found = documents.find(inputs)
+  files_alone = all(i.mtime_ns for i in found)
+  if files_alone and sum(i.bytes for i in found) < _SMALL:
+    return 1
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def _progress(console: rich_console.Console) -> rich_progress.Progress:
@@ -75,6 +126,11 @@ def _progress(console: rich_console.Console) -> rich_progress.Progress:
 def _existing(
   options: Options, named: list[dict[str, Any]]
 ) -> manifests.Manifest | None:
+  """Returns the manifest of what these options wrote, None without any.
+
+  Raises:
+    FileExistsError: something else is there.
+  """
   out = options.out
   if not out.exists() or (out.is_dir() and not any(out.iterdir())):
     return None
@@ -82,16 +138,336 @@ def _existing(
     raise FileExistsError(
       f'{out} exists and is no directory of shards: choose another --out'
     )
-  held = manifests.load(out)
+  manifest = manifests.load(out)
   defaults = {f.name: f.default for f in dataclasses.fields(Options)}
   # A directory may be older than an option.
-  command = {**defaults, **held.command}
+  command = {**defaults, **manifest.command}
   differ = [k for k, v in options.command().items() if command[k] != v]
-  if held.inputs != named:
+  if manifest.inputs != named:
     differ.append('the input files')
   if differ:
     raise FileExistsError(
       f'{out} was prepared with other arguments ({", ".join(differ)}): choose '
       'another --out or delete it'
     )
-  return held
+  return manifest
+
+
+# ------------------------------------------- the directory of unfinished work
+
+
+@contextlib.contextmanager
+def lock(out: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields the directory beside `out` for unfinished work, locked.
+
+  The lock goes with the process, however that ends.
+
+  Raises:
+    OSError: another process has it.
+  """
+  part = _part(out)
+  while True:
+    part.mkdir(parents=True, exist_ok=True)
+    try:
+      file = (part / _LOCK).open('w')
+    except FileNotFoundError:
+      continue  # Its owner has just finished.
+    with file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as error:
+        raise OSError(
+          f'another process is preparing {out}: wait for it, or choose another '
+          '--out'
+        ) from error
+      try:
+        same = os.path.samestat(os.fstat(file.fileno()), os.stat(part / _LOCK))
+      except FileNotFoundError:
+        same = False
+      if not same:
+        continue  # Its owner finished between the two steps above.
+      yield part
+      return
+
+
+def _part(out: pathlib.Path) -> pathlib.Path:
+  return out.with_name(f'.{out.name}.part')
+
+
+def _clear(out: pathlib.Path) -> None:
+  """Removes what a preparation that has ended left beside `out`."""
+  if _part(out).exists():
+    # Another process that has it cleans up itself.
+    with contextlib.suppress(OSError), lock(out) as part:
+      shutil.rmtree(part)
+
+
+def _resume(
+  part: pathlib.Path,
+  command: Mapping[str, Any],
+  found: Sequence[documents.Input],
+) -> None:
+  """Keeps what the same command left in the directory, and nothing else.
+
+  Where inputs have changed, the chunks of those before the first such one
+  stay.
+  """
+  job = {'command': dict(command), 'inputs': [list(i[:3]) for i in found]}
+  path = part / _JOB
+  before = json.loads(path.read_text('utf-8')) if path.exists() else {}
+  same = 0
+  # Compared as it would be read again.
+  job = json.loads(json.dumps(job))
+  if before.keys() == job.keys() and before['command'] == job['command']:
+    pairs = zip(before['inputs'], job['inputs'])
+    same = len(list(itertools.takewhile(lambda p: p[0] == p[1], pairs)))
+  if before != job:
+    # A tokenizer that is trained here is one of all inputs.
+    same *= not str(command['tokenizer']).startswith('bpe-train:')
+    kept = [_LOCK, _JOB, *(['chunks', 'tokenizer'] if same else [])]
+    for left in part.iterdir():
+      if left.name not in kept:
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    tokenize.keep(part / 'chunks', tokenize.Position(same, 0))
+    files.write(path, [json.dumps(job).encode()])
+  for left in part.rglob('*.part'):
+    left.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- the stages
+
+
+@dataclasses.dataclass(frozen=True)
+class _Preparation:
+  """One preparation in its directory, which a lock keeps to it."""
+
+  options: Options
+  found: list[documents.Input]
+  part: pathlib.Path
+  progress: rich_progress.Progress
+  run: Run
+
+  def write(self, cache: pathlib.Path | None) -> manifests.Manifest:
+    """Goes through the stages; returns what stands in `out`."""
+    options, out = self.options, self.part / 'out'
+    # How many bad lines are too many decides no contents.
+    _resume(self.part, {**options.command(), 'max_rejected': None}, self.found)
+    tokenizer = self._tokenizer(cache)
+    if (out / manifests.NAME).exists():
+      return manifests.load(out)
+    chunks = self._tokenize(tokenizer, cache)
+    distinct, found = self._sort(chunks)
+    out.mkdir(exist_ok=True)
+    plans = cutting.plan(
+      found, options.shard_tokens, self.part, tokenizer.vocab_size
+    )
+    shards = self._cut(plans)
+    tokenizer.save(out)
+    self._lines('rejects', len(chunks))
+    contaminated = None
+    if options.decontaminate:
+      self._lines('contaminated', len(chunks))
+      counts: collections.Counter[str] = collections.Counter()
+      for chunk in chunks:
+        counts.update(chunk.contaminated)
+      contaminated = dict(sorted(counts.items()))
+    tokens = sum(s.tokens for s in distinct.sources.values())
+    manifest = manifests.Manifest(
+      version=manifests.VERSION,
+      command=options.command(),
+      inputs=[{'name': i.name, 'bytes': i.bytes} for i in self.found],
+      seed=options.seed,
+      record_tokens=_R,
+      dtype=manifests.token_dtype(tokenizer.vocab_size).name,
+      documents=sum(s.documents for s in distinct.sources.values()),
+      duplicates=distinct.duplicates,
+      rejected=sum(chunk.rejected for chunk in chunks),
+      tokens=tokens,
+      unused_tokens=tokens - sum(s.tokens for s in shards),
+      sources=distinct.sources,
+      shards=shards,
+      tokenizer=manifests.TokenizerInfo(
+        tokenizer.name, tokenizer.sha256, tokenizer.vocab_size
+      ),
+      notes=_notes(options, distinct, found, shards),
+      validation={s.source: s.counts for s in found if s.split == 'validation'},
+      contaminated=contaminated,
+      lengths=distinct.lengths,
+      program=f'steepest {metadata.version("steepest")}',
+    )
+    manifests.save(manifest, out)
+    return manifest
+
+  def _tokenizer(self, cache: pathlib.Path | None) -> tokenizers.Tokenizer:
+    """Returns the tokenizer, and keeps it for the workers."""
+    directory = self.part / 'tokenizer'
+    kind, _, size = self.options.tokenizer.partition(':')
+    if kind != 'bpe-train':
+      tokenizer = tokenizers.load(self.options.tokenizer, cache)
+      tokenizer.find_end()
+      kept = (directory / 'tokenizer.json').exists()
+      if kept and tokenizers.load(f'hf:{directory}').sha256 != tokenizer.sha256:
+        raise ValueError(
+          f'the tokenizer {self.options.tokenizer} has changed since this '
+          f'preparation began: bring it back, or delete {self.part}'
+        )
+      tokenizer.save(directory)
+      return tokenizer
+    if not (directory / 'tokenizer.json').exists():
+      self.progress.add_task('training the tokenizer', total=None)
+      tokenizer = tokenizers.train_bpe(_training_texts(self.found), int(size))
+      tokenizer.save(directory)
+    tokenizer = tokenizers.load(f'hf:{directory}')
+    tokenizer.name = self.options.tokenizer
+    return tokenizer
+
+  def _tokenize(
+    self, tokenizer: tokenizers.Tokenizer, cache: pathlib.Path | None
+  ) -> list[tokenize.Chunk]:
+    """Brings the whole input into chunks; returns them in order."""
+    options, directory = self.options, self.part / 'chunks'
+    if tokenizer.eos_id is None:
+      tokenizer.encode_documents([])
+    benchmarks: list[pathlib.Path] = []
+    if options.decontaminate:
+      benchmarks = decontamination.find(options.decontaminate_data, cache)
+    rules = tokenize.Rules(
+      directory,
+      self.part / 'tokenizer',
+      options.source,
+      options.seed,
+      options.decontaminate,
+      tuple(benchmarks),
+    )
+    low, high = _CHUNK_BYTES
+    size = high
+    if all(i.mtime_ns for i in self.found):
+      size = min(max(sum(i.bytes for i in self.found) // _CHUNKS, low), high)
+    done = dict(enumerate(tokenize.load_all(directory)))
+    after = done[len(done) - 1].after if done else tokenize.Position(0, 0)
+    tally = _Tally(options.max_rejected)
+    for chunk in done.values():
+      tally.add(chunk)
+    task = self.progress.add_task('tokenizing', total=len(self.found))
+    tasks = tokenize.tasks(self.found, size, len(done), after)
+    for number, chunk in self.run(
+      functools.partial(tokenize.write, rules), tasks
+    ):
+      done[number] = chunk
+      tally.add(chunk)
+      tally.check(_EARLY)
+      self.progress.update(
+        task,
+        completed=chunk.after.input,
+        description=f'tokenizing: {tally.documents:,} documents, '
+        f'{tally.tokens:,} tokens',
+      )
+    self.progress.update(task, completed=len(self.found))
+    tally.check(0)
+    return [done[number] for number in range(len(done))]
+
+  def _sort(
+    self, chunks: list[tokenize.Chunk]
+  ) -> tuple[sorting.Distinct, list[sorting.SortedDocuments]]:
+    """Sorts all documents; a finished sorting is taken as it is."""
+    options, directory = self.options, self.part / 'sorted'
+    path = self.part / 'sorted.json'
+    if not path.exists():
+      shutil.rmtree(directory, ignore_errors=True)
+      sorter = sorting.Sorting(
+        directory, self.part / 'chunks', chunks, options.seed
+      )
+      task = self.progress.add_task('sorting', total=None)
+      distinct = sorter.sort(lambda: self.progress.advance(task))
+      validation = sorting.Validation(
+        options.validation_tokens, options.validation_fraction
+      )
+      sorting.save(path, distinct, sorter.split(distinct, validation))
+    return sorting.load(path)
+
+  def _cut(self, plans: list[cutting.Plan]) -> list[manifests.Shard]:
+    """Writes the shards that are missing; returns all in order."""
+    done = {p.shard['name']: cutting.written(p) for p in plans}
+    missing = [p for p in plans if done[p.shard['name']] is None]
+    task = self.progress.add_task(
+      'writing shards',
+      total=len(plans),
+      completed=len(plans) - len(missing),
+    )
+    for shard in self.run(cutting.write, missing):
+      done[shard.name] = shard
+      self.progress.advance(task)
+    return [s for s in done.values() if s is not None]
+
+  def _lines(self, kind: str, count: int) -> None:
+    lines = tokenize.load_lines(self.part / 'chunks', range(count), kind)
+    files.write(self.part / 'out' / f'{kind}.jsonl', lines)
+
+
+class _Tally:
+  """What became of the lines so far."""
+
+  def __init__(self, most: float):
+    self._most = most
+    self.documents = self.tokens = self._rejected = 0
+    self._first: tuple[Any, ...] | None = None
+
+  def add(self, chunk: tokenize.Chunk) -> None:
+    """Counts a chunk."""
+    self.documents += chunk.documents
+    self.tokens += chunk.tokens
+    self._rejected += chunk.rejected
+    if chunk.first_reject is not None:
+      first = tuple(
+        chunk.first_reject[k] for k in ('file', 'line', 'reason', 'quoted')
+      )
+      self._first = min(self._first or first, first)
+
+  def check(self, least: int) -> None:
+    """Raises a ValueError when too much of at least `least` lines is bad."""
+    lines, bad = self.documents + self._rejected, self._rejected
+    if self._first is None or lines < least:
+      return
+    if bad > _FEW_REJECTS and bad > self._most * lines:
+      file, line, reason, quoted = self._first
+      raise ValueError(
+        f'{bad} of {lines} lines give no document, more than '
+        f'--max_rejected={self._most:g}; the first is line {line} of {file} '
+        f'({reason}): {quoted}'
+      )
+
+
+def _training_texts(found: Sequence[documents.Input]) -> Iterator[str]:
+  characters = 0
+  for one in found:
+    for block in one.blocks(1 << 20):
+      for _, document in documents.parse(block):
+        if isinstance(document, documents.Document):
+          yield document.text
+          characters += len(document.text)
+          if characters > _TRAINING_CHARACTERS:
+            return
+
+
+def _notes(
+  options: Options,
+  distinct: sorting.Distinct,
+  found: Sequence[sorting.SortedDocuments],
+  shards: Sequence[manifests.Shard],
+) -> list[str]:
+  notes = []
+  if distinct.pooled:
+    notes.append(
+      f'{len(distinct.pooled)} sources of less than {_R + 1} tokens, as '
+      f'{min(distinct.pooled)!r}, are together the source '
+      f'{manifests.POOLED!r} in the shards'
+    )
+  validated = {s.source for s in shards if s.split == 'validation'}
+  for name in sorted({s.source for s in found} - validated):
+    if options.validation_tokens:
+      notes.append(
+        f'source {name!r} gives no validation: no documents of {_R + 1} '
+        f'tokens are within {options.validation_fraction:.2g} of it '
+        '(--validation_fraction)'
+      )
+  return notes

@@ -11,9 +11,19 @@ and each document ends with the end of text. Stopped at any point, the same
 command goes on where it was; the result is the same, byte for byte.
 """
 
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+import dataclasses
+import functools
+import itertools
+import multiprocessing
+from multiprocessing import connection
 import os
 import pathlib
+import signal
 import sys
+import threading
+from typing import Any
 
 from absl import flags
 
@@ -22,89 +32,61 @@ from steepest.launch import cli
 
 def main() -> None:
   """The command."""
+  # Light enough to be imported for --help.
+  from steepest.data.preparing import options
+
   describe = flags.DEFINE_string(
-    'describe',
-    None,
-    'Check a directory of shards and show what it holds.',
+    'describe', None, 'Check a directory of shards and show what it holds.'
   )
-  values = {
-    'input': flags.DEFINE_string(
-      'input',
-      None,
-      'Comma-separated globs, hf:DATASET[:CONFIG[:SPLIT]] (also a local copy) '
-      'or tfds:NAME[:SPLIT] (also the directory of one).',
-    ),
-    'tokenizer': flags.DEFINE_string(
-      'tokenizer',
-      None,
-      'gpt2, gpt2:DIR, hf:FILE, llama:FILE, or bpe-train:N for a new one of N '
-      'entries.',
-    ),
-    'out': flags.DEFINE_string('out', None, 'Directory to write.'),
-    'validation_tokens': flags.DEFINE_integer(
-      'validation_tokens', 1 << 18, 'Tokens of each source for validation.'
-    ),
-    'validation_fraction': flags.DEFINE_float(
-      'validation_fraction', 0.05, 'Of a source at most this for validation.'
-    ),
-    'shard_tokens': flags.DEFINE_integer(
-      'shard_tokens', 1 << 27, 'Tokens of a file.'
-    ),
-    'seed': flags.DEFINE_integer('seed', 0, 'Fixes the order of documents.'),
-    'source': flags.DEFINE_string(
-      'source', '', 'Source of all documents, whatever the files say.'
-    ),
-    'max_rejected': flags.DEFINE_float(
-      'max_rejected',
-      0.01,
-      'Share of the lines that may be bad; more stop the job. Ten never do.',
-    ),
-    'decontaminate': flags.DEFINE_string(
-      'decontaminate',
-      '',
-      'What is done with documents that share 13 words in a row with a scored '
-      "benchmark: 'drop' or 'report'; both write contaminated.jsonl.",
-    ),
-    'decontaminate_data': flags.DEFINE_string(
-      'decontaminate_data',
-      '',
-      'Directory of other benchmarks, *.jsonl[.gz]; default: those that '
-      'launch.evaluate scores.',
-    ),
-    'workers': flags.DEFINE_integer(
-      'workers', 0, 'Processes that tokenize; 0: one for each core.'
-    ),
+  workers = flags.DEFINE_integer(
+    'workers', 0, 'Processes that tokenize; 0: one for each core.'
+  )
+  define: dict[Any, Callable[..., flags.FlagHolder]] = {
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
   }
-  cli.run(lambda: _prepare(describe.value, values), __doc__)
+  values = {}
+  for field in dataclasses.fields(options.Options):
+    missing = field.default is dataclasses.MISSING
+    values[field.name] = define.get(field.type, flags.DEFINE_string)(
+      'input' if field.name == 'inputs' else field.name,
+      None if missing else field.default,
+      field.metadata['help'],
+    )
+  cli.run(
+    lambda: _run(
+      describe.value, workers.value, {n: v.value for n, v in values.items()}
+    ),
+    __doc__,
+  )
 
 
-def _prepare(
-  describe: str | None, holders: dict[str, flags.FlagHolder]
-) -> None:
-  values = {name: holder.value for name, holder in holders.items()}
+def _run(describe: str | None, workers: int, values: dict[str, Any]) -> None:
   # Read by the tokenizers library when it starts its threads.
-  if values['workers'] == 1:
+  if workers == 1:
     os.environ['RAYON_NUM_THREADS'] = '1'
   from rich import console as rich_console
 
-  console = rich_console.Console(stderr=True)
   if describe is not None:
     from steepest.data import describe as describing
 
     describing.describe(describe, rich_console.Console())
     return
-  for name in ('input', 'tokenizer', 'out'):
+  for name in ('inputs', 'tokenizer', 'out'):
     if not values[name]:
-      raise ValueError(f'--{name} is missing: see --help')
+      raise ValueError(f'--{name.removesuffix("s")} is missing: see --help')
+  if workers < 0:
+    raise ValueError(f'--workers={workers}: give 0 or more')
   from steepest.data import prepare
 
-  values['inputs'] = values.pop('input')
   values['out'] = pathlib.Path(values['out']).absolute()
   if values['decontaminate_data']:
     directory = pathlib.Path(values['decontaminate_data']).absolute()
     values['decontaminate_data'] = str(directory)
   options = prepare.Options(**values)
-  manifest = prepare.prepare(options, console)
+  count = workers or prepare.processes(options.inputs)
+  run = map if count == 1 else functools.partial(_parallel, workers=count)
+  manifest = prepare.prepare(options, rich_console.Console(stderr=True), run)
   for note in manifest.notes:
     print(f'note: {note}', file=sys.stderr)
   print(
@@ -118,6 +100,54 @@ def _prepare(
       f'({"kept" if options.decontaminate == "report" else "left out"}): see '
       f'{options.out / "contaminated.jsonl"}'
     )
+
+
+def _parallel(
+  function: Callable[[Any], Any], tasks: Iterable[Any], workers: int
+) -> Iterator[Any]:
+  """Yields the results of some tasks as they are ready.
+
+  Tasks are drawn only when a worker is about to need one.
+
+  Raises:
+    OSError: a worker was killed.
+  """
+  # A fork would copy the locks of this process's threads.
+  context = multiprocessing.get_context('spawn')
+  pool = futures.ProcessPoolExecutor(workers, context, _begin)
+  iterator = iter(tasks)
+  pending: set[futures.Future[Any]] = set()
+  ahead = workers + workers // 2 + 1
+  try:
+    while True:
+      for task in itertools.islice(iterator, ahead - len(pending)):
+        pending.add(pool.submit(function, task))
+      if not pending:
+        return
+      done, pending = futures.wait(pending, None, futures.FIRST_COMPLETED)
+      for future in done:
+        yield future.result()
+  except futures.process.BrokenProcessPool as error:
+    raise OSError(
+      'a worker process was killed, perhaps for want of memory: run the same '
+      'command again with fewer --workers, it goes on from there'
+    ) from error
+  finally:
+    pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin() -> None:
+  """Prepares a worker: one thread, gone as soon as its parent is."""
+  os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+
+  def watch() -> None:
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == '__main__':

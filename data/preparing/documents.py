@@ -1,19 +1,28 @@
-"""Documents out of files: JSON lines, Parquet and plain text."""
+"""Documents out of local files, and out of datasets of the hub and of TFDS.
 
-from collections.abc import Iterator
+JSON lines, Parquet and plain text are read in blocks, which are parsed apart,
+in any process.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import glob
 import io
+import itertools
 import json
+import os
 import pathlib
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pyarrow import parquet
 
+from steepest.data import downloads
+
 _JSON_LINES = ('.jsonl', '.json', '.ndjson')
 _COMPRESSED = {'.gz': 'gzip', '.zst': 'zstd'}
 # What is read of a record.
-COLUMNS = ('text', 'meta', 'source')
-# Rows of a Parquet file in a block; bytes of one of lines.
+_COLUMNS = ('text', 'meta', 'source')
+# Rows in a block of a Parquet file or of a dataset; bytes in one of lines.
 _ROWS = 512
 _BLOCK = 1 << 20
 # Characters of a rejected line that are quoted.
@@ -40,7 +49,7 @@ class Block(NamedTuple):
   """A piece of a file that is parsed at once.
 
   Attributes:
-    file: name that rejects are told under.
+    file: name under which rejects are reported.
     stem: source of the documents that name none.
     first: number of its first line or row.
     content: lines of JSON, one document's bytes (`text`), or rows.
@@ -61,6 +70,47 @@ class Block(NamedTuple):
     if isinstance(self.content, bytes):
       return len(self.content)
     return self.content.nbytes
+
+
+class Input(NamedTuple):
+  """A file or a dataset.
+
+  Attributes:
+    name: path, or 'hf:…' or 'tfds:…'.
+    bytes: size of a file, 0 for a dataset.
+    mtime_ns: of a file, 0 for a dataset.
+    blocks: yields its blocks, those of lines about as large as asked; the
+      same ones each time.
+  """
+
+  name: str
+  bytes: int
+  mtime_ns: int
+  blocks: Callable[[int], Iterator[Block]]
+
+
+def find(spec: str) -> list[Input]:
+  """Returns the inputs of a comma-separated list, sorted, each once.
+
+  Args:
+    spec: globs of local files, 'hf:DATASET[:CONFIG[:SPLIT]]' (a dataset of
+      the Hugging Face hub, or a local directory of that layout) and
+      'tfds:NAME[:SPLIT]' (a TFDS dataset with a text, or the directory of a
+      prepared one). SPLIT is 'train' by default.
+
+  Raises:
+    FileNotFoundError: a glob matches no file.
+    OSError: a package that reads the dataset is missing.
+  """
+  found: dict[str, Input] = {}
+  for item in spec.split(','):
+    kind, _, name = item.partition(':')
+    if kind in ('hf', 'tfds') and name:
+      rows = _hub_rows(name) if kind == 'hf' else _tfds_rows(name)
+      found[item] = Input(item, 0, 0, _dataset_blocks(item, rows))
+    else:
+      found |= {str(path): _file(path) for path in _paths(item)}
+  return sorted(found.values(), key=lambda i: pathlib.PurePath(i.name))
 
 
 def read(path: pathlib.Path) -> Iterator[Document | Reject]:
@@ -93,7 +143,7 @@ def blocks(path: pathlib.Path, size: int) -> Iterator[Block]:
       yield from _line_blocks(path, size)
     else:
       with _open(path) as file:
-        yield Block(str(path), stem(path), 1, file.read(), text=True)
+        yield Block(str(path), _stem(path), 1, file.read(), text=True)
   except (pa.ArrowException, OSError, EOFError) as error:
     raise ValueError(f'{path} is damaged or cut short: {error}') from error
 
@@ -114,17 +164,39 @@ def parse(block: Block) -> Iterator[tuple[int, Document | Reject]]:
       yield number, _from_record(block, number, row)
 
 
-def stem(path: pathlib.Path) -> str:
+def quote(line: str | bytes) -> str:
+  """Returns the beginning of a line in ASCII, by Python's own quoting."""
+  return ascii(line[:_QUOTED])
+
+
+# ------------------------------------------------------------------- files
+
+
+def _paths(pattern: str) -> list[pathlib.Path]:
+  paths = map(pathlib.Path, glob.glob(pattern, recursive=True))
+  files = [p for p in paths if p.is_file()]
+  if not files:
+    hint = ': write DIR/*' if pathlib.Path(pattern).is_dir() else ''
+    raise FileNotFoundError(f'no file matches --input={pattern!r}{hint}')
+  return files
+
+
+def _file(path: pathlib.Path) -> Input:
+  stat = path.stat()
+  return Input(
+    str(path),
+    stat.st_size,
+    stat.st_mtime_ns,
+    lambda size: blocks(path, size),
+  )
+
+
+def _stem(path: pathlib.Path) -> str:
   """Returns a file's name without the suffixes of its formats."""
   known = (*_JSON_LINES, *_COMPRESSED, '.parquet')
   while path.suffix.lower() in known:
     path = path.with_suffix('')
   return path.stem
-
-
-def quote(line: str | bytes) -> str:
-  """Returns the beginning of a line in ASCII, by Python's own quoting."""
-  return ascii(line[:_QUOTED])
 
 
 def _open(path: pathlib.Path) -> io.BufferedIOBase:
@@ -141,20 +213,92 @@ def _line_blocks(path: pathlib.Path, size: int) -> Iterator[Block]:
     number = 1
     while content := file.read(size):
       content += file.readline()
-      yield Block(str(path), stem(path), number, content)
+      yield Block(str(path), _stem(path), number, content)
       number += content.count(b'\n')
 
 
 def _row_blocks(path: pathlib.Path) -> Iterator[Block]:
   with parquet.ParquetFile(path) as file:
-    held = set(file.schema_arrow.names)
-    if 'text' not in held:
+    names = set(file.schema_arrow.names)
+    if 'text' not in names:
       raise ValueError(f'{path} has no column `text`')
-    columns = [c for c in COLUMNS if c in held]
+    columns = [c for c in _COLUMNS if c in names]
     number = 1
     for rows in file.iter_batches(_ROWS, columns=columns):
-      yield Block(str(path), stem(path), number, rows)
+      yield Block(str(path), _stem(path), number, rows)
       number += len(rows)
+
+
+# ---------------------------------------------------------------- datasets
+
+
+def _dataset_blocks(
+  name: str, read: Callable[[], Iterable[Mapping[str, Any]]]
+) -> Callable[[int], Iterator[Block]]:
+  """Returns a function that yields the rows of a dataset as blocks."""
+  stem = pathlib.PurePath(name.split(':')[1]).name
+
+  def blocks(size: int) -> Iterator[Block]:
+    del size  # Rows are counted: their sizes are known only later.
+    try:
+      rows = iter(read())
+      for first in itertools.count(1, _ROWS):
+        batch = [_plain(row) for row in itertools.islice(rows, _ROWS)]
+        if not batch:
+          return
+        yield Block(name, stem, first, batch)
+    except Exception as error:  # Those of a library, which share no class.
+      line = downloads.first_line(error)
+      raise OSError(f'--input={name}: {line}') from error
+
+  return blocks
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+  """Keeps the columns that are read; TFDS gives text as bytes."""
+  return {
+    k: row[k].decode(errors='surrogateescape')
+    if isinstance(row[k], bytes)
+    else row[k]
+    for k in _COLUMNS
+    if k in row
+  }
+
+
+def _hub_rows(name: str) -> Callable[[], Iterable[Mapping[str, Any]]]:
+  try:
+    import datasets
+  except ImportError as error:
+    raise OSError(
+      f'--input=hf:{name} needs the package datasets: pip install '
+      "'steepest[hub]'"
+    ) from error
+  dataset, config, split, *rest = [*name.split(':'), '', '', '']
+  if rest[0]:
+    raise ValueError(
+      f'--input=hf:{name}: write hf:DATASET, hf:DATASET:CONFIG or '
+      'hf:DATASET:CONFIG:SPLIT'
+    )
+  return lambda: datasets.load_dataset(
+    dataset, config or None, split=split or 'train', streaming=True
+  )
+
+
+def _tfds_rows(name: str) -> Callable[[], Iterable[Mapping[str, Any]]]:
+  dataset, _, split = name.partition(':')
+
+  def read() -> Iterable[Mapping[str, Any]]:
+    import tensorflow_datasets as tfds
+
+    if os.path.isdir(dataset):
+      builder = tfds.builder_from_directory(dataset)
+      return builder.as_data_source(split=split or 'train')
+    return tfds.data_source(dataset, split=split or 'train')
+
+  return read
+
+
+# ----------------------------------------------------------------- records
 
 
 def _from_line(block: Block, number: int, line: bytes) -> Document | Reject:

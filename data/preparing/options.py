@@ -1,4 +1,4 @@
-"""Arguments of a preparation."""
+"""Arguments of a preparation, which are also the flags of launch.prepare."""
 
 import dataclasses
 import pathlib
@@ -7,74 +7,90 @@ from typing import Any
 from steepest.data import manifest as manifests
 
 
+def _option(help: str, **default: Any) -> Any:
+  return dataclasses.field(metadata={'help': help}, **default)
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """Arguments of a preparation.
+  """Arguments of a preparation; metadata['help'] of a field is its meaning."""
 
-  Attributes:
-    inputs: as for inputs.find.
-    tokenizer: as for tokenizers.load, or 'bpe-train:N'.
-    out: directory to write.
-    validation_tokens: of each source, kept from training.
-    validation_fraction: of a source's tokens, the most that are kept from it.
-    shard_tokens: in a file.
-    seed: fixes the order of documents.
-    source: the source of all documents; '': as the files tell.
-    max_rejected: share of the lines that may give no document.
-    decontaminate: documents that share 13 words with a benchmark are dropped
-      ('drop'), listed ('report') or not looked for ('').
-    decontaminate_data: directory of the benchmarks; '': those that are
-      scored, downloaded when needed.
-    workers: processes; 0: one for each core.
-  """
-
-  inputs: str
-  tokenizer: str
-  out: pathlib.Path
-  validation_tokens: int = 1 << 18
-  validation_fraction: float = 0.05
-  shard_tokens: int = 1 << 27
-  seed: int = 0
-  source: str = ''
-  max_rejected: float = 0.01
-  decontaminate: str = ''
-  decontaminate_data: str = ''
-  workers: int = 0
+  inputs: str = _option(
+    'Comma-separated globs, hf:DATASET[:CONFIG[:SPLIT]] (also a local copy) or '
+    'tfds:NAME[:SPLIT] (also the directory of one).'
+  )
+  tokenizer: str = _option(
+    'gpt2, gpt2:DIR, hf:FILE, llama:FILE, or bpe-train:N for a new one of N '
+    'entries.'
+  )
+  out: pathlib.Path = _option('Directory to write.')
+  validation_tokens: int = _option(
+    'Tokens of each source for validation.', default=1 << 18
+  )
+  validation_fraction: float = _option(
+    'Fraction of a source that validation may take at most.', default=0.05
+  )
+  shard_tokens: int = _option('Tokens of a file.', default=1 << 27)
+  seed: int = _option('Fixes the order of documents.', default=0)
+  source: str = _option(
+    'Source of all documents, whatever the files say.', default=''
+  )
+  max_rejected: float = _option(
+    'Share of the lines that may be bad; more stop the job, ten never do.',
+    default=0.01,
+  )
+  decontaminate: str = _option(
+    'What is done with documents that share 13 words in a row with a scored '
+    "benchmark: 'drop' or 'report'; both write contaminated.jsonl.",
+    default='',
+  )
+  decontaminate_data: str = _option(
+    'Directory of other benchmarks, *.jsonl[.gz]; default: those that '
+    'launch.evaluate scores.',
+    default='',
+  )
 
   def command(self) -> dict[str, Any]:
     """Returns what decides the contents of the directory."""
     fields = dataclasses.asdict(self)
-    del fields['out'], fields['workers']
+    del fields['out']
     return fields
 
   def check(self) -> None:
     """Raises a ValueError where an argument makes no sense."""
-    if self.validation_tokens < 0 or not 0 <= self.validation_fraction < 1:
-      raise ValueError(
-        f'--validation_tokens={self.validation_tokens} and '
-        f'--validation_fraction={self.validation_fraction}: give 0 or more '
-        'tokens, and a fraction of [0, 1)'
-      )
-    if self.shard_tokens < manifests.RECORD_TOKENS:
-      raise ValueError(
-        f'--shard_tokens={self.shard_tokens}: a record alone has '
-        f'{manifests.RECORD_TOKENS}'
-      )
-    if not 0 <= self.max_rejected <= 1:
-      raise ValueError(
-        f'--max_rejected={self.max_rejected}: give a fraction of [0, 1]'
-      )
-    if self.decontaminate not in ('', 'drop', 'report'):
-      raise ValueError(
-        f'--decontaminate={self.decontaminate!r}: write drop or report'
-      )
-    if self.decontaminate_data and not self.decontaminate:
-      raise ValueError(
-        '--decontaminate_data says what to look for: add --decontaminate=drop '
-        'or report'
-      )
-    if self.workers < 0:
-      raise ValueError(f'--workers={self.workers}: give 0 or more')
     kind, _, size = self.tokenizer.partition(':')
-    if kind == 'bpe-train' and not size.isdigit():
-      raise ValueError(f'--tokenizer={self.tokenizer}: write bpe-train:N')
+    for valid, name, hint in (
+      (self.validation_tokens >= 0, 'validation_tokens', 'give 0 or more'),
+      (
+        0 <= self.validation_fraction < 1,
+        'validation_fraction',
+        'give a fraction of [0, 1)',
+      ),
+      (
+        self.shard_tokens >= manifests.RECORD_TOKENS,
+        'shard_tokens',
+        f'a record alone has {manifests.RECORD_TOKENS}',
+      ),
+      (
+        0 <= self.max_rejected <= 1,
+        'max_rejected',
+        'give a fraction of [0, 1]',
+      ),
+      (
+        self.decontaminate in ('', 'drop', 'report'),
+        'decontaminate',
+        'write drop or report',
+      ),
+      (
+        self.decontaminate or not self.decontaminate_data,
+        'decontaminate_data',
+        'add --decontaminate=drop or report',
+      ),
+      (
+        kind != 'bpe-train' or size.isdigit(),
+        'tokenizer',
+        'write bpe-train:N',
+      ),
+    ):
+      if not valid:
+        raise ValueError(f'--{name}={getattr(self, name)}: {hint}')

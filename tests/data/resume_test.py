@@ -14,14 +14,14 @@ import time
 import pytest
 
 from steepest.data import manifest as manifests, prepare
-from steepest.data.preparing import job, runs
+from steepest.data.preparing import tokenize
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope='module')
 def texts(tmp_path_factory, corpus) -> pathlib.Path:
-  """Some megabytes in two files, so that there are several runs."""
+  """Some megabytes in two files, so that there are several chunks."""
   folder = tmp_path_factory.mktemp('texts')
   lines = corpus.read_text().splitlines()
   copies = (
@@ -42,7 +42,6 @@ def options(texts, shards_dir, tmp_path_factory) -> prepare.Options:
     f'hf:{shards_dir}',
     tmp_path_factory.mktemp('whole') / 'out',
     shard_tokens=100 * 2048,
-    workers=1,
   )
 
 
@@ -102,7 +101,7 @@ def _kill(process: subprocess.Popen) -> None:
 def test_killed_in_each_stage_it_ends_the_same(options, whole, tmp_path):
   out = tmp_path / 'out'
   part = tmp_path / '.out.part'
-  for stage in ('runs/*/*.json', 'tables.json', 'done/*.json'):
+  for stage in ('chunks/*/*.json', 'sorted.json', 'done/*.json'):
     process = _start(options, out)
     while not list(part.glob(stage)):
       assert process.poll() is None, process.communicate()
@@ -135,7 +134,7 @@ def test_killed_anywhere_it_ends_the_same(options, whole, tmp_path):
     assert not (tmp_path / f'.{number}.part').exists()
 
 
-@pytest.mark.parametrize('stage', ['runs', 'shards'])
+@pytest.mark.parametrize('stage', ['chunks', 'shards'])
 def test_full_disk_leaves_nothing_half_written(
   options, whole, tmp_path, console, monkeypatch, stage
 ):
@@ -143,7 +142,7 @@ def test_full_disk_leaves_nothing_half_written(
   limit = 100_000
   if stage == 'shards':
     monkeypatch.setattr(
-      'steepest.data.preparing.stages._RUN_BYTES', (1 << 17, 1 << 17)
+      'steepest.data.prepare._CHUNK_BYTES', (1 << 17, 1 << 17)
     )
     limit = max(map(len, whole.values())) - 1000
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -188,7 +187,7 @@ def test_a_full_file_system_leaves_nothing_half_written(
 
 def test_a_second_process_is_refused(options, tmp_path, console):
   options = dataclasses.replace(options, out=tmp_path / 'out')
-  with job.lock(options.out):
+  with prepare.lock(options.out):
     with pytest.raises(OSError, match='another process is preparing'):
       prepare.prepare(options, console)
 
@@ -196,9 +195,7 @@ def test_a_second_process_is_refused(options, tmp_path, console):
 def test_changed_inputs_keep_what_is_before_them(
   options, texts, tmp_path, console, monkeypatch
 ):
-  monkeypatch.setattr(
-    'steepest.data.preparing.stages._RUN_BYTES', (1 << 18, 1 << 18)
-  )
+  monkeypatch.setattr('steepest.data.prepare._CHUNK_BYTES', (1 << 18, 1 << 18))
   folder = tmp_path / 'texts'
   folder.mkdir()
   for name in ('a.jsonl', 'b.jsonl'):
@@ -211,16 +208,16 @@ def test_changed_inputs_keep_what_is_before_them(
   with pytest.raises(ValueError, match='more than --max_rejected=0.01'):
     prepare.prepare(options, console)
   part = tmp_path / '.out.part'
-  before = {p: os.stat(p).st_mtime_ns for p in part.glob('runs/*/*.json')}
+  before = {p: os.stat(p).st_mtime_ns for p in part.glob('chunks/*/*.json')}
   (folder / 'b.jsonl').write_bytes((texts / 'b.jsonl').read_bytes())
   kept = []
-  real = runs.keep
+  real = tokenize.keep
 
   def keep(*arguments):
     real(*arguments)
-    kept.extend(part.glob('runs/*/*.json'))
+    kept.extend(part.glob('chunks/*/*.json'))
 
-  monkeypatch.setattr('steepest.data.preparing.runs.keep', keep)
+  monkeypatch.setattr('steepest.data.preparing.tokenize.keep', keep)
   manifest = prepare.prepare(options, console)
   assert 0 < len(kept) < len(before)
   assert manifest.rejected == 1
@@ -233,8 +230,8 @@ def test_parts_of_the_documents_give_the_same(
   options, whole, tmp_path, console, monkeypatch
 ):
   """Duplicates and order do not depend on what fits into memory."""
-  monkeypatch.setattr('steepest.data.preparing.tables._PART', 50)
-  monkeypatch.setattr('steepest.data.preparing.tables._CANDIDATES', 1)
+  monkeypatch.setattr('steepest.data.preparing.sorting._PART', 50)
+  monkeypatch.setattr('steepest.data.preparing.sorting._CANDIDATES', 1)
   options = dataclasses.replace(options, out=tmp_path / 'out')
   prepare.prepare(options, console)
   assert _bytes(options.out) == whole

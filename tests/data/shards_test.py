@@ -1,4 +1,4 @@
-"""What a damaged or unfitting directory of shards says at open."""
+"""Shards: what a damaged or unfitting directory says, and what is read."""
 
 import dataclasses
 import itertools
@@ -13,7 +13,7 @@ import pytest
 
 from steepest.data import (
   checks,
-  checksums,
+  files,
   manifest as manifests,
   pipeline,
   prepare,
@@ -40,77 +40,169 @@ def _open(directory, config, **changed):
   return pipeline.open_data(config, **arguments)
 
 
-def _shard(directory: pathlib.Path) -> pathlib.Path:
+# ---------------------------------------------------------------- refusals
+
+
+def _second(directory: pathlib.Path) -> pathlib.Path:
   return sorted(directory.glob('train-*.array_record'))[1]
 
 
-def test_missing_shard_is_named(copy, data_config):
-  _shard(copy).unlink()
-  with pytest.raises(FileNotFoundError, match='train-00001.*is missing'):
-    _open(copy, data_config)
+def _flip(path: pathlib.Path, at: int) -> None:
+  content = bytearray(path.read_bytes())
+  content[at] ^= 1
+  path.write_bytes(content)
 
 
-def test_shard_that_is_cut_short_is_named(copy, data_config):
-  content = _shard(copy).read_bytes()
-  _shard(copy).write_bytes(content[:-1])
-  with pytest.raises(ValueError, match=f'has {len(content) - 1} bytes'):
-    _open(copy, data_config)
+def _flip_inside(directory):
+  """In a place that the sampled checksum reads, too."""
+  path = _second(directory)
+  _flip(path, (path.stat().st_size - 4096) * 8 // 15)
 
 
-def test_flipped_bit_is_found_by_the_checksum(copy, data_config):
-  content = bytearray(_shard(copy).read_bytes())
-  content[len(content) // 2] ^= 1
-  _shard(copy).write_bytes(content)
-  with pytest.raises(ValueError, match='train-00001.*another checksum'):
-    _open(copy, data_config)
-  data_config.verify = 'size'
-  _open(copy, data_config)
+def _cut_short(directory):
+  _second(directory).write_bytes(_second(directory).read_bytes()[:-1])
+
+
+def _flip_the_first_and_lose_the_last(directory):
+  """Sizes of all shards come before any checksum."""
+  first, *_, last = sorted(directory.glob('*.array_record'))
+  _flip(first, -1)
+  last.unlink()
+
+
+def _swap(directory):
+  """Two whole shards of the same size, under each other's name."""
+  held = [s for s in manifests.load(directory).shards if s.split == 'train']
+  first, second = next(
+    (directory / a.name, directory / b.name)
+    for a, b in itertools.combinations(held, 2)
+    if a.bytes == b.bytes and a.records == b.records
+  )
+  first.rename(directory / 'aside')
+  second.rename(first)
+  (directory / 'aside').rename(second)
+
+
+def _claim_a_record_more(directory):
+  manifest = manifests.load(directory)
+  first, second, *rest = manifest.shards
+  second = dataclasses.replace(second, records=second.records + 1)
+  manifest = dataclasses.replace(manifest, shards=[first, second, *rest])
+  manifests.save(manifest, directory)
+
+
+def _write_an_id_too_large(directory):
+  manifest = manifests.load(directory)
+  first, second, *rest = manifest.shards
+  tokens = np.full(second.records * 2048 + 1, 9, '<u2')
+  tokens[-1] = 512
+  shards.write(directory / second.name, tokens, 2048)
+  path = epath.Path(directory / second.name)
+  second = dataclasses.replace(
+    second,
+    bytes=path.stat().length,
+    sha256=files.sha256(path),
+    sampled_sha256=files.sampled_sha256(path),
+  )
+  manifest = dataclasses.replace(manifest, shards=[first, second, *rest])
+  manifests.save(manifest, directory)
+
+
+def _save_another_tokenizer(directory):
+  tokenizers.train_bpe(iter(['some other text']), 260).save(directory)
+
+
+def _manifest(**changed):
+  def change(directory):
+    path = directory / 'manifest.json'
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, **changed}))
+
+  return change
+
+
+def _move_the_shards_out(directory):
+  """Whole ones, under names that lead out of the directory."""
+  path = directory / 'manifest.json'
+  content = json.loads(path.read_text())
+  there = directory.with_name('there')
+  there.mkdir()
+  for shard in content['shards']:
+    (directory / shard['name']).rename(there / shard['name'])
+    shard['name'] = f'../there/{shard["name"]}'
+  path.write_text(json.dumps(content))
+
+
+_nothing = lambda directory: None
+
+
+@pytest.mark.parametrize('mode', ['full', 'sampled'])
+@pytest.mark.parametrize(
+  ('change', 'arguments', 'message'),
+  [
+    (lambda d: _second(d).unlink(), {}, 'train-00001.* is missing'),
+    (_cut_short, {}, 'train-00001.* bytes, its manifest says'),
+    (_flip_inside, {}, 'train-00001.*another checksum'),
+    (_flip_the_first_and_lose_the_last, {}, 'is missing'),
+    (_swap, {}, 'has another checksum'),
+    (_claim_a_record_more, {}, r'has \d+ records of .2049. tokens'),
+    (_write_an_id_too_large, {}, 'holds token id 512'),
+    (_save_another_tokenizer, {}, 'is not the tokenizer bpe-train:512'),
+    (lambda d: (d / 'tokenizer.json').unlink(), {}, 'tokenizer.json'),
+    (_nothing, {'tokenizer_sha256': '0' * 64}, 'the model with another'),
+    (_nothing, {'vocab_size': 500}, 'vocabulary of 512, the model 500'),
+    (_nothing, {'context': 100}, 'use one of 2048, 1024, 512, .*1$'),
+    (_nothing, {'context': 4096}, 'use one of 2048, 1024, 512, .*1$'),
+    (_nothing, {'context': 0}, 'use one of 2048, 1024, 512, .*1$'),
+    (_manifest(version=9), {}, 'version 9'),
+    (_manifest(more=1), {}, "unknown field 'more'"),
+    (lambda d: (d / 'manifest.json').write_text('{'), {}, 'is damaged'),
+    (lambda d: (d / 'manifest.json').unlink(), {}, 'no manifest.json'),
+    (_move_the_shards_out, {}, r"a shard named '\.\./there/"),
+  ],
+)
+def test_what_is_damaged_or_does_not_fit_is_one_line(
+  copy, data_config, mode, change, arguments, message
+):
+  change(copy)
+  data_config.verify = mode
+  with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+    _open(copy, data_config, **arguments)
+  assert '\n' not in str(error.value)
+
+
+def test_what_fits_is_opened(copy, data_config):
+  sha256 = manifests.load(copy).tokenizer.sha256
+  data = _open(copy, data_config, tokenizer_sha256=sha256, vocab_size=520)
+  assert data.vocab_size == 512
   data_config.verify = 'none'
   with pytest.raises(ValueError, match="'full', 'sampled' or 'size'"):
     _open(copy, data_config)
+  _flip_inside(copy)
+  data_config.verify = 'size'
+  _open(copy, data_config)
 
 
-def test_sizes_of_all_shards_come_before_any_checksum(copy, data_config):
-  first, *_, last = sorted(copy.glob('*.array_record'))
-  content = bytearray(first.read_bytes())
-  content[-1] ^= 1
-  first.write_bytes(content)
-  last.unlink()
-  with pytest.raises(FileNotFoundError, match=last.name):
+def test_older_manifests_are_read_but_have_no_samples(copy, data_config):
+  content = json.loads((copy / 'manifest.json').read_text())
+  for name in ('validation', 'contaminated', 'lengths', 'program'):
+    del content[name]
+  for shard in content['shards']:
+    del shard['sampled_sha256']
+  content['version'] = 1
+  (copy / 'manifest.json').write_text(json.dumps(content))
+  data = _open(copy, data_config)
+  assert data.bytes_per_token.keys() == content['sources'].keys()
+  data_config.verify = 'sampled'
+  with pytest.raises(ValueError, match='has no sampled checksums'):
     _open(copy, data_config)
 
 
-def test_other_tokenizers_are_refused(copy, data_config):
-  other = tokenizers.train_bpe(iter(['some other text']), 260)
-  sha256 = manifests.load(copy).tokenizer.sha256
-  _open(copy, data_config, tokenizer_sha256=sha256)
-  with pytest.raises(ValueError, match='the model with another'):
-    _open(copy, data_config, tokenizer_sha256=other.sha256)
-  other.save(copy)
-  with pytest.raises(ValueError, match='is not the tokenizer bpe-train:512'):
-    _open(copy, data_config)
-  (copy / 'tokenizer.json').unlink()
-  with pytest.raises(FileNotFoundError, match='tokenizer.json'):
-    _open(copy, data_config)
-
-
-def test_small_vocabularies_are_refused(shards_dir, data_config):
-  with pytest.raises(ValueError, match='vocabulary of 512, the model 500'):
-    _open(shards_dir, data_config, vocab_size=500)
-  data = _open(shards_dir, data_config, vocab_size=520)
-  assert data.vocab_size == 512
-
-
-def test_contexts_that_do_not_divide_name_those_that_do(
-  shards_dir, data_config
-):
-  for context in (100, 4096, 0):
-    with pytest.raises(ValueError, match=r'use one of 2048, 1024, 512, .*1$'):
-      _open(shards_dir, data_config, context=context)
+# ----------------------------------------------------------------- reading
 
 
 @pytest.mark.parametrize('context', [1, 32, 2048])
-def test_every_dividing_context_reads_the_same_stream(shards_dir, context):
+def test_every_dividing_context_reads_the_same_tokens(shards_dir, context):
   manifest = manifests.load(shards_dir)
   held = manifest.select('train', 'email')
   assert len(held) > 1
@@ -135,7 +227,7 @@ def test_tokens_of_four_bytes_are_read_as_written(shards_dir, tmp_path):
     tokens=6144,
     documents=1,
     bytes=(tmp_path / name).stat().st_size,
-    sha256=checksums.sha256(epath.Path(tmp_path / name)),
+    sha256=files.sha256(epath.Path(tmp_path / name)),
   )
   manifest = dataclasses.replace(
     manifests.load(shards_dir), shards=[shard], dtype='uint32'
@@ -148,124 +240,23 @@ def test_tokens_of_four_bytes_are_read_as_written(shards_dir, tmp_path):
     np.testing.assert_array_equal(windows.read([i])[0], expected)
 
 
-def test_damaged_manifests_are_one_line(copy, data_config):
-  path = copy / 'manifest.json'
-  content = json.loads(path.read_text())
-  for text, message in (
-    (json.dumps({**content, 'version': 9}), 'version 9'),
-    (json.dumps({**content, 'more': 1}), 'damaged'),
-    ('{', 'damaged'),
-  ):
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message) as error:
-      _open(copy, data_config)
-    assert '\n' not in str(error.value)
-  path.unlink()
-  with pytest.raises(FileNotFoundError, match='no manifest.json'):
-    _open(copy, data_config)
-
-
-def _manifest(directory: pathlib.Path, **changed) -> None:
-  """Changes the manifest of a directory."""
-  manifest = dataclasses.replace(manifests.load(directory), **changed)
-  manifests.save(manifest, directory)
-
-
-def test_shards_of_another_folder_are_not_read(copy, data_config):
-  """Whole ones, under a name that leads out of the directory."""
-  path = copy / 'manifest.json'
-  content = json.loads(path.read_text())
-  there = copy.with_name('there')
-  there.mkdir()
-  for shard in content['shards']:
-    (copy / shard['name']).rename(there / shard['name'])
-    shard['name'] = f'../there/{shard["name"]}'
-  path.write_text(json.dumps(content))
-  with pytest.raises(ValueError, match=r"a shard named '\.\./there/"):
-    _open(copy, data_config)
-
-
-@pytest.mark.parametrize('mode', ['full', 'sampled'])
-def test_swapped_shards_are_named(copy, data_config, mode):
-  held = [s for s in manifests.load(copy).shards if s.split == 'train']
-  first, second = next(
-    (a, b)
-    for a, b in itertools.combinations(held, 2)
-    if a.bytes == b.bytes and a.records == b.records
-  )
-  (copy / first.name).rename(copy / 'aside')
-  (copy / second.name).rename(copy / first.name)
-  (copy / 'aside').rename(copy / second.name)
-  data_config.verify = mode
-  with pytest.raises(ValueError, match=f'{first.name} has another checksum'):
-    _open(copy, data_config)
-
-
-@pytest.mark.parametrize('mode', ['full', 'sampled'])
-def test_manifests_of_other_records_name_the_shard(copy, data_config, mode):
-  data_config.verify = mode
-  _open(copy, data_config)
-  held = manifests.load(copy).shards
-  more = dataclasses.replace(held[1], records=held[1].records + 1)
-  _manifest(copy, shards=[held[0], more, *held[2:]])
-  with pytest.raises(
-    ValueError, match=f'{more.name} has {more.records - 1} records of .2049.'
-  ):
-    _open(copy, data_config)
-
-
-@pytest.mark.parametrize('mode', ['full', 'sampled'])
-def test_ids_beyond_the_vocabulary_are_found_at_open(copy, data_config, mode):
-  manifest = manifests.load(copy)
-  shard = manifest.shards[1]
-  tokens = np.full(shard.records * 2048 + 1, 9, '<u2')
-  tokens[-1] = 512
-  shards.write(copy / shard.name, tokens, 2048)
-  path = epath.Path(copy / shard.name)
-  shard = dataclasses.replace(
-    shard,
-    bytes=(copy / shard.name).stat().st_size,
-    sha256=checksums.sha256(path),
-    sampled_sha256=checksums.sampled(path),
-  )
-  _manifest(copy, shards=[manifest.shards[0], shard, *manifest.shards[2:]])
-  data_config.verify = mode
-  with pytest.raises(ValueError, match=f'{shard.name} holds token id 512'):
-    _open(copy, data_config)
-
-
-def test_older_manifests_are_read_but_have_no_samples(copy, data_config):
-  content = json.loads((copy / 'manifest.json').read_text())
-  for name in ('validation', 'contaminated', 'lengths', 'program'):
-    del content[name]
-  for shard in content['shards']:
-    del shard['sampled_sha256']
-  content['version'] = 1
-  (copy / 'manifest.json').write_text(json.dumps(content))
-  data = _open(copy, data_config)
-  assert data.bytes_per_token.keys() == content['sources'].keys()
-  data_config.verify = 'sampled'
-  with pytest.raises(ValueError, match='has no sampled checksums'):
-    _open(copy, data_config)
-
-
 def test_a_damaged_record_is_never_read_as_something_else(shards_dir, copy):
   manifest = manifests.load(copy)
   held = manifest.select('train', 'email')
   whole = shards.ShardWindows(epath.Path(shards_dir), manifest, held, 2048)
   numbers = range(len(whole))
-  content = _shard(copy).read_bytes()
+  content = _second(copy).read_bytes()
   generator = np.random.default_rng(0)
   found = 0
   for at in generator.integers(0, len(content), 30):
     damaged = bytearray(content)
     damaged[at] ^= 1 << int(generator.integers(8))
-    _shard(copy).write_bytes(damaged)
+    _second(copy).write_bytes(damaged)
     windows = shards.ShardWindows(epath.Path(copy), manifest, held, 2048)
     try:
       read = windows.read(numbers)
     except ValueError as error:
-      assert f'{_shard(copy)} is damaged' in str(error)
+      assert f'{_second(copy)} is damaged' in str(error)
       assert '\n' not in str(error)
       found += 1
     else:
@@ -273,53 +264,44 @@ def test_a_damaged_record_is_never_read_as_something_else(shards_dir, copy):
   assert found > 4
 
 
-@pytest.mark.parametrize('away', ['moved', 'short'])
+@pytest.mark.parametrize('away', ['moved', 'short', 'for ever', 'damaged'])
 def test_storage_that_is_away_is_waited_for(
   copy, data_config, monkeypatch, capsys, away
 ):
-  """Two tries fail, then the shards are back."""
+  """Shards come back after two tries, or never; damage is not waited for."""
   wanted = _open(copy, data_config).batch(0)
   data = _open(copy, data_config)
-  files = sorted(copy.glob('train-*'))
-  kept = [path.read_bytes() for path in files]
-  for path in files:
-    path.unlink() if away == 'moved' else path.write_bytes(b'')
+  kept = {path: path.read_bytes() for path in copy.glob('train-*')}
+  for path in kept:
+    if away == 'damaged':
+      for at in range(0, len(kept[path]), 50):
+        _flip(path, at)
+    elif away == 'short':
+      path.write_bytes(b'')
+    else:
+      path.unlink()
   waits = []
 
   def sleep(seconds):
     waits.append(seconds)
-    if len(waits) == 2:
-      for path, content in zip(files, kept):
+    if away in ('moved', 'short') and len(waits) == 2:
+      for path, content in kept.items():
         path.write_bytes(content)
 
   monkeypatch.setattr(shards.time, 'sleep', sleep)
-  got = data.batch(0)
-  assert waits == [1, 2]
-  np.testing.assert_array_equal(got['inputs'], wanted['inputs'])
-  assert 'cannot be read' in capsys.readouterr().err
-
-
-def test_storage_that_stays_away_is_named(copy, data_config, monkeypatch):
-  data = _open(copy, data_config)
-  for path in copy.glob('train-*'):
-    path.unlink()
-  waits = []
-  monkeypatch.setattr(shards.time, 'sleep', waits.append)
-  with pytest.raises(OSError, match='shard .*train-0.* cannot be read: bring'):
-    data.batch(0)
-  assert sum(waits) == 120
-
-
-def test_a_damaged_record_is_not_waited_for(copy, data_config, monkeypatch):
-  data = _open(copy, data_config)
-  for path in copy.glob('train-*'):
-    content = bytearray(path.read_bytes())
-    for at in range(0, len(content), 50):
-      content[at] ^= 1
-    path.write_bytes(content)
-  monkeypatch.delattr(shards.time, 'sleep')
-  with pytest.raises(ValueError, match='shard .*train-0.* is damaged'):
-    data.batch(0)
+  if away == 'for ever':
+    with pytest.raises(OSError, match='train-0.* cannot be read: bring'):
+      data.batch(0)
+    assert sum(waits) == 120
+  elif away == 'damaged':
+    with pytest.raises(ValueError, match='shard .*train-0.* is damaged'):
+      data.batch(0)
+    assert not waits
+  else:
+    got = data.batch(0)
+    assert waits == [1, 2]
+    np.testing.assert_array_equal(got['inputs'], wanted['inputs'])
+    assert 'cannot be read' in capsys.readouterr().err
 
 
 def test_more_shards_than_open_files_are_read(

@@ -137,7 +137,7 @@ def _shards(directory):
   texts = [p.read_text('utf-8') for p in sorted(stdlib.glob('json/*.py'))]
   corpus.write_text(''.join(json.dumps({'text': t}) + '\n' for t in texts))
   options = prepare.Options(
-    str(corpus), 'bpe-train:300', directory, validation_fraction=0.0, workers=1
+    str(corpus), 'bpe-train:300', directory, validation_fraction=0.0
   )
   directory.rmdir()
   prepare.prepare(options, console.Console(file=io.StringIO()))

@@ -1,7 +1,7 @@
-"""A run: some megabytes of text as tokens, and a table of its documents.
+"""Token chunks: some megabytes of text as tokens, and an index of documents.
 
-D is the documents of a run, in the order of the input. The tokens lie by
-source and by shuffled order, so that a shard reads each run in one sweep.
+D is the documents of a chunk, in the order of the input. Tokens lie by source
+and in the shuffled order, so that a shard reads each chunk in one sweep.
 """
 
 import collections
@@ -20,11 +20,11 @@ from steepest.data import (
   manifest as manifests,
   tokenizers,
 )
-from steepest.data.preparing import arrange, documents, inputs
+from steepest.data.preparing import documents
 
-# Hash in two halves, first token in the run's file, tokens, UTF-8 bytes, and
-# the number of the source in the run's own list.
-TABLE = np.dtype(
+# Hash in two halves, first token in the chunk's file, tokens, UTF-8 bytes, and
+# the number of the source in the chunk's own list.
+INDEX = np.dtype(
   [
     ('high', '<u8'),
     ('low', '<u8'),
@@ -46,7 +46,7 @@ class Position(NamedTuple):
 
 
 class Task(NamedTuple):
-  """The blocks of a run, and where the next one begins."""
+  """The blocks of a chunk, and where the next one begins."""
 
   number: int
   blocks: list[documents.Block]
@@ -54,16 +54,16 @@ class Task(NamedTuple):
 
 
 class Rules(NamedTuple):
-  """What decides the runs, but the text.
+  """What decides the chunks, but the text.
 
   Attributes:
-    directory: of the runs.
+    directory: of the chunks.
     tokenizer: directory of the tokenizer.json.
-    source: the source of all documents; '': as the files tell.
+    source: the source of all documents; '': as the files say.
     seed: fixes the order of documents.
-    decontaminate: '' or what is done with documents that repeat a benchmark,
+    decontaminate: '', or what becomes of documents that repeat a benchmark:
       'drop' or 'report'.
-    benchmarks: their files.
+    benchmarks: files of the benchmarks.
   """
 
   directory: pathlib.Path
@@ -74,13 +74,13 @@ class Rules(NamedTuple):
   benchmarks: tuple[pathlib.Path, ...]
 
 
-class Run(NamedTuple):
-  """What became of a run's lines.
+class Chunk(NamedTuple):
+  """What became of the lines of a chunk.
 
   Attributes:
-    after: where the next run begins.
-    sources: names of the table's sources.
-    documents: rows of the table.
+    after: where the next chunk begins.
+    sources: names of the sources in the index.
+    documents: rows of the index.
     tokens: of all documents.
     rejected: lines that give no document.
     first_reject: the first of them.
@@ -97,50 +97,58 @@ class Run(NamedTuple):
 
 
 def tasks(
-  found: list[inputs.Input], size: int, number: int, start: Position
+  found: list[documents.Input], size: int, number: int, start: Position
 ) -> Iterator[Task]:
-  """Yields the runs from some place of the inputs on.
+  """Yields the chunks from some place of the inputs on.
 
   Args:
     found: the inputs.
-    size: bytes of a run; a run ends with the block that reaches it.
-    number: of the first run.
+    size: bytes of a chunk, which ends with the block that reaches it.
+    number: of the first chunk.
     start: where it begins.
   """
   blocks: list[documents.Block] = []
-  held = 0
+  total = 0
   for i in range(start.input, len(found)):
     skipped = start.block if i == start.input else 0
     for j, block in enumerate(found[i].blocks(size)):
       if j < skipped:
         continue
-      if held >= size:
+      if total >= size:
         yield Task(number, blocks, Position(i, j))
-        number, blocks, held = number + 1, [], 0
+        number, blocks, total = number + 1, [], 0
       blocks.append(block)
-      held += block.bytes
+      total += block.bytes
   if blocks:
     yield Task(number, blocks, Position(len(found), 0))
 
 
-def load(directory: pathlib.Path, number: int) -> Run | None:
-  """Returns a run that is on disk, None where it is not."""
+def load(directory: pathlib.Path, number: int) -> Chunk | None:
+  """Returns a chunk that is on disk, None where it is not."""
   path = _path(directory, number, 'json')
   if not path.exists():
     return None
-  run = Run(**json.loads(path.read_text('utf-8')))
-  return run._replace(after=Position(*run.after))
+  chunk = Chunk(**json.loads(path.read_text('utf-8')))
+  return chunk._replace(after=Position(*chunk.after))
 
 
-def load_table(directory: pathlib.Path, number: int) -> np.ndarray:
-  """Returns the documents of a run, TABLE[D]."""
-  return np.fromfile(_path(directory, number, 'table'), TABLE)
+def load_all(directory: pathlib.Path) -> list[Chunk]:
+  """Returns the chunks on disk up to the first that is missing."""
+  chunks: list[Chunk] = []
+  while (chunk := load(directory, len(chunks))) is not None:
+    chunks.append(chunk)
+  return chunks
+
+
+def load_index(directory: pathlib.Path, number: int) -> np.ndarray:
+  """Returns the documents of a chunk, INDEX[D]."""
+  return np.fromfile(_path(directory, number, 'index'), INDEX)
 
 
 def load_lines(
   directory: pathlib.Path, numbers: Iterable[int], kind: str
 ) -> Iterator[bytes]:
-  """Yields the 'rejects' or the 'contaminated' lines of some runs."""
+  """Yields the 'rejects' or the 'contaminated' lines of some chunks."""
   for number in numbers:
     path = _path(directory, number, kind)
     if path.exists():
@@ -148,9 +156,9 @@ def load_lines(
 
 
 def keep(directory: pathlib.Path, before: Position) -> None:
-  """Discards the runs that do not end before a place of the inputs."""
+  """Discards the chunks that do not end before a place of the inputs."""
   number = 0
-  while (run := load(directory, number)) and run.after <= before:
+  while (chunk := load(directory, number)) and chunk.after <= before:
     number += 1
   for path in directory.glob('*/*'):
     if int(path.name.partition('.')[0]) >= number:
@@ -158,19 +166,46 @@ def keep(directory: pathlib.Path, before: Position) -> None:
 
 
 def tokens_path(directory: pathlib.Path, number: int) -> pathlib.Path:
-  """Returns the file of a run's tokens."""
+  """Returns the file of a chunk's tokens."""
   return _path(directory, number, 'tokens')
 
 
-def write(rules: Rules, task: Task) -> tuple[int, Run]:
-  """Writes a run; its .json comes last and says that it is complete."""
+def save(
+  directory: pathlib.Path,
+  number: int,
+  chunk: Chunk,
+  index_D: np.ndarray,
+  tokens: Iterable[np.ndarray],
+) -> None:
+  """Writes a chunk; its .json comes last and says that it is complete."""
+  files.write(tokens_path(directory, number), (t.data for t in tokens))
+  files.write(_path(directory, number, 'index'), [index_D.data])
+  text = json.dumps(chunk._asdict())
+  files.write(_path(directory, number, 'json'), [text.encode()])
+
+
+def order_keys(high_D: np.ndarray, seed: int) -> np.ndarray:
+  """Returns uint64[D], in whose order the seed puts documents of these hashes.
+
+  The order depends on neither the files nor their order.
+  """
+  key = hashlib.sha256(str(seed).encode()).digest()[:8]
+  x = high_D ^ np.frombuffer(key, '<u8')
+  # Finalizer of SplitMix64, so that other seeds give unrelated orders.
+  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return x ^ (x >> np.uint64(31))
+
+
+def write(rules: Rules, task: Task) -> tuple[int, Chunk]:
+  """Tokenizes and writes a chunk; returns its number and what it holds."""
   tokenizer = _tokenizer(rules.tokenizer)
   dtype = manifests.token_dtype(tokenizer.vocab_size)
   kept, rejects, contaminated = _read(rules, task.blocks)
-  table_D = np.zeros(len(kept), TABLE)
+  index_D = np.zeros(len(kept), INDEX)
   names: dict[str, int] = {}
   tokens: list[np.ndarray] = []
-  for row, (document, ids) in zip(table_D, _encode(tokenizer, kept, dtype)):
+  for row, (document, ids) in zip(index_D, _encode(tokenizer, kept, dtype)):
     text = document.text.encode()
     digest = hashlib.sha256(text).digest()
     row['high'], row['low'] = np.frombuffer(digest[:16], '<u8')
@@ -178,32 +213,27 @@ def write(rules: Rules, task: Task) -> tuple[int, Run]:
     row['source'] = names.setdefault(document.source, len(names))
     tokens.append(ids)
   order_D = np.lexsort(
-    (arrange.keys(table_D['high'], rules.seed), table_D['source'])
+    (order_keys(index_D['high'], rules.seed), index_D['source'])
   )
-  ends_D = np.cumsum(table_D['length'][order_D], dtype=np.uint64)
-  table_D['offset'][order_D] = ends_D - table_D['length'][order_D]
-  directory, number = rules.directory, task.number
-  files.write(
-    _path(directory, number, 'tokens'), (tokens[i].data for i in order_D)
-  )
-  files.write(_path(directory, number, 'table'), [table_D.data])
-  for kind, lines in (('rejects', rejects), ('contaminated', contaminated)):
-    if lines:
-      content = ((json.dumps(line) + '\n').encode() for line in lines)
-      files.write(_path(directory, number, kind), content)
-  repeats = collections.Counter(line['source'] for line in contaminated)
-  run = Run(
+  ends_D = np.cumsum(index_D['length'][order_D], dtype=np.uint64)
+  index_D['offset'][order_D] = ends_D - index_D['length'][order_D]
+  chunk = Chunk(
     task.after,
     list(names),
     len(kept),
-    int(table_D['length'].sum(dtype=np.int64)),
+    int(index_D['length'].sum(dtype=np.int64)),
     len(rejects),
     rejects[0] if rejects else None,
-    dict(repeats),
+    dict(collections.Counter(line['source'] for line in contaminated)),
   )
-  held = json.dumps(run._asdict()).encode()
-  files.write(_path(directory, number, 'json'), [held])
-  return number, run
+  with files.room_for(rules.directory.parent):
+    for kind, lines in (('rejects', rejects), ('contaminated', contaminated)):
+      if lines:
+        content = ((json.dumps(line) + '\n').encode() for line in lines)
+        files.write(_path(rules.directory, task.number, kind), content)
+    in_order = (tokens[i] for i in order_D)
+    save(rules.directory, task.number, chunk, index_D, in_order)
+  return task.number, chunk
 
 
 def _path(directory: pathlib.Path, number: int, kind: str) -> pathlib.Path:

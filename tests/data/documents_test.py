@@ -1,0 +1,226 @@
+"""Documents of every kind of file and dataset, whole and damaged."""
+
+import gzip
+import json
+import pathlib
+import subprocess
+import sys
+
+import pyarrow as pa
+from pyarrow import parquet
+import pytest
+import zstandard
+
+from steepest.data import prepare
+from steepest.data.preparing import documents
+
+_RECORDS = [
+  {'text': 'one', 'meta': {'redpajama_set_name': 'RedPajamaC4'}},
+  {'text': 'two\nlines', 'meta': {'source': 'github'}, 'source': 'other'},
+  {'text': 'three', 'source': 'cc'},
+  {'text': 'four \u2028 \U0001f999'},
+]
+_SOURCES = ['RedPajamaC4', 'github', 'cc', 'part']
+
+
+def _lines():
+  return '\n'.join(json.dumps(r) for r in _RECORDS).encode() + b'\n\n'
+
+
+@pytest.fixture
+def files(tmp_path) -> list[pathlib.Path]:
+  """The same records in every format; two compressed ones in two frames."""
+  for name, compress in (
+    ('part.jsonl', bytes),
+    ('part.jsonl.gz', gzip.compress),
+    ('part.jsonl.zst', zstandard.compress),
+  ):
+    half = len(_lines().split(b'\n', 2)[0]) + 1
+    content = compress(_lines()[:half]) + compress(_lines()[half:])
+    (tmp_path / name).write_bytes(content)
+  names = ('text', 'meta', 'source')
+  table = pa.table({n: [r.get(n) for r in _RECORDS] for n in names})
+  parquet.write_table(table, tmp_path / 'part.parquet')
+  return sorted(tmp_path.iterdir())
+
+
+def test_all_formats_give_the_same_documents(files):
+  assert len(files) == 4
+  for path in files:
+    read = list(documents.read(path))
+    assert [d.text for d in read] == [r['text'] for r in _RECORDS], path
+    assert [d.source for d in read] == _SOURCES, path
+
+
+def test_damaged_files_are_named(files):
+  for path in files[1:]:
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=f'{path.name} is damaged') as error:
+      list(documents.read(path))
+    assert '\n' not in str(error.value).strip()
+
+
+def test_any_other_file_is_one_document(tmp_path):
+  (tmp_path / 'a.b.py').write_text('x = 1\n')
+  (tmp_path / 'c.txt.gz').write_bytes(gzip.compress(b'text\n'))
+  (tmp_path / 'd.txt').write_bytes(b'\xff\xfe')
+  assert list(documents.read(tmp_path / 'a.b.py')) == [('x = 1\n', 'a.b')]
+  assert list(documents.read(tmp_path / 'c.txt.gz')) == [('text\n', 'c')]
+  (reject,) = documents.read(tmp_path / 'd.txt')
+  assert reject.reason == 'no Unicode'
+
+
+def test_bad_lines_are_told_and_quoted(tmp_path):
+  lines = {
+    b'{"text": ': 'no JSON',
+    b'["text"]': 'no JSON object',
+    b'{"txt": "x"}': 'no `text`',
+    b'{"text": 3}': 'no `text`',
+    b'{"text": " "}': 'empty',
+    b'{"text": "\\ud800"}': 'no Unicode',
+    b'\xff\xfe\x01': 'no JSON',
+    b'[' * 10000: 'no JSON',
+  }
+  path = tmp_path / 'part.jsonl'
+  path.write_bytes(b'\n'.join([b'{"text": "good"}', *lines]))
+  good, *bad = documents.read(path)
+  assert good == ('good', 'part')
+  assert [r.line for r in bad] == list(range(2, 10))
+  assert [r.reason for r in bad] == list(lines.values())
+  assert all(r.quoted.isascii() and len(r.quoted) < 900 for r in bad)
+
+
+def test_globs_are_sorted_and_must_match(tmp_path):
+  for name in ('b.txt', 'a.txt', 'sub/c.txt'):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text('x')
+  found = documents.find(f'{tmp_path}/*.txt,{tmp_path}/**/*.txt')
+  names = [pathlib.Path(i.name).name for i in found]
+  assert names == ['a.txt', 'b.txt', 'c.txt']
+  with pytest.raises(FileNotFoundError, match='nothing'):
+    documents.find(f'{tmp_path}/*.txt,{tmp_path}/nothing*')
+  with pytest.raises(FileNotFoundError, match=r'write DIR/\*'):
+    documents.find(str(tmp_path))
+
+
+def test_redpajama_sample_is_read_whole(conformance):
+  """All seven sources, two forms of naming them, a book in one document."""
+  sample = f'{conformance}/data/redpajama-sample/*/*.jsonl.gz'
+  found = {}
+  for one in documents.find(sample):
+    path = pathlib.Path(one.name)
+    found[path.parent.name] = list(documents.read(path))
+  assert {name: len(read) for name, read in found.items()} == {
+    'arxiv': 10,
+    'book': 2,
+    'c4-rp': 1000,
+    'cc': 10,
+    'github': 100,
+    'stackexchange': 1000,
+    'wiki': 10,
+  }
+  read = [d for part in found.values() for d in part]
+  assert all(isinstance(d, documents.Document) for d in read)
+  assert len({d.text for d in read}) == len(read) - 1
+  assert max(len(d.text.encode()) for d in read) == 1_395_542
+  assert {d.source for d in found['c4-rp']} == {'c4'}
+  assert all(d.source.startswith('cc/') for d in found['cc'])
+  assert {d.source for d in found['wiki']} == {'part-0'}
+
+
+# ---------------------------------------------------------------- datasets
+
+
+def _read(spec: str) -> list[documents.Document | documents.Reject]:
+  (found,) = documents.find(spec)
+  blocks = list(found.blocks(1 << 20))
+  assert len({b.first for b in blocks}) == len(blocks) > 1
+  return [item for b in blocks for _, item in documents.parse(b)]
+
+
+def test_hub_rows_are_documents(tmp_path, console, shards_dir):
+  """A dataset as it lies on the hub, in two files of a split."""
+  pytest.importorskip('datasets')
+  rows = [
+    {
+      'text': f'row {i} of some text ' * 20,
+      'meta': {'redpajama_set_name': ('C4', 'Github')[i % 2]},
+      'id': i,
+    }
+    for i in range(1300)
+  ]
+  mirror = tmp_path / 'mirror'
+  (mirror / 'data').mkdir(parents=True)
+  for i, part in enumerate((rows[:700], rows[700:])):
+    name = f'train-0000{i}-of-00002.parquet'
+    parquet.write_table(pa.Table.from_pylist(part), mirror / 'data' / name)
+  assert _read(f'hf:{mirror}') == [
+    (r['text'], r['meta']['redpajama_set_name']) for r in rows
+  ]
+  same = tmp_path / 'same.jsonl'
+  same.write_text(''.join(json.dumps(r) + '\n' for r in rows))
+  hub, lines = (
+    prepare.prepare(
+      prepare.Options(spec, f'hf:{shards_dir}', tmp_path / name), console
+    )
+    for name, spec in (('hub', f'hf:{mirror}'), ('lines', str(same)))
+  )
+  assert hub.shards == lines.shards
+  assert hub.inputs == [{'name': f'hf:{mirror}', 'bytes': 0}]
+  with pytest.raises(OSError, match='--input=hf:.*test') as error:
+    _read(f'hf:{mirror}::test')
+  assert '\n' not in str(error.value)
+
+
+_TFDS = """
+import sys
+import tensorflow_datasets as tfds
+
+class Pages(tfds.core.GeneratorBasedBuilder):
+  VERSION = tfds.core.Version('1.0.0')
+
+  def _info(self):
+    features = {'text': tfds.features.Text(), 'source': tfds.features.Text()}
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=tfds.features.FeaturesDict(features),
+      disable_shuffling=True,
+    )
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples()}
+
+  def _generate_examples(self):
+    for i in range(600):
+      yield i, {'text': f'page {i} ' * 30, 'source': f's{i % 2}'}
+
+builder = Pages(data_dir=sys.argv[1], file_format='array_record')
+builder.download_and_prepare()
+print(builder.data_dir)
+assert 'tensorflow' not in sys.modules
+"""
+
+
+def test_tfds_examples_are_documents(tmp_path):
+  done = subprocess.run(
+    [sys.executable, '-c', _TFDS, str(tmp_path)],
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  assert done.returncode == 0, done.stderr
+  directory = done.stdout.split()[-1]
+  expected = [(f'page {i} ' * 30, f's{i % 2}') for i in range(600)]
+  assert _read(f'tfds:{directory}') == expected
+  assert len(_read(f'tfds:{directory}:train[:590]')) == 590
+  with pytest.raises(OSError, match='--input=tfds:') as error:
+    _read(f'tfds:{directory}:nothing')
+  assert '\n' not in str(error.value)
+
+
+def test_a_damaged_text_of_a_dataset_is_a_reject():
+  row = documents._plain({'text': b'\xff\xfe', 'source': 'x', 'id': 3})
+  block = documents.Block('hf:x', 'x', 5, [row, {'source': 'x'}])
+  first, second = (item for _, item in documents.parse(block))
+  assert (first.line, first.reason) == (5, 'no Unicode')
+  assert (second.line, second.reason) == (6, 'no `text`')
