@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def _tokenizing(text: str, shards: pathlib.Path) -> None:
-  """Compares a chunk of launch.prepare with a plain encode_batch of its text."""
+  """Compares tokenize.write with a plain encode_batch of its text."""
   blocks = [
     next(iter(found.blocks(_TEXT)))
     for found in documents.find(text)

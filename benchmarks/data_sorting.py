@@ -50,8 +50,8 @@ def _sort(documents: int) -> None:
     print(
       f'{documents / 1e6:.0f} M documents, {found.duplicates:,} duplicates: '
       f'{seconds:.0f} s, {processor / documents * 1e6:.2f} µs of a core each, '
-      f'on disk {_size(directory / "chunks") / documents:.0f} bytes each and at '
-      f'most {parts / documents:.0f} more; memory at most '
+      f'on disk {_size(directory / "chunks") / documents:.0f} bytes each and '
+      f'at most {parts / documents:.0f} more; memory at most '
       f'{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000:.0f} MB '
       f'({before:.0f} before); load {os.getloadavg()[0]:.1f}',
       flush=True,
