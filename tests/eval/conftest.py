@@ -12,8 +12,8 @@ import pytest
 
 
 def _load(name: str) -> types.ModuleType:
-  path = pathlib.Path(__file__).with_name(f'{name}.py')
-  spec = importlib.util.spec_from_file_location(name, path)
+  path = pathlib.Path(__file__).parent / f'{name}.py'
+  spec = importlib.util.spec_from_file_location(path.stem, path)
   assert spec is not None and spec.loader is not None
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -23,7 +23,7 @@ def _load(name: str) -> types.ModuleType:
 @pytest.fixture(scope='session')
 def study_runs() -> types.ModuleType:
   """Writer of run directories, study_runs.py."""
-  return _load('study_runs')
+  return _load('../report/study_runs')
 
 
 @pytest.fixture(scope='module')

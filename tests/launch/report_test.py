@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope='module')
 def study(tmp_path_factory):
-  path = pathlib.Path(__file__).parent.parent / 'eval' / 'study_runs.py'
+  path = pathlib.Path(__file__).parent.parent / 'report' / 'study_runs.py'
   spec = importlib.util.spec_from_file_location('study_runs', path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -27,7 +27,13 @@ def test_writes_the_page_and_names_it_last(run_command, study, tmp_path):
   assert 'GPT-2 Sophia' in done.stdout
   assert max(map(len, lines[:-1])) <= 120
   names = {p.name for p in out.iterdir()}
-  assert names == {'report.html', 'report.json', 'report.md'}
+  assert names == {
+    'report.html',
+    'report.json',
+    'report.md',
+    'tables',
+    'verdicts.csv',
+  }
   page = (out / 'report.html').read_text()
   assert 'python -m launch.report --runs=' in page
 

@@ -1,0 +1,137 @@
+"""Searches of unequal effort and runs that are unlike: refused, in words."""
+
+import json
+
+import pytest
+
+from steepest.report import results, selection, tables, verdicts
+
+_LOSSES = {
+  'adamw': [3.40, 3.41, 3.42, 3.41],
+  'lion': [3.50, 3.51, 3.52, 3.505],
+}
+
+
+def _refused(found, text):
+  for column in ('eval_loss', 'train_loss'):
+    assert found.winner('gpt2', column) == ''
+    assert found.reason('gpt2', column).startswith('not ranked')
+    assert text in found.reason('gpt2', column)
+  assert found.fairness['text'].str.contains(text).any()
+  (answer,) = results.answers(found)
+  assert not answer.fair and text in answer.fairness
+  assert 'ends with' not in answer.text
+
+
+def test_equal_effort_is_ranked(plant):
+  found = plant(_LOSSES)
+  assert found.winner('gpt2', 'eval_loss') == 'adamw'
+  assert found.fairness.empty
+  (answer,) = results.answers(found)
+  assert answer.fair and '4 trials' in answer.fairness
+
+
+@pytest.mark.parametrize(
+  ('study', 'text'),
+  [
+    ({'rates': {'adamw': ()}}, 'no search'),
+    ({'rates': {'adamw': (), 'lion': ()}}, 'no search'),
+    ({'rates': {'adamw': (1e-3, 1.1e-3, 1.15e-3, 1.2e-3)}}, 'span'),
+    ({'rates': {'adamw': (2e-3, 1e-3, 4e-3, 8e-3)}}, 'lowest or highest'),
+    ({'rates': {'lion': (1e-3, 2e-3, 8e-3)}}, '3 trials'),
+    ({'final': {'adamw': {'optimizer__lr': 2e-3 / 40}}}, 'final runs have'),
+    (
+      {'tried': {'lion': lambda i: {'optimizer__betas': [0.9, 0.9 + i / 100]}}},
+      'no search of memories',
+    ),
+    (
+      {
+        'tried': {
+          'lion': lambda i: {'optimizer__weight_decay': [0.0, 0.1, 0.2, 0.3][i]}
+        }
+      },
+      'no search of weight decay',
+    ),
+    (
+      {'tried': {'lion': lambda i: {'optimizer__rho': 0.01 * (i + 1)}}},
+      'no search of memories and weight decay',
+    ),
+    ({'tried': {'lion': lambda i: {'steps': 200}}}, 'not equal'),
+  ],
+)
+def test_unequal_effort_is_not_ranked(plant, study, text):
+  _refused(plant(_LOSSES, **study), text)
+
+
+def test_who_insists_gets_a_ranking_with_a_warning(plant):
+  found = plant(_LOSSES, rates={'adamw': ()}, insist=True)
+  assert found.winner('gpt2', 'eval_loss') == 'adamw'
+  first = results.sections(found)[0].blocks[0]
+  assert 'no claim below is a fair one' in first.text
+
+
+def test_rates_added_at_an_edge_are_no_unequal_effort(plant, tmp_path):
+  rates = {'adamw': (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)}
+  plant(_LOSSES, rates=rates)
+  plan = json.loads((tmp_path / 'study/config.json').read_text())
+  plan['study']['lrs_adamw'] = plan['study']['lrs_lion']
+  (tmp_path / 'study/config.json').write_text(json.dumps(plan))
+  found = verdicts.compare(tables.read([tmp_path / 'study']))
+  tuned = found.tuning.set_index('optimizer')
+  assert tuned.loc['adamw', 'trials'] == 5
+  assert tuned.loc['adamw', 'planned'] == tuned.loc['lion', 'planned'] == 4
+  assert found.winner('gpt2', 'eval_loss') == 'adamw'
+
+
+@pytest.mark.parametrize(
+  ('changes', 'text'),
+  [
+    ({'optimizer__clip_norm': 0.5}, 'optimizer.clip norm is 0.5, not 1.0'),
+    ({'schedule__kind': 'linear'}, 'schedule.kind is linear, not cosine'),
+    ({'dtype__compute': 'float32'}, 'dtype.compute is float32'),
+    ({'batch_size': 8}, 'batch size is 8, not 16'),
+    ({'model__num_layers': 5}, 'model.num layers is 5, not 4'),
+  ],
+)
+def test_unlike_runs_are_left_out(plant, changes, text):
+  losses = {**_LOSSES, 'sophia': [3.6, 3.61, 3.62, 3.63]}
+  found = plant(losses, final={'lion': changes})
+  assert set(found.compared['optimizer']) == {'adamw', 'sophia'}
+  assert len(found.left_out) == 4
+  assert found.left_out['reason'].str.contains(text, regex=False).all()
+
+
+def test_other_data_and_initial_weights_are_left_out(plant, tmp_path):
+  losses = {**_LOSSES, 'sophia': [3.6, 3.61, 3.62, 3.63]}
+  plant(losses)
+  root = tmp_path / 'study/finals'
+  path = root / 'gpt2-lion/seed=0/summary.json'
+  path.write_text(path.read_text().replace('f00d' * 16, 'beef' * 16))
+  path = root / 'gpt2-lion/seed=1/metrics.jsonl'
+  first, *rest = path.read_text().splitlines()
+  row = json.loads(first)
+  row['train/loss'] *= 1.01
+  path.write_text('\n'.join([json.dumps(row), *rest]) + '\n')
+  found, left_out = selection.select(tables.read([tmp_path / 'study']))
+  reasons = left_out.set_index('run')['reason']
+  assert 'data fingerprint' in reasons['finals/gpt2-lion/seed=0']
+  assert 'other initial weights' in reasons['finals/gpt2-lion/seed=1']
+  assert len(found) == 10
+
+
+def test_runs_that_repeat_a_seed_or_differ_in_setting_are_left_out(
+  plant, tmp_path, study_runs
+):
+  plant(_LOSSES)
+  root = tmp_path / 'study/finals/gpt2-lion'
+  for name, lr in (('again', 2e-3), ('other', 4e-3)):
+    config = study_runs.config('gpt2', 'lion', 0, 'final', optimizer__lr=lr)
+    study_runs.write_run(root / name, config, 3.2, rows=20)
+  _, left_out = selection.select(tables.read([tmp_path / 'study']))
+  reasons = left_out.set_index('run')['reason']
+  assert sorted(reasons) == sorted(
+    [
+      'optimizer.lr is 0.004, not 0.002 as in the other runs of its optimizer',
+      'repeats seed 0',
+    ]
+  )
