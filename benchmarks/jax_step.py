@@ -36,7 +36,7 @@ import numpy as np
 from steepest.experiments import base
 from steepest.models import config as model_config
 from steepest.optimizers import build
-from steepest.training import flops, run as assemble
+from steepest.training import chips, flops, run as assemble
 
 _PROFILED = 5
 _LISTED = 15
@@ -151,7 +151,7 @@ def main() -> None:
       'compile_seconds': first,
       'parameters': flops.count(params)['parameters'],
       'flops_per_token': flops.per_token(params, program.model),
-      'peak_flops': flops.peak(device),
+      'peak_flops': chips.peak(device),
       'is_cpu': device.platform == 'cpu',
     }
   )

@@ -9,7 +9,7 @@ trial, and carried to targets ten times as wide. The targets are
 paper_target.py's, but for what one study has to share so that its losses can
 be compared: GPT-2's tokenizer for both models, and for LLaMA an MLP ten times
 as wide as the proxy's. One seed, as in the paper: with one nothing is known of
-chance, and --plan says what more would cost.
+chance.
 
 Hardware: --plan says what each part takes on given chips. launch.study trains
 a target on the devices of one machine, here 8 of 80 GB; over several machines

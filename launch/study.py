@@ -12,9 +12,9 @@ processes divide the runs among them.
     python -m launch.study --plan --config=experiments/paper_study.py \\
         --chip=h100 --devices=64
 
-says what a study would take on chips that are not here, part by part, and what
-half of each budget would save and cost in certainty. Exit status 0: all of it
-fits; 3: a run does not; 1: an error.
+says what a study would take on chips that are not here: runs, memory and
+GPU-hours of the trials and targets of each cell. Exit status 0: all of it fits;
+3: a run does not; 1: an error.
 """
 
 import contextlib
@@ -74,14 +74,11 @@ def main() -> None:
   devices = flags.DEFINE_integer(
     'devices', 1, '--plan: chips; a target runs on all.', lower_bound=1
   )
-  runs = flags.DEFINE_list(
-    'runs', [], '--plan: studies whose runs tell how much chance matters.'
-  )
 
   def start() -> None:
     study = _config(config, optimizers.value)
     if plan.value:
-      _plan(study, chip.value, devices.value, runs.value)
+      _plan(study, chip.value, devices.value)
       return
     directory = pathlib.Path(workdir.value or cli.default_workdir(config))
     _study(study, directory.absolute(), workers.value, lock_timeout.value)
@@ -135,26 +132,23 @@ def _study(
       _report(workdir, time.perf_counter() - start)
 
 
-def _plan(
-  config: 'ConfigDict', chip: str, devices: int, runs: list[str]
-) -> None:
+def _plan(config: 'ConfigDict', chip: str, devices: int) -> None:
   # Nothing here needs an accelerator, and one may be in use.
   import jax
   from rich.console import Console
 
   jax.config.update('jax_platforms', 'cpu')
-  from steepest.tuning import budget, budget_table, certainty, plans
+  from steepest.training import chips
+  from steepest.tuning import plan
 
   console = Console(highlight=False)
   if not console.is_terminal:
     console = Console(width=140, highlight=False)
-  spread = certainty.measured(runs) if runs else certainty.DEFAULT
-  with console.status('planning') as status:
-    say = lambda name: status.update(f'planning {name}')
-    found = budget.parts(config, plans.chip(chip), devices, say)
-  budget_table.show(config, found, chip, devices, spread, console)
-  if not all(part.plan.fits for part in found):
-    print('launch.bench --plan lists settings that fit')
+  with console.status('planning'):
+    found = plan.stages(config, chips.find(chip), devices)
+  console.print(plan.table(found))
+  print(plan.summary(found, chip, devices))
+  if not all(stage.plan.fits for stage in found):
     sys.exit(_DOES_NOT_FIT)
 
 
@@ -173,9 +167,9 @@ def _run(
   locks: 'Locks',
 ) -> None:
   """Runs all cells; each first searches, then trains its targets."""
-  from steepest.tuning import cells, estimate, plan, pool, schedule
+  from steepest.tuning import cells, plan, pool, schedule, study
 
-  plans = plan.Plan(config, workdir)
+  plans = study.Plan(config, workdir)
   todo = [cell for cell in cells.cells(config) if not plans.done(cell)]
   if not todo:
     return
@@ -189,9 +183,9 @@ def _run(
   count = min(count, schedule.breadth(config, todo))
   with contextlib.ExitStack() as stack:
     pool_ = stack.enter_context(pool.Pool(count, pinned, workdir / 'logs'))
-    timed = functools.partial(estimate.time_steps, pool_)
-    print(estimate.describe(plans, count, timed), flush=True)
-    display = stack.enter_context(plan.Display(plans, count))
+    timed = functools.partial(plan.time_steps, pool_)
+    print(plan.time_left(plans, count, timed), flush=True)
+    display = stack.enter_context(study.Display(plans, count))
     runs = schedule.Schedule(
       config, workdir, todo, locks, display.best, display.failed
     )

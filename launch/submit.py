@@ -25,7 +25,7 @@ if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
   from steepest.launch.submitters import job as jobs
-  from steepest.training import planner
+  from steepest.tuning.plan import StepPlan
 
 _PLACES = ('local', 'slurm', 'xmanager')
 # Places that see this machine's files.
@@ -107,11 +107,9 @@ def _describe(
 ) -> tuple[list[dict[str, Any]], 'jobs.Job']:
   """Returns the points of the sweep and the job."""
   from steepest.launch.submitters import job as jobs
+  from steepest.training import chips
 
-  if given['chip'] and given['chip'] not in jobs.CHIPS:
-    raise ValueError(
-      f'--chip={given["chip"]}: there are {", ".join(jobs.CHIPS)}'
-    )
+  is_gpu = bool(given['chip']) and chips.find(given['chip']).is_gpu
   if not given['chip'] and given['devices'] > 1:
     raise ValueError(f'--devices={given["devices"]}: of which --chip?')
   workdir = given['workdir'] or cli.default_workdir(holder)
@@ -147,7 +145,7 @@ def _describe(
   if given['to'] in _SAME_FILES:
     folder = pathlib.Path(workdir, 'submit')
   processes = 0 if study else given['processes']
-  if not processes and given['to'] == 'local' and given['chip'] in jobs.GPUS:
+  if not processes and given['to'] == 'local' and is_gpu:
     processes = given['devices']
   return [values for _, values in points], jobs.Job(
     name,
@@ -160,8 +158,7 @@ def _describe(
     processes,
     given['restarts'],
     given['hours'],
-    (_GPU_MEMORY if given['chip'] in jobs.GPUS else {})
-    | jobs.environment(given['env']),
+    (_GPU_MEMORY if is_gpu else {}) | jobs.environment(given['env']),
     jobs.options(given['option'], known, given['to']),
   )
 
@@ -178,7 +175,7 @@ def _recipe(holder: flags.FlagHolder) -> str:
 
 def _plans(
   config: 'ConfigDict', job: 'jobs.Job', points: list[dict[str, Any]]
-) -> 'list[planner.Plan] | str':
+) -> 'list[StepPlan] | str':
   """Returns the plan of each run, or why there is none."""
   if not job.chip:
     return 'no accelerator'
@@ -188,20 +185,16 @@ def _plans(
 
   # Nothing here needs an accelerator, and one may be in use.
   jax.config.update('jax_platforms', 'cpu')
-  from steepest.training import config as validation
-  from steepest.tuning import plans
+  from steepest.training import chips, config as validation
+  from steepest.tuning import plan
 
-  chip, made, found = plans.chip(job.chip), {}, []
+  found = []
   for point in points:
     changed = config.copy_and_resolve_references()
     changed.update_from_flattened_dict(point)
     validation.check_ranges(changed)
-    # Most sweeps change nothing that memory or time depends on.
-    key = repr((changed.model, changed.batch_size, changed.optimizer.name))
     try:
-      if key not in made:
-        made[key] = plans.make_planner(changed, chip)
-      found.append(made[key].plan(plans.setting(changed, job.devices)))
+      found.append(plan.plan(changed, chips.find(job.chip), job.devices))
     except ValueError as error:
       if 'set model.vocab_size' in str(error):
         return str(error)
@@ -210,23 +203,23 @@ def _plans(
 
 
 def _with_hours(
-  job: 'jobs.Job', config: 'ConfigDict', plans: 'list[planner.Plan] | str'
+  job: 'jobs.Job', config: 'ConfigDict', plans: 'list[StepPlan] | str'
 ) -> 'jobs.Job':
   import dataclasses
 
   if job.hours is not None or isinstance(plans, str):
     return job
-  longest = max(config.steps * plan.step_seconds / 3600 for plan in plans)
+  longest = max(plan.hours(config.steps) for plan in plans)
   # Evaluation, compilation and checkpoints come on top.
   return dataclasses.replace(job, hours=round(_MARGIN * longest + 0.5, 1))
 
 
-def _check(plans: 'list[planner.Plan] | str') -> None:
+def _check(plans: 'list[StepPlan] | str') -> None:
   for plan in plans if isinstance(plans, list) else ():
     if not plan.fits:
       raise ValueError(
         f'does not fit, by {(plan.peak - plan.capacity) / 2**30:.1f} GiB a '
-        'device: launch.bench --plan says what does; --nocheck submits it all '
+        'device (launch.bench --plan says of what); --nocheck submits it all '
         'the same'
       )
 
@@ -242,7 +235,7 @@ def _summary(
   config: 'ConfigDict',
   job: 'jobs.Job',
   place: str,
-  plans: 'list[planner.Plan] | str',
+  plans: 'list[StepPlan] | str',
 ) -> list[str]:
   """Returns what is to run, in words."""
   runs = 'one run' if len(job.units) == 1 else f'{len(job.units)} runs'
@@ -257,13 +250,11 @@ def _summary(
   if isinstance(plans, str):
     return [*lines, f'# no plan: {plans}']
   for unit, plan in zip(job.units, plans):
-    mesh = dict(zip(('data', 'fsdp', 'tensor', 'sequence'), plan.setting.mesh))
+    mesh = ' '.join(f'{axis}={size}' for axis, size in plan.mesh.items())
     lines.append(
-      f'# {unit.point or "plan"}: mesh '
-      + ' '.join(f'{axis}={size}' for axis, size in mesh.items())
-      + f'; {plan.peak / 2**30:.1f} of {plan.capacity / 2**30:.1f} GiB a '
-      f'device; {plan.step_seconds:.3f} s a step, MFU {plan.mfu:.1%}; '
-      f'{config.steps * plan.step_seconds / 3600:.1f} h'
+      f'# {unit.point or "plan"}: mesh {mesh}; {plan.peak / 2**30:.1f} of '
+      f'{plan.capacity / 2**30:.1f} GiB a device; {plan.seconds:.3f} s a step; '
+      f'{plan.hours(config.steps):.1f} h'
     )
   return lines
 

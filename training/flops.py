@@ -1,9 +1,8 @@
-"""Floating-point operations of a training run, and the devices' peaks."""
+"""Floating-point operations of a training run, by formula."""
 
 from typing import Any
 
 from flax import traverse_util
-import jax
 import numpy as np
 
 from steepest.models.config import ModelConfig
@@ -18,29 +17,6 @@ CONVENTION = (
 # A curvature estimate over the cost of a gradient: sampled labels take one
 # gradient, a Hessian-vector product about two.
 CURVATURE_COST = {'gnb': 1.0, 'hutchinson': 2.0}
-
-# Dense bfloat16 FLOP/s of one device, from the makers' data sheets.
-PEAKS = {
-  'H100 PCIe': 756e12,
-  'H100': 989.4e12,
-  'H200': 989.4e12,
-  'A100': 312e12,
-  'TPU v4': 275e12,
-  'TPU v5 lite': 197e12,
-  'TPU v5e': 197e12,
-  'TPU v5p': 459e12,
-  'TPU v5': 459e12,
-  'TPU v6 lite': 918e12,
-  'TPU v6e': 918e12,
-}
-
-
-def peak(device: jax.Device) -> float | None:
-  """Returns the device's peak in FLOP/s, None where it is not known."""
-  for name, value in PEAKS.items():
-    if name in device.device_kind:
-      return value
-  return None
 
 
 def of_estimate(estimator: str, subset: int) -> float:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from steepest.optimizers.build import Arguments
-from steepest.training import flops, metrics, summary
+from steepest.training import chips, flops, metrics, summary
 from steepest.training.checkpoint import Checkpointer
 from steepest.training.events import Events
 from steepest.training.given import Callbacks, Data, LoopConfig
@@ -63,7 +63,7 @@ class Loop:
     self._per_token = flops.per_token(
       program.state_shapes.params, program.model
     )
-    peak = flops.peak(program.mesh.devices.flat[0])
+    peak = chips.peak(program.mesh.devices.flat[0])
     self._peak = peak and peak * program.mesh.size
     self._validation: Validation | None = None
     self._losses: dict[str, float] = {}

@@ -78,9 +78,10 @@ def make_mesh(
   )
 
 
-def shardings(mesh: Mesh, specs: Any) -> Any:
+def shardings(mesh: Mesh | AbstractMesh, specs: Any) -> Any:
   """Returns NamedShardings of a tree of logical PartitionSpecs."""
-  return nn.logical_to_mesh_sharding(specs, mesh, RULES)
+  # Flax's annotation does not know that abstract meshes do too.
+  return nn.logical_to_mesh_sharding(specs, mesh, RULES)  # type: ignore
 
 
 def batch_shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:

@@ -1,12 +1,16 @@
-"""Compiles a run's step without running it, for chips that need not be here.
+"""Compiles a run's step for a chip that need not be here, and reads the result.
 
-Libtpu compiles for a topology of TPUs by its name, the CUDA plugin of JAX for
-GPUs by a description of one (`jax.experimental.topologies`).
+Libtpu compiles for a topology of TPUs by its name, JAX's CUDA plugin for GPUs
+by a description of one (`jax.experimental.topologies`). What is read is XLA's
+own text of the program that the chip would run: its memory, its kernels in the
+order of their schedule, and which collectives have others run beside them.
 """
 
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import functools
+import math
 import os
 import re
 import time
@@ -18,100 +22,65 @@ import numpy as np
 
 from steepest.models import config as model_config
 from steepest.optimizers import build
-from steepest.training import mesh as mesh_lib, run as assemble
-from steepest.training.chips import CHIPS, Chip
-from steepest.tuning import plans
+from steepest.training import chips, mesh as mesh_lib, run as run_lib
+from steepest.tuning import plan
 
-# Slices by number of chips, as Cloud TPU names them; fewer are part of the
-# smallest.
-_TOPOLOGIES = {
-  'v5e': ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16'),
-  'v5p': ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8'),
-}
-_TOPOLOGIES['v6e'] = _TOPOLOGIES['v5e']
 # JAX's plugin for GPUs checks versions of CUDA's libraries. Some tell none
 # where there is no GPU, and it would stay out.
 _UNCHECKED = 'JAX_SKIP_CUDA_CONSTRAINTS_CHECK'
+_COLLECTIVES = (
+  *('all-gather', 'all-reduce', 'all-to-all', 'collective-broadcast'),
+  *('collective-permute', 'ragged-all-to-all', 'recv', 'reduce-scatter'),
+  'send',
+)
+# They name or arrange values; no kernel runs.
+_NOTHING = (
+  *('add-dependency', 'after-all', 'bitcast', 'constant', 'domain'),
+  *('get-tuple-element', 'opt-barrier', 'parameter', 'partition-id'),
+  *('replica-id', 'tuple'),
+)
+_MOVES = (
+  *('broadcast', 'concatenate', 'copy', 'copy-start', 'dynamic-slice'),
+  *('dynamic-update-slice', 'iota', 'pad', 'reshape', 'reverse', 'slice'),
+  *('slice-start', 'transpose'),
+)
+_PRODUCTS = ('dot', 'convolution')
+_ATTENTION = ('fmha', 'splash', 'flash_attention')
+# Of several that a fusion holds, the first is what it is.
 _KINDS = {
-  'h100': 'H100',
-  'h200': 'H200',
-  'a100': 'A100',
-  'v5e': 'TPU v5 lite',
-  'v5p': 'TPU v5',
-  'v6e': 'TPU v6 lite',
-  'cpu': 'cpu',
+  **dict.fromkeys(_PRODUCTS, 'matrix product'),
+  'scatter': 'scatter',
+  'sort': 'sort',
+  'reduce': 'reduction',
+  'reduce-window': 'reduction',
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Gpu:
-  """A GPU as XLA's compiler asks for it.
+class Kernel:
+  """One instruction of the program that does work.
 
   Attributes:
-    name: as its driver gives it.
-    capability: CUDA compute capability.
-    extension: whether code for this capability alone is made, as in sm_90a.
-    cores: streaming multiprocessors.
-    fpus: of a multiprocessor.
-    shared: bytes of shared memory of a multiprocessor.
-    cache: bytes of the second level.
-    clock: GHz.
-    bandwidth: of the memory, bytes/s.
-    memory: bytes.
+    name: of the instruction.
+    kind: 'matrix product', 'attention', 'reduction', 'elementwise', 'scatter',
+      'sort', 'copy', 'collective' or, for what is not known, 'custom call'.
+    source: the operation of the model that it comes from; may be empty.
+    bytes: of its operands and results, each once and whole; it may read or
+      write less of one that it slices.
+    count: runs in one step.
+    steady: False for what not every step runs: the branch, of several, that
+      moves most, as where curvature is estimated. Also in a loop of a length
+      that the program does not tell, which is counted once.
+    hidden: of a collective: whether kernels run between its start and its end.
   """
 
   name: str
-  capability: tuple[int, int]
-  extension: bool
-  cores: int
-  fpus: int
-  shared: int
-  cache: int
-  clock: float
-  bandwidth: int
-  memory: int
-
-
-# OpenXLA's xla/backends/gpu/target_config/specs: h100_sxm, h200, a100_sxm_80,
-# which it read from such devices.
-GPUS = {
-  'h100': Gpu(
-    name='NVIDIA H100 80GB HBM3',
-    capability=(9, 0),
-    extension=True,
-    cores=132,
-    fpus=128,
-    shared=233_472,
-    cache=52_428_800,
-    clock=1.98,
-    bandwidth=3_352_320_000_000,
-    memory=84_942_979_072,
-  ),
-  'h200': Gpu(
-    name='NVIDIA H200 141GB HBM3e',
-    capability=(9, 0),
-    extension=True,
-    cores=132,
-    fpus=128,
-    shared=233_472,
-    cache=52_428_800,
-    clock=1.98,
-    bandwidth=4_800_000_000_000,
-    memory=151_397_597_184,
-  ),
-  'a100': Gpu(
-    name='NVIDIA A100-SXM4-80GB',
-    capability=(8, 0),
-    extension=False,
-    cores=108,
-    fpus=64,
-    shared=167_936,
-    cache=41_943_040,
-    clock=1.41,
-    bandwidth=2_039_040_000_000,
-    memory=85_100_068_864,
-  ),
-}
+  kind: str
+  source: str
+  bytes: int
+  count: int
+  steady: bool
+  hidden: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,77 +100,49 @@ class Compiled:
   text: str
 
 
-def host() -> Chip:
-  """Returns this machine's CPU as a chip: its memory; times mean nothing."""
-  pages, size = os.sysconf('SC_PHYS_PAGES'), os.sysconf('SC_PAGE_SIZE')
-  return Chip(1.0, pages * size, 1.0, 1.0, 1.0, 1, 1, '')
-
-
-def devices(chip: str, count: int) -> list[jax.Device]:
+def devices(chip: chips.Chip, name: str, count: int) -> list[jax.Device]:
   """Returns `count` devices to compile for, of this machine if it has them.
 
   Raises:
     ValueError: there are none, or too few.
   """
-  if chip in GPUS:
+  if chip.is_gpu:
     # Before JAX looks for devices, and with them for its plugins.
     os.environ.setdefault(_UNCHECKED, '1')
-  found = [d for d in jax.devices() if _KINDS[chip] in d.device_kind]
-  if found:
-    if len(found) < count:
+  here = [
+    d for d in jax.devices() if any(k in d.device_kind for k in chip.kinds)
+  ]
+  if here:
+    if len(here) < count:
       raise ValueError(
-        f'--devices={count}: this machine has {len(found)} {chip}'
+        f'--devices={count}: this machine has {len(here)} {name}'
       )
-    return found[:count]
-  if chip in GPUS:
-    return _gpus(chip, count)
-  if chip not in _TOPOLOGIES:
-    raise ValueError(f'--compile --chip={chip}: JAX has none on this machine')
-  slices = {
-    int(np.prod([int(n) for n in name.split('x')])): name
-    for name in _TOPOLOGIES[chip]
-  }
-  large = [size for size in slices if size >= count]
-  if not large:
-    raise ValueError(f'--devices={count}: {chip} is known up to {max(slices)}')
-  name = f'{chip}:{slices[min(large)]}'
-  # There is no metadata server to ask.
-  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-  return _topology(name, 'tpu', name, {})[:count]
-
-
-def _gpus(chip: str, count: int) -> list[jax.Device]:
-  host = CHIPS[chip].host
-  # Groups that fast links join, machines of a group, GPUs of a machine.
-  shape = f'{-(-count // host)}x1x{min(count, host)}'
-  try:
-    target = _target(GPUS[chip])
-  except (AttributeError, ImportError, RuntimeError) as error:
-    raise _no_compiler(chip, 'cuda', error) from error
-  options = {'topology': shape, 'target_config': target}
-  return _topology('', 'cuda', chip, options)[:count]
-
-
-def _topology(
-  name: str, platform: str, wanted: str, options: dict[str, str]
-) -> list[jax.Device]:
+    return here[:count]
   from jax.experimental import topologies
 
+  if chip.is_gpu:
+    # Groups that fast links join, machines of a group, GPUs of a machine.
+    shape = f'{-(-count // chip.host)}x1x{min(count, chip.host)}'
+    platform, wanted = 'cuda', ''
+  else:
+    platform, shape = 'tpu', chips.topology(name, count, larger=True)
+    wanted = f'{name}:{shape}'
+    # There is no metadata server to ask.
+    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   try:
-    found = topologies.get_topology_desc(name, platform, **options)
-    return list(found.devices)
+    options = {}
+    if chip.is_gpu:
+      options = {'topology': shape, 'target_config': _target(chip)}
+    found = topologies.get_topology_desc(wanted, platform, **options)
+    return list(found.devices)[:count]
   except Exception as error:
-    raise _no_compiler(wanted, platform, error) from error
+    raise ValueError(
+      f'no compiler for {wanted or name}: install it with pip install '
+      f"'steepest[{platform}]' ({str(error).splitlines()[0][:200]})"
+    ) from error
 
 
-def _no_compiler(wanted: str, extra: str, error: Exception) -> ValueError:
-  return ValueError(
-    f"no compiler for {wanted}: install it with pip install 'steepest[{extra}]'"
-    f' ({str(error).splitlines()[0][:200]})'
-  )
-
-
-def _target(gpu: Gpu) -> str:
+def _target(chip: chips.Chip) -> str:
   """Returns XLA's description of a GPU beside the libraries that are here.
 
   Raises:
@@ -217,28 +158,13 @@ def _target(gpu: Gpu) -> str:
     raise RuntimeError('the CUDA plugin of JAX is not installed')
   cudnn = cuda_versions.cudnn_get_version()
   cuda = cuda_versions.cuda_runtime_get_version()
-  major, minor = gpu.capability
-  extension = 'ACCELERATED_FEATURES' if gpu.extension else 'NONE'
-  # The same on all GPUs from the A100 to the H200.
+  numbers = dict(chip.xla)
+  name, (major, minor) = numbers.pop('name'), numbers.pop('capability')
+  extension = numbers.pop('extension')
+  fields = '\n'.join(f'  {k}: {v}' for k, v in numbers.items())
   return f"""
 gpu_device_info {{
-  threads_per_block_limit: 1024
-  threads_per_warp: 32
-  shared_memory_per_block: 49152
-  shared_memory_per_core: {gpu.shared}
-  shared_memory_per_block_optin: {gpu.shared - 1024}
-  threads_per_core_limit: 2048
-  core_count: {gpu.cores}
-  fpus_per_core: {gpu.fpus}
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  memory_bandwidth: {gpu.bandwidth}
-  l2_cache_size: {gpu.cache}
-  clock_rate_ghz: {gpu.clock}
-  device_memory_size: {gpu.memory}
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
+{fields}
   cuda_compute_capability {{
     major: {major} minor: {minor} feature_extension: {extension}
   }}
@@ -250,7 +176,7 @@ dnn_version_info {{
   patch: {cudnn % 100}
 }}
 runtime_version {{ major: {cuda // 1000} minor: {cuda % 1000 // 10} patch: 0 }}
-device_description_str: "{gpu.name}"
+device_description_str: "{name}"
 """
 
 
@@ -294,12 +220,12 @@ def compile_step(config: ConfigDict, devices: list[jax.Device]) -> Compiled:
   """Compiles the training step of a run for `devices`.
 
   Raises:
-    ValueError: the configuration does not fit together or the step does not
+    ValueError: the configuration does not fit together, or the step does not
       fit the devices' memory.
   """
-  vocab = plans.vocab_size(config)
+  vocab = plan.vocab_size(config)
   model = model_config.resolve(config.model, vocab, config.dtype)
-  program = assemble.make_program(config, model, devices)
+  program = run_lib.make_program(config, model, devices)
   tokens, _ = mesh_lib.batch_shardings(program.mesh)
   shape = jax.ShapeDtypeStruct(
     (config.batch_size, model.context), jnp.int32, sharding=tokens
@@ -327,3 +253,173 @@ def compile_step(config: ConfigDict, devices: list[jax.Device]) -> Compiled:
     seconds,
     step.as_text(),
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+  """One line of the program: NAME = TYPE OPCODE(OPERANDS), ATTRIBUTES."""
+
+  name: str
+  bytes: int
+  opcode: str
+  operands: tuple[str, ...]
+  attributes: str
+
+  @property
+  def is_start(self) -> bool:
+    return self.opcode.endswith('-start')
+
+  def attribute(self, pattern: str) -> str:
+    """Returns the first group of a match among the attributes, or ''."""
+    match = re.search(pattern, self.attributes)
+    return match[1] if match else ''
+
+  def called(self, *names: str) -> list[str]:
+    """Returns the computations that attributes of these names give."""
+    found = []
+    for name in names:
+      text = self.attribute(rf'\b{name}=(\{{[^}}]*\}}|%[\w.\-]+)')
+      found += re.findall(r'%([\w.\-]+)', text)
+    return found
+
+
+_Program = dict[str, list[_Instruction]]
+
+
+def kernels(text: str) -> list[Kernel]:
+  """Returns the kernels of a compiled program, in the order they run.
+
+  Args:
+    text: `as_text()` of what `compile` of JAX returns.
+
+  Raises:
+    ValueError: the text is not of a compiled program.
+  """
+  program: _Program = {}
+  entry = ''
+  lines: list[_Instruction] = []
+  for line in text.splitlines():
+    if match := re.match(r'(ENTRY )?%?([\w.\-]+) \(.*\{$', line):
+      lines = program[match[2]] = []
+      entry = match[2] if match[1] else entry
+    elif match := re.match(r'\s+(?:ROOT )?%?([\w.\-]+) = (.*)$', line):
+      lines.append(_instruction(match[1], match[2]))
+  if entry not in program:
+    raise ValueError('no text of a compiled program: it has no ENTRY')
+  return list(_walk(program, entry, 1, True))
+
+
+def _instruction(name: str, text: str) -> _Instruction:
+  end = _closing(text, 0) + 1 if text.startswith('(') else text.index(' ')
+  start = text.index('(', end)
+  close = _closing(text, start)
+  return _Instruction(
+    name,
+    _bytes(text[:end]),
+    text[end:start].strip(),
+    tuple(re.findall(r'%([\w.\-]+)', text[start:close])),
+    text[close + 1 :],
+  )
+
+
+def _closing(text: str, start: int) -> int:
+  """Returns where the bracket at `start` closes."""
+  depth = 0
+  for match in re.compile(r'[()]').finditer(text, start):
+    depth += 1 if match[0] == '(' else -1
+    if not depth:
+      return match.start()
+  return len(text)
+
+
+@functools.lru_cache(maxsize=4096)
+def _bytes(kind: str) -> int:
+  """Returns the bytes of a type's arrays, but for tuples' room to work in."""
+  total = 0
+  for match in re.finditer(r'\b(pred|[a-z]+(\d+)\w*)\[([\d,<=]*)\]', kind):
+    shape = [int(n) for n in match[3].replace('<=', '').split(',') if n]
+    # cuBLAS and cuDNN put out bytes that nobody reads.
+    scratch = kind.startswith('(') and match[1] in ('s8', 'u8')
+    bits = int(match[2] or 8)
+    total += 0 if scratch else -(-bits * math.prod(shape) // 8)
+  return total
+
+
+def _walk(
+  program: _Program, name: str, count: int, steady: bool
+) -> Iterator[Kernel]:
+  lines = program[name]
+  sizes = {i.name: i.bytes for i in lines}
+  for at, i in enumerate(lines):
+    # What runs in the background ends with an operation that moves nothing.
+    if i.opcode in _NOTHING or i.opcode.endswith(('-done', '-update')):
+      continue
+    if i.opcode == 'while':
+      times = i.attribute(r'"known_trip_count":\s*\{"n":\s*"(\d+)"')
+      (body,) = i.called('body')
+      yield from _walk(
+        program, body, count * int(times or 1), steady and times != ''
+      )
+    elif i.opcode == 'conditional':
+      branches = i.called(
+        'branch_computations', 'true_computation', 'false_computation'
+      )
+      moved = lambda found: sum(k.count * k.bytes for k in found)
+      yield from max(
+        (list(_walk(program, b, count, False)) for b in branches), key=moved
+      )
+    elif i.opcode in ('call', 'async-start'):
+      for called in i.called('to_apply', 'calls'):
+        for kernel in _walk(program, called, count, steady):
+          hidden = kernel.hidden or _hidden(lines, at)
+          yield dataclasses.replace(kernel, hidden=hidden)
+    else:
+      opcodes = _opcodes(program, i)
+      kind = _kind(i, opcodes)
+      # The type of a start has its operands too.
+      read = 0 if i.is_start else sum(sizes[n] for n in set(i.operands))
+      hidden = _hidden(lines, at) or bool(opcodes.intersection(_PRODUCTS))
+      yield Kernel(
+        i.name,
+        kind,
+        i.attribute(r'op_name="([^"]*)"'),
+        read + i.bytes,
+        count,
+        steady,
+        hidden and kind == 'collective',
+      )
+
+
+def _hidden(lines: list[_Instruction], at: int) -> bool:
+  """Returns whether kernels run while the start at `at` is under way."""
+  names = {lines[at].name} if lines[at].is_start else set()
+  for i in lines[at + 1 :] if names else ():
+    if names.intersection(i.operands):
+      names.add(i.name)
+      if i.opcode.endswith('-done'):
+        return False
+    elif i.opcode.startswith(('fusion', 'custom-call', *_PRODUCTS)):
+      return True
+  return False
+
+
+def _opcodes(program: _Program, i: _Instruction) -> set[str]:
+  """Returns what an instruction does, with all that it fuses."""
+  if not i.opcode.startswith('fusion'):
+    return {i.opcode}
+  inside = (j for name in i.called('calls') for j in program[name])
+  return set().union(*(_opcodes(program, j) for j in inside))
+
+
+def _kind(i: _Instruction, opcodes: set[str]) -> str:
+  if any(opcode.startswith(_COLLECTIVES) for opcode in opcodes):
+    return 'collective'
+  if 'custom-call' in opcodes:
+    target = i.attribute(r'custom_call_target="([^"]*)"')
+    if any(word in f'{target} {i.attributes}' for word in _ATTENTION):
+      return 'attention'
+    return 'matrix product' if 'cublas' in target else 'custom call'
+  for opcode, kind in _KINDS.items():
+    if opcode in opcodes:
+      return kind
+  return 'copy' if opcodes <= {*_MOVES, *_NOTHING} else 'elementwise'

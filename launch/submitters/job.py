@@ -12,13 +12,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from steepest.experiments import base
+from steepest.training import chips
 
 # Parts of names whose values would end up in scripts and logs.
 _SECRET = re.compile(r'key|token|secret|passw|credential', re.IGNORECASE)
-# Accelerators of a machine, in the form that providers rent.
-_PER_HOST = {'h100': 8, 'h200': 8, 'a100': 8, 'v5e': 4, 'v5p': 4, 'v6e': 4}
-CHIPS = tuple(_PER_HOST)
-GPUS = CHIPS[:3]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +72,12 @@ class Job:
   @property
   def per_host(self) -> int:
     """Accelerators of one machine that the job uses."""
-    return min(self.devices, _PER_HOST[self.chip]) if self.chip else 0
+    return min(self.devices, chips.find(self.chip).host) if self.chip else 0
+
+  @property
+  def is_gpu(self) -> bool:
+    """Whether the accelerators are GPUs."""
+    return bool(self.chip) and chips.find(self.chip).is_gpu
 
   @property
   def hosts(self) -> int:

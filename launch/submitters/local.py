@@ -189,7 +189,7 @@ def _environment(job: jobs.Job, i: int, port: str) -> dict[str, str]:
       'STEEPEST_PROCESSES': str(job.processes),
       'STEEPEST_PROCESS': str(i),
     }
-    if job.chip in jobs.GPUS:
+    if job.is_gpu:
       each, rest = divmod(job.devices, job.processes)
       if rest:
         raise ValueError(

@@ -202,7 +202,7 @@ def submission(job: jobs.Job) -> jobs.Submission:
 def _script(job: jobs.Job) -> str:
   executor = job.options['executor']
   # A slice of TPUs is one job however many machines it has.
-  several = job.hosts > 1 and job.chip in jobs.GPUS
+  several = job.hosts > 1 and job.is_gpu
   forms = {'vertex': _VERTEX, 'kubernetes': _KUBERNETES}
   unit = (forms[executor] if several else _SINGLE).format(
     executor=_EXECUTORS[executor], arguments=_executor_arguments(job)
@@ -211,7 +211,7 @@ def _script(job: jobs.Job) -> str:
   imports = machine = ''
   if several and executor == 'kubernetes':
     imports = 'from xmanager.contrib import addressing\n'
-  if executor == 'vertex' and job.chip in jobs.GPUS:
+  if executor == 'vertex' and job.is_gpu:
     imports = 'from xmanager.cloud import vertex\n'
     machine = _MACHINE.format(machine=_machine(job))
   units = [[*unit.arguments, f'--workdir={unit.workdir}'] for unit in job.units]
@@ -235,7 +235,7 @@ def _script(job: jobs.Job) -> str:
     resources=_resources(job, replicas),
     executor=_EXECUTORS[executor],
     image=job.options['image'],
-    extra='tpu' if job.chip and job.chip not in jobs.GPUS else 'cuda',
+    extra='tpu' if job.chip and not job.is_gpu else 'cuda',
     unit=unit,
   )
 
@@ -258,7 +258,7 @@ def _executor_arguments(job: jobs.Job) -> str:
   if job.options['executor'] == 'local' and mount:
     volumes = f'{{{mount!r}: {mount!r}}}'
     words.append(f'docker_options=xm_local.DockerOptions(volumes={volumes})')
-  if job.options['executor'] == 'kubernetes' and job.chip in jobs.GPUS:
+  if job.options['executor'] == 'kubernetes' and job.is_gpu:
     # It would select nodes by a label that GKE has for older GPUs only.
     words.append("cloud_provider='any'")
   return ', '.join(words)
@@ -270,7 +270,7 @@ def _resources(job: jobs.Job, replicas: bool) -> str:
     # This machine's are not told apart.
     if job.chip:
       words.append(f'local_gpu={job.per_host}')
-  elif job.chip in jobs.GPUS:
+  elif job.is_gpu:
     words.append(f'{_RESOURCES[job.chip]}={job.per_host}')
   elif job.chip:
     topology = chips.topology(job.chip, job.devices)

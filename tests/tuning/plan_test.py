@@ -1,0 +1,328 @@
+"""Plans against closed forms, what compilers say, and what was measured."""
+
+import json
+import math
+
+import jax
+from ml_collections import ConfigDict
+import pytest
+
+from steepest.experiments import base, paper_study, paper_target
+from steepest.models import config as model_config
+from steepest.training import chips, run as run_lib
+from steepest.tuning import cells, plan, study
+
+_GPT2_124M = {'model.vocab_size': 50_304, 'batch_size': 64}
+_GPT2_3B = {
+  'model.num_layers': 32,
+  'model.width': 2560,
+  'model.num_heads': 32,
+  'model.context': 2048,
+  'model.vocab_size': 50_304,
+  'batch_size': 4,
+}
+_LLAMA_3B = {
+  **_GPT2_3B,
+  'model.num_heads': 20,
+  'model.mlp_dim': 6912,
+  'model.vocab_size': 32_000,
+}
+_MODELS = {
+  '124M': ('gpt2,adamw', _GPT2_124M),
+  '2.65B': ('gpt2,adamw', _GPT2_3B),
+  'LLaMA 2.7B': ('llama,adamw', _LLAMA_3B),
+}
+
+
+def _config(variant: str, keys: dict) -> ConfigDict:
+  config, _ = base.with_variant(variant)
+  config.update_from_flattened_dict({'model.bias': False, **keys})
+  return config
+
+
+def _plan(variant='gpt2,adamw', keys=_GPT2_124M, devices=1, chip='h100'):
+  return plan.plan(_config(variant, keys), chips.CHIPS[chip], devices)
+
+
+def test_parameters_flops_and_seconds_are_those_of_the_closed_forms():
+  found = _plan()
+  L, D, V, T, B = 12, 768, 50_304, 1024, 64
+  parameters = V * D + T * D + L * (12 * D * D + 2 * D) + D
+  assert found.memory['parameters'] == 4 * parameters
+  per_token = 6 * (parameters - T * D) + 12 * L * D * T
+  assert (found.flops, found.tokens) == (per_token * B * T, B * T)
+  # The MFU was measured at these shapes; 139.1 ms a step.
+  assert found.mfu.share == 0.407
+  assert found.seconds == pytest.approx(0.1391, rel=2e-3)
+  # A forward pass of the blocks more, and a gradient more in ten steps.
+  again = _plan('gpt2,sophia', {**_GPT2_124M, 'model.remat': 'full'})
+  blocks = per_token - 6 * V * D
+  wanted = found.seconds * (1 + blocks / per_token / 3) * 1.1
+  assert again.seconds == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+  'optimizer, moments', [('adamw', 2), ('lion', 1), ('sophia', 2)]
+)
+def test_an_optimizer_takes_its_moments(optimizer, moments):
+  memory = _plan(f'gpt2,{optimizer}').memory
+  # Counters of steps are a few bytes.
+  assert 0 <= memory['optimizer'] - moments * memory['parameters'] < 64
+
+
+def test_activations_are_the_known_count():
+  """Sixteen widths a token and layer, and the statistics of attention.
+
+  Korthikanti et al. (arXiv 2205.05198, section 4.1) count 34 bytes a width
+  with dropout, whose masks take two: input and output of both norms, q, k, v,
+  attention's output, and 4 + 4 widths inside the MLP.
+  """
+  tokens, D, H = 64 * 1024, 768, 12
+  layer = tokens * (2 * 16 * D + 4 * H)
+  # Embeddings as they are looked up, the last norm's input and its output.
+  around = tokens * D * (4 + 2 + 2)
+  kept = _plan().memory['activations']
+  assert 12 * layer < kept <= 12 * layer + around
+  # Scores of attention, where no kernel spares them: float32 and bfloat16. The
+  # one for TPUs takes whole sequences, cuDNN's takes parts of them.
+  keys = {**_GPT2_124M, 'mesh.sequence': 2}
+  unfused = 2 * _plan(keys=keys, devices=2, chip='v5p').memory['activations']
+  scores = 12 * tokens * 1024 * H * (4 + 2)
+  assert unfused == kept + scores - 12 * tokens * 4 * H
+  assert 2 * _plan(keys=keys, devices=2).memory['activations'] == kept
+  # Layers that are computed again keep their input; `names` spares both norms'
+  # outputs and what comes out of the activation.
+  memory = _plan(keys={**_GPT2_124M, 'model.remat': 'full'}).memory
+  assert 12 * tokens * D * 2 <= memory['activations'] <= 14 * tokens * D * 4
+  assert memory['computed again'] + tokens * 2 * D == layer
+  memory = _plan(keys={**_GPT2_124M, 'model.remat': 'names'}).memory
+  assert kept - memory['activations'] == 12 * tokens * 2 * 6 * D
+
+
+def test_the_state_is_that_of_the_training_step():
+  """Shardings on the eight devices of the tests."""
+  keys = {
+    'model.num_layers': 2,
+    'model.width': 64,
+    'model.num_heads': 4,
+    'model.vocab_size': 128,
+    'model.context': 16,
+    'batch_size': 8,
+    'mesh.fsdp': 2,
+    'mesh.tensor': 2,
+  }
+  config = _config('llama,sophia', keys)
+  model = model_config.resolve(config.model, 0, config.dtype)
+  state = run_lib.make_program(config, model).state_shapes
+  size = lambda tree: sum(
+    s.dtype.itemsize * math.prod(s.sharding.shard_shape(s.shape))
+    for s in jax.tree.leaves(tree)
+  )
+  memory = _plan('llama,sophia', keys, devices=8).memory
+  assert memory['parameters'] == size(state.params)
+  assert memory['optimizer'] == size(state.opt_state)
+
+
+@pytest.mark.parametrize('name, gigabytes', [('124M', 43.8), ('2.65B', 64.3)])
+def test_memory_is_near_that_measured_with_pytorch(name, gigabytes):
+  """Whose autocast has float32 where the plan has bfloat16.
+
+  In what norms put out, and in the logits' gradient, which is there beside the
+  logits, where XLA writes one over the other.
+  """
+  config = _config(*_MODELS[name])
+  m = model_config.resolve(config.model, 0, config.dtype)
+  wider = 2 * (2 * m.num_layers + 1) * m.width + 4 * m.vocab_size
+  wider *= config.batch_size * m.context
+  peak = plan.plan(config, chips.CHIPS['h100'], 1).peak
+  assert (peak + wider) / 1e9 == pytest.approx(gigabytes, rel=0.02)
+
+
+# Compiled for H100 by jax 0.11.2, CUDA 13 and cuDNN 9.28, commit 829c1fe, with
+# AdamW, bfloat16, no biases: GiB a device that `python -m launch.bench` with
+# --compile --chip=h100 prints `in all`; experiments/gpt2_124m.py:adamw or, of
+# the larger ones, experiments/paper_target.py:MODEL,adamw,single.
+_COMPILED = {
+  '124M': [
+    ({}, 26.07),
+    ({'model.remat': 'names'}, 19.31),
+    ({'model.remat': 'dots'}, 19.31),
+    ({'model.remat': 'full'}, 9.15),
+    ({'microbatches': 4}, 8.20),
+    ({'microbatches': 4, 'model.remat': 'names'}, 6.54),
+    ({'microbatches': 2, 'batch_size': 512, 'mesh.data': 8}, 14.32),
+  ],
+  '2.65B': [
+    ({}, 55.51),
+    ({'model.remat': 'names'}, 48.03),
+    ({'model.remat': 'full'}, 40.48),
+    ({'microbatches': 2, 'batch_size': 2}, 50.82),
+    ({'microbatches': 2, 'batch_size': 8, 'model.remat': 'full'}, 47.08),
+  ],
+  'LLaMA 2.7B': [
+    ({}, 56.01),
+    ({'model.remat': 'names'}, 50.42),
+    ({'batch_size': 32, 'mesh.fsdp': 8}, 29.63),
+    ({'microbatches': 2, 'batch_size': 64, 'mesh.fsdp': 8}, 31.50),
+  ],
+}
+
+
+@pytest.mark.parametrize('name', _COMPILED)
+def test_memory_is_near_that_compiled_for_an_h100(name):
+  variant, keys = _MODELS[name]
+  for changed, compiled in _COMPILED[name]:
+    mesh = {k: v for k, v in changed.items() if k.startswith('mesh.')}
+    devices = math.prod(mesh.values())
+    found = _plan(variant, {**keys, **changed}, devices)
+    assert found.peak / 2**30 == pytest.approx(compiled, rel=0.025), changed
+
+
+@pytest.mark.parametrize(
+  'keys, message',
+  [
+    ({'mesh.fsdp': 3}, '8 devices do not divide by'),
+    ({'mesh.data': 2}, 'is not for 8 devices'),
+    ({'mesh.fsdp': 0}, 'is not for 8 devices'),
+    ({'batch_size': 12}, 'batch_size=12 is not a multiple'),
+    ({'model.vocab_size': 0}, 'set model.vocab_size'),
+  ],
+)
+def test_what_does_not_fit_together_is_refused(keys, message):
+  with pytest.raises(ValueError, match=message):
+    _plan(keys={**_GPT2_124M, **keys}, devices=8)
+
+
+def test_a_subset_for_the_curvature_costs_less_and_has_to_divide():
+  whole, half = (
+    _plan('gpt2,sophia', {**_GPT2_124M, 'optimizer.hessian_subset': n})
+    for n in (1, 2)
+  )
+  assert half.seconds / whole.seconds == pytest.approx(1.05 / 1.1)
+  with pytest.raises(ValueError, match='hessian_subset=3 does not divide'):
+    _plan('gpt2,sophia', {**_GPT2_124M, 'optimizer.hessian_subset': 3})
+
+
+def test_a_study_takes_the_sum_of_its_runs():
+  config = base.get_study_config()
+  config.update(batch_size=64, steps=500)
+  config.model.update(num_layers=12, width=768, num_heads=12, context=1024)
+  config.model.vocab_size = 50_304
+  config.study.update(models='gpt2', optimizers='adamw,lion', seeds=3)
+  config.study.update(target_steps=800, width_ratio=1)
+  found = plan.stages(config, chips.CHIPS['a100'], 8)
+  trials = len(config.study.lrs_adamw)
+  assert [(s.kind, str(s.cell), s.runs) for s in found] == [
+    ('tune', 'gpt2-adamw', trials),
+    ('tune', 'gpt2-lion', len(config.study.lrs_lion)),
+    ('train', 'gpt2-adamw', 3),
+    ('train', 'gpt2-lion', 3),
+  ]
+  # A trial fits one chip; a target has all.
+  assert [s.plan.devices for s in found] == [1, 1, 8, 8]
+  seconds = found[0].plan.flops / (312e12 * 0.448)
+  assert found[0].hours == pytest.approx(trials * 500 * seconds / 3600)
+  assert found[2].hours == pytest.approx(3 * 800 * seconds / 3600)
+  said = plan.summary(found, 'a100', 8)
+  total = sum(stage.hours for stage in found)
+  assert said.startswith(f'{sum(s.runs for s in found)} runs, {total:.3g} a100')
+  # What one chip cannot hold is planned on as few as do.
+  config.update(batch_size=256)
+  found = plan.stages(config, chips.CHIPS['a100'], 8)
+  assert [s.plan.devices for s in found] == [2, 2, 8, 8]
+  assert all(s.plan.fits for s in found)
+
+
+def test_the_papers_study_has_its_targets():
+  config = paper_study.get_config()
+  targets = cells.cells(config)
+  assert len(targets) * config.study.seeds == 12
+  for cell in targets:
+    names = cell.model, cell.optimizer, 'multi' if cell.point else 'single'
+    wanted = base.flatten(paper_target.get_config(','.join(names)))
+    lr = {'lr': wanted['optimizer.lr']}
+    found = base.flatten(cells.target_config(config, cell, lr, 0))
+    unlike = {key for key in wanted if found[key] != wanted[key]}
+    # Resolved shapes are the same; LLaMA shares GPT-2's tokenizer.
+    allowed = {'model.num_kv_heads', 'parametrization.base_depth'}
+    if cell.model == 'llama':
+      allowed |= {
+        'model.mlp_dim',
+        'parametrization.base_mlp_dim',
+        'model.vocab_size',
+        'data.source',
+      }
+    assert unlike == allowed
+
+
+def _study(workdir, subset=1, **keys):
+  config = base.get_study_config()
+  config.schedule.kind = 'wsd'
+  config.optimizer.hessian_subset = subset
+  config.study.update(
+    models='gpt2', optimizers='adamw,sophia', target_steps=1000, seeds=1
+  )
+  config.study.update(keys)
+  return study.Plan(config, workdir)
+
+
+def _finish(planned, name, seconds, **values):
+  directory = planned.workdir / name
+  directory.mkdir(parents=True)
+  summary = {'status': 'finished', 'seconds': seconds, **values}
+  (directory / 'summary.json').write_text(json.dumps(summary))
+
+
+def test_what_is_left_takes_what_was_measured(tmp_path):
+  planned = _study(tmp_path)
+  trials = [n for n in planned.runs if n.startswith('trials/gpt2-adamw')]
+  assert len(planned.runs) == 2 * 4 + 2
+  for name in trials:
+    _finish(planned, name, 9e4, eval_seconds=9e3, compile_seconds=1e3)
+  pace = 1e5 / planned.runs[trials[0]].weight
+  left = [r for n, r in planned.runs.items() if n not in trials]
+  wanted = pace * math.fsum(run.weight for run in left)
+  paces = plan.finished_paces(planned)
+  assert plan.seconds_left(left, paces) == pytest.approx(wanted)
+  said = plan.time_left(planned, 2, lambda config: 1 / 0)
+  hours = f'{wanted / 7200:.1f} hours'
+  assert (
+    said == f'about {hours} on 2 workers for 6 runs, as 4 finished runs took'
+  )
+  # What is nearest to a run counts: its model and optimizer first.
+  sophia = next(n for n in planned.runs if n.startswith('trials/gpt2-sophia'))
+  _finish(planned, sophia, 700.0)
+  paces = plan.finished_paces(planned)
+  run = planned.runs[sophia]
+  assert plan.seconds_left([run], paces) == pytest.approx(700)
+
+
+def test_without_finished_runs_some_steps_are_timed(tmp_path):
+  planned = _study(tmp_path, optimizers='adamw')
+  steps = []
+
+  def timed(config):
+    steps.append(config.steps)
+    return 0.36
+
+  said = plan.time_left(planned, 1, timed)
+  trial, *_, target = planned.runs.values()
+  seconds = 0.36 * trial.config.steps
+  seconds *= 4 + target.weight / trial.weight
+  assert said.startswith(f'about {seconds / 3600:.1f} hours on 1 worker for 5')
+  assert steps == [trial.config.steps]
+  assert 'timed' in said
+  none = plan.time_left(planned, 1, lambda config: None)
+  assert none == '5 runs to do'
+
+
+def test_curvature_costs_its_share(tmp_path):
+  planned = _study(tmp_path)
+  a, s = (
+    planned.runs[f'finals/gpt2-{o}/seed=0'].weight for o in ('adamw', 'sophia')
+  )
+  # One gradient more in ten steps.
+  assert s == pytest.approx(1.1 * a)
+  planned = _study(tmp_path, subset=2)
+  run = planned.runs['finals/gpt2-sophia/seed=0']
+  assert run.weight == pytest.approx(1.05 * a)

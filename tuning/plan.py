@@ -1,0 +1,567 @@
+"""What a run or a study takes, before anything of it is paid for.
+
+Nothing is compiled or run. Parameters and optimizer state are exact, from
+their shapes and shardings. All else is an estimate: activations by the policy
+of recomputation, FLOPs by formula, times by the MFU that was measured on the
+chip (training/chips.py). docs/scaling.md holds it against measurements.
+
+B sequences, L tokens of one, D width, H heads, K key-value heads, h head
+dimension, F width of the MLP, V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import statistics
+from typing import Any
+
+from flax import linen as nn, traverse_util
+import jax
+from jax import numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
+from ml_collections import ConfigDict
+from rich.table import Table
+
+from steepest.data import flat, manifest
+from steepest.models import attention, config as model_config, parametrization
+from steepest.models.config import ModelConfig
+from steepest.models.parametrization import Parametrization
+from steepest.optimizers import build
+from steepest.training import (
+  chips,
+  flops,
+  mesh as mesh_lib,
+  step as step_lib,
+)
+from steepest.tuning import cells, search
+from steepest.tuning.cells import Cell
+from steepest.tuning.pool import Pool
+from steepest.tuning.study import Plan as Study, Planned
+
+# Share of the memory that arrays may fill. The runtime takes the rest, and the
+# gaps between arrays.
+USABLE = 0.92
+# Steps that are timed where no run has finished, and what a run's time is.
+_STEPS = 10
+_TIMES = (
+  'seconds',
+  'data_wait_seconds',
+  'compile_seconds',
+  'eval_seconds',
+  'checkpoint_seconds',
+)
+# Kind, model and optimizer → seconds per unit of weight of some runs.
+Paces = dict[tuple[str, str, str], list[float]]
+# Parameters outside the blocks.
+_OUTSIDE = ('embedding', 'positions', 'readout')
+
+
+@dataclasses.dataclass(frozen=True)
+class StepPlan:
+  """What a training step takes.
+
+  Attributes:
+    mesh: size of each axis.
+    memory: bytes of each device by what holds them.
+    peak: bytes of each device at the fullest moment.
+    capacity: bytes of each device that may be used.
+    flops: of all devices, by the convention of training/flops.py.
+    tokens: of all devices.
+    seconds: None where no MFU is known.
+    mfu: that the seconds assume.
+  """
+
+  mesh: dict[str, int]
+  memory: dict[str, int]
+  peak: int
+  capacity: int
+  flops: float
+  tokens: int
+  seconds: float | None
+  mfu: chips.Mfu | None
+
+  @property
+  def devices(self) -> int:
+    return math.prod(self.mesh.values())
+
+  @property
+  def fits(self) -> bool:
+    return self.peak <= self.capacity
+
+  def hours(self, steps: int) -> float:
+    """Returns the hours of a run's steps; not a number if unknown."""
+    return math.nan if self.seconds is None else steps * self.seconds / 3600
+
+
+def vocab_size(config: ConfigDict) -> int:
+  """Returns the rows of the embedding, from the data where need be.
+
+  Raises:
+    ValueError: nothing says how many.
+  """
+  if config.model.vocab_size:
+    return config.model.vocab_size
+  kind, _, name = config.data.source.partition(':')
+  path = pathlib.Path(name).expanduser()
+  if kind == 'shards' and (path / 'manifest.json').exists():
+    return manifest.load(path).tokenizer.vocab_size
+  if kind == 'flat' and path.exists():
+    return flat.contents(path).max_id + 1
+  raise ValueError(
+    f'model.vocab_size=0 and data.source={config.data.source!r} is not here: '
+    'set model.vocab_size'
+  )
+
+
+def mesh_sizes(config: ConfigDict, devices: int) -> dict[str, int]:
+  """Returns the size of each mesh axis on `devices`.
+
+  Raises:
+    ValueError: the mesh does not fit them.
+  """
+  sizes = {axis: config.mesh[axis] for axis in mesh_lib.AXES}
+  rest = math.prod(sizes.values()) // sizes['data']
+  if sizes['data'] == -1 and rest > 0:
+    if devices % rest:
+      raise ValueError(
+        f'mesh: {devices} devices do not divide by fsdp·tensor·sequence = '
+        f'{rest}'
+      )
+    sizes['data'] = devices // rest
+  if math.prod(sizes.values()) != devices or min(sizes.values()) < 1:
+    raise ValueError(
+      f'mesh: {sizes} is not for {devices} devices: set mesh.data=-1'
+    )
+  return sizes
+
+
+def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
+  """Returns what a run's step takes on `devices` of a chip.
+
+  Raises:
+    ValueError: the configuration does not fit together.
+  """
+  o = config.optimizer
+  m = model_config.resolve(config.model, vocab_size(config), config.dtype)
+  sizes = mesh_sizes(config, devices)
+  mesh = AbstractMesh(
+    tuple(sizes.values()), mesh_lib.AXES, axis_types=(AxisType.Auto,) * 4
+  )
+  mesh_lib.check(mesh, m, config.batch_size, config.microbatches)
+  rules = parametrization.resolve(config.parametrization, m)
+  boxed = _init_shapes(rules)
+  factors = jax.tree.map(
+    lambda p: rules.factors(p.role),
+    boxed,
+    is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
+  )
+  chain = build.build(o, config.schedule, factors)
+  curvature = 0.0
+  if chain.wants_curvature:
+    mesh_lib.check_subset(sizes, config.batch_size, o.hessian_subset)
+    curvature = flops.of_estimate(o.hessian_estimator, o.hessian_subset)
+    curvature /= o.hessian_every
+  params, shards = nn.unbox(boxed), _shards(mesh, boxed)
+  memory, peak = _memory(
+    m,
+    sizes,
+    config.batch_size,
+    config.microbatches,
+    _fused(m, chip, sizes),
+    params,
+    shards,
+    jax.eval_shape(step_lib.rounded(factors, m.compute_dtype), shards),
+    _shards(mesh, jax.eval_shape(chain.init, boxed)),
+  )
+  tokens = config.batch_size * m.context
+  of_step = flops.per_token(params, m) * tokens
+  mfu = chip.mfu(flops.count(params)['parameters'])
+  seconds = None
+  if mfu is not None:
+    readout = 6.0 * m.vocab_size * m.width * tokens
+    again = (of_step - readout) / 3 if m.remat == 'full' else 0.0
+    done = (of_step + again) * (1 + curvature)
+    seconds = done / (devices * chip.peak * mfu.share)
+  return StepPlan(
+    sizes,
+    memory,
+    peak,
+    int(USABLE * chip.memory),
+    of_step,
+    tokens,
+    seconds,
+    mfu,
+  )
+
+
+@functools.lru_cache(maxsize=8)
+def _init_shapes(rules: Parametrization) -> Any:
+  """Returns the shapes of a model's parameters with their logical axes."""
+  module = model_config.find_model(rules.model.name).Model(rules.model, rules)
+  tokens_1xL = jnp.zeros((1, rules.model.context), jnp.int32)
+  return jax.eval_shape(
+    lambda: module.init(jax.random.key(0), tokens_1xL)['params']
+  )
+
+
+def _fused(m: ModelConfig, chip: chips.Chip, sizes: Mapping[str, int]) -> bool:
+  """Returns whether a kernel does attention, as models/attention.py picks."""
+  sequence = sizes['sequence']
+  if chip.attention == 'splash':
+    return m.context % attention.TILES[-1] == 0 and sequence == 1
+  half = jnp.dtype(m.compute_dtype).itemsize == 2
+  even = sequence == 1 or m.context // sequence % 2 == 0
+  return chip.attention == 'cudnn' and half and even
+
+
+def _shards(mesh: AbstractMesh, boxed: Any) -> Any:
+  """Returns the shapes of a device's part of a tree with logical axes."""
+  shardings = mesh_lib.shardings(mesh, nn.get_partition_spec(boxed))
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(s.shard_shape(x.shape), x.dtype),
+    nn.unbox(boxed),
+    shardings,
+  )
+
+
+def _bytes(tree: Any) -> int:
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _memory(
+  m: ModelConfig,
+  sizes: Mapping[str, int],
+  batch_size: int,
+  microbatches: int,
+  fused: bool,
+  params: Any,
+  shards: Any,
+  used: Any,
+  opt_state: Any,
+) -> tuple[dict[str, int], int]:
+  """Returns a device's bytes by what holds them, and at the fullest moment.
+
+  Args:
+    m: shapes.
+    sizes: of the mesh.
+    batch_size: sequences of a step.
+    microbatches: slices of a batch.
+    fused: whether a kernel does attention.
+    params: shapes of the parameters.
+    shards: of a device's part of them.
+    used: of the same as matrix products take it; gradients have these dtypes.
+    opt_state: of a device's part of the optimizer's state.
+  """
+  item = jnp.dtype(m.compute_dtype).itemsize
+  rows = batch_size // (sizes['data'] * sizes['fsdp'] * microbatches)
+  tokens = rows * m.context // sizes['sequence']
+  gated = any('mlp_gate' in path for path in traverse_util.flatten_dict(params))
+  kept = lambda remat: _kept(m, remat, gated, fused, sizes['tensor'])
+  layer, whole = tokens * kept(m.remat), tokens * kept('none')
+  # While a layer is computed again, all its values are there once.
+  again = whole - layer
+  # As looked up, into the last norm, and out of it.
+  around = tokens * 2 * item * m.width
+  summed = microbatches > 1
+  copies = _copies(m, sizes, microbatches, params, shards, used)
+  memory = {
+    'parameters': _bytes(shards),
+    'optimizer': _bytes(opt_state),
+    # Sums over micro-batches are in float32.
+    'gradients': _bytes(shards if summed else used),
+    'weights in compute dtype': copies,
+    'activations': m.num_layers * layer + around,
+    'computed again': again,
+    # Their gradient takes their place.
+    'logits': tokens * item * m.vocab_size // sizes['tensor'],
+  }
+  state = memory['parameters'] + memory['optimizer']
+  forward = copies + memory['activations'] + max(memory['logits'], again)
+  if summed:
+    return memory, state + memory['gradients'] + forward
+  # Gradients replace activations. XLA frees copies on the way, but puts off
+  # some products, whose operands stay.
+  backward = memory['gradients'] + copies + layer + again
+  return memory, state + max(forward, backward)
+
+
+def _kept(
+  m: ModelConfig, remat: str, gated: bool, fused: bool, tensor: int
+) -> int:
+  """Returns the bytes that a layer keeps of a token for its backward pass.
+
+  The count of Korthikanti et al. (arXiv 2205.05198, section 4.1) without
+  dropout, by the policies of models/remat.py. With `none`: input and output of
+  both norms, queries, keys, values, attention's output, and in the MLP what
+  goes into the activation and comes out of it.
+
+  Args:
+    m: shapes.
+    remat: the policy.
+    gated: whether the MLP has a gate.
+    fused: whether a kernel does attention. Without one, L×L scores are kept
+      in float32 and in the compute dtype.
+    tensor: size of that mesh axis, which splits heads and MLP.
+  """
+  item = jnp.dtype(m.compute_dtype).itemsize
+  if remat == 'full':
+    return item * m.width
+  none = remat == 'none'
+  heads, inputs = m.num_heads * m.head_dim, 2 if gated else 1
+  # The policy `dots` sees the product with values only inside a kernel.
+  outputs = heads if fused or remat != 'dots' else 0
+  queries = heads + 2 * m.num_kv_heads * m.head_dim
+  mlp = (inputs + (1 if none else 0)) * m.mlp_dim
+  split = item * (queries + outputs + mlp)
+  if fused:
+    # Each head's normaliser.
+    split += 4 * m.num_heads
+  elif none:
+    split += (4 + item) * m.num_heads * m.context
+  return item * (4 if none else 2) * m.width + split // tensor
+
+
+def _copies(
+  m: ModelConfig,
+  sizes: Mapping[str, int],
+  microbatches: int,
+  params: Any,
+  shards: Any,
+  used: Any,
+) -> int:
+  """Returns the bytes of the weights as the matrix products take them.
+
+  A device rounds its part once a step. With fsdp they are gathered too: all,
+  from the forward to the backward pass, which leaves the parts to further
+  micro-batches; or, where layers are computed again, two layers at a time.
+  """
+  item = jnp.dtype(m.compute_dtype).itemsize
+  pairs = zip(jax.tree.leaves(shards), jax.tree.leaves(used), strict=True)
+  own = item * sum(u.size for s, u in pairs if u.dtype != s.dtype)
+  if m.tie_embeddings and item < 4:
+    own += item * shards['embedding'].size
+  if sizes['fsdp'] == 1:
+    return own
+  matrices = lambda tree: sum(
+    x.size for x in jax.tree.leaves(tree) if x.ndim > 1
+  )
+  gathered = matrices(params)
+  if m.remat != 'none':
+    block = gathered - matrices([params[k] for k in params if k in _OUTSIDE])
+    gathered -= block - 2 * block // m.num_layers
+  elif microbatches == 1:
+    own = 0
+  return own + item * gathered // sizes['tensor']
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """The trials or the targets of a cell.
+
+  Attributes:
+    cell: model, optimizer and point of the study's axes.
+    kind: 'tune' or 'train'.
+    runs: how many.
+    steps: of a run.
+    plan: of a step.
+  """
+
+  cell: Cell
+  kind: str
+  runs: int
+  steps: int
+  plan: StepPlan
+
+  @property
+  def hours(self) -> float:
+    """Chip-hours of all its runs."""
+    return self.runs * self.plan.devices * self.plan.hours(self.steps)
+
+
+def stages(config: ConfigDict, chip: chips.Chip, devices: int) -> list[Stage]:
+  """Returns the stages of a study, searches first.
+
+  A trial runs on as few chips as hold it, a target on all of them. Trials that
+  extend a search are not counted.
+
+  Args:
+    config: of the study.
+    chip: what it runs on.
+    devices: how many of them.
+
+  Raises:
+    ValueError: the configuration does not fit together, or the mesh not the
+      chips.
+  """
+  if not config.data.source and not config.model.vocab_size:
+    # The tokenizer is yet to be made.
+    config = ConfigDict(config.to_dict())
+    config.model.vocab_size = config.study.vocab_size
+  found = []
+  every = cells.cells(config)
+  for cell in dict.fromkeys(cells.search_of(config, c) for c in every):
+    run = cells.trial_config(config, cell, {})
+    count = len(search.first_names(config, cell.optimizer))
+    found.append(
+      Stage(cell, 'tune', count, run.steps, _smallest(run, chip, devices))
+    )
+  for cell in every:
+    run = cells.target_config(config, cell, {}, 0)
+    step = plan(run, chip, devices)
+    found.append(Stage(cell, 'train', config.study.seeds, run.steps, step))
+  return found
+
+
+def _smallest(run: ConfigDict, chip: chips.Chip, most: int) -> StepPlan:
+  """Returns the plan on the fewest chips that hold a run, or else on one."""
+  first = step = plan(run, chip, 1)
+  run = ConfigDict(run.to_dict())
+  while not step.fits and 2 * step.devices <= most:
+    run.mesh.fsdp = 2 * step.devices
+    try:
+      step = plan(run, chip, run.mesh.fsdp)
+    except ValueError:
+      # A size does not divide.
+      break
+  return step if step.fits else first
+
+
+def summary(found: Sequence[Stage], chip: str, devices: int) -> str:
+  """Returns what a study takes in all."""
+  of = lambda kind: sum(stage.hours for stage in found if stage.kind == kind)
+  tune, train = of('tune'), of('train')
+  total = tune + train
+  runs = sum(stage.runs for stage in found)
+  if math.isnan(total):
+    return f'{runs} runs; no MFU is known of {chip}, so no hours are'
+  return (
+    f'{runs} runs, {_number(total)} {chip}-hours: {_number(tune)} for tuning '
+    f'({tune / total:.1%}) and {_number(train)} for targets '
+    f'({train / total:.1%}); {_number(total / devices / 24)} days on '
+    f'{devices} chip{"s" * (devices > 1)}'
+  )
+
+
+def table(found: Sequence[Stage]) -> Table:
+  """Returns a row for each stage."""
+  heads = ('stage', 'runs', 'tokens', 'chips', 'memory', 'step', 'chip-hours')
+  shown = Table(*heads, box=None, pad_edge=False)
+  for column in shown.columns[1:]:
+    column.justify = 'right'
+  for stage in found:
+    step = stage.plan
+    fits = '' if step.fits else ' too much'
+    shown.add_row(
+      f'{stage.kind} {stage.cell}',
+      str(stage.runs),
+      _tokens(stage.steps * step.tokens),
+      str(step.devices),
+      f'{step.peak / 2**30:.3g} of {step.capacity / 2**30:.3g} GiB{fits}',
+      '–' if step.seconds is None else f'{step.seconds:.3g} s',
+      '–' if step.seconds is None else _number(stage.hours),
+    )
+  return shown
+
+
+def _number(value: float) -> str:
+  return f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'
+
+
+def _tokens(count: float) -> str:
+  return f'{count / 1e9:.3g} G' if count >= 1e8 else f'{count / 1e6:.3g} M'
+
+
+def time_left(
+  study: Study, workers: int, timed: Callable[[ConfigDict], float | None]
+) -> str:
+  """Returns, in words, how long the runs that are left take.
+
+  As long as finished runs took; while there is none, by some timed steps.
+
+  Args:
+    study: what there is to do.
+    workers: that share the runs.
+    timed: (configuration) → seconds a step, None where it cannot be timed.
+  """
+  left = [run for name, run in study.runs.items() if not study.finished(name)]
+  paces = finished_paces(study)
+  source = f'as {sum(map(len, paces.values()))} finished runs took'
+  if not paces:
+    seconds = timed(left[0].config)
+    if seconds is None:
+      return f'{len(left)} runs to do'
+    paces = {left[0].key: [seconds * left[0].config.steps / left[0].weight]}
+    source = f'by {_STEPS} timed steps, validation and benchmarks not counted'
+  return (
+    f'about {_duration(seconds_left(left, paces) / workers)} on '
+    f'{_count(workers, "worker")} for {_count(len(left), "run")}, {source}'
+  )
+
+
+def finished_paces(study: Study) -> Paces:
+  """Returns key → seconds per unit of weight of each finished run."""
+  paces: Paces = {}
+  for name, run in study.runs.items():
+    path = study.workdir / name / 'summary.json'
+    if not path.exists():
+      continue
+    ended = json.loads(path.read_text('utf-8'))
+    if ended['status'] == 'finished':
+      seconds = math.fsum(ended[key] for key in _TIMES if key in ended)
+      paces.setdefault(run.key, []).append(seconds / run.weight)
+  return paces
+
+
+def seconds_left(left: Sequence[Planned], paces: Paces) -> float:
+  """Returns the seconds that one worker takes for some runs.
+
+  A run takes as long as those of its kind, model and optimizer; where there are
+  none, as those of its kind and model, of its kind, or as any.
+
+  Args:
+    left: planned runs.
+    paces: see `finished_paces`; not empty.
+  """
+
+  def pace(run: Planned) -> float:
+    near = lambda n: [v for k, v in paces.items() if k[:n] == run.key[:n]]
+    known = next(found for n in (3, 2, 1, 0) if (found := near(n)))
+    return statistics.fmean(map(statistics.median, known))
+
+  return math.fsum(run.weight * pace(run) for run in left)
+
+
+def time_steps(pool: Pool, config: ConfigDict) -> float | None:
+  """Returns the seconds that a step of a run takes on the first worker.
+
+  What is compiled there serves that run later.
+  """
+  run = ConfigDict(config.to_dict())
+  run.update(
+    steps=min(_STEPS, run.steps),
+    eval_every=0,
+    eval_sequences=0,
+    eval_tasks='',
+    checkpoint_every=0,
+  )
+  pool.start(0, {'kind': 'time', 'config': json.loads(run.to_json())})
+  seconds = None
+  for message in pool.messages():
+    if message['kind'] == 'timed':
+      seconds = float(message['seconds'])
+    elif message['kind'] in ('done', 'failed'):
+      break
+  return seconds
+
+
+def _count(number: int, noun: str) -> str:
+  return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
+
+
+def _duration(seconds: float) -> str:
+  if seconds < 5400:
+    return _count(max(1, round(seconds / 60)), 'minute')
+  return f'{seconds / 3600:.1f} hours'
