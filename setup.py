@@ -101,7 +101,6 @@ setup(
         'submit',
         'bench',
         'watch',
-        'transfer',
         'harness',
       )
     ]

@@ -5,10 +5,10 @@
 
 What: a LLaMA of 4 layers, 32 wide, whose matrices have 50 k parameters: its
 1 M tokens are 20 for each, and the study trains on once, twice and four times
-as many. Runs are `wsd`, so that the three budgets are branches of one run;
-beside them cosine, and batches of a quarter and four times the size, each with
-rates of its own. Data as experiments/cpu_study.py says, three seeds.
-docs/results/axes has what came out.
+as many, with `wsd`; beside them cosine, and batches of a quarter and four times
+the size, each with rates of its own. Data as experiments/cpu_study.py says,
+three seeds. docs/results/axes has what came out of a run in which shorter
+budgets branched off the longest.
 
 Hardware: two CPU cores.
 """
@@ -43,7 +43,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.study.target_steps = 480
   config.study.seeds = 3
   config.study.axis_tokens = (1, 2, 4)
-  config.study.axis_schedule = 'wsd,cosine'
+  config.study.axis_schedule = ('wsd', 'cosine')
   config.study.axis_batch_size = (4, 16, 64)
   config.study.retune = 'batch_size'
   config.study.lrs_adamw = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)

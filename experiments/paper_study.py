@@ -33,11 +33,12 @@ def get_config(arg: str = '') -> ConfigDict:
   config.eval_tasks = target.eval_tasks
   config.study.width_ratio = target.model.width // config.model.width
   config.study.target_steps = target.steps
-  config.study.target_keys = (
-    f'mesh.fsdp={target.mesh.fsdp},model.remat={target.model.remat},'
-    f'microbatches={target.microbatches},'
-    f'schedule.warmup_steps={target.schedule.warmup_steps}'
-  )
+  config.study.target = {
+    'mesh': {'fsdp': target.mesh.fsdp},
+    'microbatches': target.microbatches,
+    'model': {'remat': target.model.remat},
+    'schedule': {'warmup_steps': target.schedule.warmup_steps},
+  }
   config.study.seeds = 1
   config.study.axis_epochs = (1, 4)
   return config

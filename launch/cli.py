@@ -142,10 +142,7 @@ def _check_keys(argv: list[str]) -> None:
   """Raises a ValueError that names the first unknown key of --config.KEY=."""
   from steepest.experiments import base
 
-  known = [
-    *base.flatten(base.get_study_config()),
-    *base.flatten(base.get_transfer_config()),
-  ]
+  known = base.flatten(base.get_study_config())
   for arg in argv[1:]:
     match = re.match(r'--?(?:no)?config\.([^=]+)', arg)
     if not match or match[1] in known:

@@ -2,12 +2,9 @@
 
     python -m launch.study --config=experiments/quickstart.py --workdir=runs/q
 
-For every model × optimizer: a search on a proxy (a grid of learning rates, or
-random or TPE trials of several hyperparameters: study.search), µP transfer of
+For every model × optimizer: a search on a proxy (study.search), µP transfer of
 the best values to a wider target, target runs with several seeds, benchmark
 scores; then the report. Started again, it skips what is done and goes on.
-Started several times with the same --workdir, on machines that share it, the
-processes divide the runs among them.
 
     python -m launch.study --plan --config=experiments/paper_study.py \\
         --chip=h100 --devices=64
@@ -17,8 +14,6 @@ GPU-hours of the trials and targets of each cell. Exit status 0: all of it fits;
 3: a run does not; 1: an error.
 """
 
-import contextlib
-import functools
 import json
 import os
 import pathlib
@@ -29,16 +24,11 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from steepest.launch import cli
-from steepest.training import cpu_memory
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
-  from steepest.tuning.locks import Locks
-
 _DOES_NOT_FIT = 3
-# Between looks for runs that other processes have given back.
-_POLL_SECONDS = 1.0
 
 
 def main() -> None:
@@ -50,8 +40,8 @@ def main() -> None:
   workers = flags.DEFINE_integer(
     'workers',
     0,
-    'Processes that train independent cells side by side; 0: one pinned to '
-    'each core on a CPU, one on an accelerator.',
+    'Runs that are trained side by side, 1: in this process; 0: one pinned to '
+    'each core on a CPU, 1 on an accelerator.',
     lower_bound=0,
   )
   optimizers = flags.DEFINE_string(
@@ -59,13 +49,6 @@ def main() -> None:
     None,
     'What is compared, comma-separated, or all: every one in optimizers/ '
     '(default: study.optimizers of the recipe).',
-  )
-  lock_timeout = flags.DEFINE_float(
-    'lock_timeout',
-    300.0,
-    'Seconds after which a run of a process that does not answer, on another '
-    'machine, is done by somebody else.',
-    lower_bound=1.0,
   )
   plan = flags.DEFINE_bool('plan', False, 'Plan only; train nothing.')
   chip = flags.DEFINE_string(
@@ -81,7 +64,7 @@ def main() -> None:
       _plan(study, chip.value, devices.value)
       return
     directory = pathlib.Path(workdir.value or cli.default_workdir(config))
-    _study(study, directory.absolute(), workers.value, lock_timeout.value)
+    _study(study, directory.absolute(), workers.value)
 
   cli.run(start, __doc__)
 
@@ -93,43 +76,43 @@ def _config(holder: flags.FlagHolder, optimizers: str | None) -> 'ConfigDict':
     raise ValueError(
       '--config is no study: start from experiments/quickstart.py'
     )
+  from steepest.models import config as model_config
   from steepest.training import config as validation
-  from steepest.tuning import cells, parity
+  from steepest.tuning import cells, search
 
   validation.check_ranges(config)
   config.study.optimizers = optimizers or config.study.optimizers
   config.study.optimizers = ','.join(cells.optimizers(config))
-  for note in parity.notes(config):
+  for note in search.notes(config):
     print(f'note: {note}', file=sys.stderr)
-  return config
-
-
-def _study(
-  config: 'ConfigDict', workdir: pathlib.Path, workers: int, lock_timeout: float
-) -> None:
-  from steepest.data import corpus
-  from steepest.models import config as model_config
-  from steepest.training import config as validation
-  from steepest.tuning import cells, locks
-
   for cell in cells.cells(config):
     # Hours before the first of them would find it out.
     target = cells.target_config(config, cell, {}, 0)
     try:
+      cells.search_of(config, cell)
       validation.check_ranges(target)
       model_config.resolve(target.model, config.study.vocab_size, target.dtype)
     except ValueError as error:
       keys = ['width_ratio', *(f'axis_{name}' for name, _ in cell.point)]
       given = ', '.join(f'study.{key}={config.study[key]}' for key in keys)
       raise ValueError(f'targets of {cell}, {given}: {error}') from error
+  return config
+
+
+def _study(config: 'ConfigDict', workdir: pathlib.Path, workers: int) -> None:
+  from steepest.data import corpus
+  from steepest.tuning import engine, study as tuning_study
+
   start = time.perf_counter()
-  with locks.Locks(workdir, lock_timeout) as held:
-    with held.wait(workdir):
-      config = corpus.ready(config, workdir)
-      _write_config(config, workdir)
-    _run(config, workdir, workers, held)
-    with held.wait(workdir):
-      _report(workdir, time.perf_counter() - start)
+  with engine.lock(workdir):
+    config = corpus.ready(config, workdir)
+    study = tuning_study.Study(config, workdir)
+    _write_config(config, workdir)
+    cores = [] if workers else engine.pinned_cores()
+    slots = min(workers or max(1, len(cores)), max(1, study.breadth))
+    with engine.Engine(slots, cores, workdir / 'logs') as slots_:
+      tuning_study.run(study, slots_)
+    _report(workdir, time.perf_counter() - start)
 
 
 def _plan(config: 'ConfigDict', chip: str, devices: int) -> None:
@@ -158,60 +141,6 @@ def _write_config(config: 'ConfigDict', workdir: pathlib.Path) -> None:
   values = json.loads(config.to_json())
   temporary.write_text(json.dumps(values, indent=2) + '\n', 'utf-8')
   os.replace(temporary, path)
-
-
-def _run(
-  config: 'ConfigDict',
-  workdir: pathlib.Path,
-  workers: int,
-  locks: 'Locks',
-) -> None:
-  """Runs all cells; each first searches, then trains its targets."""
-  from steepest.tuning import cells, plan, pool, schedule, study
-
-  plans = study.Plan(config, workdir)
-  todo = [cell for cell in cells.cells(config) if not plans.done(cell)]
-  if not todo:
-    return
-  # Without an accelerator, workers that are pinned to cores where they can be.
-  pinned = (
-    workers == 0
-    and hasattr(os, 'sched_setaffinity')
-    and not cpu_memory.has_accelerator()
-  )
-  count = workers or (len(os.sched_getaffinity(0)) if pinned else 1)
-  count = min(count, schedule.breadth(config, todo))
-  with contextlib.ExitStack() as stack:
-    pool_ = stack.enter_context(pool.Pool(count, pinned, workdir / 'logs'))
-    timed = functools.partial(plan.time_steps, pool_)
-    print(plan.time_left(plans, count, timed), flush=True)
-    display = stack.enter_context(study.Display(plans, count))
-    runs = schedule.Schedule(
-      config, workdir, todo, locks, display.best, display.failed
-    )
-    idle = set(range(count))
-    while True:
-      for worker in sorted(idle):
-        if task := runs.take(worker):
-          pool_.start(worker, task.job)
-          idle.remove(worker)
-      if runs.over:
-        break
-      # An idle worker waits for what other processes are at.
-      message = pool_.next_message(_POLL_SECONDS if idle else None)
-      locks.check()
-      if message is None:
-        display.refresh()
-        continue
-      display.show(message)
-      if message['kind'] not in ('done', 'failed'):
-        continue
-      idle.add(message['worker'])
-      error = message['error'] if message['kind'] == 'failed' else None
-      runs.ended(message['worker'], error)
-  failures = [f'{cell}: {error}' for cell, error in runs.failures.items()]
-  if failures:
-    raise ValueError('; '.join(failures))
 
 
 def _report(workdir: pathlib.Path, seconds: float) -> None:

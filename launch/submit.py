@@ -129,8 +129,8 @@ def _describe(
       '--processes says how many workers there are'
     )
   own: tuple[str, ...] = ()
-  if workers > 1 and given['to'] == 'local':
-    # On one machine the study has workers of its own.
+  if workers > 1:
+    # A study has one process that hands out its runs to workers of its own.
     own, workers = (f'--workers={workers}',), 1
   units: list[jobs.Unit] = []
   for point, values in points:

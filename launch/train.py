@@ -35,7 +35,7 @@ def _train(holder: flags.FlagHolder, workdir: str | None) -> None:
     run as assemble,
     signals,
   )
-  from steepest.tuning import progress
+  from steepest.tuning import status
 
   workdir = workdir or cli.default_workdir(holder)
   first = distributed.join() == 0
@@ -55,7 +55,7 @@ def _train(holder: flags.FlagHolder, workdir: str | None) -> None:
           make_evaluate=make_evaluate,
         )
         return
-      with progress.Training(config, workdir) as display:
+      with status.TrainingDisplay(config, workdir) as display:
         summary = assemble.train(
           config,
           workdir,

@@ -61,11 +61,11 @@ def _fit(roots: list[str], console: 'Console') -> 'Table':
 
 
 def _view(roots: list[str], rows: int | None) -> 'Table':
-  from steepest.tuning import watching
+  from steepest.tuning import status
 
   now = time.time()
-  found = [watching.status(run, now) for run in watching.find(roots)]
-  return watching.table(found, rows)
+  found = [status.read(run, now) for run in status.find(roots)]
+  return status.table(found, rows)
 
 
 if __name__ == '__main__':

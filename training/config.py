@@ -58,14 +58,12 @@ _LEAST = {
       'optimizer.hessian_subset',
       'steps',
       'study.parallel_trials',
-      'study.pruning_trials',
       'study.seeds',
       'study.target_steps',
+      'study.trial_seeds',
       'study.trials',
       'study.vocab_size',
       'study.width_ratio',
-      'transfer.seeds',
-      'transfer.vocab_size',
     ),
     1,
   ),
@@ -85,12 +83,8 @@ _LEAST = {
       'seed',
       'stall_seconds',
       'stop_grace_seconds',
-      'study.edge_fraction',
       'study.max_extensions',
-      'study.pruning_fraction',
       'study.search_seed',
-      'transfer.max_extensions',
-      'transfer.refine',
     ),
     0,
   ),
@@ -100,22 +94,17 @@ _ABOVE_ZERO = (
   'parametrization.attention_multiplier',
   'parametrization.logit_multiplier',
 )
-_NAMES = (
-  'study.models',
-  'study.optimizers',
-  'transfer.models',
-  'transfer.optimizers',
-  'transfer.parametrizations',
-)
+_NAMES = ('study.models', 'study.optimizers')
+# Lists of words; all others are of numbers.
+_WORDS = ('study.axis_parametrization', 'study.axis_schedule')
 _MOST = {
   # Layers are traced and compiled one by one.
   'model.num_layers': 1000,
   # Each trial of the search and each of the targets is a directory.
   'study.trials': 100_000,
   'study.seeds': 100_000,
+  'study.trial_seeds': 1000,
   'study.max_extensions': 1000,
-  'transfer.seeds': 100_000,
-  'transfer.max_extensions': 1000,
   'seed': 2**32 - 1,
   # Longer than threading can wait.
   'stall_seconds': 1e9,
@@ -160,7 +149,7 @@ def _check_value(key: str, value: Any) -> None:
   elif isinstance(value, (tuple, list)):
     for held in value:
       # What is no literal arrives as text, nan and inf too.
-      if not isinstance(held, (int, float)):
+      if key not in _WORDS and not isinstance(held, (int, float)):
         raise ValueError(f'{key}={value}: give numbers, comma-separated')
       _check_value(key, held)
   elif isinstance(value, float) and not abs(value) <= _LARGEST_REAL:

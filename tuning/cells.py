@@ -1,13 +1,17 @@
 """The cells of a study: what each of its runs trains.
 
 A cell is a model × an optimizer × a point of the study's axes. Hyperparameters
-are searched on a proxy and carried to a target `study.width_ratio` times as
-wide by µP. Cells that differ on axes that are not retuned share a search.
+are searched on a proxy and carried by µP to a target `study.width_ratio` times
+as wide. Cells that differ only on axes that are not retuned share a search.
+
+An axis has values; the study's own, which its configuration has anyway, is
+always among them. A point holds the values that are not the study's own. The
+keys are `study.axis_*` in experiments/base.py.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import dataclasses
-import difflib
+import itertools
 import math
 import pathlib
 from typing import Any
@@ -16,34 +20,49 @@ from ml_collections import ConfigDict
 
 from steepest.experiments import base
 from steepest.models import config as model_config
-from steepest.optimizers import build
-from steepest.training import run as assemble
+from steepest.optimizers import build, schedules
+from steepest.training import run as training_run
 from steepest.training.loop import Diverged
-from steepest.tuning import axes, space
 from steepest.tuning.pruning import Pruned
+
+MODES = ('one_at_a_time', 'product')
+
+Value = int | float | str
+# (axis, value) of every axis that is not at the study's own value.
+Point = tuple[tuple[str, Value], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+  """An axis of a study: its own value and those tried beside it."""
+
+  name: str
+  own: Value
+  others: tuple[Value, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """A model × an optimizer × a point of the axes (tuning/axes.py)."""
+  """A model × an optimizer × a point of the axes."""
 
   model: str
   optimizer: str
-  point: axes.Point = ()
+  point: Point = ()
 
   def __str__(self) -> str:
-    return f'{self.model}-{self.optimizer}{axes.suffix(self.point)}'
+    at = ''.join(f'-{name}={_shown(value)}' for name, value in self.point)
+    return f'{self.model}-{self.optimizer}{at}'
 
 
 def cells(config: ConfigDict) -> list[Cell]:
   """Returns the cells of a study in the order in which they are run.
 
   Raises:
-    ValueError: an optimizer is unknown, or an axis not what it may be.
+    ValueError: an optimizer or a value on an axis is not possible.
   """
   models = config.study.models.split(',')
-  names, points = optimizers(config), axes.points(config)
-  return [Cell(m, o, p) for p in points for o in names for m in models]
+  names, at = optimizers(config), points(config)
+  return [Cell(m, o, p) for p in at for o in names for m in models]
 
 
 def optimizers(config: ConfigDict) -> list[str]:
@@ -63,26 +82,99 @@ def optimizers(config: ConfigDict) -> list[str]:
   return found
 
 
+def axes(config: ConfigDict) -> list[Axis]:
+  """Returns all axes of a study; those without values have no `others`.
+
+  Raises:
+    ValueError: a value is out of its range or given twice.
+  """
+  kinds = ('sp', 'mup')
+  return [
+    _axis(config, 'width', config.study.width_ratio, int),
+    _axis(config, 'parametrization', config.parametrization.kind, kinds),
+    _axis(config, 'epochs', config.data.epochs, int),
+    _axis(config, 'batch_size', config.batch_size, int),
+    _axis(config, 'schedule', config.schedule.kind, schedules.KINDS),
+    _axis(config, 'tokens', 1, float),
+  ]
+
+
+def _axis(
+  config: ConfigDict, name: str, own: Value, kind: type | tuple[str, ...]
+) -> Axis:
+  """Returns an axis; `kind` is the type of its values, or the words it has."""
+  given = tuple(config.study[f'axis_{name}'])
+  key = f'study.axis_{name}={given}'
+  for value in given:
+    if isinstance(kind, tuple):
+      if value not in kind:
+        raise ValueError(f'{key}: there are {", ".join(kind)}')
+    elif isinstance(value, str) or value != kind(value) or value <= 0:
+      wanted = 'whole numbers' if kind is int else 'numbers'
+      raise ValueError(f'{key}: give {wanted} above 0')
+  if len(set(given)) < len(given):
+    raise ValueError(f'{key}: give each value once')
+  values = given if isinstance(kind, tuple) else [kind(v) for v in given]
+  return Axis(name, own, tuple(v for v in values if v != own))
+
+
+def points(config: ConfigDict) -> list[Point]:
+  """Returns where the targets lie, the study's own values () first.
+
+  Raises:
+    ValueError: as `axes`, or study.axes_mode is unknown.
+  """
+  mode, found = config.study.axes_mode, axes(config)
+  if mode not in MODES:
+    raise ValueError(
+      f'study.axes_mode={mode!r}: must be one of {", ".join(MODES)}'
+    )
+  choices: list[list[Point]] = [
+    [(), *(((axis.name, value),) for value in axis.others)] for axis in found
+  ]
+  if mode == 'product':
+    return [tuple(itertools.chain(*at)) for at in itertools.product(*choices)]
+  return [(), *(point for of_axis in choices for point in of_axis[1:])]
+
+
 def search_of(config: ConfigDict, cell: Cell) -> Cell:
-  """Returns the cell whose search gives a cell its hyperparameters."""
-  point = axes.retuned(config, cell.point)
+  """Returns the cell whose search gives a cell its hyperparameters.
+
+  Raises:
+    ValueError: study.retune names an axis that does not exist, or widths are
+      to be searched but the study's own targets are wider than its proxies.
+  """
+  names = [n.strip() for n in config.study.retune.split(',') if n.strip()]
+  known = [axis.name for axis in axes(config)]
+  for name in names:
+    if name not in known:
+      raise ValueError(
+        f'study.retune={config.study.retune!r}: there are {", ".join(known)}'
+      )
+  if 'width' in names and config.study.width_ratio != 1:
+    raise ValueError(
+      'study.retune=width searches every width itself: set study.width_ratio=1'
+    )
+  point = tuple((name, value) for name, value in cell.point if name in names)
   return dataclasses.replace(cell, point=point)
 
 
 def trial_config(
-  config: ConfigDict, cell: Cell, values: Mapping[str, float]
+  config: ConfigDict, cell: Cell, values: Mapping[str, float], seed: int
 ) -> ConfigDict:
   """Returns the configuration of a proxy run with the values of a trial.
 
   Args:
     config: of the study.
     cell: that is searched, see `search_of`.
-    values: of the trial.
+    values: of the trial, by hyperparameter.
+    seed: of the run, counted from the study's own.
   """
   run = _cell_config(config, cell)
   run.stage = 'tune'
-  space.set_values(run, values)
-  axes.apply(run, cell.point)
+  run.seed += seed
+  set_values(run, values)
+  _apply(run, dict(cell.point), 1)
   # Only the end of a trial is compared.
   run.eval_every = 0
   run.eval_tasks = ''
@@ -94,43 +186,34 @@ def trial_config(
 def target_config(
   config: ConfigDict, cell: Cell, values: Mapping[str, float], seed: int
 ) -> ConfigDict:
-  """Returns the configuration of a target run with the proxy's best values.
+  """Returns the configuration of a target run with the values of a search.
 
   Raises:
-    ValueError: study.target_keys is malformed, or an axis does not divide.
+    ValueError: study.target has an unknown key, or an axis does not divide.
   """
   run = _cell_config(config, cell)
-  ratio = config.study.width_ratio
-  run.model.width *= ratio
-  run.model.num_heads *= ratio
-  run.model.num_kv_heads *= ratio
-  run.model.mlp_dim *= ratio
-  _set_keys(run, config.study.target_keys)
+  try:
+    run.lock().update(config.study.target.to_dict())
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(f'study.target: {" ".join(str(error).split())}') from error
   run.stage = 'final'
   run.seed = seed
   run.steps = config.study.target_steps
-  space.set_values(run, values)
-  axes.apply(run, cell.point)
+  set_values(run, values)
+  _apply(run, dict(cell.point), config.study.width_ratio)
   return run
 
 
-def _set_keys(run: ConfigDict, given: str) -> None:
-  """Sets the keys of 'KEY=VALUE,…', with values of the types they have."""
-  known = base.flatten(run)
-  for word in filter(None, given.split(',')):
-    key, _, text = (part.strip() for part in word.partition('='))
-    where = f'study.target_keys: {word!r}'
-    if key not in known:
-      near = difflib.get_close_matches(key, known, 1)
-      hint = f'; did you mean {near[0]}?' if near else ''
-      raise ValueError(f'{where}: there is no such key{hint}')
-    kind = type(known[key])
-    if kind not in (int, float, str):
-      raise ValueError(f'{where}: only numbers and words can be set here')
-    try:
-      run.update_from_flattened_dict({key: kind(text)})
-    except ValueError as error:
-      raise ValueError(f'{where}: give a value as {known[key]!r}') from error
+def set_values(run: ConfigDict, values: Mapping[str, float]) -> None:
+  """Sets hyperparameters, named as in tuning/search.py, in a run."""
+  for name, value in values.items():
+    if name in ('b1', 'b2'):
+      b1, b2 = run.optimizer.betas
+      run.optimizer.betas = (value, b2) if name == 'b1' else (b1, value)
+    elif name == 'warmup_steps':
+      run.schedule.warmup_steps = int(value)
+    else:
+      run.optimizer[name] = value
 
 
 def trials_dir(workdir: pathlib.Path, cell: Cell) -> pathlib.Path:
@@ -138,47 +221,38 @@ def trials_dir(workdir: pathlib.Path, cell: Cell) -> pathlib.Path:
   return workdir / 'trials' / str(cell)
 
 
+def trial_dir(
+  config: ConfigDict, workdir: pathlib.Path, cell: Cell, number: int, seed: int
+) -> pathlib.Path:
+  """Returns where a trial's run is kept; several seeds are a level deeper."""
+  home = trials_dir(workdir, cell) / f'{number:03d}'
+  return home / f'seed={seed}' if config.study.trial_seeds > 1 else home
+
+
 def target_dir(workdir: pathlib.Path, cell: Cell, seed: int) -> pathlib.Path:
   """Returns where a target's run is kept."""
   return workdir / 'finals' / str(cell) / f'seed={seed}'
 
 
-def run_once(
-  config: ConfigDict,
-  workdir: pathlib.Path,
-  on_row: Callable[[dict[str, Any]], None],
-  make_evaluate: Callable[..., Any] | None,
-) -> float:
-  """Trains a run unless it is done and returns the loss to compare.
-
-  That is the validation loss, or the training loss where none is read;
-  infinite if the run diverged or was pruned.
-  """
-  loss = ended(config, workdir)
-  if loss is None:
-    try:
-      loss = loss_of(
-        assemble.train(config, workdir, {}, on_row, make_evaluate=make_evaluate)
-      )
-    except (Diverged, Pruned):
-      loss = math.inf
-  return loss
-
-
 def ended(config: ConfigDict, workdir: pathlib.Path) -> float | None:
   """Returns the loss to compare of a run; None while it has not ended.
+
+  It is infinite where the run diverged or was ended early.
 
   Raises:
     ValueError: the directory holds another run.
   """
   try:
-    summary = assemble.finished(config.copy_and_resolve_references(), workdir)
+    summary = training_run.finished(
+      config.copy_and_resolve_references(), workdir
+    )
   except (Diverged, Pruned):
     return math.inf
   return None if summary is None else loss_of(summary)
 
 
 def loss_of(summary: Mapping[str, Any]) -> float:
+  """Returns the validation loss, or where there is none the training loss."""
   loss = summary['eval_loss']
   return float(summary['train_loss'] if loss is None else loss)
 
@@ -188,7 +262,7 @@ def _cell_config(config: ConfigDict, cell: Cell) -> ConfigDict:
   run = ConfigDict(config.to_dict())
   del run.study
   base.set_model(run, cell.model)
-  # The study fixes everything of the optimizer but its name and its habits.
+  # The study fixes everything of the optimizer but its name and defaults.
   base.set_optimizer(run, cell.optimizer)
   shapes = model_config.resolve(run.model, 1, run.dtype)
   for key in ('num_kv_heads', 'head_dim', 'mlp_dim'):
@@ -201,3 +275,62 @@ def _cell_config(config: ConfigDict, cell: Cell) -> ConfigDict:
     base_head_dim=shapes.head_dim,
   )
   return run
+
+
+def _apply(run: ConfigDict, at: dict[str, Value], ratio: int) -> None:
+  """Moves a run from the study's own values to a point.
+
+  Wider models have more heads of the same size. Runs of other batch sizes read
+  as many tokens: steps, warm-up and the distances between validations change
+  inversely, and a micro-batch keeps its sequences. Other token budgets have
+  the same warm-up.
+
+  Args:
+    run: a proxy's configuration.
+    at: values by axis.
+    ratio: width over the proxy's where the point has none.
+
+  Raises:
+    ValueError: the steps would not be a whole number.
+  """
+  ratio = int(at['width']) if 'width' in at else ratio
+  for key in ('width', 'num_heads', 'num_kv_heads', 'mlp_dim'):
+    run.model[key] *= ratio
+  if 'parametrization' in at:
+    run.parametrization.kind = at['parametrization']
+  if 'epochs' in at:
+    run.data.epochs = at['epochs']
+  if 'schedule' in at:
+    run.schedule.kind = at['schedule']
+  if 'batch_size' in at:
+    _set_batch_size(run, int(at['batch_size']))
+  if 'tokens' in at:
+    tokens = float(at['tokens'])
+    run.steps = _whole(run.steps * tokens, 'tokens', tokens)
+
+
+def _set_batch_size(run: ConfigDict, size: int) -> None:
+  share = run.batch_size / size
+  run.steps = _whole(run.steps * run.batch_size / size, 'batch_size', size)
+  run.schedule.warmup_steps = round(run.schedule.warmup_steps * share)
+  for key in ('eval_every', 'eval_tasks_every'):
+    run[key] = max(1, round(run[key] * share)) if run[key] else 0
+  rows = run.batch_size // run.microbatches
+  if size <= rows:
+    run.microbatches = 1
+  elif size % rows == 0:
+    run.microbatches = size // rows
+  run.batch_size = size
+
+
+def _whole(steps: float, name: str, value: Value) -> int:
+  if steps < 1 or steps != round(steps):
+    raise ValueError(
+      f'study.axis_{name}: {_shown(value)} makes {steps:g} steps of a run; '
+      'choose steps and values that divide'
+    )
+  return round(steps)
+
+
+def _shown(value: Value) -> str:
+  return value if isinstance(value, str) else f'{value:.6g}'

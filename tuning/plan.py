@@ -9,13 +9,11 @@ B sequences, L tokens of one, D width, H heads, K key-value heads, h head
 dimension, F width of the MLP, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-import json
 import math
 import pathlib
-import statistics
 from typing import Any
 
 from flax import linen as nn, traverse_util
@@ -38,23 +36,10 @@ from steepest.training import (
 )
 from steepest.tuning import cells, search
 from steepest.tuning.cells import Cell
-from steepest.tuning.pool import Pool
-from steepest.tuning.study import Plan as Study, Planned
 
 # Share of the memory that arrays may fill. The runtime takes the rest, and the
 # gaps between arrays.
 USABLE = 0.92
-# Steps that are timed where no run has finished, and what a run's time is.
-_STEPS = 10
-_TIMES = (
-  'seconds',
-  'data_wait_seconds',
-  'compile_seconds',
-  'eval_seconds',
-  'checkpoint_seconds',
-)
-# Kind, model and optimizer → seconds per unit of weight of some runs.
-Paces = dict[tuple[str, str, str], list[float]]
 # Parameters outside the blocks.
 _OUTSIDE = ('embedding', 'positions', 'readout')
 
@@ -403,8 +388,8 @@ def stages(config: ConfigDict, chip: chips.Chip, devices: int) -> list[Stage]:
   found = []
   every = cells.cells(config)
   for cell in dict.fromkeys(cells.search_of(config, c) for c in every):
-    run = cells.trial_config(config, cell, {})
-    count = len(search.first_names(config, cell.optimizer))
+    run = cells.trial_config(config, cell, {}, 0)
+    count = search.count(config, cell.optimizer) * config.study.trial_seeds
     found.append(
       Stage(cell, 'tune', count, run.steps, _smallest(run, chip, devices))
     )
@@ -472,96 +457,3 @@ def _number(value: float) -> str:
 
 def _tokens(count: float) -> str:
   return f'{count / 1e9:.3g} G' if count >= 1e8 else f'{count / 1e6:.3g} M'
-
-
-def time_left(
-  study: Study, workers: int, timed: Callable[[ConfigDict], float | None]
-) -> str:
-  """Returns, in words, how long the runs that are left take.
-
-  As long as finished runs took; while there is none, by some timed steps.
-
-  Args:
-    study: what there is to do.
-    workers: that share the runs.
-    timed: (configuration) → seconds a step, None where it cannot be timed.
-  """
-  left = [run for name, run in study.runs.items() if not study.finished(name)]
-  paces = finished_paces(study)
-  source = f'as {sum(map(len, paces.values()))} finished runs took'
-  if not paces:
-    seconds = timed(left[0].config)
-    if seconds is None:
-      return f'{len(left)} runs to do'
-    paces = {left[0].key: [seconds * left[0].config.steps / left[0].weight]}
-    source = f'by {_STEPS} timed steps, validation and benchmarks not counted'
-  return (
-    f'about {_duration(seconds_left(left, paces) / workers)} on '
-    f'{_count(workers, "worker")} for {_count(len(left), "run")}, {source}'
-  )
-
-
-def finished_paces(study: Study) -> Paces:
-  """Returns key → seconds per unit of weight of each finished run."""
-  paces: Paces = {}
-  for name, run in study.runs.items():
-    path = study.workdir / name / 'summary.json'
-    if not path.exists():
-      continue
-    ended = json.loads(path.read_text('utf-8'))
-    if ended['status'] == 'finished':
-      seconds = math.fsum(ended[key] for key in _TIMES if key in ended)
-      paces.setdefault(run.key, []).append(seconds / run.weight)
-  return paces
-
-
-def seconds_left(left: Sequence[Planned], paces: Paces) -> float:
-  """Returns the seconds that one worker takes for some runs.
-
-  A run takes as long as those of its kind, model and optimizer; where there are
-  none, as those of its kind and model, of its kind, or as any.
-
-  Args:
-    left: planned runs.
-    paces: see `finished_paces`; not empty.
-  """
-
-  def pace(run: Planned) -> float:
-    near = lambda n: [v for k, v in paces.items() if k[:n] == run.key[:n]]
-    known = next(found for n in (3, 2, 1, 0) if (found := near(n)))
-    return statistics.fmean(map(statistics.median, known))
-
-  return math.fsum(run.weight * pace(run) for run in left)
-
-
-def time_steps(pool: Pool, config: ConfigDict) -> float | None:
-  """Returns the seconds that a step of a run takes on the first worker.
-
-  What is compiled there serves that run later.
-  """
-  run = ConfigDict(config.to_dict())
-  run.update(
-    steps=min(_STEPS, run.steps),
-    eval_every=0,
-    eval_sequences=0,
-    eval_tasks='',
-    checkpoint_every=0,
-  )
-  pool.start(0, {'kind': 'time', 'config': json.loads(run.to_json())})
-  seconds = None
-  for message in pool.messages():
-    if message['kind'] == 'timed':
-      seconds = float(message['seconds'])
-    elif message['kind'] in ('done', 'failed'):
-      break
-  return seconds
-
-
-def _count(number: int, noun: str) -> str:
-  return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
-
-
-def _duration(seconds: float) -> str:
-  if seconds < 5400:
-    return _count(max(1, round(seconds / 60)), 'minute')
-  return f'{seconds / 3600:.1f} hours'

@@ -1,177 +1,444 @@
-"""What a study has to do, what is done of it, and how it shows that."""
+"""A study: searches on proxies, then targets, on the slots of an engine.
 
-import dataclasses
+What is done stands in the run directories and in the searches' journal alone,
+so that a study that was killed goes on with the same command.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from concurrent import futures
 import json
 import math
 import pathlib
-import time
-from typing import Any
+import statistics
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from steepest.optimizers import build
-from steepest.training import flops
-from steepest.tuning import cells, search
-from steepest.tuning.bars import Bars
-from steepest.tuning.space import Values
+from steepest.training import flops, metrics
+from steepest.tuning import cells, search, worker
+from steepest.tuning.cells import Cell
+from steepest.tuning.engine import Engine, JobFailedError
+from steepest.tuning.search import Search, Values
+from steepest.tuning.status import StudyDisplay
+
+_TIMES = (
+  'seconds',
+  'data_wait_seconds',
+  'compile_seconds',
+  'eval_seconds',
+  'checkpoint_seconds',
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class Planned:
+class Stage(NamedTuple):
+  """The trials or the targets of a cell; trials serve all cells of a search."""
+
+  cell: Cell
+  kind: str
+
+
+class Run(NamedTuple):
   """A run of a study.
 
   Attributes:
-    key: kind ('trials' or 'targets'), model and optimizer.
-    config: its configuration, without the values that a search finds.
-    weight: what it computes: tokens × parameters of its blocks and readout,
-      times what curvature adds; in arbitrary units.
+    stage: that it belongs to.
+    directory: of the run.
+    config: of the run.
+    label: the run in a few words.
+    number: of the trial; 0 for targets.
   """
 
-  key: tuple[str, str, str]
+  stage: Stage
+  directory: pathlib.Path
   config: ConfigDict
-  weight: float
+  label: str
+  number: int = 0
 
 
-class Plan:
-  """The runs of a study, each weighed by what it computes.
+class Study:
+  """What is done of a study and what comes next.
 
   Attributes:
-    runs: run directory relative to the study → what is planned.
+    failures: cell → why nothing more of it is done.
   """
 
   def __init__(self, config: ConfigDict, workdir: pathlib.Path):
-    """Plans the runs that there are without extensions of the search."""
-    self.workdir = workdir
-    self._seeds = config.study.seeds
-    self.runs: dict[str, Planned] = {}
-    planned = cells.cells(config)
-    for cell in dict.fromkeys(cells.search_of(config, c) for c in planned):
-      home = cells.trials_dir(workdir, cell)
-      run = _planned('trials', cell, cells.trial_config(config, cell, {}))
-      for name in search.first_names(config, cell.optimizer):
-        self.runs[self.name(home / name)] = run
-    for cell in planned:
-      target = cells.target_config(config, cell, {}, 0)
-      run = _planned('targets', cell, target)
-      for seed in range(self._seeds):
-        directory = cells.target_dir(workdir, cell, seed)
-        self.runs[self.name(directory)] = run
+    """Opens the searches.
 
-  def done(self, cell: cells.Cell) -> bool:
-    """Returns whether all targets of a cell are there; each needs them."""
+    Raises:
+      ValueError: the configuration does not fit together, or a search was
+        begun otherwise.
+    """
+    self.config = config
+    self.workdir = workdir
+    self.failures: dict[Cell, str] = {}
+    self.cells = cells.cells(config)
+    self._open = [cell for cell in self.cells if not self._done(cell)]
+    self._search_of = {c: cells.search_of(config, c) for c in self.cells}
+    self._searches: dict[Cell, Search] = {}
+    begun = (workdir / search.JOURNAL).exists()
+    if self._open or begun:
+      searched = [self._search_of[cell] for cell in self._open]
+      _refuse_older(workdir, begun, searched)
+      storage = search.open_journal(workdir)
+      for cell in dict.fromkeys(self._search_of.values()):
+        self._searches[cell] = Search(config, cell, storage)
+    self._losses: dict[Cell, dict[int, float]] = {c: {} for c in self._searches}
+    self._best: dict[Cell, Values] = {}
+    # By directory: the loss of a run that has ended, infinite without one.
+    self._ended: dict[pathlib.Path, float] = {}
+    self._curves: dict[pathlib.Path, list[tuple[int, float]]] = {}
+    self._running: dict[int, Run] = {}
+    self._last: dict[int, Stage] = {}
+
+  @property
+  def over(self) -> bool:
+    """Whether every cell is done or has failed."""
+    return not self._open and not self._running
+
+  @property
+  def breadth(self) -> int:
+    """How many runs can be under way at once."""
+    keys, most = self.config.study, 0
+    open_ = [self._search_of[cell] for cell in self._open]
+    for cell in dict.fromkeys(open_):
+      trials = search.at_once(self.config, cell.optimizer) * keys.trial_seeds
+      most += max(keys.seeds * open_.count(cell), trials)
+    return most
+
+  def take(self, slot: int) -> Run | None:
+    """Returns what an idle slot does next; None if there is nothing now.
+
+    A slot stays with what it has compiled, then takes what no other is at,
+    then joins in.
+    """
+    run, known = None, -1
+    # A search that ends makes room for targets: look again.
+    while run is None and known != len(self._best):
+      known = len(self._best)
+      run = self._find(slot)
+    if run is not None:
+      self._running[slot] = run
+      self._last[slot] = run.stage
+    return run
+
+  def end(self, slot: int, loss: float | None, error: str | None) -> Run:
+    """Notes how the run of a slot ended: its loss, or an error."""
+    run = self._running.pop(slot)
+    if error is not None:
+      self._fail(run.stage, error)
+    else:
+      self._ended[run.directory] = math.inf if loss is None else loss
+    return run
+
+  def job(self, run: Run) -> dict[str, Any]:
+    """Returns a run as `worker.train` takes it."""
+    return {
+      'config': json.loads(run.config.to_json()),
+      'directory': str(run.directory),
+      'finished': self._finished_curves(run),
+    }
+
+  def planned(self) -> list[Run]:
+    """Returns all runs, without those by which searches may be extended."""
+    found = []
+    for cell in dict.fromkeys(self._search_of.values()):
+      for number in range(search.count(self.config, cell.optimizer)):
+        found += self._trial_runs(cell, number, {})
+    for cell in self.cells:
+      found += self._target_runs(cell, {})
+    return found
+
+  def best(self, cell: Cell) -> Values | None:
+    """Returns what the search of a cell has found; None while it goes on."""
+    return self._best.get(self._search_of[cell])
+
+  def _find(self, slot: int) -> Run | None:
+    known = len(self._best)
+    taken = {run.stage for run in self._running.values()}
+    for joins in (False, True):
+      for stage in self._order(slot):
+        if stage in taken and not joins:
+          continue
+        try:
+          waiting = (
+            self._trials(stage.cell)
+            if stage.kind == 'trials'
+            else self._targets(stage.cell)
+          )
+        except ValueError as error:
+          self._fail(stage, ' '.join(str(error).split()))
+          continue
+        if waiting:
+          return waiting[0]
+        if known != len(self._best):
+          return None
+    return None
+
+  def _order(self, slot: int) -> list[Stage]:
+    wanted = dict.fromkeys(self._search_of[cell] for cell in self._open)
+    stages = [Stage(c, 'trials') for c in wanted if c not in self._best]
+    ready = [c for c in self._open if self._search_of[c] in self._best]
+    stages += [Stage(cell, 'targets') for cell in ready]
+    if slot not in self._last:
+      return stages
+    last = self._last[slot]
+    key = lambda stage: (stage != last, _program(stage) != _program(last))
+    return sorted(stages, key=key)
+
+  def _trials(self, cell: Cell) -> list[Run]:
+    """Returns the trials that may begin; once all ended, picks the best."""
+    losses, known = self._losses[cell], -1
+    while known != len(losses):
+      known = len(losses)
+      trials = self._searches[cell].trials(losses)
+      waiting = []
+      for trial in trials:
+        if trial.number in losses:
+          continue
+        runs = self._trial_runs(cell, trial.number, trial.values)
+        left = [run for run in runs if not self._has_ended(run)]
+        waiting += left
+        if not left:
+          of_seeds = [self._ended[run.directory] for run in runs]
+          losses[trial.number] = statistics.fmean(of_seeds)
+    if len(losses) == len(trials):
+      self._best[cell] = self._searches[cell].best(losses)
+    return self._idle(waiting)
+
+  def _targets(self, cell: Cell) -> list[Run]:
+    """Returns the targets that may begin; notes when all have ended."""
+    runs = self._target_runs(cell, self._best[self._search_of[cell]])
+    waiting = [run for run in runs if not self._has_ended(run)]
+    if not waiting:
+      self._open.remove(cell)
+    return self._idle(waiting)
+
+  def _idle(self, runs: Iterable[Run]) -> list[Run]:
+    busy = {run.directory for run in self._running.values()}
+    return [run for run in runs if run.directory not in busy]
+
+  def _trial_runs(self, cell: Cell, number: int, values: Values) -> list[Run]:
+    shown = ' '.join(f'{name}={value:.6g}' for name, value in values.items())
+    found = []
+    for seed in range(self.config.study.trial_seeds):
+      at = cells.trial_dir(self.config, self.workdir, cell, number, seed)
+      config = cells.trial_config(self.config, cell, values, seed)
+      many = f' seed={seed}' * (self.config.study.trial_seeds > 1)
+      label = f'{cell} {shown}{many}'
+      found.append(Run(Stage(cell, 'trials'), at, config, label, number))
+    return found
+
+  def _target_runs(self, cell: Cell, values: Values) -> list[Run]:
+    return [
+      Run(
+        Stage(cell, 'targets'),
+        cells.target_dir(self.workdir, cell, seed),
+        cells.target_config(self.config, cell, values, seed),
+        f'{cell} seed={seed}',
+      )
+      for seed in range(self.config.study.seeds)
+    ]
+
+  def _has_ended(self, run: Run) -> bool:
+    if run.directory not in self._ended:
+      loss = cells.ended(run.config, run.directory)
+      if loss is None:
+        return False
+      self._ended[run.directory] = loss
+    return True
+
+  def _done(self, cell: Cell) -> bool:
+    """Returns whether all targets of a cell are there."""
     return all(
-      self.finished(self.name(cells.target_dir(self.workdir, cell, seed)))
-      for seed in range(self._seeds)
+      has_ended(cells.target_dir(self.workdir, cell, seed))
+      for seed in range(self.config.study.seeds)
     )
 
-  def name(self, directory: pathlib.Path) -> str:
-    """Returns a run's directory relative to the study's."""
-    return str(directory.relative_to(self.workdir))
+  def _finished_curves(self, run: Run) -> list[list[tuple[int, float]]] | None:
+    """Returns the curves by which a trial is ended early, None for none."""
+    if run.stage.kind != 'trials' or self.config.study.pruning == 'none':
+      return None
+    cell, found = run.stage.cell, []
+    for number in self._searches[cell].before(run.number):
+      if math.isinf(self._losses[cell][number]):
+        continue
+      # Of the same seed, on the same batches.
+      at = cells.trials_dir(self.workdir, cell) / f'{number:03d}'
+      if self.config.study.trial_seeds > 1:
+        at /= run.directory.name
+      if at not in self._curves:
+        rows = metrics.read_rows(at)
+        self._curves[at] = search.curve(rows, run.config.steps)
+      found.append(self._curves[at])
+    return found
 
-  def finished(self, name: str) -> bool:
-    """Returns whether a run is done."""
-    path = self.workdir / name / 'summary.json'
-    return path.exists() and 'status' in json.loads(path.read_text('utf-8'))
+  def _fail(self, stage: Stage, error: str) -> None:
+    """Gives up the cells that a stage serves."""
+    failed = [stage.cell]
+    if stage.kind == 'trials':
+      failed = [c for c in self._open if self._search_of[c] == stage.cell]
+    for cell in failed:
+      self.failures[cell] = error
+      if cell in self._open:
+        self._open.remove(cell)
 
-  def ending(self, name: str) -> str:
-    """Returns how a run without a loss ended."""
-    path = self.workdir / name / 'summary.json'
-    return str(json.loads(path.read_text('utf-8'))['status'])
+
+def run(study: Study, engine: Engine) -> None:
+  """Does all runs of a study and shows how far it is.
+
+  Raises:
+    ValueError: a cell failed; the others are done.
+  """
+  if not study.over:
+    print(estimate(study, engine), flush=True)
+    planned = {r.directory: weight(r.config) for r in study.planned()}
+    ended = [directory for directory in planned if has_ended(directory)]
+    with StudyDisplay(planned, ended, engine.slots) as display:
+      _run(study, engine, display)
+  if study.failures:
+    raise ValueError('; '.join(f'{c}: {e}' for c, e in study.failures.items()))
 
 
-def _planned(kind: str, cell: cells.Cell, config: ConfigDict) -> Planned:
+def _run(study: Study, engine: Engine, display: StudyDisplay) -> None:
+  pending: dict[futures.Future[Any], int] = {}
+  told: set[Cell] = set()
+  while True:
+    for slot in engine.idle:
+      if (taken := study.take(slot)) is not None:
+        display.begin(slot, taken.directory, taken.label)
+        pending[engine.submit(slot, worker.train, study.job(taken))] = slot
+    for cell in study.cells:
+      if cell in told:
+        continue
+      if cell in study.failures:
+        told.add(cell)
+        display.say(f'{cell} failed: {study.failures[cell]}')
+      elif values := study.best(cell):
+        told.add(cell)
+        shown = ', '.join(f'{k} {v:.6g}' for k, v in values.items())
+        display.say(f'{cell}: best on the proxy {shown}')
+    if not pending:
+      return
+    done, _ = futures.wait(pending, None, futures.FIRST_COMPLETED)
+    for future in done:
+      slot, loss, error = pending.pop(future), None, None
+      try:
+        loss = future.result()
+      except JobFailedError as failure:
+        error = str(failure)
+      ended = study.end(slot, loss, error)
+      text = f'loss {loss:.4f}' if loss is not None else ending(ended.directory)
+      display.end(slot, f'{ended.label}: {error or text}')
+
+
+def estimate(study: Study, engine: Engine) -> str:
+  """Says how long the runs that are left take, and where that is from.
+
+  From what finished runs took; before there is one, from some steps of the
+  first run, which are timed.
+  """
+  planned = study.planned()
+  left = [run for run in planned if not has_ended(run.directory)]
+  paces: dict[tuple[str, str, str], list[float]] = {}
+  for run in planned:
+    summary = _summary(run.directory)
+    if summary and summary['status'] == 'finished':
+      seconds = math.fsum(summary[key] for key in _TIMES if key in summary)
+      paces.setdefault(_kind(run), []).append(seconds / weight(run.config))
+  source = f'as {sum(map(len, paces.values()))} finished runs took'
+  if not paces:
+    job = {'config': json.loads(left[0].config.to_json())}
+    try:
+      seconds = engine.submit(0, worker.time_steps, job).result()
+    except JobFailedError:
+      # The run itself will say what is wrong.
+      return f'{len(left)} runs to do'
+    whole = seconds * left[0].config.steps / weight(left[0].config)
+    paces = {_kind(left[0]): [whole]}
+    source = 'by some timed steps, validation and benchmarks not counted'
+  total = math.fsum(weight(run.config) * _pace(run, paces) for run in left)
+  return (
+    f'about {_duration(total / engine.slots)} on '
+    f'{_count(engine.slots, "worker")} for {_count(len(left), "run")}, {source}'
+  )
+
+
+def weight(config: ConfigDict) -> float:
+  """Returns what a run computes, in arbitrary units.
+
+  Tokens × parameters of its blocks and readout, and what curvature adds.
+  """
   width, layers = config.model.width, config.model.num_layers
   # Twelve width² a block, and a readout of a few thousand entries.
   size = 12 * layers * width**2 + 2048 * width
-  tokens = config.steps * config.batch_size * config.model.context
-  weight = float(tokens * size)
-  if hasattr(build.find(cell.optimizer), 'update_curvature'):
-    o = config.optimizer
+  found = float(config.steps * config.batch_size * config.model.context * size)
+  o = config.optimizer
+  if hasattr(build.find(o.name), 'update_curvature'):
     cost = flops.of_estimate(o.hessian_estimator, o.hessian_subset)
-    weight *= 1 + cost / o.hessian_every
-  key = kind, cell.model, cell.optimizer
-  return Planned(key, config, weight)
+    found *= 1 + cost / o.hessian_every
+  return found
 
 
-class Display(Bars):
-  """A bar for the study and a line for each worker.
+def has_ended(directory: pathlib.Path) -> bool:
+  """Returns whether a run has ended, however it did."""
+  return 'status' in _summary(directory)
 
-  Without a terminal, a line for every run that ends and every minute.
+
+def ending(directory: pathlib.Path) -> str:
+  """Returns how a run ended: 'finished', 'diverged' or 'pruned'."""
+  summary = _summary(directory)
+  return str(summary['status']) if 'status' in summary else 'not ended'
+
+
+def _summary(directory: pathlib.Path) -> dict[str, Any]:
+  path = directory / 'summary.json'
+  return json.loads(path.read_text('utf-8')) if path.exists() else {}
+
+
+def _refuse_older(
+  workdir: pathlib.Path, begun: bool, searched: Iterable[Cell]
+) -> None:
+  """Raises a ValueError if searches of an earlier version have begun."""
+  for cell in searched:
+    home = cells.trials_dir(workdir, cell)
+    if not begun and home.exists() and any(home.iterdir()):
+      raise ValueError(
+        f'{home} holds trials of an earlier version, whose search cannot go '
+        f'on: use another --workdir; launch.report --runs={workdir} reads them'
+      )
+
+
+def _kind(run: Run) -> tuple[str, str, str]:
+  return run.stage.kind, run.stage.cell.model, run.stage.cell.optimizer
+
+
+def _pace(run: Run, paces: Mapping[tuple[str, str, str], list[float]]) -> float:
+  """Returns seconds per unit of weight.
+
+  Of runs of the same kind, model and optimizer; where there are none, of the
+  same kind and model, of the same kind, or of any.
   """
-
-  def __init__(self, plan: Plan, workers: int):
-    super().__init__('study', workers)
-    self._plan = plan
-    self._weights = {name: run.weight for name, run in plan.runs.items()}
-    self._parts = {n: float(plan.finished(n)) for n in plan.runs}
-    self._start = self._said = time.monotonic()
-    self._before = self._fraction()
-    self._update()
-
-  def show(self, message: dict[str, Any]) -> None:
-    """Shows what a worker says."""
-    if message['kind'] == 'row':
-      name = self._plan.name(pathlib.Path(message['run']))
-      self._parts[name] = self.show_row(_short(name), message)
-    elif message['kind'] == 'run':
-      name = self._plan.name(pathlib.Path(message['run']))
-      self._parts[name] = 1.0
-      loss = message['loss']
-      text = self._plan.ending(name) if loss is None else f'loss {loss:.4f}'
-      self._say(f'{_short(name)}: {text}')
-    self._update()
-
-  def best(self, cell: cells.Cell, values: Values) -> None:
-    """Shows what a search found."""
-    others = ''.join(
-      f', {name} {value:.6g}' for name, value in values.items() if name != 'lr'
-    )
-    self._say(
-      f'{cell}: best learning rate on the proxy {values["lr"]:.6g}{others}, '
-      'training targets'
-    )
-
-  def failed(self, cell: cells.Cell, error: str) -> None:
-    """Shows why nothing more of a cell is done."""
-    self.console.print(f'{cell} failed: {error}')
-
-  def refresh(self) -> None:
-    """Looks which runs other processes have ended."""
-    for name, part in self._parts.items():
-      if part < 1.0 and self._plan.finished(name):
-        self._parts[name] = 1.0
-    self._update()
-
-  def _say(self, text: str) -> None:
-    self.console.print(f'{self._fraction():4.0%} {text}', highlight=False)
-
-  def _update(self) -> None:
-    finished = sum(part == 1.0 for part in self._parts.values())
-    done = self._fraction()
-    status = f'{finished} of {len(self._parts)} runs {self._left(done)}'
-    self.show_all(done, status)
-    if not self.console.is_terminal and time.monotonic() > self._said + 60:
-      self._said = time.monotonic()
-      self._say(status)
-
-  def _left(self, done: float) -> str:
-    """Returns the time left, at the pace since this process began."""
-    spent = time.monotonic() - self._start
-    if done - self._before < 0.01:
-      return ''
-    left = spent * (1 - done) / (done - self._before)
-    return f'{left // 60:.0f}:{left % 60:02.0f} left'
-
-  def _fraction(self) -> float:
-    # A grid that is extended adds runs as it goes.
-    mean = math.fsum(self._weights.values()) / len(self._weights)
-    for name in self._parts:
-      self._weights.setdefault(name, mean)
-    total = math.fsum(self._weights.values())
-    done = math.fsum(self._weights[n] * part for n, part in self._parts.items())
-    return done / total
+  key: Callable[[int], list[list[float]]] = lambda n: [
+    values for kind, values in paces.items() if kind[:n] == _kind(run)[:n]
+  ]
+  known = next(found for n in (3, 2, 1, 0) if (found := key(n)))
+  return statistics.fmean(statistics.median(values) for values in known)
 
 
-def _short(run: str) -> str:
-  """gpt2-adamw lr=0.001 or gpt2-adamw seed=0."""
-  return ' '.join(pathlib.Path(run).parts[1:])
+def _program(stage: Stage) -> tuple[object, ...]:
+  """Returns what runs that share a compilation have in common."""
+  free = ('epochs', 'tokens')
+  compiled = [at for at in stage.cell.point if at[0] not in free]
+  return stage.kind, stage.cell.model, stage.cell.optimizer, compiled
+
+
+def _count(number: int, noun: str) -> str:
+  return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
+
+
+def _duration(seconds: float) -> str:
+  if seconds < 5400:
+    return _count(max(1, round(seconds / 60)), 'minute')
+  return f'{seconds / 3600:.1f} hours'

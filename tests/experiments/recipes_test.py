@@ -19,7 +19,7 @@ from steepest.experiments import (
   paper_target,
   quickstart,
   tiny,
-  transfer,
+  transfer_study,
 )
 from steepest.models import config as model_config, parametrization
 from steepest.training import flops
@@ -78,24 +78,19 @@ def test_study_keys_are_on_record(golden):
   )
 
 
-def test_transfer_is_on_record(golden):
-  keys = base.flatten(base.get_transfer_config())
-  plain = base.flatten(base.get_config())
-  assert plain.items() <= keys.items()
-  recorded = {'base': {k: v for k, v in keys.items() if k not in plain}}
-  for words in ('', 'llama,lion,no_gain', 'fixed_rho,sophia', 'times_role_lr'):
-    leaves = base.flatten(transfer.get_config(words))
-    assert leaves.keys() == keys.keys()
-    recorded[words] = {k: v for k, v in leaves.items() if v != keys[k]}
-  _check(golden / 'configs' / 'transfer.json', recorded)
-
-
-def test_quickstart_is_on_record(golden):
+def test_studies_are_on_record(golden):
   study = base.flatten(base.get_study_config())
-  leaves = base.flatten(quickstart.get_config())
-  assert leaves.keys() == study.keys()
-  changed = {k: v for k, v in leaves.items() if v != study[k]}
-  _check(golden / 'configs' / 'quickstart.json', changed)
+  for recipe, variants in (
+    (quickstart, ('',)),
+    (transfer_study, ('gpt2', 'llama,no_gain', 'fixed_rho', 'times_role_lr')),
+  ):
+    recorded = {}
+    for words in variants:
+      leaves = base.flatten(recipe.get_config(words))
+      assert leaves.keys() == study.keys()
+      recorded[words] = {k: v for k, v in leaves.items() if v != study[k]}
+    name = recipe.__name__.rpartition('.')[2]
+    _check(golden / 'configs' / f'{name}.json', recorded)
 
 
 @pytest.mark.parametrize('name', _RECIPES)

@@ -15,7 +15,7 @@ _ROOT = pathlib.Path(__file__).parent.parent.parent
 _FORKS = """
 import importlib, json, os, sys, traceback
 from steepest.training import run
-from steepest.tuning import progress
+from steepest.tuning import status
 results = []
 for name, argv, out, err in json.load(sys.stdin):
   pid = os.fork()

@@ -1,17 +1,20 @@
 """Searches on functions whose optimum is known."""
 
 import itertools
+import json
 import math
-import pathlib
+import random
 
 from hypothesis import given, settings, strategies as st
 import numpy as np
+import optuna
 import pytest
 
-from steepest.experiments import base
-from steepest.tuning import cells, search, space
+from steepest.experiments import base, cpu_study, quickstart
+from steepest.tuning import cells, search
 
 _LRS = (1e-3, 2e-3, 4e-3, 8e-3)
+_SPACES = {'space_b2': (0.9, 0.999), 'space_weight_decay': (1e-5, 1e-2)}
 
 
 def _config(**study):
@@ -22,19 +25,34 @@ def _config(**study):
   return config
 
 
-def _run(config, loss, directory=pathlib.Path(), optimizer='adamw'):
-  """Searches to the end; returns the trials, losses and the best values."""
-  found = search.make(config, optimizer, directory)
-  losses = {}
+def _open(config, optimizer='adamw', storage=None):
+  storage = storage or optuna.storages.InMemoryStorage()
+  optuna.logging.set_verbosity(optuna.logging.ERROR)
+  return search.Search(config, cells.Cell('gpt2', optimizer), storage)
+
+
+def _run(config, loss, optimizer='adamw', slots=1, order=None):
+  """Searches to the end; returns the trials, their losses and the best values.
+
+  Args:
+    config: of the study.
+    loss: (values) → loss.
+    optimizer: whose hyperparameters are searched.
+    slots: trials under way at once.
+    order: draws which of them ends next; by default the first.
+  """
+  found = _open(config, optimizer)
+  losses, running = {}, []
   while True:
     trials = found.trials(losses)
-    new = [t for t in trials if t.name not in losses]
-    if not new:
-      break
-    for trial in new:
-      losses[trial.name] = loss(trial.values)
-  rule = config.study.optimum
-  return trials, losses, search.best_values(trials, losses, rule)
+    for trial in trials:
+      busy = trial in running or trial.number in losses
+      if not busy and len(running) < slots:
+        running.append(trial)
+    if not running:
+      return trials, losses, found.best(losses)
+    ended = running.pop(order.randrange(len(running)) if order else 0)
+    losses[ended.number] = loss(ended.values)
 
 
 def _bowl(best):
@@ -42,6 +60,7 @@ def _bowl(best):
 
 
 @given(st.floats(1e-4, 8e-2))
+@settings(max_examples=20, deadline=None)
 def test_the_best_rate_lies_inside_what_the_grid_tried(best):
   trials, _, values = _run(_config(), _bowl(best))
   tried = [t.values['lr'] for t in trials]
@@ -51,10 +70,9 @@ def test_the_best_rate_lies_inside_what_the_grid_tried(best):
   assert len(tried) == len(set(tried)) >= 4
   ratios = [b / a for a, b in zip(sorted(tried), sorted(tried)[1:])]
   assert ratios == pytest.approx([2.0] * len(ratios))
-  assert all(t.name == f'lr={t.values["lr"]:.6g}' for t in trials)
 
 
-@pytest.mark.parametrize('kind', ['grid', 'random'])
+@pytest.mark.parametrize('kind', ['grid', 'sobol'])
 def test_a_range_is_widened_only_so_often(kind):
   config = _config(search=kind, max_extensions=1)
   with pytest.raises(ValueError, match='at the edge after 1 extensions'):
@@ -69,122 +87,55 @@ def test_diverged_rates_lose():
     _run(_config(), lambda values: math.inf)
 
 
-@pytest.mark.parametrize('lrs', [(1e-3, 2e-3, 4e-3), (4e-3, 2e-3, 1e-3, 5e-4)])
-def test_a_grid_needs_four_rising_rates(lrs):
-  with pytest.raises(ValueError, match='four or more rising'):
-    search.make(_config(lrs_adamw=lrs), 'adamw', pathlib.Path())
-
-
-@pytest.mark.parametrize(
-  'kind, count', [('grid', 4 * 2), ('random', 16), ('tpe', 16)]
-)
-def test_the_first_trials_are_known_before_any_is_done(kind, count):
-  config = _config(search=kind, space_b2=(0.9, 0.99))
-  names = search.first_names(config, 'adamw')
-  assert names == [f'trial={number:03d}' for number in range(count)]
-
-
-@pytest.mark.parametrize(
-  'study, message',
-  [
-    ({'search': 'bayes'}, "study.search='bayes': must be one of grid, random"),
-    ({'optimum': 'mean'}, 'study.optimum'),
-    ({'pruning': 'hyperband'}, 'study.pruning'),
-    ({'trials': 0}, 'study.trials=0: must be at least 1'),
-    ({'edge_fraction': 0.5}, 'below 0.5'),
-    ({'space_b1': (0.9, 1.0)}, 'below 1'),
-    ({'space_rho': (2.0, 1.0)}, 'rising'),
-    ({'search': 'random', 'space_rho': (0.1,)}, 'lowest and a highest'),
-    ({'search': 'tpe', 'space_weight_decay': (0.0, 0.1)}, 'above 0'),
-  ],
-)
-def test_wrong_keys_are_named(study, message):
-  with pytest.raises(ValueError, match=message.replace('(', r'\(')):
-    search.make(_config(**study), 'sophia', pathlib.Path())
-
-
-def test_a_grid_over_several_is_their_product():
-  config = _config(space_b2=(0.95, 0.99), space_rho=(0.02, 0.05, 0.1))
-
-  def loss(values):
-    return _bowl(2e-3)(values) + abs(values['b2'] - 0.99) + values['rho']
-
-  trials, _, values = _run(config, loss, optimizer='sophia')
-  assert len(trials) == 4 * 2 * 3
-  assert trials[0].name == 'trial=000' and trials[-1].name == 'trial=023'
-  wanted = set(itertools.product(_LRS, (0.95, 0.99), (0.02, 0.05, 0.1)))
-  assert {tuple(t.values.values()) for t in trials} == wanted
-  assert values == {'lr': 2e-3, 'b2': 0.99, 'rho': 0.02}
+def test_a_grid_over_several_is_their_product_and_widens_in_the_rate():
+  config = _config(space_b2=(0.95, 0.99), space_rho=(0.02, 0.05))
+  loss = lambda v: _bowl(1.6e-2)(v) + abs(v['b2'] - 0.99) + v['rho']
+  trials, _, values = _run(config, loss, 'sophia')
+  wanted = set(itertools.product(_LRS, (0.95, 0.99), (0.02, 0.05)))
+  assert {tuple(t.values.values()) for t in trials[:16]} == wanted
+  others = {'b2': 0.99, 'rho': 0.02}
+  assert values == {'lr': 1.6e-2, **others}
+  assert [t.values for t in trials[16:]] == [
+    {'lr': lr, **others} for lr in (1.6e-2, 3.2e-2)
+  ]
   # AdamW has no rho.
   assert len(_run(config, _bowl(2e-3))[0]) == 4 * 2
 
 
-def test_a_wider_grid_keeps_the_best_other_values():
-  config = _config(space_weight_decay=(1e-4, 1e-3))
-  loss = lambda v: _bowl(1.6e-2)(v) + v['weight_decay']
-  trials, _, values = _run(config, loss)
-  assert values == {'lr': 1.6e-2, 'weight_decay': 1e-4}
-  assert [t.values for t in trials[8:]] == [
-    {'lr': 1.6e-2, 'weight_decay': 1e-4},
-    {'lr': 3.2e-2, 'weight_decay': 1e-4},
-  ]
-
-
 @given(st.floats(2e-4, 4e-2), st.integers(0, 5))
-@settings(max_examples=30)
-def test_the_best_random_rate_lies_off_the_edges(best, seed):
-  config = _config(search='random', search_seed=seed)
+@settings(max_examples=15, deadline=None)
+def test_a_range_grows_until_the_best_rate_is_off_its_edges(best, seed):
+  config = _config(search='sobol', search_seed=seed)
   trials, losses, values = _run(config, _bowl(best))
   lr, tried = values['lr'], [t.values['lr'] for t in trials]
-  assert losses[f'lr={lr:.6g}'] == min(losses.values())
-  # The range is that of the grid, in steps of it.
-  steps = (len(trials) - 16) / 6
-  assert steps == int(steps)
-  # A tenth of the first range lies between the best and either end.
+  assert min(losses.values()) == _bowl(best)(values)
+  # A third of 16 trials for each step of the first range.
+  assert (len(trials) - 16) % 6 == 0
   low, high = 1e-3, 8e-3
   while min(tried) < low:
     low /= 2
   while max(tried) > high:
     high *= 2
+  # A tenth of the first range lies between the best and either end.
   assert low * 8**0.1 <= lr * 1.0001 and lr <= high / 8**0.1 * 1.0001
 
 
-def test_random_draws_are_even_alike_for_all_and_known_beforehand():
-  config = _config(
-    search='random',
-    trials=400,
-    space_b2=(0.9, 0.999),
-    space_warmup_steps=(1, 64),
-  )
-  first = search.make(config, 'adamw', pathlib.Path()).trials({})
-  assert first == search.make(config, 'sophia', pathlib.Path()).trials({})
-  assert len(first) == 400
-  for name, coordinate in (
+def test_points_are_spread_evenly_and_shared_by_all_optimizers():
+  config = _config(search='sobol', trials=64, space_rho=(0.01, 1.0), **_SPACES)
+  sophia = _open(config, 'sophia').trials({})
+  adamw = _open(config).trials({})
+  assert [{**t.values, 'rho': None} for t in sophia] == [
+    {**t.values, 'rho': None} for t in adamw
+  ]
+  # Sobol (1967): of the first 2^m points, one lies in each of 2^m intervals.
+  for name, share in (
     ('lr', lambda x: math.log(x / 1e-3, 8)),
-    ('b2', lambda x: -math.log10((1 - x) / 0.1) / 2),
-    ('warmup_steps', lambda x: math.log(x, 64)),
+    ('b2', lambda x: math.log10((1 - x) / 1e-3) / 2),
+    ('weight_decay', lambda x: math.log10(x / 1e-5) / 3),
+    ('rho', lambda x: math.log10(x / 0.01) / 2),
   ):
-    share = sorted(coordinate(t.values[name]) for t in first)
-    even = (np.arange(400) + 0.5) / 400
-    # Kolmogorov's bound at 1 %, and the rounding of small steps.
-    assert np.abs(share - even).max() < 1.63 / 20 + 0.05, name
-  assert all(t.values['warmup_steps'].is_integer() for t in first)
-  # A killed search goes on with the same trials.
-  few = {t.name: 1.0 for t in first[:7]}
-  assert search.make(config, 'adamw', pathlib.Path()).trials(few) == first
-
-
-@given(st.floats(1.2e-3, 6.5e-3))
-def test_the_quadratic_optimum_is_the_planted_one(best):
-  config = _config(optimum='quadratic')
-  *_, values = _run(config, _bowl(best))
-  assert values['lr'] == pytest.approx(best, rel=1e-4)
-
-
-def test_the_quadratic_optimum_falls_back_on_the_best_trial():
-  losses = {1e-3: 3.0, 2e-3: 2.0, 4e-3: math.inf, 8e-3: math.inf}
-  config = _config(optimum='quadratic')
-  assert _run(config, lambda v: losses[v['lr']])[-1] == {'lr': 2e-3}
+    held = {math.floor(64 * share(t.values[name])) for t in sophia}
+    assert held == set(range(64)), name
 
 
 def _planted(values):
@@ -197,73 +148,147 @@ def _planted(values):
   return sum(part**2 for part in parts)
 
 
-def _tpe_config(**study):
-  return _config(
-    search='tpe',
-    trials=24,
-    space_b2=(0.9, 0.999),
-    space_weight_decay=(1e-5, 1e-2),
-    **study,
-  )
-
-
-@pytest.fixture(scope='module')
-def tpe(tmp_path_factory):
-  pytest.importorskip('optuna')
-  directory = tmp_path_factory.mktemp('tpe')
-  return _run(_tpe_config(), _planted, directory / 'whole')
-
-
-def test_tpe_finds_a_planted_optimum(tpe):
-  trials, losses, values = tpe
-  in_order = [losses[t.name] for t in trials]
-  random, asked = in_order[:6], in_order[6:]
-  assert len(trials) == 24
-  # Better than the worst quarter by far, and than drawing at random.
-  assert min(asked) < np.quantile(in_order, 0.75) / 4
-  assert np.median(asked) < np.median(random)
+def test_tpe_finds_a_planted_optimum():
+  config = _config(search='tpe', trials=24, **_SPACES)
+  trials, losses, values = _run(config, _planted)
+  in_order = [losses[t.number] for t in trials]
+  # Better than the worst quarter by far, and than points that know nothing.
+  assert min(in_order[6:]) < np.quantile(in_order, 0.75) / 4
+  assert np.median(in_order[6:]) < np.median(in_order[:6])
   assert _planted(values) == min(in_order)
 
 
-def test_tpe_goes_on_where_it_was_killed(tpe, tmp_path):
-  trials, losses, values = tpe
-  config = _tpe_config()
-  told = {}
-  # Another process each time, the last trial asked for but never done.
-  for count in (5, 16):
-    found = search.make(config, 'adamw', tmp_path)
-    while len(told) < count:
-      (new,) = [t for t in found.trials(told) if t.name not in told]
-      told[new.name] = losses[new.name]
-    assert len(found.trials(told)) == count + 1
-  again, all_losses, best = _run(config, _planted, tmp_path)
-  assert again == trials
-  assert (all_losses, best) == (losses, values)
-
-
-def test_tpe_widens_its_range_and_takes_diverged_trials(tmp_path):
-  pytest.importorskip('optuna')
-  config = _config(search='tpe', trials=10)
-
-  def loss(values):
-    lr = values['lr']
-    return math.inf if lr > 3e-2 else _bowl(1.4e-2)(values)
-
-  trials, losses, values = _run(config, loss, tmp_path)
-  assert len(trials) > 10 and (len(trials) - 10) % 4 == 0
-  assert values['lr'] > 7.9e-3
-  assert any(math.isinf(x) for x in losses.values()) or values['lr'] < 3e-2
-
-
-def test_tpe_has_only_so_many_trials_under_way(tmp_path):
-  pytest.importorskip('optuna')
-  found = search.make(
-    _config(search='tpe', trials=10, parallel_trials=3), 'adamw', tmp_path
+@pytest.mark.parametrize('kind', ['grid', 'sobol', 'tpe'])
+@pytest.mark.parametrize('pruning', ['none', 'median'])
+def test_any_number_of_slots_and_any_order_give_the_same_trials(kind, pruning):
+  config = _config(
+    search=kind, pruning=pruning, trials=10, parallel_trials=3, **_SPACES
   )
-  trials = found.trials({})
-  assert [t.name for t in trials] == ['trial=000', 'trial=001', 'trial=002']
-  assert found.trials({}) == trials
-  assert len(found.trials({'trial=001': 1.0})) == 4
+  loss = lambda v: math.inf if v['lr'] > 1.5e-2 else _planted(v)
+  first, *_ = wanted = _run(config, loss)
+  for slots in (2, 3, 8):
+    order = random.Random(slots)
+    assert _run(config, loss, slots=slots, order=order) == wanted
+  # Trial n waits for trial n - 3 alone.
+  found, losses = _open(config), {}
+  if kind == 'tpe' or pruning == 'median':
+    assert found.trials(losses) == first[:3]
+    losses |= {t.number: loss(t.values) for t in first[1:3]}
+    assert found.trials(losses) == first[:3]
+    losses[0] = loss(first[0].values)
+    assert found.trials(losses) == first[:6]
+    assert list(found.before(5)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize('kind', ['grid', 'sobol', 'tpe'])
+def test_a_search_that_was_killed_goes_on_with_the_same_trials(kind, tmp_path):
+  config = _config(search=kind, trials=9, **_SPACES)
+  wanted, losses, best = _run(config, _planted)
+  told = {}
+  # Another process each time, killed in the middle of a line.
+  while told != losses:
+    found = _open(config, storage=search.open_journal(tmp_path))
+    new = [t for t in found.trials(told) if t.number not in told]
+    told |= {t.number: _planted(t.values) for t in new[:3]}
+    with (tmp_path / search.JOURNAL).open('a') as file:
+      file.write('{"op_code": 5, "wor')
+  found = _open(config, storage=search.open_journal(tmp_path))
+  assert found.trials(losses) == wanted
+  assert found.best(losses) == best
+  # Optuna reads the same from the journal.
+  study = optuna.load_study(
+    study_name='gpt2-adamw', storage=search.open_journal(tmp_path)
+  )
+  assert study.best_value == min(losses.values())
+  assert study.best_trial.params['lr'] == best['lr']
+  lines = (tmp_path / search.JOURNAL).read_text().splitlines()
+  assert all(json.loads(line) for line in lines)
+
+
+@pytest.mark.parametrize(
+  ('begun', 'now', 'said'),
+  [
+    ({}, {'search': 'tpe'}, "study.search=grid, asked for 'tpe'"),
+    ({}, {'lrs_adamw': (1e-3, 2e-3, 4e-3, 9e-3)}, 'study.lrs_adamw='),
+    ({}, {'space_b1': (0.8, 0.9)}, r'study.space_b1=\(\), asked for \[0.8'),
+    ({'search': 'sobol'}, {'search_seed': 1}, 'study.search_seed=0'),
+    ({'search': 'tpe'}, {'parallel_trials': 2}, 'study.parallel_trials=1'),
+  ],
+)
+def test_a_search_that_has_begun_cannot_be_changed(begun, now, said):
+  storage = optuna.storages.InMemoryStorage()
+  _open(_config(**begun), storage=storage).trials({})
+  _open(_config(**begun, max_extensions=9), storage=storage)
+  with pytest.raises(ValueError, match=f'begun with .*{said}'.replace("'", '')):
+    _open(_config(**{**begun, **now}), storage=storage)
+
+
+@pytest.mark.parametrize(
+  ('study', 'said'),
+  [
+    ({'search': 'bayes'}, "study.search='bayes': must be one of grid, sobol"),
+    ({'pruning': 'hyperband'}, 'study.pruning'),
+    ({'space_b1': (0.9, 1.0)}, 'below 1'),
+    ({'space_rho': (2.0, 1.0)}, 'rising'),
+    ({'search': 'sobol', 'space_rho': (0.1,)}, 'lowest and a highest'),
+    ({'search': 'tpe', 'space_weight_decay': (0.0, 0.1)}, 'above 0'),
+    ({'lrs_sophia': (1e-3, 2e-3, 4e-3)}, 'four or more rising'),
+    ({'lrs_sophia': (4e-3, 2e-3, 1e-3, 5e-4)}, 'four or more rising'),
+  ],
+)
+def test_wrong_keys_are_named(study, said):
+  with pytest.raises(ValueError, match=said):
+    search.check(_config(**study))
+
+
+def test_an_optimizer_without_rates_takes_one_line():
+  config = quickstart.get_config().unlock()
+  del config.study.lrs_lion
+  with pytest.raises(ValueError, match='^study.lrs_lion is missing: give its'):
+    search.count(config, 'lion')
+
+
+def _ends(finished, losses, steps, log_every=1):
+  """Returns after how many steps the pruner ends a trial; None: it does not."""
+  pruner = search.MedianPruner(finished, steps, log_every)
+  for step, loss in enumerate(losses):
+    if pruner.ends({'step': step, 'train/loss': loss}):
+      return step + 1
+  return None
+
+
+@given(
+  st.lists(
+    st.lists(st.floats(1.0, 4.0), min_size=40, max_size=40),
+    min_size=2,
+    max_size=7,
+  ),
+  st.sampled_from([1, 2]),
+)
+@settings(max_examples=25, deadline=None)
+def test_pruning_equals_a_simulation(runs, log_every):
+  """Median of four or more finished trials, after 30 % of the steps."""
+  *others, losses = runs
+  kept = np.array(runs)[:, ::log_every].reshape(len(runs), 20, -1)
+  *means, own = kept.mean(-1)
+  wanted = None
+  for i in range(20):
+    late = len(others) >= 4 and 2 * (i + 1) >= 12
+    if late and own[: i + 1].min() > np.median(np.array(means)[:, i]):
+      wanted = 2 * (i + 1)
+      break
+  finished = [
+    search.curve(
+      [
+        {'step': step, 'train/loss': loss}
+        for step, loss in enumerate(of)
+        if step % log_every == 0
+      ],
+      40,
+    )
+    for of in others
+  ]
+  assert _ends(finished, losses, 40, log_every) == wanted
 
 
 def test_values_reach_the_run():
@@ -275,25 +300,52 @@ def test_values_reach_the_run():
     'b2': 0.97,
     'warmup_steps': 7.0,
     'rho': 0.03,
-    'logit_multiplier': 2.0,
-    'attention_multiplier': 0.5,
   }
   cell = cells.Cell('gpt2', 'sophia')
   for run in (
-    cells.trial_config(config, cell, values),
+    cells.trial_config(config, cell, values, seed=0),
     cells.target_config(config, cell, values, seed=1),
   ):
     assert tuple(run.optimizer.betas) == (0.8, 0.97)
     assert run.schedule.warmup_steps == 7
     for key in ('lr', 'weight_decay', 'rho'):
       assert run.optimizer[key] == values[key]
-    for key in ('logit_multiplier', 'attention_multiplier'):
-      assert run.parametrization[key] == values[key]
 
 
-def test_coordinates_are_logs_and_come_back():
-  for name, value in (('lr', 0.003), ('b1', 0.95), ('warmup_steps', 30.0)):
-    dimension = space.Dimension(name, (value, value))
-    assert dimension.value(dimension.coordinate(value)) == value
-  low, high = space.Dimension('b2', (0.9, 0.99)).bounds
-  assert (low, high) == pytest.approx((math.log(0.01), math.log(0.1)))
+@pytest.mark.parametrize('recipe', [quickstart, cpu_study])
+def test_shipped_studies_search_alike(recipe):
+  assert search.notes(recipe.get_config()) == []
+
+
+_RHO = {'optimizers': 'adamw,sophia', 'space_rho': (0.01, 0.1)}
+
+
+@pytest.mark.parametrize(
+  ('study', 'said'),
+  [
+    (
+      {'lrs_lion': (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)},
+      ['in trials: adamw 4, lion 5; study.search=sobol', 'adamw 8, lion 16'],
+    ),
+    (
+      {'lrs_lion': (1e-3, 4e-3, 1.6e-2, 6.4e-2)},
+      ['rates in factors of adamw 2, lion 4', 'factors of adamw 8, lion 64'],
+    ),
+    # The same span in one gap that is wider.
+    ({'lrs_lion': (1e-3, 1.5e-3, 2e-3, 8e-3)}, ['factors of adamw 2, lion 4']),
+    (_RHO, ['in trials: adamw 4, sophia 8']),
+    (
+      {**_RHO, 'search': 'sobol'},
+      ['in hyperparameters: adamw 1, sophia 2'],
+    ),
+    # Equal factors, rounded.
+    ({'lrs_lion': (3.3e-4, 6.67e-4, 1.333e-3, 2.65e-3)}, []),
+  ],
+)
+def test_what_is_unequal_is_said(study, said):
+  config = _config(optimizers='adamw,lion', lrs_lion=(1e-4, 2e-4, 4e-4, 8e-4))
+  config.study.update(study)
+  notes = search.notes(config)
+  assert len(notes) == len(said)
+  for note, part in zip(notes, said):
+    assert part in note

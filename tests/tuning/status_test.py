@@ -6,7 +6,7 @@ import os
 import pytest
 from rich.console import Console
 
-from steepest.tuning import watching
+from steepest.tuning import status
 
 _NOW = 1_800_000_000.0
 
@@ -66,7 +66,7 @@ def _line(slope, count, start=4.0):
 
 def test_numbers_are_those_of_the_rows(tmp_path):
   run = _run(tmp_path / 'a', _line(-0.01, 60), checkpoints=(20, 40))
-  found = watching.status(run, _NOW)
+  found = status.read(run, _NOW)
   assert (found.state, found.done, found.steps) == ('running', 60, 100)
   assert found.loss == pytest.approx(4 - 0.59)
   assert found.slope == pytest.approx(-10)
@@ -96,30 +96,30 @@ def test_numbers_are_those_of_the_rows(tmp_path):
 )
 def test_what_wants_attention_is_said(tmp_path, keys, alarm):
   run = _run(tmp_path / 'a', _line(-0.01, 30), **keys)
-  assert watching.status(run, _NOW).alarms == (alarm,)
+  assert status.read(run, _NOW).alarms == (alarm,)
 
 
 def test_a_rising_loss_and_none_at_all_are_said(tmp_path):
   rising = _run(tmp_path / 'a', [*_line(-0.01, 30), *[5.0] * 6])
-  [alarm] = watching.status(rising, _NOW).alarms
+  [alarm] = status.read(rising, _NOW).alarms
   assert alarm == 'loss rose from 3.710'
   bad = _run(tmp_path / 'b', [4.0, float('nan')])
-  assert 'loss is no number' in watching.status(bad, _NOW).alarms
+  assert 'loss is no number' in status.read(bad, _NOW).alarms
 
 
 def test_old_events_are_no_news(tmp_path):
   events = [{'time': _NOW - 1e5, 'kind': 'rollback', 'step': 7}]
   run = _run(tmp_path / 'a', _line(-0.01, 30), events=events)
-  assert watching.status(run, _NOW).alarms == ()
+  assert status.read(run, _NOW).alarms == ()
 
 
 def test_a_longer_run_than_the_summary_goes_on(tmp_path):
   summary = {'status': 'finished', 'steps': 20}
   run = _run(tmp_path / 'a', _line(-0.01, 30), summary=summary)
-  assert watching.status(run, _NOW).state == 'running'
+  assert status.read(run, _NOW).state == 'running'
   ended = {'status': 'finished', 'steps': 100}
   run = _run(tmp_path / 'b', _line(-0.01, 100), summary=ended)
-  assert watching.status(run, _NOW).state == 'finished'
+  assert status.read(run, _NOW).state == 'finished'
 
 
 def test_a_study_shows_its_runs_and_models_are_none(tmp_path):
@@ -131,14 +131,14 @@ def test_a_study_shows_its_runs_and_models_are_none(tmp_path):
   (study / 'hf').mkdir()
   (study / 'hf' / 'config.json').write_text('{"hidden_size": 5}', 'utf-8')
   (study / 'empty').mkdir()
-  found = watching.find([str(study), str(study / 'trials')])
+  found = status.find([str(study), str(study / 'trials')])
   assert [p.name for p in found] == ['x', 'one', 'two']
-  states = [watching.status(p, _NOW).state for p in found]
+  states = [status.read(p, _NOW).state for p in found]
   assert states == ['pruned', 'running', 'waiting']
   with pytest.raises(FileNotFoundError, match='no such directory'):
-    watching.find([str(study / 'nothing')])
+    status.find([str(study / 'nothing')])
   with pytest.raises(FileNotFoundError, match='holds no run yet'):
-    watching.find([str(study / 'empty')])
+    status.find([str(study / 'empty')])
 
 
 @pytest.mark.parametrize('layers', [0, 100])
@@ -153,7 +153,7 @@ def test_only_the_end_of_a_long_file_is_read(tmp_path, monkeypatch, layers):
   monkeypatch.setattr(
     json, 'loads', lambda text: parsed.append(text) or loads(text)
   )
-  found = watching.status(run, _NOW)
+  found = status.read(run, _NOW)
   assert found.done == 1000
   assert found.slope == pytest.approx(-0.1)
   assert found.tokens_per_second == pytest.approx(2000)
@@ -165,14 +165,14 @@ def test_only_the_end_of_a_long_file_is_read(tmp_path, monkeypatch, layers):
 def test_skipped_updates_may_have_no_loss(tmp_path):
   event = {'time': _NOW - 5, 'kind': 'skipped_update', 'step': 29}
   run = _run(tmp_path / 'a', [*_line(-0.01, 28), None, None], events=[event])
-  found = watching.status(run, _NOW)
+  found = status.read(run, _NOW)
   assert found.done == 30
   assert found.loss == pytest.approx(4 - 0.27)
   assert found.slope == pytest.approx(-10)
   assert found.alarms == ('skipped_update at step 29',)
   # Nor has any step of a run that only skips.
   run = _run(tmp_path / 'b', [None, None])
-  assert watching.status(run, _NOW).alarms == ('loss is no number',)
+  assert status.read(run, _NOW).alarms == ('loss is no number',)
 
 
 @pytest.mark.parametrize(
@@ -191,14 +191,14 @@ def test_a_damaged_run_hides_no_other(tmp_path, name, text):
     _run(tmp_path / folder, _line(-0.01, 30))
   (tmp_path / 'a' / name).write_text(text, 'utf-8')
   damaged, good = (
-    watching.status(run, _NOW) for run in watching.find([str(tmp_path)])
+    status.read(run, _NOW) for run in status.find([str(tmp_path)])
   )
   [alarm] = damaged.alarms
   assert damaged.state == 'unreadable' and alarm.startswith('cannot be read: ')
   assert (good.state, good.done) == ('running', 30)
   console = Console(width=200, color_system=None)
   with console.capture() as captured:
-    console.print(watching.table([good, damaged], None))
+    console.print(status.table([good, damaged], None))
   assert '30/100' in captured.get() and 'cannot be read' in captured.get()
 
 
@@ -208,10 +208,10 @@ def test_the_view_puts_what_matters_first(tmp_path):
     _run(tmp_path / '[red]b', _line(-0.01, 30)),
     _run(tmp_path / 'slow', _line(-0.01, 30), waited=1.0),
   ]
-  found = [watching.status(run, _NOW) for run in runs]
+  found = [status.read(run, _NOW) for run in runs]
   console = Console(width=200, color_system=None)
   with console.capture() as captured:
-    console.print(watching.table(found, None))
+    console.print(status.table(found, None))
   title, heading, *rows = captured.get().splitlines()
   assert title.strip() == '2 running, 1 pruned'
   assert heading.split()[0] == 'run'
@@ -219,7 +219,7 @@ def test_the_view_puts_what_matters_first(tmp_path):
   assert [row.split()[0] for row in rows] == ['slow', '[red]b', 'ended']
   assert 'waits for data' in rows[0]
   with console.capture() as captured:
-    console.print(watching.table(found, 1))
+    console.print(status.table(found, 1))
   assert '2 not shown' in captured.get()
 
 

@@ -1,14 +1,26 @@
-"""Where runs stand, read from what they leave in their directories."""
+"""Where runs stand, read from what they leave in their directories.
 
-from collections.abc import Sequence
+`launch.watch` shows any number of runs, `StudyDisplay` those of a study that
+goes on, `TrainingDisplay` the one of this process.
+"""
+
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import math
 import os
 import pathlib
-from typing import Any
+import threading
+import time
+from types import TracebackType
+from typing import Any, Self
 
+from ml_collections import ConfigDict
 import numpy as np
+import rich.console
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -101,17 +113,17 @@ def _is_run(path: pathlib.Path) -> bool:
   return 'steps' in config and 'study' not in config
 
 
-def status(run: pathlib.Path, now: float) -> Status:
+def read(run: pathlib.Path, now: float) -> Status:
   """Returns where a run stands at the time `now`, as of time.time()."""
   try:
-    return _status(run, now)
+    return _read(run, now)
   except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
     # What is wrong with one run hides no other.
     said = f'cannot be read: {type(error).__name__}: {error}'.splitlines()[0]
     return Status(run, 'unreadable', 0, 0, alarms=(said[:200],))
 
 
-def _status(run: pathlib.Path, now: float) -> Status:
+def _read(run: pathlib.Path, now: float) -> Status:
   config = _read_json(run / 'config.json')
   summary = _read_json(run / 'summary.json')
   rows = _tail(run / 'metrics.jsonl', _RECENT)
@@ -299,3 +311,184 @@ def _clock(seconds: float) -> str:
   if seconds < 172_800:
     return f'{seconds // 3600:.0f}:{seconds % 3600 // 60:02.0f} h'
   return f'{seconds / 86_400:.1f} d'
+
+
+def describe(row: Mapping[str, Any]) -> str:
+  """Returns loss, tokens/s and MFU of a row in a few words."""
+  mfu = f'{row["mfu"]:.1%}' if 'mfu' in row else 'n/a'
+  loss = f'loss {row["train/loss"]:.3f}' if 'train/loss' in row else 'no loss'
+  evaluated = f' val {row["eval/loss"]:.3f}' if 'eval/loss' in row else ''
+  return f'{loss}{evaluated} {row["tokens_per_second"]:,.0f} tok/s mfu {mfu}'
+
+
+class TrainingDisplay:
+  """A progress bar; without a terminal, a line every tenth of the run."""
+
+  def __init__(self, config: ConfigDict, workdir: str):
+    self._steps = config.steps
+    self._workdir = workdir
+    self._console = rich.console.Console()
+    self._bar = Progress(
+      TextColumn('{task.description}'),
+      BarColumn(),
+      TextColumn('{task.completed:.0f}/{task.total:.0f}'),
+      TextColumn('{task.fields[status]}'),
+      TimeRemainingColumn(),
+      console=self._console,
+      disable=not self._console.is_terminal,
+    )
+    self._task = self._bar.add_task(
+      f'{config.model.name} {config.optimizer.name}',
+      total=config.steps,
+      status='compiling',
+    )
+
+  def __enter__(self) -> Self:
+    self._bar.start()
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    self._bar.stop()
+
+  def finish(self, summary: Mapping[str, Any]) -> None:
+    """Prints where the run ended."""
+    loss = summary['eval_loss']
+    validation = '' if loss is None else f', validation loss {loss:.4f}'
+    self._console.print(
+      f'{summary["steps"]} steps, {summary["tokens"]:,} tokens, train loss '
+      f'{summary["train_loss"]:.4f}{validation}: {self._workdir}',
+      highlight=False,
+      soft_wrap=True,
+    )
+
+  def on_row(self, row: Mapping[str, Any]) -> None:
+    """Shows a logged row."""
+    done = row['step'] + 1
+    status = describe(row)
+    self._bar.update(self._task, completed=done, status=status)
+    tenth = max(1, self._steps // 10)
+    if not self._console.is_terminal and done % tenth == 0:
+      self._console.print(
+        f'step {done}/{self._steps} {status}', highlight=False, soft_wrap=True
+      )
+
+
+class StudyDisplay:
+  """A bar for a study and a line for each slot, read from run directories.
+
+  Without a terminal, a line for every run that ends and every minute.
+  """
+
+  def __init__(
+    self,
+    weights: Mapping[pathlib.Path, float],
+    ended: Sequence[pathlib.Path],
+    slots: int,
+  ):
+    """Shows nothing yet.
+
+    Args:
+      weights: run directory → what the run computes, in any unit.
+      ended: those of them that have ended.
+      slots: of the engine.
+    """
+    self.console = rich.console.Console()
+    self._weights = dict(weights)
+    self._ended = set(ended)
+    self._running: dict[int, tuple[pathlib.Path, str]] = {}
+    self._slots = slots
+    self._start = time.monotonic()
+    self._before = self._fraction()
+    self._live = Live(
+      console=self.console,
+      get_renderable=self._view,
+      refresh_per_second=2,
+      transient=True,
+    )
+    self._stop = threading.Event()
+
+  def __enter__(self) -> Self:
+    if self.console.is_terminal:
+      self._live.start()
+    else:
+      threading.Thread(target=self._say_on, daemon=True).start()
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    self._stop.set()
+    if self.console.is_terminal:
+      self._live.stop()
+
+  def begin(self, slot: int, directory: pathlib.Path, label: str) -> None:
+    """Shows that a slot has begun with a run."""
+    self._running[slot] = directory, label
+    # A search that is extended adds runs as it goes.
+    mean = math.fsum(self._weights.values()) / len(self._weights)
+    self._weights.setdefault(directory, mean)
+
+  def end(self, slot: int, text: str) -> None:
+    """Shows that the run of a slot has ended, and how."""
+    directory, _ = self._running.pop(slot)
+    self._ended.add(directory)
+    self.say(text)
+
+  def say(self, text: str) -> None:
+    """Prints a line, after the share of the study that is done."""
+    self.console.print(
+      f'{self._fraction():4.0%} {text}', highlight=False, soft_wrap=True
+    )
+
+  def _say_on(self) -> None:
+    while not self._stop.wait(60):
+      self.say(self._status())
+
+  def _view(self) -> Table:
+    view = Table.grid(padding=(0, 1))
+    bar = lambda share: ProgressBar(total=1.0, completed=share, width=24)
+    view.add_row(Text('study'), bar(self._fraction()), self._status())
+    for slot in range(self._slots):
+      if slot not in self._running:
+        view.add_row(Text(f'slot {slot}'), bar(0.0), 'idle')
+        continue
+      directory, label = self._running[slot]
+      row, steps = _last_row(directory)
+      done = row['step'] + 1 if row else 0
+      text = f'step {done}/{steps} {describe(row)}' if row else 'starting'
+      view.add_row(Text(label), bar(done / steps if steps else 0.0), text)
+    return view
+
+  def _status(self) -> str:
+    """Returns how many runs have ended, and the time left at today's pace."""
+    said = f'{len(self._ended)} of {len(self._weights)} runs'
+    done, spent = self._fraction(), time.monotonic() - self._start
+    if done - self._before < 0.01:
+      return said
+    left = spent * (1 - done) / (done - self._before)
+    return f'{said} {left // 60:.0f}:{left % 60:02.0f} left'
+
+  def _fraction(self) -> float:
+    done = [self._weights[path] for path in self._ended]
+    for directory, _ in list(self._running.values()):
+      row, steps = _last_row(directory)
+      if row and directory in self._weights:
+        done.append(self._weights[directory] * (row['step'] + 1) / steps)
+    return math.fsum(done) / math.fsum(self._weights.values())
+
+
+def _last_row(directory: pathlib.Path) -> tuple[dict[str, Any], int]:
+  """Returns a run's newest row, {} where there is none, and its steps."""
+  config = _read_json(directory / 'config.json')
+  rows = _tail(directory / 'metrics.jsonl', 1)
+  if 'steps' not in config or not rows:
+    return {}, 0
+  return rows[-1], int(config['steps'])

@@ -1,0 +1,73 @@
+"""Whether the best learning rate stays where it is as models widen.
+
+    python -m launch.study --config=experiments/transfer_study.py:gpt2 \
+        --workdir=runs/transfer-gpt2
+
+What: AdamW, Lion and Sophia-G in µP and in the standard parametrization, widths
+16 to 128 of 2 layers; at each a grid of rates in factors of two with three
+seeds, on real text (English prose and Python code) in a byte-level BPE of 512
+entries. Heads have 16 features at every width; their number grows. `:gpt2` or
+`:llama`, one model a study, since their curvatures, and so Sophia's rho, differ
+in scale. docs/results/transfer has what came out of an earlier form of it.
+
+Further words change one thing, in µP alone: `fixed_rho` (Sophia's rho does not
+grow with the width), `no_gain` (norms without gains), `zero_init` (readout and
+queries start at zero; LLaMA only, GPT-2's readout is tied) and the decay modes
+`independent`, `times_lr` and `times_role_lr`, each with a decay that is felt.
+
+Hardware: two CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from steepest.experiments import base
+
+# A fifth to a third of a weight in 300 steps. At Lion's best rate of 8e-3 all
+# modes take as much from a weight of the base.
+_DECAYS = {'independent': 2e-3, 'times_lr': 0.25, 'times_role_lr': 0.25}
+_CHANGES = ('fixed_rho', 'no_gain', 'zero_init', *_DECAYS)
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  """`arg` is `gpt2|llama` and any of the words above."""
+  config, words = base.with_variant(
+    arg, base.get_study_config(), extra=_CHANGES
+  )
+  config.model.num_layers = 2
+  config.model.width = 16
+  config.model.num_heads = 1
+  config.model.context = 64
+  config.batch_size = 8
+  config.steps = 300
+  config.schedule.warmup_steps = 30
+  # A run is far too short for the curvature's average to fill.
+  config.optimizer.hessian_bias_correction = True
+  # At the base 10 to 50 % of the coordinates are unclipped near the best rate.
+  config.optimizer.rho = 0.03 if config.model.name == 'llama' else 0.25
+  config.dtype.compute = 'float32'
+  config.eval_every = 0
+  config.eval_sequences = 64
+  config.checkpoint_every = 0
+  config.data.verify = 'size'
+  study = config.study
+  study.models = config.model.name
+  study.vocab_size = 512
+  study.lrs_adamw = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
+  study.lrs_lion = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+  study.lrs_sophia = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+  study.trial_seeds = 3
+  study.width_ratio = 1
+  study.axis_width = (1, 2, 4, 8)
+  study.axis_parametrization = () if words & set(_CHANGES) else ('mup', 'sp')
+  study.axes_mode = 'product'
+  study.retune = 'width,parametrization'
+  study.target_steps = config.steps
+  study.seeds = 3
+  config.parametrization.scale_rho = 'fixed_rho' not in words
+  config.model.norm_gain = 'no_gain' not in words
+  config.model.zero_init_query = 'zero_init' in words
+  config.model.zero_init_readout = 'zero_init' in words
+  for mode in words & set(_DECAYS):
+    config.optimizer.decay_mode = mode
+    config.optimizer.weight_decay = _DECAYS[mode]
+  return config

@@ -1,0 +1,123 @@
+"""Slots of the engine: in this process, and as processes that die."""
+
+import itertools
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from steepest.tuning import engine
+
+# What a worker can import wherever it starts: a job is an expression.
+_DO = eval
+
+
+def test_one_slot_is_this_process():
+  with engine.Engine(1) as slots:
+    assert slots.submit(0, _DO, '__import__("os").getpid()').result() == (
+      os.getpid()
+    )
+    assert slots.idle == [0]
+    failed = slots.submit(0, _DO, '{}["nothing"]')
+    with pytest.raises(engine.JobFailedError, match="KeyError: 'nothing'"):
+      failed.result()
+    # Whatever ends the process ends the driver.
+    with pytest.raises(KeyboardInterrupt):
+      slots.submit(0, exec, 'raise KeyboardInterrupt')
+
+
+@pytest.mark.skipif(
+  not hasattr(os, 'sched_setaffinity'), reason='cores cannot be chosen here'
+)
+def test_slots_are_processes_on_cores_of_their_own(tmp_path):
+  cores = sorted(os.sched_getaffinity(0))[:2]
+  job = (
+    '(__import__("os").getpid(), list(__import__("os").sched_getaffinity(0)))'
+  )
+  with engine.Engine(2, cores, tmp_path) as slots:
+    found = [slots.submit(slot, _DO, job) for slot in (0, 1, 0)]
+    (a, on_a), (b, on_b), (c, _) = (future.result() for future in found)
+    # A worker stays, with what it has compiled.
+    assert a == c != b and os.getpid() not in (a, b)
+    assert [on_a, on_b] == [[cores[0]], [cores[-1]]]
+    slots.submit(1, exec, 'print("said by 1", flush=True)').result()
+    failed = slots.submit(1, _DO, '1 / 0')
+    with pytest.raises(engine.JobFailedError, match='ZeroDivisionError'):
+      failed.result()
+  log = (tmp_path / 'worker-1.log').read_text()
+  assert 'said by 1' in log and 'Traceback' in log
+  for pid in (a, b):
+    with pytest.raises(ProcessLookupError):
+      os.kill(pid, 0)
+
+
+def _dies(path, times):
+  """Returns a job that kills its worker so often, then leaves its number."""
+  return (
+    'import os, signal\n'
+    f'with open({str(path)!r}, "a") as f: f.write("x")\n'
+    f'if os.path.getsize({str(path)!r}) <= {times}:\n'
+    '  os.kill(os.getpid(), signal.SIGKILL)'
+  )
+
+
+def test_a_worker_that_dies_is_replaced_twice(tmp_path):
+  with engine.Engine(2) as slots:
+    other = slots.submit(1, _DO, '__import__("time").sleep(1) or "other"')
+    slots.submit(0, exec, _dies(tmp_path / 'twice', 2)).result()
+    thrice = slots.submit(0, exec, _dies(tmp_path / 'thrice', 3))
+    with pytest.raises(engine.JobFailedError, match='worker died 3 times'):
+      thrice.result()
+    # The other slot and the slot itself go on.
+    assert other.result() == 'other'
+    assert slots.submit(0, _DO, '6 * 7').result() == 42
+  assert (tmp_path / 'thrice').read_text() == 'xxx'
+
+
+@pytest.mark.parametrize('count', [1, 2])
+def test_tasks_are_drawn_as_they_are_needed(count):
+  drawn = []
+  tasks = (drawn.append(i) or f'{i} ** 2' for i in itertools.count())
+  with engine.Engine(count) as slots:
+    results = slots.run(_DO, tasks)
+    found = [next(results) for _ in range(20)]
+    assert len(drawn) <= 20 + 2 * count
+    assert set(found) <= {i**2 for i in drawn}
+    results.close()
+    assert sorted(slots.run(_DO, ['1', '2', '3'])) == [1, 2, 3]
+
+
+def test_workers_end_with_a_driver_that_is_killed(tmp_path):
+  script = (
+    'from steepest.tuning import engine\n'
+    'slots = engine.Engine(2)\n'
+    'job = "__import__(\'os\').getpid()"\n'
+    'print(slots.submit(0, eval, job).result(), flush=True)\n'
+    'slots.submit(1, eval, "__import__(\'time\').sleep(600)").result()\n'
+  )
+  driver = subprocess.Popen(
+    [sys.executable, '-c', script], stdout=subprocess.PIPE, text=True
+  )
+  worker = int(driver.stdout.readline())
+  driver.kill()
+  driver.communicate()
+  gone = threading.Event()
+  for _ in range(200):
+    try:
+      os.kill(worker, 0)
+    except ProcessLookupError:
+      return
+    gone.wait(0.05)
+  raise AssertionError('the worker goes on')
+
+
+def test_a_second_driver_is_told_who_has_the_study(tmp_path):
+  with engine.lock(tmp_path):
+    said = f'another process is at this study .process {os.getpid()}, host '
+    with pytest.raises(OSError, match=said):
+      with engine.lock(tmp_path):
+        pass
+  with engine.lock(tmp_path):
+    pass

@@ -1,0 +1,269 @@
+"""What comes next in a study, with runs that are only pretended."""
+
+import json
+import math
+import random
+
+from hypothesis import given, settings, strategies as st
+import pytest
+
+from steepest.experiments import base
+from steepest.tuning import cells, engine, search, study as studies
+
+_LRS = (1e-3, 2e-3, 4e-3, 8e-3)
+
+
+def _config(**study):
+  config = base.get_study_config()
+  config.steps, config.log_every = 40, 1
+  config.study.update(
+    models='gpt2,llama', optimizers='adamw,sophia', target_steps=60
+  )
+  config.study.lrs_adamw = config.study.lrs_sophia = _LRS
+  config.study.update(study)
+  return config
+
+
+def _loss(config, step):
+  o = config['optimizer']
+  loss = math.log(o['lr'] / 3e-3) ** 2 + math.log(o['rho'] / 0.05) ** 2 / 10
+  return 3.0 + loss + config['seed'] / 100 + 5 / (step + 1)
+
+
+class _Slots:
+  """Slots of a study; a run that ends leaves what a worker would."""
+
+  def __init__(self, config, workdir):
+    self.study = studies.Study(config, workdir)
+    self.busy = {}
+    self.done = []
+
+  def begin(self, slot):
+    if (run := self.study.take(slot)) is not None:
+      assert run.directory not in {r.directory for r in self.busy.values()}
+      self.busy[slot] = run
+    return run
+
+  def end(self, slot, error=None):
+    run = self.busy.pop(slot)
+    loss = None if error else self._train(run, self.study.job(run))
+    self.study.end(slot, loss, error)
+
+  def _train(self, run, job):
+    self.done.append(str(run.directory.relative_to(self.study.workdir)))
+    config, finished = job['config'], job['finished']
+    pruner = search.MedianPruner(finished or [], config['steps'], 1)
+    status, rows = 'finished', []
+    for step in range(config['steps']):
+      rows.append({'step': step, 'train/loss': _loss(config, step)})
+      if pruner.ends(rows[-1]):
+        status = 'pruned'
+        break
+    run.directory.mkdir(parents=True, exist_ok=True)
+    (run.directory / 'config.json').write_text(json.dumps(config))
+    text = ''.join(json.dumps(row) + '\n' for row in rows)
+    (run.directory / 'metrics.jsonl').write_text(text)
+    loss = rows[-1]['train/loss'] if status == 'finished' else None
+    summary = {'status': status, 'steps': len(rows)}
+    summary |= {'train_loss': loss, 'eval_loss': loss}
+    (run.directory / 'summary.json').write_text(json.dumps(summary))
+    return loss
+
+  def finish(self, slots=1, order=None):
+    """Works on until nothing is left; `order` draws who ends next."""
+    while not self.study.over:
+      for slot in range(slots):
+        if slot not in self.busy:
+          self.begin(slot)
+      if self.busy:
+        busy = sorted(self.busy)
+        self.end(order.choice(busy) if order else busy[0])
+
+
+def _left(workdir):
+  """Returns what every run of a study left: values, status and loss."""
+  found = {}
+  for path in workdir.rglob('summary.json'):
+    summary = json.loads(path.read_text())
+    config = json.loads(path.with_name('config.json').read_text())
+    name = str(path.parent.relative_to(workdir))
+    found[name] = config['optimizer'], summary
+  return found
+
+
+_STUDIES = [
+  {},
+  {'axis_epochs': (1, 4), 'axis_tokens': (2,), 'retune': 'tokens'},
+  {'pruning': 'median', 'search': 'sobol', 'parallel_trials': 2, 'trials': 12},
+  {'search': 'tpe', 'trials': 6, 'space_rho': (0.01, 0.1), 'trial_seeds': 2},
+]
+
+
+@pytest.mark.parametrize('study', _STUDIES)
+def test_any_number_of_slots_makes_the_same_study(study, tmp_path):
+  config = _config(models='gpt2', **study)
+  one = _Slots(config, tmp_path / 'one')
+  one.finish()
+  wanted = _left(tmp_path / 'one')
+  assert sorted(one.done) == sorted(wanted)
+  assert len([name for name in wanted if name.startswith('finals')]) == (
+    2 * config.study.seeds * (3 if 'axis_epochs' in study else 1)
+  )
+  if 'pruning' in study:
+    assert 'pruned' in {summary['status'] for _, summary in wanted.values()}
+  for slots in (2, 5):
+    many = _Slots(config, tmp_path / str(slots))
+    many.finish(slots, random.Random(slots))
+    assert _left(tmp_path / str(slots)) == wanted
+
+
+@given(st.lists(st.integers(0, 3), max_size=40), st.sampled_from(_STUDIES))
+@settings(max_examples=8, deadline=None)
+def test_a_study_that_is_killed_goes_on(tmp_path_factory, moves, study):
+  workdir = tmp_path_factory.mktemp('study')
+  config = _config(models='gpt2', **study)
+  done = []
+  for move in moves:
+    if move == 3 or not done:
+      # Whatever was under way is lost.
+      done.append(_Slots(config, workdir))
+    elif move in done[-1].busy:
+      done[-1].end(move)
+    else:
+      done[-1].begin(move)
+  last = _Slots(config, workdir)
+  last.finish(2)
+  names = [name for slots in [*done, last] for name in slots.done]
+  assert len(names) == len(set(names))
+  alone = tmp_path_factory.mktemp('alone')
+  _Slots(config, alone).finish()
+  assert _left(workdir) == _left(alone)
+
+
+def test_a_failed_search_takes_the_cells_that_it_serves(tmp_path):
+  config = _config(
+    axis_epochs=(4,), axis_schedule=('wsd',), retune='schedule', models='gpt2'
+  )
+  slots = _Slots(config, tmp_path)
+  assert str(slots.begin(0).stage.cell) == 'gpt2-adamw'
+  slots.end(0, 'out of memory')
+  slots.finish()
+  assert {str(c): e for c, e in slots.study.failures.items()} == {
+    'gpt2-adamw': 'out of memory',
+    'gpt2-adamw-epochs=4': 'out of memory',
+  }
+  assert len([name for name in slots.done if 'finals' in name]) == 4 * 2
+
+
+def test_idle_slots_join_in_and_others_stay_with_their_program(tmp_path):
+  slots = _Slots(_config(models='gpt2'), tmp_path)
+  assert slots.study.breadth == 8
+  began = [slots.begin(slot) for slot in range(9)]
+  assert began[8] is None
+  # One search each, then both together.
+  assert len({run.stage for run in began[:2]}) == 2
+  # Two slots finish the searches; each then trains what it has compiled.
+  for slot in range(2, 8):
+    slots.end(slot)
+  for slot in (1, 0):
+    slots.end(slot)
+    assert slots.begin(slot).stage.cell == began[slot].stage.cell
+  config = _config(models='gpt2', pruning='median', parallel_trials=3)
+  assert _Slots(config, tmp_path / 'pruned').study.breadth == 6
+
+
+def test_best_rates_at_an_edge_are_named(tmp_path):
+  slots = _Slots(
+    _config(optimizers='adamw', lrs_adamw=(1e-5, 2e-5, 4e-5, 8e-5)), tmp_path
+  )
+  slots.finish()
+  assert set(slots.study.failures) == set(slots.study.cells)
+  for said in slots.study.failures.values():
+    assert 'still at the edge after 4 extensions' in said
+
+
+def test_what_was_begun_otherwise_is_refused(tmp_path):
+  _Slots(_config(), tmp_path).finish()
+  # All there is is kept where more is asked for.
+  more = _Slots(_config(seeds=3, axis_epochs=(4,)), tmp_path)
+  more.finish()
+  assert len(more.done) == 4 + 4 * 3
+  with pytest.raises(ValueError, match='begun with study.search=grid'):
+    studies.Study(_config(search='tpe'), tmp_path)
+
+
+def test_searches_of_an_earlier_version_are_refused_until_they_are_over(
+  tmp_path,
+):
+  config = _config()
+  old = cells.trials_dir(tmp_path, cells.Cell('gpt2', 'adamw')) / 'lr=0.001'
+  old.mkdir(parents=True)
+  with pytest.raises(ValueError, match='trials of an earlier version') as error:
+    studies.Study(config, tmp_path)
+  assert '\n' not in str(error.value)
+  assert not (tmp_path / search.JOURNAL).exists()
+  for cell in cells.cells(config):
+    for seed in range(config.study.seeds):
+      target = cells.target_dir(tmp_path, cell, seed)
+      target.mkdir(parents=True)
+      (target / 'summary.json').write_text('{"status": "finished"}')
+  assert studies.Study(config, tmp_path).over
+
+
+def test_what_is_left_takes_as_long_as_its_like_did(tmp_path):
+  config = _config(models='gpt2', seeds=1)
+  study = studies.Study(config, tmp_path)
+  runs = study.planned()
+  assert len(runs) == 2 * 4 + 2
+  with engine.Engine(1) as slots:
+    # Nothing can be read, so nothing can be timed.
+    assert studies.estimate(study, slots) == '10 runs to do'
+  adamw, sophia = (
+    [r for r in runs if str(r.stage.cell) == f'gpt2-{name}' and r.number]
+    for name in ('adamw', 'sophia')
+  )
+
+  def finish(run, **seconds):
+    run.directory.mkdir(parents=True)
+    summary = {'status': 'finished', **seconds}
+    (run.directory / 'summary.json').write_text(json.dumps(summary))
+
+  for run in adamw:
+    finish(run, seconds=9e4, eval_seconds=9e3, compile_seconds=1e3)
+  ended = {run.directory for run in adamw}
+  weights = [
+    studies.weight(run.config) for run in runs if run.directory not in ended
+  ]
+  pace = 1e5 / studies.weight(adamw[0].config)
+  hours = pace * math.fsum(weights) / 3600
+  with engine.Engine(2) as slots:
+    assert studies.estimate(study, slots) == (
+      f'about {hours / 2:.1f} hours on 2 workers for 7 runs, as 3 finished '
+      'runs took'
+    )
+  # What is nearest to a run counts: its model and optimizer first.
+  for run in sophia:
+    finish(run, seconds=1e5)
+  left = [run for run in runs if not studies.has_ended(run.directory)]
+  seconds = sum(
+    studies.weight(run.config)
+    * 1e5
+    / studies.weight((adamw if 'adamw' in run.label else sophia)[0].config)
+    for run in left
+  )
+  with engine.Engine(1) as slots:
+    said = studies.estimate(study, slots)
+  assert said.startswith(f'about {seconds / 3600:.1f} hours on 1 worker for 4')
+
+
+def test_runs_are_weighed_by_what_they_compute():
+  config = base.get_study_config()
+  config.optimizer.name = 'adamw'
+  adamw = studies.weight(config)
+  config.optimizer.name = 'sophia'
+  # A curvature estimate is another pass forward and back, every ten steps.
+  assert studies.weight(config) == pytest.approx(1.1 * adamw)
+  config.optimizer.hessian_subset = 2
+  assert studies.weight(config) == pytest.approx(1.05 * adamw)
+  config.steps *= 2
+  assert studies.weight(config) == pytest.approx(2.1 * adamw)
