@@ -69,6 +69,7 @@ def _check(values: dict[str, Any]) -> None:
     'depth': _sizes('depths', values['depths'], 0) or (2,),
   }
   # JAX starts up for seconds; --help need not wait.
+  from steepest.eval.plots import slopes as slope_plots
   from steepest.tuning import coordinates
 
   settings = coordinates.Settings(
@@ -87,6 +88,13 @@ def _check(values: dict[str, Any]) -> None:
   rows = coordinates.check(settings, console)
   out = pathlib.Path(values['out'])
   coordinates.write(rows, settings, out)
+  slope_plots.write(
+    rows,
+    f'Coordinate check: {settings.model}, {settings.optimizer}, '
+    f'{settings.kind}',
+    coordinates.describe(settings),
+    out / 'coordcheck.html',
+  )
   _print(rows, console)
   failed = [row.quantity for row in rows if not row.passed]
   judged = sum(row.band is not None for row in rows)

@@ -121,17 +121,14 @@ def _describe(
   fixed = cli.overrides(holder)
   points = jobs.sweep(config, given['sweep']) if given['sweep'] else [('', {})]
   study = 'study' in config
-  # Workers of a study share its runs; a run's processes share its steps.
-  workers = max(1, given['processes']) if study else 1
   if study and given['devices'] > 1:
     raise ValueError(
       f'--devices={given["devices"]}: a worker of a study trains on one; '
       '--processes says how many workers there are'
     )
-  own: tuple[str, ...] = ()
-  if workers > 1:
-    # A study has one process that hands out its runs to workers of its own.
-    own, workers = (f'--workers={workers}',), 1
+  # A study has one process, which hands its runs to workers of its own.
+  many = study and given['processes'] > 1
+  own = (f'--workers={given["processes"]}',) if many else ()
   units: list[jobs.Unit] = []
   for point, values in points:
     directory = f'{workdir}/{point}' if point else workdir
@@ -140,7 +137,7 @@ def _describe(
       *jobs.words(fixed | values),
       *own,
     )
-    units += [jobs.Unit(directory, arguments, point)] * workers
+    units.append(jobs.Unit(directory, arguments, point))
   folder = pathlib.Path('runs', name, 'submit')
   if given['to'] in _SAME_FILES:
     folder = pathlib.Path(workdir, 'submit')

@@ -1,4 +1,4 @@
-"""Trains a few steps at one size and measures what should not depend on it.
+"""Trains a few steps at each size and measures what should not depend on it.
 
 B batch, L length, H heads, K key-value heads, h head dim, P visible pairs.
 """
@@ -7,6 +7,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import pathlib
+import sysconfig
 from typing import Any
 
 from flax import linen as nn
@@ -17,8 +18,6 @@ import numpy as np
 import rich.console
 from rich.progress import Progress
 
-from steepest.data import library_text
-from steepest.eval.plots import slopes as slope_plots
 from steepest.experiments import base, starting_points
 from steepest.models import config as model_config, parametrization
 from steepest.models.config import ModelConfig
@@ -46,6 +45,11 @@ _QUICK = {
   'xla_backend_optimization_level': 0,
   'xla_llvm_disable_expensive_passes': True,
 }
+
+# The text: modules of the running Python's library, as bytes.
+VOCAB_SIZE = 256
+_BYTES = 4_000_000
+_NOT_CODE = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages'}
 
 MakeRules = Callable[[ConfigDict, ModelConfig], Parametrization]
 Quantities = dict[str, float]
@@ -143,7 +147,7 @@ def check(
   Raises:
     ValueError: a name is unknown or a width does not divide.
   """
-  text = library_text.read()
+  text = read_text()
   base_width, base_depth = settings.widths[0], settings.depths[0]
   sizes = [(width, base_depth) for width in settings.widths]
   sizes += [(base_width, depth) for depth in settings.depths[1:]]
@@ -177,7 +181,7 @@ def check(
 def write(
   rows: list[slopes.Row], settings: Settings, out: pathlib.Path
 ) -> None:
-  """Writes coordcheck.json and coordcheck.html into a directory."""
+  """Writes coordcheck.json into a directory."""
   out.mkdir(parents=True, exist_ok=True)
   content = {
     'passed': all(row.passed for row in rows),
@@ -186,13 +190,13 @@ def write(
     'rows': [slopes.to_dict(row) for row in rows],
   }
   metrics.write_json(out / 'coordcheck.json', content)
-  slope_plots.write(
-    rows,
-    f'Coordinate check: {settings.model}, {settings.optimizer}, '
-    f'{settings.kind}',
+
+
+def describe(settings: Settings) -> str:
+  """Returns what is run, in a few words."""
+  return (
     f'{settings.steps} steps of {_BATCH} × {_CONTEXT} bytes, '
-    f'{settings.seeds} seeds, learning rate {_LRS[settings.optimizer]:g}',
-    out / 'coordcheck.html',
+    f'{settings.seeds} seeds, learning rate {_LRS[settings.optimizer]:g}'
   )
 
 
@@ -216,9 +220,7 @@ class Size:
     """
     c = config(settings, width, depth)
     self.steps = settings.steps
-    self._model = model_config.resolve(
-      c.model, library_text.VOCAB_SIZE, c.dtype
-    )
+    self._model = model_config.resolve(c.model, VOCAB_SIZE, c.dtype)
     self._rules = make_rules(c.parametrization, self._model)
     self._file = model_config.find_model(c.model.name)
     self._module = self._file.Model(self._model, self._rules)
@@ -260,7 +262,7 @@ class Size:
       `curvature/ROLE`: its mean over coordinates and DRAWS estimates, and
       `unclipped/ROLE`: share of coordinates that it does not clip.
     """
-    batch = lambda step: library_text.batch(text, _BATCH, _CONTEXT, seed, step)
+    batch = lambda step: text_batch(text, _BATCH, _CONTEXT, seed, step)
     state = self.init(np.uint32(seed))
     last = batch(self.steps)
     start = self._jit_activations(state.params, last['inputs'])
@@ -393,3 +395,52 @@ class Size:
       leaves.setdefault(f.kind, []).append(x)
     mean = lambda xs: sum(x.sum() for x in xs) / sum(x.size for x in xs)
     return {kind: mean(xs) for kind, xs in leaves.items()}
+
+
+def read_text() -> np.ndarray:
+  """Returns the first 4 MB of the library's modules as uint8 token ids.
+
+  Modules come in the order of their paths, so that the same Python gives the
+  same text on every machine.
+
+  Raises:
+    FileNotFoundError: the library's source is not there.
+  """
+  root = pathlib.Path(sysconfig.get_paths()['stdlib'])
+  paths = {
+    path.relative_to(root).as_posix(): path
+    for path in root.rglob('*.py')
+    if not _NOT_CODE & set(path.relative_to(root).parts)
+  }
+  text = bytearray()
+  for name in sorted(paths):
+    text += paths[name].read_bytes()
+    if len(text) >= _BYTES:
+      break
+  if len(text) < _BYTES:
+    raise FileNotFoundError(
+      f'{root}: {len(text)} bytes of *.py, {_BYTES} are needed: use a Python '
+      "that has its library's source"
+    )
+  return np.frombuffer(bytes(text[:_BYTES]), np.uint8)
+
+
+def text_batch(
+  text: np.ndarray, batch_size: int, context: int, seed: int, step: int
+) -> dict[str, np.ndarray]:
+  """Returns random windows, a function of the seed and the step.
+
+  Args:
+    text: token ids.
+    batch_size: windows.
+    context: tokens of a window.
+    seed: of the run.
+    step: of the run.
+
+  Returns:
+    `inputs` and `targets`, batch_size × context token ids.
+  """
+  generator = np.random.default_rng((seed, step))
+  starts = generator.integers(0, len(text) - context, batch_size)
+  windows = text[starts[:, None] + np.arange(context + 1)].astype(np.int32)
+  return {'inputs': windows[:, :-1], 'targets': windows[:, 1:]}

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import rich.console
 
-from steepest.data import library_text
 from steepest.models import parametrization
 from steepest.models.parametrization import Parametrization
 from steepest.optimizers import build
@@ -148,12 +147,12 @@ def test_attention_logits_are_those_of_the_model():
 
 
 def test_text_is_the_same_for_every_width():
-  text = library_text.read()
-  a = library_text.batch(text, 4, 16, seed=1, step=2)
-  b = library_text.batch(library_text.read(), 4, 16, seed=1, step=2)
+  text = coordinates.read_text()
+  a = coordinates.text_batch(text, 4, 16, seed=1, step=2)
+  b = coordinates.text_batch(coordinates.read_text(), 4, 16, seed=1, step=2)
   np.testing.assert_array_equal(a['inputs'], b['inputs'])
   np.testing.assert_array_equal(a['inputs'][:, 1:], a['targets'][:, :-1])
-  c = library_text.batch(text, 4, 16, seed=1, step=3)
+  c = coordinates.text_batch(text, 4, 16, seed=1, step=3)
   assert (a['inputs'] != c['inputs']).any()
 
 
