@@ -1,11 +1,11 @@
-"""GPT-2 and LLaMA weights from Hugging Face's layout (safetensors)."""
+"""GPT-2 and LLaMA models from directories in Hugging Face's layout."""
 
 from collections.abc import Iterator
 import json
 import math
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import traverse_util
 import numpy as np
@@ -19,29 +19,120 @@ _ACTIVATIONS = {
   'gelu': 'gelu',
   'silu': 'silu',
 }
-# Their names of a layer's parts and ours; query, key and value of GPT-2 are
-# one matrix there.
-GPT2_NORMS = (('ln_1', 'attention_norm'), ('ln_2', 'mlp_norm'))
-GPT2_LINEARS = (
-  ('attn.c_proj', 'output', 'DD'),
-  ('mlp.c_fc', 'mlp_up', 'DF'),
-  ('mlp.c_proj', 'mlp_down', 'FD'),
-)
-GPT2_ATTENTION = ('query', 'key', 'value')
-LLAMA_NORMS = (
-  ('input_layernorm', 'attention_norm'),
-  ('post_attention_layernorm', 'mlp_norm'),
-)
-# With inputs and outputs: D width, H query heads, K key-value heads, F MLP.
-LLAMA_LINEARS = (
-  ('self_attn.q_proj', 'query', 'DH'),
-  ('self_attn.k_proj', 'key', 'DK'),
-  ('self_attn.v_proj', 'value', 'DK'),
-  ('self_attn.o_proj', 'output', 'HD'),
-  ('mlp.gate_proj', 'mlp_gate', 'DF'),
-  ('mlp.up_proj', 'mlp_up', 'DF'),
-  ('mlp.down_proj', 'mlp_down', 'FD'),
-)
+
+
+class Tensor(NamedTuple):
+  """A tensor in Hugging Face's layout.
+
+  Attributes:
+    name: without the prefix that the class with a readout adds.
+    paths: of our parameters, side by side in its last dimension.
+    shape: of the tensor.
+    transposed: whether it is a torch.nn.Linear's, which holds the transpose.
+  """
+
+  name: str
+  paths: tuple[str, ...]
+  shape: tuple[int, ...]
+  transposed: bool = False
+
+
+class _Layout(NamedTuple):
+  """Their names of what a model consists of, and ours.
+
+  Linear layers have letters for their inputs and for the outputs of each part:
+  D width, H query heads, K key-value heads, F MLP.
+  """
+
+  prefix: str
+  embedding: str
+  blocks: str
+  norms: tuple[tuple[str, str], ...]
+  linears: tuple[tuple[str, tuple[str, ...], str, str], ...]
+  last_norm: str
+
+
+_LAYOUTS = {
+  'gpt2': _Layout(
+    'transformer.',
+    'wte',
+    'h',
+    (('ln_1', 'attention_norm'), ('ln_2', 'mlp_norm')),
+    (
+      ('attn.c_attn', ('query', 'key', 'value'), 'D', 'HHH'),
+      ('attn.c_proj', ('output',), 'H', 'D'),
+      ('mlp.c_fc', ('mlp_up',), 'D', 'F'),
+      ('mlp.c_proj', ('mlp_down',), 'F', 'D'),
+    ),
+    'ln_f',
+  ),
+  'llama': _Layout(
+    'model.',
+    'embed_tokens',
+    'layers',
+    (
+      ('input_layernorm', 'attention_norm'),
+      ('post_attention_layernorm', 'mlp_norm'),
+    ),
+    (
+      ('self_attn.q_proj', ('query',), 'D', 'H'),
+      ('self_attn.k_proj', ('key',), 'D', 'K'),
+      ('self_attn.v_proj', ('value',), 'D', 'K'),
+      ('self_attn.o_proj', ('output',), 'H', 'D'),
+      ('mlp.gate_proj', ('mlp_gate',), 'D', 'F'),
+      ('mlp.up_proj', ('mlp_up',), 'D', 'F'),
+      ('mlp.down_proj', ('mlp_down',), 'F', 'D'),
+    ),
+    'norm',
+  ),
+}
+_READOUT = 'lm_head.weight'
+
+
+def tensors(model: ModelConfig) -> Iterator[Tensor]:
+  """Yields what a directory with `model` holds."""
+  layout, gpt2 = _LAYOUTS[model.name], model.name == 'gpt2'
+  D, V = model.width, model.vocab_size
+  sizes = {
+    'D': D,
+    'F': model.mlp_dim,
+    'H': model.num_heads * model.head_dim,
+    'K': model.num_kv_heads * model.head_dim,
+  }
+
+  def norm(name: str, path: str) -> Iterator[Tensor]:
+    yield Tensor(f'{name}.weight', (f'{path}/gain',), (D,))
+    if gpt2:
+      yield Tensor(f'{name}.bias', (f'{path}/bias',), (D,))
+
+  yield Tensor(f'{layout.embedding}.weight', ('embedding',), (V, D))
+  if gpt2:
+    yield Tensor('wpe.weight', ('positions',), (model.context, D))
+  for i in range(model.num_layers):
+    theirs, ours = f'{layout.blocks}.{i}', f'block_{i}'
+    for name, path in layout.norms:
+      yield from norm(f'{theirs}.{name}', f'{ours}/{path}')
+    for name, paths, letter, letters in layout.linears:
+      into, out = sizes[letter], sum(sizes[letter] for letter in letters)
+      yield Tensor(
+        f'{theirs}.{name}.weight',
+        tuple(f'{ours}/{path}/kernel' for path in paths),
+        (into, out) if gpt2 else (out, into),
+        transposed=not gpt2,
+      )
+      if gpt2 or model.bias:
+        biases = tuple(f'{ours}/{path}/bias' for path in paths)
+        yield Tensor(f'{theirs}.{name}.bias', biases, (out,))
+  yield from norm(layout.last_norm, 'norm')
+  if not model.tie_embeddings:
+    yield Tensor(_READOUT, ('readout',), (V, D))
+
+
+def full_name(model: ModelConfig, tensor: Tensor) -> str:
+  """Returns a tensor's name in the class that has a readout."""
+  if tensor.name == _READOUT:
+    return tensor.name
+  return _LAYOUTS[model.name].prefix + tensor.name
 
 
 def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -49,7 +140,7 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: there is no config.json.
-    ValueError: the architecture is neither, or has a part we do not build.
+    ValueError: it is neither GPT-2 nor LLaMA, or has a part that we lack.
   """
   path = pathlib.Path(directory) / 'config.json'
   if not path.exists():
@@ -61,7 +152,7 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
   except (ValueError, RecursionError) as error:
     raise ValueError(f'{path} is not JSON: {error}') from None
   if not isinstance(config, dict):
-    raise ValueError(f'{path} holds no JSON object')
+    raise ValueError(f'{path} is not a JSON object')
   readers = {'gpt2': _gpt2_config, 'llama': _llama_config}
   kind = config['model_type'] if 'model_type' in config else None
   if not isinstance(kind, str) or kind not in readers:
@@ -108,8 +199,8 @@ def _gpt2_config(c: dict[str, Any]) -> dict[str, Any]:
 
 
 def _llama_config(c: dict[str, Any]) -> dict[str, Any]:
-  # transformers 5 writes the first and the base only inside it, older
-  # versions the second.
+  # transformers 5 writes rope_parameters, with the base inside it only; older
+  # versions write rope_scaling.
   where = 'rope_parameters' if c.get('rope_parameters') else 'rope_scaling'
   rope = c.get(where) or {}
   kind = rope.get('rope_type') or rope.get('type') or 'default'
@@ -122,7 +213,7 @@ def _llama_config(c: dict[str, Any]) -> dict[str, Any]:
   attention_bias = _or(c, 'attention_bias', False)
   if attention_bias != _or(c, 'mlp_bias', False):
     raise ValueError('attention_bias and mlp_bias differ: not supported')
-  # The first LLaMA's files leave it out.
+  # The files of the first LLaMA have no base.
   base = _or(rope, 'rope_theta', _or(c, 'rope_theta', 10_000.0))
   heads = c['num_attention_heads']
   return {
@@ -151,14 +242,14 @@ def _check_types(found: dict[str, Any]) -> None:
     elif key in ('norm_eps', 'rope_base'):
       fits = isinstance(value, int | float) and 0 < value < math.inf
     else:
-      # JSON's true is no number, whatever Python says.
+      # In Python a bool is an int, in JSON true is no number.
       fits = type(value) is int and 0 < value < 2**31
     if not fits:
-      raise ValueError(f'{value!r} is no model.{key}')
+      raise ValueError(f'{value!r} cannot be model.{key}')
 
 
 def _or(config: dict[str, Any], key: str, absent: Any) -> Any:
-  """Returns a value that config.json leaves out at transformers' default."""
+  """Returns a value, or transformers' default where config.json lacks it."""
   return config[key] if key in config else absent
 
 
@@ -179,38 +270,50 @@ def read_params(
       layout cannot hold the model.
   """
   check_layout(model)
-  tensors = _Tensors(pathlib.Path(directory))
-  reader = {'gpt2': _gpt2_params, 'llama': _llama_params}[model.name]
-  params = dict(reader(tensors, model))
-  tensors.check_all_used()
+  file = _Tensors(pathlib.Path(directory))
+  params = {}
+  for tensor in tensors(model):
+    shape = tensor.shape
+    if tensor.paths == ('positions',):
+      # A smaller context than the checkpoint's keeps its first positions.
+      shape = (max(file.rows(tensor.name), model.context), model.width)
+    value = file.take(tensor.name, shape)[: tensor.shape[0]]
+    if tensor.transposed:
+      value = np.ascontiguousarray(value.T)
+    params |= zip(tensor.paths, np.split(value, len(tensor.paths), -1))
+  file.check_all_used()
   return traverse_util.unflatten_dict(params, sep='/')
 
 
 def check_layout(model: ModelConfig) -> None:
   """Raises a ValueError if the layout has no place for a part of a model."""
+  if model.name not in _LAYOUTS:
+    raise ValueError(
+      f'model.name={model.name}: transformers has no such model, only '
+      f'{", ".join(_LAYOUTS)} can be imported or exported'
+    )
   if model.qk_norm:
     raise ValueError(
-      f"model.qk_norm=True: transformers' {model.name} normalises no queries "
-      'and keys, so such a model can be neither imported nor exported; train '
-      'with model.qk_norm=False'
+      f"model.qk_norm=True: transformers' {model.name} does not normalise "
+      'queries and keys, so such a model can be neither imported nor exported; '
+      'train with model.qk_norm=False'
     )
 
 
 class _Tensors:
-  """All tensors of a directory, each to be taken once."""
+  """The tensors of a directory, of which each is taken once."""
 
   def __init__(self, directory: pathlib.Path):
-    files = _find_files(directory)
     self._where = str(directory)
     self._file: dict[str, pathlib.Path] = {}
-    for file in files:
+    for file in _find_files(directory):
       try:
         with safe_open(file, 'numpy') as reader:
           self._file |= dict.fromkeys(reader.keys(), file)
       except Exception as error:
         raise ValueError(f'{file} is not safetensors: {error}') from None
-    # Checkpoints of the bare transformer lack the prefix.
-    self._prefixes = ('', 'transformer.', 'model.')
+    # Checkpoints of the bare transformer have no prefix.
+    self._prefixes = ('', *(layout.prefix for layout in _LAYOUTS.values()))
     self._left = set(self._file)
 
   def rows(self, name: str) -> int:
@@ -239,16 +342,17 @@ class _Tensors:
     raise ValueError(f'{self._where}: tensor {name} is missing')
 
   def check_all_used(self) -> None:
+    """Raises a ValueError that names a tensor that has not been taken."""
     # Masks and rotary tables are constants; a tied readout may be repeated.
     constants = ('.attn.bias', '.attn.masked_bias', 'rotary_emb.inv_freq')
     left = [n for n in sorted(self._left) if not n.endswith(constants)]
-    left = [n for n in left if n != 'lm_head.weight']
+    left = [n for n in left if n != _READOUT]
     if left:
       raise ValueError(f'{self._where}: tensor {left[0]} has no place here')
 
 
 def _find_files(directory: pathlib.Path) -> list[pathlib.Path]:
-  """Returns the files of an index, else the one file, else all there are."""
+  """Returns the files that an index names, else the one, else all."""
   index = directory / 'model.safetensors.index.json'
   one = directory / 'model.safetensors'
   if index.exists():
@@ -268,64 +372,3 @@ def _find_files(directory: pathlib.Path) -> list[pathlib.Path]:
   if not files:
     raise FileNotFoundError(f'no *.safetensors in {directory}')
   return files
-
-
-def _gpt2_params(
-  t: _Tensors, c: ModelConfig
-) -> Iterator[tuple[str, np.ndarray]]:
-  D, F, V = c.width, c.mlp_dim, c.vocab_size
-  yield 'embedding', t.take('wte.weight', (V, D))
-  yield from _positions(t, c)
-  for i in range(c.num_layers):
-    ours, theirs = f'block_{i}', f'h.{i}'
-    for name, norm in GPT2_NORMS:
-      yield f'{ours}/{norm}/gain', t.take(f'{theirs}.{name}.weight', (D,))
-      yield f'{ours}/{norm}/bias', t.take(f'{theirs}.{name}.bias', (D,))
-    kernels = np.split(t.take(f'{theirs}.attn.c_attn.weight', (D, 3 * D)), 3, 1)
-    biases = np.split(t.take(f'{theirs}.attn.c_attn.bias', (3 * D,)), 3)
-    for name, kernel, bias in zip(GPT2_ATTENTION, kernels, biases):
-      yield f'{ours}/{name}/kernel', kernel
-      yield f'{ours}/{name}/bias', bias
-    for name, linear, letters in GPT2_LINEARS:
-      shape = tuple({'D': D, 'F': F}[letter] for letter in letters)
-      yield (
-        f'{ours}/{linear}/kernel',
-        t.take(f'{theirs}.{name}.weight', shape),
-      )
-      yield (
-        f'{ours}/{linear}/bias',
-        t.take(f'{theirs}.{name}.bias', shape[1:]),
-      )
-  yield 'norm/gain', t.take('ln_f.weight', (D,))
-  yield 'norm/bias', t.take('ln_f.bias', (D,))
-  if not c.tie_embeddings:
-    yield 'readout', t.take('lm_head.weight', (V, D))
-
-
-def _positions(t: _Tensors, c: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
-  """A smaller context than the checkpoint's keeps its first positions."""
-  held = t.rows('wpe.weight')
-  yield 'positions', t.take('wpe.weight', (held, c.width))[: c.context]
-
-
-def _llama_params(
-  t: _Tensors, c: ModelConfig
-) -> Iterator[tuple[str, np.ndarray]]:
-  D, F, V = c.width, c.mlp_dim, c.vocab_size
-  H, K = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-  sizes = {'D': D, 'F': F, 'H': H, 'K': K}
-  yield 'embedding', t.take('embed_tokens.weight', (V, D))
-  for i in range(c.num_layers):
-    ours, theirs = f'block_{i}', f'layers.{i}'
-    for name, norm in LLAMA_NORMS:
-      yield f'{ours}/{norm}/gain', t.take(f'{theirs}.{name}.weight', (D,))
-    for name, linear, letters in LLAMA_LINEARS:
-      into, out = (sizes[letter] for letter in letters)
-      # torch.nn.Linear holds the transpose of x·W.
-      kernel = t.take(f'{theirs}.{name}.weight', (out, into)).T
-      yield f'{ours}/{linear}/kernel', np.ascontiguousarray(kernel)
-      if c.bias:
-        yield f'{ours}/{linear}/bias', t.take(f'{theirs}.{name}.bias', (out,))
-  yield 'norm/gain', t.take('norm.weight', (D,))
-  if not c.tie_embeddings:
-    yield 'readout', t.take('lm_head.weight', (V, D))

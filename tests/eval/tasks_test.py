@@ -9,10 +9,6 @@ import pytest
 from steepest.eval import questions, tasks
 
 
-def _example(name: str, doc: dict) -> tasks.Example:
-  return tasks.TASKS[name].example(doc)
-
-
 def test_mmlu_has_the_published_subjects():
   counts = {part: len(s) for part, s in tasks.MMLU_SUBJECTS.items()}
   assert counts == {
@@ -72,114 +68,113 @@ def test_select_needs_a_task():
     tasks.select(' , ')
 
 
-@pytest.mark.parametrize('labels', ['A', 'ABCDE', '1234'])
-def test_arc_finds_the_answer_by_label(labels):
-  doc = {
-    'question': 'Why?',
-    'choices': {'text': [f'c{x}' for x in labels], 'label': list(labels)},
-    'answerKey': labels[-1],
-  }
-  example = _example('arc_easy', doc)
-  assert example.contexts == ('Question: Why?\nAnswer:',) * len(labels)
-  assert example.continuations == tuple(f' c{x}' for x in labels)
-  assert example.gold == len(labels) - 1
+_CHOICES = {'text': ['a', 'b', 'c'], 'label': ['1', '2', '3']}
+_DISTRACTORS = ('distractor1', 'distractor2', 'distractor3', 'correct_answer')
 
 
-def test_hellaswag_cleans_in_the_harness_order():
-  doc = {
-    'activity_label': 'Home',
-    'ctx_a': '[header] How to [title] Sit  down',
-    'ctx_b': 'then SHE',
-    'endings': [
-      '[substeps] Foo [title] bar. ',
-      'a   b    c',
-      'keeps ] and [',
-      '[x]',
-    ],
-    'label': '2',
-  }
-  example = _example('hellaswag', doc)
-  # "[header]" leaves a blank, which pairs up with the one before it.
-  assert example.contexts[0] == 'Home: How to. Sit down Then she'
-  # Stripping comes first, so a removed bracket leaves its blank.
-  assert example.choices == (' Foo. bar.', 'a  b  c', 'keeps ] and [', '')
-  assert example.continuations[0] == '  Foo. bar.'
-  assert example.gold == 2
-
-
-def test_hellaswag_query_without_second_part_ends_without_a_blank():
-  doc = {
-    'activity_label': 'Home',
-    'ctx_a': 'Sit.',
-    'ctx_b': '',
-    'endings': ['x'],
-    'label': 0,
-  }
-  assert _example('hellaswag', doc).contexts == ('Home: Sit.',)
-
-
-def test_mmlu_prompt():
-  doc = {
-    'question': ' 1 + 1? \n',
-    'choices': ['0', '1', ' 2', '3'],
-    'answer': 2,
-    'subject': 'abstract_algebra',
-  }
-  task = tasks.TASKS['mmlu_abstract_algebra']
-  assert task.description == (
-    'The following are multiple choice questions (with answers) about '
-    'abstract algebra.\n\n'
-  )
-  example = task.example(doc)
-  assert example.contexts[0] == '1 + 1?\nA. 0\nB. 1\nC.  2\nD. 3\nAnswer:'
-  assert example.continuations == (' A', ' B', ' C', ' D')
-  example = _example('mmlu_abstract_algebra_continuation', doc)
-  assert example.contexts[0] == 'Question: 1 + 1?\nAnswer:'
-  assert example.continuations[2] == '  2'
-
-
-def test_winogrande_scores_the_same_text_after_either_name():
-  doc = {
-    'sentence': 'Ann met Bo, so _ waved. ',
-    'option1': 'Ann',
-    'option2': 'Bo',
-    'answer': '2',
-  }
-  example = _example('winogrande', doc)
-  assert example.contexts == ('Ann met Bo, so Ann', 'Ann met Bo, so Bo')
-  assert example.continuations == (' waved.', ' waved.')
-  assert example.gold == 1
-
-
-def test_lambada_splits_off_the_last_word():
-  example = _example('lambada_openai', {'text': 'a b\nc d'})
-  assert (example.contexts, example.continuations) == (('a b\nc',), (' d',))
-  assert example.gold is None
-
-
-def test_sciq_without_support_starts_with_a_newline():
-  fields = ('distractor1', 'distractor2', 'distractor3', 'correct_answer')
-  doc = {'support': ' ', 'question': 'Q', **{f: f for f in fields}}
-  example = _example('sciq', doc)
-  assert example.contexts[0] == '\nQuestion: Q\nAnswer:'
-  assert example.choices == fields
-  assert example.gold == 3
-
-
-def test_boolq_and_openbookqa_prompts():
-  doc = {'passage': 'P.', 'question': 'is it', 'label': 1}
-  example = _example('boolq', doc)
-  assert example.contexts[0] == 'P.\nQuestion: is it?\nAnswer:'
-  assert (example.choices, example.gold) == (('no', 'yes'), 1)
-  choices = {'text': ['a', 'b'], 'label': ['A', 'B']}
-  doc = {'question_stem': 'Stem', 'choices': choices, 'answerKey': ' B'}
-  example = _example('openbookqa', doc)
-  assert (example.contexts[0], example.gold) == ('Stem', 1)
+@pytest.mark.parametrize(
+  'name, doc, contexts, continuations, gold',
+  [
+    (
+      'arc_easy',
+      {'question': 'Why?', 'choices': _CHOICES, 'answerKey': '3'},
+      'Question: Why?\nAnswer:',
+      (' a', ' b', ' c'),
+      2,
+    ),
+    (
+      # "[header]" leaves a blank, which pairs up with the one before it.
+      # Stripping comes first, so "[substeps]" leaves its blank.
+      'hellaswag',
+      {
+        'activity_label': 'Home',
+        'ctx_a': '[header] How to [title] Sit  down',
+        'ctx_b': 'then SHE',
+        'endings': ['[substeps] Foo [title] bar. ', 'a   b    c', '] [', '[x]'],
+        'label': '2',
+      },
+      'Home: How to. Sit down Then she',
+      ('  Foo. bar.', ' a  b  c', ' ] [', ' '),
+      2,
+    ),
+    (
+      # Nothing left of the second part, not even its blank.
+      'hellaswag',
+      {
+        'activity_label': 'Home',
+        'ctx_a': 'Sit.',
+        'ctx_b': '',
+        'endings': ['x'],
+        'label': 0,
+      },
+      'Home: Sit.',
+      (' x',),
+      0,
+    ),
+    (
+      'mmlu_abstract_algebra',
+      {'question': ' 1 + 1? \n', 'choices': ['0', '1', ' 2', '3'], 'answer': 2},
+      '1 + 1?\nA. 0\nB. 1\nC.  2\nD. 3\nAnswer:',
+      (' A', ' B', ' C', ' D'),
+      2,
+    ),
+    (
+      'mmlu_abstract_algebra_continuation',
+      {'question': ' 1 + 1? \n', 'choices': ['0', '1', ' 2', '3'], 'answer': 2},
+      'Question: 1 + 1?\nAnswer:',
+      (' 0', ' 1', '  2', ' 3'),
+      2,
+    ),
+    (
+      # The same text is scored after either name.
+      'winogrande',
+      {
+        'sentence': 'Ann met Bo, so _ waved. ',
+        'option1': 'Ann',
+        'option2': 'Bo',
+        'answer': '2',
+      },
+      ('Ann met Bo, so Ann', 'Ann met Bo, so Bo'),
+      (' waved.', ' waved.'),
+      1,
+    ),
+    ('lambada_openai', {'text': 'a b\nc d'}, 'a b\nc', (' d',), None),
+    (
+      'sciq',
+      {'support': ' ', 'question': 'Q', **{f: f for f in _DISTRACTORS}},
+      '\nQuestion: Q\nAnswer:',
+      tuple(f' {f}' for f in _DISTRACTORS),
+      3,
+    ),
+    (
+      'boolq',
+      {'passage': 'P.', 'question': 'is it', 'label': 1},
+      'P.\nQuestion: is it?\nAnswer:',
+      (' no', ' yes'),
+      1,
+    ),
+    (
+      'openbookqa',
+      {'question_stem': 'Stem', 'choices': _CHOICES, 'answerKey': ' 2'},
+      'Stem',
+      (' a', ' b', ' c'),
+      1,
+    ),
+  ],
+)
+def test_prompts(name, doc, contexts, continuations, gold):
+  example = tasks.TASKS[name].example(doc)
+  if isinstance(contexts, str):
+    contexts = (contexts,) * len(continuations)
+  assert example.contexts == contexts
+  assert example.continuations == continuations
+  assert example.gold == gold
 
 
 def test_an_answer_outside_the_choices_is_refused():
+  doc = {'goal': 'g', 'sol1': 'a', 'sol2': 'b', 'label': 2}
   with pytest.raises(ValueError, match='answer 2 of 2'):
-    _example('piqa', {'goal': 'g', 'sol1': 'a', 'sol2': 'b', 'label': 2})
+    tasks.TASKS['piqa'].example(doc)
 
 
 def _example_file(tmp_path) -> pathlib.Path:

@@ -17,6 +17,7 @@ from steepest.models import config as model_config, llama
     ('llama', {'activation': 'relu'}, "'relu'.*gelu_tanh"),
     ('llama', {'remat': 'half'}, "'half'.*full"),
     ('gpt2', {'zero_init_readout': True}, 'tie_embeddings=False'),
+    ('gpt2', {'qk_norm': True, 'zero_init_query': True}, 'zero_init_query=F'),
     ('gpt2', {'num_layers': 0}, 'num_layers=0: must be at least 1'),
     ('gpt2', {'vocab_size': -1}, 'vocab_size=-1: must be at least 1'),
     ('gpt2', {'num_heads': 0}, 'num_heads=0: must be at least 1'),

@@ -1,4 +1,4 @@
-"""Drawn tokens against the logits and their probabilities."""
+"""Cached logits against those of whole texts; drawn tokens against them."""
 
 import jax
 import jax.numpy as jnp
@@ -132,3 +132,33 @@ def test_a_mesh_gives_the_same(table):
   prompts, keys = [[1, 2], [3]], {'temperature': 1.0}
   wanted = _draw(_sampler(), table, prompts, 7, 16, **keys)
   assert _draw(_sampler(mesh=mesh), split, prompts, 7, 16, **keys) == wanted
+
+
+@pytest.mark.parametrize(
+  'name, shapes',
+  [('gpt2', {'num_layers': 1}), ('llama', {'num_kv_heads': 2})],
+)
+def test_cached_logits_equal_those_of_the_whole_text(build_model, name, shapes):
+  """Rows of unlike lengths: a prompt at once, then a token at a time."""
+  built = build_model(name, **shapes)
+  params = built.random()
+  tokens = np.random.default_rng(1).integers(0, 64, (2, 16)).astype(np.int32)
+  wanted = built.logits(params, tokens)
+  cache = decoding.make_cache(built.rules.model, 2, 16)
+
+  @jax.jit
+  def extend(cache, tokens, positions, last):
+    return decoding.extend(built.module, params, cache, tokens, positions, last)
+
+  prompt = np.array([6, 3])  # The shorter row's rest is padding.
+  positions = np.broadcast_to(np.arange(6), (2, 6))
+  padded = np.where(positions < prompt[:, None], tokens[:, :6], 0)
+  logits, cache = extend(cache, padded, positions, prompt - 1)
+  rows = np.arange(2)
+  np.testing.assert_allclose(logits, wanted[rows, prompt - 1], atol=1e-5)
+  for step in range(10):
+    at = prompt + step
+    logits, cache = extend(
+      cache, tokens[rows, at][:, None], at[:, None], np.zeros(2, int)
+    )
+    np.testing.assert_allclose(logits, wanted[rows, at], atol=1e-5)

@@ -11,6 +11,7 @@ import pytest
 from steepest.experiments import base
 from steepest.models import (
   config as model_config,
+  gpt2,
   huggingface,
   huggingface_export,
   parametrization,
@@ -168,11 +169,21 @@ def test_whoever_reads_the_configuration_reads_the_weights(tmp_path):
   assert len(modes) == 1
 
 
-def test_what_gpt2s_class_cannot_hold_is_refused(tmp_path):
-  rules = _rules('gpt2', **{'model.head_dim': 8})
-  with pytest.raises(ValueError, match='is not num_heads·head_dim = 32'):
+@pytest.mark.parametrize(
+  'keys, said',
+  [
+    ({'model.head_dim': 8}, 'is not num_heads·head_dim = 32'),
+    ({'model.qk_norm': True}, 'model.qk_norm=True.*exported'),
+    ({'model.name': gpt2.__file__}, 'gpt2.py: transformers has no such model'),
+  ],
+)
+def test_what_their_classes_cannot_hold_is_refused(tmp_path, keys, said):
+  rules = _rules('gpt2', **keys)
+  with pytest.raises(ValueError, match=said):
     huggingface_export.write(tmp_path, _params(rules), rules, None, None)
   assert not list(tmp_path.iterdir())
+  with pytest.raises((ValueError, FileNotFoundError)):
+    huggingface.read_params(tmp_path, rules.model)
 
 
 @pytest.mark.parametrize('multipliers', _MULTIPLIERS)

@@ -20,9 +20,11 @@ _VARIANTS = [
   ('gpt2', {}),
   ('gpt2', {'bias': False, 'tie_embeddings': False}),
   ('gpt2', {'activation': 'gelu', 'mlp_dim': 48, 'head_dim': 6}),
+  ('gpt2', {'qk_norm': True}),
   ('llama', {}),
   ('llama', {'num_kv_heads': 2, 'rope_base': 500.0}),
   ('llama', {'num_kv_heads': 1, 'tie_embeddings': True, 'bias': True}),
+  ('llama', {'num_kv_heads': 2, 'qk_norm': True}),
 ]
 
 
@@ -67,6 +69,9 @@ def _attention(c, p, x, scale):
     kv = head // group
     qh = q[:, head * h : head * h + h]
     kh, vh = (y[:, kv * h : kv * h + h] for y in (k, v))
+    if c.qk_norm:
+      qh = _norm('llama', p['query_norm'], qh, c.norm_eps)
+      kh = _norm('llama', p['key_norm'], kh, c.norm_eps)
     if c.name == 'llama':
       qh, kh = _rotate(qh, c.rope_base), _rotate(kh, c.rope_base)
     rows = []

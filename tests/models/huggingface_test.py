@@ -2,18 +2,15 @@
 
 import json
 import shutil
-import tarfile
 
 from flax import traverse_util
-import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
 from steepest.experiments import base
-from steepest.models import config as model_config, huggingface, parametrization
+from steepest.models import config as model_config, huggingface
 
 _NAMES = ('gpt2', 'llama')
 
@@ -57,30 +54,30 @@ def _save(directory, tensors):
   safetensors.save_file(tensors, directory / 'model.safetensors')
 
 
-def _logits(directory, tokens):
-  model = _model(directory)
-  config = base.get_config().parametrization
-  rules = parametrization.resolve(config, model)
-  module = model_config.find_model(model.name).Model(model, rules)
-  params = huggingface.read_params(directory, model)
-  return jax.jit(module.apply)({'params': params}, jnp.asarray(tokens))
-
-
-def test_gpt2s_shapes(golden):
-  model = _model(golden / 'gpt2')
-  assert (model.width, model.mlp_dim, model.head_dim) == (64, 256, 16)
-  assert (model.context, model.vocab_size) == (64, 256)
-  assert model.tie_embeddings and model.bias
-  assert (model.norm_eps, model.activation) == (1e-5, 'gelu_tanh')
-
-
-def test_llamas_shapes(golden):
-  model = _model(golden / 'llama')
-  assert (model.width, model.mlp_dim, model.head_dim) == (64, 172, 16)
-  assert (model.num_heads, model.num_kv_heads) == (4, 2)
-  assert not model.tie_embeddings and not model.bias
-  assert (model.norm_eps, model.activation) == (1e-6, 'silu')
-  assert model.rope_base == 10_000
+@pytest.mark.parametrize(
+  'name, values',
+  [
+    (
+      'gpt2',
+      {
+        **{'width': 64, 'mlp_dim': 256, 'head_dim': 16, 'num_kv_heads': 4},
+        **{'context': 64, 'vocab_size': 256, 'norm_eps': 1e-5},
+        **{'tie_embeddings': True, 'bias': True, 'activation': 'gelu_tanh'},
+      },
+    ),
+    (
+      'llama',
+      {
+        **{'width': 64, 'mlp_dim': 172, 'head_dim': 16, 'num_kv_heads': 2},
+        **{'norm_eps': 1e-6, 'rope_base': 1e4, 'activation': 'silu'},
+        **{'tie_embeddings': False, 'bias': False},
+      },
+    ),
+  ],
+)
+def test_shapes_and_habits(golden, name, values):
+  model = _model(golden / name)
+  assert {key: getattr(model, key) for key in values} == values
 
 
 @pytest.mark.parametrize('key', ['rope_theta', 'rope_parameters'])
@@ -183,32 +180,19 @@ def test_a_smaller_context_keeps_the_first_positions(golden):
 
 
 @pytest.mark.parametrize('name', _NAMES)
-def test_a_missing_tensor_is_named(copy, name):
-  directory = copy(name)
-  tensors = _tensors(directory)
-  gone = next(k for k in sorted(tensors) if 'mlp' in k)
-  del tensors[gone]
-  _save(directory, tensors)
-  with pytest.raises(ValueError, match='mlp.* is missing'):
-    _read(directory)
-
-
-@pytest.mark.parametrize('name', _NAMES)
-def test_a_left_over_tensor_is_named(copy, name):
-  directory = copy(name)
-  _save(directory, {**_tensors(directory), 'adapter.w': np.zeros((2, 2))})
-  with pytest.raises(ValueError, match=r'adapter\.w has no place'):
-    _read(directory)
-
-
-@pytest.mark.parametrize('name', _NAMES)
-def test_a_wrong_shape_is_named(copy, name):
+def test_tensors_that_do_not_fit_are_named(copy, name):
   directory = copy(name)
   tensors = _tensors(directory)
   key = next(k for k in sorted(tensors) if 'mlp' in k and tensors[k].ndim == 2)
-  _save(directory, {**tensors, key: tensors[key][:-1]})
-  with pytest.raises(ValueError, match=f'{key} has shape .*config wants'):
-    _read(directory)
+  others = {k: v for k, v in tensors.items() if k != key}
+  for held, said in (
+    (others, 'mlp.* is missing'),
+    ({**tensors, 'adapter.w': np.zeros((2, 2))}, r'adapter\.w has no place'),
+    ({**tensors, key: tensors[key][:-1]}, f'{key} has shape .*config wants'),
+  ):
+    _save(directory, held)
+    with pytest.raises(ValueError, match=said):
+      _read(directory)
 
 
 @pytest.mark.parametrize(
@@ -265,39 +249,3 @@ def test_missing_files_are_named(copy, tmp_path):
   (directory / 'config.json').write_text('{"model_type": "gpt2"}', 'utf-8')
   with pytest.raises(ValueError, match="key 'n_layer' is missing"):
     huggingface.read_config(directory)
-
-
-@pytest.mark.parametrize(
-  'model', ['gpt2_tiny', 'llama_tiny', 'llama_stories260k']
-)
-def test_foreign_models_give_the_recorded_likelihoods(
-  conformance, tmp_path, model
-):
-  """Log-likelihoods of texts under models of other origin."""
-  archive = conformance / 'evalkit.tar.xz'
-  if not archive.exists():
-    pytest.skip(f'{archive} does not exist')
-  with tarfile.open(archive) as files:
-    parts = (f'models/{model}/', f'expected/{model}.jsonl')
-    members = [m for m in files.getmembers() if any(p in m.name for p in parts)]
-    files.extractall(tmp_path, members, filter='data')
-  directory = next(tmp_path.rglob(f'models/{model}'))
-  lines = next(tmp_path.rglob(f'expected/{model}.jsonl')).read_text('utf-8')
-  rows, wanted = [], []
-  for line in lines.splitlines()[:6]:
-    record = json.loads(line)
-    for choice in record['choices']:
-      context = record['contexts_ids'][choice['context']]
-      rows.append((context, choice['continuation_ids']))
-      wanted.append(choice['loglikelihood'])
-  length = max(len(c) + len(t) for c, t in rows)
-  tokens = np.zeros((len(rows), length), np.int32)
-  for row, (context, continuation) in zip(tokens, rows):
-    row[: len(context) + len(continuation)] = context + continuation
-  logits = np.asarray(_logits(directory, tokens), np.float64)
-  for row, line, ids, expected in zip(rows, logits, tokens, wanted):
-    start, end = len(row[0]), len(row[0]) + len(row[1])
-    line = line[start - 1 : end - 1]
-    chosen = np.take_along_axis(line, ids[start:end, None], 1)[:, 0]
-    total = (chosen - np.log(np.exp(line).sum(1))).sum()
-    assert total == pytest.approx(expected, abs=2e-4)

@@ -1,11 +1,10 @@
-"""Packed documents against the same documents alone; caches against none."""
+"""Packed documents against the same documents alone."""
 
 import jax
 from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from steepest.models import decoding
 from steepest.training.loss import cross_entropy
 from steepest.training.step import Step
 
@@ -120,33 +119,3 @@ def test_without_segments_nothing_is_masked_or_gathered(build_model, name):
   built = build_model(name, num_layers=1)
   text = jax.jit(built.logits).lower(built.random(), np.zeros((1, 16), int))
   assert text.as_text().count('"stablehlo.gather"(') == 1  # Embedding.
-
-
-@pytest.mark.parametrize(
-  'name, shapes',
-  [('gpt2', {'num_layers': 1}), ('llama', {'num_kv_heads': 2})],
-)
-def test_cached_logits_equal_those_of_the_whole_text(build_model, name, shapes):
-  """Rows of unlike lengths: a prompt at once, then a token at a time."""
-  built = build_model(name, **shapes)
-  params = built.random()
-  tokens = np.random.default_rng(1).integers(0, 64, (2, 16)).astype(np.int32)
-  wanted = built.logits(params, tokens)
-  cache = decoding.make_cache(built.rules.model, 2, 16)
-
-  @jax.jit
-  def extend(cache, tokens, positions, last):
-    return decoding.extend(built.module, params, cache, tokens, positions, last)
-
-  prompt = np.array([6, 3])  # The shorter row's rest is padding.
-  positions = np.broadcast_to(np.arange(6), (2, 6))
-  padded = np.where(positions < prompt[:, None], tokens[:, :6], 0)
-  logits, cache = extend(cache, padded, positions, prompt - 1)
-  rows = np.arange(2)
-  np.testing.assert_allclose(logits, wanted[rows, prompt - 1], atol=1e-5)
-  for step in range(10):
-    at = prompt + step
-    logits, cache = extend(
-      cache, tokens[rows, at][:, None], at[:, None], np.zeros(2, int)
-    )
-    np.testing.assert_allclose(logits, wanted[rows, at], atol=1e-5)
