@@ -58,6 +58,7 @@ class Trainer:
       bias=False,
       remat=shape['remat'],
     )
+    config.optimizer.hessian_subset = shape['hessian_subset']
     config.parametrization.kind = 'sp'
     config.batch_size = shape['batch']
     config.mesh.data = 1

@@ -6,8 +6,9 @@ Two processes in turn, never at once: benchmarks/jax_step.py here, and
 benchmarks/pytorch_baseline.py under PYTHON, which needs only torch. On a CPU
 both stay and alternate round by round; on an accelerator, whose memory one of
 them fills, each is started anew for each round. Prints one table in Markdown:
-medians over the rounds, and the median of the rounds' ratios. With --profile,
-the longest operations of ours besides.
+medians over the rounds, and the median of the rounds' ratios. Steps of Sophia
+estimate curvature as often as a run does. With --profile, the longest
+operations of ours besides.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,6 +38,9 @@ _STEPS = flags.DEFINE_integer(
   'steps', 20, 'Steps of a round; the largest models take a quarter.'
 )
 _REMAT = flags.DEFINE_string('remat', 'none', 'Ours: model.remat.')
+_SUBSET = flags.DEFINE_integer(
+  'hessian_subset', 1, 'Ours: curvature on one of so many sequences.'
+)
 _ONE_CORE = flags.DEFINE_bool(
   'one_core', False, 'On a CPU: one core, CPU time, whatever else is running.'
 )
@@ -191,7 +195,12 @@ def _measure(
   row: _Row, optimizer: str, say: Callable[[str], None]
 ) -> tuple[list[_Side], str, dict[str, Any]]:
   shape = {**dataclasses.asdict(row), 'one_core': _ONE_CORE.value}
-  ours = {**shape, 'optimizer': optimizer, 'remat': _REMAT.value}
+  ours = {
+    **shape,
+    'optimizer': optimizer,
+    'remat': _REMAT.value,
+    'hessian_subset': _SUBSET.value,
+  }
   sides = [_Side(lambda: _Child(sys.executable, 'jax_step.py', ours))]
   if _PYTHON.value:
     baseline = 'pytorch_baseline.py'
