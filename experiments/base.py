@@ -36,8 +36,9 @@ def get_config() -> ConfigDict:
   # Seconds that a step may take before its process gives up, as it would wait
   # for ever where another process of the run hangs; 0: any time.
   c.stall_seconds = 0.0
-  # Benchmarks, comma-separated globs of eval/tasks.py, each alone or
-  # with its number of questions (arc_easy:100,mmlu:500); '': none.
+  # Benchmarks, comma-separated: globs of eval/tasks.py or task files
+  # (./mine.py), each alone or with its number of questions
+  # (arc_easy:100,mmlu:500); '': none.
   c.eval_tasks = ''
   # Steps between benchmark scores; 0: only at the end of the run.
   c.eval_tasks_every = 0
@@ -55,7 +56,7 @@ def get_config() -> ConfigDict:
   c.stage = 'final'
 
   c.model = model = ConfigDict()
-  # 'gpt2' or 'llama': a file in models/.
+  # 'gpt2' or 'llama', files in models/, or the path of one (./mine.py).
   model.name = 'gpt2'
   # Transformer blocks.
   model.num_layers = 12

@@ -30,8 +30,8 @@ def main() -> None:
     'tasks': flags.DEFINE_string(
       'tasks',
       '',
-      'Tasks, groups (mmlu, mmlu_stem, …) or globs of them, comma-separated; '
-      'NAME:N limits one to N questions.',
+      'Tasks, groups (mmlu, mmlu_stem, …), globs of them and task files '
+      '(./mine.py), comma-separated; NAME:N limits one to N questions.',
     ),
     'num_fewshot': flags.DEFINE_integer(
       'num_fewshot',
