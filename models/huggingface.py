@@ -271,7 +271,7 @@ def read_params(
   """
   check_layout(model)
   file = _Tensors(pathlib.Path(directory))
-  params = {}
+  params: dict[str, np.ndarray] = {}
   for tensor in tensors(model):
     shape = tensor.shape
     if tensor.paths == ('positions',):

@@ -1,13 +1,13 @@
-"""What each parameter's role means: the table of standard and µP rules.
+"""The rules for each role of a parameter, standard and µP, in one table.
 
 µP is the maximal-update parametrization of Tensor Programs V, arXiv
 2203.03466, in the form of its Table 8; docs/parametrization.md renders the
 table with its sources. At the base shapes every cell of `mup` equals that of
 `sp`, bit for bit.
 
-A readout that is tied is the embedding's matrix behind the readout's forward
-factor; a matrix that writes into the residual stream starts 1/√(2·layers)
-smaller.
+A tied readout is the embedding's matrix followed by the readout's forward
+factor; a matrix that writes into the residual stream starts smaller by
+1/√(2·layers).
 """
 
 from collections.abc import Callable, Mapping
@@ -25,10 +25,10 @@ class Row(NamedTuple):
   """What a role gets; each cell is a key of `_CELLS`.
 
   `init` is a standard deviation (of a gain: its value) and `forward` a factor
-  on what the parameter puts out. The rest are factors on the optimizer's
-  hyperparameters: learning rate, learning rate where updates are
-  orthogonalised, Sophia's rho, epsilon, and what decay takes from the
-  parameter in a step under each decay mode of optimizers/build.py.
+  on the parameter's output. The others are factors on the optimizer's
+  hyperparameters: learning rate, learning rate of orthogonalised updates,
+  Sophia's rho, epsilon, and what decay takes from the parameter in a step under
+  each decay mode of optimizers/build.py.
   """
 
   init: str
@@ -60,7 +60,7 @@ TABLE = {
     'bias':      Row('0',       '1',   '1',   '1', 'm', '1/m', '0', '0', '0'),
   },
 }
-# With a depth rule, further factors of what is inside a residual branch; the
+# Further factors, under a depth rule, of parameters in a residual branch; the
 # forward factor is on the branch's output.
 BRANCH = Row(
                '1', 'd⁻ᵃ', 'dᵃ⁻¹', 'dᵃ⁻¹', 'dᵃ', 'd⁻ᵃ', '1', '1', 'dᵃ⁻¹')
@@ -70,10 +70,10 @@ ATTENTION = {'sp': '1/√h', 'mup': '√h₀/h'}
 
 
 def _spectral(fan_in: float, fan_out: float) -> float:
-  """√(out/in) over √max(in, out).
+  """Returns √(out/in) / √max(in, out).
 
-  The spectral norm that an update should have (arXiv 2310.17813, condition
-  1), over that of an orthogonal one whose entries are of fixed size.
+  That is the spectral norm that an update should have (arXiv 2310.17813,
+  condition 1) over that of an orthogonal one whose entries have a fixed size.
   """
   return (fan_out / fan_in / max(fan_in, fan_out)) ** 0.5
 
@@ -102,10 +102,10 @@ _DEPTH_ALPHA = {'none': None, 'completep': 1.0, 'depth_mup': 0.5}
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """What the cells of the table are made of.
+  """The sizes that the cells of the table are functions of.
 
   Attributes:
-    fan_in: inputs that each output of the parameter's matrix sums over.
+    fan_in: inputs that one output of the parameter's matrix sums over.
     base_fan_in: the same at the base shapes; f is their ratio.
     fan_out: outputs of the parameter's matrix.
     base_fan_out: the same at the base shapes.
@@ -133,11 +133,11 @@ class Role:
 
   Attributes:
     kind: 'embedding', 'hidden', 'readout', 'gain' or 'bias'.
-    fan_in: inputs that each of its outputs sums over; 1 for vectors.
+    fan_in: inputs that one of its outputs sums over; 1 for vectors.
     base_fan_in: the same at the base shapes.
-    fan_out: its outputs, of matrices in branches; 1 for others.
+    fan_out: outputs of a matrix in a residual branch; 1 for others.
     base_fan_out: the same at the base shapes.
-    residual: whether it sits inside a residual branch.
+    residual: whether it is inside a residual branch.
   """
 
   kind: str
@@ -152,7 +152,7 @@ RoleAndInit = tuple[Role, Callable[..., jax.Array]]
 
 
 class Parameter(nn.LogicallyPartitioned):
-  """A value boxed with its logical axis names and its role."""
+  """A value with its logical axes, as Flax partitions it, and its role."""
 
   role: Role = struct.field(pytree_node=False, default=Role('hidden'))
 
@@ -167,7 +167,7 @@ class Factors:
     rho: on Sophia's rho.
     eps: on epsilon.
     decay: decay mode → on what decay takes in a step; 0 for vectors.
-    kind: of the role.
+    kind: the role's.
   """
 
   lr: float
@@ -180,7 +180,7 @@ class Factors:
 
 @dataclasses.dataclass(frozen=True)
 class Parametrization:
-  """The rules of one model: its shapes beside the base shapes."""
+  """The rules of one model: its shapes against the base shapes."""
 
   kind: str
   model: ModelConfig
@@ -229,10 +229,10 @@ class Parametrization:
     """Role of a matrix inside a residual branch.
 
     Args:
-      fan_in: which of its model's sizes it sums over: 'width', 'heads'
+      fan_in: the size that it sums over: 'width', 'heads'
         (num_heads·head_dim) or 'mlp'.
       writes_residual: whether its output is added to the residual stream.
-      fan_out: which of these, or 'kv_heads', its output has.
+      fan_out: the size of its output: one of these, or 'kv_heads'.
     """
     model = self.model
     sizes = {
@@ -247,7 +247,7 @@ class Parametrization:
     role = Role('hidden', *sizes[fan_in], *sizes[fan_out], residual=True)
     std = self._init(role)
     if writes_residual:
-      # With a depth rule the residual multiplier does the further shrinking.
+      # Under a depth rule the residual multiplier shrinks it further.
       layers = model.num_layers if self.depth_alpha is None else self.base_depth
       std *= (2 * layers) ** -0.5
     return role, nn.initializers.normal(std)

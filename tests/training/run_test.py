@@ -1,6 +1,7 @@
 """Runs in this process: restarts, warm starts, reading models back."""
 
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from steepest.data import tokenizers
 from steepest.experiments import tiny
+from steepest.models import llama
 from steepest.training import loading, run as assemble
 
 _TIMED = ('seconds', 'data/wait_seconds', 'tokens_per_second')
@@ -177,6 +179,18 @@ def test_an_imported_model_is_its_own_base(
   wanted = losses[np.arange(8 * 16), tokens[1:]].mean()
   (row,) = _rows(tmp_path / 'run')
   assert row['train/loss'] == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_a_model_file_outside_trains_as_inside(configure, tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(pathlib.Path(llama.__file__).read_text('utf-8'), 'utf-8')
+  losses = [
+    assemble.train(
+      configure('llama,adamw', model__name=name, steps=2), tmp_path / run, {}
+    )['train_loss']
+    for run, name in (('inside', 'llama'), ('outside', str(path)))
+  ]
+  assert losses[0] == losses[1]
 
 
 def test_a_search_shares_its_program(configure):
