@@ -152,13 +152,6 @@ def test_a_finished_directory_is_left_alone(corpus, tmp_path, console):
   assert sorted(p.name for p in tmp_path.iterdir()) == ['out']
 
 
-def test_other_directories_are_left_alone(corpus, tmp_path, console):
-  (tmp_path / 'mine.txt').write_text('x')
-  with pytest.raises(FileExistsError, match='no directory of shards'):
-    prepare.prepare(_options(corpus, tmp_path), console)
-  assert [p.name for p in tmp_path.iterdir()] == ['mine.txt']
-
-
 def _write(path, texts):
   path.write_text(''.join(json.dumps({'text': t}) + '\n' for t in texts))
 
@@ -224,18 +217,26 @@ def test_large_vocabularies_take_four_bytes():
 
 
 @pytest.mark.parametrize(
-  'changed',
+  ('changed', 'message'),
   [
-    {'validation_fraction': 1.0},
-    {'validation_tokens': -1},
-    {'shard_tokens': 100},
-    {'tokenizer': 'bpe-train:x'},
-    {'tokenizer': 'bpe-train:9'},
+    ({'validation_fraction': 1.0}, 'a fraction of'),
+    ({'validation_tokens': -1}, '0 or more'),
+    ({'shard_tokens': 100}, 'a record alone has 2048'),
+    ({'max_rejected': 2.0}, 'a fraction of'),
+    ({'tokenizer': 'bpe-train:x'}, 'write bpe-train:N'),
+    ({'tokenizer': 'bpe-train:9'}, 'too small'),
+    ({'decontaminate': 'yes'}, 'write drop or report'),
+    ({'decontaminate_data': 'x'}, 'add --decontaminate=drop'),
+    ({'decontaminate': 'drop', 'decontaminate_data': 'nowhere'}, 'no .*jsonl'),
+    ({'out': pathlib.Path(__file__).parent}, 'is no directory of shards'),
   ],
 )
-def test_bad_arguments_are_one_line(corpus, tmp_path, console, changed):
-  with pytest.raises(ValueError) as error:
-    prepare.prepare(_options(corpus, tmp_path / 'out', **changed), console)
+def test_bad_arguments_are_one_line_and_leave_nothing(
+  corpus, tmp_path, console, changed, message
+):
+  options = _options(corpus, tmp_path / 'out')
+  with pytest.raises((ValueError, OSError), match=message) as error:
+    prepare.prepare(dataclasses.replace(options, **changed), console)
   assert '\n' not in str(error.value)
   assert not list(tmp_path.iterdir())
 
@@ -288,24 +289,6 @@ def test_documents_that_repeat_a_benchmark(
   assert (line['line'], line['source']) == (8, 'a')
   assert line['file'] == str(tmp_path / 'a.jsonl')
   assert 'WORD3' in line['quoted']
-
-
-def test_decontamination_names_what_is_wrong(corpus, tmp_path, console):
-  for changed, message in (
-    ({'decontaminate': 'yes'}, 'write drop or report'),
-    ({'decontaminate_data': 'x'}, 'add --decontaminate=drop'),
-  ):
-    with pytest.raises(ValueError, match=message):
-      prepare.prepare(_options(corpus, tmp_path / 'out', **changed), console)
-  options = _options(
-    corpus,
-    tmp_path / 'out',
-    decontaminate='drop',
-    decontaminate_data=str(tmp_path),
-  )
-  with pytest.raises(FileNotFoundError, match='no .*jsonl'):
-    prepare.prepare(options, console)
-  assert not list(tmp_path.iterdir())
 
 
 def test_a_tokenizer_that_names_no_end_ends_with_endoftext(

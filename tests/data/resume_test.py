@@ -163,28 +163,6 @@ def test_full_disk_leaves_nothing_half_written(
   assert _bytes(options.out) == whole
 
 
-@pytest.mark.slow
-def test_a_full_file_system_leaves_nothing_half_written(
-  options, whole, tmp_path, console
-):
-  disk = tmp_path / 'disk'
-  disk.mkdir()
-  mount = ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(disk)]
-  if subprocess.run(mount, capture_output=True).returncode:
-    pytest.skip('no right to mount a small file system')
-  try:
-    small = dataclasses.replace(options, out=disk / 'out')
-    with pytest.raises(OSError, match='no space is left'):
-      prepare.prepare(small, console)
-    assert not list((disk / '.out.part').rglob('*.*.part'))
-    larger = ['mount', '-o', 'remount,size=100m', str(disk)]
-    subprocess.run(larger, check=True)
-    prepare.prepare(small, console)
-    assert _bytes(disk / 'out') == whole
-  finally:
-    subprocess.run(['umount', str(disk)], check=True)
-
-
 def test_a_second_process_is_refused(options, tmp_path, console):
   options = dataclasses.replace(options, out=tmp_path / 'out')
   with prepare.lock(options.out):
