@@ -165,7 +165,7 @@ def lock(out: pathlib.Path) -> Iterator[pathlib.Path]:
   Raises:
     OSError: another process has it.
   """
-  part = _part(out)
+  part = unfinished(out)
   while True:
     part.mkdir(parents=True, exist_ok=True)
     try:
@@ -190,13 +190,14 @@ def lock(out: pathlib.Path) -> Iterator[pathlib.Path]:
       return
 
 
-def _part(out: pathlib.Path) -> pathlib.Path:
+def unfinished(out: pathlib.Path) -> pathlib.Path:
+  """Returns the directory of unfinished work."""
   return out.with_name(f'.{out.name}.part')
 
 
 def _clear(out: pathlib.Path) -> None:
   """Removes what a preparation that has ended left beside `out`."""
-  if _part(out).exists():
+  if unfinished(out).exists():
     # Another process that has it cleans up itself.
     with contextlib.suppress(OSError), lock(out) as part:
       shutil.rmtree(part)

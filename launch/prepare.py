@@ -11,18 +11,11 @@ and each document ends with the end of text. Stopped at any point, the same
 command goes on where it was; the result is the same, byte for byte.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent import futures
+from collections.abc import Callable
 import dataclasses
-import functools
-import itertools
-import multiprocessing
-from multiprocessing import connection
 import os
 import pathlib
-import signal
 import sys
-import threading
 from typing import Any
 
 from absl import flags
@@ -78,6 +71,7 @@ def _run(describe: str | None, workers: int, values: dict[str, Any]) -> None:
   if workers < 0:
     raise ValueError(f'--workers={workers}: give 0 or more')
   from steepest.data import prepare
+  from steepest.tuning import engine
 
   values['out'] = pathlib.Path(values['out']).absolute()
   if values['decontaminate_data']:
@@ -85,8 +79,13 @@ def _run(describe: str | None, workers: int, values: dict[str, Any]) -> None:
     values['decontaminate_data'] = str(directory)
   options = prepare.Options(**values)
   count = workers or prepare.processes(options.inputs)
-  run = map if count == 1 else functools.partial(_parallel, workers=count)
-  manifest = prepare.prepare(options, rich_console.Console(stderr=True), run)
+  logs = prepare.unfinished(options.out) / 'logs'
+  with engine.Engine(count, logs=logs) as pool:
+    manifest = prepare.prepare(
+      options,
+      rich_console.Console(stderr=True),
+      pool.run if count > 1 else map,
+    )
   for note in manifest.notes:
     print(f'note: {note}', file=sys.stderr)
   print(
@@ -100,54 +99,6 @@ def _run(describe: str | None, workers: int, values: dict[str, Any]) -> None:
       f'({"kept" if options.decontaminate == "report" else "left out"}): see '
       f'{options.out / "contaminated.jsonl"}'
     )
-
-
-def _parallel(
-  function: Callable[[Any], Any], tasks: Iterable[Any], workers: int
-) -> Iterator[Any]:
-  """Yields the results of some tasks as they are ready.
-
-  Tasks are drawn only when a worker is about to need one.
-
-  Raises:
-    OSError: a worker was killed.
-  """
-  # A fork would copy the locks of this process's threads.
-  context = multiprocessing.get_context('spawn')
-  pool = futures.ProcessPoolExecutor(workers, context, _begin)
-  iterator = iter(tasks)
-  pending: set[futures.Future[Any]] = set()
-  ahead = workers + workers // 2 + 1
-  try:
-    while True:
-      for task in itertools.islice(iterator, ahead - len(pending)):
-        pending.add(pool.submit(function, task))
-      if not pending:
-        return
-      done, pending = futures.wait(pending, None, futures.FIRST_COMPLETED)
-      for future in done:
-        yield future.result()
-  except futures.process.BrokenProcessPool as error:
-    raise OSError(
-      'a worker process was killed, perhaps for want of memory: run the same '
-      'command again with fewer --workers, it goes on from there'
-    ) from error
-  finally:
-    pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _begin() -> None:
-  """Prepares a worker: one thread, gone as soon as its parent is."""
-  os.environ['TOKENIZERS_PARALLELISM'] = 'false'
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  parent = multiprocessing.parent_process()
-  assert parent is not None
-
-  def watch() -> None:
-    connection.wait([parent.sentinel])
-    os._exit(1)
-
-  threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == '__main__':
