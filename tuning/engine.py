@@ -22,7 +22,6 @@ import os
 import pathlib
 import signal
 import socket
-import sys
 import threading
 import traceback
 from typing import Any
@@ -99,7 +98,7 @@ class Engine:
     if self.slots > 1:
       self._start(slot, function, job, result, 0)
     else:
-      self._settle(slot, result, *_call(function, job))
+      self._settle(slot, result, *_call(function, job, False))
     return result
 
   def run(
@@ -151,7 +150,7 @@ class Engine:
         )
       executor = self._executors[slot]
       try:
-        future = executor.submit(_call, function, job)
+        future = executor.submit(_call, function, job, self._logs is not None)
       except process.BrokenProcessPool:
         # It died between two jobs.
         del self._executors[slot]
@@ -191,22 +190,23 @@ class Engine:
       result.set_exception(JobFailedError(error))
 
 
-def _call(function: Callable[[Any], Any], job: Any) -> tuple[Any, str | None]:
+def _call(
+  function: Callable[[Any], Any], job: Any, logs: bool
+) -> tuple[Any, str | None]:
   """Returns a job's result and None, or None and its error in one line.
 
-  Errors are sent as text: not all of them can be pickled.
+  Errors are sent as text, since not all of them can be pickled; where workers
+  have logs, these get the traceback.
   """
   try:
     return function(job), None
   except Exception as error:
-    if multiprocessing.parent_process() is not None:
+    if logs:
       traceback.print_exc()
-      sys.stderr.flush()
     text = ' '.join(str(error).split())
     kind = type(error).__name__
-    return None, text if isinstance(error, (ValueError, OSError)) else (
-      f'{kind}: {text}'
-    )
+    known = isinstance(error, (ValueError, OSError))
+    return None, text if known else f'{kind}: {text}'
 
 
 def _begin(
@@ -223,7 +223,6 @@ def _begin(
     with log.open('ab') as file:
       for descriptor in (1, 2):
         os.dup2(file.fileno(), descriptor)
-  cpu_memory.keep()
   if core is not None:
     # JAX's thread pools follow the cores that they are given.
     os.sched_setaffinity(0, {core})

@@ -134,10 +134,7 @@ def _read(run: pathlib.Path, now: float) -> Status:
   values: dict[str, Any] = {}
   if rows:
     values |= _pace(rows)
-    # A step whose update was skipped may have none.
-    values['loss'] = next(
-      (r['train/loss'] for r in reversed(rows) if 'train/loss' in r), None
-    )
+    values['loss'] = rows[-1]['train/loss']
     per_step = values.pop('seconds_per_step')
     if per_step is not None and state == 'running':
       values['left'] = per_step * max(0, steps - rows[-1]['step'] - 1)
@@ -200,11 +197,9 @@ def _pace(rows: list[dict[str, Any]]) -> dict[str, Any]:
   if 'mfu' in last:
     # The row's is the mean since the beginning.
     values['mfu'] = last['mfu'] * rate / last['tokens_per_second']
-  points = [(r['step'], r['train/loss']) for r in rows if 'train/loss' in r]
-  if len(points) > 1:
-    x, y = np.array(points, float).T
-    x -= x.mean()
-    values['slope'] = 1000 * float((x * y).sum() / (x * x).sum())
+  x, y = np.array([(r['step'], r['train/loss']) for r in rows], float).T
+  x -= x.mean()
+  values['slope'] = 1000 * float((x * y).sum() / (x * x).sum())
   return values
 
 
@@ -220,7 +215,7 @@ def _alarms(
   if found.loss is None or not math.isfinite(found.loss):
     alarms.append('loss is no number')
   else:
-    losses = [row['train/loss'] for row in rows if 'train/loss' in row]
+    losses = [row['train/loss'] for row in rows]
     best = min(losses)
     if len(losses) >= 5 and float(np.median(losses[-5:])) > best + _RISE:
       alarms.append(f'loss rose from {best:.3f}')
@@ -316,9 +311,11 @@ def _clock(seconds: float) -> str:
 def describe(row: Mapping[str, Any]) -> str:
   """Returns loss, tokens/s and MFU of a row in a few words."""
   mfu = f'{row["mfu"]:.1%}' if 'mfu' in row else 'n/a'
-  loss = f'loss {row["train/loss"]:.3f}' if 'train/loss' in row else 'no loss'
   evaluated = f' val {row["eval/loss"]:.3f}' if 'eval/loss' in row else ''
-  return f'{loss}{evaluated} {row["tokens_per_second"]:,.0f} tok/s mfu {mfu}'
+  return (
+    f'loss {row["train/loss"]:.3f}{evaluated} '
+    f'{row["tokens_per_second"]:,.0f} tok/s mfu {mfu}'
+  )
 
 
 class TrainingDisplay:
@@ -461,10 +458,16 @@ class StudyDisplay:
         view.add_row(Text(f'slot {slot}'), bar(0.0), 'idle')
         continue
       directory, label = self._running[slot]
-      row, steps = _last_row(directory)
-      done = row['step'] + 1 if row else 0
-      text = f'step {done}/{steps} {describe(row)}' if row else 'starting'
-      view.add_row(Text(label), bar(done / steps if steps else 0.0), text)
+      now = read(directory, time.time())
+      text = 'starting'
+      if now.done:
+        mfu = 'n/a' if now.mfu is None else f'{now.mfu:.1%}'
+        left = '' if now.left is None else f' {_clock(now.left)} left'
+        text = (
+          f'step {now.done}/{now.steps} loss {_number(now.loss, ".3f")} '
+          f'{_number(now.tokens_per_second, ",.0f")} tok/s mfu {mfu}{left}'
+        )
+      view.add_row(Text(label), bar(now.done / max(1, now.steps)), text)
     return view
 
   def _status(self) -> str:
@@ -479,16 +482,6 @@ class StudyDisplay:
   def _fraction(self) -> float:
     done = [self._weights[path] for path in self._ended]
     for directory, _ in list(self._running.values()):
-      row, steps = _last_row(directory)
-      if row and directory in self._weights:
-        done.append(self._weights[directory] * (row['step'] + 1) / steps)
+      now = read(directory, time.time())
+      done.append(self._weights[directory] * now.done / max(1, now.steps))
     return math.fsum(done) / math.fsum(self._weights.values())
-
-
-def _last_row(directory: pathlib.Path) -> tuple[dict[str, Any], int]:
-  """Returns a run's newest row, {} where there is none, and its steps."""
-  config = _read_json(directory / 'config.json')
-  rows = _tail(directory / 'metrics.jsonl', 1)
-  if 'steps' not in config or not rows:
-    return {}, 0
-  return rows[-1], int(config['steps'])

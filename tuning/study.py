@@ -88,6 +88,8 @@ class Study:
     self._best: dict[Cell, Values] = {}
     # By directory: the loss of a run that has ended, infinite without one.
     self._ended: dict[pathlib.Path, float] = {}
+    # Made once: a configuration takes milliseconds.
+    self._runs: dict[object, list[Run]] = {}
     self._curves: dict[pathlib.Path, list[tuple[int, float]]] = {}
     self._running: dict[int, Run] = {}
     self._last: dict[int, Stage] = {}
@@ -220,6 +222,9 @@ class Study:
     return [run for run in runs if run.directory not in busy]
 
   def _trial_runs(self, cell: Cell, number: int, values: Values) -> list[Run]:
+    key = cell, number, tuple(values.items())
+    if key in self._runs:
+      return self._runs[key]
     shown = ' '.join(f'{name}={value:.6g}' for name, value in values.items())
     found = []
     for seed in range(self.config.study.trial_seeds):
@@ -228,6 +233,7 @@ class Study:
       many = f' seed={seed}' * (self.config.study.trial_seeds > 1)
       label = f'{cell} {shown}{many}'
       found.append(Run(Stage(cell, 'trials'), at, config, label, number))
+    self._runs[key] = found
     return found
 
   def _target_runs(self, cell: Cell, values: Values) -> list[Run]:

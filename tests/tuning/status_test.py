@@ -162,19 +162,6 @@ def test_only_the_end_of_a_long_file_is_read(tmp_path, monkeypatch, layers):
   assert len(parsed) < 55
 
 
-def test_skipped_updates_may_have_no_loss(tmp_path):
-  event = {'time': _NOW - 5, 'kind': 'skipped_update', 'step': 29}
-  run = _run(tmp_path / 'a', [*_line(-0.01, 28), None, None], events=[event])
-  found = status.read(run, _NOW)
-  assert found.done == 30
-  assert found.loss == pytest.approx(4 - 0.27)
-  assert found.slope == pytest.approx(-10)
-  assert found.alarms == ('skipped_update at step 29',)
-  # Nor has any step of a run that only skips.
-  run = _run(tmp_path / 'b', [None, None])
-  assert status.read(run, _NOW).alarms == ('loss is no number',)
-
-
 @pytest.mark.parametrize(
   'name, text',
   [
@@ -221,19 +208,3 @@ def test_the_view_puts_what_matters_first(tmp_path):
   with console.capture() as captured:
     console.print(status.table(found, 1))
   assert '2 not shown' in captured.get()
-
-
-def test_the_command_prints_one_view(fork_commands, tmp_path):
-  run = _run(tmp_path / 'a', _line(-0.01, 30))
-  shown, nothing, nowhere = fork_commands(
-    [
-      ('watch', [str(run), '--once']),
-      ('watch', ['--once']),
-      ('watch', [str(tmp_path / 'b'), '--once']),
-    ]
-  )
-  assert shown.code == 0, shown.err
-  assert '30/100' in shown.out and '2,000' in shown.out
-  assert (nothing.code, nowhere.code) == (1, 1)
-  assert 'give their directories' in nothing.err
-  assert 'no such directory' in nowhere.err

@@ -245,11 +245,12 @@ def test_what_is_left_takes_as_long_as_its_like_did(tmp_path):
   for run in sophia:
     finish(run, seconds=1e5)
   left = [run for run in runs if not studies.has_ended(run.directory)]
-  seconds = sum(
-    studies.weight(run.config)
-    * 1e5
-    / studies.weight((adamw if 'adamw' in run.label else sophia)[0].config)
-    for run in left
+  paces = [1e5 / studies.weight(of[0].config) for of in (adamw, sophia)]
+  # No target has ended: they take as long as all that has.
+  of_targets = [math.fsum(paces) / 2] * 2
+  seconds = math.fsum(
+    pace * studies.weight(run.config)
+    for pace, run in zip([*paces, *of_targets], left, strict=True)
   )
   with engine.Engine(1) as slots:
     said = studies.estimate(study, slots)
