@@ -144,22 +144,11 @@ def _write_config(config: 'ConfigDict', workdir: pathlib.Path) -> None:
 
 
 def _report(workdir: pathlib.Path, seconds: float) -> None:
-  from rich.console import Console
+  # --help need not wait for the plot library.
+  from steepest.launch import report
 
-  from steepest.eval.comparing import comparison
-  from steepest.eval.report import report
-  from steepest.experiments import base
-  from steepest.training import config as validation
-
-  # What older runs lack is what was done before there was a key for it.
-  defaults = validation.as_json(base.get_config())
-  result = comparison.compare(comparison.load_runs([str(workdir)], defaults))
   command = ['python', '-m', 'launch.study', *sys.argv[1:]]
-  path = report.write(result, workdir / 'report', command)
-  console = Console()
-  if not console.is_terminal:
-    console = Console(width=120)
-  report.print_table(result, console)
+  path = report.write([workdir], workdir / 'report', command)
   print(f'computed for {seconds / 60:.1f} minutes')
   print(f'report: {path}')
 

@@ -116,7 +116,7 @@ def _largest(
   finals: pd.DataFrame, columns: Sequence[str], out: list[tuple[str, str]]
 ) -> pd.DataFrame:
   """Returns the largest set of runs that are equal in `columns`."""
-  keys = finals[[*columns]].astype(str).agg('\0'.join, axis=1)
+  keys = _keys(finals, columns)
   sets = [finals[keys == key] for key in keys.unique()]
   best = max(sets, key=lambda of: (of['optimizer'].nunique(), len(of)))
   for of in sets:
@@ -124,6 +124,12 @@ def _largest(
       why = _differences(of.iloc[0], best.iloc[0], columns)
       out += [(run, why) for run in of['run']]
   return best
+
+
+def _keys(runs: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
+  """Returns a text for each run that tells whether it equals another one."""
+  rows = runs[[*columns]].itertuples(index=False)
+  return pd.Series(['\0'.join(map(str, row)) for row in rows], runs.index)
 
 
 def _differences(
@@ -146,7 +152,7 @@ def _one_setting(
   runs: pd.DataFrame, columns: Sequence[str], out: list[tuple[str, str]]
 ) -> pd.DataFrame:
   """Returns the runs of one optimizer's setting with most seeds, each once."""
-  keys = runs[[*columns]].astype(str).agg('\0'.join, axis=1)
+  keys = _keys(runs, columns)
   settings = [runs[keys == key] for key in keys.unique()]
   best = max(settings, key=lambda of: of['seed'].nunique())
   for of in settings:

@@ -35,10 +35,11 @@ class Differences:
 
   Their squared error is the sum of the variances of one or two sources. The
   critical value is the mean of the sources' own values of Student's t, weighted
-  by their variances (Cochran and Cox 1950, §4.14), which never errs more often
-  than the level says. Satterthwaite's degrees of freedom do where one source
-  has few: of three equal optimizers with three seeds they told two apart in
-  11 % of simulations, of 14 in 62 %.
+  by their variances (Cochran and Cox, Experimental Designs, 1950). One number
+  of degrees of freedom for the sum (Satterthwaite 1946) errs too often with few
+  seeds: of three equal optimizers with three seeds it told accuracies of two
+  apart in 11 % of simulations, of 14 in 62 %, and losses of unpaired seeds of
+  two optimizers in 6.6 %.
 
   Attributes:
     value: first minus second.
@@ -129,24 +130,19 @@ def paired(first_S: ArrayLike, second_S: ArrayLike) -> Differences:
 
 
 def unpaired(first_S: ArrayLike, second_S: ArrayLike) -> Differences:
-  """Compares optimizers that share no seeds: Welch's t.
+  """Compares optimizers that share no seeds; each has its own variance.
 
   Args:
     first_S: …×S.
     second_S: …×T, of other seeds.
   """
   sides = [np.asarray(x, np.float64) for x in (first_S, second_S)]
-  variances = [_sd(x) ** 2 / x.shape[-1] for x in sides]
-  total = variances[0] + variances[1]
-  squares = sum(
-    v**2 / max(x.shape[-1] - 1, _NO_FREEDOM)
-    for v, x in zip(variances, sides, strict=True)
+  n = [x.shape[-1] for x in sides]
+  sources = tuple(
+    (_sd(x) ** 2 / count, count - 1.0)
+    for x, count in zip(sides, n, strict=True)
   )
-  with np.errstate(divide='ignore', invalid='ignore'):
-    freedom = np.where(squares > 0, total**2 / squares, 1.0)
-  n = min(x.shape[-1] for x in sides)
-  value = sides[0].mean(-1) - sides[1].mean(-1)
-  return Differences(value, ((total, freedom),), n)
+  return Differences(sides[0].mean(-1) - sides[1].mean(-1), sources, min(n))
 
 
 def scored(

@@ -1,0 +1,154 @@
+"""Run directories and the tables of a report, read into frames."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from steepest.report import tables, verdicts
+
+
+@pytest.fixture(scope='module')
+def study(study_runs, tmp_path_factory):
+  root = tmp_path_factory.mktemp('study')
+  study_runs.write_study(root, models=('gpt2',))
+  return root
+
+
+@pytest.fixture
+def run_dir(study_runs, tmp_path):
+  config = study_runs.config('gpt2', 'adamw', 0, 'final', steps=3000)
+  study_runs.write_run(tmp_path / 'run', config, 3.0, rows=3000)
+  return tmp_path / 'run'
+
+
+def _rows(run_dir):
+  return [json.loads(x) for x in (run_dir / 'metrics.jsonl').open()]
+
+
+def test_a_run_is_a_row(study):
+  found = tables.read([study])
+  runs = found.runs.set_index('run')
+  run = runs.loc['finals/gpt2-sophia/seed=1']
+  path = study / 'finals/gpt2-sophia/seed=1'
+  summary = json.loads((path / 'summary.json').read_text())
+  config = json.loads((path / 'config.json').read_text())
+  for key in ('eval_loss', 'train_loss', 'tokens', 'flops', 'curvature_passes'):
+    assert run[key] == summary[key]
+  assert run['group'] == 'gpt2' and run['status'] == 'finished'
+  assert run['first_loss'] == _rows(path)[0]['train/loss']
+  assert tables.config(run, 'optimizer.betas') == config['optimizer']['betas']
+  assert tables.hyperparameters(run)['b2'] == config['optimizer']['betas'][1]
+  # Trials served the final runs of the same cell.
+  assert run['cell'] == runs.loc['trials/gpt2-sophia/lr=0.0008', 'cell']
+  diverged = runs.loc['trials/gpt2-sophia/lr=0.0032']
+  assert diverged['status'] == 'diverged' and diverged['loss'] == np.inf
+
+
+def test_scores_and_answers(study):
+  found = tables.read([study])
+  path = study / 'finals/gpt2-lion/seed=0/eval/results.json'
+  metrics = json.loads(path.read_text())['metrics']['arc_easy']
+  of = found.scores[found.scores['run'] == 'finals/gpt2-lion/seed=0']
+  row = of.set_index(['task', 'metric']).loc[('arc_easy', 'acc')]
+  assert row['value'] == metrics['acc'] and row['n'] == metrics['n']
+  a = found.answers
+  a = a[(a['run'] == 'finals/gpt2-lion/seed=0') & (a['task'] == 'arc_easy')]
+  assert a[a['metric'] == 'acc']['right'].mean() == pytest.approx(
+    metrics['acc']
+  )
+
+
+def test_long_curves_are_thinned_to_means_and_evaluations_kept(run_dir):
+  rows = _rows(run_dir)
+  points = tables.read([run_dir]).points
+  assert len(points) < 800
+  kept = points[points['eval/loss'].notna()]
+  logged = [r for r in rows if 'eval/loss' in r]
+  assert list(kept['eval/loss']) == [r['eval/loss'] for r in logged]
+  assert list(kept['step']) == [r['step'] for r in logged]
+  first, second = points.iloc[0], points.iloc[1]
+  assert first['train/loss'] == rows[0]['train/loss']
+  between = [r for r in rows if 0 < r['step'] <= second['step']]
+  assert second['train/loss'] == pytest.approx(
+    np.mean([r['train/loss'] for r in between])
+  )
+  assert points['step'].iloc[-1] == rows[-1]['step']
+
+
+def test_a_half_written_last_line_is_none(run_dir):
+  before = tables.read([run_dir]).points
+  with (run_dir / 'metrics.jsonl').open('a') as out:
+    out.write('{"step": 300')
+  pd.testing.assert_frame_equal(tables.read([run_dir]).points, before)
+
+
+@pytest.mark.parametrize(
+  ('file', 'content', 'message'),
+  [
+    ('config.json', '{', 'not valid JSON'),
+    ('config.json', '[]', 'holds no JSON object'),
+    ('config.json', '{"seed": 1}', 'lacks stage'),
+    ('metrics.jsonl', '{\n{"step": 0}\n', 'metrics.jsonl:1: not valid JSON'),
+    ('metrics.jsonl', '3\n', 'not a JSON object'),
+    ('summary.json', '{"status": "finished"}', 'lacks steps'),
+    ('env.json', 'x', 'not valid JSON'),
+  ],
+)
+def test_damaged_files_are_named(run_dir, file, content, message):
+  (run_dir / file).write_text(content)
+  with pytest.raises(ValueError, match=message) as error:
+    tables.read([run_dir])
+  assert '\n' not in str(error.value)
+
+
+def test_what_is_not_there_is_named(tmp_path):
+  with pytest.raises(FileNotFoundError, match='no such directory'):
+    tables.read([tmp_path / 'none'])
+  with pytest.raises(FileNotFoundError, match='no run in it'):
+    tables.read([tmp_path])
+
+
+@pytest.mark.parametrize('suffix', ['parquet', 'csv'])
+def test_written_tables_are_read_again(study, tmp_path, suffix):
+  found = tables.read([study])
+  tables.write(found, tmp_path / 'tables', suffix)
+  again = tables.read([tmp_path])
+  pd.testing.assert_frame_equal(
+    verdicts.compare(again).verdicts, verdicts.compare(found).verdicts
+  )
+  # CSV has no word for an empty text.
+  for name in tables.NAMES if suffix == 'parquet' else ():
+    frame = getattr(found, name)
+    if len(frame):
+      pd.testing.assert_frame_equal(
+        getattr(again, name), frame, check_dtype=False
+      )
+
+
+def test_keys_that_older_runs_lack_have_the_default(run_dir):
+  config = json.loads((run_dir / 'config.json').read_text())
+  del config['optimizer']['clip_norm']
+  config['data']['old'] = 1
+  (run_dir / 'config.json').write_text(json.dumps(config))
+  defaults = {'optimizer': {'clip_norm': 1.0}, 'dtype.moments': 'float32'}
+  run = tables.read([run_dir], defaults, ['data.old']).runs.iloc[0]
+  assert run['config.optimizer.clip_norm'] == 1.0
+  assert run['config.dtype.moments'] == 'float32'
+  assert 'config.data.old' not in run
+
+
+def test_runs_are_grouped_by_the_axes_that_a_study_declares(
+  study_runs, tmp_path
+):
+  study_runs.write_axis_study(tmp_path, models=('gpt2',), seeds=1, rows=5)
+  found = tables.read([tmp_path])
+  assert [(axis.name, axis.own) for axis in found.axes] == [
+    ('epochs', 1),
+    ('tokens', 400 * 16 * study_runs.CONTEXT),
+  ]
+  assert found.runs['group'].nunique() == 4
+  assert 'gpt2, epochs 4, tokens 409,600' in set(found.runs['group'])
+  # One search serves all of them, as none is searched anew.
+  assert found.runs['cell'].nunique() == 3
