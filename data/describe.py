@@ -51,14 +51,14 @@ def _sources(manifest: manifests.Manifest) -> rich_table.Table:
   table = rich_table.Table('source', title='documents')
   for column in ('documents', 'tokens', 'share', 'bytes', 'bytes per token'):
     table.add_column(column, justify='right')
-  for name, held in manifest.sources.items():
+  for name, source in manifest.sources.items():
     table.add_row(
       markup.escape(name),
-      f'{held.documents:,}',
-      f'{held.tokens:,}',
-      f'{held.tokens / manifest.tokens:.1%}',
-      f'{held.bytes:,}',
-      f'{held.bytes / held.tokens:.2f}',
+      f'{source.documents:,}',
+      f'{source.tokens:,}',
+      f'{source.tokens / manifest.tokens:.1%}',
+      f'{source.bytes:,}',
+      f'{source.bytes / source.tokens:.2f}',
     )
   return table
 
@@ -69,13 +69,13 @@ def _shards(manifest: manifests.Manifest) -> rich_table.Table:
     table.add_column(column, justify='right')
   for source in manifest.sources_of('train'):
     for split in manifests.SPLITS:
-      if held := manifest.select(split, source):
+      if selected := manifest.select(split, source):
         table.add_row(
           markup.escape(source),
           split,
-          f'{len(held):,}',
-          f'{sum(s.records for s in held):,}',
-          f'{sum(s.tokens for s in held):,}',
-          f'{sum(s.bytes for s in held):,}',
+          f'{len(selected):,}',
+          f'{sum(s.records for s in selected):,}',
+          f'{sum(s.tokens for s in selected):,}',
+          f'{sum(s.bytes for s in selected):,}',
         )
   return table

@@ -52,7 +52,7 @@ def open_tokens(path: pathlib.Path) -> np.ndarray:
 
   Args:
     path: `.npy` of uint16 or uint32 in one dimension; `.bin` of raw uint16
-      (nanoGPT), or with llm.c's header, which is told by its magic number.
+      (nanoGPT), or with llm.c's header, which its magic number tells.
 
   Returns:
     The tokens, uint16 or uint32[N], read from disk as they are used.

@@ -42,8 +42,8 @@ class Shard:
   """One file of records, all of one source and split.
 
   `tokens` is records · R, `documents` counts those that begin in it, `bytes`
-  and `sha256` are the file's, `sampled_sha256` is that of some places in it
-  (shards.py), '' where it was not taken.
+  and `sha256` are the file's, `sampled_sha256` is the hash of some places in it
+  (files.py), '' where it was not taken.
   """
 
   name: str
@@ -68,7 +68,7 @@ class TokenizerInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-  """All there is to know of a directory of shards."""
+  """All there is to know about a directory of shards."""
 
   version: int
   # Arguments that decided the contents, and the input files with their sizes.
@@ -82,14 +82,14 @@ class Manifest:
   duplicates: int
   rejected: int
   tokens: int
-  # Those after a stream's last full record, which are in no shard.
+  # Those after a source's last full record, which are in no shard.
   unused_tokens: int
   sources: dict[str, Source]
   shards: list[Shard]
   tokenizer: TokenizerInfo
   # What a reader should know, such as a source without validation text.
   notes: list[str]
-  # Of the documents kept for validation, by the sources of the shards.
+  # Documents kept for validation, by the sources of the shards.
   validation: dict[str, Source] = dataclasses.field(default_factory=dict)
   # Documents that repeat a benchmark, by source; None: not looked for.
   contaminated: dict[str, int] | None = None
@@ -108,8 +108,8 @@ class Manifest:
 
   def bytes_per_token(self) -> dict[str, float]:
     """Returns bytes over tokens, of validation documents where there are."""
-    held = {**self.sources, **self.validation}
-    return {n: s.bytes / s.tokens for n, s in sorted(held.items()) if s.tokens}
+    sources = sorted({**self.sources, **self.validation}.items())
+    return {n: s.bytes / s.tokens for n, s in sources if s.tokens}
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -137,13 +137,13 @@ def load(directory: epath.PathLike) -> Manifest:
       f'no {NAME} in {directory}: is it the --out of a finished launch.prepare?'
     )
   try:
-    held = json.loads(path.read_text())
-    version = held['version']
+    content = json.loads(path.read_text())
+    version = content['version']
     if version not in _READABLE:
       raise ValueError(
         f'version {version!r}, this program reads {VERSION} at most'
       )
-    manifest = _read(Manifest, held, 'it')
+    manifest = _read(Manifest, content, 'it')
     _check(manifest)
     return manifest
   except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -62,11 +62,11 @@ class ShardWindows:
       ValueError: a shard is damaged there.
     """
     located = [divmod(i, self._per_record) for i in numbers]
-    held = self._read(list(dict.fromkeys(record for record, _ in located)))
+    records = self._read(list(dict.fromkeys(record for record, _ in located)))
     windows = np.empty((len(located), self._context + 1), self._dtype)
     for window, (record, part) in zip(windows, located):
       window[:] = np.frombuffer(
-        held[record],
+        records[record],
         self._dtype,
         self._context + 1,
         part * self._context * self._dtype.itemsize,

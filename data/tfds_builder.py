@@ -77,9 +77,9 @@ class SteepestTokens(tfds.core.GeneratorBasedBuilder):
   ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
     del dl_manager
     assert self._manifest is not None
-    held = {s.split for s in self._manifest.shards}
+    splits = {s.split for s in self._manifest.shards}
     return {
-      s: self._generate_examples(s) for s in manifests.SPLITS if s in held
+      s: self._generate_examples(s) for s in manifests.SPLITS if s in splits
     }
 
   def _generate_examples(

