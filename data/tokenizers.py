@@ -299,21 +299,10 @@ def _sentencepiece(path: pathlib.Path) -> Tokenizer:
     raise ValueError(f'{path} is no SentencePiece model') from error
   count = model.GetPieceSize()
   vocab = {model.IdToPiece(i): i for i in range(count)}
-  normal = {
-    model.IdToPiece(i): model.GetScore(i)
-    for i in range(count)
-    if not (model.IsControl(i) or model.IsByte(i) or model.IsUnknown(i))
-  }
-  pairs = [
-    (piece[:i], piece[i:])
-    for piece in sorted(normal, key=lambda p: -normal[p])
-    for i in range(len(piece) - 1, 0, -1)
-    if piece[:i] in normal and piece[i:] in normal
-  ]
   backend = hf.Tokenizer(
     hf.models.BPE(
       vocab,
-      pairs,
+      _merges(model),
       unk_token=model.IdToPiece(model.unk_id()),
       fuse_unk=True,
       byte_fallback=True,
@@ -349,6 +338,21 @@ def _sentencepiece(path: pathlib.Path) -> Tokenizer:
     single=f'{bos} $A', pair=f'{bos} $A $B', special_tokens=[(bos, vocab[bos])]
   )
   return Tokenizer(backend, f'llama:{path}', bos, eos)
+
+
+def _merges(model: Any) -> list[tuple[str, str]]:
+  """Returns the merges of a SentencePiece model, those of high scores first."""
+  normal = {
+    model.IdToPiece(i): model.GetScore(i)
+    for i in range(model.GetPieceSize())
+    if not (model.IsControl(i) or model.IsByte(i) or model.IsUnknown(i))
+  }
+  return [
+    (piece[:i], piece[i:])
+    for piece in sorted(normal, key=lambda p: -normal[p])
+    for i in range(len(piece) - 1, 0, -1)
+    if piece[:i] in normal and piece[i:] in normal
+  ]
 
 
 def _without_offsets(part: Any) -> Any:
