@@ -104,7 +104,7 @@ def _print_plan(config: 'ConfigDict', planned: 'StepPlan', where: str) -> None:
   table.add_row('at the fullest moment', gib(planned.peak), 'estimate')
   table.add_row('may be used', gib(planned.capacity))
   console.print(table)
-  if planned.seconds is None or planned.mfu is None:
+  if planned.mfu is None:
     console.print(f'{planned.flops:.3g} FLOP a step; no MFU is known')
     return
   console.print(

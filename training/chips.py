@@ -246,3 +246,31 @@ def topology(name: str, devices: int, larger: bool = False) -> str:
       f'{", ".join(map(str, sizes))} chips'
     )
   return sizes[fits[0]]
+
+
+def target_config(chip: Chip, cudnn: int, cuda: int) -> str:
+  """Returns XLA's GpuTargetConfigProto of a GPU, as text.
+
+  Args:
+    chip: the GPU.
+    cudnn: version of cuDNN, as it tells it: 92801 is 9.28.1.
+    cuda: version of CUDA's runtime: 13050 is 13.5.
+  """
+  fields = dict(chip.xla)
+  name, (major, minor) = fields.pop('name'), fields.pop('capability')
+  extension = fields.pop('extension')
+  numbers = '\n'.join(f'  {key}: {value}' for key, value in fields.items())
+  return f"""
+gpu_device_info {{
+{numbers}
+  cuda_compute_capability {{
+    major: {major} minor: {minor} feature_extension: {extension}
+  }}
+}}
+platform_name: "CUDA"
+dnn_version_info {{
+  major: {cudnn // 10_000} minor: {cudnn // 100 % 100} patch: {cudnn % 100}
+}}
+runtime_version {{ major: {cuda // 1000} minor: {cuda % 1000 // 10} patch: 0 }}
+device_description_str: "{name}"
+"""

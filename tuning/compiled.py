@@ -25,9 +25,6 @@ from steepest.optimizers import build
 from steepest.training import chips, mesh as mesh_lib, run as run_lib
 from steepest.tuning import plan
 
-# JAX's plugin for GPUs checks versions of CUDA's libraries. Some tell none
-# where there is no GPU, and it would stay out.
-_UNCHECKED = 'JAX_SKIP_CUDA_CONSTRAINTS_CHECK'
 _COLLECTIVES = (
   *('all-gather', 'all-reduce', 'all-to-all', 'collective-broadcast'),
   *('collective-permute', 'ragged-all-to-all', 'recv', 'reduce-scatter'),
@@ -107,8 +104,9 @@ def devices(chip: chips.Chip, name: str, count: int) -> list[jax.Device]:
     ValueError: there are none, or too few.
   """
   if chip.is_gpu:
-    # Before JAX looks for devices, and with them for its plugins.
-    os.environ.setdefault(_UNCHECKED, '1')
+    # Before JAX looks for devices: its plugin checks the versions of CUDA's
+    # libraries, some tell none where there is no GPU, and it would stay out.
+    os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')
   here = [
     d for d in jax.devices() if any(k in d.device_kind for k in chip.kinds)
   ]
@@ -143,41 +141,18 @@ def devices(chip: chips.Chip, name: str, count: int) -> list[jax.Device]:
 
 
 def _target(chip: chips.Chip) -> str:
-  """Returns XLA's description of a GPU beside the libraries that are here.
-
-  Raises:
-    AttributeError: JAX tells their versions no more, or in another way.
-    ImportError: the same.
-    RuntimeError: they are not here.
-  """
+  """Returns XLA's description of a GPU beside the libraries that are here."""
   # Private, and all there is: which of cuDNN's kernels the compiled program
   # holds depends on its version.
   from jax._src.lib import cuda_versions
 
   if cuda_versions is None:
     raise RuntimeError('the CUDA plugin of JAX is not installed')
-  cudnn = cuda_versions.cudnn_get_version()
-  cuda = cuda_versions.cuda_runtime_get_version()
-  numbers = dict(chip.xla)
-  name, (major, minor) = numbers.pop('name'), numbers.pop('capability')
-  extension = numbers.pop('extension')
-  fields = '\n'.join(f'  {k}: {v}' for k, v in numbers.items())
-  return f"""
-gpu_device_info {{
-{fields}
-  cuda_compute_capability {{
-    major: {major} minor: {minor} feature_extension: {extension}
-  }}
-}}
-platform_name: "CUDA"
-dnn_version_info {{
-  major: {cudnn // 10_000}
-  minor: {cudnn // 100 % 100}
-  patch: {cudnn % 100}
-}}
-runtime_version {{ major: {cuda // 1000} minor: {cuda % 1000 // 10} patch: 0 }}
-device_description_str: "{name}"
-"""
+  return chips.target_config(
+    chip,
+    cuda_versions.cudnn_get_version(),
+    cuda_versions.cuda_runtime_get_version(),
+  )
 
 
 @contextlib.contextmanager
@@ -276,11 +251,9 @@ class _Instruction:
 
   def called(self, *names: str) -> list[str]:
     """Returns the computations that attributes of these names give."""
-    found = []
-    for name in names:
-      text = self.attribute(rf'\b{name}=(\{{[^}}]*\}}|%[\w.\-]+)')
-      found += re.findall(r'%([\w.\-]+)', text)
-    return found
+    given = rf'\b(?:{"|".join(names)})=(\{{[^}}]*\}}|%[\w.\-]+)'
+    found = re.findall(given, self.attributes)
+    return re.findall(r'%([\w.\-]+)', ' '.join(found))
 
 
 _Program = dict[str, list[_Instruction]]
@@ -356,10 +329,8 @@ def _walk(
       continue
     if i.opcode == 'while':
       times = i.attribute(r'"known_trip_count":\s*\{"n":\s*"(\d+)"')
-      (body,) = i.called('body')
-      yield from _walk(
-        program, body, count * int(times or 1), steady and times != ''
-      )
+      runs, known = count * int(times or 1), steady and times != ''
+      yield from _walk(program, i.called('body')[0], runs, known)
     elif i.opcode == 'conditional':
       branches = i.called(
         'branch_computations', 'true_computation', 'false_computation'

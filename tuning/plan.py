@@ -55,8 +55,8 @@ class StepPlan:
     capacity: bytes of each device that may be used.
     flops: of all devices, by the convention of training/flops.py.
     tokens: of all devices.
-    seconds: None where no MFU is known.
-    mfu: that the seconds assume.
+    seconds: not a number where no MFU is known.
+    mfu: that the seconds assume; None where it is not known.
   """
 
   mesh: dict[str, int]
@@ -65,7 +65,7 @@ class StepPlan:
   capacity: int
   flops: float
   tokens: int
-  seconds: float | None
+  seconds: float
   mfu: chips.Mfu | None
 
   @property
@@ -77,8 +77,8 @@ class StepPlan:
     return self.peak <= self.capacity
 
   def hours(self, steps: int) -> float:
-    """Returns the hours of a run's steps; not a number if unknown."""
-    return math.nan if self.seconds is None else steps * self.seconds / 3600
+    """Returns the hours of a run's steps."""
+    return steps * self.seconds / 3600
 
 
 def vocab_size(config: ConfigDict) -> int:
@@ -164,7 +164,7 @@ def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
   tokens = config.batch_size * m.context
   of_step = flops.per_token(params, m) * tokens
   mfu = chip.mfu(flops.count(params)['parameters'])
-  seconds = None
+  seconds = math.nan
   if mfu is not None:
     readout = 6.0 * m.vocab_size * m.width * tokens
     again = (of_step - readout) / 3 if m.remat == 'full' else 0.0
@@ -420,8 +420,6 @@ def summary(found: Sequence[Stage], chip: str, devices: int) -> str:
   tune, train = of('tune'), of('train')
   total = tune + train
   runs = sum(stage.runs for stage in found)
-  if math.isnan(total):
-    return f'{runs} runs; no MFU is known of {chip}, so no hours are'
   return (
     f'{runs} runs, {_number(total)} {chip}-hours: {_number(tune)} for tuning '
     f'({tune / total:.1%}) and {_number(train)} for targets '
@@ -445,8 +443,8 @@ def table(found: Sequence[Stage]) -> Table:
       _tokens(stage.steps * step.tokens),
       str(step.devices),
       f'{step.peak / 2**30:.3g} of {step.capacity / 2**30:.3g} GiB{fits}',
-      '–' if step.seconds is None else f'{step.seconds:.3g} s',
-      '–' if step.seconds is None else _number(stage.hours),
+      f'{step.seconds:.3g} s',
+      _number(stage.hours),
     )
   return shown
 
