@@ -37,7 +37,7 @@ def main(_: list[str]) -> None:
   with tempfile.TemporaryDirectory() as folder:
     _write_model(pathlib.Path(folder))
     model = loading.load_model(f'hf:{folder}')
-  score_fn = likelihoods.make_score_fn(model.features_fn)
+  score_fn = likelihoods.ScoreFn(model.features_fn)
   data = benchmarks.locate(_DATA.value)
   prepare = lambda tasks: evaluation.prepare(
     model.tokenizer, tasks, data, _LIMIT.value

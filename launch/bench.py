@@ -174,7 +174,8 @@ def _kernel_table(kernels: 'list[Kernel]') -> 'Table':
   hidden = lambda found: (
     f'{runs([k for k in found if k.hidden])} run beside other kernels'
   )
-  rows(_grouped(sent, lambda k: re.sub(r'[.\d]+$', '', k.name)), hidden)
+  stem = lambda k: re.sub(r'(-start)?[.\d]*$', '', k.name)
+  rows(_grouped(sent, stem), hidden)
   return table
 
 

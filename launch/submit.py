@@ -9,6 +9,7 @@ what launch.bench --plan says of it, and touches nothing. --option=KEY=VALUE
 sets what only one place has; docs/launching.md lists them.
 """
 
+import dataclasses
 import importlib
 import os
 import pathlib
@@ -84,14 +85,21 @@ def _submit(holder: flags.FlagHolder, given: dict[str, Any]) -> None:
     raise ValueError(f'give --to={"|".join(_PLACES)}')
   place = importlib.import_module(f'steepest.launch.submitters.{given["to"]}')
   points, job = _describe(holder, config, given, place.OPTIONS)
-  plans = _plans(config, job, points)
-  job = _with_hours(job, config, plans)
-  if given['check']:
-    _check(plans)
+  plans, why_none = _plans(config, job, points)
+  over = max([plan.peak - plan.capacity for plan in plans], default=0) / 2**30
+  if given['check'] and over > 0:
+    raise ValueError(
+      f'does not fit, by {over:.1f} GiB a device (launch.bench --plan says of '
+      'what); --nocheck submits it all the same'
+    )
+  if plans and job.hours is None:
+    longest = max(plan.hours(config.steps) for plan in plans)
+    # Evaluation, compilation and checkpoints come on top.
+    hours = round(_MARGIN * longest + 0.5, 1)
+    job = dataclasses.replace(job, hours=hours)
   submission = place.submission(job)
   if given['dry_run']:
-    for line in _summary(config, job, given['to'], plans):
-      print(line)
+    print('\n'.join(_summary(config, job, given['to'], plans, why_none)))
     print(submission.describe())
   elif given['to'] == 'local':
     place.run(job)
@@ -172,12 +180,12 @@ def _recipe(holder: flags.FlagHolder) -> str:
 
 def _plans(
   config: 'ConfigDict', job: 'jobs.Job', points: list[dict[str, Any]]
-) -> 'list[StepPlan] | str':
-  """Returns the plan of each run, or why there is none."""
+) -> 'tuple[list[StepPlan], str]':
+  """Returns the plan of each run, or why there are none."""
   if not job.chip:
-    return 'no accelerator'
+    return [], 'no accelerator'
   if 'study' in config:
-    return 'a study has runs of several shapes'
+    return [], 'launch.study --plan has those of a study'
   import jax
 
   # Nothing here needs an accelerator, and one may be in use.
@@ -194,58 +202,32 @@ def _plans(
       found.append(plan.plan(changed, chips.find(job.chip), job.devices))
     except ValueError as error:
       if 'set model.vocab_size' in str(error):
-        return str(error)
+        return [], str(error)
       raise
-  return found
-
-
-def _with_hours(
-  job: 'jobs.Job', config: 'ConfigDict', plans: 'list[StepPlan] | str'
-) -> 'jobs.Job':
-  import dataclasses
-
-  if job.hours is not None or isinstance(plans, str):
-    return job
-  longest = max(plan.hours(config.steps) for plan in plans)
-  # Evaluation, compilation and checkpoints come on top.
-  return dataclasses.replace(job, hours=round(_MARGIN * longest + 0.5, 1))
-
-
-def _check(plans: 'list[StepPlan] | str') -> None:
-  for plan in plans if isinstance(plans, list) else ():
-    if not plan.fits:
-      raise ValueError(
-        f'does not fit, by {(plan.peak - plan.capacity) / 2**30:.1f} GiB a '
-        'device (launch.bench --plan says of what); --nocheck submits it all '
-        'the same'
-      )
-
-
-def _processes(job: 'jobs.Job', place: str) -> int:
-  """Returns the processes of one run: one a GPU with SLURM, else a machine."""
-  if place == 'slurm':
-    return job.devices
-  return max(job.processes, 1) if place == 'local' else job.hosts
+  return found, ''
 
 
 def _summary(
   config: 'ConfigDict',
   job: 'jobs.Job',
   place: str,
-  plans: 'list[StepPlan] | str',
+  plans: 'list[StepPlan]',
+  why_none: str,
 ) -> list[str]:
   """Returns what is to run, in words."""
   runs = 'one run' if len(job.units) == 1 else f'{len(job.units)} runs'
   lines = [f'# {job.name}: {runs} of {job.module} on {place}']
   if job.chip:
+    # One process a GPU with SLURM, else one a machine.
+    processes = {'slurm': job.devices, 'local': max(job.processes, 1)}
     lines.append(
       f'# each: {job.devices} × {job.chip}, machines: {job.hosts} of '
-      f'{job.per_host}, processes: {_processes(job, place)}'
+      f'{job.per_host}, processes: {processes.get(place, job.hosts)}'
     )
   elif job.processes > 1:
     lines.append(f'# each: {job.processes} processes')
-  if isinstance(plans, str):
-    return [*lines, f'# no plan: {plans}']
+  if why_none:
+    lines.append(f'# no plan: {why_none}')
   for unit, plan in zip(job.units, plans):
     mesh = ' '.join(f'{axis}={size}' for axis, size in plan.mesh.items())
     lines.append(
