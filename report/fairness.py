@@ -129,9 +129,12 @@ def _tuned(
     for key in ('tokens', 'flops', 'seconds')
     if key in trials
   }
-  if math.isinf(last['loss'].min()):
+  # Runs of one trial differ in the seed alone; their mean loss counts.
+  same = pd.Series([json.dumps(of) for of in values], last.index)
+  losses = last['loss'].groupby(same).transform('mean')
+  if math.isinf(losses.min()):
     return row | {'edges': '[]', 'off': 'no trial finished'}
-  best = values[int(last['loss'].to_numpy().argmin())]
+  best = values[int(losses.to_numpy().argmin())]
   tried = {n: sorted({of[n] for of in values if n in of}) for n in names}
   below, above = _sides(tried['lr'], best['lr'])
   return row | {

@@ -102,11 +102,26 @@ def read(
         {'study': studies[study]} | flatten(_read_json(study / 'config.json'))
       )
       parts['timing'] += _timing(study, studies[study])
-    run, points = _read_run(path, name, defaults, ignored)
+    try:
+      run, points = _read_run(path, name, defaults, ignored)
+      scored = _read_scores(path, name)
+    except (
+      ArithmeticError,
+      AttributeError,
+      LookupError,
+      TypeError,
+      ValueError,
+    ) as error:
+      if str(path) in str(error):
+        raise
+      raise ValueError(
+        f'{path}: holds what no run writes ({type(error).__name__}: {error}); '
+        'remove the run or write its files again'
+      ) from error
     run['study'] = '' if study is None else studies[study]
     parts['runs'].append(run)
     parts['points'].append(points)
-    for table, frame in _read_scores(path, name).items():
+    for table, frame in scored.items():
       parts[table].append(frame)
     parts['sources'] += run.pop('sources')
   return {name: as_frame(name, rows) for name, rows in parts.items()}
@@ -241,6 +256,9 @@ def _read_points(path: pathlib.Path) -> pd.DataFrame:
     means = sums / counts
   means[last] = values_CxP[last][:, ends]
   frame = pd.DataFrame(means.T, columns=names)
+  steps_P = values_CxP[names.index('step')] if 'step' in names else [math.nan]
+  if not np.all(np.isfinite(steps_P)):
+    raise ValueError(f'{path}: a row has no step; remove the run')
   frame['step'] = frame['step'].astype(np.int64)
   return frame
 

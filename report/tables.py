@@ -429,7 +429,10 @@ def _own(study: Mapping[str, Any], name: str, stage: str) -> Any:
   """Returns the value of the study's own configuration; None if unknown."""
   if name != 'tokens':
     key = AXIS_KEYS[name] if name in AXIS_KEYS else name
-    return study[key] if key in study else None
+    own = study[key] if key in study else None
+    if name == 'width' and own is not None and 'study.width_ratio' in study:
+      return int(own * (study['study.width_ratio'] if stage == 'final' else 1))
+    return own
   steps = 'study.target_steps' if stage == 'final' else 'steps'
   keys = ('batch_size', steps, 'model.context')
   if any(key not in study or missing(study[key]) for key in keys):

@@ -274,8 +274,8 @@ def _pairs(directory):
 
 
 def _run(directory):
-  from steepest.eval.comparing import comparison
   from steepest.experiments import base
+  from steepest.report import tables
 
   config = json.loads(base.get_config().to_json())
   (directory / 'config.json').write_text(json.dumps(config))
@@ -307,7 +307,7 @@ def _run(directory):
     'peak_memory_bytes': None,
   }
   (directory / 'summary.json').write_text(json.dumps(summary))
-  read = lambda: comparison.load_runs([str(directory)])
+  read = lambda: tables.read([str(directory)])
   return read, ['config.json', 'metrics.jsonl', 'summary.json']
 
 
