@@ -171,9 +171,11 @@ def open_journal(workdir: pathlib.Path) -> 'optuna.storages.JournalStorage':
     if not text.endswith(b'\n'):
       with path.open('r+b') as file:
         file.truncate(text.rfind(b'\n') + 1)
-  for suffix in ('.lock', '.lock.rename'):
-    path.with_name(path.name + suffix).unlink(missing_ok=True)
-  return optuna.storages.JournalStorage(journal.JournalFileBackend(str(path)))
+  path.with_name(f'{path.name}.lock').unlink(missing_ok=True)
+  # Optuna's default lock is a symbolic link, which not every file system has.
+  lock = journal.JournalFileOpenLock(str(path))
+  backend = journal.JournalFileBackend(str(path), lock)
+  return optuna.storages.JournalStorage(backend)
 
 
 class Search:

@@ -411,8 +411,9 @@ def _refuse_older(
     home = cells.trials_dir(workdir, cell)
     if not begun and home.exists() and any(home.iterdir()):
       raise ValueError(
-        f'{home} holds trials of an earlier version, whose search cannot go '
-        f'on: use another --workdir; launch.report --runs={workdir} reads them'
+        f'{home} holds trials without {search.JOURNAL}, of an earlier version, '
+        'whose search cannot go on: use another --workdir; launch.report '
+        f'--runs={workdir} reads them'
       )
 
 

@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 import jax
 import pytest
 
+from steepest.data import corpus
 from steepest.experiments import base
-from steepest.launch import corpus, study, train
+from steepest.launch import study, train
 from steepest.training import run as assemble
 from steepest.training.step import Step
 

@@ -198,7 +198,7 @@ def test_searches_of_an_earlier_version_are_refused_until_they_are_over(
   config = _config()
   old = cells.trials_dir(tmp_path, cells.Cell('gpt2', 'adamw')) / 'lr=0.001'
   old.mkdir(parents=True)
-  with pytest.raises(ValueError, match='trials of an earlier version') as error:
+  with pytest.raises(ValueError, match='of an earlier version') as error:
     studies.Study(config, tmp_path)
   assert '\n' not in str(error.value)
   assert not (tmp_path / search.JOURNAL).exists()
