@@ -108,7 +108,7 @@ def mesh_sizes(config: ConfigDict, devices: int) -> dict[str, int]:
     ValueError: the mesh does not fit them.
   """
   sizes = {axis: config.mesh[axis] for axis in mesh_lib.AXES}
-  rest = math.prod(sizes.values()) // sizes['data']
+  rest = math.prod(n for axis, n in sizes.items() if axis != 'data')
   if sizes['data'] == -1 and rest > 0:
     if devices % rest:
       raise ValueError(
