@@ -3,12 +3,13 @@
     python -m launch.submit --to=slurm --config=experiments/gpt2_124m.py:lion \\
         --chip=h100 --devices=16 --sweep=optimizer.lr=1e-4,2e-4 --dry_run
 
---to=local joins processes on this machine; slurm and xmanager write what the
-place wants and hand it over. --dry_run prints exactly that and
-what launch.bench --plan says of it, and touches nothing. --option=KEY=VALUE
+--to=local runs processes on this machine that JAX joins; slurm and xmanager
+write a script and hand it over. --dry_run prints that script and what
+launch.bench --plan says of the runs, and touches nothing. --option=KEY=VALUE
 sets what only one place has; docs/launching.md lists them.
 """
 
+import argparse
 import dataclasses
 import importlib
 import os
@@ -42,7 +43,7 @@ def main() -> None:
   """The command."""
   config = cli.define_config()
   define = flags.DEFINE_multi_string
-  given = {
+  defined = {
     'to': flags.DEFINE_enum('to', None, _PLACES, 'Where it runs.'),
     'workdir': flags.DEFINE_string(
       'workdir', None, 'Directory of the runs (default runs/CONFIG-VARIANT).'
@@ -74,20 +75,23 @@ def main() -> None:
     'check': flags.DEFINE_bool('check', True, 'Refuse what will not fit.'),
     'dry_run': flags.DEFINE_bool('dry_run', False, 'Print, submit nothing.'),
   }
-  cli.run(
-    lambda: _submit(config, {k: f.value for k, f in given.items()}), __doc__
-  )
+
+  def command() -> None:
+    values = {name: flag.value for name, flag in defined.items()}
+    _submit(config, argparse.Namespace(**values))
+
+  cli.run(command, __doc__)
 
 
-def _submit(holder: flags.FlagHolder, given: dict[str, Any]) -> None:
+def _submit(holder: flags.FlagHolder, options: argparse.Namespace) -> None:
   config = cli.required(holder)
-  if given['to'] is None:
+  if options.to is None:
     raise ValueError(f'give --to={"|".join(_PLACES)}')
-  place = importlib.import_module(f'steepest.launch.submitters.{given["to"]}')
-  points, job = _describe(holder, config, given, place.OPTIONS)
+  place = importlib.import_module(f'steepest.launch.submitters.{options.to}')
+  points, job = _describe(holder, config, options, place.OPTIONS)
   plans, why_none = _plans(config, job, points)
   over = max([plan.peak - plan.capacity for plan in plans], default=0) / 2**30
-  if given['check'] and over > 0:
+  if options.check and over > 0:
     raise ValueError(
       f'does not fit, by {over:.1f} GiB a device (launch.bench --plan says of '
       'what); --nocheck submits it all the same'
@@ -98,10 +102,10 @@ def _submit(holder: flags.FlagHolder, given: dict[str, Any]) -> None:
     hours = round(_MARGIN * longest + 0.5, 1)
     job = dataclasses.replace(job, hours=hours)
   submission = place.submission(job)
-  if given['dry_run']:
-    print('\n'.join(_summary(config, job, given['to'], plans, why_none)))
+  if options.dry_run:
+    print('\n'.join(_summary(config, job, options.to, plans, why_none)))
     print(submission.describe())
-  elif given['to'] == 'local':
+  elif options.to == 'local':
     place.run(job)
   else:
     _hand_over(submission)
@@ -110,61 +114,61 @@ def _submit(holder: flags.FlagHolder, given: dict[str, Any]) -> None:
 def _describe(
   holder: flags.FlagHolder,
   config: 'ConfigDict',
-  given: dict[str, Any],
+  options: argparse.Namespace,
   known: dict[str, tuple[str, str]],
 ) -> tuple[list[dict[str, Any]], 'jobs.Job']:
   """Returns the points of the sweep and the job."""
   from steepest.launch.submitters import job as jobs
   from steepest.training import chips
 
-  is_gpu = bool(given['chip']) and chips.find(given['chip']).is_gpu
-  if not given['chip'] and given['devices'] > 1:
-    raise ValueError(f'--devices={given["devices"]}: of which --chip?')
-  workdir = given['workdir'] or cli.default_workdir(holder)
+  is_gpu = bool(options.chip) and chips.find(options.chip).is_gpu
+  if not options.chip and options.devices > 1:
+    raise ValueError(f'--devices={options.devices}: of which --chip?')
+  workdir = options.workdir or cli.default_workdir(holder)
   name = jobs.name_of(pathlib.PurePath(workdir).name)
-  if given['to'] in _SAME_FILES:
+  if options.to in _SAME_FILES:
     workdir = os.path.abspath(workdir)
   if not workdir.isprintable():
     raise ValueError(f'--workdir={workdir!r}: has unprintable characters')
   fixed = cli.overrides(holder)
-  points = jobs.sweep(config, given['sweep']) if given['sweep'] else [('', {})]
+  points = jobs.sweep(config, options.sweep) if options.sweep else [('', {})]
   study = 'study' in config
-  if study and given['devices'] > 1:
+  if study and options.devices > 1:
     raise ValueError(
-      f'--devices={given["devices"]}: a worker of a study trains on one; '
+      f'--devices={options.devices}: a worker of a study trains on one; '
       '--processes says how many workers there are'
     )
   # A study has one process, which hands its runs to workers of its own.
-  many = study and given['processes'] > 1
-  own = (f'--workers={given["processes"]}',) if many else ()
+  many = study and options.processes > 1
+  own = (f'--workers={options.processes}',) if many else ()
   units: list[jobs.Unit] = []
   for point, values in points:
     directory = f'{workdir}/{point}' if point else workdir
     arguments = (
       f'--config={_recipe(holder)}',
-      *jobs.words(fixed | values),
+      *jobs.overrides(fixed | values),
       *own,
     )
     units.append(jobs.Unit(directory, arguments, point))
   folder = pathlib.Path('runs', name, 'submit')
-  if given['to'] in _SAME_FILES:
+  if options.to in _SAME_FILES:
     folder = pathlib.Path(workdir, 'submit')
-  processes = 0 if study else given['processes']
-  if not processes and given['to'] == 'local' and is_gpu:
-    processes = given['devices']
+  processes = 0 if study else options.processes
+  if not processes and options.to == 'local' and is_gpu:
+    processes = options.devices
   return [values for _, values in points], jobs.Job(
     name,
     f'steepest.launch.{"study" if study else "train"}',
     tuple(units),
     _ROOT,
     folder,
-    given['chip'],
-    given['devices'],
+    options.chip,
+    options.devices,
     processes,
-    given['restarts'],
-    given['hours'],
-    (_GPU_MEMORY if is_gpu else {}) | jobs.environment(given['env']),
-    jobs.options(given['option'], known, given['to']),
+    options.restarts,
+    options.hours,
+    (_GPU_MEMORY if is_gpu else {}) | jobs.environment(options.env),
+    jobs.options(options.option, known, options.to),
   )
 
 
@@ -214,7 +218,7 @@ def _summary(
   plans: 'list[StepPlan]',
   why_none: str,
 ) -> list[str]:
-  """Returns what is to run, in words."""
+  """Returns lines that say what is to run."""
   runs = 'one run' if len(job.units) == 1 else f'{len(job.units)} runs'
   lines = [f'# {job.name}: {runs} of {job.module} on {place}']
   if job.chip:
@@ -251,10 +255,10 @@ def _hand_over(submission: 'jobs.Submission') -> None:
     temporary.write_text(text, 'utf-8')
     os.replace(temporary, path)
     print(f'wrote {path}')
-  for words in submission.commands:
-    done = subprocess.run(words, check=False)
+  for argv in submission.commands:
+    done = subprocess.run(argv, check=False)
     if done.returncode:
-      raise ChildProcessError(f'{words[0]} ended with {done.returncode}')
+      raise ChildProcessError(f'{argv[0]} ended with {done.returncode}')
 
 
 if __name__ == '__main__':

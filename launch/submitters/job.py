@@ -33,7 +33,7 @@ class Unit:
   point: str = ''
 
   def command(self, python: str, module: str) -> list[str]:
-    """Returns the words of the command line."""
+    """Returns the command line."""
     return [python, '-m', module, *self.arguments, f'--workdir={self.workdir}']
 
 
@@ -97,7 +97,7 @@ class Submission:
 
   Attributes:
     files: text by path, written first.
-    commands: words of each, run one after the other.
+    commands: argv of each, run one after the other.
     needs: the program that they need, and how to get it.
   """
 
@@ -108,7 +108,7 @@ class Submission:
   def describe(self) -> str:
     """Returns all of it as a text."""
     parts = [f'--- {path}\n{text}' for path, text in self.files.items()]
-    parts += [f'$ {shlex.join(words)}' for words in self.commands]
+    parts += [f'$ {shlex.join(argv)}' for argv in self.commands]
     return '\n'.join(parts)
 
 
@@ -118,25 +118,25 @@ def name_of(text: str) -> str:
   return name if name[:1].isalpha() else f'run-{name}'.strip('-')
 
 
-def words(overrides: dict[str, Any]) -> tuple[str, ...]:
+def overrides(values: dict[str, Any]) -> tuple[str, ...]:
   """Returns --config.KEY=VALUE of each."""
-  return tuple(f'--config.{key}={value}' for key, value in overrides.items())
+  return tuple(f'--config.{key}={value}' for key, value in values.items())
 
 
 def sweep(
-  config: ConfigDict, given: list[str]
+  config: ConfigDict, texts: list[str]
 ) -> list[tuple[str, dict[str, Any]]]:
   """Returns the points of a sweep: a name, and values by key.
 
   Args:
     config: that they apply to.
-    given: KEY=VALUE,VALUE,…; several are combined, each with each.
+    texts: KEY=VALUE,VALUE,…; several are combined, each with each.
 
   Raises:
     ValueError: a key is unknown or a value does not fit it.
   """
   axes = []
-  for text in given:
+  for text in texts:
     key, _, rest = text.partition('=')
     values = [_parse(config, key, value) for value in _split(rest)]
     if not values:
@@ -154,14 +154,14 @@ def sweep(
   return list(zip(names, points))
 
 
-def environment(given: list[str]) -> dict[str, str]:
+def environment(texts: list[str]) -> dict[str, str]:
   """Returns NAME=VALUE of the flags as a dictionary.
 
   Raises:
     ValueError: one is malformed, or looks like a secret.
   """
   found = {}
-  for text in given:
+  for text in texts:
     name, equals, value = text.partition('=')
     if not equals or not re.fullmatch(r'[A-Za-z_][A-Za-z0-9_]*', name):
       raise ValueError(f'--env={name}: give NAME=VALUE')
@@ -175,12 +175,12 @@ def environment(given: list[str]) -> dict[str, str]:
 
 
 def options(
-  given: list[str], known: dict[str, tuple[str, str]], place: str
+  texts: list[str], known: dict[str, tuple[str, str]], place: str
 ) -> dict[str, str]:
   """Returns KEY=VALUE of the flags over the defaults of a place.
 
   Args:
-    given: of --option.
+    texts: of --option.
     known: default and meaning by key; with a key '*', any other goes too.
     place: its name.
 
@@ -188,7 +188,7 @@ def options(
     ValueError: one is malformed or unknown.
   """
   found = {key: default for key, (default, _) in known.items() if key != '*'}
-  for text in given:
+  for text in texts:
     key, equals, value = text.partition('=')
     if not equals or not re.fullmatch(r'[a-z][a-z0-9_-]*', key):
       raise ValueError(f'--option={text}: give KEY=VALUE')

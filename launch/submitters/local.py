@@ -1,8 +1,8 @@
 """This machine: processes that JAX joins, watched and started again.
 
-Each process gets its share of the accelerators. If one process ends badly
-the others are stopped, and all start again from the last checkpoint, at most a
-given number of times without having got further.
+Each process gets its share of the accelerators. If one fails, the others are
+stopped and all start again from the last checkpoint, a limited number of times
+without progress.
 """
 
 import contextlib
@@ -202,7 +202,7 @@ def _environment(job: jobs.Job, i: int, port: str) -> dict[str, str]:
 
 
 def _failed(processes: list[subprocess.Popen[bytes]]) -> str | None:
-  """Says which process ended badly first, as far as can be seen."""
+  """Says which process failed first, as far as can be seen."""
   codes = {i: code for i, p in enumerate(processes) if (code := p.poll())}
   if not codes:
     return None

@@ -1,9 +1,9 @@
 """SLURM: a script for sbatch; a sweep is an array, one task a run.
 
-srun starts one process for each accelerator; they find each other by what it
-tells them. Pre-empted, or out of time, a run goes back to the queue and on
-from its last checkpoint; one that ends without having got further is tried
-again a limited number of times.
+srun starts one process for each accelerator and tells each how to find the
+others. A run that is pre-empted or runs out of time goes back to the queue and
+continues from its last checkpoint. One that fails is tried again, a limited
+number of times without progress.
 """
 
 import re

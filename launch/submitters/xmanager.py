@@ -1,10 +1,10 @@
 """XManager: a launch script in its form, for an environment of its own.
 
-XManager's pins clash with this project's, so it is named in the script alone.
-A sweep's points are work units. Several machines are one job group: Vertex AI
-tells its machines who is who, on Kubernetes the pods' names do. Packed is the
-commit at HEAD: XManager would pack all that lies in the directory, runs and
-environments too.
+XManager's pins clash with this project's, so only the script imports it. Each
+point of a sweep is a work unit, several machines are one job group. Vertex AI
+tells its machines who is who; on Kubernetes the names of the pods do. The
+script packs the commit at HEAD, since XManager alone would pack the whole
+directory, with runs and environments.
 """
 
 import pprint
@@ -253,30 +253,32 @@ def _machine(job: jobs.Job) -> str:
 
 
 def _executor_arguments(job: jobs.Job) -> str:
-  words = ['requirements=_requirements()']
+  arguments = ['requirements=_requirements()']
   mount = job.options['mount']
   if job.options['executor'] == 'local' and mount:
     volumes = f'{{{mount!r}: {mount!r}}}'
-    words.append(f'docker_options=xm_local.DockerOptions(volumes={volumes})')
+    arguments.append(
+      f'docker_options=xm_local.DockerOptions(volumes={volumes})'
+    )
   if job.options['executor'] == 'kubernetes' and job.is_gpu:
     # It would select nodes by a label that GKE has for older GPUs only.
-    words.append("cloud_provider='any'")
-  return ', '.join(words)
+    arguments.append("cloud_provider='any'")
+  return ', '.join(arguments)
 
 
 def _resources(job: jobs.Job, replicas: bool) -> str:
-  words = []
+  arguments = []
   if job.options['executor'] == 'local':
     # This machine's are not told apart.
     if job.chip:
-      words.append(f'local_gpu={job.per_host}')
+      arguments.append(f'local_gpu={job.per_host}')
   elif job.is_gpu:
-    words.append(f'{_RESOURCES[job.chip]}={job.per_host}')
+    arguments.append(f'{_RESOURCES[job.chip]}={job.per_host}')
   elif job.chip:
     topology = chips.topology(job.chip, job.devices)
-    words.append(f'{_RESOURCES[job.chip]}={topology!r}')
+    arguments.append(f'{_RESOURCES[job.chip]}={topology!r}')
   if job.options['memory_gib']:
-    words.append(f'memory={float(job.options["memory_gib"]):g} * xm.GiB')
+    arguments.append(f'memory={float(job.options["memory_gib"]):g} * xm.GiB')
   if replicas:
-    words.append('replicas=replicas')
-  return ', '.join(words)
+    arguments.append('replicas=replicas')
+  return ', '.join(arguments)
