@@ -22,7 +22,7 @@ from steepest.models import (
   huggingface_export,
   parametrization,
 )
-from steepest.training import loading, run as run_lib
+from steepest.training import loading, run as run_lib, state
 
 _LIMIT = flags.DEFINE_integer('limit', 50, 'Questions of each task; 0: all.')
 _TASKS = flags.DEFINE_list(
@@ -69,11 +69,11 @@ def _write_model(directory: pathlib.Path) -> None:
   config.model.context = 1024
   config.dtype.compute = 'float32'
   model = model_config.resolve(config.model, tokenizer.vocab_size, config.dtype)
-  program = run_lib.make_program(config, model)
+  setup = run_lib.make_setup(config, model)
   tokenizer.save(directory)
   huggingface_export.write(
     directory,
-    program.init(0).params,
+    state.init(setup, 0).params,
     parametrization.resolve(config.parametrization, model),
     tokenizer.bos_id,
     tokenizer.eos_id,

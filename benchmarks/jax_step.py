@@ -36,14 +36,14 @@ import numpy as np
 from steepest.experiments import base
 from steepest.models import config as model_config
 from steepest.optimizers import build
-from steepest.training import chips, flops, run as assemble
+from steepest.training import chips, flops, mesh, run, state, step
 
 _PROFILED = 5
 _LISTED = 15
 
 
 class Trainer:
-  """Program, state and one batch of random tokens."""
+  """Compiled step, state and one batch of random tokens."""
 
   def __init__(self, shape: dict[str, Any]):
     config = base.get_config().unlock()
@@ -64,17 +64,23 @@ class Trainer:
     config.mesh.data = 1
     config.dtype.compute = shape['dtype']
     model = model_config.resolve(config.model, shape['vocab'], config.dtype)
-    self.program = assemble.make_program(config, model)
+    self.setup = run.make_setup(config, model)
     rng = np.random.default_rng(0)
     size = shape['batch'], shape['context'] + 1
     tokens = rng.integers(0, shape['vocab'], size, dtype=np.int32)
-    self.batch = self.program.put_batch(
-      {'inputs': tokens[:, :-1], 'targets': tokens[:, 1:]}
+    put = functools.partial(mesh.replicate, self.setup.mesh)
+    self.batch = mesh.put_batch(
+      self.setup.mesh,
+      {'inputs': tokens[:, :-1], 'targets': tokens[:, 1:]},
+      shape['batch'],
     )
-    put = self.program.put
-    self.args = put(build.arguments(config.optimizer, config.schedule, 1000))
+    self.hypers = put(
+      build.hyperparameters(config.optimizer, config.schedule, 1000)
+    )
     self.seed = put(np.uint32(0))
-    self.state = self.program.init(0)
+    self.state = state.init(self.setup, 0)
+    # Without and with what is measured where a row is written.
+    self._flags = put((np.bool_(False), np.bool_(True)))
     self._steps = 0
     self._log_every = config.log_every
     self._clock = time.perf_counter
@@ -86,8 +92,9 @@ class Trainer:
     """One training step; some measure what is logged, as in a run."""
     measure = self._steps % self._log_every == 0
     self._steps += 1
-    self.state, _ = self.program.step(
-      self.state, self.batch, self.args, self.seed, measure
+    compiled = step.compile_step(self.setup, self.hypers)
+    self.state, _ = compiled(
+      self.state, self.batch, self.hypers, self.seed, self._flags[measure]
     )
 
   def update(self, grads: Any) -> None:
@@ -101,8 +108,10 @@ class Trainer:
   def _updated(
     self, params: Any, opt_state: Any, grads: Any, step: Any, measure: Any
   ) -> tuple[Any, Any]:
-    chain = self.program.chain
-    return chain.update(grads, opt_state, params, step, self.args, measure)[:2]
+    chain = self.setup.chain
+    return chain.update(grads, opt_state, params, step, self.hypers, measure)[
+      :2
+    ]
 
   def seconds(self, fn: Callable[[], None], count: int) -> float:
     """Returns how long `count` calls take until all is done."""
@@ -140,10 +149,9 @@ class Trainer:
 def main() -> None:
   """Answers requests until the input ends."""
   trainer = Trainer(json.loads(sys.argv[1]))
-  program = trainer.program
   first = trainer.seconds(trainer.step, 1)
   trainer.seconds(trainer.step, 2)
-  params = program.state_shapes.params
+  params = trainer.setup.shapes.params
   device = jax.devices()[0]
   _answer(
     {
@@ -151,7 +159,7 @@ def main() -> None:
       'device': device.device_kind,
       'compile_seconds': first,
       'parameters': flops.count(params)['parameters'],
-      'flops_per_token': flops.per_token(params, program.model),
+      'flops_per_token': flops.per_token(params, trainer.setup.model),
       'peak_flops': chips.peak(device),
       'is_cpu': device.platform == 'cpu',
     }
@@ -162,8 +170,8 @@ def main() -> None:
       _answer({'seconds': trainer.seconds(trainer.step, int(count))})
     elif what == 'optimizer':
       # Rounded as in a step.
-      grads = trainer.program.step_function.used(
-        jax.tree.map(lambda p: jnp.full_like(p, 1e-3), params)
+      grads = step.rounded(
+        trainer.setup, jax.tree.map(lambda p: jnp.full_like(p, 1e-3), params)
       )
       update = functools.partial(trainer.update, grads)
       trainer.seconds(update, 1)

@@ -79,7 +79,7 @@ def _chain_and_params(name: str) -> tuple[build.Chain, Any, Any]:
     is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
   )
   chain = build.build(config.optimizer, config.schedule, factors)
-  args = build.arguments(config.optimizer, config.schedule, config.steps)
+  args = build.hyperparameters(config.optimizer, config.schedule, config.steps)
   return chain, nn.unbox(boxed), args
 
 

@@ -30,43 +30,34 @@ def _train(holder: flags.FlagHolder, workdir: str | None) -> None:
   config = cli.required(holder)
   # JAX starts up for seconds; --help and mistyped keys need not wait.
   from steepest.eval import evaluation
-  from steepest.training import (
-    processes as distributed,
-    run as assemble,
-    signals,
-  )
+  from steepest.training import interrupts, processes, run
   from steepest.tuning import status
 
   workdir = workdir or cli.default_workdir(holder)
-  first = distributed.join() == 0
-  overrides = cli.overrides(holder)
-  make_evaluate = evaluation.evaluator(
-    config.eval_tasks, config.eval_tasks_data, config.eval_tasks_limit
-  )
+  first = processes.join() == 0
+  options = {
+    'overrides': cli.overrides(holder),
+    'make_evaluate': evaluation.evaluator(
+      config.eval_tasks, config.eval_tasks_data, config.eval_tasks_limit
+    ),
+  }
   try:
-    with signals.StopSignals(config.stop_grace_seconds) as stop:
+    with interrupts.StopSignals(config.stop_grace_seconds) as stop:
       if not first:
         # The first process shows what goes on, the others help.
-        assemble.train(
-          config,
-          workdir,
-          overrides,
-          stop=stop.requested,
-          make_evaluate=make_evaluate,
-        )
+        run.train(config, workdir, stop=stop.requested, **options)
         return
       with status.TrainingDisplay(config, workdir) as display:
-        summary = assemble.train(
+        summary = run.train(
           config,
           workdir,
-          overrides,
-          display.on_row,
-          stop.requested,
-          make_evaluate,
+          on_row=display.on_row,
+          stop=stop.requested,
+          **options,
         )
-  except signals.Stopped as stopped:
+  except interrupts.Stopped as stopped:
     print(stopped, file=sys.stderr)
-    sys.exit(signals.EXIT_CODE)
+    sys.exit(interrupts.EXIT_CODE)
   display.finish(summary)
 
 

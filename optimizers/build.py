@@ -27,17 +27,18 @@ u, and `scale_by_NAME` behind it. It may have
   update_flops        of the matrix products that this takes
 """
 
+import collections
 from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
 import functools
 import importlib
 import pkgutil
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 from jax import numpy as jnp
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 import numpy as np
 import optax
 
@@ -46,30 +47,13 @@ from steepest.optimizers import parts, schedules
 from steepest.optimizers.hyperparameters import Hyperparameters
 
 _DECAY_RATES = ('b1', 'b2', 'b3', 'momentum')
-# Of runs that share a program, all have the same: they decide what is done.
-SHARED = ('hessian_every', 'precondition_every')
+# Keys of a configuration whose values are arguments of the compiled step.
+_SWEPT = (
+  *('lr', 'betas', 'eps', 'weight_decay', 'clip_norm'),
+  *('rho', 'hessian_every', 'b3', 'alpha', 'momentum', 'precondition_every'),
+  *('warmup_steps', 'final_fraction', 'decay_fraction'),
+)
 DECAY_MODES = ('independent', 'times_lr', 'times_role_lr')
-
-
-class Arguments(NamedTuple):
-  """What may change between runs of one compiled step; float32 scalars."""
-
-  lr: Any
-  b1: Any
-  b2: Any
-  eps: Any
-  rho: Any
-  b3: Any
-  alpha: Any
-  momentum: Any
-  weight_decay: Any
-  clip_norm: Any
-  hessian_every: Any
-  precondition_every: Any
-  steps: Any
-  warmup_steps: Any
-  final_fraction: Any
-  decay_fraction: Any
 
 
 class Factors(Protocol):
@@ -83,10 +67,17 @@ class Factors(Protocol):
   kind: str
 
 
-def arguments(
+def static(slice: ConfigDict) -> FrozenConfigDict:
+  """Returns the `optimizer` or `schedule` slice without what is swept."""
+  return FrozenConfigDict(
+    {key: value for key, value in slice.items() if key not in _SWEPT}
+  )
+
+
+def hyperparameters(
   optimizer: ConfigDict, schedule: ConfigDict, steps: int
-) -> Arguments:
-  """Returns the swept hyperparameters of a run.
+) -> dict[str, np.float32]:
+  """Returns what may change between runs of one compiled step, by name.
 
   Raises:
     ValueError: a value is out of its range.
@@ -122,7 +113,7 @@ def arguments(
   for name in ('hessian_every', 'precondition_every'):
     if optimizer[name] < 1:
       raise ValueError(f'optimizer.{name}=0: must be at least 1')
-  return Arguments(**{k: np.float32(v) for k, v in values.items()})
+  return {k: np.float32(v) for k, v in values.items()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -146,7 +137,7 @@ class Chain:
 
   def init(self, params: Any) -> Any:
     """Returns the optimizer's state; it shards like the parameters."""
-    zero = Arguments(*[0.0] * len(Arguments._fields))
+    zero: dict[str, float] = collections.defaultdict(float)
     hyper = self._hyperparameters(zero, 0, 0.0)
     return self.module.transform(hyper).init(params)
 
@@ -156,7 +147,7 @@ class Chain:
     state: Any,
     params: Any,
     step: Any,
-    args: Arguments,
+    hypers: Mapping[str, Any],
     measure: Any = None,
   ) -> tuple[Any, Any, dict[str, jax.Array]]:
     """Returns the new parameters, the new state and what to log.
@@ -167,25 +158,25 @@ class Chain:
       state: from `init` or the last update.
       params: to be updated.
       step: steps done before.
-      args: hyperparameters.
+      hypers: see `hyperparameters`.
       measure: if given, a scalar: parts.MEASURED is zero where it is not true.
     """
     norm = optax.tree.norm(_wide(grads))
     clip = jnp.where(
-      args.clip_norm > 0,
-      args.clip_norm / jnp.maximum(norm, args.clip_norm),
+      hypers['clip_norm'] > 0,
+      hypers['clip_norm'] / jnp.maximum(norm, hypers['clip_norm']),
       1.0,
     )
     s = schedules.factor(
       self.schedule_kind,
       step,
-      args.steps,
-      args.warmup_steps,
-      args.final_fraction,
-      args.decay_fraction,
+      hypers['steps'],
+      hypers['warmup_steps'],
+      hypers['final_fraction'],
+      hypers['decay_fraction'],
     )
-    hyper = self._hyperparameters(args, step, s * args.lr)
-    move = functools.partial(self._changes, args, hyper, s, clip)
+    hyper = self._hyperparameters(hypers, step, s * hypers['lr'])
+    move = functools.partial(self._changes, hypers, hyper, s, clip)
 
     held, measured = (grads, state, params), {}
     # Matrix products are not done twice.
@@ -199,7 +190,7 @@ class Chain:
     updates, changes, state = move(held)
     if not apart:
       measured = self._sizes(grads, params, updates, changes)
-    stats = {'lr': s * args.lr, 'grad_norm': norm, **measured}
+    stats = {'lr': s * hypers['lr'], 'grad_norm': norm, **measured}
     if hasattr(self.module, 'statistics'):
       stats |= self.module.statistics(state)
     if hasattr(self.module, 'move'):
@@ -209,7 +200,12 @@ class Chain:
     return params, state, stats
 
   def _changes(
-    self, args: Arguments, hyper: Hyperparameters, s: Any, clip: Any, held: Any
+    self,
+    hypers: Mapping[str, Any],
+    hyper: Hyperparameters,
+    s: Any,
+    clip: Any,
+    held: Any,
   ) -> tuple[Any, Any, Any]:
     """Returns u, what is subtracted from the parameters, and the new state."""
     grads, state, params = held
@@ -218,7 +214,7 @@ class Chain:
     updates, state = transform.update(clipped, state, params)
 
     def change(u, p, f):
-      return s * self._decayed(args, u, p, f)
+      return s * self._decayed(hypers, u, p, f)
 
     changes = jax.tree.map(change, updates, params, self.factors)
     return updates, changes, state
@@ -236,10 +232,11 @@ class Chain:
     }
 
   def update_curvature(
-    self, state: Any, curvature: Any, args: Arguments
+    self, state: Any, curvature: Any, hypers: Mapping[str, Any], step: Any
   ) -> Any:
-    """Folds a curvature estimate into the state."""
-    return self.module.update_curvature(state, curvature, args.b2)
+    """Folds a curvature estimate into the state; `step` as in `update`."""
+    del step  # No optimizer needs it.
+    return self.module.update_curvature(state, curvature, hypers['b2'])
 
   @property
   def evaluates_others(self) -> bool:
@@ -257,23 +254,23 @@ class Chain:
     return parts.named(self.factors, stats)
 
   def _hyperparameters(
-    self, args: Arguments, step: Any, rate: Any
+    self, hypers: Mapping[str, Any], step: Any, rate: Any
   ) -> Hyperparameters:
     each = lambda fn: jax.tree.map(fn, self.factors)
     return Hyperparameters(
-      b1=args.b1,
-      b2=args.b2,
-      b3=args.b3,
-      alpha=args.alpha,
-      momentum=args.momentum,
-      eps=each(lambda f: args.eps * f.eps),
-      rho=each(lambda f: args.rho * f.rho),
+      b1=hypers['b1'],
+      b2=hypers['b2'],
+      b3=hypers['b3'],
+      alpha=hypers['alpha'],
+      momentum=hypers['momentum'],
+      eps=each(lambda f: hypers['eps'] * f.eps),
+      rho=each(lambda f: hypers['rho'] * f.rho),
       bias_correction=self.bias_correction,
-      precondition_every=args.precondition_every,
+      precondition_every=hypers['precondition_every'],
       rate=rate,
       step=step,
-      steps=args.steps,
-      plain_eps=args.eps,
+      steps=hypers['steps'],
+      plain_eps=hypers['eps'],
       kinds=each(lambda f: f.kind),
       rates=each(self._rate),
       eps_factors=each(lambda f: f.eps),
@@ -285,14 +282,16 @@ class Chain:
       return getattr(f, self.module.RATES[f.kind])
     return f.lr
 
-  def _decayed(self, args: Arguments, u: Any, p: Any, f: Factors) -> Any:
+  def _decayed(
+    self, hypers: Mapping[str, Any], u: Any, p: Any, f: Factors
+  ) -> Any:
     rate, factor = self._rate(f), f.decay[self.decay_mode]
     if self.decay_mode == 'times_role_lr' and rate != f.lr:
       factor *= rate / f.lr
-    decay = factor * args.weight_decay * p if factor else jnp.zeros_like(p)
+    decay = factor * hypers['weight_decay'] * p if factor else jnp.zeros_like(p)
     if self.decay_mode == 'independent':
-      return args.lr * rate * u + decay
-    return args.lr * (rate * u + decay)
+      return hypers['lr'] * rate * u + decay
+    return hypers['lr'] * (rate * u + decay)
 
 
 def build(

@@ -47,6 +47,39 @@ def logits_of():
   return logits
 
 
+@pytest.fixture(scope='session')
+def bare_setup():
+  """Makes a training Setup of any function in the place of a model.
+
+  `apply` takes (params, tokens B×L[, …]) and returns logits; `chain` is None
+  where no parameter is updated.
+  """
+  import types
+
+  from jax import numpy as jnp
+
+  from steepest.experiments import base
+  from steepest.training import mesh as mesh_lib
+  from steepest.training.state import Setup
+
+  def make(apply, params=None, chain=None, z_loss=0.0, dtype=jnp.float32, **of):
+    one = base.get_config().mesh
+    one.data = 1
+    other = types.SimpleNamespace(kind='other')
+    return Setup(
+      types.SimpleNamespace(apply=lambda held, *x: apply(held['params'], *x)),
+      types.SimpleNamespace(z_loss=z_loss, compute_dtype=dtype),
+      chain
+      or types.SimpleNamespace(factors=jax.tree.map(lambda _: other, params)),
+      mesh_lib.make_mesh(one),
+      None,
+      0,
+      **of,
+    )
+
+  return make
+
+
 @pytest.fixture
 def run_command(tmp_path: pathlib.Path):
   """Runs `python -m launch.NAME …` from the root as a user would."""

@@ -1,7 +1,12 @@
-"""Asynchronous Orbax checkpoints of state, step and bookkeeping."""
+"""Asynchronous Orbax checkpoints of state and metadata, with checksums.
+
+By their checksums, torn and changed checkpoints are known before they are used.
+"""
 
 from collections.abc import Callable
 import contextlib
+import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -14,9 +19,9 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
-from steepest.training import integrity
-from steepest.training.step import TrainState
+from steepest.training.state import TrainState
 
+CHECKSUMS = 'checksums.json'
 # What the first process tells the others when there is no step to tell.
 _NONE, _DAMAGED = -1, -2
 
@@ -24,9 +29,9 @@ _NONE, _DAMAGED = -1, -2
 class Checkpointer:
   """Checkpoints of one run, named by the steps done.
 
-  A checkpoint counts once it was read back and its checksums stand beside it
-  (training/integrity.py); only then are older ones deleted. One that cannot be
-  written is given up with a warning, and what there was before stays.
+  A checkpoint counts once it was read back and its checksums stand beside it;
+  only then are older ones deleted. One that cannot be written is given up with
+  a warning, and what there was before stays.
   """
 
   def __init__(
@@ -82,21 +87,23 @@ class Checkpointer:
     self._manager.reload()
     return None if found == _NONE else found
 
-  def save(self, state: TrainState, steps: int, books: dict[str, Any]) -> None:
+  def save(
+    self, state: TrainState, steps: int, metadata: dict[str, Any]
+  ) -> None:
     """Starts writing; earlier checkpoints stay until it is verified.
 
     Args:
       state: copied to the host before this returns.
       steps: steps done, the position in the data too.
-      books: JSON values carried through restarts.
+      metadata: JSON values carried through restarts.
     """
     self.wait()
-    books = {**books, 'shapes': _shapes(state.params)}
+    metadata = {**metadata, 'shapes': _shapes(state.params)}
     try:
       self._manager.save(
         steps,
         args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state), books=ocp.args.JsonSave(books)
+          state=ocp.args.StandardSave(state), books=ocp.args.JsonSave(metadata)
         ),
       )
     except (OSError, ValueError) as e:
@@ -108,7 +115,7 @@ class Checkpointer:
   def restore(
     self, target: TrainState, steps: int
   ) -> tuple[TrainState, dict[str, Any]]:
-    """Returns the state, on the target's devices, and the books.
+    """Returns the state, on the target's devices, and the metadata.
 
     Args:
       target: ShapeDtypeStructs with shardings.
@@ -117,17 +124,17 @@ class Checkpointer:
     Raises:
       ValueError: the checkpoint is of another model.
     """
-    books = self.books(steps)
-    self._check(books['shapes'], _shapes(target.params), steps)
+    metadata = self.metadata(steps)
+    self._check(metadata['shapes'], _shapes(target.params), steps)
     restored = self._manager.restore(
       steps,
       args=ocp.args.Composite(state=ocp.args.StandardRestore(target)),
     )
-    return restored['state'], books
+    return restored['state'], metadata
 
   def restore_params(self, target: Any, steps: int) -> Any:
     """Returns the parameters alone; `target` as in `restore`."""
-    self._check(self.books(steps)['shapes'], _shapes(target), steps)
+    self._check(self.metadata(steps)['shapes'], _shapes(target), steps)
     item = {'params': target}
     restore_args = ocp.checkpoint_utils.construct_restore_args(item)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -138,7 +145,7 @@ class Checkpointer:
         ),
       )['params']
 
-  def books(self, steps: int) -> dict[str, Any]:
+  def metadata(self, steps: int) -> dict[str, Any]:
     """Returns the JSON values saved beside the state."""
     restored = self._manager.restore(
       steps, args=ocp.args.Composite(books=ocp.args.JsonRestore())
@@ -173,7 +180,7 @@ class Checkpointer:
     try:
       self._manager.wait_until_finished()
       if jax.process_index() == 0:
-        integrity.seal(self.directory / str(steps))
+        write_checksums(self.directory / str(steps))
         for old in _steps(self.directory)[: -self._kept]:
           shutil.rmtree(self.directory / str(old))
     except (OSError, ValueError) as e:
@@ -184,12 +191,12 @@ class Checkpointer:
   def _give_up(self, steps: int, error: Exception) -> None:
     reason = ' '.join(str(error).split())
     self._failure = f'checkpoint {self.directory / str(steps)}: {reason}'
-    left = _steps(self.directory, sealed=True)
+    left = _steps(self.directory, verified=True)
     stays = f'the one of step {left[-1]} stays' if left else 'there is none yet'
     self._warn(f'warning: {self._failure}; {stays}, training goes on')
     if jax.process_index() == 0:
       self._clear_unfinished()
-      if not integrity.is_sealed(self.directory / str(steps)):
+      if not has_checksums(self.directory / str(steps)):
         shutil.rmtree(self.directory / str(steps), ignore_errors=True)
 
   def _clear_unfinished(self) -> None:
@@ -200,9 +207,9 @@ class Checkpointer:
   def _newest_whole(self) -> int:
     """Returns the newest whole checkpoint's steps, or _NONE."""
     damage: dict[int, str] = {}
-    for n in reversed(_steps(self.directory, sealed=True)):
+    for n in reversed(_steps(self.directory, verified=True)):
       try:
-        integrity.check(self.directory / str(n))
+        verify(self.directory / str(n))
       except ValueError as e:
         damage[n] = str(e)
         continue
@@ -243,6 +250,70 @@ class Checkpointer:
         )
 
 
+def write_checksums(directory: pathlib.Path) -> None:
+  """Reads every file of a complete checkpoint and writes down its checksum.
+
+  Args:
+    directory: of one checkpoint, which nobody writes to any more.
+
+  Raises:
+    OSError: a file cannot be read, or the checksums cannot be written.
+  """
+  files = {
+    str(path.relative_to(directory)): {
+      'bytes': path.stat().st_size,
+      'sha256': _sha256(path),
+    }
+    for path in sorted(directory.rglob('*'))
+    if path.is_file() and path.name != CHECKSUMS
+  }
+  temporary = directory / f'.{CHECKSUMS}.tmp'
+  with temporary.open('w', encoding='utf-8') as file:
+    json.dump({'files': files}, file, indent=1)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, directory / CHECKSUMS)
+
+
+def has_checksums(directory: pathlib.Path) -> bool:
+  """Returns whether a checkpoint was read back after it was written."""
+  return (directory / CHECKSUMS).exists()
+
+
+def verify(directory: pathlib.Path) -> None:
+  """Compares the files of a checkpoint with their checksums.
+
+  Raises:
+    ValueError: names the first file that is not what was written.
+  """
+  try:
+    files = json.loads((directory / CHECKSUMS).read_text('utf-8'))['files']
+    wanted = {
+      name: (int(file['bytes']), str(file['sha256']))
+      for name, file in files.items()
+    }
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+      f'{directory / CHECKSUMS} is damaged: {error!r}'
+    ) from error
+  for name, (size, _) in wanted.items():
+    path = directory / name
+    if not path.is_file():
+      raise ValueError(f'{path} is missing')
+    if path.stat().st_size != size:
+      raise ValueError(
+        f'{path} has {path.stat().st_size} bytes, {size} were written'
+      )
+  for name, (_, sha256) in wanted.items():
+    if _sha256(directory / name) != sha256:
+      raise ValueError(f'{directory / name} was changed since it was written')
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
 def _shapes(params: Any) -> dict[str, list[int]]:
   return {
     jax.tree_util.keystr(path, simple=True, separator='/'): list(leaf.shape)
@@ -256,12 +327,12 @@ def _to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _steps(directory: pathlib.Path, sealed: bool = False) -> list[int]:
+def _steps(directory: pathlib.Path, verified: bool = False) -> list[int]:
   """Returns the steps of the complete checkpoints, in order."""
   if not directory.is_dir():
     return []
   return sorted(
     int(path.name)
     for path in directory.iterdir()
-    if path.name.isdigit() and (not sealed or integrity.is_sealed(path))
+    if path.name.isdigit() and (not verified or has_checksums(path))
   )

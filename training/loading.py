@@ -19,9 +19,10 @@ from steepest.models import (
   parametrization,
 )
 from steepest.training import (
-  config as validation,
+  config as config_lib,
   mesh as mesh_lib,
-  run as assemble,
+  run,
+  state as state_lib,
 )
 from steepest.training.checkpoint import Checkpointer
 
@@ -117,14 +118,14 @@ def _load_checkpoint(workdir: pathlib.Path) -> LoadedModel:
       f'ckpt:{workdir}: no tokenizer.json; a run on a flat token file has '
       'none: copy the one that made the tokens there'
     )
-  config = validation.read_config(workdir)
+  config = config_lib.read_config(workdir)
   tokenizer = tokenizers.load(f'hf:{workdir}')
   config.model.vocab_size = config.model.vocab_size or tokenizer.vocab_size
   # One sequence a device: the mesh must fit the model, not a batch.
   config.batch_size, config.microbatches = jax.device_count(), 1
   model = model_config.resolve(config.model, tokenizer.vocab_size, config.dtype)
   _fit_mesh(config.mesh, model.width)
-  program = assemble.make_program(config, model)
+  setup = run.make_setup(config, model)
   checkpointer = Checkpointer(workdir / 'checkpoints', 1, read_only=True)
   steps = checkpointer.latest()
   if steps is None:
@@ -133,13 +134,13 @@ def _load_checkpoint(workdir: pathlib.Path) -> LoadedModel:
       'checkpoint_every above 0'
     )
   rules = parametrization.resolve(config.parametrization, model)
-  if program.chain.evaluates_others:
-    state, _ = checkpointer.restore(program.state_shapes, steps)
-    params = program.evaluation_params(state)
+  if setup.chain.evaluates_others:
+    state, _ = checkpointer.restore(setup.shapes, steps)
+    params = state_lib.evaluation_params(setup, state)
   else:
-    params = checkpointer.restore_params(program.state_shapes.params, steps)
+    params = checkpointer.restore_params(setup.shapes.params, steps)
   return LoadedModel(
-    program.features,
+    setup.features,
     params,
     tokenizer,
     rules,

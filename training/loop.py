@@ -1,226 +1,394 @@
-"""The training loop: steps, evaluation, checkpoints, bookkeeping."""
+"""The training loop: steps, rows, evaluations, checkpoints."""
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import dataclasses
 import math
 import os
 import pathlib
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from steepest.optimizers.build import Arguments
-from steepest.training import chips, flops, metrics, summary
+from steepest.optimizers import parts
+from steepest.training import (
+  chips,
+  flops,
+  mesh as mesh_lib,
+  metrics,
+  state as state_lib,
+  summary,
+)
 from steepest.training.checkpoint import Checkpointer
-from steepest.training.events import Events
-from steepest.training.given import Callbacks, Data, LoopConfig
-from steepest.training.program import Program
-from steepest.training.signals import Stopped
-from steepest.training.stall import StallTimer
-from steepest.training.step import TrainState
-from steepest.training.validation import Validation
+from steepest.training.interrupts import StallTimer, Stopped
+from steepest.training.state import Setup, TrainState
+from steepest.training.step import compile_step, eval_loss
+
+
+class Data(Protocol):
+  """What the loop reads; data/pipeline.py has it."""
+
+  fingerprint: str
+
+  @property
+  def bytes_per_token(self) -> Mapping[str, float]: ...
+
+  def train(self, first_step: int) -> Iterator[dict[str, np.ndarray]]: ...
+
+  def validation(self) -> dict[str, list[dict[str, np.ndarray]]]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+  """Keys of experiments/base.py that the loop reads."""
+
+  seed: int
+  steps: int
+  log_every: int
+  eval_every: int
+  eval_sequences: int
+  eval_tasks: str
+  eval_tasks_every: int
+  checkpoint_every: int
+  checkpoints_kept: int
+  stall_seconds: float
+
+  def due(self, done: int) -> bool:
+    """Returns whether `done` steps are followed by anything but a step."""
+    every = (self.eval_every, self.eval_tasks_every, self.checkpoint_every)
+    return done == self.steps or any(n and done % n == 0 for n in every)
+
+  def written(self, step: int) -> bool:
+    """Returns whether the row of a step is written."""
+    return step % self.log_every == 0 or self.due(step + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Callbacks:
+  """What others add to the loop.
+
+  Attributes:
+    evaluate: (params, steps done, whether the run ends) → benchmark scores.
+    on_row: called with each row.
+    stop: (steps done) → whether to save and leave; asked once a step.
+    writers: (function that reports a failure) → further writers of metrics.
+  """
+
+  evaluate: Callable[[Any, int, bool], dict[str, float]] | None = None
+  on_row: Callable[[dict[str, Any]], None] | None = None
+  stop: Callable[[int], bool] = lambda steps: False
+  writers: Callable[[Callable[[str], None]], list[metrics.Writer]] = (
+    lambda warn: []
+  )
 
 
 class Diverged(ValueError):
-  """A logged number stopped being finite, at `step`."""
+  """A logged number is not finite.
+
+  Attributes:
+    step: at which it is not.
+    summary: what summary.json holds.
+  """
 
   def __init__(self, message: str, step: int):
     super().__init__(message)
     self.step = step
+    self.summary: dict[str, Any] = {}
 
 
-class Loop:
-  """One run in its workdir; goes on where an earlier one stopped.
+class Pruned(ValueError):
+  """A trial was ended early; `Callbacks.on_row` raises it.
 
-  `hparams` are shown in TensorBoard beside the table of parameters.
+  Attributes:
+    steps: done.
+    summary: what summary.json holds.
+  """
+
+  def __init__(self, message: str, steps: int):
+    super().__init__(message)
+    self.steps = steps
+    self.summary: dict[str, Any] = {}
+
+
+def fit(
+  setup: Setup,
+  data: Data,
+  hypers: Mapping[str, Any],
+  config: LoopConfig,
+  workdir: str | os.PathLike[str],
+  callbacks: Callbacks,
+  hparams: Mapping[str, Any],
+  init: Callable[[], TrainState],
+) -> dict[str, Any]:
+  """Trains to the last step and returns what summary.json holds.
+
+  Goes on from the newest checkpoint in the workdir.
+
+  Args:
+    setup: constants of the programs.
+    data: that is read.
+    hypers: hyperparameters by name.
+    config: of the loop.
+    workdir: of the run.
+    callbacks: what others add.
+    hparams: shown in TensorBoard beside the table of parameters.
+    init: makes the state where there is no checkpoint.
+
+  Raises:
+    Diverged: names the step; the last good checkpoint is kept.
+    Pruned: a callback ended the run.
+    Stopped: a stop was asked for; a checkpoint of that step is kept.
+    ValueError: the workdir holds another run's checkpoints.
+  """
+  record = _Record(setup, data, hypers, config, workdir, callbacks)
+  stall = StallTimer(
+    config.stall_seconds,
+    f'process {jax.process_index()} of {jax.process_count()}',
+  )
+  put = lambda tree: mesh_lib.replicate(setup.mesh, tree)
+  operands, seed = put(dict(hypers)), put(np.uint32(config.seed))
+  no, yes = put((np.bool_(False), np.bool_(True)))
+  with record.summarised(), contextlib.ExitStack() as stack:
+    checkpointer = record.open_checkpoints(stack)
+    state, first = _start(record, checkpointer, init)
+    record.open_writer(stack, first, hparams)
+    stack.enter_context(stall)
+    batches = data.train(first)
+    compiled = None
+    pending: tuple[int, Any] | None = None
+    for step in range(first, config.steps):
+      record.step = step
+      with record.timed('data'):
+        rows = next(batches)
+      if compiled is None:
+        with record.timed('compile'):
+          compiled = compile_step(setup, hypers, 'segment_ids' in rows)
+      with record.timed('train'), stall.step():
+        batch = mesh_lib.put_batch(setup.mesh, rows, setup.batch_size)
+        measure = config.written(step)
+        state, stats = compiled(
+          state, batch, operands, seed, yes if measure else no
+        )
+        # The last step's numbers are read while this one runs.
+        row = record.read(pending)
+      if row:
+        record.write(row)
+      pending = step, parts.kept(stats, measure)
+      stop, due = callbacks.stop(step + 1), config.due(step + 1)
+      if stop or due:
+        with record.timed('train'), stall.step():
+          row = record.read(pending)
+        pending = None
+        params = state_lib.evaluation_params(setup, state)
+        row |= record.evaluate(params, step + 1)
+        # A stop leaves the rows that there would be without it.
+        record.write(row, always=due)
+        record.save(checkpointer, state, step + 1, now=stop)
+        if stop and step + 1 < config.steps:
+          raise record.stopped(step + 1)
+    if first == config.steps:
+      record.evaluate(state_lib.evaluation_params(setup, state), first)
+  return record.summary('finished', config.steps)
+
+
+def _start(
+  record: '_Record',
+  checkpointer: Checkpointer | None,
+  init: Callable[[], TrainState],
+) -> tuple[TrainState, int]:
+  """Returns the state to go on from, and the steps done."""
+  latest = checkpointer.latest() if checkpointer else None
+  if checkpointer is None or latest is None:
+    return init(), 0
+  if latest > record.config.steps:
+    raise ValueError(
+      f'{record.workdir} holds {latest} steps, steps={record.config.steps} '
+      'asks for fewer: use another --workdir'
+    )
+  state, metadata = checkpointer.restore(record.setup.shapes, latest)
+  if metadata['data_fingerprint'] != record.data.fingerprint:
+    raise ValueError(
+      f'{record.workdir} was trained on other data than data.source gives '
+      'now: restore the data or use another --workdir'
+    )
+  record.seconds |= metadata['seconds']
+  record.losses = metadata['losses']
+  return state, latest
+
+
+class _Record:
+  """What a run writes down: rows, evaluations, checkpoints, times.
+
+  Attributes:
+    step: that is under way.
+    seconds: spent so far, by what on.
+    losses: the latest validation losses.
   """
 
   def __init__(
     self,
-    program: Program,
+    setup: Setup,
     data: Data,
-    args: Arguments,
+    hypers: Mapping[str, Any],
     config: LoopConfig,
     workdir: str | os.PathLike[str],
     callbacks: Callbacks,
-    hparams: Mapping[str, Any],
   ):
-    self.program = program
-    self.data = data
-    self.config = config
+    self.setup, self.data, self.config = setup, data, config
     self.workdir = pathlib.Path(workdir)
-    self.callbacks = callbacks
-    self._checkpoints = self.workdir / 'checkpoints'
-    self._hparams = hparams
-    self._args = program.put(args)
-    self._seed = program.put(np.uint32(config.seed))
-    self._seconds = dict.fromkeys(
+    self.step = 0
+    self.seconds = dict.fromkeys(
       ('train', 'data', 'eval', 'checkpoint', 'compile'), 0.0
     )
-    self._tokens_per_step = program.batch_size * program.model.context
-    self._per_token = flops.per_token(
-      program.state_shapes.params, program.model
-    )
-    peak = chips.peak(program.mesh.devices.flat[0])
-    self._peak = peak and peak * program.mesh.size
+    self.losses: dict[str, float] = {}
+    self._hypers, self._callbacks = hypers, callbacks
+    self._events = metrics.Events(workdir, writes=jax.process_index() == 0)
+    self._writer: metrics.Writer = metrics.Writers([])
     self._validation: Validation | None = None
-    self._losses: dict[str, float] = {}
-    self._events = Events(workdir, writes=jax.process_index() == 0)
-    self._step = 0
-    self._stall = StallTimer(
-      config.stall_seconds,
-      f'process {jax.process_index()} of {jax.process_count()}',
-    )
+    self._flops_per_token = flops.per_token(setup.shapes.params, setup.model)
+    peak = chips.peak(setup.mesh.devices.flat[0])
+    self._peak = peak and peak * setup.mesh.size
 
-  def run(self, init: Callable[[], TrainState]) -> dict[str, Any]:
-    """Trains to the last step and returns what summary.json holds.
-
-    Args:
-      init: makes the state where there is no checkpoint.
-
-    Raises:
-      Diverged: names the step; the last good checkpoint is kept.
-      Stopped: a stop was asked for; a checkpoint of that step is kept.
-    """
-    checkpointer = None
-    if self.config.checkpoint_every:
-      checkpointer = Checkpointer(
-        self._checkpoints,
-        self.config.checkpoints_kept,
-        warn=lambda text: self._events.add('checkpoint', self._step, text),
-      )
+  @contextlib.contextmanager
+  def timed(self, what: str) -> Iterator[None]:
+    """Counts the time of its body."""
+    start = time.perf_counter()
     try:
-      state, first = self._start(init, checkpointer)
-      with self._stall:
-        self._train(state, first, checkpointer)
+      yield
     finally:
-      if checkpointer is not None:
-        checkpointer.close()
-    return self._summary(self.config.steps)
+      self.seconds[what] += time.perf_counter() - start
 
-  def _train(
-    self, state: TrainState, first: int, checkpointer: Checkpointer | None
-  ) -> None:
-    """Trains from step `first` to the last."""
-    writer = self._writer(first)
+  @contextlib.contextmanager
+  def summarised(self) -> Iterator[None]:
+    """Gives an error that ends the run for good what summary.json holds."""
     try:
-      if first == 0:
-        writer.write_hparams(self._hparams)
-        table = summary.parameter_table(self.program)
-        writer.write_texts(0, {'parameters': table})
-      self._steps(state, first, writer, checkpointer)
-    finally:
-      writer.close()
+      yield
+    except Diverged as error:
+      error.summary = self.summary('diverged', error.step)
+      raise
+    except Pruned as error:
+      error.summary = self.summary('pruned', error.steps)
+      raise
 
-  def _writer(self, first: int) -> metrics.Writer:
-    """Returns what writes; of several processes, the first does."""
-    if jax.process_index():
-      return metrics.Writers([])
-    warn = lambda text: self._events.add('metrics', self._step, text)
-    files = metrics.MetricWriter(self.workdir, first, warn)
-    return metrics.Writers([files, *self.callbacks.writers(warn)])
-
-  def _diverged(self, step: int, text: str) -> Diverged:
-    where = 'no checkpoint was asked for'
-    if self.config.checkpoint_every:
-      where = f'the last good checkpoint is kept in {self._checkpoints}'
-    return Diverged(
-      f'diverged at step {step}: {text}; lower optimizer.lr; {where}', step
+  def open_checkpoints(
+    self, stack: contextlib.ExitStack
+  ) -> Checkpointer | None:
+    """Opens the checkpoints, where any are to be saved; `stack` closes them."""
+    if not self.config.checkpoint_every:
+      return None
+    checkpointer = Checkpointer(
+      self.workdir / 'checkpoints',
+      self.config.checkpoints_kept,
+      warn=lambda text: self._events.add('checkpoint', self.step, text),
     )
+    stack.callback(checkpointer.close)
+    return checkpointer
 
-  def diverged(self, error: Diverged) -> dict[str, Any]:
-    """Returns what summary.json holds of a run that ended with `error`."""
-    return {
-      **self._summary(error.step),
-      'status': 'diverged',
-      'diverged_at_step': error.step,
-      'train_loss': None,
-      'eval_loss': None,
-      'eval_loss_by_source': {},
-      'eval_bits_per_byte': None,
-      'eval_bits_per_byte_by_source': {},
-    }
-
-  def pruned(self, steps: int) -> dict[str, Any]:
-    """Returns what summary.json holds of a trial ended after `steps` steps."""
-    return {**self._summary(steps), 'status': 'pruned', 'eval_loss': None}
-
-  def _start(
-    self, init: Callable[[], TrainState], checkpointer: Checkpointer | None
-  ) -> tuple[TrainState, int]:
-    latest = checkpointer.latest() if checkpointer else None
-    if checkpointer is None or latest is None:
-      return init(), 0
-    if latest > self.config.steps:
-      raise ValueError(
-        f'{self.workdir} holds {latest} steps, steps={self.config.steps} '
-        'asks for fewer: use another --workdir'
-      )
-    state, books = checkpointer.restore(self.program.state_shapes, latest)
-    if books['data_fingerprint'] != self.data.fingerprint:
-      raise ValueError(
-        f'{self.workdir} was trained on other data than data.source gives '
-        'now: restore the data or use another --workdir'
-      )
-    self._seconds |= books['seconds']
-    self._losses = books['losses']
-    return state, latest
-
-  def _steps(
+  def open_writer(
     self,
-    state: TrainState,
+    stack: contextlib.ExitStack,
     first: int,
-    writer: metrics.Writer,
-    checkpointer: Checkpointer | None,
+    hparams: Mapping[str, Any],
   ) -> None:
-    batches = self.data.train(first)
-    pending: tuple[int, Any] | None = None
-    for step in range(first, self.config.steps):
-      self._step = step
-      with self._timed('data'):
-        rows = next(batches)
-      before = self.program.compile_seconds
-      # The first step is compiled, which may take any time.
-      watched = self._stall.step() if step > first else contextlib.nullcontext()
-      with self._timed('train'), watched:
-        batch = self.program.put_batch(rows)
-        state, stats = self.program.step(
-          state,
-          batch,
-          self._args,
-          self._seed,
-          self.written(step),
+    """Opens the writers of metrics; of several processes, the first writes."""
+    if jax.process_index():
+      return
+    warn = lambda text: self._events.add('metrics', self.step, text)
+    files = metrics.MetricWriter(self.workdir, first, warn)
+    self._writer = metrics.Writers([files, *self._callbacks.writers(warn)])
+    stack.callback(self._writer.close)
+    if first == 0:
+      self._writer.write_hparams(hparams)
+      table = summary.parameter_table(self.setup)
+      self._writer.write_texts(0, {'parameters': table})
+
+  def read(self, pending: tuple[int, Any] | None) -> dict[str, Any]:
+    """Waits for a step's numbers and returns its row, {} without one."""
+    if pending is None:
+      return {}
+    step, stats = pending
+    values = self.setup.chain.named(jax.device_get(stats))
+    row = {name: float(v) for name, v in values.items()}
+    for name, value in row.items():
+      if not math.isfinite(value):
+        kept = 'no checkpoint was asked for'
+        if self.config.checkpoint_every:
+          where = self.workdir / 'checkpoints'
+          kept = f'the last good checkpoint is kept in {where}'
+        raise Diverged(
+          f'diverged at step {step}: {name} is {value}; lower optimizer.lr; '
+          f'{kept}',
+          step,
         )
-        # The last step's numbers are read while this one runs.
-        row = self._read(pending)
-      spent = self.program.compile_seconds - before
-      self._seconds['train'] -= spent
-      self._seconds['compile'] += spent
-      if row:
-        self._write(writer, row)
-      pending = step, stats
-      stop, due = self.callbacks.stop(step + 1), self._pause(step + 1)
-      if stop or due:
-        with self._timed('train'), self._stall.step():
-          row = self._read(pending)
-        pending = None
-        params = self.program.evaluation_params(state)
-        row |= self._evaluate(params, step + 1)
-        # A stop leaves the rows that there would be without it.
-        self._write(writer, row, always=due)
-        self._save(state, step + 1, writer, checkpointer, stop)
-        if stop and step + 1 < self.config.steps:
-          raise self._stopped(step + 1)
-    if first == self.config.steps:
-      self._evaluate(self.program.evaluation_params(state), first)
+    tokens = (step + 1) * self.setup.batch_size * self.setup.model.context
+    return {'step': step, 'tokens': tokens, **row}
 
-  def written(self, step: int) -> bool:
-    """Returns whether a step's row is, whatever stops the run."""
-    return step % self.config.log_every == 0 or self._pause(step + 1)
+  def write(self, row: dict[str, Any], always: bool = False) -> None:
+    """Writes a row down where one is due."""
+    step = row['step']
+    row['seconds'] = seconds = self.seconds['train']
+    row['data/wait_seconds'] = self.seconds['data']
+    row['tokens_per_second'] = row['tokens'] / max(seconds, 1e-9)
+    if self._peak:
+      achieved = row['tokens_per_second'] * self._flops_per_token
+      row['mfu'] = achieved / self._peak
+    if always or self.config.written(step):
+      values = {k: v for k, v in row.items() if k != 'step'}
+      self._writer.write_scalars(step, values)
+    if self._callbacks.on_row:
+      self._callbacks.on_row(row)
 
-  def _stopped(self, steps: int) -> Stopped:
+  def evaluate(self, params: Any, done: int) -> dict[str, float]:
+    """Returns the evaluations that are due after `done` steps."""
+    c, last = self.config, done == self.config.steps
+    due = lambda every: last or (every and done % every == 0)
+    scores: dict[str, float] = {}
+    with self.timed('eval'):
+      if c.eval_sequences and due(c.eval_every):
+        if self._validation is None:
+          self._validation = Validation(
+            self.setup, self.data.validation(), self.data.bytes_per_token
+          )
+        scores |= self._validation.losses(params)
+        self.losses = scores
+      evaluate = self._callbacks.evaluate
+      if c.eval_tasks and evaluate and due(c.eval_tasks_every):
+        tasks = evaluate(params, done, last)
+        scores = scores | {f'eval/{k}': v for k, v in tasks.items()}
+    return scores
+
+  def save(
+    self,
+    checkpointer: Checkpointer | None,
+    state: TrainState,
+    done: int,
+    now: bool,
+  ) -> None:
+    """Saves a checkpoint where one is due, or `now`."""
+    last = done == self.config.steps
+    if checkpointer is None:
+      return
+    if done % self.config.checkpoint_every and not last and not now:
+      return
+    with self.timed('checkpoint'):
+      try:
+        # Rows come before their checkpoint; without them there is none.
+        self._writer.flush()
+      except OSError as error:
+        self._events.add(
+          'metrics', done, f'no room for rows, nor a checkpoint: {error}'
+        )
+        return
+      metadata = {
+        'seconds': dict(self.seconds),
+        'losses': self.losses,
+        'data_fingerprint': self.data.fingerprint,
+      }
+      checkpointer.save(state, done, metadata)
+
+  def stopped(self, steps: int) -> Stopped:
     kept = 'run the same command again to go on'
     if not self.config.checkpoint_every:
       kept = 'nothing was kept: set checkpoint_every'
@@ -228,109 +396,85 @@ class Loop:
       f'stopped after {steps} of {self.config.steps} steps; {kept}', steps
     )
 
-  def _pause(self, done: int) -> bool:
-    c = self.config
-    every = (c.eval_every, c.eval_tasks_every, c.checkpoint_every)
-    return done == c.steps or any(n and done % n == 0 for n in every)
-
-  def _read(self, pending: tuple[int, Any] | None) -> dict[str, Any]:
-    """Waits for a step's numbers and returns its row, {} without one."""
-    if pending is None:
-      return {}
-    step, stats = pending
-    values = self.program.chain.named(jax.device_get(stats))
-    row = {name: float(v) for name, v in values.items()}
-    for name, value in row.items():
-      if not math.isfinite(value):
-        raise self._diverged(step, f'{name} is {value}')
-    return {'step': step, 'tokens': (step + 1) * self._tokens_per_step, **row}
-
-  def _write(
-    self, writer: metrics.Writer, row: dict[str, Any], always=False
-  ) -> None:
-    step = row['step']
-    row['seconds'] = seconds = self._seconds['train']
-    row['data/wait_seconds'] = self._seconds['data']
-    row['tokens_per_second'] = row['tokens'] / max(seconds, 1e-9)
-    if self._peak:
-      row['mfu'] = row['tokens_per_second'] * self._per_token / self._peak
-    if always or self.written(step):
-      writer.write_scalars(step, {k: v for k, v in row.items() if k != 'step'})
-    if self.callbacks.on_row:
-      self.callbacks.on_row(row)
-
-  def _evaluate(self, params: Any, done: int) -> dict[str, float]:
-    """Returns the evaluations that are due after `done` steps."""
-    c, last = self.config, done == self.config.steps
-    scores: dict[str, float] = {}
-    with self._timed('eval'):
-      if c.eval_sequences and (
-        last or (c.eval_every and done % c.eval_every == 0)
-      ):
-        if self._validation is None:
-          self._validation = Validation(
-            self.program, self.data.validation(), self.data.bytes_per_token
-          )
-        scores |= self._validation.losses(params)
-        self._losses = scores
-      every = c.eval_tasks_every
-      if c.eval_tasks and self.callbacks.evaluate:
-        if last or (every and done % every == 0):
-          tasks = self.callbacks.evaluate(params, done, last)
-          scores = scores | {f'eval/{k}': v for k, v in tasks.items()}
-    return scores
-
-  def _save(
-    self,
-    state: TrainState,
-    done: int,
-    writer: metrics.Writer,
-    checkpointer: Checkpointer | None,
-    now: bool,
-  ) -> None:
-    every = self.config.checkpoint_every
-    if checkpointer is None:
-      return
-    last = done == self.config.steps
-    if done % every and not last and not now:
-      return
-    with self._timed('checkpoint'):
-      try:
-        writer.flush()
-      except OSError as error:
-        # Its rows come before it; without them there is none.
-        self._events.add(
-          'metrics', done, f'no room for rows, nor a checkpoint: {error}'
-        )
-        return
-      books = {
-        'seconds': dict(self._seconds),
-        'losses': self._losses,
-        'data_fingerprint': self.data.fingerprint,
-      }
-      checkpointer.save(state, done, books)
-
-  @contextlib.contextmanager
-  def _timed(self, what: str) -> Iterator[None]:
-    start = time.perf_counter()
-    try:
-      yield
-    finally:
-      self._seconds[what] += time.perf_counter() - start
-
-  def _summary(self, steps: int) -> dict[str, Any]:
+  def summary(self, status: str, steps: int) -> dict[str, Any]:
+    """Returns what summary.json holds after `steps` steps."""
     passes = 0
-    if self.program.chain.wants_curvature:
-      passes = steps // int(self._args.hessian_every)
-    return {
-      **summary.summarise(
-        self.program,
-        metrics.read_rows(self.workdir),
-        steps,
-        self._seconds,
-        self._losses,
-        passes,
-        self._peak,
-      ),
-      'data_fingerprint': self.data.fingerprint,
+    if self.setup.chain.wants_curvature:
+      passes = steps // int(self._hypers['hessian_every'])
+    values = summary.summarise(
+      self.setup,
+      metrics.read_rows(self.workdir),
+      steps,
+      self.seconds,
+      self.losses,
+      passes,
+      self._peak,
+    )
+    values |= {'data_fingerprint': self.data.fingerprint, 'status': status}
+    if status == 'pruned':
+      values['eval_loss'] = None
+    if status == 'diverged':
+      values |= {
+        'diverged_at_step': steps,
+        'train_loss': None,
+        'eval_loss': None,
+        'eval_loss_by_source': {},
+        'eval_bits_per_byte': None,
+        'eval_bits_per_byte_by_source': {},
+      }
+    return values
+
+
+class Validation:
+  """The validation sequences of a run, placed on the devices once."""
+
+  def __init__(
+    self,
+    setup: Setup,
+    batches: dict[str, list[dict[str, np.ndarray]]],
+    bytes_per_token: Mapping[str, float],
+  ):
+    """Places the sequences.
+
+    Args:
+      setup: of the model that is judged.
+      batches: per source, as data/pipeline.py gives them.
+      bytes_per_token: UTF-8 bytes of a token, ends of documents counted as
+        tokens of none, by source; {} where the text is not known.
+    """
+    self._setup = setup
+    self._bytes = bytes_per_token
+    self._batches = {
+      source: [
+        mesh_lib.put_batch(setup.mesh, batch, setup.batch_size)
+        for batch in of_source
+      ]
+      for source, of_source in batches.items()
     }
+
+  def losses(self, params: Any) -> dict[str, float]:
+    """Returns eval/loss, the mean over sequences in nats, and each source's.
+
+    And eval/bits_per_byte, all bits over all bytes of the sequences, which
+    compares models of unlike tokenizers, and each source's. Empty where there
+    are no sequences.
+    """
+    losses: dict[str, float] = {}
+    total, count, size = 0.0, 0, 0.0
+    for source, batches in self._batches.items():
+      sums = jax.device_get(
+        [eval_loss(self._setup, params, batch) for batch in batches]
+      )
+      source_total = sum(float(loss) for loss, _ in sums)
+      source_count = sum(int(rows) for _, rows in sums)
+      losses[f'eval/loss/{source}'] = source_total / source_count
+      total, count = total + source_total, count + source_count
+      if source in self._bytes:
+        # Sequences are of one length, which cancels.
+        of_source = source_count * self._bytes[source]
+        size += of_source
+        bits = source_total / math.log(2) / of_source
+        losses[f'eval/bits_per_byte/{source}'] = bits
+    if self._batches.keys() <= self._bytes.keys() and size:
+      losses['eval/bits_per_byte'] = total / math.log(2) / size
+    return {'eval/loss': total / count, **losses} if count else {}

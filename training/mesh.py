@@ -1,11 +1,18 @@
-"""The device mesh and which logical axis goes where."""
+"""The device mesh: which logical axis goes where, and what is compiled for it.
 
-from collections.abc import Mapping
+B batch, L length.
+"""
+
+from collections.abc import Callable, Mapping
+import functools
 import math
+import os
 from typing import Any
 
+from absl import logging
 from flax import linen as nn
 import jax
+from jax import numpy as jnp
 from jax.sharding import (
   AbstractMesh,
   AxisType,
@@ -14,6 +21,7 @@ from jax.sharding import (
   PartitionSpec,
 )
 from ml_collections import ConfigDict
+import numpy as np
 
 from steepest.models.config import ModelConfig
 
@@ -35,6 +43,19 @@ RULES = (
 
 # The same for a copy of the model by itself.
 RULES_OF_A_COPY = (('batch', 'fsdp'), *RULES[1:])
+
+
+_SCHEDULER = 'xla_gpu_enable_latency_hiding_scheduler'
+_OPTIONS: dict[str, dict[str, bool]] = {
+  'gpu': {_SCHEDULER: True},
+  'tpu': {
+    'xla_enable_async_all_gather': True,
+    'xla_tpu_enable_async_collective_fusion': True,
+    'xla_tpu_enable_async_collective_fusion_fuse_all_gather': True,
+    'xla_tpu_enable_async_collective_fusion_multiple_steps': True,
+    'xla_tpu_overlap_compute_collective_tc': True,
+  },
+}
 
 
 def make_mesh(
@@ -93,7 +114,55 @@ def batch_shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
   )
 
 
-def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
+def batch_shapes(
+  mesh: Mesh, batch_size: int, context: int, packed: bool, mask: bool = False
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the shapes, with shardings, of what data/pipeline.py yields.
+
+  Args:
+    mesh: of the devices.
+    batch_size: B.
+    context: L.
+    packed: whether there are segment ids and positions.
+    mask: whether there is a mask of rows.
+  """
+  tokens, rows = batch_shardings(mesh)
+  names = ('inputs', 'targets', *(('segment_ids', 'positions') * packed))
+  shape = jax.ShapeDtypeStruct(
+    (batch_size, context), jnp.int32, sharding=tokens
+  )
+  shapes = dict.fromkeys(names, shape)
+  if mask:
+    shapes['mask'] = jax.ShapeDtypeStruct(
+      (batch_size,), jnp.float32, sharding=rows
+    )
+  return shapes
+
+
+def put_batch(
+  mesh: Mesh, batch: Mapping[str, np.ndarray], batch_size: int
+) -> dict[str, jax.Array]:
+  """Places this process's rows of a batch, `local_rows`, on the mesh."""
+  held = local_rows(mesh, batch_size)
+  tokens, rows = batch_shardings(mesh)
+
+  def place(values: np.ndarray) -> jax.Array:
+    def part(index: Any) -> np.ndarray:
+      numbers = range(batch_size)[index[0]]
+      first = held.index(numbers[0])
+      return values[first : first + len(numbers)][:, *index[1:]]
+
+    return jax.make_array_from_callback(
+      (batch_size, *values.shape[1:]),
+      tokens if values.ndim == 2 else rows,
+      part,
+    )
+
+  return {name: place(values) for name, values in batch.items()}
+
+
+@functools.lru_cache(maxsize=8)
+def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
   """Returns the rows of a batch that this process's devices hold.
 
   Raises:
@@ -109,12 +178,17 @@ def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
   held: set[int] = set()
   for index in sharding.addressable_devices_indices_map((batch_size,)).values():
     held.update(range(batch_size)[index[0]] if index else ())
-  return sorted(held)
+  return tuple(sorted(held))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of what every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+  """Places numbers on every device."""
+  return jax.device_put(tree, replicated(mesh))
 
 
 def check(
@@ -167,3 +241,78 @@ def check_subset(
     f'optimizer.hessian_subset={subset} does not divide '
     f'batch_size/(mesh.data·mesh.fsdp) = {rows}: the {hint}'
   )
+
+
+def compiled(
+  mesh: Mesh,
+  fn: Callable[..., Any],
+  args: tuple[Any, ...],
+  in_shardings: Any,
+  out_shardings: Any,
+  donate: tuple[int, ...] = (),
+  remat: str = 'none',
+) -> jax.stages.Compiled:
+  """Compiles a function for a mesh.
+
+  Args:
+    mesh: of the devices.
+    fn: the function.
+    args: its arguments, or their shapes.
+    in_shardings: of the arguments; None: every device has them whole.
+    out_shardings: of what it returns.
+    donate: numbers of the arguments that it consumes.
+    remat: see `compiler_options`.
+  """
+  with jax.set_mesh(mesh):
+    jitted = jax.jit(
+      fn,
+      in_shardings=in_shardings or replicated(mesh),
+      out_shardings=out_shardings,
+      donate_argnums=donate,
+    )
+    return jitted.lower(*args).compile(
+      compiler_options=compiler_options(mesh, remat) or None
+    )
+
+
+def compiler_options(mesh: Mesh, remat: str) -> dict[str, str | bool]:
+  """Returns XLA's options for a mesh; what the user set in XLA_FLAGS stays.
+
+  Only what makers document, and only between several devices: collectives run
+  beside computation. docs/scaling.md says where each is from. Each is tried on
+  an empty program first, since options come and go with versions of XLA.
+
+  Args:
+    mesh: what is compiled for.
+    remat: policy of models/remat.py. With 'full', the scheduler that hides
+      latency on GPUs would take the memory that it saves (docs/scaling.md).
+  """
+  device = mesh.devices.flat[0]
+  if mesh.size == 1 or device.platform not in _OPTIONS:
+    return {}
+  own = os.environ.get('XLA_FLAGS', '') + os.environ.get('LIBTPU_INIT_ARGS', '')
+  wanted = dict(_OPTIONS[device.platform])
+  if _SCHEDULER in wanted and remat == 'full':
+    # Not left out: XLA's own default is to have it.
+    wanted[_SCHEDULER] = False
+  return {
+    name: value
+    for name, value in wanted.items()
+    if f'--{name}' not in own and _accepts(name, value, mesh)
+  }
+
+
+@functools.cache
+def _accepts(name: str, value: bool, mesh: Mesh) -> bool:
+  """Returns whether this version of XLA has an option; logs it if not."""
+  shape = jax.ShapeDtypeStruct(
+    (), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec())
+  )
+  try:
+    with jax.set_mesh(mesh):
+      lowered = jax.jit(lambda x: x).lower(shape)
+    lowered.compile(compiler_options={name: value})
+  except jax.errors.JaxRuntimeError as error:
+    logging.warning('XLA option left out: %s', str(error).splitlines()[0])
+    return False
+  return True

@@ -1,6 +1,6 @@
-"""Writers of metrics: JSONL and TensorBoard.
+"""What a run writes beside its checkpoints: metrics, TensorBoard, events.
 
-The methods are those of clu.metric_writers, which needs TensorFlow.
+The writers' methods are those of clu.metric_writers, which needs TensorFlow.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,9 +8,15 @@ import contextlib
 import json
 import os
 import pathlib
+import sys
+import time
 from typing import Any, Protocol
 
-from steepest.training.board import Board
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+
+EVENTS = 'events.jsonl'
 
 
 class Writer(Protocol):
@@ -81,7 +87,7 @@ class MetricWriter:
     # Unbuffered: what was written is known when there is no room for the rest.
     self._file = self._path.open('ab', buffering=0)
     self._waiting = b''
-    self._board = Board(self._path.parent, first_step)
+    self._tensorboard = TensorBoardWriter(self._path.parent, first_step)
     self._warn = warn or (lambda text: None)
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
@@ -91,15 +97,15 @@ class MetricWriter:
     # What finds no room now is tried again with the next row.
     with contextlib.suppress(OSError):
       self._write_waiting()
-    with self._board_may_fail():
+    with self._tensorboard_may_fail():
       for name, value in scalars.items():
-        self._board.add_scalar(name, value, step)
+        self._tensorboard.add_scalar(name, value, step)
 
   def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
     """Writes texts to TensorBoard."""
-    with self._board_may_fail():
+    with self._tensorboard_may_fail():
       for name, text in texts.items():
-        self._board.add_text(name, text, step)
+        self._tensorboard.add_text(name, text, step)
 
   def write_hparams(self, hparams: Mapping[str, Any]) -> None:
     """Writes hyperparameters to TensorBoard as a table."""
@@ -112,8 +118,8 @@ class MetricWriter:
     Raises:
       OSError: they are not; they are tried again with the next row.
     """
-    with self._board_may_fail():
-      self._board.flush()
+    with self._tensorboard_may_fail():
+      self._tensorboard.flush()
     self._write_waiting()
     os.fsync(self._file.fileno())
 
@@ -123,8 +129,8 @@ class MetricWriter:
       self.flush()
     finally:
       self._file.close()
-      with self._board_may_fail():
-        self._board.close()
+      with self._tensorboard_may_fail():
+        self._tensorboard.close()
 
   def _write_waiting(self) -> None:
     while self._waiting:
@@ -132,11 +138,106 @@ class MetricWriter:
       self._waiting = self._waiting[written:]
 
   @contextlib.contextmanager
-  def _board_may_fail(self) -> Iterator[None]:
+  def _tensorboard_may_fail(self) -> Iterator[None]:
     try:
       yield
     except OSError as error:
       self._warn(f'TensorBoard events are not written: {error}')
+
+
+class TensorBoardWriter:
+  """TensorBoard event files of one run; after an error, a new one is begun.
+
+  tensorboardX's own SummaryWriter hands events to a thread; on a full disk that
+  thread ends and the training waits for it for ever.
+  """
+
+  def __init__(self, workdir: pathlib.Path, first_step: int):
+    """Opens nothing yet.
+
+    Args:
+      workdir: of the run.
+      first_step: the step that comes next; TensorBoard drops what earlier
+        files have of it and later ones.
+    """
+    self._workdir = workdir
+    self._first_step = first_step
+    self._writer: EventsWriter | None = None
+
+  def add_scalar(self, name: str, value: float, step: int) -> None:
+    """Writes a number.
+
+    Raises:
+      OSError: there is no room; what was added since `flush` may be lost.
+    """
+    self._add(step, summary=summary.scalar(name, value))
+
+  def add_text(self, name: str, text: str, step: int) -> None:
+    """Writes a text, Markdown or HTML. Raises as `add_scalar`."""
+    self._add(step, summary=summary.text(name, text))
+
+  def flush(self) -> None:
+    """Returns once all is on disk. Raises as `add_scalar`."""
+    self._try(lambda writer: writer.flush())
+
+  def close(self) -> None:
+    """Flushes and closes. Raises as `add_scalar`."""
+    if self._writer is not None:
+      self._try(lambda writer: writer.close())
+
+  def _add(self, step: int, **values: Any) -> None:
+    event = event_pb2.Event(wall_time=time.time(), step=step, **values)
+    self._try(lambda writer: writer.write_event(event))
+
+  def _try(self, do: Any) -> None:
+    if self._writer is None:
+      # Files of the same second would have the same name.
+      count = len(list(self._workdir.glob('events.out.tfevents.*')))
+      self._writer = EventsWriter(str(self._workdir / 'events'), f'.{count}')
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      if self._first_step:
+        self._add(self._first_step, session_log=start)
+    try:
+      do(self._writer)
+    except OSError:
+      self._writer = None
+      raise
+
+
+class Events:
+  """Appends to events.jsonl of a run and writes to stderr.
+
+  Neither fails where the disk is full: an event is told, not relied on.
+  """
+
+  def __init__(self, workdir: str | os.PathLike[str], writes: bool):
+    """Takes note of where to write.
+
+    Args:
+      workdir: of the run.
+      writes: False for processes that leave writing to another.
+    """
+    self._path = pathlib.Path(workdir) / EVENTS
+    self._writes = writes
+
+  def add(self, kind: str, step: int, text: str) -> None:
+    """Writes one event down.
+
+    Args:
+      kind: 'checkpoint' or 'metrics'.
+      step: that the run was at.
+      text: one line for people.
+    """
+    if not self._writes:
+      return
+    event = {'step': step, 'kind': kind, 'text': text, 'time': time.time()}
+    with contextlib.suppress(OSError):
+      print(f'{kind} at step {step}: {text}', file=sys.stderr, flush=True)
+    with (
+      contextlib.suppress(OSError),
+      self._path.open('a', encoding='utf-8') as file,
+    ):
+      file.write(json.dumps(event) + '\n')
 
 
 def read_rows(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What summary.json holds of a run."""
+"""What summary.json holds of a run, and the table of its parameters."""
 
 import math
 from typing import Any
@@ -9,11 +9,11 @@ import numpy as np
 
 from steepest.optimizers import costs
 from steepest.training import flops
-from steepest.training.program import Program
+from steepest.training.state import Setup
 
 
 def summarise(
-  program: Program,
+  setup: Setup,
   rows: list[dict[str, Any]],
   steps: int,
   seconds: dict[str, float],
@@ -21,10 +21,10 @@ def summarise(
   curvature_passes: int,
   peak_flops: float | None,
 ) -> dict[str, Any]:
-  """Returns the summary of a run that finished.
+  """Returns what summary.json holds of a run that finished.
 
   Args:
-    program: that trained it.
+    setup: that trained it.
     rows: of metrics.jsonl.
     steps: done.
     seconds: spent on 'train', 'data', 'eval', 'checkpoint' and 'compile'.
@@ -32,12 +32,11 @@ def summarise(
     curvature_passes: done, beyond one gradient a step.
     peak_flops: a second, of all devices together; None: not known.
   """
-  tokens = steps * program.batch_size * program.model.context
-  flops_per_token = flops.per_token(program.state_shapes.params, program.model)
+  tokens = steps * setup.batch_size * setup.model.context
+  flops_per_token = flops.per_token(setup.shapes.params, setup.model)
   tail = rows[-max(1, round(len(rows) * 0.05)) :]
-  subset = program.step_function.subset
-  cost = flops.of_estimate(program.estimator, subset)
-  memory = program.mesh.local_devices[0].memory_stats() or {}
+  cost = flops.of_estimate(setup.estimator, setup.subset)
+  memory = setup.mesh.local_devices[0].memory_stats() or {}
   peak = 'peak_bytes_in_use'
   return {
     'status': 'finished',
@@ -72,24 +71,24 @@ def summarise(
       else None
     ),
     'mfu_convention': flops.CONVENTION,
-    **flops.count(program.state_shapes.params),
+    **flops.count(setup.shapes.params),
     'flops': flops_per_token
-    * program.batch_size
-    * program.model.context
+    * setup.batch_size
+    * setup.model.context
     * (steps + curvature_passes * cost)
-    + steps * costs.update_flops(program.chain, program.state_shapes.params),
+    + steps * costs.update_flops(setup.chain, setup.shapes.params),
     'curvature_passes': curvature_passes,
     'optimizer_state_bytes': sum(
       math.prod(leaf.shape) * leaf.dtype.itemsize
-      for leaf in jax.tree.leaves(program.state_shapes.opt_state)
+      for leaf in jax.tree.leaves(setup.shapes.opt_state)
     ),
     'peak_memory_bytes': memory[peak] if peak in memory else None,
   }
 
 
-def parameter_table(program: Program) -> str:
+def parameter_table(setup: Setup) -> str:
   """Returns the shapes and sizes of all parameters, as HTML."""
   table = parameter_overview.get_parameter_overview(
-    program.state_shapes.params, include_stats=False
+    setup.shapes.params, include_stats=False
   )
   return f'<pre>{table}</pre>'

@@ -22,8 +22,7 @@ from steepest.experiments import base
 from steepest.models import config as model_config
 from steepest.optimizers import build, schedules
 from steepest.training import run as training_run
-from steepest.training.loop import Diverged
-from steepest.tuning.pruning import Pruned
+from steepest.training.loop import Diverged, Pruned
 
 MODES = ('one_at_a_time', 'product')
 

@@ -16,13 +16,11 @@ import re
 import time
 
 import jax
-from jax import numpy as jnp
 from ml_collections import ConfigDict
-import numpy as np
 
 from steepest.models import config as model_config
 from steepest.optimizers import build
-from steepest.training import chips, mesh as mesh_lib, run as run_lib
+from steepest.training import chips, run as run_lib, step as step_lib
 from steepest.tuning import plan
 
 _COLLECTIVES = (
@@ -200,21 +198,14 @@ def compile_step(config: ConfigDict, devices: list[jax.Device]) -> Compiled:
   """
   vocab = plan.vocab_size(config)
   model = model_config.resolve(config.model, vocab, config.dtype)
-  program = run_lib.make_program(config, model, devices)
-  tokens, _ = mesh_lib.batch_shardings(program.mesh)
-  shape = jax.ShapeDtypeStruct(
-    (config.batch_size, model.context), jnp.int32, sharding=tokens
+  setup = run_lib.make_setup(config, model, tuple(devices))
+  hypers = build.hyperparameters(
+    config.optimizer, config.schedule, config.steps
   )
-  args = build.arguments(config.optimizer, config.schedule, config.steps)
   start = time.perf_counter()
   try:
     with capability(devices[0]):
-      step = program.compile_step(
-        program.state_shapes,
-        {'inputs': shape, 'targets': shape},
-        args,
-        np.uint32(0),  # type: ignore[arg-type]
-      )
+      step = step_lib.compile_step(setup, hypers)
   except jax.errors.JaxRuntimeError as error:
     # Where Python takes part in compiling, its traceback comes first.
     said = re.search(r'^\w*Error: .*', str(error), re.MULTILINE)

@@ -13,7 +13,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 import numpy as np
 import rich.console
 from rich.progress import Progress
@@ -23,8 +23,8 @@ from steepest.models import config as model_config, parametrization
 from steepest.models.config import ModelConfig
 from steepest.models.parametrization import Parametrization
 from steepest.optimizers import build
-from steepest.training import environment, metrics
-from steepest.training.step import Step, TrainState, key_for
+from steepest.training import environment, metrics, step as step_lib
+from steepest.training.state import Setup, Spec, TrainState, key_for, setup
 from steepest.tuning import slopes
 
 # Large, as the check asks for, yet below those at which narrow models, whose
@@ -223,24 +223,23 @@ class Size:
     self._model = model_config.resolve(c.model, VOCAB_SIZE, c.dtype)
     self._rules = make_rules(c.parametrization, self._model)
     self._file = model_config.find_model(c.model.name)
-    self._module = self._file.Model(self._model, self._rules)
-    boxed = jax.eval_shape(self._init_boxed, 0)
-    self._factors = jax.tree.map(
-      lambda p: self._rules.factors(p.role),
-      boxed,
-      is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
-    )
-    self._chain = build.build(c.optimizer, c.schedule, self._factors)
-    self._args = build.arguments(c.optimizer, c.schedule, c.steps)
-    self._step = Step(
-      lambda params, tokens: self._module.apply({'params': params}, tokens),
-      self._chain,
-      c.optimizer.hessian_estimator,
+    spec = Spec(
+      self._rules,
+      build.static(c.optimizer),
+      build.static(c.schedule),
+      FrozenConfigDict(c.mesh),
+      _BATCH,
       microbatches=1,
     )
+    self._setup: Setup = setup(spec, (jax.devices()[0],))
+    self._module, self._chain = self._setup.module, self._setup.chain
+    self._factors = self._chain.factors
+    self._hypers = build.hyperparameters(c.optimizer, c.schedule, c.steps)
     jit = functools.partial(jax.jit, compiler_options=_QUICK)
     self.init = jit(self._init)
-    self._jit_step = jit(self._step, donate_argnums=0)
+    self._jit_step = jit(
+      functools.partial(step_lib.train_step, self._setup), donate_argnums=0
+    )
     self._jit_activations = jit(self.activations)
     self._jit_changes = jit(self._changes)
     self._jit_next_update = jit(self._next_update)
@@ -267,10 +266,12 @@ class Size:
     last = batch(self.steps)
     start = self._jit_activations(state.params, last['inputs'])
     for step in range(self.steps):
-      state, _ = self._jit_step(state, batch(step), self._args, np.uint32(seed))
+      state, _ = self._jit_step(
+        state, batch(step), self._hypers, np.uint32(seed)
+      )
       on_step()
     found = self._jit_changes(state.params, last['inputs'], start)
-    found |= self._jit_next_update(state, last, self._args, np.uint32(seed))
+    found |= self._jit_next_update(state, last, self._hypers, np.uint32(seed))
     return {name: float(value) for name, value in found.items()}
 
   def activations(
@@ -355,7 +356,7 @@ class Size:
     self,
     state: TrainState,
     batch: dict[str, jax.Array],
-    args: build.Arguments,
+    hypers: dict[str, jax.Array],
     seed: jax.Array,
   ) -> dict[str, jax.Array]:
     """Measures the update that would come next, with curvature known well."""
@@ -366,16 +367,16 @@ class Size:
       opt_state = self._chain.init(params)._replace(m=opt_state.m)
 
       def fold(i: jax.Array, opt_state: Any) -> Any:
-        h = self._step.curvature(params, batch, seed, state.step + i)
-        return self._chain.update_curvature(opt_state, h, args)
+        h = step_lib.curvature(self._setup, params, batch, seed, state.step + i)
+        return self._chain.update_curvature(opt_state, h, hypers, state.step)
 
       opt_state = jax.lax.fori_loop(0, DRAWS, fold, opt_state)
-      weight = 1 - args.b2**DRAWS
+      weight = 1 - hypers['b2'] ** DRAWS
       means = self._role_means(opt_state.h)
       found |= {f'curvature/{k}': h / weight for k, h in means.items()}
-    _, grads = self._step.gradient(params, batch)
+    _, grads = step_lib.gradient(self._setup, params, batch)
     after, _, stats = self._chain.update(
-      grads, opt_state, params, state.step, args
+      grads, opt_state, params, state.step, hypers
     )
     found |= {
       k.replace('_fraction', ''): v

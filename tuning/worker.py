@@ -9,9 +9,8 @@ from ml_collections import ConfigDict
 
 from steepest.eval import evaluation
 from steepest.training import cpu_memory, run as training_run
-from steepest.training.loop import Diverged
+from steepest.training.loop import Diverged, Pruned
 from steepest.tuning import cells, search
-from steepest.tuning.pruning import Pruned
 
 # Steps that are timed before a study begins.
 _STEPS = 10
@@ -47,8 +46,7 @@ def train(job: dict[str, Any]) -> float | None:
       summary = training_run.train(
         config,
         directory,
-        {},
-        on_row,
+        on_row=on_row,
         make_evaluate=evaluation.evaluator(
           config.eval_tasks, config.eval_tasks_data, config.eval_tasks_limit
         ),
@@ -73,5 +71,5 @@ def time_steps(job: dict[str, Any]) -> float:
     checkpoint_every=0,
   )
   with tempfile.TemporaryDirectory() as directory:
-    summary = training_run.train(config, directory, {})
+    summary = training_run.train(config, directory)
   return float(summary['seconds']) / config.steps

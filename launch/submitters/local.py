@@ -23,7 +23,7 @@ from steepest.launch.submitters import job as jobs
 OPTIONS = {
   'grace_seconds': ('60', 'From asking processes to stop to killing them.'),
 }
-# What training exits with when a signal stopped it: training/signals.py.
+# What training exits with when a signal stopped it: training/interrupts.py.
 _STOPPED = 75
 _POLL_SECONDS = 0.1
 # Seconds that the others get when one process has ended badly.

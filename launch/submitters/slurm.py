@@ -21,7 +21,7 @@ OPTIONS = {
 }
 _OWN = ('python', 'setup')
 
-# What training exits with when a signal stopped it: training/signals.py.
+# What training exits with when a signal stopped it: training/interrupts.py.
 _STOPPED = 75
 
 _BODY = r"""

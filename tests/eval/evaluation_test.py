@@ -18,7 +18,7 @@ from steepest.data import tokenizers
 from steepest.eval import evaluation, likelihoods
 from steepest.experiments import tiny
 from steepest.models import config as model_config
-from steepest.training import run as assemble
+from steepest.training import run, state
 
 _WORDS = 'red green blue cats dogs birds sing run sleep under over near'.split()
 _MESHES = (
@@ -61,33 +61,33 @@ def data(tmp_path_factory) -> pathlib.Path:
   return directory
 
 
-def _program(name: str, mesh: dict[str, int], compute: str = 'float32') -> Any:
+def _setup(name: str, mesh: dict[str, int], compute: str = 'float32') -> Any:
   config = tiny.get_config(f'{name},adamw').unlock()
   config.model.update(vocab_size=320, width=32, num_heads=4)
   config.mesh.update({'data': 1, 'fsdp': 1, 'tensor': 1, 'sequence': 1} | mesh)
   config.dtype.compute = compute
   config.batch_size = 8
   model = model_config.resolve(config.model, 320, config.dtype)
-  return assemble.make_program(config, model)
+  return run.make_setup(config, model)
 
 
-def _scores(data: pathlib.Path, program: Any) -> list[likelihoods.Score]:
+def _scores(data: pathlib.Path, setup: Any) -> list[likelihoods.Score]:
   suite = evaluation.prepare(
     tokenizers.load(f'hf:{data}'), 'arc_easy,mmlu', data
   )
-  score_fn = likelihoods.ScoreFn(program.features, program.mesh)
-  return score_fn(program.init(0).params, suite.requests, 64)
+  score_fn = likelihoods.ScoreFn(setup.features, setup.mesh)
+  return score_fn(state.init(setup, 0).params, suite.requests, 64)
 
 
 @pytest.fixture(scope='module')
 def alone(data):
   """Scores of one device."""
-  return functools.cache(lambda name: _scores(data, _program(name, {})))
+  return functools.cache(lambda name: _scores(data, _setup(name, {})))
 
 
 @pytest.mark.parametrize('name, mesh', _MESHES, ids=str)
 def test_any_mesh_scores_the_same(data, alone, name, mesh):
-  found = _scores(data, _program(name, mesh))
+  found = _scores(data, _setup(name, mesh))
   np.testing.assert_allclose(
     [score.loglikelihood for score in found],
     [score.loglikelihood for score in alone(name)],
@@ -108,7 +108,7 @@ spec = importlib.util.spec_from_file_location('scores_test', test)
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 mesh = {'data': 2, 'fsdp': 2, 'tensor': 2}
-found = module._scores(pathlib.Path(data), module._program('gpt2', mesh))
+found = module._scores(pathlib.Path(data), module._setup('gpt2', mesh))
 print(json.dumps([[s.loglikelihood, s.is_greedy] for s in found]))
 """
 
@@ -139,8 +139,8 @@ def test_processes_score_the_same(data, alone):
 
 
 def test_half_precision_sums_in_full(data, alone):
-  program = _program('gpt2', {}, 'bfloat16')
-  found = _scores(data, program)
+  setup = _setup('gpt2', {}, 'bfloat16')
+  found = _scores(data, setup)
   np.testing.assert_allclose(
     [score.loglikelihood for score in found],
     [score.loglikelihood for score in alone('gpt2')],
@@ -152,14 +152,14 @@ def test_half_precision_sums_in_full(data, alone):
 
 
 def test_evaluations_compile_once_and_copy_nothing(data, tmp_path):
-  program = _program('gpt2', {'data': 2, 'fsdp': 2, 'tensor': 2})
+  setup = _setup('gpt2', {'data': 2, 'fsdp': 2, 'tensor': 2})
   make_evaluate = evaluation.evaluator('arc_easy:7,mmlu', str(data), 5)
   assert make_evaluate is not None
   evaluate = make_evaluate(
-    program.features, program.mesh, program.model.context, str(data), tmp_path
+    setup.features, setup.mesh, setup.model.context, str(data), tmp_path
   )
-  score_fn = evaluation._score_fn(program.features, program.mesh)
-  first, second = (program.init(seed).params for seed in (0, 1))
+  score_fn = evaluation._score_fn(setup.features, setup.mesh)
+  first, second = (state.init(setup, seed).params for seed in (0, 1))
   values = evaluate(first, 1, False)
   compilations = score_fn.compilations
   assert 0 < compilations <= 8

@@ -69,7 +69,7 @@ def _one(workdir, recipe, keys):
   """Trains in this process, on one device."""
   config = tiny.get_config(recipe)
   config.update_from_flattened_dict({**_COMMON, 'mesh.data': 1, **keys})
-  assemble.train(config, workdir, {})
+  assemble.train(config, workdir)
   return metrics.read_rows(workdir)
 
 

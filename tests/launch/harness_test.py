@@ -19,7 +19,7 @@ from steepest.models import (
   huggingface_export,
   parametrization,
 )
-from steepest.training import loading, run as assemble
+from steepest.training import loading, run, state
 
 _TEXT = 'the cat sat on the mat. the dog ran to the cat. '
 _CONTEXT = 16
@@ -37,7 +37,7 @@ def spec(tmp_path_factory) -> str:
   shapes = model_config.resolve(
     config.model, tokenizer.vocab_size, config.dtype
   )
-  params = assemble.make_program(config, shapes).init(0).params
+  params = state.init(run.make_setup(config, shapes), 0).params
   # Far from uniform, so that a wrong token or position shows.
   params = jax.tree.map(lambda x: x * 4, jax.device_get(params))
   rules = parametrization.resolve(config.parametrization, shapes)

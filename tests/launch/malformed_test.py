@@ -332,11 +332,11 @@ def _restart(directory):
 
 
 def _checksums(directory):
-  from steepest.training import integrity
+  from steepest.training import checkpoint
 
   (directory / 'state').write_bytes(b'0123456789')
-  integrity.seal(directory)
-  return lambda: integrity.check(directory), ['checksums.json', 'state']
+  checkpoint.write_checksums(directory)
+  return lambda: checkpoint.verify(directory), ['checksums.json', 'state']
 
 
 _READERS = {

@@ -6,6 +6,8 @@ says what is wrong, and leaves nothing.
 """
 
 import contextlib
+import dataclasses
+import functools
 import io
 import pathlib
 import re
@@ -15,13 +17,14 @@ import sys
 from absl import flags
 from hypothesis import HealthCheck, given, settings, strategies as st
 import jax
+import numpy as np
 import pytest
 
 from steepest.data import corpus
 from steepest.experiments import base
 from steepest.launch import study, train
 from steepest.training import run as assemble
-from steepest.training.step import Step
+from steepest.training.step import train_step
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 # As many for the ordinary run, and for the slow one.
@@ -131,16 +134,13 @@ def _call(command, arguments):
   raise AssertionError('the command came back')
 
 
-def _trace(loop, init):
-  """In the place of Loop.run: all of it up to compiling the first step."""
-  program = loop.program
-  batch = next(loop.data.train(0))
-  subset = program.step_function.subset
-  step = Step(
-    program.logits, program.chain, program.estimator, 1, subset=subset
-  )
-  with jax.set_mesh(program.mesh):
-    jax.eval_shape(step, program.state_shapes, batch, loop._args, loop._seed)
+def _trace(setup, data, hypers, *_):
+  """In the place of `fit`: all of it up to compiling the first step."""
+  batch = next(data.train(0))
+  whole = dataclasses.replace(setup, microbatches=1)
+  fn = functools.partial(train_step, whole)
+  with jax.set_mesh(setup.mesh):
+    jax.eval_shape(fn, setup.shapes, batch, hypers, np.uint32(0))
   raise _Reached
 
 
@@ -187,7 +187,7 @@ def _fuzz(command, keys, given_, workdir, examples):
 
 def _fuzz_runs(monkeypatch, workdir, examples):
   monkeypatch.chdir(_ROOT)
-  monkeypatch.setattr(assemble.Loop, 'run', _trace)
+  monkeypatch.setattr(assemble, 'fit', _trace)
   given_ = [(f'--config=experiments/tiny.py:{v}', *_SMALL) for v in _VARIANTS]
   _fuzz(train, _KEYS, given_, workdir, examples)
 

@@ -44,7 +44,7 @@ def test_eight_devices_then_four_two_and_one(
     config = tiny.get_config(variant)
     keys = {**_COMMON, **place, 'steps': steps}
     config.update_from_flattened_dict(keys)
-    assemble.train(config, workdir, {})
+    assemble.train(config, workdir)
 
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   train(whole, 12, {'mesh.data': 1})
@@ -67,7 +67,7 @@ def test_what_a_run_leaves_holds_no_secret(tmp_path, monkeypatch, golden):
     monkeypatch.setenv(name, secret)
   config = tiny.get_config('gpt2,lion')
   config.update_from_flattened_dict({**_COMMON, 'steps': 3, 'mesh.data': 1})
-  assemble.train(config, tmp_path, {})
+  assemble.train(config, tmp_path)
   files = [path for path in tmp_path.rglob('*') if path.is_file()]
   assert json.loads((tmp_path / 'env.json').read_text())['versions']
   assert not [path for path in files if secret.encode() in path.read_bytes()]

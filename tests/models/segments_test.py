@@ -1,12 +1,14 @@
 """Packed documents against the same documents alone."""
 
+import functools
+
 import jax
 from jax import numpy as jnp
 import numpy as np
 import pytest
 
+from steepest.training import step as step_lib
 from steepest.training.loss import cross_entropy
-from steepest.training.step import Step
 
 _LENGTHS = ((6, 10), (10, 6), (16,))
 _VARIANTS = [
@@ -68,7 +70,7 @@ def test_packed_documents_equal_each_alone(build_model, name, shapes):
   ],
 )
 def test_loss_and_gradient_are_those_of_the_documents(
-  build_model, name, microbatches
+  build_model, bare_setup, name, microbatches
 ):
   """Every target counts, those after an end of document too."""
   built, batch = build_model(name, num_layers=1), _pack(_LENGTHS)
@@ -82,9 +84,10 @@ def test_loss_and_gradient_are_those_of_the_documents(
     return total / batch['targets'].size
 
   wanted, grads = jax.jit(jax.value_and_grad(apart))(params)
-  step = Step(apply, None, 'gnb', microbatches)
-  got, others = jax.jit(step.gradient)(params, batch)
-  np.testing.assert_allclose(got, wanted, rtol=1e-5)
+  setup = bare_setup(apply, params, microbatches=microbatches)
+  gradient = functools.partial(step_lib.gradient, setup)
+  losses, others = jax.jit(gradient)(params, batch)
+  np.testing.assert_allclose(losses['train/loss'], wanted, rtol=1e-5)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
     others,
@@ -95,12 +98,12 @@ def test_loss_and_gradient_are_those_of_the_documents(
 @pytest.mark.parametrize(
   'estimator', ['gnb', pytest.param('hutchinson', marks=pytest.mark.slow)]
 )
-def test_curvature_sees_the_documents_apart(build_model, estimator):
+def test_curvature_sees_the_documents_apart(build_model, bare_setup, estimator):
   """A first document does not change what a later one contributes."""
   built, batch = build_model('llama', num_layers=1), _pack(((8, 8),))
   params, apply = built.random(), _apply(built)
-  step = Step(apply, None, estimator, 1)
-  curvature = jax.jit(lambda b: step.curvature(params, b, 0, 0))
+  setup = bare_setup(apply, params, estimator=estimator)
+  curvature = jax.jit(lambda b: step_lib.curvature(setup, params, b, 0, 0))
   alone = {k: v for k, v in batch.items() if k in ('inputs', 'targets')}
   one = {**batch, 'segment_ids': np.ones_like(batch['segment_ids'])}
   one['positions'] = np.arange(16, dtype=np.int32)[None]

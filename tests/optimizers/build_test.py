@@ -42,7 +42,7 @@ def _config(name: str = 'lion', **optimizer):
 
 def _update(config, factors, params, grads, step=0, state=None):
   chain = build.build(config.optimizer, config.schedule, factors)
-  args = build.arguments(config.optimizer, config.schedule, config.steps)
+  args = build.hyperparameters(config.optimizer, config.schedule, config.steps)
   state = chain.init(params) if state is None else state
   params, state, stats = chain.update(grads, state, params, step, args)
   return params, state, chain.named(stats)
@@ -166,7 +166,7 @@ def test_hyperparameters_are_arguments_of_the_compiled_step(name):
     config.optimizer.clip_norm = 0.5 * scale
     config.optimizer.hessian_every = 2 * scale
     config.schedule.warmup_steps = scale
-    args = build.arguments(config.optimizer, config.schedule, 10 * scale)
+    args = build.hyperparameters(config.optimizer, config.schedule, 10 * scale)
     new, _, _ = update({'w': jnp.array([0.1, 0.2])}, state, params, 5, args)
     results.append(np.asarray(new['w']))
   assert update._cache_size() == 1
@@ -210,7 +210,7 @@ def test_values_out_of_range_are_refused(key, value):
   config = _config()
   config.optimizer[key] = value
   with pytest.raises(ValueError, match='must be'):
-    build.arguments(config.optimizer, config.schedule, 10)
+    build.hyperparameters(config.optimizer, config.schedule, 10)
 
 
 def _random(rng, dtype=jnp.float32):
@@ -225,7 +225,7 @@ def test_measuring_changes_nothing_but_what_is_measured(name):
   factors = {'w': _Leaf(), 'b': _Leaf(kind='bias', decay=_NEVER)}
   config = _config(name)
   chain = build.build(config.optimizer, config.schedule, factors)
-  args = build.arguments(config.optimizer, config.schedule, config.steps)
+  args = build.hyperparameters(config.optimizer, config.schedule, config.steps)
   update = jax.jit(chain.update)
   params, grads = _random(rng), _random(rng)
   state = chain.init(params)

@@ -30,7 +30,7 @@ def _params(steps: int, name: str):
     for kind in _SHAPES
   }
   chain = build.build(config.optimizer, config.schedule, factors)
-  args = build.arguments(config.optimizer, config.schedule, steps)
+  args = build.hyperparameters(config.optimizer, config.schedule, steps)
   rng = np.random.default_rng(0)
   draw = lambda: {
     kind: jnp.asarray(rng.normal(size=shape), jnp.float32)

@@ -20,7 +20,7 @@ _SHAPES = {'embedding': (20, 6), 'hidden': (6, 10), 'gain': (6,)}
 
 class _Setup(NamedTuple):
   chain: build.Chain
-  args: build.Arguments
+  args: dict
 
 
 def factors(**overrides):
@@ -45,7 +45,7 @@ def _setup(name, of=None, **keys):
   config.schedule.update(kind='constant', warmup_steps=0)
   return _Setup(
     build.build(config.optimizer, config.schedule, of or factors()),
-    build.arguments(config.optimizer, config.schedule, _STEPS),
+    build.hyperparameters(config.optimizer, config.schedule, _STEPS),
   )
 
 
@@ -169,14 +169,14 @@ def test_schedule_free_takes_the_warmup_alone():
   base.set_optimizer(config, 'schedule_free')
   config.schedule.update(kind='cosine', warmup_steps=3)
   chain = build.build(config.optimizer, config.schedule, factors())
-  args = build.arguments(config.optimizer, config.schedule, 8)
+  args = build.hyperparameters(config.optimizer, config.schedule, 8)
   params = _params()
   state, rates = chain.init(params), []
   for t in range(8):
     params, state, stats = chain.update(
       _grads(params, t), state, params, t, args
     )
-    rates.append(stats['lr'] / args.lr)
+    rates.append(stats['lr'] / args['lr'])
   np.testing.assert_allclose(rates, [0.25, 0.5, 0.75, *[1] * 5], rtol=1e-6)
 
 

@@ -41,7 +41,7 @@ def _chain(name, kinds, **keys):
 
 def _run(config, chain, start, curvature, sigma, steps):
   """Returns the losses with the parameters that count, θ* being 0."""
-  args = build.arguments(config.optimizer, config.schedule, steps)
+  args = build.hyperparameters(config.optimizer, config.schedule, steps)
 
   def step(carry, t):
     params, state = carry
@@ -52,7 +52,7 @@ def _run(config, chain, start, curvature, sigma, steps):
     }
     params, state, _ = chain.update(grads, state, params, t, args)
     if chain.wants_curvature:
-      state = chain.update_curvature(state, curvature, args)
+      state = chain.update_curvature(state, curvature, args, t)
     at = chain.evaluation_params(state, params)
     loss = sum((curvature[k] * p * p).sum() / 2 for k, p in at.items())
     return (params, state), loss

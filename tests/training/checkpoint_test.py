@@ -18,25 +18,23 @@ def _equal(a, b):
 
 
 @pytest.fixture
-def trained(configure, make_program, arguments, make_batch):
-  """Returns a program and its state after three steps."""
+def trained(configure, make_trainer, make_batch):
+  """Returns a setup and its state after three steps."""
 
   def fn(optimizer, **keys):
     config = configure('gpt2', optimizer, **keys)
-    program = make_program(config)
-    args, seed = program.put(arguments(config)), program.put(np.uint32(0))
-    state = program.init(0)
+    trainer = make_trainer(config)
+    state = trainer.init()
     for step in range(3):
-      batch = program.put_batch(make_batch(step))
-      state, _ = program.step(state, batch, args, seed)
-    return program, state
+      state, _ = trainer.step(state, make_batch(step))
+    return trainer.setup, state
 
   return fn
 
 
 @pytest.mark.parametrize('optimizer', ['adamw', 'sophia'])
 def test_round_trip(tmp_path, trained, optimizer):
-  program, state = trained(optimizer)
+  setup, state = trained(optimizer)
   writer = Checkpointer(tmp_path, 2)
   assert writer.latest() is None
   writer.save(state, 3, _BOOKS)
@@ -44,17 +42,17 @@ def test_round_trip(tmp_path, trained, optimizer):
   writer.close()
   reader = Checkpointer(tmp_path, 2, read_only=True)
   assert reader.latest() == 3
-  restored, books = reader.restore(program.state_shapes, 3)
+  restored, metadata = reader.restore(setup.shapes, 3)
   _equal(jax.device_get(restored), wanted)
   assert int(restored.step) == 3
-  assert {k: books[k] for k in _BOOKS} == _BOOKS
-  params = reader.restore_params(program.state_shapes.params, 3)
+  assert {k: metadata[k] for k in _BOOKS} == _BOOKS
+  params = reader.restore_params(setup.shapes.params, 3)
   _equal(jax.device_get(params), wanted.params)
   reader.close()
 
 
 def test_eight_devices_to_four_to_one(
-  tmp_path, trained, configure, make_program
+  tmp_path, trained, configure, make_trainer
 ):
   """Values and places: each device holds its own part again."""
   _, state = trained('adamw', **_SPLIT)
@@ -63,13 +61,13 @@ def test_eight_devices_to_four_to_one(
   writer.save(state, 3, _BOOKS)
   writer.close()
   for mesh in ({'mesh__fsdp': 4}, {}):
-    program = make_program(configure('gpt2', 'adamw', **mesh))
+    setup = make_trainer(configure('gpt2', 'adamw', **mesh)).setup
     reader = Checkpointer(tmp_path, 1)
-    restored, _ = reader.restore(program.state_shapes, 3)
+    restored, _ = reader.restore(setup.shapes, 3)
     reader.close()
     _equal(jax.device_get(restored), wanted)
     places = jax.tree.map(lambda x: x.sharding, restored)
-    assert places == jax.tree.map(lambda s: s.sharding, program.state_shapes)
+    assert places == setup.shardings
 
 
 def test_only_the_latest_are_kept(tmp_path, trained):
@@ -89,7 +87,7 @@ def test_reading_changes_nothing(tmp_path, trained):
   writer.close()
   before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*')}
   reader = Checkpointer(tmp_path, 1, read_only=True)
-  assert reader.latest() == 3 and reader.books(3)['seconds']
+  assert reader.latest() == 3 and reader.metadata(3)['seconds']
   reader.close()
   assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*')}
 
@@ -102,17 +100,17 @@ def test_reading_changes_nothing(tmp_path, trained):
   ],
 )
 def test_another_models_checkpoint_is_refused(
-  tmp_path, trained, configure, make_program, keys, said
+  tmp_path, trained, configure, make_trainer, keys, said
 ):
   _, state = trained('adamw')
   writer = Checkpointer(tmp_path, 1)
   writer.save(state, 3, _BOOKS)
-  program = make_program(configure('gpt2', 'adamw', **keys))
+  setup = make_trainer(configure('gpt2', 'adamw', **keys)).setup
   writer.wait()
   with pytest.raises(ValueError, match=said):
-    writer.restore(program.state_shapes, 3)
+    writer.restore(setup.shapes, 3)
   with pytest.raises(ValueError, match='is of another model'):
-    writer.restore_params(program.state_shapes.params, 3)
+    writer.restore_params(setup.shapes.params, 3)
   writer.close()
 
 
@@ -193,7 +191,7 @@ def test_a_checkpoint_without_checksums_is_used_where_there_is_no_other(
 
 def test_a_full_disk_costs_the_new_checkpoint_only(tmp_path, trained):
   """A limit on the size of files stands in for the full disk."""
-  program, state = trained('adamw')
+  setup, state = trained('adamw')
   wanted = jax.device_get(state)
   said = []
   writer = Checkpointer(tmp_path, 1, warn=said.append)
@@ -218,7 +216,7 @@ def test_a_full_disk_costs_the_new_checkpoint_only(tmp_path, trained):
   writer.close()
   reader = Checkpointer(tmp_path, 1)
   assert reader.latest() == 4
-  restored, _ = reader.restore(program.state_shapes, 4)
+  restored, _ = reader.restore(setup.shapes, 4)
   _equal(jax.device_get(restored), wanted)
   reader.close()
   assert sorted(p.name for p in tmp_path.iterdir()) == ['4']

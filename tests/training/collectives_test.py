@@ -10,8 +10,9 @@ import re
 from typing import NamedTuple
 
 import jax
-import numpy as np
 import pytest
+
+from steepest.training import step as step_lib
 
 _BATCH, _LENGTH, _WIDTH, _VOCAB = 16, 16, 32, 160
 _KINDS = (
@@ -89,8 +90,8 @@ def _collectives(text: str) -> list[Collective]:
 
 
 @pytest.fixture(scope='module')
-def compiled(configure, make_program, arguments, make_batch):
-  """Returns (program, collectives of its step)."""
+def compiled(configure, make_trainer):
+  """Returns (setup, collectives of its step)."""
 
   def fn(name, optimizer, **keys):
     config = configure(
@@ -98,11 +99,9 @@ def compiled(configure, make_program, arguments, make_batch):
       optimizer,
       **{'model__vocab_size': _VOCAB, 'model__num_layers': 2, **keys},
     )
-    program = make_program(config)
-    args, seed = program.put(arguments(config)), program.put(np.uint32(0))
-    batch = program.put_batch(make_batch())
-    step = program.compile_step(program.state_shapes, batch, args, seed)
-    return program, _collectives(step.as_text())
+    trainer = make_trainer(config)
+    step = step_lib.compile_step(trainer.setup, trainer.hypers)
+    return trainer.setup, _collectives(step.as_text())
 
   return fn
 
@@ -111,10 +110,8 @@ def _of_kind(found, kind):
   return [c for c in found if c.kind == kind]
 
 
-def _parameters(program):
-  return sum(
-    math.prod(s.shape) for s in jax.tree.leaves(program.state_shapes[1])
-  )
+def _parameters(setup):
+  return sum(math.prod(s.shape) for s in jax.tree.leaves(setup.shapes[1]))
 
 
 def _matrices(found, layer, pass_):
@@ -130,11 +127,11 @@ def _matrices(found, layer, pass_):
 
 
 def test_copies_reduce_their_gradients_and_nothing_else(compiled):
-  program, found = compiled('llama', 'adamw', mesh__data=8)
+  setup, found = compiled('llama', 'adamw', mesh__data=8)
   assert {c.kind for c in found} == {'all-reduce'}
   total = sum(c.elements for c in found)
   # Each gradient once, and the loss.
-  assert 0 <= total - _parameters(program) <= 8
+  assert 0 <= total - _parameters(setup) <= 8
 
 
 @pytest.mark.parametrize(
@@ -146,7 +143,7 @@ def test_copies_reduce_their_gradients_and_nothing_else(compiled):
   ],
 )
 def test_split_parameters_are_gathered_once_a_pass(compiled, name, optimizer):
-  program, found = compiled(name, optimizer, mesh__fsdp=8)
+  setup, found = compiled(name, optimizer, mesh__fsdp=8)
   gathers = _of_kind(found, 'all-gather')
   passes = [c for c in gathers if 'branch' not in c.source]
   weights = ['query', 'key', 'value', 'output', 'mlp_up', 'mlp_down']
@@ -157,9 +154,7 @@ def test_split_parameters_are_gathered_once_a_pass(compiled, name, optimizer):
   # Only the model's passes gather: no update, no state of the optimizer.
   assert all('Model' in c.source for c in gathers)
   # Weights and biases, never a scalar nor what depends on the batch.
-  sizes = {
-    math.prod(s.shape) for s in jax.tree.leaves(program.state_shapes.params)
-  }
+  sizes = {math.prod(s.shape) for s in jax.tree.leaves(setup.shapes.params)}
   assert all(math.prod(s) in sizes for c in gathers for s in c.shapes)
   assert min(c.elements for c in gathers) >= _WIDTH
   assert {c.kind for c in found} == {'all-gather', 'all-reduce'}
@@ -193,17 +188,17 @@ def test_logits_stay_split_over_the_vocabulary(compiled, name, optimizer):
 
 
 def test_copies_reduce_once_whatever_the_micro_batches(compiled):
-  program, found = compiled('gpt2', 'adamw', mesh__data=4, microbatches=2)
+  setup, found = compiled('gpt2', 'adamw', mesh__data=4, microbatches=2)
   assert not [c for c in found if c.in_loop]
   assert {c.kind for c in found} == {'all-reduce'}
-  assert 0 <= sum(c.elements for c in found) - _parameters(program) <= 8
+  assert 0 <= sum(c.elements for c in found) - _parameters(setup) <= 8
 
 
 @pytest.mark.parametrize(
   'optimizer', ['adamw', pytest.param('sophia', marks=pytest.mark.slow)]
 )
 def test_micro_batches_gather_no_parameter_again(compiled, optimizer):
-  program, found = compiled(
+  setup, found = compiled(
     'llama',
     optimizer,
     mesh__data=2,

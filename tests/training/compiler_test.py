@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from steepest.training import compiler
+from steepest.training import mesh as mesh_lib
 
 
 class _Mesh:
@@ -26,7 +26,7 @@ def tried(monkeypatch):
     names.append(name)
     return 'fuse_all_gather' not in name
 
-  monkeypatch.setattr(compiler, 'accepted', accept)
+  monkeypatch.setattr(mesh_lib, '_accepts', accept)
   return names
 
 
@@ -38,38 +38,41 @@ def mesh():
 
 def test_options_of_gpus_are_known_to_this_version(mesh):
   """XLA checks their names on whatever it compiles for."""
-  for name, value in compiler.OPTIONS['gpu'].items():
-    assert compiler.accepted(name, value, mesh)
+  for name, value in mesh_lib._OPTIONS['gpu'].items():
+    assert mesh_lib._accepts(name, value, mesh)
 
 
 def test_an_unknown_option_is_left_out_with_a_word(caplog, mesh):
   # Where programs are compiled, their mesh is set.
   with jax.set_mesh(mesh):
-    assert not compiler.accepted('xla_gpu_no_such', True, mesh)
+    assert not mesh_lib._accepts('xla_gpu_no_such', True, mesh)
   assert "No such compile option: 'xla_gpu_no_such'" in caplog.text
 
 
 def test_one_device_and_a_cpu_need_none(tried):
-  assert compiler.options(_Mesh(1, 'gpu'), 'none') == {}
-  assert compiler.options(_Mesh(8, 'cpu'), 'none') == {}
+  assert mesh_lib.compiler_options(_Mesh(1, 'gpu'), 'none') == {}
+  assert mesh_lib.compiler_options(_Mesh(8, 'cpu'), 'none') == {}
   assert not tried
 
 
 def test_what_is_accepted_is_used(tried):
-  found = compiler.options(_Mesh(8, 'tpu'), 'full')
-  assert found.keys() < compiler.OPTIONS['tpu'].keys()
+  found = mesh_lib.compiler_options(_Mesh(8, 'tpu'), 'full')
+  assert found.keys() < mesh_lib._OPTIONS['tpu'].keys()
   assert len(found) == len(tried) - 1 == 4
 
 
 def test_the_users_own_choice_stays(tried, monkeypatch):
   name = 'xla_gpu_enable_latency_hiding_scheduler'
   monkeypatch.setenv('XLA_FLAGS', f'--{name}=false')
-  assert compiler.options(_Mesh(8, 'gpu'), 'none') == {}
+  assert mesh_lib.compiler_options(_Mesh(8, 'gpu'), 'none') == {}
   assert not tried
 
 
 def test_nothing_undoes_full_recomputation(tried):
   for remat in ('none', 'names', 'dots'):
-    assert compiler.options(_Mesh(8, 'gpu'), remat) == compiler.OPTIONS['gpu']
-  found = compiler.options(_Mesh(8, 'gpu'), 'full')
-  assert found == dict.fromkeys(compiler.OPTIONS['gpu'], False)
+    assert (
+      mesh_lib.compiler_options(_Mesh(8, 'gpu'), remat)
+      == mesh_lib._OPTIONS['gpu']
+    )
+  found = mesh_lib.compiler_options(_Mesh(8, 'gpu'), 'full')
+  assert found == dict.fromkeys(mesh_lib._OPTIONS['gpu'], False)

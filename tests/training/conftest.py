@@ -1,19 +1,22 @@
-"""Programs of small models: width 32, 64 tokens, batches of 16 · 16."""
+"""Small models: width 32, 64 tokens, batches of 16 · 16."""
 
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
 from steepest.experiments import base
 from steepest.models import config as model_config
-from steepest.optimizers import build
-from steepest.training import run as assemble
-from steepest.training.loop import Callbacks, Loop, LoopConfig
-from steepest.training.program import Program
-
-# Goes on whatever happens, short of what is not a number.
+from steepest.optimizers import build, parts
+from steepest.training import (
+  mesh as mesh_lib,
+  run,
+  state as state_lib,
+  step as step_lib,
+)
+from steepest.training.loop import Callbacks, LoopConfig, fit
 
 _SMALL = {
   'model.num_layers': 1,
@@ -40,13 +43,31 @@ def _configure(name: str, optimizer: str, **keys: Any) -> ConfigDict:
   return config
 
 
-def _program(config: ConfigDict) -> Program:
-  model = model_config.resolve(config.model, 64, config.dtype)
-  return assemble.make_program(config, model)
+class Trainer:
+  """A setup with hyperparameters and a seed, to be stepped by hand."""
 
+  def __init__(self, config: ConfigDict):
+    model = model_config.resolve(config.model, 64, config.dtype)
+    self.setup = run.make_setup(config, model)
+    self.hypers = build.hyperparameters(
+      config.optimizer, config.schedule, config.steps
+    )
 
-def _arguments(config: ConfigDict) -> build.Arguments:
-  return build.arguments(config.optimizer, config.schedule, config.steps)
+  def init(self, seed: int = 0) -> state_lib.TrainState:
+    return state_lib.init(self.setup, seed)
+
+  def put(self, batch):
+    return mesh_lib.put_batch(self.setup.mesh, batch, self.setup.batch_size)
+
+  def step(self, state, batch, measure=True):
+    """Returns the next state and all that was logged, by name."""
+    compiled = step_lib.compile_step(self.setup, self.hypers)
+    numbers = mesh_lib.replicate(
+      self.setup.mesh, (self.hypers, np.uint32(0), np.bool_(measure))
+    )
+    state, stats = compiled(state, self.put(batch), *numbers)
+    stats = parts.kept(jax.device_get(stats), measure)
+    return state, self.setup.chain.named(stats)
 
 
 def _batch(step: int = 0, rows: int = 16) -> dict[str, np.ndarray]:
@@ -61,13 +82,8 @@ def configure():
 
 
 @pytest.fixture(scope='session')
-def make_program():
-  return _program
-
-
-@pytest.fixture(scope='session')
-def arguments():
-  return _arguments
+def make_trainer():
+  return Trainer
 
 
 @pytest.fixture(scope='session')
@@ -75,7 +91,7 @@ def make_batch():
   return _batch
 
 
-class _Data:
+class Data:
   """Batches by step, and 20 and 5 validation sequences of two sources."""
 
   fingerprint = 'f'
@@ -104,14 +120,19 @@ class _Data:
 
 
 @pytest.fixture
-def make_loop(configure, make_program, arguments, make_batch, tmp_path):
-  """Returns a function that makes a loop of a few steps."""
+def data(make_batch):
+  return Data(make_batch)
+
+
+@pytest.fixture
+def train(configure, make_trainer, data, tmp_path):
+  """Trains for a few steps and returns the summary."""
 
   def fn(
     optimizer='lion',
     callbacks=None,
-    data=None,
-    args=None,
+    data=data,
+    hypers=None,
     directory=None,
     **keys,
   ):
@@ -129,14 +150,16 @@ def make_loop(configure, make_program, arguments, make_batch, tmp_path):
       'stall_seconds': 0.0,
       **keys,
     }
-    return Loop(
-      make_program(config),
-      data or _Data(make_batch),
-      (args or arguments)(config),
+    trainer = make_trainer(config)
+    return fit(
+      trainer.setup,
+      data,
+      {**trainer.hypers, **(hypers or {})},
       LoopConfig(**values),
       directory or tmp_path,
       callbacks or Callbacks(),
       values,
+      trainer.init,
     )
 
   return fn

@@ -1,5 +1,7 @@
 """Every optimizer in a training step: interruption, micro-batches, meshes."""
 
+import functools
+
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -8,8 +10,9 @@ import pytest
 from steepest.experiments import base
 from steepest.models.parametrization import Factors
 from steepest.optimizers import build
+from steepest.training import state as state_lib, step as step_lib
 from steepest.training.checkpoint import Checkpointer
-from steepest.training.step import Step, TrainState
+from steepest.training.state import TrainState
 
 _SHAPES = {'embedding': (11, 6), 'hidden': (6, 6), 'gain': (6,)}
 # Those whose state is laid out, or whose parameters are moved, in a way of
@@ -24,7 +27,7 @@ def _apply(params, tokens_BxL):
   return x_BxLxD @ params['embedding'].T
 
 
-def _step(name, microbatches=1):
+def _setup(bare_setup, name, microbatches=1):
   config = base.get_config()
   base.set_optimizer(config, name)
   config.optimizer.update(
@@ -38,16 +41,17 @@ def _step(name, microbatches=1):
     for kind in _SHAPES
   }
   chain = build.build(config.optimizer, config.schedule, factors)
-  args = build.arguments(config.optimizer, config.schedule, 6)
-  return Step(_apply, chain, 'gnb', microbatches), args
+  args = build.hyperparameters(config.optimizer, config.schedule, 6)
+  setup = bare_setup(_apply, chain=chain, microbatches=microbatches)
+  return setup, jax.jit(functools.partial(step_lib.train_step, setup)), args
 
 
-def _start(step):
+def _start(setup):
   rng = np.random.default_rng(0)
   params = {
     k: jnp.asarray(rng.normal(size=s) / 2, 'f') for k, s in _SHAPES.items()
   }
-  return TrainState(jnp.int32(0), params, step.chain.init(params))
+  return TrainState(jnp.int32(0), params, setup.chain.init(params))
 
 
 def _batch(i):
@@ -62,11 +66,10 @@ def _train(jitted, state, args, steps):
 
 
 @pytest.mark.parametrize('name', build.names())
-def test_an_interruption_changes_nothing(name, tmp_path):
+def test_an_interruption_changes_nothing(bare_setup, name, tmp_path):
   """Through a checkpoint on disk, bit for bit."""
-  step, args = _step(name)
-  jitted = jax.jit(step)
-  middle, _ = _train(jitted, _start(step), args, range(3))
+  setup, jitted, args = _setup(bare_setup, name)
+  middle, _ = _train(jitted, _start(setup), args, range(3))
   whole, stats = _train(jitted, middle, args, range(3, 6))
   checkpointer = Checkpointer(tmp_path, 1)
   checkpointer.save(middle, 3, {})
@@ -79,16 +82,18 @@ def test_an_interruption_changes_nothing(name, tmp_path):
   checkpointer.close()
   again, other = _train(jitted, restored, args, range(3, 6))
   jax.tree.map(np.testing.assert_array_equal, whole, again)
-  assert step.chain.named(stats) == step.chain.named(other)
+  assert setup.chain.named(stats) == setup.chain.named(other)
   assert np.isfinite(stats['train/loss'])
 
 
 @pytest.mark.parametrize('name', _UNLIKE)
-def test_micro_batches_are_one_batch(name):
-  whole, args = _step(name)
-  parts, _ = _step(name, microbatches=2)
-  a, _ = _train(jax.jit(whole), _start(whole), args, range(4))
-  b, _ = _train(jax.jit(parts), _start(parts), args, range(4))
+def test_micro_batches_are_one_batch(bare_setup, name):
+  a, b = (
+    _train(step, _start(setup), args, range(4))[0]
+    for setup, step, args in (
+      _setup(bare_setup, name, microbatches) for microbatches in (1, 2)
+    )
+  )
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=2e-5),
     a.params,
@@ -100,30 +105,28 @@ def test_micro_batches_are_one_batch(name):
 # weight by 2e-3, as bases of null spaces are arbitrary; a mesh moves as much.
 @pytest.mark.slow
 @pytest.mark.parametrize('name', [name for name in _UNLIKE if name != 'soap'])
-def test_eight_devices_make_the_update_of_one(
-  configure, make_program, arguments, name
-):
+def test_eight_devices_make_the_update_of_one(configure, make_trainer, name):
   found = []
   for mesh in ({}, {'mesh__data': 2, 'mesh__fsdp': 2, 'mesh__tensor': 2}):
     # Sides of 128 are factored.
     config = configure(
       'llama', name, model__width=128, schedule__warmup_steps=0, **mesh
     )
-    program = make_program(config)
-    args = arguments(config)
-    shapes = program.state_shapes.params
+    trainer = make_trainer(config)
+    setup = trainer.setup
+    shapes = setup.shapes.params
     rng = np.random.default_rng(0)
     grads = jax.tree.map(
       lambda s, rng=rng: rng.normal(size=s.shape).astype('f') / 100, shapes
     )
-    state = program.init(0)
-    shardings = jax.tree.map(lambda s: s.sharding, shapes)
-    with jax.set_mesh(program.mesh):
-      update = jax.jit(program.chain.update)
+    state = trainer.init()
+    shardings = setup.shardings.params
+    with jax.set_mesh(setup.mesh):
+      update = jax.jit(setup.chain.update)
       params, opt_state = state.params, state.opt_state
       for t in range(3):
         params, opt_state, _ = update(
-          jax.device_put(grads, shardings), opt_state, params, t, args
+          jax.device_put(grads, shardings), opt_state, params, t, trainer.hypers
         )
     found.append(jax.device_get(params))
   jax.tree.map(
@@ -132,23 +135,23 @@ def test_eight_devices_make_the_update_of_one(
 
 
 def test_schedule_free_is_validated_with_its_average(
-  configure, make_program, arguments, make_batch
+  configure, make_trainer, make_batch
 ):
   config = configure(
     'gpt2', 'schedule_free', optimizer__lr=0.02, schedule__warmup_steps=0
   )
-  program = make_program(config)
-  args, seed = program.put(arguments(config)), program.put(np.uint32(0))
-  state = program.init(0)
+  trainer = make_trainer(config)
+  evaluated = functools.partial(state_lib.evaluation_params, trainer.setup)
+  state = trainer.init()
   np.testing.assert_array_equal(
-    jax.device_get(program.evaluation_params(state))['embedding'],
+    jax.device_get(evaluated(state))['embedding'],
     jax.device_get(state.params)['embedding'],
   )
   zs = []
   for i in range(3):
-    state, _ = program.step(state, program.put_batch(make_batch(i)), args, seed)
+    state, _ = trainer.step(state, make_batch(i))
     zs.append(jax.device_get(state.opt_state.path.z)['embedding'])
-  average = jax.device_get(program.evaluation_params(state))['embedding']
+  average = jax.device_get(evaluated(state))['embedding']
   # Constant rates weigh all z alike.
   np.testing.assert_allclose(average, np.mean(zs, 0), rtol=1e-4, atol=1e-6)
   trained = jax.device_get(state.params)['embedding']

@@ -12,10 +12,10 @@ import pytest
 
 from steepest.data import flat, pipeline
 from steepest.experiments import base
-from steepest.training import integrity, metrics
+from steepest.training import checkpoint, metrics
 from steepest.training.checkpoint import Checkpointer
+from steepest.training.interrupts import Stopped
 from steepest.training.loop import Callbacks
-from steepest.training.signals import Stopped
 
 _TIMED = {'seconds', 'tokens_per_second', 'data/wait_seconds', 'mfu'}
 _STEPS, _STOPS = 20, (3, 12)
@@ -33,7 +33,7 @@ def _saved(directory):
     return reader.restore(directory / 'checkpoints' / str(_STEPS) / 'state')
 
 
-def _train(make_loop, directory, stops=(), writer=None, before=lambda: None):
+def _train(train, directory, stops=(), writer=None, before=lambda: None):
   """Trains, stopped and started again after each of `stops`."""
   for stop in (*stops, None):
     before()
@@ -41,25 +41,24 @@ def _train(make_loop, directory, stops=(), writer=None, before=lambda: None):
       stop=lambda steps, at=stop: steps == at,
       writers=lambda warn: [writer] if writer else [],
     )
-    loop = make_loop(
-      'adamw',
-      callbacks,
-      directory=directory,
-      steps=_STEPS,
-      checkpoint_every=5,
-    )
     end = contextlib.nullcontext()
     if stop is not None:
       end = pytest.raises(Stopped)
     with end:
-      summary = loop.run(lambda loop=loop: loop.program.init(0))
+      summary = train(
+        'adamw',
+        callbacks,
+        directory=directory,
+        steps=_STEPS,
+        checkpoint_every=5,
+      )
   return summary
 
 
 @pytest.fixture
-def whole(make_loop, tmp_path):
+def whole(train, tmp_path):
   """The run that nothing disturbs."""
-  _train(make_loop, tmp_path / 'whole')
+  _train(train, tmp_path / 'whole')
   return tmp_path / 'whole'
 
 
@@ -71,7 +70,7 @@ def _check_same(directory, whole):
   assert 0 < seconds[0] and seconds == sorted(seconds)
 
 
-def test_clock_jumps(make_loop, tmp_path, whole, monkeypatch):
+def test_clock_jumps(train, tmp_path, whole, monkeypatch):
   """By minutes at each look at the clock, by days from start to start."""
   real, jumps = time.time, itertools.cycle([100.0, -100.0, 0.0, 50.0])
   days = iter([3, -5, 0])
@@ -81,26 +80,26 @@ def test_clock_jumps(make_loop, tmp_path, whole, monkeypatch):
     monkeypatch.setattr(time, 'time', lambda: real() + offset + next(jumps))
 
   start = time.perf_counter()
-  summary = _train(make_loop, tmp_path / 'parts', _STOPS, before=start_over)
+  summary = _train(train, tmp_path / 'parts', _STOPS, before=start_over)
   assert summary['seconds'] < time.perf_counter() - start
   monkeypatch.undo()
   _check_same(tmp_path / 'parts', whole)
 
 
-def test_a_day_passes_inside_a_save(make_loop, tmp_path, whole, monkeypatch):
+def test_a_day_passes_inside_a_save(train, tmp_path, whole, monkeypatch):
   """Orbax gives that checkpoint up; the next one is written as ever."""
   real, save = time.time, Checkpointer.save
   days, leaping = itertools.count(), []
 
-  def late(self, state, steps, books):
+  def late(self, state, steps, metadata):
     self.wait()
     leaping[:] = [steps] if steps == 10 else []
-    save(self, state, steps, books)
+    save(self, state, steps, metadata)
 
   leap = lambda: real() + (next(days) * 86400 if leaping else 0)
   monkeypatch.setattr(Checkpointer, 'save', late)
   monkeypatch.setattr(time, 'time', leap)
-  _train(make_loop, tmp_path / 'parts')
+  _train(train, tmp_path / 'parts')
   monkeypatch.undo()
   _check_same(tmp_path / 'parts', whole)
   said = (tmp_path / 'parts' / 'events.jsonl').read_text('utf-8')
@@ -108,7 +107,7 @@ def test_a_day_passes_inside_a_save(make_loop, tmp_path, whole, monkeypatch):
   assert 'the one of step 5 stays, training goes on' in said
 
 
-def test_a_slow_disk(make_loop, tmp_path, whole, monkeypatch):
+def test_a_slow_disk(train, tmp_path, whole, monkeypatch):
   """Each commit of a file takes longer than a step."""
 
   def slow(module, name):
@@ -122,9 +121,9 @@ def test_a_slow_disk(make_loop, tmp_path, whole, monkeypatch):
 
   slow(os, 'fsync')
   slow(os, 'replace')
-  slow(integrity, 'seal')
+  slow(checkpoint, 'write_checksums')
   slow(ocp.CheckpointManager, 'wait_until_finished')
-  summary = _train(make_loop, tmp_path / 'parts', _STOPS)
+  summary = _train(train, tmp_path / 'parts', _STOPS)
   _check_same(tmp_path / 'parts', whole)
   # It is no training time.
   assert summary['checkpoint_seconds'] > 0.3
@@ -154,10 +153,10 @@ class _Queue:
     pass
 
 
-def test_full_queues_of_writers(make_loop, tmp_path, whole):
+def test_full_queues_of_writers(train, tmp_path, whole):
   writer = _Queue()
   start = time.perf_counter()
-  summary = _train(make_loop, tmp_path / 'parts', writer=writer)
+  summary = _train(train, tmp_path / 'parts', writer=writer)
   spent = time.perf_counter() - start
   assert writer.steps == list(range(_STEPS))
   _check_same(tmp_path / 'parts', whole)

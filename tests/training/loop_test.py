@@ -7,21 +7,16 @@ import numpy as np
 import pytest
 
 from steepest.training import metrics
-from steepest.training.loop import Callbacks, Diverged
+from steepest.training.loop import Callbacks, Diverged, Pruned, Validation
 from steepest.training.loss import cross_entropy
-from steepest.training.validation import Validation
-
-
-def _run(loop):
-  return loop.run(lambda: loop.program.init(loop.config.seed))
 
 
 def _rows(tmp_path):
   return metrics.read_rows(tmp_path)
 
 
-def test_rows_and_summary(make_loop, tmp_path):
-  summary = _run(make_loop())
+def test_rows_and_summary(train, tmp_path):
+  summary = train()
   rows = _rows(tmp_path)
   assert [row['step'] for row in rows] == list(range(7))
   for row in rows:
@@ -35,9 +30,9 @@ def test_rows_and_summary(make_loop, tmp_path):
   json.dumps(summary, allow_nan=False)
 
 
-def test_rows_between_are_left_out_but_not_the_last(make_loop, tmp_path):
+def test_rows_between_are_left_out_but_not_the_last(train, tmp_path):
   seen = []
-  _run(make_loop(log_every=3, callbacks=Callbacks(on_row=seen.append)))
+  train(log_every=3, callbacks=Callbacks(on_row=seen.append))
   rows = _rows(tmp_path)
   assert [row['step'] for row in rows] == [0, 3, 6]
   assert [row['step'] for row in seen] == list(range(7))
@@ -47,9 +42,8 @@ def test_rows_between_are_left_out_but_not_the_last(make_loop, tmp_path):
   assert measured == [0, 3, 6]
 
 
-def test_validation_is_the_mean_over_sequences(make_loop, tmp_path):
-  loop = make_loop(steps=4, eval_every=2, eval_sequences=20, log_every=9)
-  summary = _run(loop)
+def test_validation_is_the_mean_over_sequences(train, tmp_path):
+  summary = train(steps=4, eval_every=2, eval_sequences=20, log_every=9)
   rows = _rows(tmp_path)
   assert [row['step'] for row in rows] == [0, 1, 3]
   assert 'eval/loss' not in rows[0]
@@ -64,10 +58,9 @@ def test_validation_is_the_mean_over_sequences(make_loop, tmp_path):
   }
 
 
-def test_bits_per_byte(make_loop, tmp_path):
+def test_bits_per_byte(train, configure, make_trainer, data, tmp_path):
   """All bits over all bytes; none where a source's bytes are not known."""
-  loop = make_loop(steps=4, eval_every=2, eval_sequences=20)
-  summary = _run(loop)
+  summary = train(steps=4, eval_every=2, eval_sequences=20)
   by_source = summary['eval_loss_by_source']
   bits = {k: v / math.log(2) for k, v in by_source.items()}
   assert summary['eval_bits_per_byte_by_source'] == pytest.approx(
@@ -78,42 +71,38 @@ def test_bits_per_byte(make_loop, tmp_path):
   row = _rows(tmp_path)[-1]
   assert row['eval/bits_per_byte'] == summary['eval_bits_per_byte']
   assert row['eval/bits_per_byte/b'] == pytest.approx(bits['b'] / 2.5)
-  batches = {k: v[:1] for k, v in loop.data.validation().items()}
-  params = loop.program.init(0).params
+  trainer = make_trainer(configure('gpt2', 'lion'))
+  batches = {k: v[:1] for k, v in data.validation().items()}
+  params = trainer.init().params
   for known, wanted in (({}, set()), ({'a': 4.0}, {'eval/bits_per_byte/a'})):
-    losses = Validation(loop.program, batches, known).losses(params)
+    losses = Validation(trainer.setup, batches, known).losses(params)
     assert {k for k in losses if 'bits' in k} == wanted
 
 
-def test_validation_by_hand(make_loop, make_batch):
-  loop = make_loop(steps=1, eval_sequences=20)
-  summary = _run(loop)
-  again = make_loop(steps=1)
-  state = again.program.init(0)
-  batch = again.program.put_batch(make_batch(0))
-  state, _ = again.program.step(state, batch, again._args, again._seed)
+def test_validation_by_hand(train, configure, make_trainer, make_batch):
+  summary = train(steps=1, eval_sequences=20)
+  trainer = make_trainer(configure('gpt2', 'lion', schedule__kind='constant'))
+  state, _ = trainer.step(trainer.init(), make_batch(0))
   losses = []
   for i, rows in ((0, 16), (1, 4)):
     held = make_batch(100 + i)
-    logits = loop.program.logits(state.params, held['inputs'])
+    logits = trainer.setup.apply(state.params, held['inputs'])
     losses += list(cross_entropy(logits, held['targets']).mean(1)[:rows])
   by_source = summary['eval_loss_by_source']
   assert by_source['a'] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_benchmarks_are_scored_when_due(make_loop, tmp_path):
+def test_benchmarks_are_scored_when_due(train, tmp_path):
   calls = []
 
   def evaluate(params, done, last):
     calls.append((done, last))
     return {'task/acc': done / 10}
 
-  _run(
-    make_loop(
-      eval_tasks='task',
-      eval_tasks_every=3,
-      callbacks=Callbacks(evaluate=evaluate),
-    )
+  train(
+    eval_tasks='task',
+    eval_tasks_every=3,
+    callbacks=Callbacks(evaluate=evaluate),
   )
   assert calls == [(3, False), (6, False), (7, True)]
   scored = {
@@ -124,35 +113,34 @@ def test_benchmarks_are_scored_when_due(make_loop, tmp_path):
   assert scored == {2: 0.3, 5: 0.6, 6: 0.7}
 
 
-def test_evaluation_takes_no_training_time(make_loop):
+def test_evaluation_takes_no_training_time(train):
   import time
 
   def evaluate(params, done, last):
     time.sleep(0.5)
     return {}
 
-  loop = make_loop(eval_tasks='task', callbacks=Callbacks(evaluate=evaluate))
-  _run(make_loop())  # Compiles.
-  summary = _run(loop)
+  train()  # Compiles.
+  summary = train(eval_tasks='task', callbacks=Callbacks(evaluate=evaluate))
   assert summary['eval_seconds'] >= 0.5
   assert summary['seconds'] < 0.5
 
 
-def test_checkpoints_are_made_when_due_and_at_the_end(make_loop, tmp_path):
-  _run(make_loop(checkpoint_every=3, checkpoints_kept=9))
+def test_checkpoints_are_made_when_due_and_at_the_end(train, tmp_path):
+  train(checkpoint_every=3, checkpoints_kept=9)
   kept = sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
   assert kept == [3, 6, 7]
 
 
-def test_rows_are_on_disk_before_their_checkpoint(make_loop, tmp_path):
+def test_rows_are_on_disk_before_their_checkpoint(train, tmp_path):
   """Cutting everything but the first checkpoint loses no earlier row."""
   import shutil
 
-  _run(make_loop(checkpoint_every=3, checkpoints_kept=9))
+  train(checkpoint_every=3, checkpoints_kept=9)
   wanted = _rows(tmp_path)
   for steps in (6, 7):
     shutil.rmtree(tmp_path / 'checkpoints' / str(steps))
-  _run(make_loop(checkpoint_every=3, checkpoints_kept=9))
+  train(checkpoint_every=3, checkpoints_kept=9)
   timed = ('seconds', 'data/wait_seconds', 'tokens_per_second')
   strip = lambda rows: [
     {k: v for k, v in row.items() if k not in timed} for row in rows
@@ -160,15 +148,11 @@ def test_rows_are_on_disk_before_their_checkpoint(make_loop, tmp_path):
   assert strip(_rows(tmp_path)) == strip(wanted)
 
 
-def test_divergence_names_the_step(make_loop, arguments, tmp_path):
-  def broken(config):
-    return arguments(config)._replace(lr=np.float32('inf'))
-
-  loop = make_loop(args=broken)
+def test_divergence_names_the_step(train, tmp_path):
   with pytest.raises(Diverged, match='diverged at step 0: ') as caught:
-    _run(loop)
+    train(hypers={'lr': np.float32('inf')})
   assert caught.value.step == 0
-  summary = loop.diverged(caught.value)
+  summary = caught.value.summary
   assert summary['status'] == 'diverged'
   assert summary['diverged_at_step'] == summary['steps'] == 0
   assert summary['train_loss'] is summary['eval_loss'] is None
@@ -176,15 +160,38 @@ def test_divergence_names_the_step(make_loop, arguments, tmp_path):
   assert _rows(tmp_path) == []
 
 
-def test_fewer_steps_than_done_are_refused(make_loop):
-  _run(make_loop(checkpoint_every=3))
+def test_divergence_keeps_the_last_good_checkpoint(train, tmp_path):
+  """Weights that are not finite after step 4 are never saved."""
+  train(checkpoint_every=2, steps=4)
+  kept = {p.name for p in (tmp_path / 'checkpoints').iterdir()}
+  with pytest.raises(
+    Diverged, match=r'at step [45]: .*is kept in .*checkpoints'
+  ):
+    train(checkpoint_every=2, hypers={'lr': np.float32('inf')})
+  assert {p.name for p in (tmp_path / 'checkpoints').iterdir()} == kept
+  assert [row['step'] for row in _rows(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_a_pruned_run_is_summarised(train):
+  def prune(row):
+    if row['step'] == 3:
+      raise Pruned('lags behind', 4)
+
+  with pytest.raises(Pruned) as caught:
+    train(callbacks=Callbacks(on_row=prune))
+  summary = caught.value.summary
+  assert (summary['status'], summary['steps']) == ('pruned', 4)
+  assert summary['eval_loss'] is None and summary['train_loss'] > 0
+
+
+def test_fewer_steps_than_done_are_refused(train):
+  train(checkpoint_every=3)
   with pytest.raises(ValueError, match='holds 7 steps, steps=5 asks for fewer'):
-    _run(make_loop(checkpoint_every=3, steps=5))
+    train(checkpoint_every=3, steps=5)
 
 
-def test_other_data_are_refused(make_loop, make_batch):
-  _run(make_loop(checkpoint_every=3, steps=3))
-  other = make_loop(checkpoint_every=3, steps=3).data
-  other.fingerprint = 'g'
+def test_other_data_are_refused(train, data):
+  train(checkpoint_every=3, steps=3)
+  data.fingerprint = 'g'
   with pytest.raises(ValueError, match='trained on other data'):
-    _run(make_loop(checkpoint_every=3, data=other))
+    train(checkpoint_every=3, data=data)

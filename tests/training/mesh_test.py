@@ -5,7 +5,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from steepest.training import mesh as mesh_lib
+from steepest.training import mesh as mesh_lib, step as step_lib
 
 _MESHES = {
   'data=8': {'mesh__data': 8},
@@ -51,33 +51,35 @@ def _close(tree, wanted, rtol=1e-5):
   jax.tree_util.tree_map_with_path(check, tree, wanted)
 
 
-def _compute(program, params, batch):
-  """Returns loss, gradient and curvature on the program's mesh."""
-  step = program.step_function
+def _compute(trainer, params, batch):
+  """Returns losses, gradient and curvature on the trainer's mesh."""
+  setup = trainer.setup
 
   def fn(params, batch):
-    return step.gradient(params, batch), step.curvature(params, batch, 7, 3)
+    return (
+      step_lib.gradient(setup, params, batch),
+      step_lib.curvature(setup, params, batch, 7, 3),
+    )
 
-  shardings = jax.tree.map(lambda s: s.sharding, program.state_shapes.params)
-  with jax.set_mesh(program.mesh):
-    params = jax.device_put(params, shardings)
-    return jax.device_get(jax.jit(fn)(params, program.put_batch(batch)))
+  with jax.set_mesh(setup.mesh):
+    params = jax.device_put(params, setup.shardings.params)
+    return jax.device_get(jax.jit(fn)(params, trainer.put(batch)))
 
 
 @pytest.fixture(scope='module')
-def single(configure, make_program, make_batch):
+def single(configure, make_trainer, make_batch):
   """What one device makes of a whole batch, by model and estimator."""
   known = {}
 
   def compute(name, estimator):
     key = name, estimator
     if key not in known:
-      program = make_program(
+      trainer = make_trainer(
         configure(name, 'sophia', optimizer__hessian_estimator=estimator)
       )
-      assert program.mesh.size == 1
-      params = jax.device_get(program.init(0).params)
-      known[key] = params, _compute(program, params, make_batch())
+      assert trainer.setup.mesh.size == 1
+      params = jax.device_get(trainer.init().params)
+      known[key] = params, _compute(trainer, params, make_batch())
     return known[key]
 
   return compute
@@ -85,13 +87,15 @@ def single(configure, make_program, make_batch):
 
 @pytest.mark.parametrize('name, mesh', _EACH)
 def test_gradient_and_curvature(
-  configure, make_program, make_batch, single, name, mesh
+  configure, make_trainer, make_batch, single, name, mesh
 ):
   params, ((loss, grads), curvature) = single(name, 'gnb')
   config = configure(name, 'sophia', **_MESHES[mesh])
-  program = make_program(config)
-  (other, others), curvatures = _compute(program, params, make_batch())
-  assert loss == pytest.approx(float(other), rel=2e-6)
+  trainer = make_trainer(config)
+  (other, others), curvatures = _compute(trainer, params, make_batch())
+  assert loss['train/loss'] == pytest.approx(
+    float(other['train/loss']), rel=2e-6
+  )
   _close(others, grads)
   # Labels sampled on eight devices are those of one.
   _close(curvatures, curvature)
@@ -99,7 +103,7 @@ def test_gradient_and_curvature(
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['gpt2', 'llama'])
-def test_hutchinson(configure, make_program, make_batch, single, name):
+def test_hutchinson(configure, make_trainer, make_batch, single, name):
   params, (_, curvature) = single(name, 'hutchinson')
   config = configure(
     name,
@@ -107,7 +111,7 @@ def test_hutchinson(configure, make_program, make_batch, single, name):
     optimizer__hessian_estimator='hutchinson',
     **_MESHES['data=2,fsdp=2,tensor=2'],
   )
-  _, curvatures = _compute(make_program(config), params, make_batch())
+  _, curvatures = _compute(make_trainer(config), params, make_batch())
   _close(curvatures, curvature)
 
 
@@ -126,42 +130,42 @@ def test_hutchinson(configure, make_program, make_batch, single, name):
   'estimator', ['gnb', pytest.param('hutchinson', marks=pytest.mark.slow)]
 )
 def test_curvature_of_a_subset(
-  configure, make_program, make_batch, estimator, mesh, subset
+  configure, make_trainer, make_batch, estimator, mesh, subset
 ):
   keys = {
     'optimizer__hessian_estimator': estimator,
     'optimizer__hessian_subset': subset,
   }
-  program = make_program(configure('llama', 'sophia', **keys))
-  params = jax.device_get(program.init(0).params)
-  _, curvature = _compute(program, params, make_batch())
+  trainer = make_trainer(configure('llama', 'sophia', **keys))
+  params = jax.device_get(trainer.init().params)
+  _, curvature = _compute(trainer, params, make_batch())
   config = configure('llama', 'sophia', **keys, **_MESHES[mesh])
-  _, curvatures = _compute(make_program(config), params, make_batch())
+  _, curvatures = _compute(make_trainer(config), params, make_batch())
   _close(curvatures, curvature)
   config = configure('llama', 'sophia', optimizer__hessian_estimator=estimator)
-  _, whole = _compute(make_program(config), params, make_batch())
+  _, whole = _compute(make_trainer(config), params, make_batch())
   assert not np.array_equal(whole['embedding'], curvature['embedding'])
 
 
 @pytest.mark.parametrize('optimizer', _OPTIMIZERS)
 def test_update_from_equal_gradients(
-  configure, make_program, arguments, single, optimizer
+  configure, make_trainer, single, optimizer
 ):
   """One update on a split state; the gradient's norm alone is summed anew."""
   params, ((_, grads), curvature) = single('gpt2', 'gnb')
   results = []
   for mesh in ({}, _MESHES['data=2,fsdp=2,tensor=2']):
     config = configure('gpt2', optimizer, schedule__warmup_steps=0, **mesh)
-    program = make_program(config)
-    chain, args = program.chain, arguments(config)
+    trainer = make_trainer(config)
+    chain, args = trainer.setup.chain, trainer.hypers
 
     def update(params, grads, curvature, chain=chain, args=args):
       state = chain.init(params)
       if chain.wants_curvature:
-        state = chain.update_curvature(state, curvature, args)
+        state = chain.update_curvature(state, curvature, args, 0)
       return chain.update(grads, state, params, 0, args)
 
-    shardings = jax.tree.map(lambda s: s.sharding, program.state_shapes.params)
+    shardings = trainer.setup.shardings.params
     trees = (jax.device_put(t, shardings) for t in (params, grads, curvature))
     new, _, stats = jax.device_get(jax.jit(update)(*trees))
     results.append((new, stats))
@@ -193,28 +197,24 @@ def test_update_from_equal_gradients(
     for mesh in (*_FAST, 'data=2,fsdp=2,sequence=2', 'data=8', 'fsdp=8')
   ],
 )
-def test_losses(
-  configure, make_program, arguments, make_batch, name, optimizer, mesh
-):
+def test_losses(configure, make_trainer, make_batch, name, optimizer, mesh):
   """Six steps, past two curvature estimates."""
   curves = []
   for where in ({}, _MESHES[mesh]):
     config = configure(name, optimizer, optimizer__lr=3e-3, **where)
-    program = make_program(config)
-    args, seed = program.put(arguments(config)), program.put(np.uint32(0))
-    state, losses = program.init(0), []
+    trainer = make_trainer(config)
+    state, losses = trainer.init(), []
     for s in range(6):
-      batch = program.put_batch(make_batch(s))
-      state, stats = program.step(state, batch, args, seed)
-      losses.append(float(stats['train/loss']))
+      state, row = trainer.step(state, make_batch(s))
+      losses.append(float(row['train/loss']))
     curves.append(losses)
   np.testing.assert_allclose(*curves, atol=1e-4, rtol=0)
   assert curves[0][-1] < curves[0][0]
 
 
-def test_state_is_split_over_the_mesh(configure, make_program):
+def test_state_is_split_over_the_mesh(configure, make_trainer):
   config = configure('llama', 'adamw', **_MESHES['data=2,fsdp=2,tensor=2'])
-  state = make_program(config).init(0)
+  state = make_trainer(config).init(0)
   for tree in (state.params, state.opt_state.m, state.opt_state.v):
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
       parts = leaf.size / leaf.addressable_shards[0].data.size
@@ -222,11 +222,11 @@ def test_state_is_split_over_the_mesh(configure, make_program):
       assert parts == (1 if leaf.ndim == 1 else 4), path
 
 
-def test_initial_values_do_not_depend_on_the_mesh(configure, make_program):
+def test_initial_values_do_not_depend_on_the_mesh(configure, make_trainer):
   config = configure('gpt2', 'adamw')
-  wanted = jax.device_get(make_program(config).init(3).params)
+  wanted = jax.device_get(make_trainer(config).init(3).params)
   config = configure('gpt2', 'adamw', **_MESHES['data=2,fsdp=2,tensor=2'])
-  got = jax.device_get(make_program(config).init(3).params)
+  got = jax.device_get(make_trainer(config).init(3).params)
   jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
@@ -261,10 +261,10 @@ def test_impossible_meshes_are_refused(configure, sizes, said):
   ],
 )
 def test_shapes_that_do_not_divide_are_refused(
-  configure, make_program, keys, said
+  configure, make_trainer, keys, said
 ):
   with pytest.raises(ValueError, match=said):
-    make_program(configure('llama', 'adamw', **keys))
+    make_trainer(configure('llama', 'adamw', **keys))
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_shapes_that_do_not_divide_are_refused(
   ],
 )
 def test_subsets_that_do_not_divide_are_refused(
-  configure, make_program, batch_size, subset, said
+  configure, make_trainer, batch_size, subset, said
 ):
   keys = {
     'batch_size': batch_size,
@@ -287,8 +287,8 @@ def test_subsets_that_do_not_divide_are_refused(
   }
   wanted = rf'^optimizer\.hessian_subset={subset} does not divide batch_size/.*'
   with pytest.raises(ValueError, match=wanted + said):
-    make_program(configure('gpt2', 'sophia', **keys))
-  make_program(configure('gpt2', 'adamw', **keys))
+    make_trainer(configure('gpt2', 'sophia', **keys))
+  make_trainer(configure('gpt2', 'adamw', **keys))
 
 
 def test_minus_one_takes_the_devices_that_are_left(configure):
@@ -298,9 +298,9 @@ def test_minus_one_takes_the_devices_that_are_left(configure):
 
 
 def test_a_batch_is_split_over_data_and_fsdp(
-  configure, make_program, make_batch
+  configure, make_trainer, make_batch
 ):
   config = configure('gpt2', 'adamw', mesh__data=2, mesh__fsdp=4)
-  inputs = make_program(config).put_batch(make_batch())['inputs']
+  inputs = make_trainer(config).put(make_batch())['inputs']
   assert inputs.addressable_shards[0].data.shape == (2, 16)
   assert jnp.array_equal(inputs, make_batch()['inputs'])

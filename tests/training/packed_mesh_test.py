@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from steepest.training.step import Step
+from steepest.training import step as step_lib
 
 _MESHES = {
   'fsdp=2,sequence=2,tensor=2': {
@@ -35,16 +35,17 @@ def _pack(batch):
   }
 
 
-def _compute(program, microbatches, params, batch):
-  step = Step(program.logits, program.chain, 'gnb', microbatches)
-  fn = lambda p, b: (step.gradient(p, b), step.curvature(p, b, 7, 3))
-  shardings = jax.tree.map(lambda s: s.sharding, program.state_shapes.params)
-  rows = np.ones(16, np.float32)
-  with jax.set_mesh(program.mesh):
-    params = jax.device_put(params, shardings)
-    result = jax.device_get(jax.jit(fn)(params, program.put_batch(batch)))
-  held = program.put_batch({**batch, 'mask': rows})
-  return result, jax.device_get(program.eval_loss(params, held))
+def _compute(trainer, params, batch):
+  setup = trainer.setup
+  fn = lambda p, b: (
+    step_lib.gradient(setup, p, b),
+    step_lib.curvature(setup, p, b, 7, 3),
+  )
+  with jax.set_mesh(setup.mesh):
+    params = jax.device_put(params, setup.shardings.params)
+    result = jax.device_get(jax.jit(fn)(params, trainer.put(batch)))
+  held = trainer.put({**batch, 'mask': np.ones(16, np.float32)})
+  return result, jax.device_get(step_lib.eval_loss(setup, params, held))
 
 
 def _close(tree, wanted):
@@ -60,18 +61,16 @@ def _close(tree, wanted):
 @pytest.mark.slow
 @pytest.mark.parametrize('mesh', _MESHES)
 @pytest.mark.parametrize('name', ['gpt2', 'llama'])
-def test_packed_documents(configure, make_program, make_batch, name, mesh):
+def test_packed_documents(configure, make_trainer, make_batch, name, mesh):
   batch = _pack(make_batch())
-  one = make_program(configure(name, 'sophia'))
-  params = jax.device_get(one.init(0).params)
-  ((loss, grads), curvature), (total, _) = _compute(one, 1, params, batch)
-  assert float(total) / 16 == pytest.approx(float(loss), rel=1e-5)
-  config = configure(name, 'sophia', **_MESHES[mesh])
-  many = make_program(config)
-  ((other, others), curvatures), (totals, _) = _compute(
-    many, config.microbatches, params, batch
-  )
-  assert float(other) == pytest.approx(float(loss), rel=1e-5)
+  one = make_trainer(configure(name, 'sophia'))
+  params = jax.device_get(one.init().params)
+  ((losses, grads), curvature), (total, _) = _compute(one, params, batch)
+  loss = float(losses['train/loss'])
+  assert float(total) / 16 == pytest.approx(loss, rel=1e-5)
+  many = make_trainer(configure(name, 'sophia', **_MESHES[mesh]))
+  ((other, others), curvatures), (totals, _) = _compute(many, params, batch)
+  assert float(other['train/loss']) == pytest.approx(loss, rel=1e-5)
   assert float(totals) == pytest.approx(float(total), rel=1e-5)
   _close(others, grads)
   _close(curvatures, curvature)

@@ -5,6 +5,7 @@ would show.
 """
 
 import dataclasses
+import functools
 
 from flax import linen as nn
 import jax
@@ -16,7 +17,8 @@ from steepest.experiments import base
 from steepest.models import config as model_config, parametrization
 from steepest.models.parametrization import Parametrization
 from steepest.optimizers import build
-from steepest.training.step import Step, TrainState
+from steepest.training.state import TrainState
+from steepest.training.step import train_step
 
 _OPTIMIZERS = ('adamw', 'lion', 'sophia')
 _BASE = 16
@@ -81,7 +83,9 @@ def _config(name, optimizer, kind, width, mode='independent'):
   return config
 
 
-def _prepare(config, rules_class=Parametrization, dtype=jnp.float32):
+def _prepare(
+  bare_setup, config, rules_class=Parametrization, dtype=jnp.float32
+):
   """Returns the training step, its first state and its hyperparameters."""
   model = model_config.resolve(config.model, 0, config.dtype)
   model = dataclasses.replace(model, compute_dtype=dtype)
@@ -99,15 +103,15 @@ def _prepare(config, rules_class=Parametrization, dtype=jnp.float32):
     is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
   )
   chain = build.build(config.optimizer, config.schedule, factors)
-  step = Step(
+  setup = bare_setup(
     lambda params, *batch: module.apply({'params': params}, *batch),
-    chain,
-    'gnb',
-    1,
+    chain=chain,
+    dtype=dtype,
   )
+  step = functools.partial(train_step, setup)
   params = nn.unbox(jax.jit(init)())
   state = TrainState(jnp.zeros([], jnp.int32), params, chain.init(params))
-  args = build.arguments(config.optimizer, config.schedule, config.steps)
+  args = build.hyperparameters(config.optimizer, config.schedule, config.steps)
   return step, state, jax.tree.map(dtype, args)
 
 
@@ -116,9 +120,9 @@ def _batch(i):
   return {'inputs': tokens[:, :-1], 'targets': tokens[:, 1:]}
 
 
-def _train(config, rules_class=Parametrization, dtype=jnp.float32):
+def _train(bare_setup, config, rules_class=Parametrization, dtype=jnp.float32):
   """Returns losses and all parameters after each step."""
-  step, state, args = _prepare(config, rules_class, dtype)
+  step, state, args = _prepare(bare_setup, config, rules_class, dtype)
   jitted = jax.jit(step)
   losses, trajectory = [], [state.params]
   for i in range(config.steps):
@@ -130,11 +134,13 @@ def _train(config, rules_class=Parametrization, dtype=jnp.float32):
 
 @pytest.mark.parametrize('optimizer', _OPTIMIZERS)
 @pytest.mark.parametrize('name', ['gpt2', 'llama'])
-def test_at_the_base_the_step_is_that_of_sp(name, optimizer):
+def test_at_the_base_the_step_is_that_of_sp(bare_setup, name, optimizer):
   """The same first state, and the same program operation by operation."""
   programs, states = [], []
   for kind in ('sp', 'mup'):
-    step, state, args = _prepare(_config(name, optimizer, kind, _BASE))
+    step, state, args = _prepare(
+      bare_setup, _config(name, optimizer, kind, _BASE)
+    )
     jaxpr = jax.make_jaxpr(step)(state, _batch(0), args, np.uint32(0))
     programs.append(
       (str(jaxpr), [np.asarray(c).tolist() for c in jaxpr.consts])
@@ -147,10 +153,13 @@ def test_at_the_base_the_step_is_that_of_sp(name, optimizer):
 @pytest.mark.slow
 @pytest.mark.parametrize('optimizer', _OPTIMIZERS)
 @pytest.mark.parametrize('name', ['gpt2', 'llama'])
-def test_at_the_base_training_is_that_of_sp_bit_for_bit(name, optimizer):
+def test_at_the_base_training_is_that_of_sp_bit_for_bit(
+  bare_setup, name, optimizer
+):
   """Losses, and parameters after each step, hence updates."""
   sp, mup = (
-    _train(_config(name, optimizer, kind, _BASE)) for kind in ('sp', 'mup')
+    _train(bare_setup, _config(name, optimizer, kind, _BASE))
+    for kind in ('sp', 'mup')
   )
   assert sp[0] == mup[0]
   assert sp[0][-1] != sp[0][0]
@@ -181,11 +190,11 @@ def _same(a, b, m):
   'optimizer, mode',
   [('adamw', 'times_lr'), ('lion', 'independent'), ('sophia', 'times_lr')],
 )
-def test_tables_3_and_8_train_alike(optimizer, mode, float64):
+def test_tables_3_and_8_train_alike(bare_setup, optimizer, mode, float64):
   """Untied, unclipped, eps and rho by the columns, decay constant."""
   config = _config('gpt2', optimizer, 'mup', 3 * _BASE, mode)
-  eighth = _train(config, Parametrization, float64)
-  assert _same(eighth, _train(config, _Table3, float64), 3.0)
+  eighth = _train(bare_setup, config, Parametrization, float64)
+  assert _same(eighth, _train(bare_setup, config, _Table3, float64), 3.0)
   if optimizer == 'lion':
-    other = _train(config, _Table3WithoutItsRate, float64)
+    other = _train(bare_setup, config, _Table3WithoutItsRate, float64)
     assert not _same(eighth, other, 3.0)

@@ -61,9 +61,9 @@ def _state(workdir, steps):
 def test_k_steps_and_k_more_are_2k_steps(configure, tmp_path, variant):
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   seen = []
-  assemble.train(configure(variant), whole, {}, seen.append)
-  assemble.train(configure(variant, steps=3), parts, {})
-  summary = assemble.train(configure(variant), parts, {})
+  assemble.train(configure(variant), whole, on_row=seen.append)
+  assemble.train(configure(variant, steps=3), parts)
+  summary = assemble.train(configure(variant), parts)
   assert _rows(whole) == _rows(parts)
   assert len(seen) == len(_rows(whole)) == summary['steps'] == 6
   jax.tree.map(
@@ -73,17 +73,17 @@ def test_k_steps_and_k_more_are_2k_steps(configure, tmp_path, variant):
 
 
 def test_a_finished_run_is_left_alone(configure, tmp_path):
-  first = assemble.train(configure('gpt2,lion'), tmp_path / 'run', {})
+  first = assemble.train(configure('gpt2,lion'), tmp_path / 'run')
   before = {p: p.stat().st_mtime_ns for p in (tmp_path / 'run').rglob('*')}
-  assert assemble.train(configure('gpt2,lion'), tmp_path / 'run', {}) == first
+  assert assemble.train(configure('gpt2,lion'), tmp_path / 'run') == first
   after = {p: p.stat().st_mtime_ns for p in (tmp_path / 'run').rglob('*')}
   assert before == after
 
 
 def test_seconds_are_carried_through_restarts(configure, tmp_path):
   config = configure('gpt2,lion', steps=3)
-  first = assemble.train(config, tmp_path / 'run', {})
-  second = assemble.train(configure('gpt2,lion'), tmp_path / 'run', {})
+  first = assemble.train(config, tmp_path / 'run')
+  second = assemble.train(configure('gpt2,lion'), tmp_path / 'run')
   assert second['seconds'] > first['seconds']
   rows = (tmp_path / 'run' / 'metrics.jsonl').read_text('utf-8').splitlines()
   seconds = [json.loads(row)['seconds'] for row in rows]
@@ -94,13 +94,13 @@ def test_sophias_extra_passes_count_as_flops(configure, tmp_path):
   found = {}
   for name in ('lion', 'sophia'):
     config = configure(f'gpt2,{name}', checkpoint_every=0)
-    found[name] = assemble.train(config, tmp_path / name, {})
+    found[name] = assemble.train(config, tmp_path / name)
   # Three of the six steps take a second gradient.
   assert found['sophia']['flops'] / found['lion']['flops'] == pytest.approx(1.5)
   config = configure(
     'gpt2,sophia', checkpoint_every=0, optimizer__hessian_subset=4
   )
-  part = assemble.train(config, tmp_path / 'part', {})
+  part = assemble.train(config, tmp_path / 'part')
   assert part['curvature_passes'] == found['sophia']['curvature_passes'] == 3
   assert part['flops'] / found['lion']['flops'] == pytest.approx(1.125)
   # A momentum for Lion, a curvature beside it for Sophia, and a few counters.
@@ -112,15 +112,15 @@ def test_sophias_extra_passes_count_as_flops(configure, tmp_path):
 
 def test_a_run_older_than_a_key_goes_on(configure, tmp_path):
   path = tmp_path / 'run' / 'config.json'
-  assemble.train(configure('gpt2,lion', steps=3), path.parent, {})
+  assemble.train(configure('gpt2,lion', steps=3), path.parent)
   saved = json.loads(path.read_text())
   del saved['optimizer']['decay_mode'], saved['microbatches']
   path.write_text(json.dumps(saved))
-  assert assemble.train(configure('gpt2,lion'), path.parent, {})['steps'] == 6
+  assert assemble.train(configure('gpt2,lion'), path.parent)['steps'] == 6
   saved['optimizer']['decay_mode'] = 'times_lr'
   path.write_text(json.dumps(saved))
   with pytest.raises(ValueError, match='decay_mode=times_lr'):
-    assemble.train(configure('gpt2,lion'), path.parent, {})
+    assemble.train(configure('gpt2,lion'), path.parent)
 
 
 def _small_gpt2(directory):
@@ -170,7 +170,7 @@ def test_an_imported_model_is_its_own_base(
   config = configure('gpt2,adamw', steps=1, data__shuffle=False)
   assert config.parametrization.base_width == 64
   config.model.init_from = spec
-  assemble.train(config, tmp_path / 'run', {})
+  assemble.train(config, tmp_path / 'run')
   tokenizers.train_bpe(iter(['some text'] * 9), 262).save(directory)
   loaded = loading.load_model(spec)
   tokens = np.load(golden / 'tokens.npy')[: 8 * 16 + 1].astype(np.int32)
@@ -186,14 +186,14 @@ def test_a_model_file_outside_trains_as_inside(configure, tmp_path):
   path.write_text(pathlib.Path(llama.__file__).read_text('utf-8'), 'utf-8')
   losses = [
     assemble.train(
-      configure('llama,adamw', model__name=name, steps=2), tmp_path / run, {}
+      configure('llama,adamw', model__name=name, steps=2), tmp_path / run
     )['train_loss']
     for run, name in (('inside', 'llama'), ('outside', str(path)))
   ]
   assert losses[0] == losses[1]
 
 
-def test_a_search_shares_its_program(configure):
+def test_a_search_shares_its_setup(configure):
   from steepest.models import config as model_config
 
   a, b, c = (
@@ -201,16 +201,16 @@ def test_a_search_shares_its_program(configure):
     for keys in ({}, {'optimizer__lr': 0.1, 'seed': 3}, {'batch_size': 4})
   )
   model = model_config.resolve(a.model, 0, a.dtype)
-  program = assemble.make_program(a, model)
-  assert assemble.make_program(b, model) is program
-  assert assemble.make_program(c, model) is not program
+  setup = assemble.make_setup(a, model)
+  assert assemble.make_setup(b, model) is setup
+  assert assemble.make_setup(c, model) is not setup
 
 
 def test_a_trained_model_is_read_back(configure, tmp_path, logits_of):
   workdir = tmp_path / 'run'
   tokenizer = tokenizers.train_bpe(iter(['some text of no weight'] * 9), 270)
   config = configure('llama,adamw', model__vocab_size=tokenizer.vocab_size)
-  assemble.train(config, workdir, {})
+  assemble.train(config, workdir)
   with pytest.raises(FileNotFoundError, match=r'no tokenizer\.json'):
     loading.load_model(f'ckpt:{workdir}')
   tokenizer.save(workdir)
@@ -232,7 +232,7 @@ def test_a_run_of_a_larger_machine_is_read_here(configure, tmp_path):
   workdir = tmp_path / 'run'
   tokenizer = tokenizers.train_bpe(iter(['some text of no weight'] * 9), 270)
   config = configure('llama,lion', model__vocab_size=tokenizer.vocab_size)
-  assemble.train(config, workdir, {})
+  assemble.train(config, workdir)
   tokenizer.save(workdir)
   wanted = loading.load_model(f'ckpt:{workdir}').params
   saved = json.loads((workdir / 'config.json').read_text('utf-8'))
@@ -260,7 +260,7 @@ def test_models_that_are_not_there(spec, said):
 
 def test_a_run_without_checkpoints_cannot_be_read(configure, tmp_path):
   config = configure('gpt2,lion', checkpoint_every=0)
-  assemble.train(config, tmp_path / 'run', {})
+  assemble.train(config, tmp_path / 'run')
   tokenizer = tokenizers.train_bpe(iter(['some text'] * 9), 262)
   tokenizer.save(tmp_path / 'run')
   with pytest.raises(FileNotFoundError, match='no complete checkpoint'):

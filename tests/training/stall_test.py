@@ -1,13 +1,12 @@
 """A step that does not end ends its process; nothing else does."""
 
-import functools
 import subprocess
 import sys
 import time
 
 _PROGRAM = """
 import sys, time
-from steepest.training.stall import StallTimer
+from steepest.training.interrupts import StallTimer
 limit, inside, outside = map(float, sys.argv[1:])
 with StallTimer(limit, 'process 1 of 2') as stall:
   for _ in range(3):
@@ -47,12 +46,11 @@ def test_without_a_limit_nothing_ends():
   assert done.stdout == 'done\n'
 
 
-def test_a_watched_run_is_as_any_other(make_loop, tmp_path):
+def test_a_watched_run_is_as_any_other(train, tmp_path):
   losses = []
   for seconds in (0.0, 300.0):
     directory = tmp_path / str(seconds)
     directory.mkdir()
-    loop = make_loop(stall_seconds=seconds, directory=directory)
-    init = functools.partial(loop.program.init, 0)
-    losses.append(loop.run(init)['train_loss'])
+    summary = train(stall_seconds=seconds, directory=directory)
+    losses.append(summary['train_loss'])
   assert losses[0] == losses[1]

@@ -1,5 +1,7 @@
 """Curvature estimates against closed forms; micro-batches against batches."""
 
+import functools
+
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from steepest.training import step as step_lib
 from steepest.training.loss import cross_entropy
-from steepest.training.step import Step, key_for
+from steepest.training.state import key_for
 
 _FEATURES = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
 _TOKENS = np.random.default_rng(1).integers(0, 7, (4, 5)).astype(np.int32)
@@ -25,13 +27,25 @@ _ROWS = np.random.default_rng(3).integers(0, 7, (12, 5)).astype(np.int32)
 _LARGE = {'inputs': _ROWS, 'targets': (_ROWS + 2) % 4}
 
 
-def _step(estimator, microbatches=1, subset=1):
-  return Step(_regression, None, estimator, microbatches, subset=subset)
+@pytest.fixture
+def regression(bare_setup):
+  """Returns a function that makes its setup."""
+
+  def make(estimator='gnb', microbatches=1, subset=1, apply=_regression):
+    return bare_setup(
+      apply,
+      _WEIGHTS,
+      estimator=estimator,
+      microbatches=microbatches,
+      subset=subset,
+    )
+
+  return make
 
 
-def _average(step, draws, batch=_BATCH):
-  curvature = jax.vmap(lambda s: step.curvature(_WEIGHTS, batch, 0, s))
-  samples = np.asarray(jax.jit(curvature)(jnp.arange(draws)), np.float64)
+def _average(setup, draws, batch=_BATCH):
+  fn = lambda s: step_lib.curvature(setup, _WEIGHTS, batch, 0, s)
+  samples = np.asarray(jax.jit(jax.vmap(fn))(jnp.arange(draws)), np.float64)
   return samples.mean(0), samples.std(0) / draws**0.5
 
 
@@ -43,32 +57,36 @@ def _gauss_newton(tokens):
 
 
 @pytest.mark.parametrize('microbatches', [1, 4])
-def test_gauss_newton_bartlett_averages_to_the_closed_form(microbatches):
+def test_gauss_newton_bartlett_averages_to_the_closed_form(
+  regression, microbatches
+):
   """Diagonal of the Gauss-Newton matrix: mean over tokens of p(1-p)·x²."""
-  mean, error = _average(_step('gnb', microbatches), 20_000)
+  mean, error = _average(regression('gnb', microbatches), 20_000)
   wanted = _gauss_newton(_TOKENS)
   assert (np.abs(mean - wanted) < 5 * error).all()
   np.testing.assert_allclose(mean, wanted, rtol=0.06)
   # The targets do not enter: the empirical Fisher would differ.
-  grads = _step('gnb').gradient(_WEIGHTS, _BATCH)[1]
+  grads = step_lib.gradient(regression(), _WEIGHTS, _BATCH)[1]
   empirical = _TOKENS.size * np.asarray(grads) ** 2
   assert np.abs(empirical / wanted - 1).max() > 0.5
 
 
-def test_hutchinson_averages_to_the_hessians_diagonal():
+def test_hutchinson_averages_to_the_hessians_diagonal(regression):
   def loss(flat):
     logits = _regression(flat.reshape(3, 4), _TOKENS)
     return cross_entropy(logits, _BATCH['targets']).mean()
 
   wanted = np.diag(jax.hessian(loss)(_WEIGHTS.ravel())).reshape(3, 4)
-  mean, error = _average(_step('hutchinson'), 20_000)
+  mean, error = _average(regression('hutchinson'), 20_000)
   assert (np.abs(mean - wanted) < 5 * error).all()
   np.testing.assert_allclose(mean, wanted, atol=0.05 * wanted.max())
 
 
 @pytest.mark.parametrize('microbatches', [1, 4])
-def test_a_subset_averages_to_the_closed_form_of_its_rows(microbatches):
-  mean, error = _average(_step('gnb', microbatches, 2), 20_000, _LARGE)
+def test_a_subset_averages_to_the_closed_form_of_its_rows(
+  regression, microbatches
+):
+  mean, error = _average(regression('gnb', microbatches, 2), 20_000, _LARGE)
   wanted = _gauss_newton(_ROWS[::2])
   assert (np.abs(mean - wanted) < 5 * error).all()
   np.testing.assert_allclose(mean, wanted, rtol=0.06)
@@ -82,16 +100,18 @@ _SLICED = [(1, 2), (1, 12), (2, 2), (4, 2), (4, 4), (4, 3), (4, 6), (2, 3)]
 
 
 @pytest.mark.parametrize('microbatches, subset', _SLICED)
-def test_a_subset_is_its_rows_with_their_own_labels(microbatches, subset):
+def test_a_subset_is_its_rows_with_their_own_labels(
+  regression, microbatches, subset
+):
   """Those that its sequences have in the whole batch."""
-  step = _step('gnb', microbatches, subset)
+  setup = regression('gnb', microbatches, subset)
   rows = {k: v[::subset] for k, v in _LARGE.items()}
   keys = jax.random.split(key_for(3, 'labels', 5), 12)[::subset]
   logits = _regression(_WEIGHTS, rows['inputs'])
   rows['targets'] = step_lib.sample(keys, logits)
-  gradient = _step('gnb').gradient(_WEIGHTS, rows)[1]
+  gradient = step_lib.gradient(regression(), _WEIGHTS, rows)[1]
   np.testing.assert_allclose(
-    step.curvature(_WEIGHTS, _LARGE, 3, 5),
+    step_lib.curvature(setup, _WEIGHTS, _LARGE, 3, 5),
     rows['inputs'].size * np.asarray(gradient) ** 2,
     rtol=1e-5,
     atol=1e-7,
@@ -99,12 +119,14 @@ def test_a_subset_is_its_rows_with_their_own_labels(microbatches, subset):
 
 
 @pytest.mark.parametrize('microbatches, subset', _SLICED)
-def test_hutchinson_of_a_subset_is_that_of_its_rows(microbatches, subset):
-  step = _step('hutchinson', microbatches, subset)
+def test_hutchinson_of_a_subset_is_that_of_its_rows(
+  regression, microbatches, subset
+):
+  setup = regression('hutchinson', microbatches, subset)
   rows = {k: v[::subset] for k, v in _LARGE.items()}
   np.testing.assert_allclose(
-    step.curvature(_WEIGHTS, _LARGE, 3, 5),
-    _step('hutchinson').curvature(_WEIGHTS, rows, 3, 5),
+    step_lib.curvature(setup, _WEIGHTS, _LARGE, 3, 5),
+    step_lib.curvature(regression('hutchinson'), _WEIGHTS, rows, 3, 5),
     rtol=1e-5,
     atol=1e-7,
   )
@@ -112,7 +134,7 @@ def test_hutchinson_of_a_subset_is_that_of_its_rows(microbatches, subset):
 
 @pytest.mark.parametrize('microbatches, subset', _SLICED)
 def test_no_slice_of_a_subset_is_larger_than_those_of_training(
-  microbatches, subset
+  regression, microbatches, subset
 ):
   seen = []
 
@@ -120,46 +142,52 @@ def test_no_slice_of_a_subset_is_larger_than_those_of_training(
     seen.append(len(tokens_BxL))
     return _regression(params, tokens_BxL)
 
-  step = Step(apply, None, 'gnb', microbatches, subset=subset)
-  step.curvature(_WEIGHTS, _LARGE, 0, 0)
+  setup = regression('gnb', microbatches, subset, apply)
+  step_lib.curvature(setup, _WEIGHTS, _LARGE, 0, 0)
   most = 12 // microbatches
   assert max(seen) <= most
   if microbatches % subset == 0:
     assert set(seen) == {most}
 
 
-def test_hutchinson_of_a_constant_loss_is_zero():
+def test_hutchinson_of_a_constant_loss_is_zero(bare_setup):
   """With a single class nothing can be learnt."""
-  step = Step(lambda p, t: p[t][..., None], None, 'hutchinson', 1)
-  zero = step.curvature(
-    jnp.ones(7), {'inputs': _TOKENS, 'targets': _TOKENS * 0}, 0, 0
+  setup = bare_setup(
+    lambda p, t: p[t][..., None], jnp.ones(7), estimator='hutchinson'
+  )
+  zero = step_lib.curvature(
+    setup, jnp.ones(7), {'inputs': _TOKENS, 'targets': _TOKENS * 0}, 0, 0
   )
   np.testing.assert_allclose(zero, 0, atol=1e-6)
 
 
 @pytest.mark.parametrize('estimator', ['gnb', 'hutchinson'])
-def test_micro_batches_change_neither_gradient_nor_curvature(estimator):
-  whole, parts = _step(estimator), _step(estimator, 4)
-  loss, grads = whole.gradient(_WEIGHTS, _BATCH)
-  other, others = parts.gradient(_WEIGHTS, _BATCH)
-  np.testing.assert_allclose(loss, other, rtol=1e-6)
-  np.testing.assert_allclose(grads, others, rtol=1e-5, atol=1e-7)
-  np.testing.assert_allclose(
-    whole.curvature(_WEIGHTS, _BATCH, 3, 5),
-    parts.curvature(_WEIGHTS, _BATCH, 3, 5),
-    rtol=1e-5,
-    atol=1e-7,
+def test_micro_batches_change_neither_gradient_nor_curvature(
+  regression, estimator
+):
+  whole, parts = (
+    (
+      step_lib.gradient(setup, _WEIGHTS, _BATCH),
+      step_lib.curvature(setup, _WEIGHTS, _BATCH, 3, 5),
+    )
+    for setup in (regression(estimator), regression(estimator, 4))
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+    whole,
+    parts,
   )
 
 
-def test_gradient_is_the_mean_over_tokens_by_hand():
+def test_gradient_is_the_mean_over_tokens_by_hand(regression):
   x_NxF = _FEATURES[_TOKENS.ravel()].astype(np.float64)
   p_NxV = np.exp(x_NxF @ _WEIGHTS)
   p_NxV /= p_NxV.sum(1, keepdims=True)
   labels = _BATCH['targets'].ravel()
   picked = p_NxV[np.arange(len(labels)), labels]
   wanted = x_NxF.T @ (p_NxV - np.eye(4)[labels]) / len(labels)
-  loss, grads = _step('gnb').gradient(_WEIGHTS, _BATCH)
+  losses, grads = step_lib.gradient(regression(), _WEIGHTS, _BATCH)
+  loss = losses['train/loss']
   np.testing.assert_allclose(loss, -np.log(picked).mean(), rtol=1e-5)
   np.testing.assert_allclose(grads, wanted, rtol=1e-4, atol=1e-6)
 
@@ -176,18 +204,15 @@ def test_keys_differ_by_seed_purpose_and_step():
 
 @pytest.mark.parametrize('every', [1, 3])
 def test_curvature_comes_after_the_update_every_so_many_steps(
-  configure, make_program, arguments, make_batch, every
+  configure, make_trainer, make_batch, every
 ):
   """At s = every - 1, 2·every - 1, …, at the new parameters, same inputs."""
   config = configure('gpt2', 'sophia', optimizer__hessian_every=every)
-  program = make_program(config)
-  args, seed = program.put(arguments(config)), program.put(np.uint32(0))
-  step = Step(program.logits, program.chain, 'gnb', 1)
-  state, refreshed = program.init(0), []
+  trainer = make_trainer(config)
+  state, refreshed = trainer.init(), []
   for s in range(4):
-    batch = program.put_batch(make_batch(s))
     before = jax.tree.map(np.asarray, state.opt_state)
-    state, _ = program.step(state, batch, args, seed)
+    state, _ = trainer.step(state, make_batch(s))
     h = jax.tree.map(np.asarray, state.opt_state.h)
     moved = int(state.opt_state.estimates) - int(before.estimates)
     refreshed.append(moved)
@@ -195,7 +220,8 @@ def test_curvature_comes_after_the_update_every_so_many_steps(
       jax.tree.map(np.testing.assert_array_equal, h, before.h)
   assert refreshed == [int(s % every == every - 1) for s in range(4)]
   if every == 1:
-    wanted = jax.jit(step.curvature)(state.params, batch, 0, 3)
+    curvature = functools.partial(step_lib.curvature, trainer.setup)
+    wanted = jax.jit(curvature)(state.params, make_batch(3), 0, 3)
     jax.tree.map(
       lambda new, old, c: np.testing.assert_allclose(
         new, 0.99 * old + 0.01 * c, rtol=1e-4, atol=1e-6 * np.abs(c).max()

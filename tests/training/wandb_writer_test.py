@@ -94,7 +94,7 @@ def test_a_run_is_shown_and_gone_on_with(runs, tmp_path, config):
   workdir = tmp_path / 'a-run'
   for steps, project in ((3, ''), (4, 'proj'), (6, 'proj')):
     config.steps, config.wandb_project = steps, project
-    assemble.train(config, workdir, {})
+    assemble.train(config, workdir)
   assert len(runs) == 2
   first, second = runs
   assert first.given == second.given
@@ -120,7 +120,7 @@ def test_training_goes_on_without_it(
   for steps, fails in ((5, what), (7, 'init'), (9, '')):
     monkeypatch.setattr(_Run, 'fails', frozenset([fails]))
     config.steps = steps
-    losses.append(assemble.train(config, tmp_path, {})['train_loss'])
+    losses.append(assemble.train(config, tmp_path)['train_loss'])
   rows = metrics.read_rows(tmp_path)
   assert [row['step'] for row in rows] == list(range(9)) and all(losses)
   first, last = runs
@@ -141,7 +141,7 @@ def test_failing_at_the_very_first_start_is_an_error(
   config.wandb_project = 'proj'
   monkeypatch.setattr(_Run, 'fails', frozenset(['init']))
   with pytest.raises(ValueError, match=r"'proj': _CommError: init timed") as e:
-    assemble.train(config, tmp_path, {})
+    assemble.train(config, tmp_path)
   assert '\n' not in str(e.value) and 'wandb login' in str(e.value)
   assert not metrics.read_rows(tmp_path)
 

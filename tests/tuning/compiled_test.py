@@ -199,8 +199,8 @@ def test_a_step_on_a_gpu_moves_no_more_than_it_has_to(name, optimizer):
   devices = _devices('h100', 1)
   found = compiled.kernels(compiled.compile_step(config, devices).text)
   model = model_config.resolve(config.model, 1024, config.dtype)
-  program = run_lib.make_program(config, model, devices)
-  wanted = costs.update_bytes(program.chain, program.state_shapes.params)
+  setup = run_lib.make_setup(config, model, tuple(devices))
+  wanted = costs.update_bytes(setup.chain, setup.shapes.params)
   # Outside the branches that measure and estimate.
   steady = [k for k in found if k.steady]
   updates = [

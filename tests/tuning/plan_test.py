@@ -112,7 +112,7 @@ def test_the_state_is_that_of_the_training_step():
   }
   config = _config('llama,sophia', keys)
   model = model_config.resolve(config.model, 0, config.dtype)
-  state = run_lib.make_program(config, model).state_shapes
+  state = run_lib.make_setup(config, model).shapes
   size = lambda tree: sum(
     s.dtype.itemsize * math.prod(s.sharding.shard_shape(s.shape))
     for s in jax.tree.leaves(tree)

@@ -1,25 +1,22 @@
-"""Programs: µP at its base, one compilation a shape, evaluation."""
-
-import dataclasses
+"""What is compiled: µP at its base, one compilation a shape, evaluation."""
 
 import jax
 from jax import numpy as jnp
 import numpy as np
 import pytest
 
+from steepest.training import state as state_lib, step as step_lib
 from steepest.training.loss import cross_entropy
 
 _OPTIMIZERS = ('adamw', 'lion', 'sophia')
 
 
-def _train(program, args, make_batch, steps=4):
-  args, seed = program.put(args), program.put(np.uint32(0))
-  state, losses = program.init(0), []
+def _train(trainer, make_batch, steps=4):
+  state, rows = trainer.init(), []
   for step in range(steps):
-    batch = program.put_batch(make_batch(step))
-    state, stats = program.step(state, batch, args, seed)
-    losses.append(program.chain.named(jax.device_get(stats)))
-  return losses, jax.device_get(state)
+    state, row = trainer.step(state, make_batch(step))
+    rows.append(row)
+  return rows, jax.device_get(state)
 
 
 @pytest.mark.parametrize(
@@ -49,14 +46,13 @@ def _train(program, args, make_batch, steps=4):
   ],
 )
 def test_mup_at_its_base_trains_as_sp_bit_for_bit(
-  configure, make_program, arguments, make_batch, name, optimizer, rules
+  configure, make_trainer, make_batch, name, optimizer, rules
 ):
   """Losses, statistics, parameters and moments, past a curvature pass."""
   results = []
   for kind, more in (('sp', {}), ('mup', rules)):
     config = configure(name, optimizer, parametrization__kind=kind, **more)
-    program = make_program(config)
-    results.append(_train(program, arguments(config), make_batch))
+    results.append(_train(make_trainer(config), make_batch))
   (losses, state), (others, other) = results
   assert losses == others
   jax.tree.map(np.testing.assert_array_equal, state, other)
@@ -64,23 +60,22 @@ def test_mup_at_its_base_trains_as_sp_bit_for_bit(
 
 @pytest.mark.slow
 def test_mup_away_from_its_base_is_another_model(
-  configure, make_program, arguments, make_batch
+  configure, make_trainer, make_batch
 ):
   """Guards the test above."""
   config = configure('gpt2', 'lion', parametrization__base_width=16)
-  mup, _ = _train(make_program(config), arguments(config), make_batch)
+  mup, _ = _train(make_trainer(config), make_batch)
   config = configure('gpt2', 'lion', parametrization__kind='sp')
-  sp, _ = _train(make_program(config), arguments(config), make_batch)
+  sp, _ = _train(make_trainer(config), make_batch)
   assert mup[-1]['train/loss'] != sp[-1]['train/loss']
 
 
 @pytest.mark.parametrize('optimizer', _OPTIMIZERS)
 def test_a_search_compiles_the_step_once(
-  configure, make_program, arguments, make_batch, optimizer
+  configure, make_trainer, make_batch, optimizer
 ):
   """Rate, betas, decay, clip, rho, schedule's length: all are arguments."""
-  program, seconds, losses = None, None, set()
-  compiled = []
+  setups, losses, compiled = [], set(), []
 
   def listen(event, duration, **_):
     if event == '/jax/core/compile/backend_compile_duration':
@@ -100,15 +95,13 @@ def test_a_search_compiles_the_step_once(
       steps=10 * scale,
       seed=scale,
     )
-    again = make_program(config)
-    assert program is None or again is program
-    program = again
-    rows, _ = _train(program, arguments(config), make_batch)
+    trainer = make_trainer(config)
+    setups.append(trainer.setup)
+    rows, _ = _train(trainer, make_batch)
     losses.add(float(rows[-1]['train/loss']))
-    if seconds is None:
-      seconds = program.compile_seconds
+    if len(setups) == 1:
       jax.monitoring.register_event_duration_secs_listener(listen)
-  assert program.compile_seconds == seconds > 0
+  assert setups[0] is setups[1] is setups[2]
   assert not compiled
   # The listener does hear of compilations.
   jax.jit(lambda x: x * 3 + 1)(np.float32(2))
@@ -118,14 +111,14 @@ def test_a_search_compiles_the_step_once(
 
 
 def test_evaluation_loss_passes_over_masked_rows(
-  configure, make_program, make_batch
+  configure, make_trainer, make_batch
 ):
-  program = make_program(configure('gpt2', 'adamw'))
-  params = program.init(0).params
+  trainer = make_trainer(configure('gpt2', 'adamw'))
+  params = trainer.init().params
   batch = {**make_batch(), 'mask': np.ones(16, np.float32)}
   batch['mask'][11:] = 0
-  total, rows = program.eval_loss(params, program.put_batch(batch))
-  logits = jax.jit(program.logits)(params, batch['inputs'])
+  total, rows = step_lib.eval_loss(trainer.setup, params, trainer.put(batch))
+  logits = jax.jit(trainer.setup.apply)(params, batch['inputs'])
   loss = cross_entropy(logits, jnp.asarray(batch['targets'])).mean(1)
   assert rows == 11
   np.testing.assert_allclose(total, loss[:11].sum(), rtol=1e-5)
@@ -138,63 +131,63 @@ def test_cross_entropy_is_of_float32_and_survives_large_logits():
   np.testing.assert_array_equal(loss, [[0, 1000]])
 
 
-def test_from_params_equals_the_initial_state(configure, make_program):
-  program = make_program(configure('llama', 'sophia'))
-  wanted = jax.device_get(program.init(3))
-  got = jax.device_get(program.from_params(wanted.params))
-  jax.tree.map(np.testing.assert_array_equal, got, wanted)
+def test_from_params_equals_the_initial_state(configure, make_trainer):
+  trainer = make_trainer(configure('llama', 'sophia'))
+  wanted = jax.device_get(trainer.init(3))
+  got = state_lib.from_params(trainer.setup, wanted.params)
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(got), wanted)
 
 
-def test_seeds_differ(configure, make_program):
-  program = make_program(configure('llama', 'sophia'))
-  a, b = (program.init(s).params['embedding'] for s in (0, 1))
+def test_seeds_differ(configure, make_trainer):
+  trainer = make_trainer(configure('llama', 'sophia'))
+  a, b = (trainer.init(seed).params['embedding'] for seed in (0, 1))
   assert not np.array_equal(a, b)
 
 
 @pytest.mark.parametrize('optimizer', _OPTIMIZERS)
 def test_a_step_measures_when_asked(
-  configure, make_program, arguments, make_batch, optimizer
+  configure, make_trainer, make_batch, optimizer
 ):
   """It trains alike, by one program, and leaves out what it did not measure."""
-  config = configure('gpt2', optimizer)
-  program = make_program(config)
-  args, seed = program.put(arguments(config)), program.put(np.uint32(0))
+  trainer = make_trainer(configure('gpt2', optimizer))
   ends = []
   for measure in (True, False):
-    state, names = program.init(0), []
+    state, names = trainer.init(), []
     for step in range(3):
-      batch = program.put_batch(make_batch(step))
-      state, stats = program.step(state, batch, args, seed, measure)
-      names.append(set(program.chain.named(stats)))
+      state, row = trainer.step(state, make_batch(step), measure)
+      names.append(set(row))
     ends.append((jax.device_get(state), names[-1]))
   (state, names), (other, fewer) = ends
   jax.tree.map(np.testing.assert_array_equal, state, other)
   assert 'update_rms/hidden' in names and 'param_norm' in names
   assert not any('rms' in n or 'param' in n or '/layer/' in n for n in fewer)
   assert {'train/loss', 'grad_norm', 'lr'} <= fewer
-  assert len([name for name in program._compiled if name[0] == 'step']) == 1
 
 
 @pytest.mark.parametrize('microbatches', [1, 4])
 def test_matrices_are_rounded_once_for_the_same_gradient(
-  configure, make_program, make_batch, microbatches
+  configure, make_trainer, make_batch, microbatches, monkeypatch
 ):
   """As where each product rounds its own, in half as many bytes."""
   config = configure(
     'llama', 'adamw', dtype__compute='bfloat16', microbatches=microbatches
   )
-  program = make_program(config)
-  params, batch = program.init(0).params, program.put_batch(make_batch())
-  step = program.step_function
-  plain = dataclasses.replace(step, used=lambda params: params)
-  with jax.set_mesh(program.mesh):
-    loss, grads = jax.jit(step.gradient)(params, batch)
-    other, wanted = jax.jit(plain.gradient)(params, batch)
-    (h,), (of_h,) = (
-      jax.tree.leaves(jax.jit(s.curvature)(params, batch, 0, 1))[:1]
-      for s in (step, plain)
+  trainer = make_trainer(config)
+  setup = trainer.setup
+  params, batch = trainer.init().params, trainer.put(make_batch())
+
+  def compute():
+    fn = lambda p, b: (
+      step_lib.gradient(setup, p, b),
+      step_lib.curvature(setup, p, b, 0, 1),
     )
-  assert loss == other
+    with jax.set_mesh(setup.mesh):
+      return jax.jit(fn)(params, batch)
+
+  (losses, grads), h = compute()
+  monkeypatch.setattr(step_lib, 'rounded', lambda setup, params: params)
+  (others, wanted), of_plain = compute()
+  assert losses == others
 
   def check(g, w, f):
     matrix = f.kind in ('hidden', 'readout')
@@ -202,5 +195,5 @@ def test_matrices_are_rounded_once_for_the_same_gradient(
     assert g.dtype == (jnp.bfloat16 if single else jnp.float32), f.kind
     np.testing.assert_array_equal(g.astype(jnp.float32), w)
 
-  jax.tree.map(check, grads, wanted, program.chain.factors)
-  np.testing.assert_array_equal(h, of_h)
+  jax.tree.map(check, grads, wanted, setup.chain.factors)
+  jax.tree.map(np.testing.assert_array_equal, h, of_plain)

@@ -1,0 +1,230 @@
+"""What a run carries from step to step, and the constants of its programs.
+
+B batch, L length, V vocabulary.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+import jax
+from jax import numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import FrozenConfigDict
+import numpy as np
+
+from steepest.models import config as model_config
+from steepest.models.config import ModelConfig
+from steepest.models.parametrization import Parametrization
+from steepest.optimizers import build
+from steepest.optimizers.build import Chain
+from steepest.training import mesh as mesh_lib
+
+# Purposes of random numbers: a key is fold_in(seed, purpose, step).
+_PURPOSES = {'init': 0, 'labels': 1, 'probe': 2}
+
+
+class TrainState(NamedTuple):
+  """All that training carries; `step` counts the updates done."""
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """All that decides what is compiled: runs of equal specs share programs.
+
+  Attributes:
+    rules: the model's shapes and multipliers.
+    optimizer: the `optimizer` slice without what a sweep may change.
+    schedule: the `schedule` slice, likewise.
+    mesh: the `mesh` slice.
+    batch_size: sequences of a step.
+    microbatches: slices of a batch.
+  """
+
+  rules: Parametrization
+  optimizer: FrozenConfigDict
+  schedule: FrozenConfigDict
+  mesh: FrozenConfigDict
+  batch_size: int
+  microbatches: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setup:
+  """Constants of a run's compiled programs.
+
+  Attributes:
+    module: the model; see models/.
+    model: its resolved shapes.
+    chain: the optimizer.
+    mesh: of the devices used.
+    shapes: ShapeDtypeStructs with shardings, like the state.
+    batch_size: sequences of a step.
+    microbatches: slices of a batch whose gradients are averaged.
+    estimator: 'gnb' or 'hutchinson', used if the chain wants curvature.
+    subset: curvature is estimated on one of so many sequences.
+  """
+
+  module: Any
+  model: ModelConfig
+  chain: Chain
+  mesh: Mesh
+  shapes: TrainState
+  batch_size: int
+  microbatches: int = 1
+  estimator: str = 'gnb'
+  subset: int = 1
+
+  @property
+  def shardings(self) -> TrainState:
+    """Shardings like the state."""
+    return jax.tree.map(lambda s: s.sharding, self.shapes)
+
+  def apply(self, params: Any, *inputs: Any) -> Any:
+    """Applies the model; see models/gpt2.py for the inputs. Not compiled."""
+    return constrained(self.module.apply, mesh_lib.RULES)(params, *inputs)
+
+  def features(
+    self,
+    params: Any,
+    tokens_BxL: jax.Array,
+    visible_BxLxL: jax.Array,
+    positions_BxL: jax.Array,
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns what the readout gets, and the readout; not compiled."""
+    return self.apply(params, tokens_BxL, visible_BxLxL, positions_BxL, True)
+
+
+@functools.lru_cache(maxsize=1)
+def setup(spec: Spec, devices: tuple[jax.Device, ...] = ()) -> Setup:
+  """Returns the constants of a run's programs; nothing is compiled yet.
+
+  The latest is kept: what was compiled for it serves the next run of its shape.
+
+  Args:
+    spec: of the run.
+    devices: to use; (): all of this job's.
+
+  Raises:
+    ValueError: a name is unknown, or a size does not divide.
+  """
+  model, o = spec.rules.model, spec.optimizer
+  mesh = mesh_lib.make_mesh(spec.mesh, list(devices) or None)
+  mesh_lib.check(mesh, model, spec.batch_size, spec.microbatches)
+  module = model_config.find_model(model.name).Model(model, spec.rules)
+  boxed = jax.eval_shape(lambda: _init_boxed(module, model, 0))
+  factors = jax.tree.map(
+    lambda p: spec.rules.factors(p.role),
+    boxed,
+    is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
+  )
+  chain = build.build(o, spec.schedule, factors)
+  if chain.wants_curvature:
+    mesh_lib.check_subset(mesh.shape, spec.batch_size, o.hessian_subset)
+  return Setup(
+    module,
+    model,
+    chain,
+    mesh,
+    _shapes(chain, mesh, boxed),
+    spec.batch_size,
+    spec.microbatches,
+    o.hessian_estimator,
+    o.hessian_subset,
+  )
+
+
+def init(setup: Setup, seed: int) -> TrainState:
+  """Returns the state before the first step."""
+  return _compiled_init(setup)(mesh_lib.replicate(setup.mesh, np.uint32(seed)))
+
+
+def from_params(setup: Setup, params: Any) -> TrainState:
+  """Returns the state before the first step from given parameters."""
+
+  def place(value: np.ndarray, sharding: jax.sharding.NamedSharding):
+    return jax.make_array_from_callback(
+      value.shape, sharding, lambda index: value[index]
+    )
+
+  # Each process has them all and places its part.
+  params = jax.tree.map(place, params, setup.shardings.params)
+  first = functools.partial(_first, setup.chain)
+  with jax.set_mesh(setup.mesh):
+    return jax.jit(first, out_shardings=setup.shardings)(params)
+
+
+def evaluation_params(setup: Setup, state: TrainState) -> Any:
+  """Returns the parameters with which the model is evaluated and saved."""
+  if not setup.chain.evaluates_others:
+    return state.params
+  return _compiled_evaluation_params(setup)(state.opt_state, state.params)
+
+
+def key_for(seed: Any, purpose: str, step: Any) -> jax.Array:
+  """Returns the random key of a purpose at a step."""
+  key = jax.random.fold_in(jax.random.key(seed), _PURPOSES[purpose])
+  return jax.random.fold_in(key, step)
+
+
+def constrained(
+  apply: Callable[..., Any], rules: Any
+) -> Callable[..., jax.Array]:
+  """Lets the model's logical constraints find their mesh axes."""
+
+  def wrapped(params: Any, *inputs: jax.Array) -> jax.Array:
+    with nn.logical_axis_rules(rules):
+      return apply({'params': params}, *inputs)
+
+  return wrapped
+
+
+@functools.lru_cache(maxsize=2)
+def _compiled_init(setup: Setup) -> Any:
+  def fn(seed: Any) -> TrainState:
+    boxed = _init_boxed(setup.module, setup.model, seed)
+    return _first(setup.chain, nn.unbox(boxed))
+
+  return mesh_lib.compiled(
+    setup.mesh, fn, (np.uint32(0),), None, setup.shardings
+  )
+
+
+@functools.lru_cache(maxsize=2)
+def _compiled_evaluation_params(setup: Setup) -> Any:
+  of = setup.shardings
+  return mesh_lib.compiled(
+    setup.mesh,
+    setup.chain.evaluation_params,
+    (setup.shapes.opt_state, setup.shapes.params),
+    (of.opt_state, of.params),
+    of.params,
+  )
+
+
+def _init_boxed(module: Any, model: ModelConfig, seed: Any) -> Any:
+  tokens_BxL = jnp.zeros((1, model.context), jnp.int32)
+  return module.init(key_for(seed, 'init', 0), tokens_BxL)['params']
+
+
+def _first(chain: Chain, params: Any) -> TrainState:
+  return TrainState(jnp.zeros([], jnp.int32), params, chain.init(params))
+
+
+def _shapes(chain: Chain, mesh: Mesh, boxed: Any) -> TrainState:
+  # Boxes survive zeros_like, so moments get their parameter's axes.
+  state = jax.eval_shape(functools.partial(_first, chain), boxed)
+  shardings = mesh_lib.shardings(mesh, nn.get_partition_spec(state))
+  return jax.tree.map(
+    lambda s, sharding: jax.ShapeDtypeStruct(
+      s.shape, s.dtype, sharding=sharding
+    ),
+    nn.unbox(state),
+    shardings,
+  )
