@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from steepest.report import words
+
 # Okabe and Ito's colours, told apart by the colour-blind, and three more;
 # dashes, markers and patterns tell the same in grey.
 _COLORS = (
@@ -88,6 +90,11 @@ def _style(place: int) -> dict[str, str]:
     'marker': _MARKERS[form],
     'pattern': _PATTERNS[form],
   }
+
+
+def names(optimizers: Iterable[str]) -> dict[str, str]:
+  """Returns optimizer → its usual spelling, for a figure's buttons."""
+  return {name: words.name(name) for name in sorted(set(optimizers))}
 
 
 def pale(color: str, share: float = 0.2) -> str:
