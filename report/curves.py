@@ -477,8 +477,8 @@ def _scored(points: pd.DataFrame) -> list[str]:
     if prefix == 'eval' and task and metric in ('acc', 'acc_norm'):
       held = points.loc[points[name].notna(), 'run']
       if len(held) and held.value_counts().max() > 1:
-        found.append((task, metric))
-  return ['/'.join(pair) for pair in scores_lib.outermost(found)]
+        found.append(rest)
+  return scores_lib.ordered(found)
 
 
 def _logged(points: pd.DataFrame) -> list[str]:

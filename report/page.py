@@ -52,7 +52,7 @@ def write(
     origin: name → value, where the numbers are from; at the bottom.
   """
   figures = {
-    figure.key: figure.content
+    f'plot-{figure.key}': figure.content
     for part in sections
     for figure in section.figures(part.blocks)
   }

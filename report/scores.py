@@ -1,6 +1,6 @@
 """Benchmark scores at the end of training, beside chance and beside the loss."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from steepest.eval import tasks
-from steepest.report import tables, theme, words
+from steepest.report import tables, theme, verdicts, words
 from steepest.report.section import (
   Block,
   Cell,
@@ -22,7 +21,6 @@ from steepest.report.section import (
   Table,
 )
 
-METRICS = ('acc', 'acc_norm', 'perplexity')
 # Of a benchmark's row, the share in which the optimizers' marks lie.
 _SPREAD = 0.7
 _ALPHA = 0.05
@@ -51,36 +49,16 @@ class Agreement:
   reason: str
 
 
-def outermost(found: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
-  """Returns (task, metric) pairs in the order of eval/tasks.py.
-
-  Tasks and groups inside a group that was scored are left out.
-  """
-  names = {task for task, _ in found}
-  inner: set[str] = set()
-  for group in names & set(tasks.GROUPS):
-    leaves = set(tasks.GROUPS[group])
-    inner |= leaves
-    inner |= {g for g, of in tasks.GROUPS.items() if set(of) < leaves}
-  order = {name: i for i, name in enumerate([*tasks.TASKS, *tasks.GROUPS])}
-  return sorted(
-    ((task, metric) for task, metric in found if task not in inner),
-    key=lambda pair: (
-      order[pair[0]] if pair[0] in order else len(order),
-      pair[0],
-      METRICS.index(pair[1]),
-    ),
-  )
-
-
 def columns(cells: pd.DataFrame) -> list[str]:
   """Returns the benchmarks' columns of a comparison, in their order."""
-  pairs = {
-    (column.rpartition('/')[0], column.rpartition('/')[2])
-    for column in cells['column']
-    if '/' in column
-  }
-  return ['/'.join(pair) for pair in outermost(pairs)]
+  return ordered(column for column in set(cells['column']) if '/' in column)
+
+
+def ordered(found: Iterable[str]) -> list[str]:
+  """Returns 'task/metric' of the outermost tasks, in eval/tasks.py's order."""
+  pairs = [column.rpartition('/')[::2] for column in found]
+  frame = pd.DataFrame(pairs, columns=['task', 'metric'])
+  return ['/'.join(pair) for pair in verdicts.outermost(frame)]
 
 
 def chances(scores: pd.DataFrame) -> dict[str, float]:
@@ -291,10 +269,19 @@ def agreement(
   if 2 / math.factorial(n) > _ALPHA:
     reason = f'{n} optimizers are too few to tell'
     return Agreement(column, tau, math.nan, n, reason)
+  sign_NxN = np.sign(good_N[:, None] - good_N)
+
+  def concordance(x_PxN: np.ndarray, axis: int) -> np.ndarray:
+    """Returns τ but for its denominator, which all orders share."""
+    del axis  # The last one.
+    signs_PxNxN = np.sign(x_PxN[..., :, None] - x_PxN[..., None, :])
+    return (sign_NxN * signs_PxNxN).sum((-2, -1))
+
   found = stats.permutation_test(
     (score_N,),
-    lambda x_N: stats.kendalltau(good_N, x_N).statistic,
+    concordance,
     permutation_type='pairings',
+    vectorized=True,
     n_resamples=math.factorial(n) if n <= _EXACT else _RESAMPLES,
     rng=np.random.default_rng(0),
   )

@@ -642,7 +642,7 @@ def importances(search: Search) -> dict[str, float]:
       )
     )
   evaluator = optuna.importance.PedAnovaImportanceEvaluator(
-    baseline_quantile=0.25
+    target_quantile=0.25
   )
   found = optuna.importance.get_param_importances(study, evaluator=evaluator)
   return {str(name): float(share) for name, share in found.items()}

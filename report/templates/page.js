@@ -96,6 +96,13 @@ function frame(id) {
 // The panels' vertical axes where they depend on a switch.
 function limits(figure) {
   const changes = {};
+  if (figure.xnames) {
+    const name = figure.xnames.of[state[figure.xnames.switch]];
+    for (let panel = 1; name && panel <= figure.layout.meta.panels; panel++) {
+      changes[axisName('x', panel) + '.title.text'] = name;
+      changes[axisName('x', panel) + '.autorange'] = true;
+    }
+  }
   if (!figure.limits) return changes;
   const {of, types, names} = figure.limits;
   const chosen = state[figure.limits.switch];
@@ -302,7 +309,7 @@ function fileName(id) {
     Object.keys((trace.meta || {}).when || {}).forEach((n) => names.add(n));
   }
   if (figure.titles) names.add('x');
-  const words = [id, ...Array.from(names, (name) => state[name])];
+  const words = [id.replace('plot-', ''), ...Array.from(names, (name) => state[name])];
   return words.join('-').replace(/[^A-Za-z0-9]+/g, '-');
 }
 
@@ -343,10 +350,23 @@ function cell(value) {
   return /[",\n\r]/.test(text) ? '"' + text.replace(/"/g, '""') + '"' : text;
 }
 
+// Every number of a figure of matrices.
+function matrixCsv(figure) {
+  const rows = [['panel', 'row', 'column', figure.csv.z]];
+  for (const trace of figure.data) {
+    const panel = figure.layout.meta.titles[panelOf(trace) - 1];
+    trace.z.forEach((values, i) => values.forEach((value, j) => {
+      rows.push([panel, trace.meta.rows[i], trace.meta.columns[j], value]);
+    }));
+  }
+  return rows.map((row) => row.map(cell).join(',') + '\r\n').join('');
+}
+
 // Every number of a figure, hidden ones too.
 function toCsv(id) {
   const figure = figures[id];
   const columns = figure.csv;
+  if (columns.z) return matrixCsv(figure);
   const keys = figure.titles ? Object.keys(figure.titles) : [];
   const heads = ['panel', 'series', 'kind', 'run', 'label'];
   if (figure.titles) heads.push(...keys.map((key) => figure.titles[key]));
