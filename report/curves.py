@@ -164,7 +164,9 @@ class _Course:
 
   def __init__(self, comparison: tables.Comparison):
     runs = comparison.tables.runs
-    under_way = runs[(runs['stage'] == 'final') & (runs['status'] == 'unfinished')]
+    under_way = runs[
+      (runs['stage'] == 'final') & (runs['status'] == 'unfinished')
+    ]
     self.runs = pd.concat([comparison.compared, under_way]).drop_duplicates(
       'run'
     )
@@ -389,7 +391,9 @@ class _Course:
         band = self._trace(
           cell, mean.assign(y=mean[end]), panel, shown, width=0
         )
-        band['meta']['kind'] = f'{kind}, {"lowest" if fill is None else "highest"} seed'
+        band['meta']['kind'] = (
+          f'{kind}, {"lowest" if fill is None else "highest"} seed'
+        )
         band['hoverinfo'] = 'skip'
         del band['hovertemplate']
         if fill is not None:

@@ -42,7 +42,10 @@ def sections(comparison: tables.Comparison) -> list[Section]:
       )
     )
   if many:
-    blocks += [_leaders(comparison, pairs, many), _matrix(comparison, pairs, many)]
+    blocks += [
+      _leaders(comparison, pairs, many),
+      _matrix(comparison, pairs, many),
+    ]
   blocks.append(_table(comparison, pairs, groups))
   title = 'Differences between optimizers'
   return [Section('differences', title, blocks, folded=False)]
@@ -76,9 +79,7 @@ def forest(
   """
   most = max(len(frame) for _, frame in panels)
   longest = max(len(label) for _, f in panels for label in f['label'])
-  layout = theme.layout(
-    [name for name, _ in panels], 24 * most + 30, columns=2
-  )
+  layout = theme.layout([name for name, _ in panels], 24 * most + 30, columns=2)
   layout['margin']['l'] = 34 + 7 * min(longest, 34)
   data = []
   for number, (_, frame) in enumerate(panels, 1):
@@ -173,7 +174,9 @@ def _ordered(comparison: tables.Comparison, pairs: pd.DataFrame) -> list[str]:
 
 def _against(pairs: pd.DataFrame, leader: str) -> pd.DataFrame:
   """Returns every other optimizer minus `leader`, one row each."""
-  first = pairs[pairs['second'] == leader].assign(optimizer=lambda f: f['first'])
+  first = pairs[pairs['second'] == leader].assign(
+    optimizer=lambda f: f['first']
+  )
   second = pairs[pairs['first'] == leader].assign(
     optimizer=lambda f: f['second'],
     difference=lambda f: -f['difference'],
@@ -286,8 +289,8 @@ def _matrix(
     'Differences of the final validation loss between all optimizers',
     'Loss of the row’s optimizer minus that of the column’s, lowest mean loss '
     'first: blue where the row’s is lower, red where it is higher. ●: beyond '
-    'chance after Holm’s correction for all pairs of the group. Point at a cell '
-    'for its numbers.',
+    'chance after Holm’s correction for all pairs of the group. Point at a '
+    'cell for its numbers.',
     {'data': data, 'layout': layout, 'csv': {'z': 'difference of loss'}},
   )
 
@@ -311,14 +314,18 @@ def _table(
         [
           f'{words.name(pair["first"])} − {words.name(pair["second"])}',
           Cell(
-            words.unit('eval_loss').difference(pair['difference']).split('\u00a0')[0],
+            words.unit('eval_loss')
+            .difference(pair['difference'])
+            .split('\u00a0')[0],
             value=float(pair['difference']),
             style='best' if counts else '',
           ),
           words.interval(pair['low'], pair['high'], '+.4f'),
           words.p_value(pair['p']),
           words.p_value(pair['p_holm']),
-          words.interval(pair['detectable'], pair['detectable'], '.4f').split(' ')[0],
+          words.interval(pair['detectable'], pair['detectable'], '.4f').split(
+            ' '
+          )[0],
           str(int(pair['n'])),
         ]
       )

@@ -12,21 +12,31 @@ from typing import Any
 import pandas as pd
 
 from steepest.report import (
+  curves,
+  differences,
   fairness,
   page,
   results,
+  scores,
   section,
   speed,
   tables,
+  tuning,
   words,
 )
 from steepest.report.tables import Comparison
 
 # The topics of the page in their order.
 SECTIONS: tuple[Callable[[Comparison], list[section.Section]], ...] = (
-  results.sections,
   speed.trade_off,
+  results.sections,
+  curves.loss,
+  tuning.sections,
+  differences.sections,
   speed.sections,
+  scores.sections,
+  curves.scores,
+  curves.internals,
   fairness.sections,
 )
 # Of a comparison, what its tables do not hold.

@@ -1,4 +1,4 @@
-"""Benchmark scores at the end of training, beside chance and beside the loss."""
+"""Benchmark scores at the end of training, beside chance and the loss."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
@@ -147,7 +147,11 @@ def _figure(
             'width': 0,
             'color': look['color'],
           },
-          'marker': {'color': look['color'], 'symbol': look['marker'], 'size': 8},
+          'marker': {
+            'color': look['color'],
+            'symbol': look['marker'],
+            'size': 8,
+          },
           'text': [theme.text(words.head(name)) for name in shown],
           'hovertemplate': '%{text}<br>%{x:.1f} ± %{error_x.array:.1f} %'
           '<extra>%{fullData.name}</extra>',
@@ -155,7 +159,9 @@ def _figure(
           **theme.panel(panel),
         }
       )
-    data.append(_chance({i: chance[n] for i, n in enumerate(names) if n in chance}, panel))
+    data.append(
+      _chance({i: chance[n] for i, n in enumerate(names) if n in chance}, panel)
+    )
     layout[theme.axis('y', panel)] |= {
       'tickvals': list(range(len(names))),
       'ticktext': ['<br>'.join(_lines(name)) for name in names],

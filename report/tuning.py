@@ -193,8 +193,8 @@ def _figure(
     'tuning',
     'Loss of the proxy over the hyperparameters that were searched',
     'Every trial, its loss at the end; lines where trials differ in nothing '
-    'else. A ring marks what the final runs use. At the upper edge: × diverged, '
-    '▾ ended early, ▴ finished above what is shown.',
+    'else. A ring marks what the final runs use. At the upper edge: × '
+    'diverged, ▾ ended early, ▴ finished above what is shown.',
     {
       'data': data,
       'layout': layout,
@@ -235,7 +235,7 @@ def _trials(
   high: float,
   when: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-  """Returns marks of trials and of what was used, and a line where it is one."""
+  """Returns marks of trials and of what was used, and a line of a curve."""
   look = looks[search.optimizer]
   shown = theme.text(words.name(search.optimizer))
   frame = pd.DataFrame(
@@ -474,7 +474,9 @@ def loss_off(points: Points, factor: float) -> tuple[float | None, str]:
   known = [(math.log(value), loss) for value, loss in points]
   at = [loss for other, loss in known if abs(other - x) < _CLOSE]
   if at:
-    return (at[0] - lowest, 'tried') if math.isfinite(at[0]) else (None, 'diverged')
+    return (
+      (at[0] - lowest, 'tried') if math.isfinite(at[0]) else (None, 'diverged')
+    )
   below = [point for point in known if point[0] < x]
   above = [point for point in known if point[0] > x]
   if not below or not above:
@@ -627,7 +629,7 @@ def importances(search: Search) -> dict[str, float]:
   losses = np.where(np.isfinite(losses), losses, finite.max() + 1.0)
   optuna.logging.set_verbosity(optuna.logging.WARNING)
   study = optuna.create_study()
-  ranges = {}
+  ranges: dict[str, optuna.distributions.BaseDistribution] = {}
   for name in names:
     x = values[name].map(lambda v, n=name: coordinate(n, v))
     ranges[name] = optuna.distributions.FloatDistribution(
@@ -653,7 +655,9 @@ def _importances(found: Sequence[Search]) -> list[Block]:
   shares = [(search, of) for search, of in shares if of]
   if not shares:
     return []
-  names = sorted({n for _, of in shares for n in of}, key=lambda n: (n != 'lr', n))
+  names = sorted(
+    {n for _, of in shares for n in of}, key=lambda n: (n != 'lr', n)
+  )
   rows: list[Sequence[Cell | str] | str] = []
   group = None
   for search, of in shares:
