@@ -22,7 +22,7 @@ _SMOOTHING = 0.05
 # Points of a drawn line; longer ones are averaged in bins.
 _POINTS = {'loss': 400, 'single': 150, 'internals': 100}
 # Points up to which each is marked.
-_MARKED = 40
+_MARKED = 12
 # Quantity → its name and whether it is drawn on a logarithmic axis. Those of a
 # role have its name behind a slash.
 _QUANTITIES = {
@@ -60,12 +60,13 @@ def loss(comparison: tables.Comparison) -> list[Section]:
     'loss',
     'Loss against tokens, FLOPs or training time',
     'Lines are means over seeds, bands reach from the lowest to the highest '
-    'seed; × is the last loss of a seed that diverged. Drag to enlarge a part, '
-    'in all figures of a run’s course at once; double-click to return. '
+    'seed; × is where a seed diverged, at the lowest loss that it had. Drag to '
+    'enlarge a part, in all figures of a run’s course at once; double-click to '
+    'return. '
     f'Training loss: running mean over {_SMOOTHING:.0%} of the run. Training '
     'time leaves out compilation, evaluation and checkpoints. Runs under way '
     'are pale.',
-    {'data': data, 'layout': layout, 'skip': 0.12},
+    {'data': data, 'layout': layout, 'skip': 0.3},
     [Switch('kind', 'Loss', {'eval': 'Validation', 'train': 'Training'})],
     'loss (nats per token)',
   )
@@ -288,15 +289,18 @@ class _Course:
     return found
 
   def divergences(self, cell: _Cell, panel: int) -> list[dict[str, Any]]:
-    """Returns a mark at the last logged loss of each diverged run."""
+    """Returns a mark where a run diverged, at its lowest logged loss."""
     found = []
     diverged = cell.runs[cell.runs['status'] == 'diverged']
     for run, seed in zip(diverged['run'], diverged['seed'], strict=True):
       if run not in cell.points or 'train/loss' not in cell.points[run]:
         continue
-      last = cell.points[run].dropna(subset=['train/loss']).tail(1)
-      if not len(last):
+      logged = cell.points[run].dropna(subset=['train/loss'])
+      if not len(logged):
         continue
+      # Where it ended its loss is off the panel.
+      lowest = logged['train/loss'].min()
+      last = logged.tail(1).assign(**{'train/loss': lowest})
       trace = self._trace(
         cell, self._line(last, 'train/loss', 1.0), panel, {}, width=1.2
       )

@@ -6,7 +6,15 @@ from typing import Any
 import pandas as pd
 
 from steepest.report import tables, theme, words
-from steepest.report.section import Block, Cell, Column, Figure, Section, Table
+from steepest.report.section import (
+  Alert,
+  Block,
+  Cell,
+  Column,
+  Figure,
+  Section,
+  Table,
+)
 
 # Optimizers up to which every pair has a row; of more, a matrix shows them.
 _FEW = 4
@@ -21,8 +29,18 @@ def sections(comparison: tables.Comparison) -> list[Section]:
   groups = [g for g in comparison.groups if g in set(pairs['group'])]
   if not groups:
     return []
-  sizes = [len(_names(pairs[pairs['group'] == g])) for g in groups]
   blocks: list[Block] = []
+  for group in groups:
+    reason = comparison.reason(group, 'eval_loss')
+    if _refused(comparison, group):
+      blocks.append(
+        Alert(
+          f'{words.named(group)}: {reason}. No difference below is a claim.'
+        )
+      )
+      unclaimed = pairs['group'] == group
+      pairs = pairs.assign(p_holm=pairs['p_holm'].mask(unclaimed))
+  sizes = [len(_names(pairs[pairs['group'] == g])) for g in groups]
   few = [g for g, n in zip(groups, sizes, strict=True) if n <= _FEW]
   many = [g for g, n in zip(groups, sizes, strict=True) if n > _FEW]
   if few:
@@ -49,6 +67,13 @@ def sections(comparison: tables.Comparison) -> list[Section]:
   blocks.append(_table(comparison, pairs, groups))
   title = 'Differences between optimizers'
   return [Section('differences', title, blocks, folded=False)]
+
+
+def _refused(comparison: tables.Comparison, group: str) -> bool:
+  """Whether a group is not ranked, whatever its differences are."""
+  rows = comparison.fairness
+  unequal = rows[(rows['group'] == group) & rows['refuses'].astype(bool)]
+  return bool(len(unequal)) and not comparison.insisted
 
 
 def rows(pairs: pd.DataFrame) -> pd.DataFrame:

@@ -42,6 +42,10 @@ _SAME = 1e-5
 # How each optimizer was tuned.
 
 
+# Reasons that a sentence lists; the table of fairness has them all.
+_REASONS = 2
+
+
 def tuning(tables_: Tables, compared: pd.DataFrame) -> pd.DataFrame:
   """Returns one row an optimizer of a group: what its search did.
 
@@ -335,9 +339,11 @@ def refusal(fairness: pd.DataFrame, group: str) -> str:
   by_text: dict[str, list[str]] = {}
   for _, row in rows.iterrows():
     by_text.setdefault(row['text'], []).append(words.name(row['optimizer']))
-  return '; '.join(
-    f'{words.join(names)}: {text}' for text, names in by_text.items()
-  )
+  reasons = [f'{words.join(names)}: {text}' for text, names in by_text.items()]
+  if len(reasons) > _REASONS + 1:
+    more = words.plural(len(reasons) - _REASONS, 'further reason')
+    reasons = [*reasons[:_REASONS], f'{more} (see "Was it fair?")']
+  return '; '.join(reasons)
 
 
 # The section.

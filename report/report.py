@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from steepest.report import (
+  axes,
   curves,
   differences,
   fairness,
@@ -33,6 +34,7 @@ SECTIONS: tuple[Callable[[Comparison], list[section.Section]], ...] = (
   curves.loss,
   tuning.sections,
   differences.sections,
+  axes.sections,
   speed.sections,
   scores.sections,
   curves.scores,

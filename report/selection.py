@@ -13,10 +13,10 @@ from steepest.report import tables
 from steepest.report.tables import Tables
 
 # Of `optimizer.`, what is no optimizer's own.
-_SHARED = ('decay_mode', 'clip_norm')
+SHARED = ('decay_mode', 'clip_norm')
 # Without influence on losses and parameters. The data are compared by their
 # fingerprint, not by where they lie; the benchmarks by their questions.
-_IRRELEVANT = (
+IRRELEVANT = (
   'seed',
   'microbatches',
   'mesh.data',
@@ -59,7 +59,7 @@ def select(tables_: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
   for group, finals in runs[runs['stage'] == 'final'].groupby(
     'group', sort=False
   ):
-    kept, out = _select(finals, _searched_keys(runs, finals))
+    kept, out = _select(finals, searched_keys(runs, finals))
     compared.append(kept)
     left_out += [{'run': r, 'group': group, 'reason': why} for r, why in out]
   return (
@@ -68,7 +68,7 @@ def select(tables_: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
   )
 
 
-def _searched_keys(runs: pd.DataFrame, finals: pd.DataFrame) -> list[str]:
+def searched_keys(runs: pd.DataFrame, finals: pd.DataFrame) -> list[str]:
   """Returns the columns of what studies searched beside the optimizer's own."""
   trials = runs[(runs['stage'] == 'tune') & runs['cell'].isin(finals['cell'])]
   return [
@@ -92,9 +92,9 @@ def _select(
     column
     for column in finals
     if column.startswith('config.optimizer.')
-    and column.rpartition('.')[2] not in _SHARED
+    and column.rpartition('.')[2] not in SHARED
   ]
-  free = {*own, *searched, *(f'config.{key}' for key in _IRRELEVANT)}
+  free = {*own, *searched, *(f'config.{key}' for key in IRRELEVANT)}
   told = [
     column
     for column in finals
@@ -121,7 +121,7 @@ def _largest(
   best = max(sets, key=lambda of: (of['optimizer'].nunique(), len(of)))
   for of in sets:
     if of is not best:
-      why = _differences(of.iloc[0], best.iloc[0], columns)
+      why = differences(of.iloc[0], best.iloc[0], columns)
       out += [(run, why) for run in of['run']]
   return best
 
@@ -132,7 +132,7 @@ def _keys(runs: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
   return pd.Series(['\0'.join(map(str, row)) for row in rows], runs.index)
 
 
-def _differences(
+def differences(
   run: Mapping[str, Any], other: Mapping[str, Any], columns: Sequence[str]
 ) -> str:
   """Says in which columns a run differs from another one."""
@@ -157,7 +157,7 @@ def _one_setting(
   best = max(settings, key=lambda of: of['seed'].nunique())
   for of in settings:
     if of is not best:
-      why = _differences(of.iloc[0], best.iloc[0], columns)
+      why = differences(of.iloc[0], best.iloc[0], columns)
       out += [
         (run, f'{why} as in the other runs of its optimizer')
         for run in of['run']

@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import interpolate
 
-from steepest.report import tables, theme, words
+from steepest.report import selection, tables, theme, words
 from steepest.report.section import (
-  Alert,
   Block,
   Cell,
   Column,
@@ -70,11 +69,8 @@ class Search:
 def searches(found: tables.Tables) -> list[Search]:
   """Returns the searches of all studies, by model and optimizer."""
   runs = found.runs
-  trials = runs[runs['stage'] == 'tune']
-  keys = ['cell', 'config.model.width', 'config.model.num_layers']
-  keys += ['planned_tokens', 'config.parametrization.kind']
   result = []
-  for _, frame in trials.groupby(keys, sort=True, dropna=False):
+  for _, frame in selection.searches(runs[runs['stage'] == 'tune']):
     first = frame.iloc[0]
     ended = frame[frame['status'] != 'unfinished']
     rows = [tables.hyperparameters(row) for row in ended.to_dict('records')]
@@ -101,11 +97,6 @@ def sections(comparison: tables.Comparison) -> list[Section]:
     return []
   looks = theme.styles(comparison.tables.runs['optimizer'])
   blocks: list[Block] = []
-  fairness = comparison.fairness
-  unequal = fairness[fairness['refuses'].astype(bool)]
-  for group, of_group in unequal.groupby('group', sort=False):
-    text = '; '.join(dict.fromkeys(map(str, of_group['text'])))
-    blocks.append(Alert(f'{words.named(str(group))}: {words.named(text)}'))
   figure = _figure(found, looks)
   if figure is not None:
     blocks.append(figure)
@@ -169,7 +160,7 @@ def _figure(
           continue
         for name in [option] if together else names:
           when = {'hyperparameter': name}
-          if not together and len(groups) > 1:
+          if not together:
             when['model'] = option
           if name in search.values:
             data += _trials(search, name, looks, panel, high, when)
@@ -177,15 +168,13 @@ def _figure(
     layout[theme.axis('x', panel)] |= {
       'type': 'log',
       'title': theme.title(label(names[0])),
-      'exponentformat': 'power',
-      'minexponent': 2,
+      **_ticks(found, names[0]),
     }
     layout[theme.axis('y', panel)]['title'] = theme.title('Loss of the proxy')
   switches = []
-  if len(names) > 1:
-    options_of = {name: label(name) for name in names}
-    switches.append(Switch('hyperparameter', 'Over', options_of))
-  if not together and len(groups) > 1:
+  options_of = {name: label(name) for name in names}
+  switches.append(Switch('hyperparameter', 'Over', options_of))
+  if not together:
     switches.append(
       Switch('model', 'Model', {g: words.named(g) for g in groups})
     )
@@ -204,13 +193,37 @@ def _figure(
       },
       'xnames': {
         'switch': 'hyperparameter',
-        'of': {name: label(name) for name in names},
+        'of': {
+          name: {'title': {'text': label(name)}, **_ticks(found, name)}
+          for name in names
+        },
       },
       'csv': {'x': 'value', 'y': 'loss of the proxy (nats per token)'},
     },
     switches,
     theme.names(optimizers) if together else {},
   )
+
+
+def _ticks(found: Sequence[Search], name: str) -> dict[str, Any]:
+  """Returns labels at powers of ten, and at 3 times them over few of them."""
+  x = [
+    coordinate(name, value)
+    for search in found
+    if name in search.values
+    for value in search.values[name]
+  ]
+  known = [value for value in x if value > 0] or [1.0]
+  low, high = math.log10(min(known)), math.log10(max(known))
+  steps = (1, 3) if high - low < 3 else (1,)
+  if high - low < 1:
+    steps = (1, 2, 3, 5)
+  values = [
+    theme.digits(step * 10.0**exponent)
+    for exponent in range(math.floor(low), math.ceil(high) + 1)
+    for step in steps
+  ]
+  return {'tickvals': values, 'ticktext': [words.rate(v) for v in values]}
 
 
 def _range(found: Sequence[Search]) -> tuple[float, float]:

@@ -97,10 +97,14 @@ function frame(id) {
 function limits(figure) {
   const changes = {};
   if (figure.xnames) {
-    const name = figure.xnames.of[state[figure.xnames.switch]];
-    for (let panel = 1; name && panel <= figure.layout.meta.panels; panel++) {
-      changes[axisName('x', panel) + '.title.text'] = name;
-      changes[axisName('x', panel) + '.autorange'] = true;
+    const {title, tickvals, ticktext} =
+      figure.xnames.of[state[figure.xnames.switch]];
+    for (let panel = 1; panel <= figure.layout.meta.panels; panel++) {
+      const x = axisName('x', panel);
+      changes[x + '.title.text'] = title.text;
+      changes[x + '.tickvals'] = tickvals;
+      changes[x + '.ticktext'] = ticktext;
+      changes[x + '.autorange'] = true;
     }
   }
   if (!figure.limits) return changes;

@@ -1,0 +1,343 @@
+"""Loss over token budgets as L(D) = E + A·D^−α, and speed-ups through it.
+
+Wen et al., "Fantastic Pretraining Optimizers and Where to Find Them" (arXiv
+2509.02046): an optimizer's speed-up is the tokens that the baseline would need
+for its final loss, by a curve fitted to the baseline's own final losses, over
+the tokens that it had. Every loss is that of a run to its end.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+import pandas as pd
+from scipy import optimize, stats
+
+from steepest.report import statistics, tables, theme, words
+from steepest.report.section import (
+  Block,
+  Cell,
+  Column,
+  Figure,
+  Note,
+  Section,
+  Table,
+)
+
+BASELINE = 'adamw'
+# Three unknowns go through any three budgets: the fourth can contradict them.
+FEWEST = 4
+_ALPHAS = np.geomspace(0.005, 5.0, 120)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """L(D) = floor + scale·(D / unit)^−alpha by least squares.
+
+  Attributes:
+    floor: E, the loss that no number of tokens goes below, in nats.
+    scale: A in units of the loss at `unit`.
+    alpha: exponent.
+    unit: geometric mean of the budgets, in tokens.
+    covariance_3x3: of (floor, scale, alpha).
+    freedom: points minus unknowns.
+    budgets: the distinct numbers of tokens, rising.
+  """
+
+  floor: float
+  scale: float
+  alpha: float
+  unit: float
+  covariance_3x3: NDArray[np.float64]
+  freedom: int
+  budgets: tuple[float, ...]
+
+  def loss(self, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns L(D)."""
+    return self.floor + self.scale * (tokens / self.unit) ** -self.alpha
+
+  def tokens_for(self, loss: float) -> float:
+    """Returns D with L(D) = loss; NaN where the floor is not below it."""
+    if loss <= self.floor:
+      return math.nan
+    share = (loss - self.floor) / self.scale
+    return self.unit * share ** (-1 / self.alpha)
+
+
+def fit(points: Sequence[tuple[float, float]]) -> Fit:
+  """Fits the curve by least squares.
+
+  Args:
+    points: (tokens, final loss), several seeds at a budget allowed.
+
+  Raises:
+    ValueError: there are fewer than FEWEST budgets, or no falling curve with an
+      exponent in range fits them.
+  """
+  tokens_P, losses_P = np.asarray(points, np.float64).reshape(-1, 2).T
+  budgets = np.unique(tokens_P)
+  if len(budgets) < FEWEST:
+    raise ValueError(
+      f'three unknowns need {FEWEST} token budgets, there '
+      f'{"is" if len(budgets) == 1 else "are"} {len(budgets)}'
+    )
+  unit = float(np.exp(np.log(tokens_P).mean()))
+  x_P = np.log(tokens_P / unit)
+
+  # For a given exponent, floor and scale are linear: a start for the search.
+  starts = []
+  for alpha in _ALPHAS:
+    design_Px2 = np.stack([np.ones_like(x_P), np.exp(-alpha * x_P)], axis=1)
+    (floor, scale), *_ = np.linalg.lstsq(design_Px2, losses_P, rcond=None)
+    error = np.sum((design_Px2 @ [floor, scale] - losses_P) ** 2)
+    starts.append((float(error), float(floor), float(scale), float(alpha)))
+  place = int(np.argmin([start[0] for start in starts]))
+  if place in (0, len(starts) - 1):
+    raise ValueError(
+      f'no exponent from {_ALPHAS[0]:g} to {_ALPHAS[-1]:g} fits the losses best'
+    )
+  found, covariance_3x3 = optimize.curve_fit(
+    lambda x, floor, scale, alpha: floor + scale * np.exp(-alpha * x),
+    x_P,
+    losses_P,
+    starts[place][1:],
+  )
+  if found[1] <= 0 or found[2] <= 0:
+    raise ValueError('the losses do not fall with the tokens')
+  return Fit(
+    *map(float, found),
+    unit,
+    covariance_3x3,
+    len(points) - 3,
+    tuple(map(float, budgets)),
+  )
+
+
+def speedup(
+  curve: Fit, tokens: float, losses: Sequence[float]
+) -> tuple[float, float, float]:
+  """Returns an optimizer's speed-up over the baseline and its 95 % interval.
+
+  The interval is by the delta method on the logarithm, from the fit's
+  covariance and the spread of the loss over seeds. All NaN where the loss does
+  not lie above the floor of the curve.
+
+  Args:
+    curve: the baseline's.
+    tokens: of each run.
+    losses: final validation losses of its seeds.
+  """
+  mean, sd = statistics.sample(losses)
+  ratio = curve.tokens_for(mean) / tokens
+  if math.isnan(ratio) or math.isnan(sd):
+    return ratio, math.nan, math.nan
+  above = mean - curve.floor
+  # log D = log unit − log((loss − floor) / scale) / alpha.
+  gradient_3 = np.array(
+    [
+      1 / (curve.alpha * above),
+      1 / (curve.alpha * curve.scale),
+      math.log(above / curve.scale) / curve.alpha**2,
+    ]
+  )
+  variance = float(gradient_3 @ curve.covariance_3x3 @ gradient_3)
+  variance += (sd / (curve.alpha * above)) ** 2 / len(losses)
+  reach = float(stats.t.ppf(0.975, curve.freedom)) * math.sqrt(variance)
+  low, high = (math.exp(min(math.log(ratio) + s * reach, 700)) for s in (-1, 1))
+  return ratio, low, high
+
+
+def speedups(
+  comparison: tables.Comparison,
+) -> tuple[pd.DataFrame, dict[str, Fit], dict[str, str]]:
+  """Fits the baseline of each model and reads the other optimizers off it.
+
+  Returns:
+    One row a model, optimizer and budget: model, optimizer, tokens, loss (mean
+    over seeds), n, speedup, low, high, extrapolated (whether the baseline had no
+    such budget); the fits by model; and by model why there is none.
+  """
+  rows: list[dict[str, Any]] = []
+  fits: dict[str, Fit] = {}
+  reasons: dict[str, str] = {}
+  for model, runs in _models(comparison):
+    own = runs[runs['optimizer'] == BASELINE]
+    try:
+      fits[model] = fit(
+        list(zip(own['planned_tokens'], own['eval_loss'], strict=True))
+      )
+    except ValueError as error:
+      reasons[model] = f'{words.name(BASELINE)}: {error}'
+    for (optimizer, tokens), of in runs.groupby(['optimizer', 'planned_tokens']):
+      losses = [float(loss) for loss in of['eval_loss']]
+      row = {
+        'model': model,
+        'optimizer': optimizer,
+        'tokens': float(tokens),
+        'loss': float(np.mean(losses)),
+        'n': len(losses),
+      }
+      if model in fits and optimizer != BASELINE:
+        curve = fits[model]
+        ratio, low, high = speedup(curve, float(tokens), losses)
+        needed = ratio * float(tokens)
+        row |= {
+          'speedup': ratio,
+          'low': low,
+          'high': high,
+          'extrapolated': not curve.budgets[0] <= needed <= curve.budgets[-1],
+        }
+      rows.append(row)
+  columns = ['model', 'optimizer', 'tokens', 'loss', 'n', 'speedup', 'low']
+  columns += ['high', 'extrapolated']
+  return pd.DataFrame(rows, columns=columns), fits, reasons
+
+
+def _models(
+  comparison: tables.Comparison,
+) -> list[tuple[str, pd.DataFrame]]:
+  """Returns finished runs by model and the axes but tokens, if tokens vary."""
+  axes = [axis.name for axis in comparison.tables.axes]
+  if 'tokens' not in axes:
+    return []
+  runs = comparison.compared
+  runs = runs[(runs['status'] == 'finished') & runs['eval_loss'].notna()]
+  others = [name for name in axes if name != 'tokens']
+  labels = [
+    tables.group_label(
+      str(run['architecture']), {name: run[f'axis.{name}'] for name in others}
+    )
+    for run in runs.to_dict('records')
+  ]
+  return [
+    (str(model), of)
+    for model, of in runs.groupby(labels, sort=False)
+    if of['planned_tokens'].nunique() > 1
+  ]
+
+
+def sections(comparison: tables.Comparison) -> list[Section]:
+  """Returns the section of loss over token budgets."""
+  found, fits, reasons = speedups(comparison)
+  if not len(found):
+    return []
+  blocks: list[Block] = [
+    _figure(found, fits, theme.styles(comparison.tables.runs['optimizer']))
+  ]
+  if fits:
+    blocks.append(_table(found, fits))
+  blocks += [
+    Note(f'{words.named(model)}: no speed-up is read off a curve. {reason}.')
+    for model, reason in reasons.items()
+  ]
+  return [Section('sizes', 'Loss over token budgets', blocks)]
+
+
+def _figure(
+  found: pd.DataFrame,
+  fits: Mapping[str, Fit],
+  looks: Mapping[str, Mapping[str, str]],
+) -> Figure:
+  models = list(dict.fromkeys(found['model']))
+  layout = theme.layout([words.named(model) for model in models], 280)
+  unit = words.unit('tokens', found['tokens'])
+  data: list[dict[str, Any]] = []
+  for panel, model in enumerate(models, 1):
+    of_model = found[found['model'] == model]
+    for optimizer, frame in of_model.groupby('optimizer'):
+      look = looks[str(optimizer)]
+      fitted = model in fits and optimizer == BASELINE
+      data.append(
+        {
+          'type': 'scatter',
+          'mode': 'markers' if fitted else 'lines+markers',
+          'name': theme.text(words.name(str(optimizer))),
+          'legendgroup': optimizer,
+          'x': theme.rounded(frame['tokens'] / unit.scale),
+          'y': theme.rounded(frame['loss']),
+          'line': theme.line(look, 1.6),
+          'marker': {'symbol': look['marker'], 'size': 8, 'color': look['color']},
+          'hovertemplate': '%{y:.4f}<extra>%{fullData.name}</extra>',
+          'meta': {'kind': 'mean over seeds', 'optimizer': optimizer},
+          **theme.panel(panel),
+        }
+      )
+    if model in fits:
+      curve = fits[model]
+      tokens_P = np.geomspace(curve.budgets[0], curve.budgets[-1], 60)
+      data.append(
+        {
+          'type': 'scatter',
+          'mode': 'lines',
+          'name': f'{words.name(BASELINE)}, fitted',
+          'legendgroup': BASELINE,
+          'x': theme.rounded(tokens_P / unit.scale),
+          'y': theme.rounded(curve.loss(tokens_P)),
+          'line': theme.line(looks[BASELINE], 1.6),
+          'hoverinfo': 'skip',
+          'meta': {'kind': 'fit', 'optimizer': BASELINE},
+          **theme.panel(panel),
+        }
+      )
+    budgets = sorted(set(of_model['tokens']))
+    layout[theme.axis('x', panel)] |= {
+      'type': 'log',
+      'title': theme.title(f'Tokens ({unit.label})' if unit.label else 'Tokens'),
+      'tickvals': [theme.digits(b / unit.scale) for b in budgets],
+      'ticktext': [unit.number(b) for b in budgets],
+    }
+    layout[theme.axis('y', panel)]['title'] = theme.title('Validation loss')
+  return Figure(
+    'sizes',
+    'Final validation loss over token budgets',
+    'Final validation loss of runs trained to their end with each budget, means '
+    'over seeds; the line through the marks of '
+    f'{words.name(BASELINE)} is the fitted curve where there is one.',
+    {
+      'data': data,
+      'layout': layout,
+      'csv': {'x': f'tokens ({unit.label})', 'y': 'loss (nats per token)'},
+    },
+    optimizers=theme.names(found['optimizer']),
+  )
+
+
+def _table(found: pd.DataFrame, fits: Mapping[str, Fit]) -> Table:
+  unit = words.unit('tokens', found['tokens'])
+  rows: list[Sequence[Cell | str] | str] = []
+  for model, curve in fits.items():
+    rows.append(
+      f'{words.named(model)}: {words.name(BASELINE)} has L(D) = '
+      f'{curve.floor:.3f} + {curve.scale:.3f}·(D / '
+      f'{words.count(curve.unit)})^−{curve.alpha:.3f}'
+    )
+    held = found[(found['model'] == model) & found['speedup'].notna()]
+    for row in held.to_dict('records'):
+      name = str(row['optimizer'])
+      rows.append(
+        [
+          Cell(words.name(name), optimizer=name),
+          unit.number(row['tokens']),
+          f'{row["loss"]:.4f}',
+          Cell(f'{row["speedup"]:.2f} ×', value=row['speedup']),
+          words.interval(row['low'], row['high'], '.2f'),
+          'beyond the budgets of the curve' if row['extrapolated'] else '',
+        ]
+      )
+  return Table(
+    'Speed-ups',
+    [
+      Column('Optimizer'),
+      Column('Tokens', unit.label, True),
+      Column('Validation loss', number=True),
+      Column('Speed-up', number=True),
+      Column('95 % interval', number=True),
+      Column('Remark'),
+    ],
+    rows,
+    note=f'Tokens that {words.name(BASELINE)} needs for the same loss by its '
+    'fitted curve, over those used (arXiv 2509.02046).',
+  )
