@@ -69,7 +69,7 @@ def _check(values: dict[str, Any]) -> None:
     'depth': _sizes('depths', values['depths'], 0) or (2,),
   }
   # JAX starts up for seconds; --help need not wait.
-  from steepest.eval.plots import slopes as slope_plots
+  from steepest.report import coordinates as report
   from steepest.tuning import coordinates
 
   settings = coordinates.Settings(
@@ -88,12 +88,11 @@ def _check(values: dict[str, Any]) -> None:
   rows = coordinates.check(settings, console)
   out = pathlib.Path(values['out'])
   coordinates.write(rows, settings, out)
-  slope_plots.write(
-    rows,
+  page = report.write(
+    out,
     f'Coordinate check: {settings.model}, {settings.optimizer}, '
     f'{settings.kind}',
     coordinates.describe(settings),
-    out / 'coordcheck.html',
   )
   _print(rows, console)
   failed = [row.quantity for row in rows if not row.passed]
@@ -103,7 +102,7 @@ def _check(values: dict[str, Any]) -> None:
     if failed
     else f'passed: all {judged} slopes'
   )
-  print(f'coordinate check {verdict}: {out / "coordcheck.html"}')
+  print(f'coordinate check {verdict}: {page}')
   sys.exit(1 if failed else 0)
 
 

@@ -5,10 +5,9 @@ lowest to the highest seed; single seeds are a switch away. Diverged runs are
 in no mean and are always drawn.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import math
-import re
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ _QUANTITIES = {
   'lr': ('Learning rate', False),
 }
 # Between a quantity and a layer (optimizers/statistics.py).
-_LAYER = '/layer/'
+LAYER = '/layer/'
 _POSITIONS = {
   'tokens': 'Tokens',
   'flops': 'FLOPs',
@@ -102,10 +101,9 @@ def scores(comparison: tables.Comparison) -> list[Section]:
 
 
 def internals(comparison: tables.Comparison) -> list[Section]:
-  """Returns the section of norms and sizes by role and by layer."""
+  """Returns the section of norms and sizes by role."""
   course = _Course(comparison)
-  keys = _logged(course.points)
-  roles = [key for key in keys if _LAYER not in key]
+  roles = [key for key in logged(course.points) if LAYER not in key]
   blocks: list[Block] = []
   if roles and course.positions:
     data: list[dict[str, Any]] = []
@@ -123,15 +121,14 @@ def internals(comparison: tables.Comparison) -> list[Section]:
         'stands behind a name: of these parameters alone.',
         {
           'data': data,
-          'layout': course.layout(_quantity(roles[0]), 260),
-          'types': {key: _type(key) for key in roles},
-          'names': {key: _quantity(key) for key in roles},
+          'layout': course.layout(quantity(roles[0]), 260),
+          'types': {key: scale_type(key) for key in roles},
+          'names': {key: quantity(key) for key in roles},
         },
-        [Switch('quantity', 'Show', {key: _quantity(key) for key in roles})],
+        [Switch('quantity', 'Show', {key: quantity(key) for key in roles})],
         'value',
       )
     )
-  blocks += _layers(course, [key for key in keys if _LAYER in key])
   if not blocks:
     return []
   return [Section('internals', 'Inside the training', blocks)]
@@ -362,7 +359,7 @@ class _Course:
       # Towards the end ever fewer values would be averaged: the line would end
       # in one step's noise.
       line, values = (of[: len(of) - window // 2] for of in (line, values))
-    if _type(column) == 'log':
+    if scale_type(column) == 'log':
       # What is zero has no place on a logarithmic axis.
       values = np.where(values > 0, values, np.nan)
     line['y'] = values
@@ -489,7 +486,7 @@ def _scored(points: pd.DataFrame) -> list[str]:
   return scores_lib.ordered(found)
 
 
-def _logged(points: pd.DataFrame) -> list[str]:
+def logged(points: pd.DataFrame) -> list[str]:
   """Returns the logged quantities in the order of _QUANTITIES."""
   order = list(_QUANTITIES)
   held = [
@@ -502,124 +499,13 @@ def _logged(points: pd.DataFrame) -> list[str]:
   )
 
 
-def _quantity(key: str) -> str:
+def quantity(key: str) -> str:
   """Returns such as 'Update size, hidden'."""
   base, _, part = key.partition('/')
   name = _QUANTITIES[base][0]
   return f'{name}, {part.replace("_", " ")}' if part else name
 
 
-def _type(key: str) -> str:
+def scale_type(key: str) -> str:
   base = key.partition('/')[0]
   return 'log' if base in _QUANTITIES and _QUANTITIES[base][1] else 'linear'
-
-
-def _layers(course: _Course, keys: Sequence[str]) -> list[Block]:
-  """Returns the figure of averages over the run from layer to layer."""
-  quantities = list(dict.fromkeys(key.partition(_LAYER)[0] for key in keys))
-  finished = course.runs[course.runs['status'] == 'finished']
-  means = course.points[['run', *keys]].groupby('run').mean()
-  means = finished.join(means, on='run', how='inner')
-  groups = [g for g in course.groups if g in set(means['group'])]
-  if not quantities or not groups:
-    return []
-  layout = theme.layout([words.named(g) for g in groups], 260)
-  looks = theme.styles(course.runs['optimizer'])
-  data: list[dict[str, Any]] = []
-  ranges: dict[str, list[list[float]]] = {key: [] for key in quantities}
-  for panel, group in enumerate(groups, 1):
-    of_group = means[means['group'] == group]
-    layers = _in_order(
-      key.partition(_LAYER)[2] for key in keys if of_group[key].notna().any()
-    )
-    layout[theme.axis('x', panel)] |= {
-      'tickvals': list(range(len(layers))),
-      'ticktext': [theme.text(name.replace('_', ' ')) for name in layers],
-      'range': [-0.4, len(layers) - 0.6],
-      'title': theme.title('Layer'),
-    }
-    layout[theme.axis('y', panel)]['title'] = theme.title(
-      _quantity(quantities[0])
-    )
-    for quantity in quantities:
-      columns = [f'{quantity}{_LAYER}{layer}' for layer in layers]
-      by_cell = of_group.groupby('optimizer')[
-        [c for c in columns if c in of_group]
-      ]
-      for optimizer, frame in by_cell:
-        mean, sd = frame.mean().dropna(), frame.std().fillna(0.0)
-        look = looks[str(optimizer)]
-        data.append(
-          {
-            'type': 'scatter',
-            'mode': 'lines+markers',
-            'name': theme.text(words.name(str(optimizer))),
-            'legendgroup': optimizer,
-            'x': [columns.index(c) for c in mean.index],
-            'y': theme.rounded(mean),
-            'error_y': {
-              'type': 'data',
-              'array': theme.rounded(sd[mean.index]),
-              'thickness': 1,
-              'width': 3,
-            },
-            'line': theme.line(look, 1.6),
-            'marker': {'symbol': look['marker'], 'size': 6},
-            'hovertemplate': '%{x}: %{y:.3~g}<extra>%{fullData.name}</extra>',
-            'meta': {
-              'kind': quantity,
-              'optimizer': optimizer,
-              'labels': [c.partition(_LAYER)[2] for c in mean.index],
-              'when': {'layer_quantity': quantity},
-            },
-            **theme.panel(panel),
-          }
-        )
-      held = of_group[[c for c in columns if c in of_group]].to_numpy(float)
-      ranges[quantity].append(_range(held, _type(quantity) == 'log'))
-  names = {quantity: _quantity(quantity) for quantity in quantities}
-  return [
-    Figure(
-      'layers',
-      'Gradient norm and update size over the depth',
-      'Averages over the logged steps of finished runs, from the model’s input '
-      'to its output: mean over seeds ± standard deviation.',
-      {
-        'data': data,
-        'layout': layout,
-        'limits': {
-          'switch': 'layer_quantity',
-          'of': ranges,
-          'types': {key: _type(key) for key in quantities},
-          'names': names,
-        },
-        'csv': {'y': 'average over the run', 'error_y': 'sd over seeds'},
-      },
-      [Switch('layer_quantity', 'Show', names)],
-      theme.names(course.runs['optimizer']),
-    )
-  ]
-
-
-def _in_order(layers: Iterable[str]) -> list[str]:
-  """Returns layers from the model's input to its output."""
-
-  def place(name: str) -> tuple[int, int, str]:
-    number = re.search(r'_(\d+)$', name)
-    if number:
-      return 1, int(number[1]), name
-    return (0 if name in ('embedding', 'positions') else 2), 0, name
-
-  return sorted(set(layers), key=place)
-
-
-def _range(values: np.ndarray, log: bool) -> list[float]:
-  """Returns the vertical range in which all values are seen."""
-  shown = values[np.isfinite(values) & (values > 0 if log else True)]
-  if not shown.size:
-    return [0.0, 1.0]
-  if not log:
-    return [0.0, theme.digits(1.08 * float(shown.max()) or 1.0)]
-  low, high = np.log10(shown.min()), np.log10(shown.max())
-  room = 0.08 * (high - low) or 0.1
-  return [theme.digits(low - room), theme.digits(high + room)]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from steepest.report import tables, theme, words
@@ -254,52 +255,9 @@ def _matrix(
   layout['margin']['b'] = 120
   data = []
   for number, (group, order) in enumerate(zip(groups, orders, strict=True), 1):
-    held = pairs[pairs['group'] == group]
-    signed = _both_ways(held).set_index(['first', 'second'])
-    values: list[list[float | None]] = []
-    marks: list[list[str]] = []
-    hover: list[list[str]] = []
-    for row in order:
-      values.append([])
-      marks.append([])
-      hover.append([])
-      for column in order:
-        found = (row, column) in signed.index
-        value = float(signed['difference'][row, column]) if found else None
-        p = float(signed['p_holm'][row, column]) if found else 1.0
-        values[-1].append(None if value is None else theme.digits(value))
-        marks[-1].append('●' if p < 0.05 else '')
-        hover[-1].append(
-          f'{theme.text(words.name(row))} − {theme.text(words.name(column))}: '
-          f'{value:+.4f}, corrected p {words.p_value(p)}'
-          if found
-          else ''
-        )
+    of_group = pairs[pairs['group'] == group]
     ticks = [theme.text(words.name(name)) for name in order]
-    top = float(held['difference'].abs().quantile(0.9)) or 1.0
-    data.append(
-      {
-        'type': 'heatmap',
-        'name': theme.text(words.named(group)),
-        'x': list(range(len(order))),
-        'y': values,
-        'z': values,
-        'text': marks,
-        'customdata': hover,
-        'texttemplate': '%{text}',
-        'textfont': {'size': 9},
-        'hovertemplate': '%{customdata}<extra></extra>',
-        'zmin': -top,
-        'zmax': top,
-        'colorscale': _SCALE,
-        'showscale': False,
-        'xgap': 1,
-        'ygap': 1,
-        'meta': {'kind': 'matrix', 'rows': order, 'columns': order},
-        **theme.panel(number),
-      }
-    )
-    del data[-1]['y']
+    data.append(_cells(of_group, order, group) | theme.panel(number))
     for letter in ('x', 'y'):
       layout[theme.axis(letter, number)] |= {
         'tickvals': list(range(len(order))),
@@ -318,6 +276,46 @@ def _matrix(
     'cell for its numbers.',
     {'data': data, 'layout': layout, 'csv': {'z': 'difference of loss'}},
   )
+
+
+def _cells(
+  pairs: pd.DataFrame, order: Sequence[str], group: str
+) -> dict[str, Any]:
+  """Returns the cells of a matrix: values, marks and texts to point at."""
+  signed = _both_ways(pairs)
+  values, p_holm = (
+    signed.pivot(index='first', columns='second', values=name)
+    .reindex(index=order, columns=order)
+    .to_numpy(float)
+    for name in ('difference', 'p_holm')
+  )
+  hover = [
+    [
+      f'{theme.text(words.name(row))} − {theme.text(words.name(column))}: '
+      f'{values[i, j]:+.4f}, corrected p {words.p_value(p_holm[i, j])}'
+      for j, column in enumerate(order)
+    ]
+    for i, row in enumerate(order)
+  ]
+  # A few far off would leave the others without a colour.
+  top = float(pairs['difference'].abs().quantile(0.9)) or 1.0
+  return {
+    'type': 'heatmap',
+    'name': theme.text(words.named(group)),
+    'z': [theme.rounded(row) for row in values],
+    'text': np.where(p_holm < 0.05, '●', '').tolist(),
+    'customdata': hover,
+    'texttemplate': '%{text}',
+    'textfont': {'size': 9},
+    'hovertemplate': '%{customdata}<extra></extra>',
+    'zmin': -top,
+    'zmax': top,
+    'colorscale': _SCALE,
+    'showscale': False,
+    'xgap': 1,
+    'ygap': 1,
+    'meta': {'kind': 'matrix', 'rows': order, 'columns': order},
+  }
 
 
 def _both_ways(pairs: pd.DataFrame) -> pd.DataFrame:

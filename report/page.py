@@ -5,6 +5,7 @@ Adding a figure touches its topic's file and `SECTIONS`.
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
 import functools
 import gzip
 import itertools
@@ -62,7 +63,7 @@ def write(
     .render(
       title=title,
       subtitle=subtitle,
-      answers=answers,
+      answers=_merged(answers),
       sections=sections,
       origin=origin.items(),
       looks=theme.styles(optimizers),
@@ -84,6 +85,18 @@ def replace(path: pathlib.Path, content: str) -> pathlib.Path:
   temporary.write_text(content, 'utf-8')
   os.replace(temporary, path)
   return path
+
+
+def _merged(answers: Sequence[section.Answer]) -> list[section.Answer]:
+  """Returns the answers, those that say the same as one."""
+  subjects: dict[section.Answer, list[str]] = {}
+  for answer in answers:
+    said = dataclasses.replace(answer, subject='')
+    subjects.setdefault(said, []).append(answer.subject)
+  return [
+    dataclasses.replace(said, subject=' · '.join(of))
+    for said, of in subjects.items()
+  ]
 
 
 @functools.cache

@@ -16,13 +16,17 @@ from steepest.report import (
   curves,
   differences,
   fairness,
+  layers,
   page,
   results,
   scores,
   section,
+  sensitivity,
+  sizes,
   speed,
   tables,
   tuning,
+  widths,
   words,
 )
 from steepest.report.tables import Comparison
@@ -35,10 +39,14 @@ SECTIONS: tuple[Callable[[Comparison], list[section.Section]], ...] = (
   tuning.sections,
   differences.sections,
   axes.sections,
+  sizes.sections,
   speed.sections,
   scores.sections,
   curves.scores,
+  sensitivity.sections,
+  widths.sections,
   curves.internals,
+  layers.sections,
   fairness.sections,
 )
 # Of a comparison, what its tables do not hold.

@@ -133,31 +133,18 @@ def _figure(
       offset = (optimizers.index(str(optimizer)) + 0.5) / len(optimizers) - 0.5
       look = looks[str(optimizer)]
       data.append(
-        {
-          'type': 'scatter',
-          'mode': 'markers',
-          'name': theme.text(words.name(str(optimizer))),
-          'legendgroup': optimizer,
-          'x': theme.rounded(100 * frame['mean'][shown]),
-          'y': theme.rounded(names.index(n) + _SPREAD * offset for n in shown),
-          'error_x': {
-            'type': 'data',
-            'array': theme.rounded(100 * frame['stderr'][shown]),
-            'thickness': 1.5,
-            'width': 0,
-            'color': look['color'],
-          },
-          'marker': {
-            'color': look['color'],
-            'symbol': look['marker'],
-            'size': 8,
-          },
-          'text': [theme.text(words.head(name)) for name in shown],
-          'hovertemplate': '%{text}<br>%{x:.1f} ± %{error_x.array:.1f} %'
+        theme.trace(
+          str(optimizer),
+          panel,
+          100 * frame['mean'][shown],
+          [names.index(name) + _SPREAD * offset for name in shown],
+          {'kind': 'score', 'labels': shown},
+          error_x=theme.error(100 * frame['stderr'][shown], look['color']),
+          marker=theme.marker(look, 8),
+          text=[theme.text(words.head(name)) for name in shown],
+          hovertemplate='%{text}<br>%{x:.1f} ± %{error_x.array:.1f} %'
           '<extra>%{fullData.name}</extra>',
-          'meta': {'kind': 'score', 'optimizer': optimizer, 'labels': shown},
-          **theme.panel(panel),
-        }
+        )
       )
     data.append(
       _chance({i: chance[n] for i, n in enumerate(names) if n in chance}, panel)

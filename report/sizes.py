@@ -107,8 +107,11 @@ def fit(points: Sequence[tuple[float, float]]) -> Fit:
   )
   if found[1] <= 0 or found[2] <= 0:
     raise ValueError('the losses do not fall with the tokens')
+  floor, scale, alpha = map(float, found)
   return Fit(
-    *map(float, found),
+    floor,
+    scale,
+    alpha,
     unit,
     covariance_3x3,
     len(points) - 3,
@@ -157,8 +160,8 @@ def speedups(
 
   Returns:
     One row a model, optimizer and budget: model, optimizer, tokens, loss (mean
-    over seeds), n, speedup, low, high, extrapolated (whether the baseline had no
-    such budget); the fits by model; and by model why there is none.
+    over seeds), n, speedup, low, high, extrapolated (whether the baseline had
+    no such budget); the fits by model; and by model why there is none.
   """
   rows: list[dict[str, Any]] = []
   fits: dict[str, Fit] = {}
@@ -171,7 +174,9 @@ def speedups(
       )
     except ValueError as error:
       reasons[model] = f'{words.name(BASELINE)}: {error}'
-    for (optimizer, tokens), of in runs.groupby(['optimizer', 'planned_tokens']):
+    for (optimizer, tokens), of in runs.groupby(
+      ['optimizer', 'planned_tokens']
+    ):
       losses = [float(loss) for loss in of['eval_loss']]
       row = {
         'model': model,
@@ -251,41 +256,39 @@ def _figure(
       look = looks[str(optimizer)]
       fitted = model in fits and optimizer == BASELINE
       data.append(
-        {
-          'type': 'scatter',
-          'mode': 'markers' if fitted else 'lines+markers',
-          'name': theme.text(words.name(str(optimizer))),
-          'legendgroup': optimizer,
-          'x': theme.rounded(frame['tokens'] / unit.scale),
-          'y': theme.rounded(frame['loss']),
-          'line': theme.line(look, 1.6),
-          'marker': {'symbol': look['marker'], 'size': 8, 'color': look['color']},
-          'hovertemplate': '%{y:.4f}<extra>%{fullData.name}</extra>',
-          'meta': {'kind': 'mean over seeds', 'optimizer': optimizer},
-          **theme.panel(panel),
-        }
+        theme.trace(
+          str(optimizer),
+          panel,
+          frame['tokens'] / unit.scale,
+          frame['loss'],
+          {'kind': 'mean over seeds'},
+          mode='markers' if fitted else 'lines+markers',
+          line=theme.line(look, 1.6),
+          marker=theme.marker(look, 8),
+          hovertemplate='%{y:.4f}<extra>%{fullData.name}</extra>',
+        )
       )
     if model in fits:
       curve = fits[model]
       tokens_P = np.geomspace(curve.budgets[0], curve.budgets[-1], 60)
       data.append(
-        {
-          'type': 'scatter',
-          'mode': 'lines',
-          'name': f'{words.name(BASELINE)}, fitted',
-          'legendgroup': BASELINE,
-          'x': theme.rounded(tokens_P / unit.scale),
-          'y': theme.rounded(curve.loss(tokens_P)),
-          'line': theme.line(looks[BASELINE], 1.6),
-          'hoverinfo': 'skip',
-          'meta': {'kind': 'fit', 'optimizer': BASELINE},
-          **theme.panel(panel),
-        }
+        theme.trace(
+          BASELINE,
+          panel,
+          tokens_P / unit.scale,
+          curve.loss(tokens_P),
+          {'kind': 'fit'},
+          mode='lines',
+          line=theme.line(looks[BASELINE], 1.6),
+          hoverinfo='skip',
+        )
       )
     budgets = sorted(set(of_model['tokens']))
     layout[theme.axis('x', panel)] |= {
       'type': 'log',
-      'title': theme.title(f'Tokens ({unit.label})' if unit.label else 'Tokens'),
+      'title': theme.title(
+        f'Tokens ({unit.label})' if unit.label else 'Tokens'
+      ),
       'tickvals': [theme.digits(b / unit.scale) for b in budgets],
       'ticktext': [unit.number(b) for b in budgets],
     }
@@ -293,8 +296,8 @@ def _figure(
   return Figure(
     'sizes',
     'Final validation loss over token budgets',
-    'Final validation loss of runs trained to their end with each budget, means '
-    'over seeds; the line through the marks of '
+    'Final validation loss of runs trained to their end with each budget, '
+    'means over seeds; the line through the marks of '
     f'{words.name(BASELINE)} is the fitted curve where there is one.',
     {
       'data': data,

@@ -188,6 +188,53 @@ def panel(number: int) -> dict[str, str]:
   return {'xaxis': f'x{suffix}', 'yaxis': f'y{suffix}'}
 
 
+def trace(
+  optimizer: str,
+  number: int,
+  x: Iterable[float],
+  y: Iterable[float],
+  meta: Mapping[str, Any],
+  **style: Any,
+) -> dict[str, Any]:
+  """Returns a trace of an optimizer in panel 1, 2, …, its numbers rounded.
+
+  Args:
+    optimizer: optimizer.name.
+    number: of the panel.
+    x: positions.
+    y: heights.
+    meta: `kind` and `when`, see above.
+    style: further keys of Plotly.
+  """
+  return {
+    'type': 'scatter',
+    'mode': 'markers',
+    'name': text(words.name(optimizer)),
+    'legendgroup': optimizer,
+    'x': rounded(x),
+    'y': rounded(y),
+    'meta': {'optimizer': optimizer, **meta},
+    **panel(number),
+    **style,
+  }
+
+
+def marker(look: Mapping[str, str], size: int) -> dict[str, Any]:
+  """Returns the marker of an optimizer."""
+  return {'symbol': look['marker'], 'size': size, 'color': look['color']}
+
+
+def error(values: Iterable[float], color: str) -> dict[str, Any]:
+  """Returns error bars of equal length both ways."""
+  return {
+    'type': 'data',
+    'array': rounded(values),
+    'thickness': 1.3,
+    'width': 3,
+    'color': color,
+  }
+
+
 def line(look: Mapping[str, str], width: float = 2.0) -> dict[str, Any]:
   """Returns the line of an optimizer."""
   return {'color': look['color'], 'width': width, 'dash': look['dash']}

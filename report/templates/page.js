@@ -389,7 +389,7 @@ function toCsv(id) {
       const all = trace.xs === undefined ? {} : positions[trace.xs];
       row.push(...keys.map((key) => (all[key] || [])[i]));
       if (columns.x) row.push(trace.x[i]);
-      if (columns.y) row.push(height);
+      if (columns.y) row.push(meta.edge ? null : height);
       for (const name of ['error_x', 'error_y']) {
         if (columns[name]) row.push(((trace[name] || {}).array || [])[i]);
       }

@@ -1,12 +1,13 @@
 """Slopes against closed forms, verdicts against their bands."""
 
+import json
 import math
 
 from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 
-from steepest.eval.plots import slopes as slope_plots
+from steepest.report import coordinates
 from steepest.tuning import slopes
 
 _SIZES = (32, 64, 128, 256)
@@ -84,9 +85,12 @@ def test_other_quantities_are_recorded_only():
 def test_page_needs_no_network_and_escapes(tmp_path):
   runs = [[{'change/norm': 1.0, 'change/logits': float(n)}] for n in _SIZES]
   rows = slopes.judge('width', _SIZES, runs)
-  path = tmp_path / 'page.html'
-  slope_plots.write(rows, 'a <b> check', 'ten steps', path)
+  checked = {
+    'rows': [slopes.to_dict(row) for row in rows],
+    'env': {'git_commit': 'abc', 'device_kind': 'cpu'},
+  }
+  (tmp_path / 'coordcheck.json').write_text(json.dumps(checked))
+  path = coordinates.write(tmp_path, 'a <b> check', 'ten steps')
   page = path.read_text('utf-8')
   assert 'a &lt;b&gt; check' in page
-  assert '<script src=' not in page and 'FAILS' in page
-  assert list(tmp_path.iterdir()) == [path]
+  assert '<script src=' not in page and '>fails<' in page
