@@ -256,14 +256,7 @@ def _trials(
 ) -> list[dict[str, Any]]:
   """Returns marks of trials and of what was used, and a line of a curve."""
   look = looks[search.optimizer]
-  frame = pd.DataFrame(
-    {
-      'x': [coordinate(name, v) for v in search.values[name]],
-      'loss': search.trials['loss'].to_numpy(float),
-      'status': search.trials['status'].to_numpy(),
-    }
-  )
-  frame = frame[frame['x'] > 0].sort_values('x')
+  frame = _points(search, name)
   done = frame[frame['status'] == 'finished']
   curve = len(search.values.columns) == 1
 
@@ -318,6 +311,18 @@ def _trials(
     marker = {**ring, 'color': look['color']}
     traces.append(trace('used', [used], [best], marker=marker))
   return traces
+
+
+def _points(search: Search, name: str) -> pd.DataFrame:
+  """Returns x (a coordinate above 0, rising), loss and status of the trials."""
+  frame = pd.DataFrame(
+    {
+      'x': [coordinate(name, v) for v in search.values[name]],
+      'loss': search.trials['loss'].to_numpy(float),
+      'status': search.trials['status'].to_numpy(),
+    }
+  )
+  return frame[frame['x'] > 0].sort_values('x')
 
 
 def _used(search: Search, name: str) -> float | None:
