@@ -22,12 +22,12 @@ import time
 from typing import Any
 
 if hasattr(os, 'sched_setaffinity'):
-  from steepest.training import cpu_memory
+  from steepest.training import processes
 
   # Before JAX starts, as in every run.
   if json.loads(sys.argv[1])['one_core']:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-  cpu_memory.keep()
+  processes.keep_memory()
 
 import jax
 from jax import numpy as jnp

@@ -311,36 +311,44 @@ def with_variant(
   config: ConfigDict | None = None,
   extra: tuple[str, ...] = (),
 ) -> tuple[ConfigDict, frozenset[str]]:
-  """Applies `--config=FILE.py:VARIANT`, words separated by commas.
+  """Applies `--config=FILE.py:VARIANT`, names separated by commas.
 
   Args:
-    arg: the words: a model, an optimizer and any of `extra`, in any order.
+    arg: the names: a model, an optimizer and any of `extra`, in any order.
     config: what they apply to, the base by default.
-    extra: further words that the recipe itself understands.
+    extra: further names that the recipe itself understands.
 
   Returns:
-    The configuration and the words given.
+    The configuration and the names given.
 
   Raises:
-    ValueError: a word is unknown.
+    ValueError: a name is unknown, or two of them exclude each other.
   """
   config = get_config() if config is None else config
-  words = frozenset(w for w in (arg or '').split(',') if w)
+  names = tuple(name for name in (arg or '').split(',') if name)
   models, optimizers = starting_points.MODELS, starting_points.OPTIMIZERS
   known = (*models, *optimizers, *extra)
-  for word in words:
-    if word not in known:
-      near = difflib.get_close_matches(word, known, 1)
+  for name in names:
+    if name not in known:
+      near = difflib.get_close_matches(name, known, 1)
       hint = f'did you mean {near[0]!r}? ' if near else ''
       raise ValueError(
-        f'unknown variant {word!r} in --config: {hint}'
+        f'unknown variant {name!r} in --config: {hint}'
         f'known are {", ".join(known)}'
       )
-  for name in words & set(models):
-    set_model(config, name)
-  for name in words & set(optimizers):
-    set_optimizer(config, name)
-  return config, words
+  for kind, of_kind, select in (
+    ('models', models, set_model),
+    ('optimizers', optimizers, set_optimizer),
+  ):
+    given = [name for name in names if name in of_kind]
+    if len(given) > 1:
+      raise ValueError(
+        f'variant {arg!r} in --config names {len(given)} {kind}, '
+        f'{", ".join(given)}: give one'
+      )
+    for name in given:
+      select(config, name)
+  return config, frozenset(names)
 
 
 def set_model(config: ConfigDict, name: str) -> None:

@@ -12,7 +12,7 @@ import traceback
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from steepest.training import cpu_memory
+from steepest.training import processes
 
 # Characters of an error: values that it quotes may have any number.
 _LONGEST = 800
@@ -31,7 +31,7 @@ def run(
   """
   # Orbax logs pages about errors that are one line here.
   logging.set_verbosity(logging.FATAL)
-  cpu_memory.keep()
+  processes.keep_memory()
   if any(arg in _HELP for arg in sys.argv[1:]):
     print((doc or '').strip(), end='\n\n')
     _print_flags()

@@ -1,6 +1,6 @@
-"""Joins this process to the others of its job, before JAX uses a device.
+"""This process, before JAX starts: its memory, and its place among others.
 
-A launcher says so in the environment:
+A launcher says in the environment which of several processes this is:
 
     STEEPEST_COORDINATOR=HOST:PORT  of process 0
     STEEPEST_PROCESSES=N            in all
@@ -11,12 +11,47 @@ Tasks of an `srun` and machines of a Vertex AI job need neither: SLURM and
 CLUSTER_SPEC say who they are.
 """
 
+import ctypes
+import glob
 import json
 import os
+import sys
 
-import jax
-
+# Parameters of mallopt(3), from malloc.h.
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_LARGEST = 2**31 - 1
 _EXPLICIT = ('STEEPEST_COORDINATOR', 'STEEPEST_PROCESSES', 'STEEPEST_PROCESS')
+
+
+def keep_memory() -> None:
+  """Tells glibc to reuse large buffers, which makes training on a CPU faster.
+
+  XLA allocates a step's temporary buffer anew each time, and glibc maps and
+  unmaps large ones, so that the kernel clears every page again at every step.
+
+  Must come before JAX starts its threads. Does nothing with another C library,
+  or where there is an accelerator.
+  """
+  if not sys.platform.startswith('linux') or has_accelerator():
+    return
+  try:
+    mallopt = ctypes.CDLL(None).mallopt
+  except (OSError, AttributeError):
+    return  # Another C library.
+  mallopt(_MMAP_MAX, 0)
+  mallopt(_TRIM_THRESHOLD, _LARGEST)
+  # Arenas of other threads are too small for large buffers.
+  mallopt(_ARENA_MAX, 1)
+
+
+def has_accelerator() -> bool:
+  """Returns whether JAX may find a GPU or TPU, without starting JAX.
+
+  A process that starts it takes the accelerator from the others.
+  """
+  if os.environ.get('JAX_PLATFORMS') == 'cpu':
+    return False
+  return any(map(glob.glob, ('/dev/nvidia[0-9]*', '/dev/accel*', '/dev/kfd')))
 
 
 def join() -> int:
@@ -27,6 +62,9 @@ def join() -> int:
   Raises:
     ValueError: the environment says half of it, or what is no number.
   """
+  # Not at the top: the memory's allocator is set before JAX starts.
+  import jax
+
   os.environ.update(_from_cluster_spec())
   given = [name for name in _EXPLICIT if os.environ.get(name)]
   if given:
@@ -65,6 +103,8 @@ def _managed() -> bool:
 
 
 def _join_explicitly(given: list[str]) -> None:
+  import jax
+
   missing = [name for name in _EXPLICIT if name not in given]
   if missing:
     raise ValueError(f'{given[0]} is set, {missing[0]} is not: set all three')

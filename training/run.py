@@ -31,7 +31,7 @@ from steepest.training.loop import (
   fit,
 )
 from steepest.training.state import Setup, TrainState
-from steepest.training.wandb_writer import WandbWriter
+from steepest.training.wandb import WandbWriter
 
 # Makes Callbacks.evaluate; eval/evaluation.py has it.
 MakeEvaluate = Callable[

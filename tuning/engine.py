@@ -26,7 +26,7 @@ import threading
 import traceback
 from typing import Any
 
-from steepest.training import cpu_memory
+from steepest.training import processes
 
 # How often a job is started again after its worker died.
 _RESTARTS = 2
@@ -239,7 +239,7 @@ def _begin(
 
 def pinned_cores() -> list[int]:
   """Returns the cores for one worker each; [] where workers share a device."""
-  if not hasattr(os, 'sched_setaffinity') or cpu_memory.has_accelerator():
+  if not hasattr(os, 'sched_setaffinity') or processes.has_accelerator():
     return []
   return sorted(os.sched_getaffinity(0))
 

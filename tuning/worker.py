@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from steepest.eval import evaluation
-from steepest.training import cpu_memory, run as training_run
+from steepest.training import processes, run as training_run
 from steepest.training.loop import Diverged, Pruned
 from steepest.tuning import cells, search
 
@@ -27,7 +27,7 @@ def train(job: dict[str, Any]) -> float | None:
     The validation loss, or the training loss where none is read; None if the
     run diverged or was ended early.
   """
-  cpu_memory.keep()
+  processes.keep_memory()
   config = ConfigDict(job['config'])
   directory = pathlib.Path(job['directory'])
   loss = cells.ended(config, directory)

@@ -26,6 +26,11 @@ _WRONG = [
   (['--config=experiments/tinny.py'], 'did you mean experiments/tiny.py'),
   (['--config=nowhere.py'], 'no recipe nowhere.py'),
   (['--config=experiments/tiny.py:gtp2'], "did you mean 'gpt2'"),
+  (['--config=experiments/tiny.py:gpt2,llama'], '2 models, gpt2, llama'),
+  (
+    ['--config=experiments/tiny.py:gpt2,adamw,lion'],
+    '2 optimizers, adamw, lion: give one',
+  ),
   ([_TINY, '--config.optimizer.lrr=1'], 'did you mean optimizer.lr?'),
   ([_TINY, '--config.lr=1'], 'did you mean optimizer.lr?'),
   ([_TINY, '--config.modell.width=1'], 'did you mean model.width?'),

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from steepest.experiments import tiny
-from steepest.training import metrics, run as assemble, wandb_writer
+from steepest.training import metrics, run as assemble, wandb
 
 
 class _Notes(dict):
@@ -147,7 +147,7 @@ def test_failing_at_the_very_first_start_is_an_error(
 
 
 def test_texts_and_hyperparameters_arrive(runs, tmp_path, told):
-  writer = wandb_writer.WandbWriter(tmp_path, 'proj', told.append)
+  writer = wandb.WandbWriter(tmp_path, 'proj', told.append)
   writer.write_hparams({'seed': 0})
   writer.write_texts(0, {'parameters': 'many'})
   writer.flush()
@@ -162,4 +162,4 @@ def test_without_the_package_it_says_what_to_install(
 ):
   monkeypatch.setitem(sys.modules, 'wandb', None)
   with pytest.raises(ValueError, match=r"pip install 'steepest\[wandb\]'"):
-    wandb_writer.WandbWriter(tmp_path, 'proj', told.append)
+    wandb.WandbWriter(tmp_path, 'proj', told.append)
