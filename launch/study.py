@@ -101,7 +101,7 @@ def _config(holder: flags.FlagHolder, optimizers: str | None) -> 'ConfigDict':
 
 def _study(config: 'ConfigDict', workdir: pathlib.Path, workers: int) -> None:
   from steepest.data import corpus
-  from steepest.tuning import engine, study as tuning_study
+  from steepest.tuning import engine, study as tuning_study, timing
 
   start = time.perf_counter()
   with engine.lock(workdir):
@@ -112,6 +112,7 @@ def _study(config: 'ConfigDict', workdir: pathlib.Path, workers: int) -> None:
     slots = min(workers or max(1, len(cores)), max(1, study.breadth))
     with engine.Engine(slots, cores, workdir / 'logs') as slots_:
       tuning_study.run(study, slots_)
+      timing.run(config, workdir, slots_)
     _report(workdir, time.perf_counter() - start)
 
 
