@@ -262,8 +262,10 @@ def judge(tables_: Tables, tuned: pd.DataFrame) -> pd.DataFrame:
   `refuses`: losses and scores of the group are not ranked for it.
   """
   rows: list[dict[str, Any]] = []
+  withdrawn = _withdrawn(tables_)
   for group, of in tuned.groupby('group', sort=False):
-    for optimizer, subject, text in _unequal(of.to_dict('records')):
+    found = [('', 'withdrawn', text) for text in withdrawn.get(group, ())]
+    for optimizer, subject, text in [*found, *_unequal(of.to_dict('records'))]:
       rows.append(
         {
           'group': group,
@@ -275,6 +277,19 @@ def judge(tables_: Tables, tuned: pd.DataFrame) -> pd.DataFrame:
       )
   columns = ['group', 'optimizer', 'subject', 'text', 'refuses']
   return pd.DataFrame(rows, columns=columns)
+
+
+def _withdrawn(tables_: Tables) -> dict[str, list[str]]:
+  """Returns by group why the authors of its studies take a ranking back."""
+  studies, runs = tables_.studies, tables_.runs
+  if 'withdrawn' not in studies:
+    return {}
+  reasons = studies.dropna(subset='withdrawn').set_index('study')['withdrawn']
+  finals = runs[(runs['stage'] == 'final') & runs['study'].isin(reasons.index)]
+  return {
+    group: [f'withdrawn, since {reasons[study]}' for study in of.unique()]
+    for group, of in finals.groupby('group')['study']
+  }
 
 
 def _unequal(tuned: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
@@ -339,7 +354,10 @@ def refusal(fairness: pd.DataFrame, group: str) -> str:
   by_text: dict[str, list[str]] = {}
   for _, row in rows.iterrows():
     by_text.setdefault(row['text'], []).append(words.name(row['optimizer']))
-  reasons = [f'{words.join(names)}: {text}' for text, names in by_text.items()]
+  reasons = [
+    f'{words.join(names)}: {text}' if any(names) else text
+    for text, names in by_text.items()
+  ]
   if len(reasons) > _REASONS + 1:
     more = words.plural(len(reasons) - _REASONS, 'further reason')
     reasons = [*reasons[:_REASONS], f'{more} (see "Was it fair?")']
@@ -364,7 +382,11 @@ def sections(comparison: Comparison) -> list[section.Section]:
   if len(unequal):
     columns = ['Group', 'Optimizer', 'What is unequal']
     rows = [
-      [words.named(row['group']), words.name(row['optimizer']), row['text']]
+      [
+        words.named(row['group']),
+        words.name(row['optimizer']) or 'all',
+        row['text'],
+      ]
       for _, row in unequal.iterrows()
     ]
     blocks.append(_words('Why optimizers are not ranked', columns, rows))

@@ -79,7 +79,8 @@ class Tables:
       the end of training.
     timing: study, group, optimizer, repeat, seconds_per_step (the median of
       the repeat's steps), device, commit; from the timing pass.
-    studies: study and every leaf of the study's config.json by its name.
+    studies: study and every leaf of the study's config.json by its name;
+      withdrawn: why its authors take its rankings back, in tables alone.
   """
 
   runs: pd.DataFrame
@@ -360,7 +361,10 @@ def _placed(tables: Tables) -> Tables:
   runs, studies = tables.runs.copy(), tables.studies
   axes = _axes(runs, studies)
   for axis in axes:
-    runs[f'axis.{axis.name}'] = axis_values(runs, axis.name)
+    # A column with a gap would make floats of whole numbers.
+    runs[f'axis.{axis.name}'] = pd.Series(
+      axis_values(runs, axis.name), runs.index, dtype=object
+    )
   runs['group'] = [
     group_label(
       run['architecture'], {a.name: run[f'axis.{a.name}'] for a in axes}

@@ -167,7 +167,7 @@ def _columns(tables: Tables, runs: pd.DataFrame) -> list[Column]:
     _score_column(tables, done, scores, task, metric)
     for task, metric in outermost(scores)
   ]
-  mean = _mean_column(tables, done, scores)
+  mean = mean_column(tables, done, scores)
   return [*columns, *found, *([mean] if mean is not None else [])]
 
 
@@ -259,7 +259,7 @@ def _score_column(
   return Column(key, False, values, variance, errors, rows['chance'].iloc[0])
 
 
-def _mean_column(
+def mean_column(
   tables: Tables, runs: pd.DataFrame, scores: pd.DataFrame
 ) -> Column | None:
   """Returns the mean accuracy over the benchmarks; None for fewer than two."""
@@ -318,12 +318,12 @@ def _cells(
       row['stderr'] = math.sqrt(seeds + questions) or math.nan
       row['chance'] = column.chance
       if not math.isnan(column.chance):
-        row['above_chance'] = _above(column, optimizer)
+        row['above_chance'] = above_chance(column, optimizer)
     rows.append(row)
   return rows
 
 
-def _above(column: Column, optimizer: str) -> bool:
+def above_chance(column: Column, optimizer: str) -> bool:
   """Whether a mean accuracy stands above guessing, beyond seeds and noise."""
   values = np.array(list(column.values[optimizer].values()))
   if values.size < statistics.FEWEST_SEEDS:
@@ -337,7 +337,7 @@ def _above(column: Column, optimizer: str) -> bool:
 # Decisions.
 
 
-def _difference(
+def difference(
   column: Column, a: str, b: str
 ) -> statistics.Differences | None:
   """Compares two optimizers over the seeds that both have finished."""
@@ -387,7 +387,7 @@ def _decide(
   best = int((means if column.lower else -means).argmin())
   first_M, second_M = statistics.pairs(k)
   found = [
-    _difference(column, names[i], names[j])
+    difference(column, names[i], names[j])
     for i, j in zip(first_M, second_M, strict=True)
   ]
   p_M = np.array(
@@ -461,7 +461,7 @@ def _claim(
     behind = {*few['first'], *few['second']} - {best}
     listed = words.join(map(words.name, sorted(behind)))
     return {'reason': f'{listed} finished too few seeds to compare with'}
-  if not math.isnan(column.chance) and not _above(column, best):
+  if not math.isnan(column.chance) and not above_chance(column, best):
     return {'reason': 'the best score is not above guessing', 'p': p}
   if p < statistics.LEVEL:
     return {'winner': best, 'reason': '', 'p': p}

@@ -184,6 +184,13 @@ class Unit:
     sign = '−' if value < 0 else '+'
     return self._with(sign + self.number(abs(value)), self.step or self.label)
 
+  def interval(self, low: float | None, high: float | None) -> str:
+    """Returns the ends of a difference's interval, their unit once."""
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+      return MISSING
+    first = self.difference(low).partition(_SPACE)[0]
+    return f'{first} to {self.difference(high)}'
+
   def spread(self, mean: float | None, error: float | None) -> str:
     """Returns 'mean ± error', or the mean alone where no error is known."""
     if error is None or math.isnan(error):
