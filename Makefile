@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.complete
 STUDY ?= runs/quickstart
 
-.PHONY: install quickstart test slow check clean
+.PHONY: install quickstart reports test slow check clean
 
 install: $(STAMP)
 
@@ -19,6 +19,12 @@ $(STAMP): setup.py constraints.txt pyproject.toml
 
 quickstart: install
 	$(BIN)/python -m launch.study --config=experiments/quickstart.py --workdir=$(STUDY)
+
+# The pages of docs/results, out of their tables.
+reports: install
+	for study in study field axes transfer; do $(BIN)/python -m launch.report \
+	  --runs=docs/results/$$study --claims --out=build/reports/$$study \
+	  || exit 1; done
 
 test: install
 	$(BIN)/python -m pytest
