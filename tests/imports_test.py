@@ -20,10 +20,6 @@ _ALLOWED = {
     'optimizers',
     'data',
     'experiments.base',
-    # Until training/run.py gets evaluation as a callback.
-    'launch',
-    'tuning',
-    'eval',
   ),
   'tuning': (
     'tuning',

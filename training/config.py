@@ -1,4 +1,4 @@
-"""Checks a run's configuration before anything is made of it."""
+"""A run's configuration: checked before it is used, saved and read back."""
 
 import json
 import math
@@ -43,77 +43,57 @@ _REMOVED: dict[str, Any] = {
   'study.vmapped_trials': _ANY,
 }
 
-# Least values; those of other numbers stand where they are used.
-_LEAST = {
-  **dict.fromkeys(
-    (
-      'batch_size',
-      'checkpoints_kept',
-      'data.epochs',
-      'log_every',
-      'microbatches',
-      'model.context',
-      'model.num_layers',
-      'model.width',
-      'optimizer.hessian_subset',
-      'steps',
-      'study.parallel_trials',
-      'study.seeds',
-      'study.target_steps',
-      'study.trial_seeds',
-      'study.trials',
-      'study.vocab_size',
-      'study.width_ratio',
-    ),
-    1,
-  ),
-  **dict.fromkeys(
-    (
-      'checkpoint_every',
-      'eval_every',
-      'eval_sequences',
-      'eval_tasks_every',
-      'eval_tasks_limit',
-      'model.norm_eps',
-      'parametrization.base_depth',
-      'parametrization.base_head_dim',
-      'parametrization.base_mlp_dim',
-      'parametrization.base_num_heads',
-      'parametrization.base_width',
-      'seed',
-      'stall_seconds',
-      'stop_grace_seconds',
-      'study.max_extensions',
-      'study.search_seed',
-    ),
-    0,
-  ),
+# Steps and sizes are int32 on the devices, real numbers float32.
+_INTEGER = 2**31 - 1
+_REAL = float(np.finfo(np.float32).max)
+# Key → least and largest value; optimizers say those of their own keys.
+_RANGES: dict[str, tuple[float, float]] = {
+  'batch_size': (1, _INTEGER),
+  'checkpoint_every': (0, _INTEGER),
+  'checkpoints_kept': (1, _INTEGER),
+  'data.epochs': (1, _INTEGER),
+  'eval_every': (0, _INTEGER),
+  'eval_sequences': (0, _INTEGER),
+  'eval_tasks_every': (0, _INTEGER),
+  'eval_tasks_limit': (0, _INTEGER),
+  'log_every': (1, _INTEGER),
+  'microbatches': (1, _INTEGER),
+  'model.context': (1, _INTEGER),
+  'model.norm_eps': (0, _REAL),
+  # Layers are traced and compiled one by one.
+  'model.num_layers': (1, 1000),
+  'model.width': (1, _INTEGER),
+  'optimizer.hessian_subset': (1, _INTEGER),
+  'parametrization.base_depth': (0, _INTEGER),
+  'parametrization.base_head_dim': (0, _INTEGER),
+  'parametrization.base_mlp_dim': (0, _INTEGER),
+  'parametrization.base_num_heads': (0, _INTEGER),
+  'parametrization.base_width': (0, _INTEGER),
+  'seed': (0, 2**32 - 1),
+  # Longer than threading can wait.
+  'stall_seconds': (0, 1e9),
+  'steps': (1, _INTEGER),
+  'stop_grace_seconds': (0, 1e9),
+  # Each trial of the search and each of the targets is a directory.
+  'study.max_extensions': (0, 1000),
+  'study.parallel_trials': (1, _INTEGER),
+  'study.search_seed': (0, _INTEGER),
+  'study.seeds': (1, 100_000),
+  'study.target_steps': (1, _INTEGER),
+  'study.trial_seeds': (1, 1000),
+  'study.trials': (1, 100_000),
+  'study.vocab_size': (1, _INTEGER),
+  'study.width_ratio': (1, _INTEGER),
 }
 _ABOVE_ZERO = (
   'model.rope_base',
   'parametrization.attention_multiplier',
   'parametrization.logit_multiplier',
 )
+# Names separated by commas, none of them empty.
 _NAMES = ('study.models', 'study.optimizers')
 # Lists of words; all others are of numbers.
 _WORDS = ('study.axis_parametrization', 'study.axis_schedule')
-_MOST = {
-  # Layers are traced and compiled one by one.
-  'model.num_layers': 1000,
-  # Each trial of the search and each of the targets is a directory.
-  'study.trials': 100_000,
-  'study.seeds': 100_000,
-  'study.trial_seeds': 1000,
-  'study.max_extensions': 1000,
-  'seed': 2**32 - 1,
-  # Longer than threading can wait.
-  'stall_seconds': 1e9,
-  'stop_grace_seconds': 1e9,
-}
-# Steps and sizes are int32 on the devices.
-_MOST_INTEGER = 2**31 - 1
-# Real numbers are float32 there.
-_LARGEST_REAL = float(np.finfo(np.float32).max)
 _MOST_CHARACTERS = 4096
 
 
@@ -122,7 +102,7 @@ def check_ranges(config: ConfigDict) -> None:
   values: dict[str, Any] = base.flatten(config)
   for key, value in values.items():
     _check_value(key, value)
-  for key, least in _LEAST.items():
+  for key, (least, _) in _RANGES.items():
     if key in values and values[key] < least:
       raise ValueError(f'{key}={values[key]}: must be at least {least}')
   for key in _ABOVE_ZERO:
@@ -152,10 +132,10 @@ def _check_value(key: str, value: Any) -> None:
       if key not in _WORDS and not isinstance(held, (int, float)):
         raise ValueError(f'{key}={value}: give numbers, comma-separated')
       _check_value(key, held)
-  elif isinstance(value, float) and not abs(value) <= _LARGEST_REAL:
+  elif isinstance(value, float) and not abs(value) <= _REAL:
     raise ValueError(f'{key}={value}: must be finite as a float32')
-  elif isinstance(value, int) or key in _MOST:
-    most = _MOST[key] if key in _MOST else _MOST_INTEGER
+  elif isinstance(value, int) or key in _RANGES:
+    most = _RANGES[key][1] if key in _RANGES else _INTEGER
     if value > most:
       raise ValueError(f'{key}={value}: must be at most {most}')
     if value < -most:
