@@ -66,9 +66,9 @@ class Results:
 
   Attributes:
     info: how they came about; see `run`.
-    metrics: task or group -> {metric: value, metric_stderr: value, n: count}.
-    rows: of each request its strings, ids, log-likelihood and is_greedy.
-    predictions: of each question and accuracy the index chosen and the gold.
+    metrics: task or group → {metric: value, metric_stderr: value, n: count}.
+    rows: for each request its strings, ids, log-likelihood and is_greedy.
+    predictions: for each question and accuracy, the index chosen and the gold.
   """
 
   info: dict[str, Any]
@@ -82,7 +82,7 @@ class Results:
     _write(directory / 'requests.jsonl', map(_line, self.rows))
     _write(directory / 'predictions.jsonl', map(_line, self.predictions))
     results = {'info': self.info, 'metrics': self.metrics}
-    # Last: whoever finds it finds the others complete.
+    # Written last: where it exists, the others are complete.
     _write(directory / 'results.json', [json.dumps(results, indent=1) + '\n'])
 
 
@@ -131,7 +131,13 @@ def prepare(
 
 
 def add_requests(suite: Suite, path: str, tokenizer: Tokenizer) -> Suite:
-  """Adds given pairs to a suite; they have no metrics. See `read_requests`."""
+  """Returns a suite with the pairs of a file too, which have no metrics.
+
+  Args:
+    suite: stays as it is.
+    path: see `requests.read_requests`; '': no file.
+    tokenizer: the suite's.
+  """
   if not path:
     return suite
   file = pathlib.Path(path)
@@ -153,7 +159,7 @@ def run(
   """Scores a model.
 
   Args:
-    score_fn: of `likelihoods.ScoreFn`.
+    score_fn: the model's scorer.
     params: the model's.
     suite: what to score it on.
     max_length: tokens that the model takes.

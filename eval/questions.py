@@ -118,10 +118,10 @@ def read_questions(
 
 
 def _spare(task: Task) -> int:
-  """Returns how many examples are drawn in excess.
+  """Returns how many examples are drawn beyond those needed.
 
-  Where no test split is scored the harness leaves room for striking out the
-  question itself.
+  Where no test split is scored, the harness draws one more, so that it can drop
+  the question itself.
   """
   return int(task.shots > 0 and task.split == 'validation')
 
@@ -129,7 +129,7 @@ def _spare(task: Task) -> int:
 def _draw(
   task: Task, pool: Sequence[Document], doc: Document, rng: random.Random
 ) -> list[int]:
-  """Returns which of the pool stand in front of a question."""
+  """Returns which examples of the pool come before a question."""
   if not task.shots_drawn or not task.shots:
     return list(range(task.shots))
   drawn = rng.sample(range(len(pool)), task.shots + _spare(task))
@@ -163,7 +163,7 @@ def _example(task: Task, stem: str, doc_id: int, doc: Document) -> Example:
     return task.example(doc)
   except KeyError as error:
     problem = f'no field {error}'
-  except (AttributeError, TypeError, ValueError) as error:
+  except (AttributeError, TypeError, ValueError, IndexError) as error:
     problem = str(error)
   raise ValueError(
     f'document {doc_id} of {task.name} ({stem}.jsonl) does not have '

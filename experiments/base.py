@@ -123,6 +123,8 @@ def get_config() -> ConfigDict:
   # num_heads of the base; 0: in proportion to the width, given
   # base_head_dim, else the model's own.
   parametrization.base_num_heads = 0
+  # num_kv_heads of the base; 0: as many to a query head as the model has.
+  parametrization.base_num_kv_heads = 0
   # head_dim of the base; 0: in proportion to the width, given the heads.
   parametrization.base_head_dim = 0
 

@@ -187,6 +187,7 @@ class Parametrization:
   base_width: int
   base_depth: int
   base_heads_dim: float
+  base_kv_heads_dim: float
   base_head_dim: float
   base_mlp_dim: float
   depth_alpha: float | None
@@ -240,7 +241,7 @@ class Parametrization:
       'heads': (model.num_heads * model.head_dim, self.base_heads_dim),
       'kv_heads': (
         model.num_kv_heads * model.head_dim,
-        self.base_heads_dim * model.num_kv_heads / model.num_heads,
+        self.base_kv_heads_dim,
       ),
       'mlp': (model.mlp_dim, self.base_mlp_dim),
     }
@@ -332,14 +333,18 @@ def resolve(config: ConfigDict, model: ModelConfig) -> Parametrization:
   head_dim = float(config.base_head_dim)
   if not head_dim:
     head_dim = heads_dim / (config.base_num_heads or model.num_heads)
+  if config.base_num_heads:
+    heads_dim = config.base_num_heads * head_dim
+  kv_heads_dim = heads_dim * model.num_kv_heads / model.num_heads
+  if config.base_num_kv_heads:
+    kv_heads_dim = config.base_num_kv_heads * head_dim
   return Parametrization(
     kind=config.kind,
     model=model,
     base_width=base_width,
     base_depth=config.base_depth or model.num_layers,
-    base_heads_dim=(
-      config.base_num_heads * head_dim if config.base_num_heads else heads_dim
-    ),
+    base_heads_dim=heads_dim,
+    base_kv_heads_dim=kv_heads_dim,
     base_head_dim=head_dim,
     base_mlp_dim=config.base_mlp_dim or model.mlp_dim / ratio,
     depth_alpha=_DEPTH_ALPHA[config.depth_rule],

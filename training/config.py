@@ -68,6 +68,7 @@ _RANGES: dict[str, tuple[float, float]] = {
   'parametrization.base_head_dim': (0, _INTEGER),
   'parametrization.base_mlp_dim': (0, _INTEGER),
   'parametrization.base_num_heads': (0, _INTEGER),
+  'parametrization.base_num_kv_heads': (0, _INTEGER),
   'parametrization.base_width': (0, _INTEGER),
   'seed': (0, 2**32 - 1),
   # Longer than threading can wait.

@@ -165,6 +165,22 @@ def test_base_shapes_of_zero_follow_the_width(
   assert rules.base_mlp_dim == mlp_dim
 
 
+@pytest.mark.parametrize('base_kv_heads', [0, 2, 4])
+def test_key_and_value_heads_have_a_base(build_model, base_kv_heads):
+  """4 of 8 heads of 24 features, width 128, against 4 heads of 8, width 32."""
+  rules = {**_BASE, 'base_num_kv_heads': base_kv_heads}
+  shapes = {**_WIDE, 'num_kv_heads': 4}
+  built = build_model('llama', 'mup', rules=rules, **shapes)
+  # √(o/i) / √max(o, i), here and there; 0 keeps two query heads to each.
+  here = (96 / 128 / 128) ** 0.5
+  out = 8 * (base_kv_heads or 2)
+  there = (out / 32 / max(out, 32)) ** 0.5
+  for path, role in _roles(built).items():
+    if path.endswith(('key/kernel', 'value/kernel')):
+      factor = built.rules.factors(role).spectral
+      assert factor == pytest.approx(here / there), path
+
+
 def test_the_page_renders_the_table():
   root = pathlib.Path(__file__).parent.parent.parent
   page = (root / 'docs' / 'parametrization.md').read_text('utf-8')
