@@ -18,7 +18,7 @@ def _question(choices: list[str], gold: int | None, *names: str) -> Question:
   example = tasks.Example(
     ('context',) * count, tuple(f' {c}' for c in choices), tuple(choices), gold
   )
-  task = tasks.Task('t', 't', lambda doc: example, names or ('acc',), 't')
+  task = tasks.Task('t', lambda doc: example, names or ('acc',))
   return Question(task, 0, example)
 
 

@@ -4,59 +4,16 @@ import json
 import pathlib
 import random
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
-
-from steepest.data import tokenizers
 
 _WORDS = 'red green blue cats dogs birds sing run sleep under over near'.split()
 
 
 @pytest.fixture(scope='module')
-def model(tmp_path_factory) -> pathlib.Path:
-  """A GPT-2 of random weights with its tokenizer."""
+def model(write_model, tmp_path_factory) -> pathlib.Path:
+  """A GPT-2 that takes 128 tokens."""
   directory = tmp_path_factory.mktemp('model')
-  tokenizer = tokenizers.train_bpe(iter([' '.join(_WORDS)] * 9), 300)
-  tokenizer.save(directory)
-  width, vocab, positions = 16, tokenizer.vocab_size, 128
-  config = {
-    'model_type': 'gpt2',
-    'architectures': ['GPT2LMHeadModel'],
-    'n_embd': width,
-    'n_layer': 1,
-    'n_head': 2,
-    'n_inner': None,
-    'n_positions': positions,
-    'vocab_size': vocab,
-    'layer_norm_epsilon': 1e-5,
-    'activation_function': 'gelu_new',
-    'tie_word_embeddings': True,
-    'bos_token_id': tokenizer.bos_id,
-    'eos_token_id': tokenizer.eos_id,
-  }
-  (directory / 'config.json').write_text(json.dumps(config))
-  shapes = {
-    'wte.weight': (vocab, width),
-    'wpe.weight': (positions, width),
-    'h.0.attn.c_attn.weight': (width, 3 * width),
-    'h.0.attn.c_attn.bias': (3 * width,),
-    'h.0.attn.c_proj.weight': (width, width),
-    'h.0.attn.c_proj.bias': (width,),
-    'h.0.mlp.c_fc.weight': (width, 4 * width),
-    'h.0.mlp.c_fc.bias': (4 * width,),
-    'h.0.mlp.c_proj.weight': (4 * width, width),
-    'h.0.mlp.c_proj.bias': (width,),
-  }
-  for norm in ('h.0.ln_1', 'h.0.ln_2', 'ln_f'):
-    shapes |= {f'{norm}.weight': (width,), f'{norm}.bias': (width,)}
-  rng = np.random.default_rng(0)
-  weights = {
-    f'transformer.{name}': rng.normal(size=shape).astype(np.float32)
-    for name, shape in shapes.items()
-  }
-  save_file(weights, directory / 'model.safetensors')
-  return directory
+  return write_model(directory, 'gpt2', ' '.join(_WORDS), 300, context=128)
 
 
 @pytest.fixture(scope='module')
@@ -133,42 +90,24 @@ def test_scores_and_scores_again(run_command, model, data, tmp_path):
   ]
 
 
-def test_help(run_command):
-  done = run_command('evaluate', '--help')
-  assert done.returncode == 0
-  assert 'one from each' in ' '.join(done.stdout.split())
-
-
-@pytest.mark.parametrize(
-  'args, words',
-  [
-    (('--tasks=arc_easy',), '--model is missing'),
-    (('--model=hf:x', '--tasks=arc_easy'), '--out is missing'),
-    (('--model=hf:x', '--out=y'), 'give --tasks'),
-    (
-      ('--model=hf:x', '--out=y', '--tasks=arc_eazy'),
-      "did you mean 'arc_easy'?",
-    ),
-    (('--model=hf:x', '--out=y', '--tasks=mmlu', '--limit=-1'), 'limit'),
-    (('--model=hf:none', '--out=y', '--tasks=piqa', '--data=.'), 'none'),
-  ],
-)
-def test_errors_are_one_line(run_command, args, words):
-  done = run_command('evaluate', *args)
-  assert done.returncode == 1
-  assert words in done.stderr
-  assert done.stderr.count('\n') == 1
-
-
-def test_missing_documents_are_named(run_command, model, tmp_path):
-  done = run_command(
-    'evaluate',
-    f'--model=hf:{model}',
-    f'--data={tmp_path}',
-    f'--out={tmp_path / "out"}',
-    '--tasks=piqa',
+def test_help_and_errors(fork_commands, model, tmp_path):
+  out = tmp_path / 'out'
+  given = [f'--model=hf:{model}', f'--out={out}']
+  cases = [
+    (['--tasks=arc_easy'], '--model is missing'),
+    (['--model=hf:x', '--tasks=arc_easy'], '--out is missing'),
+    (given, 'give --tasks'),
+    ([*given, '--tasks=arc_eazy'], "did you mean 'arc_easy'?"),
+    ([*given, '--tasks=./gone.py'], 'task file ./gone.py: there is no such'),
+    ([*given, '--tasks=mmlu', '--limit=-1'], 'limit'),
+    ([*given, '--model=hf:none', '--tasks=piqa', '--data=.'], 'none'),
+    ([*given, '--tasks=piqa', f'--data={tmp_path}'], 'no piqa.jsonl'),
+  ]
+  help_, *done = fork_commands(
+    [('evaluate', ['--help']), *(('evaluate', args) for args, _ in cases)]
   )
-  assert done.returncode == 1
-  assert 'no piqa.jsonl' in done.stderr
-  assert done.stderr.count('\n') == 1
-  assert not (tmp_path / 'out').exists()
+  assert help_.code == 0 and 'one from each' in ' '.join(help_.out.split())
+  for (_, words), result in zip(cases, done):
+    assert result.code == 1
+    assert words in result.err and result.err.count('\n') == 1
+  assert not out.exists()

@@ -2,43 +2,18 @@
 
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 
-from steepest.data import tokenizers
-from steepest.experiments import base
-from steepest.models import (
-  config as model_config,
-  huggingface_export,
-  parametrization,
-)
 from steepest.training import loading
 
 
 @pytest.fixture(scope='module')
-def model(tmp_path_factory) -> pathlib.Path:
-  """A LLaMA of random weights with its tokenizer."""
+def model(write_model, tmp_path_factory) -> pathlib.Path:
+  """A LLaMA that takes 32 tokens."""
   directory = tmp_path_factory.mktemp('model')
-  tokenizer = tokenizers.train_bpe(iter(['the cat sat on the mat'] * 9), 270)
-  tokenizer.save(directory)
-  config = base.get_config()
-  base.set_model(config, 'llama')
-  shapes = {'num_layers': 1, 'width': 16, 'num_heads': 2, 'context': 32}
-  config.model.update({**shapes, 'vocab_size': tokenizer.vocab_size})
-  resolved = model_config.resolve(config.model, 0, config.dtype)
-  rules = parametrization.resolve(config.parametrization, resolved)
-  module = model_config.find_model('llama').Model(resolved, rules)
-  params = module.init(jax.random.key(0), np.zeros((1, 4), np.int32))
-  params = jax.tree.map(
-    lambda p: p.value,
-    params['params'],
-    is_leaf=lambda p: isinstance(p, parametrization.Parameter),
-  )
-  huggingface_export.write(
-    directory, params, rules, tokenizer.bos_id, tokenizer.eos_id
-  )
-  return directory
+  text = 'the cat sat on the mat'
+  return write_model(directory, 'llama', text, 270, context=32)
 
 
 def test_continues_a_text(fork_commands, model, logits_of):

@@ -10,40 +10,20 @@ import jax
 import numpy as np
 import pytest
 
-from steepest.data import tokenizers
 from steepest.eval import harness, requests
-from steepest.experiments import tiny
 from steepest.launch import harness as command
-from steepest.models import (
-  config as model_config,
-  huggingface_export,
-  parametrization,
-)
-from steepest.training import loading, run, state
+from steepest.training import loading
 
 _TEXT = 'the cat sat on the mat. the dog ran to the cat. '
 _CONTEXT = 16
 
 
 @pytest.fixture(scope='module')
-def spec(tmp_path_factory) -> str:
-  """A GPT-2 of random parameters that takes 16 tokens."""
+def spec(write_model, tmp_path_factory) -> str:
+  """A GPT-2 that takes 16 tokens, far from uniform: wrong positions show."""
   directory = tmp_path_factory.mktemp('model')
-  tokenizer = tokenizers.train_bpe(iter([_TEXT] * 9), 270)
-  tokenizer.save(directory)
-  config = tiny.get_config('gpt2,adamw').unlock()
-  config.model.update(num_layers=1, width=32, num_heads=2, context=_CONTEXT)
-  config.mesh.data = 1
-  shapes = model_config.resolve(
-    config.model, tokenizer.vocab_size, config.dtype
-  )
-  params = state.init(run.make_setup(config, shapes), 0).params
-  # Far from uniform, so that a wrong token or position shows.
-  params = jax.tree.map(lambda x: x * 4, jax.device_get(params))
-  rules = parametrization.resolve(config.parametrization, shapes)
-  huggingface_export.write(
-    directory, params, rules, tokenizer.bos_id, tokenizer.eos_id
-  )
+  shapes = {'width': 32, 'context': _CONTEXT}
+  write_model(directory, 'gpt2', _TEXT, 270, scale=4.0, **shapes)
   return f'hf:{directory}'
 
 
