@@ -7,6 +7,7 @@ result is locked, so a mistyped key is an error that names the nearest one.
 import difflib
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from steepest.experiments import starting_points
 
@@ -75,16 +76,17 @@ def get_config() -> ConfigDict:
   model.vocab_size = 0
   # Tokens of a training sequence.
   model.context = 1024
-  # Biases in linear layers (gpt2: and in LayerNorm).
-  model.bias = True
+  # Biases in linear layers (gpt2: and in LayerNorm). None, here and below: what
+  # the model's file says (HABITS).
+  model.bias = placeholder(bool)
   # Whether the readout shares the embedding's matrix.
-  model.tie_embeddings = True
+  model.tie_embeddings = placeholder(bool)
   # Added to the variance in LayerNorm and RMSNorm.
-  model.norm_eps = 1e-5
+  model.norm_eps = placeholder(float)
   # Whether LayerNorm and RMSNorm have a gain.
   model.norm_gain = True
   # 'gelu_tanh', 'gelu' or 'silu'.
-  model.activation = 'gelu_tanh'
+  model.activation = placeholder(str)
   # Wavelength base of rotary positions (llama).
   model.rope_base = 10_000.0
   # Start with a zero readout matrix (untied models only).
@@ -354,12 +356,12 @@ def with_variant(
 
 
 def set_model(config: ConfigDict, name: str) -> None:
-  """Selects a model family and its habits."""
+  """Selects a model family."""
   if name not in starting_points.MODELS:
     raise ValueError(
       f'no model {name!r}: there are {", ".join(starting_points.MODELS)}'
     )
-  config.model.update({'name': name, **starting_points.MODELS[name]})
+  config.model.name = name
 
 
 def set_optimizer(config: ConfigDict, name: str) -> None:

@@ -1,20 +1,6 @@
 """Where models and optimizers start from; none of it is a tuned value."""
 
-# What differs between the two model families beyond their layers.
-MODELS = {
-  'gpt2': {
-    'bias': True,
-    'tie_embeddings': True,
-    'norm_eps': 1e-5,
-    'activation': 'gelu_tanh',
-  },
-  'llama': {
-    'bias': False,
-    'tie_embeddings': False,
-    'norm_eps': 1e-6,
-    'activation': 'silu',
-  },
-}
+MODELS = ('gpt2', 'llama')
 
 # GPT-3's AdamW recipe, and for the others their authors' advice, relative to
 # it where it is given so: Lion arXiv 2302.06675 section 5, Sophia 2305.14342

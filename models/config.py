@@ -111,6 +111,15 @@ def _load(path: pathlib.Path) -> types.ModuleType:
   return module
 
 
+def habits(config: ConfigDict) -> dict[str, Any]:
+  """Returns the keys of the `model` slice that its file decides if None."""
+  file = find_model(config.name)
+  return {
+    key: file.HABITS[key] if config[key] is None else config[key]
+    for key in _HABITS
+  }
+
+
 def resolve(
   config: ConfigDict, vocab_size: int, dtype: ConfigDict
 ) -> ModelConfig:
@@ -131,6 +140,7 @@ def resolve(
     for field in dataclasses.fields(ModelConfig)
     if field.name != 'compute_dtype'
   }
+  values |= habits(config)
   _check_positive('num_heads', config.num_heads)
   if config.head_dim == 0:
     if config.width % config.num_heads:

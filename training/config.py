@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from steepest.experiments import base
-from steepest.models import huggingface
+from steepest.models import config as model_config, huggingface
 from steepest.models.config import ModelConfig
 
 # Keys that a restart may change: they do not change what is computed, or are
@@ -98,13 +98,26 @@ _WORDS = ('study.axis_parametrization', 'study.axis_schedule')
 _MOST_CHARACTERS = 4096
 
 
+def resolve(config: ConfigDict) -> ConfigDict:
+  """Returns a copy with the values that the model's file decides.
+
+  Raises:
+    FileNotFoundError: the model is a path and there is no file.
+    ValueError: there is no such model.
+  """
+  config = config.copy_and_resolve_references()
+  config.model.update(model_config.habits(config.model))
+  return config
+
+
 def check_ranges(config: ConfigDict) -> None:
   """Raises a ValueError that names the first key out of its range."""
   values: dict[str, Any] = base.flatten(config)
   for key, value in values.items():
     _check_value(key, value)
   for key, (least, _) in _RANGES.items():
-    if key in values and values[key] < least:
+    # None: what the model's file says.
+    if key in values and values[key] is not None and values[key] < least:
       raise ValueError(f'{key}={values[key]}: must be at least {least}')
   for key in _ABOVE_ZERO:
     if values[key] <= 0:

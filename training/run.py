@@ -67,7 +67,7 @@ def train(
     Stopped: `stop` said so.
   """
   workdir = pathlib.Path(workdir)
-  config = config.copy_and_resolve_references()
+  config = config_lib.resolve(config)
   config_lib.check_ranges(config)
   config_lib.import_shapes(config, overrides or {})
   summary = finished(config, workdir)

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from steepest.experiments import base
 from steepest.models import config as model_config
 from steepest.optimizers import build, schedules
-from steepest.training import run as training_run
+from steepest.training import config as config_lib, run as training_run
 from steepest.training.loop import Diverged, Pruned
 
 MODES = ('one_at_a_time', 'product')
@@ -242,9 +242,7 @@ def ended(config: ConfigDict, workdir: pathlib.Path) -> float | None:
     ValueError: the directory holds another run.
   """
   try:
-    summary = training_run.finished(
-      config.copy_and_resolve_references(), workdir
-    )
+    summary = training_run.finished(config_lib.resolve(config), workdir)
   except (Diverged, Pruned):
     return math.inf
   return None if summary is None else loss_of(summary)

@@ -316,7 +316,7 @@ def _restart(directory):
   from steepest.experiments import tiny
   from steepest.training import config as validation, metrics, run as assemble
 
-  config = tiny.get_config('gpt2,adamw')
+  config = validation.resolve(tiny.get_config('gpt2,adamw'))
   metrics.write_json(directory / 'config.json', validation.as_json(config))
   ended = {'status': 'finished', 'steps': config.steps, 'train_loss': 3.0}
   metrics.write_json(directory / 'summary.json', ended)

@@ -9,6 +9,7 @@ import numpy as np
 
 from steepest.eval import metrics
 from steepest.experiments import base
+from steepest.models import config as model_config
 
 CONTEXT = 64
 _END = {'adamw': 3.40, 'lion': 3.43, 'sophia': 3.37}
@@ -54,6 +55,7 @@ def config(
       'context': CONTEXT,
     }
   )
+  c.model.update(model_config.habits(c.model))
   c.data.source = 'shards:corpus'
   c.schedule.warmup_steps = 20
   c.eval_every = 40

@@ -10,7 +10,7 @@ from steepest.training import config as validation
 
 @pytest.mark.parametrize('kind', ['cosine', 'linear', 'wsd', 'constant'])
 def test_fewer_steps_are_refused_where_they_change_the_schedule(tmp_path, kind):
-  config = base.get_config()
+  config = validation.resolve(base.get_config())
   config.schedule.kind = kind
   saved = json.dumps(validation.as_json(config))
   (tmp_path / 'config.json').write_text(saved, 'utf-8')
@@ -26,7 +26,7 @@ def test_fewer_steps_are_refused_where_they_change_the_schedule(tmp_path, kind):
 def test_runs_made_with_keys_of_earlier_versions(tmp_path, monkeypatch):
   removed = {'model.turns': '', 'colour': validation._ANY, 'odd.kept': 0}
   monkeypatch.setattr(validation, '_REMOVED', removed)
-  config = base.get_config()
+  config = validation.resolve(base.get_config())
 
   def save(**values):
     saved = validation.as_json(config) | {'colour': 'red', 'odd': {'kept': 0}}
@@ -65,7 +65,7 @@ def test_runs_made_with_keys_of_earlier_versions(tmp_path, monkeypatch):
   ],
 )
 def test_numbers_that_the_devices_do_not_hold_are_refused(key, value, said):
-  config = base.get_config()
+  config = validation.resolve(base.get_config())
   validation.check_ranges(config)
   with config.ignore_type():
     config.update_from_flattened_dict({key: value})
