@@ -165,7 +165,9 @@ def fit(
       if compiled is None:
         with record.timed('compile'):
           compiled = compile_step(setup, hypers, 'segment_ids' in rows)
-      with record.timed('train'), stall.step():
+      # The first step joins the devices, which may take any time.
+      watched = stall.step() if step > first else contextlib.nullcontext()
+      with record.timed('train'), watched:
         batch = mesh_lib.put_batch(setup.mesh, rows, setup.batch_size)
         measure = config.written(step)
         state, stats = compiled(
@@ -223,7 +225,8 @@ class _Record:
 
   Attributes:
     step: that is under way.
-    seconds: spent so far, by what on.
+    seconds: spent so far on each of 'train', 'data', 'eval', 'checkpoint' and
+      'compile'.
     losses: the latest validation losses.
   """
 
@@ -253,7 +256,7 @@ class _Record:
 
   @contextlib.contextmanager
   def timed(self, what: str) -> Iterator[None]:
-    """Counts the time of its body."""
+    """Counts the time that its body takes."""
     start = time.perf_counter()
     try:
       yield

@@ -21,7 +21,7 @@ def summarise(
   curvature_passes: int,
   peak_flops: float | None,
 ) -> dict[str, Any]:
-  """Returns what summary.json holds of a run that finished.
+  """Returns what summary.json holds after `steps` steps.
 
   Args:
     setup: that trained it.

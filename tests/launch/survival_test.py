@@ -19,7 +19,9 @@ _EVERY = 2
 # Imports once, then forks for each run; no device is touched before.
 _FORKER = """
 import json, os, signal, sys
-from steepest.launch import assemble, progress, train
+from steepest.launch import train
+from steepest.training import run
+from steepest.tuning import status
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 for line in sys.stdin:
   pid = os.fork()

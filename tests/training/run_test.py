@@ -193,19 +193,6 @@ def test_a_model_file_outside_trains_as_inside(configure, tmp_path):
   assert losses[0] == losses[1]
 
 
-def test_a_search_shares_its_setup(configure):
-  from steepest.models import config as model_config
-
-  a, b, c = (
-    configure('llama,lion', **keys)
-    for keys in ({}, {'optimizer__lr': 0.1, 'seed': 3}, {'batch_size': 4})
-  )
-  model = model_config.resolve(a.model, 0, a.dtype)
-  setup = assemble.make_setup(a, model)
-  assert assemble.make_setup(b, model) is setup
-  assert assemble.make_setup(c, model) is not setup
-
-
 def test_a_trained_model_is_read_back(configure, tmp_path, logits_of):
   workdir = tmp_path / 'run'
   tokenizer = tokenizers.train_bpe(iter(['some text of no weight'] * 9), 270)

@@ -1,4 +1,4 @@
-"""Curvature estimates against closed forms; micro-batches against batches."""
+"""Gradient, z-loss and curvature by hand; micro-batches against batches."""
 
 import functools
 
@@ -7,6 +7,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
+from steepest.models import config as model_config
 from steepest.training import step as step_lib
 from steepest.training.loss import cross_entropy
 from steepest.training.state import key_for
@@ -244,3 +245,46 @@ def test_labels_by_one_reduction_are_those_by_two(monkeypatch):
     one = step_lib.sample(keys, logits)
     np.testing.assert_array_equal(one, two)
     assert len(np.unique(one)) > 20
+
+
+def _softmax_and_normalizer(weights, inputs):
+  logits = np.float64(weights)[inputs]
+  normalizer = np.log(np.exp(logits).sum(-1))
+  return np.exp(logits - normalizer[..., None]), normalizer
+
+
+@pytest.mark.parametrize('microbatches', [1, 2])
+def test_z_loss_by_hand(bare_setup, microbatches):
+  """d/dlogits of w·Z² is 2·w·Z·softmax; the logged loss has no part of it."""
+  rng = np.random.default_rng(0)
+  weights = rng.normal(size=(7, 5)).astype('f')
+  batch = {
+    'inputs': jnp.asarray(rng.integers(0, 7, (4, 6))),
+    'targets': jnp.asarray(rng.integers(0, 5, (4, 6))),
+  }
+  apply = lambda params, tokens: params[tokens]
+  (plain, without), (losses, gradient) = (
+    step_lib.gradient(
+      bare_setup(apply, weights, z_loss=weight, microbatches=microbatches),
+      weights,
+      batch,
+    )
+    for weight in (0.0, 0.1)
+  )
+  assert set(plain) == {'train/loss'}
+  p, z = _softmax_and_normalizer(weights, batch['inputs'])
+  assert float(losses['train/loss']) == pytest.approx(
+    float(plain['train/loss']), rel=1e-6
+  )
+  assert float(losses['train/z_loss']) == pytest.approx(
+    0.1 * (z**2).mean(), rel=1e-5
+  )
+  wanted = np.zeros((7, 5))
+  np.add.at(wanted, np.asarray(batch['inputs']), 0.2 * z[..., None] * p / 24)
+  np.testing.assert_allclose(gradient - without, wanted, atol=1e-6)
+
+
+def test_a_negative_z_loss_is_refused(configure):
+  config = configure('gpt2', 'adamw', model__z_loss=-1.0)
+  with pytest.raises(ValueError, match='model.z_loss=-1.0'):
+    model_config.resolve(config.model, 64, config.dtype)
