@@ -177,6 +177,7 @@ def make_setup(
   config: ConfigDict,
   model: ModelConfig,
   devices: tuple[jax.Device, ...] = (),
+  mesh: Any = None,
 ) -> Setup:
   """Returns the constants of a run's programs, shared by runs of its shape.
 
@@ -184,6 +185,7 @@ def make_setup(
     config: of the run.
     model: its resolved shapes.
     devices: to use; (): all of this job's.
+    mesh: instead of theirs, see `state.setup`.
   """
   spec = state_lib.Spec(
     parametrization.resolve(config.parametrization, model),
@@ -193,7 +195,7 @@ def make_setup(
     config.batch_size,
     config.microbatches,
   )
-  return state_lib.setup(spec, devices)
+  return state_lib.setup(spec, devices, mesh)
 
 
 def _initial_state(config: ConfigDict, setup: Setup) -> TrainState:

@@ -102,7 +102,11 @@ class Setup:
 
 
 @functools.lru_cache(maxsize=1)
-def setup(spec: Spec, devices: tuple[jax.Device, ...] = ()) -> Setup:
+def setup(
+  spec: Spec,
+  devices: tuple[jax.Device, ...] = (),
+  mesh: Any = None,
+) -> Setup:
   """Returns the constants of a run's programs; nothing is compiled yet.
 
   The latest is kept: what was compiled for it serves the next run of its shape.
@@ -110,12 +114,15 @@ def setup(spec: Spec, devices: tuple[jax.Device, ...] = ()) -> Setup:
   Args:
     spec: of the run.
     devices: to use; (): all of this job's.
+    mesh: instead of one of devices: a jax.sharding.AbstractMesh, where only
+      shapes are asked for.
 
   Raises:
     ValueError: a name is unknown, or a size does not divide.
   """
   model, o = spec.rules.model, spec.optimizer
-  mesh = mesh_lib.make_mesh(spec.mesh, list(devices) or None)
+  if mesh is None:
+    mesh = mesh_lib.make_mesh(spec.mesh, list(devices) or None)
   mesh_lib.check(mesh, model, spec.batch_size, spec.microbatches)
   module = model_config.find_model(model.name).Model(model, spec.rules)
   boxed = jax.eval_shape(lambda: _init_boxed(module, model, 0))

@@ -212,12 +212,16 @@ def compile_step(config: ConfigDict, devices: list[jax.Device]) -> Compiled:
     line = said[0] if said else str(error).splitlines()[0]
     raise ValueError(f'the compiler says: {line[:300]}') from error
   seconds = time.perf_counter() - start
-  m = step.memory_analysis()
+  m, text = step.memory_analysis(), step.as_text()
+  if m is None or text is None:
+    raise ValueError(
+      'the compiler of this JAX tells neither memory nor program'
+    )
   return Compiled(
     m.argument_size_in_bytes,
     m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes,
     seconds,
-    step.as_text(),
+    text,
   )
 
 

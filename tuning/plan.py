@@ -16,7 +16,7 @@ import math
 import pathlib
 from typing import Any
 
-from flax import linen as nn, traverse_util
+from flax import traverse_util
 import jax
 from jax import numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
@@ -24,16 +24,16 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from steepest.data import flat, manifest
-from steepest.models import attention, config as model_config, parametrization
+from steepest.models import attention, config as model_config
 from steepest.models.config import ModelConfig
-from steepest.models.parametrization import Parametrization
-from steepest.optimizers import build
 from steepest.training import (
   chips,
   flops,
   mesh as mesh_lib,
+  run as run_lib,
   step as step_lib,
 )
+from steepest.training.state import Setup
 from steepest.tuning import cells, search
 from steepest.tuning.cells import Cell
 
@@ -135,33 +135,14 @@ def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
   mesh = AbstractMesh(
     tuple(sizes.values()), mesh_lib.AXES, axis_types=(AxisType.Auto,) * 4
   )
-  mesh_lib.check(mesh, m, config.batch_size, config.microbatches)
-  rules = parametrization.resolve(config.parametrization, m)
-  boxed = _init_shapes(rules)
-  factors = jax.tree.map(
-    lambda p: rules.factors(p.role),
-    boxed,
-    is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
-  )
-  chain = build.build(o, config.schedule, factors)
+  setup = run_lib.make_setup(config, m, mesh=mesh)
   curvature = 0.0
-  if chain.wants_curvature:
-    mesh_lib.check_subset(sizes, config.batch_size, o.hessian_subset)
+  if setup.chain.wants_curvature:
     curvature = flops.of_estimate(o.hessian_estimator, o.hessian_subset)
     curvature /= o.hessian_every
-  params, shards = nn.unbox(boxed), _shards(mesh, boxed)
-  memory, peak = _memory(
-    m,
-    sizes,
-    config.batch_size,
-    config.microbatches,
-    _fused(m, chip, sizes),
-    params,
-    shards,
-    jax.eval_shape(step_lib.rounded(factors, m.compute_dtype), shards),
-    _shards(mesh, jax.eval_shape(chain.init, boxed)),
-  )
+  memory, peak = _memory(setup, sizes, _fused(m, chip, sizes))
   tokens = config.batch_size * m.context
+  params = setup.shapes.params
   of_step = flops.per_token(params, m) * tokens
   mfu = chip.mfu(flops.count(params)['parameters'])
   seconds = math.nan
@@ -182,16 +163,6 @@ def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
   )
 
 
-@functools.lru_cache(maxsize=8)
-def _init_shapes(rules: Parametrization) -> Any:
-  """Returns the shapes of a model's parameters with their logical axes."""
-  module = model_config.find_model(rules.model.name).Model(rules.model, rules)
-  tokens_1xL = jnp.zeros((1, rules.model.context), jnp.int32)
-  return jax.eval_shape(
-    lambda: module.init(jax.random.key(0), tokens_1xL)['params']
-  )
-
-
 def _fused(m: ModelConfig, chip: chips.Chip, sizes: Mapping[str, int]) -> bool:
   """Returns whether a kernel does attention, as models/attention.py picks."""
   sequence = sizes['sequence']
@@ -202,13 +173,11 @@ def _fused(m: ModelConfig, chip: chips.Chip, sizes: Mapping[str, int]) -> bool:
   return chip.attention == 'cudnn' and half and even
 
 
-def _shards(mesh: AbstractMesh, boxed: Any) -> Any:
-  """Returns the shapes of a device's part of a tree with logical axes."""
-  shardings = mesh_lib.shardings(mesh, nn.get_partition_spec(boxed))
+def _shards(tree: Any) -> Any:
+  """Returns the shapes of a device's part of arrays."""
   return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(s.shard_shape(x.shape), x.dtype),
-    nn.unbox(boxed),
-    shardings,
+    lambda x: jax.ShapeDtypeStruct(x.sharding.shard_shape(x.shape), x.dtype),
+    tree,
   )
 
 
@@ -217,31 +186,21 @@ def _bytes(tree: Any) -> int:
 
 
 def _memory(
-  m: ModelConfig,
-  sizes: Mapping[str, int],
-  batch_size: int,
-  microbatches: int,
-  fused: bool,
-  params: Any,
-  shards: Any,
-  used: Any,
-  opt_state: Any,
+  setup: Setup, sizes: Mapping[str, int], fused: bool
 ) -> tuple[dict[str, int], int]:
   """Returns a device's bytes by what holds them, and at the fullest moment.
 
   Args:
-    m: shapes.
-    sizes: of the mesh.
-    batch_size: sequences of a step.
-    microbatches: slices of a batch.
+    setup: of the run, on an abstract mesh.
+    sizes: of that mesh.
     fused: whether a kernel does attention.
-    params: shapes of the parameters.
-    shards: of a device's part of them.
-    used: of the same as matrix products take it; gradients have these dtypes.
-    opt_state: of a device's part of the optimizer's state.
   """
+  m, microbatches = setup.model, setup.microbatches
+  params, shards = setup.shapes.params, _shards(setup.shapes.params)
+  # As matrix products take them; gradients have the same dtypes.
+  used = jax.eval_shape(functools.partial(step_lib.rounded, setup), shards)
   item = jnp.dtype(m.compute_dtype).itemsize
-  rows = batch_size // (sizes['data'] * sizes['fsdp'] * microbatches)
+  rows = setup.batch_size // (sizes['data'] * sizes['fsdp'] * microbatches)
   tokens = rows * m.context // sizes['sequence']
   gated = any('mlp_gate' in path for path in traverse_util.flatten_dict(params))
   kept = lambda remat: _kept(m, remat, gated, fused, sizes['tensor'])
@@ -254,7 +213,7 @@ def _memory(
   copies = _copies(m, sizes, microbatches, params, shards, used)
   memory = {
     'parameters': _bytes(shards),
-    'optimizer': _bytes(opt_state),
+    'optimizer': _bytes(_shards(setup.shapes.opt_state)),
     # Sums over micro-batches are in float32.
     'gradients': _bytes(shards if summed else used),
     'weights in compute dtype': copies,
