@@ -24,7 +24,7 @@ from rich.table import Table
 
 from steepest.experiments import base
 from steepest.models import config as model_config, parametrization
-from steepest.optimizers import build, costs
+from steepest.optimizers import build, costs, optimizer
 
 _CPU = jax.default_backend() == 'cpu'
 # Layers and width of the model whose parameters are updated.
@@ -34,9 +34,9 @@ _ROUNDS = 7
 
 def main() -> None:
   """Prints the table."""
-  names = sys.argv[1:] or build.names()
+  names = sys.argv[1:] or optimizer.names()
   for name in names:
-    build.find(name)
+    optimizer.find(name)
   console = Console(width=100)
   bandwidth = _copy_bandwidth()
   console.print(

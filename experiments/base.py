@@ -143,6 +143,10 @@ def get_config() -> ConfigDict:
   optimizer.weight_decay = 1e-4
   # 'independent', 'times_lr' or 'times_role_lr': optimizers/build.py.
   optimizer.decay_mode = 'independent'
+  # Decay only what it would not undo (arXiv 2510.12402).
+  optimizer.cautious = False
+  # Leave out of updates what the gradient points away from (arXiv 2411.16085).
+  optimizer.cautious_updates = False
   # Largest global norm of the gradient; 0: not clipped.
   optimizer.clip_norm = 1.0
   # Sophia: gradient-to-curvature ratio beyond which updates are clipped.
@@ -156,8 +160,6 @@ def get_config() -> ConfigDict:
   # Sophia: divide the curvature's average by 1 - b2^(estimates so far). Off
   # is the reference; short runs need it on.
   optimizer.hessian_bias_correction = False
-  # Muon: decay of what is orthogonalised; `betas` are of AdamW for the rest.
-  optimizer.momentum = 0.95
   # SOAP: steps between moves of the bases.
   optimizer.precondition_every = 10
   # AdEMAMix: decay of the slow momentum, reached at the end of the run.

@@ -1,4 +1,4 @@
-"""AdamW's direction (Loshchilov & Hutter, arXiv 1711.05101)."""
+"""AdamW (Loshchilov & Hutter, arXiv 1711.05101)."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,15 @@ import jax
 from jax import numpy as jnp
 import optax
 
-from steepest.optimizers.hyperparameters import Hyperparameters, Number, like
+from steepest.optimizers.alias import alias
+from steepest.optimizers.optimizer import Optimizer, epsilon, lr, memory
+from steepest.optimizers.trees import (
+  Number,
+  average,
+  like,
+  square,
+  zeros_like,
+)
 
 
 class ScaleByAdamWState(NamedTuple):
@@ -32,38 +40,38 @@ def scale_by_adamw(
       or a tree of them.
     b2: decay of the second moment.
     eps: added to the denominator, outside the root.
-
-  Returns:
-    A transform whose update is u; decay and learning rate are the chain's.
   """
 
   def init(params: Any) -> ScaleByAdamWState:
-    return ScaleByAdamWState(
-      jnp.zeros([], jnp.int32),
-      jax.tree.map(jnp.zeros_like, params),
-      jax.tree.map(jnp.zeros_like, params),
-    )
+    zeros = zeros_like(params), zeros_like(params)
+    return ScaleByAdamWState(jnp.zeros([], jnp.int32), *zeros)
 
   def update(grads: Any, state: ScaleByAdamWState, params: Any = None):
     del params
     steps = state.steps + 1
-    b1s, b2s, epss = like(b1, grads), like(b2, grads), like(eps, grads)
-    m = jax.tree.map(lambda m, g, b: b * m + (1 - b) * g, state.m, grads, b1s)
-    v = jax.tree.map(
-      lambda v, g, b: b * v + (1 - b) * (g * g), state.v, grads, b2s
-    )
+    m = average(b1, state.m, grads)
+    v = average(b2, state.v, square(grads))
 
     def direction(m, v, b1, b2, eps):
       t = steps.astype(m.dtype)
-      m_hat = m / (1 - b1**t)
-      return m_hat / (jnp.sqrt(v / (1 - b2**t)) + eps)
+      return m / (1 - b1**t) / (jnp.sqrt(v / (1 - b2**t)) + eps)
 
-    updates = jax.tree.map(direction, m, v, b1s, b2s, epss)
-    return updates, ScaleByAdamWState(steps, m, v)
+    u = jax.tree.map(direction, m, v, *(like(x, m) for x in (b1, b2, eps)))
+    return u, ScaleByAdamWState(steps, m, v)
 
   return optax.GradientTransformation(init, update)
 
 
-def transform(hyper: Hyperparameters) -> optax.GradientTransformation:
-  """The direction with the run's hyperparameters."""
-  return scale_by_adamw(hyper.b1, hyper.b2, hyper.eps)
+OPTIMIZER = Optimizer(
+  name='adamw',
+  label='AdamW',
+  reference='Loshchilov & Hutter, arXiv 1711.05101, algorithm 2',
+  transform=lambda h: scale_by_adamw(h.b1, h.b2, h.eps),
+  hyperparameters={
+    'lr': lr(6e-4),
+    'b1': memory(0.9),
+    'b2': memory(0.95),
+    'eps': epsilon(1e-8, factor='eps'),
+  },
+)
+adamw = alias(OPTIMIZER)

@@ -1,61 +1,63 @@
-"""AdEMAMix's direction (Pagliardini et al., arXiv 2409.03137)."""
+"""AdEMAMix (Pagliardini et al., arXiv 2409.03137), from Optax."""
 
-from typing import Any
+from types import SimpleNamespace
 
 import jax
 from jax import numpy as jnp
 import optax
+from optax import contrib
 
-from steepest.optimizers.hyperparameters import (
-  Hyperparameters,
-  with_factors_on_eps,
+from steepest.optimizers.alias import alias
+from steepest.optimizers.optimizer import (
+  Hyper,
+  Optimizer,
+  epsilon,
+  lr,
+  memory,
 )
-
-# A longer run has other steps from the start.
-DEPENDS_ON_STEPS = True
+from steepest.optimizers.trees import map_eps
 
 
-def scale_by_ademamix(
-  b1: float, b2: float, b3: float, alpha: float, eps: float, steps: Any
-) -> optax.GradientTransformation:
-  r"""Adam with a second, slow momentum, as Optax has it.
+def _transform(h: SimpleNamespace) -> optax.GradientTransformation:
+  """Adam with a second, slow momentum: u = (m̂₁ + α_t·m₂) / (√v̂ + ε).
 
-  .. math::
-    u_t = (\hat m_{1,t} + \alpha_t m_{2,t}) / (\sqrt{\hat v_t} + \epsilon)
-
-  The weight rises in proportion to the steps, α_t = α·t/T, and the slow decay
-  so that its logarithm's inverse moves evenly from b1's to b3's (section 3 of
-  the paper), both over the T steps of the run.
-
-  Args:
-    b1: decay of the fast momentum; like the others a number or traced scalar.
-    b2: decay of the second moment.
-    b3: decay of the slow momentum at the end.
-    alpha: weight of the slow momentum at the end.
-    eps: added to the denominator, outside the root.
-    steps: T.
-
-  Returns:
-    A transform whose update is u; decay and learning rate are the chain's.
+  Its weight rises as α_t = α·t/T; its decay so that the inverse of its log
+  moves evenly from b1's to b3's (section 3), both over the T steps of the run.
   """
 
   def progress(count: jax.Array) -> jax.Array:
-    return jnp.minimum((count + 1) / jnp.maximum(steps, 1), 1)
+    return jnp.minimum((count + 1) / jnp.maximum(h.steps, 1), 1)
 
   def decay(count: jax.Array) -> jax.Array:
     t = progress(count)
     # Of b1 = 0 there is no logarithm.
-    start, end = jnp.log(jnp.maximum(b1, 1e-8)), jnp.log(b3)
+    start, end = jnp.log(jnp.maximum(h.b1, 1e-8)), jnp.log(h.b3)
     return jnp.exp(start * end / ((1 - t) * end + t * start))
 
-  return optax.contrib.scale_by_ademamix(
-    b1, b2, decay, lambda count: alpha * progress(count), eps
+  return contrib.scale_by_ademamix(
+    h.b1, h.b2, decay, lambda count: h.alpha * progress(count), h.eps
   )
 
 
-def transform(hyper: Hyperparameters) -> optax.GradientTransformation:
-  """The direction with the run's hyperparameters."""
-  scale = scale_by_ademamix(
-    hyper.b1, hyper.b2, hyper.b3, hyper.alpha, hyper.plain_eps, hyper.steps
-  )
-  return with_factors_on_eps(scale, hyper.eps_factors)
+OPTIMIZER = Optimizer(
+  name='ademamix',
+  label='AdEMAMix',
+  reference='Pagliardini et al., arXiv 2409.03137, algorithm 1',
+  transform=map_eps(_transform),
+  depends_on_steps=True,
+  hyperparameters={
+    'lr': lr(6e-4),
+    'b1': memory(0.9),
+    'b2': memory(0.999),
+    'b3': memory(
+      0.9999,
+      range=(0.99, 0.9999),
+      meaning='Decay rate of the slow momentum at the end of the run.',
+    ),
+    'alpha': Hyper(
+      5.0, range=(1.0, 16.0), meaning='Weight of the slow momentum at the end.'
+    ),
+    'eps': epsilon(1e-8),
+  },
+)
+ademamix = alias(OPTIMIZER)

@@ -10,31 +10,18 @@ learning rate and one on the decay, r' (models/parametrization.py):
 `independent` is Loshchilov & Hutter's form: its wd is about 1e-4. `times_lr`
 is what torch.optim.AdamW and the authors of Lion and Sophia do, at r = 1.
 `times_role_lr` is the naive form, under which decay fades as models grow.
-Gains and biases have r' = 0.
+Gains and biases have r' = 0. With cautious weight decay (arXiv 2510.12402)
+only entries with u·θ ≥ 0 decay.
 
-An optimizer's file has `transform(hyperparameters)`, which makes the direction
-u, and `scale_by_NAME` behind it. It may have
-
-  DEPENDS_ON_STEPS    its first steps depend on how many there are
-  SCHEDULE            kind of the schedule, whatever the run's is
-  RATES               role's kind → which of its factors is r, if not `lr`
-  READ_ONLY           fields of the state that an update does not write
-  move                what becomes of parameters and state, given the changes
-  evaluation_params   with which parameters the model is evaluated
-  update_curvature    takes curvature that the training step estimates
-  statistics          what of its state is logged
-  method              name of what moves a parameter of a kind and shape
-  update_flops        of the matrix products that this takes
+Roles that an optimizer does not move get AdamW's direction, with a learning
+rate, memories and a decay of their own (`auxiliary_…`).
 """
 
-import collections
 from collections.abc import Callable, Mapping
 import dataclasses
-import difflib
 import functools
-import importlib
-import pkgutil
-from typing import Any, Protocol
+from types import SimpleNamespace
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from jax import numpy as jnp
@@ -42,18 +29,25 @@ from ml_collections import ConfigDict, FrozenConfigDict
 import numpy as np
 import optax
 
-from steepest import optimizers
 from steepest.optimizers import parts, schedules
-from steepest.optimizers.hyperparameters import Hyperparameters
-
-_DECAY_RATES = ('b1', 'b2', 'b3', 'momentum')
-# Keys of a configuration whose values are arguments of the compiled step.
-_SWEPT = (
-  *('lr', 'betas', 'eps', 'weight_decay', 'clip_norm'),
-  *('rho', 'hessian_every', 'b3', 'alpha', 'momentum', 'precondition_every'),
-  *('warmup_steps', 'final_fraction', 'decay_fraction'),
+from steepest.optimizers.optimizer import (
+  Hyper,
+  Optimizer,
+  find,
+  no_products,
 )
+from steepest.optimizers.trees import Split, cautious
+
 DECAY_MODES = ('independent', 'times_lr', 'times_role_lr')
+_FRACTION = Hyper(0.0, below=np.nextafter(1, 2))
+# Hyperparameters of the chain itself.
+_CHAIN = {
+  'clip_norm': Hyper(1.0),
+  'steps': Hyper(1, least=1),
+  'warmup_steps': Hyper(0),
+  'final_fraction': _FRACTION,
+  'decay_fraction': _FRACTION,
+}
 
 
 class Factors(Protocol):
@@ -67,79 +61,131 @@ class Factors(Protocol):
   kind: str
 
 
-def static(slice: ConfigDict) -> FrozenConfigDict:
-  """Returns the `optimizer` or `schedule` slice without what is swept."""
-  return FrozenConfigDict(
-    {key: value for key, value in slice.items() if key not in _SWEPT}
-  )
+class WithAuxiliary(NamedTuple):
+  """States of what the optimizer moves, and of AdamW for the rest."""
+
+  matrices: Any
+  rest: Any
 
 
 def hyperparameters(
-  optimizer: ConfigDict, schedule: ConfigDict, steps: int
+  config: ConfigDict, schedule: ConfigDict, steps: int
 ) -> dict[str, np.float32]:
   """Returns what may change between runs of one compiled step, by name.
 
+  Args:
+    config: the `optimizer` slice; `betas` are b1 and b2, and what it leaves
+      at None is the optimizer's default.
+    schedule: the `schedule` slice.
+    steps: of the run.
+
   Raises:
-    ValueError: a value is out of its range.
+    ValueError: a value is out of its range, or there is no such optimizer.
   """
-  betas = optimizer.betas
-  if len(betas) != 2 or not all(isinstance(b, (int, float)) for b in betas):
-    raise ValueError(f'optimizer.betas={betas}: give two numbers')
-  b1, b2 = betas
+  optimizer = find(config.name)
   values = {
-    'lr': optimizer.lr,
-    'b1': b1,
-    'b2': b2,
-    'eps': optimizer.eps,
-    'rho': optimizer.rho,
-    'b3': optimizer.b3,
-    'alpha': optimizer.alpha,
-    'momentum': optimizer.momentum,
-    'weight_decay': optimizer.weight_decay,
-    'clip_norm': optimizer.clip_norm,
-    'hessian_every': optimizer.hessian_every,
-    'precondition_every': optimizer.precondition_every,
+    'clip_norm': config.clip_norm,
     'steps': steps,
     'warmup_steps': schedule.warmup_steps,
     'final_fraction': schedule.final_fraction,
     'decay_fraction': schedule.decay_fraction,
+    **settings(optimizer, config),
   }
-  for name, value in values.items():
-    if not np.isfinite(value) or value < 0:
-      raise ValueError(f'{name}={value}: must be finite and not negative')
-  for name in (*_DECAY_RATES, 'final_fraction', 'decay_fraction'):
-    if values[name] > 1 or (values[name] == 1 and name in _DECAY_RATES):
-      raise ValueError(f'{name}={values[name]}: must be below 1')
-  for name in ('hessian_every', 'precondition_every'):
-    if optimizer[name] < 1:
-      raise ValueError(f'optimizer.{name}=0: must be at least 1')
-  return {k: np.float32(v) for k, v in values.items()}
+  checks = {**_CHAIN, **optimizer.hyperparameters}
+  return {
+    name: np.float32(_checked(name, value, checks[name]))
+    for name, value in values.items()
+    if not checks[name].static
+  }
+
+
+def settings(optimizer: Optimizer, config: ConfigDict) -> dict[str, Any]:
+  """Returns the value of each hyperparameter of a run, static ones too.
+
+  Raises:
+    ValueError: `betas` are not two numbers, or a choice is unknown.
+  """
+  given = dict(config.items())
+  betas = given.pop('betas', None)
+  if betas is not None and (
+    len(betas) != 2 or not all(isinstance(b, (int, float)) for b in betas)
+  ):
+    raise ValueError(f'optimizer.betas={betas}: give two numbers')
+  if betas is not None:
+    given['b1'], given['b2'] = betas
+  found: dict[str, Any] = {}
+  for name, hyper in optimizer.hyperparameters.items():
+    held = given[name] if name in given else None
+    found[name] = hyper.default if held is None else held
+    if hyper.choices and found[name] not in hyper.choices:
+      shown = ', '.join(map(str, hyper.choices))
+      raise ValueError(
+        f'optimizer.{name}={found[name]!r}: must be one of {shown}'
+      )
+  # What stands for another hyperparameter has its value.
+  for name, value in found.items():
+    if not optimizer.hyperparameters[name].static and isinstance(value, str):
+      found[name] = found[value]
+  return found
+
+
+def static(config: ConfigDict) -> FrozenConfigDict:
+  """Returns the `optimizer` or `schedule` slice without what may be swept."""
+  swept = {'betas', *_CHAIN}
+  if 'name' in config:
+    own = find(config.name).hyperparameters
+    swept |= {name for name, hyper in own.items() if not hyper.static}
+  return FrozenConfigDict(
+    {key: value for key, value in config.items() if key not in swept}
+  )
+
+
+def _checked(name: str, value: Any, hyper: Hyper) -> Any:
+  if not np.isfinite(value) or value < 0:
+    raise ValueError(f'{name}={value}: must be finite and not negative')
+  if value < hyper.least:
+    raise ValueError(f'{name}={value}: must be at least {hyper.least:g}')
+  if value >= hyper.below:
+    raise ValueError(f'{name}={value}: must be below {hyper.below:g}')
+  return value
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chain:
-  """clip → scale → role factor and decay → schedule.
+  """clip → direction → role factor and decay → schedule.
 
   Attributes:
-    module: the optimizer's file.
+    optimizer: which direction.
+    static: its static hyperparameters.
+    decay_mode: one of DECAY_MODES.
+    schedule_kind: one of schedules.KINDS.
     factors: a tree like the parameters.
+    cautious: decay only where it does not work against the update.
+    cautious_updates: leave out what the gradient points away from.
   """
 
-  module: Any
+  optimizer: Optimizer
+  static: Mapping[str, Any]
   decay_mode: str
   schedule_kind: str
-  bias_correction: bool
   factors: Any
+  cautious: bool = False
+  cautious_updates: bool = False
 
   @property
   def wants_curvature(self) -> bool:
-    return hasattr(self.module, 'update_curvature')
+    return self.optimizer.curvature is not None
+
+  @property
+  def evaluates_others(self) -> bool:
+    """Whether the model is evaluated with other parameters than trained."""
+    return self.optimizer.eval_params is not None
 
   def init(self, params: Any) -> Any:
     """Returns the optimizer's state; it shards like the parameters."""
-    zero: dict[str, float] = collections.defaultdict(float)
-    hyper = self._hyperparameters(zero, 0, 0.0)
-    return self.module.transform(hyper).init(params)
+    names = (*self.optimizer.hyperparameters, *_CHAIN)
+    hyper = self.namespace(dict.fromkeys(names, 0.0), 0, 0.0)
+    return self._direction(hyper).init(params)
 
   def update(
     self,
@@ -162,11 +208,8 @@ class Chain:
       measure: if given, a scalar: parts.MEASURED is zero where it is not true.
     """
     norm = optax.tree.norm(_wide(grads))
-    clip = jnp.where(
-      hypers['clip_norm'] > 0,
-      hypers['clip_norm'] / jnp.maximum(norm, hypers['clip_norm']),
-      1.0,
-    )
+    limit = hypers['clip_norm']
+    clip = jnp.where(limit > 0, limit / jnp.maximum(norm, limit), 1.0)
     s = schedules.factor(
       self.schedule_kind,
       step,
@@ -175,12 +218,12 @@ class Chain:
       hypers['final_fraction'],
       hypers['decay_fraction'],
     )
-    hyper = self._hyperparameters(hypers, step, s * hypers['lr'])
-    move = functools.partial(self._changes, hypers, hyper, s, clip)
+    h = self.namespace(hypers, step, s * hypers['lr'])
+    move = functools.partial(self.changes, hypers, h, s, clip)
 
     held, measured = (grads, state, params), {}
     # Matrix products are not done twice.
-    apart = measure is not None and not hasattr(self.module, 'update_flops')
+    apart = measure is not None and self.optimizer.flops is no_products
     if apart:
       # Reductions beside the update keep XLA from doing it in one pass and in
       # place, so they come before it, by a program of their own.
@@ -191,33 +234,63 @@ class Chain:
     if not apart:
       measured = self._sizes(grads, params, updates, changes)
     stats = {'lr': s * hypers['lr'], 'grad_norm': norm, **measured}
-    if hasattr(self.module, 'statistics'):
-      stats |= self.module.statistics(state)
-    if hasattr(self.module, 'move'):
-      params, state = self.module.move(state, held[2], changes, hyper)
-    else:
-      params = jax.tree.map(jnp.subtract, held[2], changes)
+    if self.optimizer.statistics is not None:
+      stats |= self.optimizer.statistics(state)
+    params, state = self.move(state, held[2], changes, h)
     return params, state, stats
 
-  def _changes(
-    self,
-    hypers: Mapping[str, Any],
-    hyper: Hyperparameters,
-    s: Any,
-    clip: Any,
-    held: Any,
+  def changes(
+    self, hypers: Mapping[str, Any], h: SimpleNamespace, s: Any, clip: Any, held
   ) -> tuple[Any, Any, Any]:
-    """Returns u, what is subtracted from the parameters, and the new state."""
+    """Returns u, what is subtracted from the parameters, and the new state.
+
+    Args:
+      hypers: see `hyperparameters`.
+      h: what `namespace` makes of them.
+      s: factor of the schedule.
+      clip: factor on the gradient.
+      held: gradient, state and parameters.
+    """
     grads, state, params = held
     clipped = jax.tree.map(lambda g: g * clip, _wide(grads))
-    transform = self.module.transform(hyper)
-    updates, state = transform.update(clipped, state, params)
-
-    def change(u, p, f):
-      return s * self._decayed(hypers, u, p, f)
-
+    updates, state = self._direction(h).update(clipped, state, params)
+    change = lambda u, p, f: s * self._decayed(hypers, u, p, f)
     changes = jax.tree.map(change, updates, params, self.factors)
     return updates, changes, state
+
+  def move(
+    self, state: Any, params: Any, changes: Any, h: SimpleNamespace
+  ) -> tuple[Any, Any]:
+    """Returns the new parameters, and the state."""
+    if self.optimizer.path is not None:
+      return self.optimizer.path(state, params, changes, h)
+    return jax.tree.map(jnp.subtract, params, changes), state
+
+  def update_curvature(
+    self, state: Any, curvature: Any, hypers: Mapping[str, Any], step: Any
+  ) -> Any:
+    """Folds a curvature estimate into the state; `step` as in `update`."""
+    assert self.optimizer.curvature is not None
+    h = self.namespace(hypers, step, hypers['lr'])
+    return self.optimizer.curvature(state, curvature, h)
+
+  def evaluation_params(self, state: Any, params: Any) -> Any:
+    """Returns the parameters with which the model is evaluated and saved."""
+    if self.optimizer.eval_params is None:
+      return params
+    return self.optimizer.eval_params(state, params)
+
+  def named(self, stats: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what `update` gave to log as numbers with names."""
+    return parts.named(self.factors, stats)
+
+  def _direction(self, h: SimpleNamespace) -> optax.GradientTransformation:
+    """Returns the transform whose update is u, for all roles."""
+    o = self.optimizer
+    transform = _with_auxiliary(o, h) if o.leaves_some else o.transform(h)
+    if o.cautious_updates or self.cautious_updates:
+      transform = cautious(transform)
+    return transform
 
   def _sizes(
     self, grads: Any, params: Any, updates: Any, changes: Any
@@ -231,74 +304,53 @@ class Chain:
       **parts.measure(self.factors, _wide(grads), changes, direction),
     }
 
-  def update_curvature(
-    self, state: Any, curvature: Any, hypers: Mapping[str, Any], step: Any
-  ) -> Any:
-    """Folds a curvature estimate into the state; `step` as in `update`."""
-    del step  # No optimizer needs it.
-    return self.module.update_curvature(state, curvature, hypers['b2'])
-
-  @property
-  def evaluates_others(self) -> bool:
-    """Whether the model is evaluated with other parameters than trained."""
-    return hasattr(self.module, 'evaluation_params')
-
-  def evaluation_params(self, state: Any, params: Any) -> Any:
-    """Returns the parameters with which the model is evaluated and saved."""
-    if not self.evaluates_others:
-      return params
-    return self.module.evaluation_params(state, params)
-
-  def named(self, stats: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what `update` gave to log as numbers with names."""
-    return parts.named(self.factors, stats)
-
-  def _hyperparameters(
-    self, hypers: Mapping[str, Any], step: Any, rate: Any
-  ) -> Hyperparameters:
+  def namespace(
+    self, hypers: Mapping[str, Any], step: Any, learning_rate: Any
+  ) -> SimpleNamespace:
+    """Returns what the optimizer's `transform` gets."""
     each = lambda fn: jax.tree.map(fn, self.factors)
-    return Hyperparameters(
-      b1=hypers['b1'],
-      b2=hypers['b2'],
-      b3=hypers['b3'],
-      alpha=hypers['alpha'],
-      momentum=hypers['momentum'],
-      eps=each(lambda f: hypers['eps'] * f.eps),
-      rho=each(lambda f: hypers['rho'] * f.rho),
-      bias_correction=self.bias_correction,
-      precondition_every=hypers['precondition_every'],
-      rate=rate,
+    values = {**hypers, **self.static}
+    for name, hyper in self.optimizer.hyperparameters.items():
+      if hyper.factor:
+        values[name] = self._scaled(values[name], hyper.factor)
+    return SimpleNamespace(
+      **values,
+      learning_rate=learning_rate,
       step=step,
-      steps=hypers['steps'],
-      plain_eps=hypers['eps'],
       kinds=each(lambda f: f.kind),
-      rates=each(self._rate),
+      lr_factors=each(self._lr_factor),
       eps_factors=each(lambda f: f.eps),
     )
 
-  def _rate(self, f: Factors) -> float:
+  def _scaled(self, value: Any, factor: str) -> Any:
+    """Returns a tree: `value` times each parameter's factor."""
+    return jax.tree.map(lambda f: value * getattr(f, factor), self.factors)
+
+  def _lr_factor(self, f: Factors) -> float:
     """Returns r."""
-    if hasattr(self.module, 'RATES') and f.kind in self.module.RATES:
-      return getattr(f, self.module.RATES[f.kind])
-    return f.lr
+    if f.kind not in self.optimizer.moves:
+      return f.lr
+    if self.optimizer.lr_factors is None:
+      return 1.0
+    return getattr(f, self.optimizer.lr_factors[f.kind])
 
   def _decayed(
     self, hypers: Mapping[str, Any], u: Any, p: Any, f: Factors
   ) -> Any:
-    rate, factor = self._rate(f), f.decay[self.decay_mode]
-    if self.decay_mode == 'times_role_lr' and rate != f.lr:
-      factor *= rate / f.lr
-    decay = factor * hypers['weight_decay'] * p if factor else jnp.zeros_like(p)
+    of = '' if f.kind in self.optimizer.moves else 'auxiliary_'
+    lr, decay = hypers[f'{of}lr'], hypers[f'{of}weight_decay']
+    lr_factor, factor = self._lr_factor(f), f.decay[self.decay_mode]
+    if self.decay_mode == 'times_role_lr' and lr_factor != f.lr:
+      factor *= lr_factor / f.lr
+    decayed = factor * decay * p if factor else jnp.zeros_like(p)
+    if self.cautious and factor:
+      decayed = jnp.where(u * p >= 0, decayed, 0)
     if self.decay_mode == 'independent':
-      return hypers['lr'] * rate * u + decay
-    return hypers['lr'] * (rate * u + decay)
+      return lr * lr_factor * u + decayed
+    return lr * (lr_factor * u + decayed)
 
 
-def build(
-  optimizer: ConfigDict,
-  schedule: ConfigDict,
-  factors: Any,
-) -> Chain:
+def build(optimizer: ConfigDict, schedule: ConfigDict, factors: Any) -> Chain:
   """Returns the chain of a run.
 
   Args:
@@ -307,52 +359,59 @@ def build(
     factors: a tree like the parameters, see `Factors`.
 
   Raises:
-    ValueError: a name is unknown.
+    ValueError: a name is unknown, or the optimizer's file is wrong.
   """
   for key, value, known in (
     ('optimizer.decay_mode', optimizer.decay_mode, DECAY_MODES),
     ('schedule.kind', schedule.kind, schedules.KINDS),
-    (
-      'optimizer.hessian_estimator',
-      optimizer.hessian_estimator,
-      ('gnb', 'hutchinson'),
-    ),
   ):
     if value not in known:
       raise ValueError(f'{key}={value!r}: must be one of {", ".join(known)}')
-  module = find(optimizer.name)
+  found = find(optimizer.name)
+  values = settings(found, optimizer)
   return Chain(
-    module=module,
+    optimizer=found,
+    static={k: values[k] for k, x in found.hyperparameters.items() if x.static},
     decay_mode=optimizer.decay_mode,
-    schedule_kind=getattr(module, 'SCHEDULE', schedule.kind),
-    bias_correction=optimizer.hessian_bias_correction,
+    schedule_kind=found.schedule or schedule.kind,
     factors=factors,
+    cautious=optimizer.cautious,
+    cautious_updates=optimizer.cautious_updates,
   )
 
 
-def names() -> list[str]:
-  """Returns the names of all optimizers: the files that have `transform`."""
-  return [
-    info.name
-    for info in pkgutil.iter_modules(optimizers.__path__)
-    if hasattr(_load(info.name), 'transform')
-  ]
+def _with_auxiliary(
+  optimizer: Optimizer, h: SimpleNamespace
+) -> optax.GradientTransformation:
+  """Returns the direction of a list of leaves, beside AdamW's for the rest."""
+  split = Split(h.kinds, optimizer.moves)
+  structure: Any = jax.tree.structure(h.kinds)
 
+  def only(part: int) -> dict[str, Any]:
+    return {
+      name: split.parts(value)[part]
+      if jax.tree.structure(value) == structure
+      else value
+      for name, value in vars(h).items()
+    }
 
-def find(name: str) -> Any:
-  """Returns the file optimizers/NAME.py.
+  own = optimizer.transform(SimpleNamespace(**only(0)))
+  rest = only(1)
+  for name in ('b1', 'b2', 'eps'):
+    rest[name] = rest[f'auxiliary_{name}']
+  others = find('adamw').transform(SimpleNamespace(**rest))
 
-  Raises:
-    ValueError: there is no such optimizer.
-  """
-  known = names()
-  if name in known:
-    return _load(name)
-  near = difflib.get_close_matches(name, known, 1)
-  hint = f'did you mean {near[0]!r}? ' if near else ''
-  raise ValueError(
-    f'optimizer.name={name!r}: {hint}there are {", ".join(known)}'
-  )
+  def init(params: Any) -> WithAuxiliary:
+    matrices, rest = split.parts(params)
+    return WithAuxiliary(own.init(matrices), others.init(rest))
+
+  def update(grads: Any, state: WithAuxiliary, params: Any = None):
+    pairs = split.parts(grads), split.parts(params)
+    matrices, of_matrices = own.update(pairs[0][0], state.matrices, pairs[1][0])
+    rest, of_rest = others.update(pairs[0][1], state.rest, pairs[1][1])
+    return split.whole(matrices, rest), WithAuxiliary(of_matrices, of_rest)
+
+  return optax.GradientTransformation(init, update)
 
 
 def _wide(grads: Any) -> Any:
@@ -369,7 +428,3 @@ def _only_if(condition: Any, fn: Callable[[Any], Any], operand: Any) -> Any:
   # barrier is neither.
   apart = lambda operand: fn(jax.lax.optimization_barrier(operand))
   return jax.lax.cond(condition, apart, lambda _: zeros, operand)
-
-
-def _load(name: str) -> Any:
-  return importlib.import_module(f'{optimizers.__name__}.{name}')

@@ -1,4 +1,4 @@
-"""Lion's direction (Chen et al., arXiv 2302.06675, algorithm 2)."""
+"""Lion (Chen et al., arXiv 2302.06675)."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,9 @@ import jax
 from jax import numpy as jnp
 import optax
 
-from steepest.optimizers.hyperparameters import Hyperparameters, Number, like
+from steepest.optimizers.alias import alias
+from steepest.optimizers.optimizer import Optimizer, lr, memory
+from steepest.optimizers.trees import Number, average, zeros_like
 
 
 class ScaleByLionState(NamedTuple):
@@ -28,30 +30,24 @@ def scale_by_lion(b1: Number, b2: Number) -> optax.GradientTransformation:
     b1: weight of the momentum in the direction; like b2 a number, a traced
       scalar or a tree of them.
     b2: decay of the momentum.
-
-  Returns:
-    A transform whose update is u; decay and learning rate are the chain's.
   """
 
   def init(params: Any) -> ScaleByLionState:
-    return ScaleByLionState(jax.tree.map(jnp.zeros_like, params))
+    return ScaleByLionState(zeros_like(params))
 
   def update(grads: Any, state: ScaleByLionState, params: Any = None):
     del params
-    updates = jax.tree.map(
-      lambda m, g, b: jnp.sign(b * m + (1 - b) * g),
-      state.m,
-      grads,
-      like(b1, grads),
-    )
-    m = jax.tree.map(
-      lambda m, g, b: b * m + (1 - b) * g, state.m, grads, like(b2, grads)
-    )
-    return updates, ScaleByLionState(m)
+    updates = jax.tree.map(jnp.sign, average(b1, state.m, grads))
+    return updates, ScaleByLionState(average(b2, state.m, grads))
 
   return optax.GradientTransformation(init, update)
 
 
-def transform(hyper: Hyperparameters) -> optax.GradientTransformation:
-  """The direction with the run's hyperparameters."""
-  return scale_by_lion(hyper.b1, hyper.b2)
+OPTIMIZER = Optimizer(
+  name='lion',
+  label='Lion',
+  reference='Chen et al., arXiv 2302.06675, algorithm 2',
+  transform=lambda h: scale_by_lion(h.b1, h.b2),
+  hyperparameters={'lr': lr(1e-4), 'b1': memory(0.9), 'b2': memory(0.99)},
+)
+lion = alias(OPTIMIZER)

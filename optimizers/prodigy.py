@@ -1,4 +1,4 @@
-"""Prodigy's direction (Mishchenko & Defazio, arXiv 2306.06101)."""
+"""Prodigy (Mishchenko & Defazio, arXiv 2306.06101), from Optax."""
 
 from typing import Any
 
@@ -7,13 +7,12 @@ from jax import numpy as jnp
 import optax
 from optax import contrib
 
-from steepest.optimizers.hyperparameters import Hyperparameters
-
-READ_ONLY = ('params0',)
+from steepest.optimizers.alias import alias
+from steepest.optimizers.optimizer import Optimizer, epsilon, lr, memory
 
 
 def scale_by_prodigy(
-  b1: float, b2: float, eps: float, rate: Any, rates: Any
+  b1: float, b2: float, eps: float, learning_rate: Any, lr_factors: Any
 ) -> optax.GradientTransformation:
   r"""Adam's direction times an estimate d of the learning rate.
 
@@ -21,46 +20,51 @@ def scale_by_prodigy(
   how gradients point back to the start; it begins at 1e-6. A role's factor r
   on the learning rate counts as one on the parameter, θ = r·φ: gradients of φ
   are r·g, and d measures how far φ has to go, which does not change with the
-  width. The form that is safe under warm-up, from Optax.
+  width. The form that is safe under warm-up.
 
   Args:
-    b1: decay of the first moment; like b2, eps and rate a number or a traced
-      scalar.
+    b1: decay of the first moment; like b2, eps and learning_rate a number or
+      a traced scalar.
     b2: decay of the second moment.
     eps: added to the denominator, times d.
-    rate: s_t·lr, by which the chain will multiply.
-    rates: a tree of r.
-
-  Returns:
-    A transform whose update is u; decay and learning rate are the chain's.
+    learning_rate: s_t·lr, by which the chain will multiply.
+    lr_factors: a tree of r.
   """
   prodigy = contrib.prodigy(
-    rate, (b1, b2), eps=eps, weight_decay=0.0, safeguard_warmup=True
+    learning_rate, (b1, b2), eps=eps, weight_decay=0.0, safeguard_warmup=True
   )
   over = lambda r, x: jax.tree.map(lambda y: y if r == 1 else y / r, x)
 
   def init(params: Any) -> contrib.ProdigyState:
-    state = prodigy.init(jax.tree.map(over, rates, params))
+    state = prodigy.init(jax.tree.map(over, lr_factors, params))
     # Not the buffers of the parameters, which a step consumes.
     return state._replace(params0=jax.tree.map(jnp.copy, state.params0))
 
   def update(grads: Any, state: contrib.ProdigyState, params: Any = None):
-    grads = jax.tree.map(lambda r, g: r * g, rates, grads)
-    params = jax.tree.map(over, rates, params)
+    grads = jax.tree.map(lambda r, g: r * g, lr_factors, grads)
+    params = jax.tree.map(over, lr_factors, params)
     updates, state = prodigy.update(grads, state, params)
+    rate = learning_rate
     inverse = jnp.where(rate > 0, -1 / jnp.where(rate > 0, rate, 1), 0)
     return jax.tree.map(lambda u: u * inverse, updates), state
 
   return optax.GradientTransformation(init, update)
 
 
-def transform(hyper: Hyperparameters) -> optax.GradientTransformation:
-  """The direction with the run's hyperparameters."""
-  return scale_by_prodigy(
-    hyper.b1, hyper.b2, hyper.plain_eps, hyper.rate, hyper.rates
-  )
-
-
-def statistics(state: contrib.ProdigyState) -> dict[str, jax.Array]:
-  """Returns what is logged: d, in units of the learning rate."""
-  return {'lr_estimate': state.estim_lr}
+OPTIMIZER = Optimizer(
+  name='prodigy',
+  label='Prodigy',
+  reference='Mishchenko & Defazio, arXiv 2306.06101, algorithm 4',
+  transform=lambda h: scale_by_prodigy(
+    h.b1, h.b2, h.eps, h.learning_rate, h.lr_factors
+  ),
+  hyperparameters={
+    'lr': lr(1.0, range=(0.125, 8.0), meaning='Multiplies the estimate.'),
+    'b1': memory(0.9),
+    'b2': memory(0.95),
+    'eps': epsilon(1e-8),
+  },
+  statistics=lambda state: {'lr_estimate': state.estim_lr},
+  read_only=('params0',),
+)
+prodigy = alias(OPTIMIZER)

@@ -1,10 +1,11 @@
-"""Schedule-Free AdamW's direction and path (Defazio et al., 2405.15682).
+"""Schedule-Free AdamW (Defazio et al., arXiv 2405.15682), from Optax.
 
 Gradients are taken at y = (1 - b1)·z + b1·x, which are the parameters of the
 training state; z is what the optimizer moves and x the average of all z, with
 which the model is evaluated.
 """
 
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -12,13 +13,9 @@ from jax import numpy as jnp
 import optax
 from optax import contrib
 
-from steepest.optimizers.hyperparameters import (
-  Hyperparameters,
-  with_factors_on_eps,
-)
-
-# Averaging takes the place of the schedule's decay: warm-up is all it takes.
-SCHEDULE = 'constant'
+from steepest.optimizers.alias import alias
+from steepest.optimizers.optimizer import Optimizer, epsilon, lr, memory
+from steepest.optimizers.trees import map_eps
 
 
 class ScheduleFreeState(NamedTuple):
@@ -29,15 +26,11 @@ class ScheduleFreeState(NamedTuple):
 
 
 def scale_by_schedule_free(b2: float, eps: float) -> Any:
-  r"""AdamW without momentum: u = g / (√v̂ + ε), as Optax has it.
+  """AdamW without momentum, u = g / (√v̂ + ε), with a place for z.
 
   Args:
     b2: decay of the second moment; like eps a number or traced scalar.
     eps: added to the denominator, outside the root.
-
-  Returns:
-    A transform whose update is u; decay and learning rate are the chain's,
-    and `move` makes of the change what becomes of the parameters.
   """
   scale = optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True)
 
@@ -53,14 +46,8 @@ def scale_by_schedule_free(b2: float, eps: float) -> Any:
   return optax.GradientTransformation(init, update)
 
 
-def transform(hyper: Hyperparameters) -> optax.GradientTransformation:
-  """The direction with the run's hyperparameters."""
-  scale = scale_by_schedule_free(hyper.b2, hyper.plain_eps)
-  return with_factors_on_eps(scale, hyper.eps_factors)
-
-
-def move(
-  state: ScheduleFreeState, params: Any, changes: Any, hyper: Hyperparameters
+def _path(
+  state: ScheduleFreeState, params: Any, changes: Any, h: SimpleNamespace
 ) -> tuple[Any, ScheduleFreeState]:
   """Returns the next y, and the state with the next z.
 
@@ -70,20 +57,36 @@ def move(
     state: with the z before.
     params: y.
     changes: to be subtracted from z.
-    hyper: of the run.
+    h: of the run.
   """
   negative = jax.tree.map(jnp.negative, changes)
-  updates, path = _averaging(hyper.rate, hyper.b1).update(
+  updates, path = _averaging(h.learning_rate, h.b1).update(
     negative, state.path, params
   )
-  path = path._replace(b1=jnp.asarray(hyper.b1, path.b1.dtype))
+  path = path._replace(b1=jnp.asarray(h.b1, path.b1.dtype))
   return optax.apply_updates(params, updates), state._replace(path=path)
 
 
-def evaluation_params(state: ScheduleFreeState, params: Any) -> Any:
-  """Returns x, given y."""
-  return contrib.schedule_free_eval_params(state.path, params)
+def _averaging(learning_rate: Any, b1: Any) -> optax.GradientTransformation:
+  return contrib.schedule_free(optax.identity(), learning_rate, b1)
 
 
-def _averaging(rate: Any, b1: Any) -> optax.GradientTransformation:
-  return contrib.schedule_free(optax.identity(), rate, b1)
+OPTIMIZER = Optimizer(
+  name='schedule_free',
+  label='Schedule-Free AdamW',
+  reference='Defazio et al., arXiv 2405.15682, algorithm 1',
+  transform=map_eps(lambda h: scale_by_schedule_free(h.b2, h.eps)),
+  hyperparameters={
+    'lr': lr(1.2e-3),
+    'b1': memory(0.9, meaning='Weight of the average where gradients are.'),
+    'b2': memory(0.95),
+    'eps': epsilon(1e-8),
+  },
+  path=_path,
+  eval_params=lambda state, params: contrib.schedule_free_eval_params(
+    state.path, params
+  ),
+  # Averaging takes the place of the schedule's decay: warm-up is all it takes.
+  schedule='constant',
+)
+schedule_free = alias(OPTIMIZER)

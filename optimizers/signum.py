@@ -1,46 +1,34 @@
-"""Signum's direction (Bernstein et al., arXiv 1802.04434, algorithm 2)."""
-
-from typing import Any, NamedTuple
+"""Signum (Bernstein et al., arXiv 1802.04434)."""
 
 import jax
 from jax import numpy as jnp
 import optax
 
-from steepest.optimizers.hyperparameters import Hyperparameters, Number, like
-
-
-class ScaleBySignumState(NamedTuple):
-  """Momentum."""
-
-  m: Any
+from steepest.optimizers.alias import alias
+from steepest.optimizers.lion import ScaleByLionState
+from steepest.optimizers.optimizer import Optimizer, lr, memory
+from steepest.optimizers.trees import Number, average, zeros_like
 
 
 def scale_by_signum(b1: Number) -> optax.GradientTransformation:
-  r"""The sign of the momentum.
+  """u = sign(m), m the average of gradients with decay b1."""
 
-  .. math::
-    m_t = b_1 m_{t-1} + (1 - b_1) g_t, \quad u_t = \mathrm{sign}(m_t)
+  def init(params):
+    return ScaleByLionState(zeros_like(params))
 
-  Args:
-    b1: decay of the momentum; a number, a traced scalar or a tree of them.
-
-  Returns:
-    A transform whose update is u; decay and learning rate are the chain's.
-  """
-
-  def init(params: Any) -> ScaleBySignumState:
-    return ScaleBySignumState(jax.tree.map(jnp.zeros_like, params))
-
-  def update(grads: Any, state: ScaleBySignumState, params: Any = None):
+  def update(grads, state, params=None):
     del params
-    m = jax.tree.map(
-      lambda m, g, b: b * m + (1 - b) * g, state.m, grads, like(b1, grads)
-    )
-    return jax.tree.map(jnp.sign, m), ScaleBySignumState(m)
+    m = average(b1, state.m, grads)
+    return jax.tree.map(jnp.sign, m), ScaleByLionState(m)
 
   return optax.GradientTransformation(init, update)
 
 
-def transform(hyper: Hyperparameters) -> optax.GradientTransformation:
-  """The direction with the run's hyperparameters."""
-  return scale_by_signum(hyper.b1)
+OPTIMIZER = Optimizer(
+  name='signum',
+  label='Signum',
+  reference='Bernstein et al., arXiv 1802.04434, algorithm 2',
+  transform=lambda h: scale_by_signum(h.b1),
+  hyperparameters={'lr': lr(1e-4), 'b1': memory(0.95)},
+)
+signum = alias(OPTIMIZER)

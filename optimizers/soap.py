@@ -1,4 +1,4 @@
-"""SOAP's direction (Vyas et al., arXiv 2409.11321, algorithm 3)."""
+"""SOAP (Vyas et al., arXiv 2409.11321)."""
 
 import math
 from typing import Any, NamedTuple
@@ -7,11 +7,16 @@ import jax
 from jax import numpy as jnp
 import optax
 
-from steepest.optimizers import adamw
-from steepest.optimizers.boxes import Split, array_in, box_like
-from steepest.optimizers.hyperparameters import Hyperparameters, Number, like
+from steepest.optimizers.alias import alias
+from steepest.optimizers.optimizer import (
+  Hyper,
+  Optimizer,
+  epsilon,
+  lr,
+  memory,
+)
+from steepest.optimizers.trees import Number, array_in, box_like, like
 
-_MATRICES = ('hidden',)
 # Longer sides keep their basis, as in the authors' code.
 _LONGEST = 10_000
 _EXACT = jax.lax.Precision.HIGHEST
@@ -34,11 +39,10 @@ class MatrixState(NamedTuple):
 
 
 class ScaleBySoapState(NamedTuple):
-  """Steps, the states of the matrices, and that of AdamW for the rest."""
+  """Steps, and the states of the matrices."""
 
   steps: jax.Array
   matrices: list[MatrixState]
-  rest: adamw.ScaleByAdamWState
 
 
 def scale_by_soap(
@@ -46,21 +50,21 @@ def scale_by_soap(
   b2: Number,
   eps: Number,
   precondition_every: Any,
-  kinds: Any,
   step: Any = None,
 ) -> optax.GradientTransformation:
-  r"""Adam in the eigenbasis of Shampoo's preconditioner, AdamW for the rest.
+  r"""Adam in the eigenbasis of Shampoo's preconditioner, for a list of leaves.
 
   .. math::
     u = Q_L\, \frac{Q_L^\top \hat m Q_R}
       {\sqrt{\hat v} + \epsilon}\, Q_R^\top, \quad
     v = b_2 v + (1 - b_2) (Q_L^\top G Q_R)^2
 
-  for matrices in the blocks. The covariances G·Gᵀ and Gᵀ·G are averaged with
-  b2; every few steps one power iteration and a QR decomposition move the
-  bases (algorithm 4). The first gradient serves its eigenvectors alone, as in
-  the authors' code: in a basis of its own v would be zero off the diagonal.
-  Axes before the last two are layers, each with its own matrix.
+  The covariances G·Gᵀ and Gᵀ·G are averaged with b2; every few steps one power
+  iteration and a QR decomposition move the bases (algorithm 4), sorted by the
+  eigenvalues they estimate as in the authors' code (nikhilvyas/SOAP, soap.py).
+  The first gradient serves its eigenvectors alone, as there: in a basis of its
+  own v would be zero off the diagonal. Axes before the last two are layers,
+  each with its own matrix.
 
   Args:
     b1: decay of the first moment; like b2 and eps a number, a traced scalar
@@ -68,79 +72,28 @@ def scale_by_soap(
     b2: decay of the second moment and of the covariances.
     eps: added to the denominator, outside the root.
     precondition_every: steps between new bases, a number or traced scalar.
-    kinds: a tree of the roles' kinds.
     step: steps done before; None: as many as updates.
-
-  Returns:
-    A transform whose update is u; decay and learning rate are the chain's.
   """
-  split = Split(kinds, _MATRICES)
-  hypers = [split.parts(like(value, kinds)) for value in (b1, b2, eps)]
-  others = adamw.scale_by_adamw(*(rest for _, rest in hypers))
 
   def init(params: Any) -> ScaleBySoapState:
-    matrices, rest = split.parts(params)
-    return ScaleBySoapState(
-      jnp.zeros([], jnp.int32),
-      [_init_matrix(p) for p in matrices],
-      others.init(rest),
-    )
+    matrices = [_init_matrix(p) for p in params]
+    return ScaleBySoapState(jnp.zeros([], jnp.int32), matrices)
 
   def update(grads: Any, state: ScaleBySoapState, params: Any = None):
     del params
-    matrices, rest = split.parts(grads)
-    rest, of_rest = others.update(rest, state.rest)
     at = state.steps if step is None else step
     every = jnp.asarray(precondition_every).astype(jnp.int32)
     # Eigenvectors at the first step, then a power iteration now and then.
     how = jnp.where(at == 0, 0, jnp.where(at % every == 0, 1, 2))
+    hypers = (like(x, grads) for x in (b1, b2, eps))
     found = [
       _update_matrix(g, of, how, state.steps, *hyper)
-      for g, of, *hyper in zip(
-        matrices, state.matrices, *(chosen for chosen, _ in hypers)
-      )
+      for g, of, *hyper in zip(grads, state.matrices, *hypers)
     ]
-    updates = split.whole([u for u, _ in found], rest)
-    of_matrices = [s for _, s in found]
-    return updates, ScaleBySoapState(state.steps + 1, of_matrices, of_rest)
+    updates, matrices = [u for u, _ in found], [s for _, s in found]
+    return updates, ScaleBySoapState(state.steps + 1, matrices)
 
   return optax.GradientTransformation(init, update)
-
-
-def transform(hyper: Hyperparameters) -> optax.GradientTransformation:
-  """The direction with the run's hyperparameters."""
-  return scale_by_soap(
-    hyper.b1,
-    hyper.b2,
-    hyper.eps,
-    hyper.precondition_every,
-    hyper.kinds,
-    hyper.step,
-  )
-
-
-def method(kind: str, shape: tuple[int, ...]) -> str:
-  """Returns what moves a parameter."""
-  sides = sum(size <= _LONGEST for size in shape[-2:])
-  if kind not in _MATRICES or not sides:
-    return 'adamw'
-  return 'soap' if sides == 2 else 'soap with one side'
-
-
-def update_flops(kind: str, shape: tuple[int, ...]) -> float:
-  """Returns the FLOPs of a parameter's matrix products in an update.
-
-  Without those of new bases, which few updates have.
-  """
-  if kind not in _MATRICES:
-    return 0.0
-  # Three rotations, and the covariance.
-  products = sum(
-    4 * 2.0 * math.prod(shape[-2:]) * size
-    for size in shape[-2:]
-    if size <= _LONGEST
-  )
-  return products * math.prod(shape[:-2])
 
 
 def _init_matrix(parameter: Any) -> MatrixState:
@@ -184,30 +137,41 @@ def _update_matrix(
   u = m_hat / (jnp.sqrt(v / (1 - b2**t)) + eps)
   u = _rotate(u, left, right, back=True)
   keep = lambda new, old: jnp.where(first, old, new)
-  state = MatrixState(
-    keep(m, state.m),
-    keep(v, state.v),
-    left and _follow(left, _product(g, g.mT), how, b2),
-    right and _follow(right, _product(g.mT, g), how, b2),
-  )
+  left, v = _follow(left, -2, _product(g, g.mT), v, how, b2)
+  right, v = _follow(right, -1, _product(g.mT, g), v, how, b2)
+  state = MatrixState(keep(m, state.m), keep(v, state.v), left, right)
   return keep(u, jnp.zeros_like(u)), state
 
 
 def _follow(
-  basis: Basis, covariance: jax.Array, how: jax.Array, b2: Any
-) -> Basis:
-  """Returns the next average and, where it is time, its eigenvectors."""
+  basis: Basis | None,
+  side: int,
+  covariance: jax.Array,
+  v: jax.Array,
+  how: jax.Array,
+  b2: Any,
+) -> tuple[Basis | None, jax.Array]:
+  """Returns the next basis of a side, new where it is time, and v in it."""
+  if basis is None:
+    return None, v
   average = b2 * basis.covariance + (1 - b2) * covariance
-  vectors = jax.lax.switch(
-    how,
-    (
-      # Largest first, as power iterations leave them.
-      lambda: jnp.linalg.eigh(average)[1][..., ::-1],
-      lambda: jnp.linalg.qr(_product(average, basis.vectors))[0],
-      lambda: basis.vectors,
-    ),
+
+  def eigenvectors():
+    # Largest first, as power iterations leave them.
+    return jnp.linalg.eigh(average)[1][..., ::-1], v
+
+  def power_iteration():
+    moved = _product(average, basis.vectors)
+    eigenvalues = (basis.vectors * moved).sum(-2)
+    order = jnp.argsort(-eigenvalues, axis=-1)
+    columns = jnp.take_along_axis(moved, order[..., None, :], -1)
+    along = order[..., None] if side == -2 else order[..., None, :]
+    return jnp.linalg.qr(columns)[0], jnp.take_along_axis(v, along, side)
+
+  vectors, v = jax.lax.switch(
+    how, (eigenvectors, power_iteration, lambda: (basis.vectors, v))
   )
-  return Basis(average, vectors)
+  return Basis(average, vectors), v
 
 
 def _rotate(
@@ -223,3 +187,37 @@ def _rotate(
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
   return jnp.matmul(a, b, precision=_EXACT)
+
+
+def _flops(shape: tuple[int, ...]) -> float:
+  """Three rotations and the covariance; few updates have new bases."""
+  products = sum(
+    4 * 2.0 * math.prod(shape[-2:]) * size
+    for size in shape[-2:]
+    if size <= _LONGEST
+  )
+  return products * math.prod(shape[:-2])
+
+
+OPTIMIZER = Optimizer(
+  name='soap',
+  label='SOAP',
+  reference='Vyas et al., arXiv 2409.11321, algorithm 3',
+  transform=lambda h: scale_by_soap(
+    h.b1, h.b2, h.eps, h.precondition_every, h.step
+  ),
+  hyperparameters={
+    'lr': lr(6e-4),
+    'b1': memory(0.95),
+    'b2': memory(0.95),
+    'eps': epsilon(1e-8, factor='eps'),
+    'precondition_every': Hyper(
+      10, least=1, unit='steps', meaning='Steps between moves of the bases.'
+    ),
+    'auxiliary_b1': memory('b1', range=None),
+    'auxiliary_b2': memory('b2', range=None),
+  },
+  moves=('hidden',),
+  flops=_flops,
+)
+soap = alias(OPTIMIZER)

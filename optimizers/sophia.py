@@ -1,7 +1,7 @@
-"""Sophia's direction (Liu et al., arXiv 2305.14342, algorithm 3).
+"""Sophia (Liu et al., arXiv 2305.14342).
 
 The training step supplies the curvature: Gauss-Newton-Bartlett estimates make
-it Sophia-G, Hutchinson's Sophia-H. Both share this file.
+it Sophia-G, Hutchinson's Sophia-H.
 """
 
 from typing import Any, NamedTuple
@@ -10,10 +10,15 @@ import jax
 from jax import numpy as jnp
 import optax
 
-from steepest.optimizers.hyperparameters import Hyperparameters, Number, like
-
-# An update reads it and leaves it as it is.
-READ_ONLY = ('h',)
+from steepest.optimizers.alias import alias
+from steepest.optimizers.optimizer import (
+  Hyper,
+  Optimizer,
+  epsilon,
+  lr,
+  memory,
+)
+from steepest.optimizers.trees import Number, average, like, zeros_like
 
 
 class ScaleBySophiaState(NamedTuple):
@@ -49,23 +54,15 @@ def scale_by_sophia(
     rho: gradient-to-curvature ratio beyond which an update is clipped.
     eps: added to the denominator.
     bias_correction: divide h by 1 - b2^(estimates so far).
-
-  Returns:
-    A transform whose update is u; decay and learning rate are the chain's.
   """
 
   def init(params: Any) -> ScaleBySophiaState:
-    return ScaleBySophiaState(
-      jax.tree.map(jnp.zeros_like, params),
-      jax.tree.map(jnp.zeros_like, params),
-      jnp.zeros([], jnp.int32),
-    )
+    zeros = zeros_like(params), zeros_like(params)
+    return ScaleBySophiaState(*zeros, jnp.zeros([], jnp.int32))
 
   def update(grads: Any, state: ScaleBySophiaState, params: Any = None):
     del params
-    m = jax.tree.map(
-      lambda m, g, b: b * m + (1 - b) * g, state.m, grads, like(b1, grads)
-    )
+    m = average(b1, state.m, grads)
     n = state.estimates
 
     def direction(m, h, b2, rho, eps):
@@ -75,10 +72,10 @@ def scale_by_sophia(
       limit = rho * jnp.maximum(h, 0) + eps
       return jnp.sign(m) * jnp.minimum(jnp.abs(m) / limit, 1)
 
-    updates = jax.tree.map(
-      direction, m, state.h, like(b2, m), like(rho, m), like(eps, m)
+    u = jax.tree.map(
+      direction, m, state.h, *(like(x, m) for x in (b2, rho, eps))
     )
-    return updates, state._replace(m=m)
+    return u, state._replace(m=m)
 
   return optax.GradientTransformation(init, update)
 
@@ -86,21 +83,31 @@ def scale_by_sophia(
 def update_curvature(
   state: ScaleBySophiaState, curvature: Any, b2: Number
 ) -> ScaleBySophiaState:
-  """Folds a diagonal estimate into the average.
-
-  Args:
-    state: of `scale_by_sophia`.
-    curvature: a tree like the parameters.
-    b2: decay of the average; a number, a traced scalar or a tree of them.
-  """
-  h = jax.tree.map(
-    lambda h, c, b: b * h + (1 - b) * c, state.h, curvature, like(b2, state.h)
-  )
+  """Folds a diagonal estimate into the average, whose decay is b2."""
+  h = average(b2, state.h, curvature)
   return state._replace(h=h, estimates=state.estimates + 1)
 
 
-def transform(hyper: Hyperparameters) -> optax.GradientTransformation:
-  """The direction with the run's hyperparameters."""
-  return scale_by_sophia(
-    hyper.b1, hyper.b2, hyper.rho, hyper.eps, hyper.bias_correction
-  )
+OPTIMIZER = Optimizer(
+  name='sophia',
+  label='Sophia',
+  reference='Liu et al., arXiv 2305.14342, algorithm 3',
+  transform=lambda h: scale_by_sophia(
+    h.b1, h.b2, h.rho, h.eps, h.hessian_bias_correction
+  ),
+  curvature=lambda state, diagonal, h: update_curvature(state, diagonal, h.b2),
+  read_only=('h',),
+  hyperparameters={
+    'lr': lr(3e-4),
+    'b1': memory(0.965),
+    'b2': memory(0.99, meaning='Decay rate of the averaged curvature.'),
+    'rho': Hyper(
+      0.05,
+      range=(0.005, 0.5),
+      factor='rho',
+      meaning='Gradient-to-curvature ratio beyond which updates are clipped.',
+    ),
+    'eps': epsilon(1e-15, factor='eps'),
+  },
+)
+sophia = alias(OPTIMIZER)

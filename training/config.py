@@ -36,6 +36,8 @@ _REMOVED: dict[str, Any] = {
   'checkpoints_at': _ANY,
   'dtype.moments': 'float32',
   'model.rope_scaling': '',
+  # Muon's is b1 now.
+  'optimizer.momentum': _ANY,
   'spikes.most': _ANY,
   'spikes.policy': 'stop',
   'spikes.window': _ANY,

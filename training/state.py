@@ -133,7 +133,9 @@ def setup(
   )
   chain = build.build(o, spec.schedule, factors)
   if chain.wants_curvature:
-    mesh_lib.check_subset(mesh.shape, spec.batch_size, o.hessian_subset)
+    mesh_lib.check_subset(
+      mesh.shape, spec.batch_size, chain.static['hessian_subset']
+    )
   return Setup(
     module,
     model,
@@ -142,8 +144,11 @@ def setup(
     _shapes(chain, mesh, boxed),
     spec.batch_size,
     spec.microbatches,
-    o.hessian_estimator,
-    o.hessian_subset,
+    *(
+      (chain.static['hessian_estimator'], chain.static['hessian_subset'])
+      if chain.wants_curvature
+      else ()
+    ),
   )
 
 

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from steepest.experiments import base
 from steepest.models import config as model_config
-from steepest.optimizers import build, schedules
+from steepest.optimizers import optimizer as optimizer_lib, schedules
 from steepest.training import config as config_lib, run as training_run
 from steepest.training.loop import Diverged, Pruned
 
@@ -72,12 +72,12 @@ def optimizers(config: ConfigDict) -> list[str]:
   """
   given = config.study.optimizers
   if given == 'all':
-    return build.names()
+    return optimizer_lib.names()
   found = given.split(',')
   if len(set(found)) < len(found):
     raise ValueError(f'study.optimizers={given!r}: give each once')
   for name in found:
-    build.find(name)
+    optimizer_lib.find(name)
   return found
 
 

@@ -384,9 +384,10 @@ class Size:
       if k.startswith('unclipped_fraction/') and '/layer/' not in k
     }
     size = jax.tree.map(lambda a, b: jnp.abs(a - b), after, params)
-    rates = getattr(self._chain.module, 'RATES', {})
+    columns = self._chain.optimizer.lr_factors or {}
     for k, v in self._role_means(size).items():
-      found[f'update/{k}/{rates[k]}' if k in rates else f'update/{k}'] = v
+      spectral = k in columns and columns[k] == 'spectral'
+      found[f'update/{k}/spectral' if spectral else f'update/{k}'] = v
     return found
 
   def _role_means(self, tree: Any) -> dict[str, jax.Array]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from steepest.optimizers import build
+from steepest.optimizers.optimizer import find
 from steepest.training import flops, metrics
 from steepest.tuning import cells, search, worker
 from steepest.tuning.cells import Cell
@@ -381,7 +381,7 @@ def weight(config: ConfigDict) -> float:
   size = 12 * layers * width**2 + 2048 * width
   found = float(config.steps * config.batch_size * config.model.context * size)
   o = config.optimizer
-  if hasattr(build.find(o.name), 'update_curvature'):
+  if find(o.name).curvature is not None:
     cost = flops.of_estimate(o.hessian_estimator, o.hessian_subset)
     found *= 1 + cost / o.hessian_every
   return found

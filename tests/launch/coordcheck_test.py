@@ -10,7 +10,7 @@ import rich.console
 
 from steepest.models import parametrization
 from steepest.models.parametrization import Parametrization
-from steepest.optimizers import build
+from steepest.optimizers import optimizer as optimizer_lib
 from steepest.tuning import coordinates
 
 
@@ -88,9 +88,9 @@ def _rules():
 
   Prodigy has none: its estimate starts at 1e-6 and takes more steps to grow.
   """
-  for optimizer in sorted({*build.names()} - {'prodigy'}):
+  for optimizer in sorted({*optimizer_lib.names()} - {'prodigy'}):
     rules = ['right', *_WRONG] if optimizer in _MAIN else ['right', 'hidden_lr']
-    if 'RATES' in vars(build.find(optimizer)):
+    if 'spectral' in optimizer_lib.find(optimizer).lr_factors.values():
       rules[-1] = 'spectral_lr'
     elif optimizer in _MAIN:
       rules.remove('spectral_lr')

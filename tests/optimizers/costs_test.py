@@ -4,9 +4,7 @@ import jax
 from jax import numpy as jnp
 import pytest
 
-from steepest.experiments import base
-from steepest.models.parametrization import Factors
-from steepest.optimizers import build, costs
+from steepest.optimizers import costs, optimizer
 
 _SHAPES = {'embedding': (1000, 256), 'hidden': (256, 512), 'gain': (256,)}
 _SIZE = 1000 * 256 + 256 * 512 + 256
@@ -27,26 +25,14 @@ _BYTES = {
 }
 
 
-def _chain(name):
-  config = base.get_config()
-  base.set_optimizer(config, name)
-  factors = {
-    kind: Factors(
-      1.0, 1.0, 1.0, 1.0, dict.fromkeys(build.DECAY_MODES, 0.0), kind
-    )
-    for kind in _SHAPES
-  }
-  return build.build(config.optimizer, config.schedule, factors)
-
-
 @pytest.fixture
 def params():
   return {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in _SHAPES.items()}
 
 
-@pytest.mark.parametrize('name', build.names())
-def test_bytes(name, params):
-  chain = _chain(name)
+@pytest.mark.parametrize('name', optimizer.names())
+def test_bytes(name, params, setup):
+  chain = setup(name).chain
   moved = costs.update_bytes(chain, params) / _SIZE
   hidden = 256 * 512 / _SIZE
   if name in _BYTES:
@@ -63,23 +49,19 @@ def test_bytes(name, params):
   assert 4 <= state <= 25
 
 
-def test_flops_by_hand(params):
+def test_flops_by_hand(params, setup):
   # Five times X·Xᵀ, its square, and their product with X; one matrix.
   products = 2 * 256**2 * 512 + 2 * 256**3 + 2 * 256**2 * 512
-  assert costs.update_flops(_chain('muon'), params) == 5 * products
+  assert costs.update_flops(setup('muon').chain, params) == 5 * products
   # Gradient and momentum turned, the update turned back, the covariances.
   turns = 4 * (2 * 256**2 * 512 + 2 * 256 * 512**2)
-  assert costs.update_flops(_chain('soap'), params) == turns
-  assert costs.update_flops(_chain('adamw'), params) == 0
+  assert costs.update_flops(setup('soap').chain, params) == turns
+  assert costs.update_flops(setup('adamw').chain, params) == 0
 
 
-def test_descriptions(params):
-  assert costs.description(_chain('adamw'), params) == ''
-  assert costs.description(_chain('muon'), params) == (
+def test_descriptions(params, setup):
+  assert costs.description(setup('adamw').chain, params) == ''
+  assert costs.description(setup('muon').chain, params) == (
     'muon: 1 hidden (131,072 parameters); '
     'adamw: 1 embedding, 1 gain (256,256 parameters)'
-  )
-  assert costs.description(_chain('adafactor'), params) == (
-    'factored: 1 embedding, 1 hidden (387,072 parameters); '
-    'not factored: 1 gain (256 parameters)'
   )

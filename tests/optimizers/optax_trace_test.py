@@ -1,7 +1,5 @@
 """Directions from Optax, in the chain, follow Optax's own optimizers."""
 
-from typing import NamedTuple
-
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -9,44 +7,24 @@ import optax
 from optax import contrib
 import pytest
 
-from steepest.experiments import base
-from steepest.models.parametrization import Factors
-from steepest.optimizers import build
-
 _STEPS = 12
 _LR, _DECAY = 0.01, 0.1
 _SHAPES = {'embedding': (20, 6), 'hidden': (6, 10), 'gain': (6,)}
 
 
-class _Setup(NamedTuple):
-  chain: build.Chain
-  args: dict
+_CHAIN = {'lr': _LR, 'weight_decay': _DECAY, 'decay_mode': 'times_lr'}
 
 
-def factors(**overrides):
-  """Returns factors of 1 for parameters that are named like their kinds."""
-  return {
-    name: Factors(
-      **{'lr': 1.0, 'spectral': 1.0, 'rho': 1.0, 'eps': 1.0, **overrides},
-      decay=dict.fromkeys(build.DECAY_MODES, 1.0),
-      kind=name,
-    )
-    for name in _SHAPES
-  }
+@pytest.fixture
+def make(setup, plain):
+  """(name, role factors {…}, KEY=…) → Setup without clipping."""
 
+  def build(name, role=None, schedule=None, **keys):
+    tree = {kind: plain(kind, **(role or {})) for kind in _SHAPES}
+    keys = {**_CHAIN, 'clip_norm': 0.0, **keys}
+    return setup(name, tree, steps=_STEPS, schedule=schedule, **keys)
 
-def _setup(name, of=None, **keys):
-  config = base.get_config()
-  base.set_optimizer(config, name)
-  config.optimizer.update(
-    lr=_LR, weight_decay=_DECAY, decay_mode='times_lr', clip_norm=0.0
-  )
-  config.optimizer.update(keys)
-  config.schedule.update(kind='constant', warmup_steps=0)
-  return _Setup(
-    build.build(config.optimizer, config.schedule, of or factors()),
-    build.hyperparameters(config.optimizer, config.schedule, _STEPS),
-  )
+  return build
 
 
 def _params(shapes=None):
@@ -69,7 +47,7 @@ def _ours(setup, params):
   state, trace = setup.chain.init(params), []
   for t in range(_STEPS):
     grads = _grads(params, t)
-    params, state, _ = update(grads, state, params, t, setup.args)
+    params, state, _ = update(grads, state, params, t, setup.hypers)
     trace.append((params, setup.chain.evaluation_params(state, params)))
   return trace
 
@@ -90,18 +68,18 @@ def _agree(a, b, rtol=2e-5):
   )
 
 
-def test_nadamw():
+def test_nadamw(make):
   reference = optax.nadamw(_LR, 0.9, 0.95, 1e-8, weight_decay=_DECAY)
-  _agree(_ours(_setup('nadamw'), _params()), _theirs(reference, _params()))
+  _agree(_ours(make('nadamw'), _params()), _theirs(reference, _params()))
 
 
-def test_adopt():
+def test_adopt(make):
   reference = contrib.adopt(_LR, 0.9, 0.9999, 1e-6)
-  got = _ours(_setup('adopt', weight_decay=0.0), _params())
+  got = _ours(make('adopt', weight_decay=0.0), _params())
   _agree(got, _theirs(reference, _params()))
 
 
-def test_ademamix_with_its_schedules():
+def test_ademamix_with_its_schedules(make):
   """b3 and alpha by the formulas of the paper, written out in numpy."""
 
   def decay(count):
@@ -114,37 +92,39 @@ def test_ademamix_with_its_schedules():
   reference = contrib.ademamix(
     _LR,
     0.9,
-    0.95,
+    0.999,
     lambda count: b3s[count],
     lambda count: 8.0 * (count + 1) / _STEPS,
     1e-8,
     weight_decay=_DECAY,
   )
-  ours = _setup('ademamix', b3=0.999, alpha=8.0)
+  ours = make('ademamix', b3=0.999, alpha=8.0)
   _agree(_ours(ours, _params()), _theirs(reference, _params()))
 
 
-def test_prodigy():
+def test_prodigy(make):
   reference = contrib.prodigy(1.0, (0.9, 0.95), eps=1e-8, safeguard_warmup=True)
-  ours = _setup('prodigy', lr=1.0, weight_decay=0.0)
+  ours = make('prodigy', lr=1.0, weight_decay=0.0)
   _agree(_ours(ours, _params()), _theirs(reference, _params()), rtol=1e-4)
 
 
-def test_prodigys_factor_on_the_rate_is_one_on_the_parameter():
+def test_prodigys_factor_on_the_rate_is_one_on_the_parameter(make):
   """θ = r·φ: factor r and gradient g of θ move φ as gradient r·g does."""
   r = 0.25
   keys = {'lr': 1.0, 'weight_decay': 0.0, 'eps': 0.0}
-  scaled = _setup('prodigy', factors(lr=r), **keys)
-  plain = _setup('prodigy', **keys)
+  scaled = make('prodigy', {'lr': r}, **keys)
+  plain = make('prodigy', **keys)
   theta, phi = _params(), jax.tree.map(lambda p: p / r, _params())
   of_theta, of_phi = scaled.chain.init(theta), plain.chain.init(phi)
   for t in range(_STEPS):
     grads = _grads(theta, t)
     theta, of_theta, stats = scaled.chain.update(
-      grads, of_theta, theta, t, scaled.args
+      grads, of_theta, theta, t, scaled.hypers
     )
     grads = jax.tree.map(lambda g: r * g, grads)
-    phi, of_phi, wanted = plain.chain.update(grads, of_phi, phi, t, plain.args)
+    phi, of_phi, wanted = plain.chain.update(
+      grads, of_phi, phi, t, plain.hypers
+    )
     assert stats['lr_estimate'] == pytest.approx(
       float(wanted['lr_estimate']), rel=1e-4
     )
@@ -152,35 +132,31 @@ def test_prodigys_factor_on_the_rate_is_one_on_the_parameter():
   _agree(theta, jax.tree.map(lambda p: p * r, phi))
 
 
-def test_schedule_free():
+def test_schedule_free(make):
   """Both what is trained and what is evaluated; the averages differ."""
   reference = contrib.schedule_free_adamw(
     _LR, b1=0.9, b2=0.95, eps=1e-8, weight_decay=_DECAY
   )
-  got = _ours(_setup('schedule_free'), _params())
+  got = _ours(make('schedule_free'), _params())
   evaluate = contrib.schedule_free_eval_params
   _agree(got, _theirs(reference, _params(), evaluate), rtol=1e-4)
   trained, evaluated = got[-1]
   assert np.abs(trained['hidden'] - evaluated['hidden']).max() > 1e-3
 
 
-def test_schedule_free_takes_the_warmup_alone():
-  config = base.get_config()
-  base.set_optimizer(config, 'schedule_free')
-  config.schedule.update(kind='cosine', warmup_steps=3)
-  chain = build.build(config.optimizer, config.schedule, factors())
-  args = build.hyperparameters(config.optimizer, config.schedule, 8)
-  params = _params()
-  state, rates = chain.init(params), []
+def test_schedule_free_takes_the_warmup_alone(setup, draw):
+  of = setup(
+    'schedule_free', steps=8, schedule={'kind': 'cosine', 'warmup_steps': 3}
+  )
+  params = draw(0)
+  state, rates = of.chain.init(params), []
   for t in range(8):
-    params, state, stats = chain.update(
-      _grads(params, t), state, params, t, args
-    )
-    rates.append(stats['lr'] / args['lr'])
+    params, state, stats = of.update(draw(t + 1), state, params, t)
+    rates.append(stats['lr'] / of.hypers['lr'])
   np.testing.assert_allclose(rates, [0.25, 0.5, 0.75, *[1] * 5], rtol=1e-6)
 
 
-def test_muon():
+def test_muon(make):
   """Matrices in blocks; the rest is AdamW's."""
   axes = contrib.MuonDimensionNumbers()
   reference = contrib.muon(
@@ -201,32 +177,32 @@ def test_muon():
       _theirs(plain, _params()), _theirs(reference, _params())
     )
   ]
-  _agree([got for got, _ in _ours(_setup('muon'), _params())], wanted)
+  _agree([got for got, _ in _ours(make('muon'), _params())], wanted)
 
 
-def test_muon_of_stacked_layers_is_that_of_each():
+def test_muon_of_stacked_layers_is_that_of_each(make):
   shapes = {**_SHAPES, 'hidden': (3, 6, 10)}
   stacked = _params(shapes)
-  setup = _setup('muon')
+  setup = make('muon')
   grads = _grads(stacked, 0)
   new, _, _ = setup.chain.update(
-    grads, setup.chain.init(stacked), stacked, 0, setup.args
+    grads, setup.chain.init(stacked), stacked, 0, setup.hypers
   )
   for i in range(3):
     pick = lambda tree, i=i: {**tree, 'hidden': tree['hidden'][i]}
     one = pick(stacked)
     wanted, _, _ = setup.chain.update(
-      pick(grads), setup.chain.init(one), one, 0, setup.args
+      pick(grads), setup.chain.init(one), one, 0, setup.hypers
     )
     np.testing.assert_allclose(new['hidden'][i], wanted['hidden'], rtol=1e-4)
 
 
-def test_muons_singular_values_are_near_those_of_the_scaling():
+def test_muons_singular_values_are_near_those_of_the_scaling(make):
   """0.2·√max(6, 10) times about 1, as five iterations leave them."""
-  setup = _setup('muon', weight_decay=0.0, lr=1.0)
+  setup = make('muon', weight_decay=0.0, lr=1.0)
   params = _params()
   new, _, _ = setup.chain.update(
-    _grads(params, 0), setup.chain.init(params), params, 0, setup.args
+    _grads(params, 0), setup.chain.init(params), params, 0, setup.hypers
   )
   step = np.asarray(params['hidden'] - new['hidden'])
   values = np.linalg.svd(step, compute_uv=False) / (0.2 * 10**0.5)
@@ -234,7 +210,7 @@ def test_muons_singular_values_are_near_those_of_the_scaling():
 
 
 @pytest.mark.parametrize('shape', [(6, 10), (130, 140)])
-def test_adafactor(shape):
+def test_adafactor(shape, make):
   """Factored where both sides have 128 entries."""
   params = _params({**_SHAPES, 'hidden': shape})
   reference = optax.adafactor(
@@ -244,7 +220,7 @@ def test_adafactor(shape):
     momentum=0.9,
     weight_decay_rate=None,
   )
-  setup = _setup('adafactor', weight_decay=0.0)
+  setup = make('adafactor', weight_decay=0.0)
   _agree(_ours(setup, params), _theirs(reference, params))
   state = jax.eval_shape(setup.chain.init, params)
   size = sum(x.size for x in jax.tree.leaves(state))
@@ -253,11 +229,11 @@ def test_adafactor(shape):
 
 
 @pytest.mark.parametrize('name', ['nadamw', 'ademamix', 'schedule_free'])
-def test_factors_reach_eps(name):
+def test_factors_reach_eps(name, make):
   """ε·f, seen where ε is as large as the gradients."""
-  got = _ours(_setup(name, factors(eps=0.25), eps=4e-3), _params())
-  wanted = _ours(_setup(name, eps=1e-3), _params())
-  other = _ours(_setup(name, eps=4e-3), _params())
+  got = _ours(make(name, {'eps': 0.25}, eps=4e-3), _params())
+  wanted = _ours(make(name, eps=1e-3), _params())
+  other = _ours(make(name, eps=4e-3), _params())
   _agree(got, wanted, rtol=1e-4)
   with pytest.raises(AssertionError):
     _agree(got, other, rtol=1e-4)

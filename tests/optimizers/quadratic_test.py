@@ -11,37 +11,16 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from steepest.experiments import base
-from steepest.models.parametrization import Factors
-from steepest.optimizers import build
+from steepest.optimizers import optimizer
 
-_SHAPES = {'embedding': (12, 8), 'hidden': (8, 12), 'gain': (8,)}
+SHAPES = {'embedding': (12, 8), 'hidden': (8, 12), 'gain': (8,)}
 # Peak rates of those whose step is not about lr in each coordinate.
 _LRS = {'prodigy': 1.0, 'adafactor': 0.1, 'schedule_free': 0.2}
 
 
-def _chain(name, kinds, **keys):
-  config = base.get_config()
-  base.set_optimizer(config, name)
-  config.optimizer.update(weight_decay=0.0, clip_norm=0.0, **keys)
-  config.schedule.update(
-    kind='constant' if 'constant' in kinds else 'linear',
-    warmup_steps=0,
-    final_fraction=0.0,
-  )
-  factors = {
-    kind: Factors(
-      1.0, 1.0, 1.0, 1.0, dict.fromkeys(build.DECAY_MODES, 0.0), kind
-    )
-    for kind in kinds
-    if kind != 'constant'
-  }
-  return config, build.build(config.optimizer, config.schedule, factors)
-
-
-def _run(config, chain, start, curvature, sigma, steps):
+def _run(of, start, curvature, sigma, steps):
   """Returns the losses with the parameters that count, θ* being 0."""
-  args = build.hyperparameters(config.optimizer, config.schedule, steps)
+  chain, hypers = of
 
   def step(carry, t):
     params, state = carry
@@ -50,9 +29,9 @@ def _run(config, chain, start, curvature, sigma, steps):
       k: curvature[k] * p + sigma * jax.random.normal(keys[i], p.shape)
       for i, (k, p) in enumerate(params.items())
     }
-    params, state, _ = chain.update(grads, state, params, t, args)
+    params, state, _ = chain.update(grads, state, params, t, hypers)
     if chain.wants_curvature:
-      state = chain.update_curvature(state, curvature, args, t)
+      state = chain.update_curvature(state, curvature, hypers, t)
     at = chain.evaluation_params(state, params)
     loss = sum((curvature[k] * p * p).sum() / 2 for k, p in at.items())
     return (params, state), loss
@@ -65,54 +44,49 @@ def _run(config, chain, start, curvature, sigma, steps):
   return np.asarray(run())
 
 
-@functools.cache
-def _final(name):
-  """Returns the last losses over the first; curvatures span 1 to 30."""
-  lr = _LRS[name] if name in _LRS else 0.03
-  config, chain = _chain(
-    name,
-    (*_SHAPES,),
-    lr=lr,
-    eps=1e-8,
-    rho=1.0,
-    hessian_bias_correction=True,
-    b3=0.99,
-  )
-  rng = np.random.default_rng(0)
-  start = {k: jnp.asarray(rng.normal(size=s), 'f') for k, s in _SHAPES.items()}
-  curvature = {
-    k: jnp.asarray(np.geomspace(1, 30, math.prod(s)).reshape(s), 'f')
-    for k, s in _SHAPES.items()
-  }
-  losses = _run(config, chain, start, curvature, 1.0, 600)
-  begin = sum(float((curvature[k] * p * p).sum() / 2) for k, p in start.items())
-  assert np.isfinite(losses).all()
-  return losses[-20:].mean() / begin
+@pytest.fixture(scope='module')
+def final(setup):
+  """(name) → last losses over the first; curvatures span 1 to 30."""
+
+  @functools.cache
+  def run(name):
+    own = optimizer.find(name).hyperparameters
+    keys = {'rho': 1.0, 'hessian_bias_correction': True, 'b3': 0.99}
+    of = setup(
+      name,
+      steps=600,
+      schedule={'kind': 'linear', 'final_fraction': 0.0},
+      lr=_LRS[name] if name in _LRS else 0.03,
+      eps=1e-8,
+      weight_decay=0.0,
+      clip_norm=0.0,
+      **{k: v for k, v in keys.items() if k in own},
+    )
+    rng = np.random.default_rng(0)
+    start = {k: jnp.asarray(rng.normal(size=s), 'f') for k, s in SHAPES.items()}
+    curvature = {
+      k: jnp.asarray(np.geomspace(1, 30, math.prod(s)).reshape(s), 'f')
+      for k, s in SHAPES.items()
+    }
+    losses = _run(of, start, curvature, 1.0, 600)
+    begin = sum(
+      float((curvature[k] * p * p).sum() / 2) for k, p in start.items()
+    )
+    assert np.isfinite(losses).all()
+    return losses[-20:].mean() / begin
+
+  return run
 
 
-@pytest.mark.parametrize('name', build.names())
-def test_reaches_the_optimum(name):
+@pytest.mark.parametrize('name', optimizer.names())
+def test_reaches_the_optimum(name, final):
   """Rates that fall to zero take the noise out; measured: at most 0.08 %."""
-  assert _final(name) < 0.002
+  assert final(name) < 0.002
 
 
-def test_knowing_the_curvature_beats_scaling_beats_signs():
-  assert _final('sophia') < _final('adamw') < _final('signum')
-  assert _final('soap') < _final('lion')
-
-
-@functools.cache
-def _stationary(name, **keys):
-  """Returns the mean loss of a coordinate at a constant small rate, over lr·σ.
-
-  With h = 1 and σ = 1 noise outweighs the signal, so that a coordinate follows
-  x' = x - lr·(c·x + s·noise), whose variance is lr·s²/(2·c).
-  """
-  lr, size = 0.02, 8192
-  config, chain = _chain(name, ('gain', 'constant'), lr=lr, **keys)
-  zeros, ones = jnp.zeros(size), jnp.ones(size)
-  losses = _run(config, chain, {'gain': zeros}, {'gain': ones}, 1.0, 900)
-  return float(losses[-300:].mean()) / size / lr
+def test_knowing_the_curvature_beats_scaling_beats_signs(final):
+  assert final('sophia') < final('adamw') < final('signum')
+  assert final('soap') < final('lion')
 
 
 @pytest.mark.parametrize(
@@ -136,6 +110,25 @@ def _stationary(name, **keys):
     ),
   ],
 )
-def test_stationary_loss_is_that_of_the_linearised_process(name, keys, wanted):
-  got = _stationary(name, **keys)
+def test_stationary_loss_is_that_of_the_linearised_process(
+  name, keys, wanted, setup, plain
+):
+  """Mean loss of a coordinate at a constant small rate, over lr·σ.
+
+  With h = 1 and σ = 1 noise outweighs the signal, so that a coordinate follows
+  x' = x - lr·(c·x + s·noise), whose variance is lr·s²/(2·c).
+  """
+  lr, size = 0.02, 8192
+  of = setup(
+    name,
+    {'gain': plain('gain')},
+    steps=900,
+    lr=lr,
+    weight_decay=0.0,
+    clip_norm=0.0,
+    **keys,
+  )
+  zeros, ones = jnp.zeros(size), jnp.ones(size)
+  losses = _run(of, {'gain': zeros}, {'gain': ones}, 1.0, 900)
+  got = float(losses[-300:].mean()) / size / lr
   assert got == pytest.approx(wanted, rel=0.06)

@@ -9,7 +9,7 @@ import pytest
 
 from steepest.experiments import base
 from steepest.models.parametrization import Factors
-from steepest.optimizers import build
+from steepest.optimizers import build, optimizer
 from steepest.training import state as state_lib, step as step_lib
 from steepest.training.checkpoint import Checkpointer
 from steepest.training.state import TrainState
@@ -65,7 +65,7 @@ def _train(jitted, state, args, steps):
   return state, stats
 
 
-@pytest.mark.parametrize('name', build.names())
+@pytest.mark.parametrize('name', optimizer.names())
 def test_an_interruption_changes_nothing(bare_setup, name, tmp_path):
   """Through a checkpoint on disk, bit for bit."""
   setup, jitted, args = _setup(bare_setup, name)

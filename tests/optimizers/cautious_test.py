@@ -1,17 +1,17 @@
-"""Signum and the cautious variants against numpy."""
+"""Cautious updates and sign methods against numpy."""
 
 import jax
 from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from steepest.optimizers import (
-  adamw,
-  cautious_adamw,
-  cautious_lion,
-  lion,
-  signum,
-)
+from steepest.optimizers import adamw, lion, signum
+from steepest.optimizers.trees import cautious
+
+_BASES = {
+  'adamw': adamw.scale_by_adamw(0.9, 0.95, 1e-8),
+  'lion': lion.scale_by_lion(0.9, 0.99),
+}
 
 
 def _gradients():
@@ -28,21 +28,11 @@ def test_signum_is_the_sign_of_an_average():
     np.testing.assert_array_equal(u, np.sign(m))
 
 
-@pytest.mark.parametrize(
-  'ours, base',
-  [
-    (
-      cautious_adamw.scale_by_cautious_adamw(0.9, 0.95, 1e-8),
-      adamw.scale_by_adamw(0.9, 0.95, 1e-8),
-    ),
-    (
-      cautious_lion.scale_by_cautious_lion(0.9, 0.99),
-      lion.scale_by_lion(0.9, 0.99),
-    ),
-  ],
-)
-def test_cautious_updates_agree_with_the_gradient(ours, base):
+@pytest.mark.parametrize('name', _BASES)
+def test_cautious_updates_agree_with_the_gradient(name):
   """u·φ·n/(Σφ + 1) in numpy; the state is that of the plain optimizer."""
+  base = _BASES[name]
+  ours = cautious(base)
   state, plain = ours.init(jnp.zeros((5, 4))), base.init(jnp.zeros((5, 4)))
   left_out = 0
   for g in _gradients():
@@ -54,3 +44,13 @@ def test_cautious_updates_agree_with_the_gradient(ours, base):
     left_out += (~keep).sum()
   jax.tree.map(np.testing.assert_array_equal, state, plain)
   assert left_out > 5
+
+
+def test_lion_ignores_a_common_factor_and_uses_the_old_momentum():
+  """At m = 0.01 and g = -0.05: 0.9·m + 0.1·g > 0, but 0.99·m' would not be."""
+  transform = lion.scale_by_lion(0.9, 0.5)
+  for scale in (1.0, 2.0**-10):
+    state = lion.ScaleByLionState(scale * jnp.array([0.01, 0.0]))
+    updates, state = transform.update(scale * jnp.array([-0.05, 0.0]), state)
+    np.testing.assert_array_equal(updates, [1, 0])
+    np.testing.assert_allclose(state.m / scale, [-0.02, 0.0], rtol=1e-6)

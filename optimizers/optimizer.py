@@ -1,0 +1,281 @@
+"""What an optimizer is: one value, made in one file of this folder or of yours.
+
+A file holds one `OPTIMIZER`, an `Optimizer`. All it must have is a name, a
+label, a reference, an Optax transform whose update is the direction u, and its
+hyperparameters:
+
+    OPTIMIZER = Optimizer(
+      name='momentum', label='Momentum SGD', reference='Polyak 1964',
+      transform=lambda h: optax.trace(h.b1),
+      hyperparameters={'lr': lr(0.1, range=(1e-3, 1.0)), 'b1': memory(0.9)},
+    )
+
+`config.optimizer.name` takes the name of a file here, or the path of one
+elsewhere, `./momentum.py`. Clipping, decay, schedule and role factors are the
+chain's (optimizers/build.py).
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import difflib
+import functools
+import importlib
+import importlib.util
+import math
+import pathlib
+import pkgutil
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
+
+import optax
+
+from steepest import optimizers
+
+ROLES = ('embedding', 'hidden', 'readout', 'gain', 'bias')
+# Role → column of models/parametrization.py's table that scales its learning
+# rate: that of Adam, for directions whose entries do not shrink with width.
+MUP = MappingProxyType(dict.fromkeys(ROLES, 'lr'))
+SCALES = ('log', 'linear', 'log1m')
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyper:
+  """A hyperparameter.
+
+  Attributes:
+    default: value of a run that sets none; the name of another hyperparameter
+      stands for that one's value.
+    range: lowest and highest value of a search; None: not searched.
+    scale: in which a search draws evenly: 'log', 'linear' or 'log1m', the log
+      of 1 - value, for decay rates.
+    unit: for tables; '' for pure numbers.
+    meaning: one sentence.
+    factor: 'eps' or 'rho': the parametrization's factor on it. `transform`
+      then gets a tree, each parameter its own value.
+    least: lowest value allowed.
+    below: bound that the value must stay under.
+    static: a constant of the compiled program instead of an argument.
+    choices: values allowed, of a static one.
+  """
+
+  default: Any
+  range: tuple[float, float] | None = None
+  scale: str = 'log'
+  unit: str = ''
+  meaning: str = ''
+  factor: str = ''
+  least: float = 0.0
+  below: float = math.inf
+  static: bool = False
+  choices: tuple[Any, ...] = ()
+
+  def __post_init__(self):
+    if self.scale not in SCALES:
+      raise ValueError(f'scale={self.scale!r}: one of {", ".join(SCALES)}')
+    if self.range is not None and not self.range[0] < self.range[1]:
+      raise ValueError(f'range={self.range}: lowest value first')
+
+
+def lr(default: float, **kwargs: Any) -> Hyper:
+  """Returns a peak learning rate, searched a factor of 32 around `default`."""
+  around = (default / 8, default * 32)
+  meaning = 'Peak learning rate.'
+  return Hyper(default, **{'range': around, 'meaning': meaning, **kwargs})
+
+
+def memory(default: float | str, **kwargs: Any) -> Hyper:
+  """Returns a decay rate of an average, searched in log(1 - b)."""
+  return Hyper(
+    default,
+    **{
+      'range': (0.5, 0.999),
+      'scale': 'log1m',
+      'below': 1.0,
+      'meaning': 'Decay rate of an average over steps.',
+      **kwargs,
+    },
+  )
+
+
+def epsilon(default: float, **kwargs: Any) -> Hyper:
+  """Returns a number added to a denominator."""
+  return Hyper(default, **{'meaning': 'Added to the denominator.', **kwargs})
+
+
+_WEIGHT_DECAY = Hyper(
+  1e-4,
+  range=(1e-6, 1e-2),
+  meaning='Weight decay of matrices and embeddings; see decay_mode.',
+)
+# Of those that want curvature; the training step makes the estimates.
+_CURVATURE = {
+  'hessian_every': Hyper(
+    10, least=1, unit='steps', meaning='Steps between curvature estimates.'
+  ),
+  'hessian_subset': Hyper(
+    1,
+    least=1,
+    static=True,
+    meaning='Curvature is estimated on one of so many sequences.',
+  ),
+  'hessian_estimator': Hyper(
+    'gnb',
+    static=True,
+    choices=('gnb', 'hutchinson'),
+    meaning='Gauss-Newton-Bartlett (Sophia-G) or Hutchinson (Sophia-H).',
+  ),
+  'hessian_bias_correction': Hyper(
+    False,
+    static=True,
+    choices=(False, True),
+    meaning='Divide the average by 1 - b2^estimates; short runs need it.',
+  ),
+}
+# Of AdamW, which moves the roles that an optimizer leaves.
+_AUXILIARY = {
+  'auxiliary_lr': Hyper('lr', meaning='Peak learning rate of the rest.'),
+  'auxiliary_b1': memory(0.9, range=None),
+  'auxiliary_b2': memory(0.95, range=None),
+  'auxiliary_eps': epsilon(1e-8, factor='eps'),
+  'auxiliary_weight_decay': Hyper('weight_decay', meaning='Of the rest.'),
+}
+
+
+def no_products(shape: tuple[int, ...]) -> float:
+  """Returns the FLOPs of an entrywise update's matrix products: none."""
+  del shape
+  return 0.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Optimizer:
+  """An optimizer.
+
+  Attributes:
+    name: value of `optimizer.name`.
+    label: display name.
+    reference: paper and equation.
+    transform: (h) → Optax transform whose update is u, to be subtracted. `h`
+      has each hyperparameter by name, a number or, with a `factor`, a tree;
+      also `learning_rate` (s_t·lr), `step` (steps done before), `steps` (of
+      the run), and as trees `kinds` (roles) and `lr_factors`, `eps_factors`
+      (numbers).
+    hyperparameters: by name; `weight_decay`, with `curvature` the `hessian_…`
+      and, where roles are left to AdamW, the `auxiliary_…` are added.
+    lr_factors: role → column of the µP table; None: no rule is known.
+    moves: roles that `transform` gets, as a list of leaves where these are not
+      all; the others are moved by AdamW.
+    curvature: (state, diagonal, h) → state, folds in an estimate that the
+      training step makes; None: wants none.
+    path: (state, params, changes, h) → (params, state), what becomes of them;
+      None: the changes are subtracted.
+    eval_params: (state, params) → parameters that are evaluated and saved;
+      None: those that are trained.
+    statistics: (state) → numbers to be logged; None: none.
+    schedule: kind of schedule that it insists on; '': the run's.
+    cautious_updates: leaves out what the gradient points away from (arXiv
+      2411.16085), whatever `optimizer.cautious_updates` says.
+    depends_on_steps: its first steps depend on how many there will be.
+    read_only: fields of the state that an update leaves as they are.
+    flops: (shape of a leaf it moves) → FLOPs of the matrix products.
+  """
+
+  name: str
+  label: str
+  reference: str
+  transform: Callable[[SimpleNamespace], optax.GradientTransformation]
+  hyperparameters: Mapping[str, Hyper]
+  lr_factors: Mapping[str, str] | None = dataclasses.field(
+    default_factory=lambda: MUP
+  )
+  moves: tuple[str, ...] = ROLES
+  curvature: Callable[[Any, Any, SimpleNamespace], Any] | None = None
+  path: Callable[..., tuple[Any, Any]] | None = None
+  eval_params: Callable[[Any, Any], Any] | None = None
+  statistics: Callable[[Any], Mapping[str, Any]] | None = None
+  schedule: str = ''
+  cautious_updates: bool = False
+  depends_on_steps: bool = False
+  read_only: tuple[str, ...] = ()
+  flops: Callable[[tuple[int, ...]], float] = no_products
+
+  def __post_init__(self):
+    if not callable(self.transform):
+      raise ValueError('transform: give a function of the hyperparameters')
+    own = dict(self.hyperparameters)
+    if 'lr' not in own:
+      raise ValueError("hyperparameters: 'lr' is missing")
+    for name, hyper in own.items():
+      if not isinstance(hyper, Hyper):
+        raise ValueError(f'hyperparameters[{name!r}]: give a Hyper')
+    if wrong := set(self.moves) - set(ROLES):
+      raise ValueError(f'moves: no role {", ".join(sorted(wrong))}')
+    shared = {'weight_decay': _WEIGHT_DECAY}
+    if self.curvature is not None:
+      shared |= _CURVATURE
+    if self.leaves_some:
+      shared |= _AUXILIARY
+    object.__setattr__(
+      self, 'hyperparameters', MappingProxyType({**shared, **own})
+    )
+
+  @property
+  def leaves_some(self) -> bool:
+    """Whether the auxiliary AdamW moves some roles."""
+    return set(self.moves) != set(ROLES)
+
+
+def names() -> list[str]:
+  """Returns the names of the optimizers in this folder."""
+  return [
+    info.name
+    for info in pkgutil.iter_modules(optimizers.__path__)
+    if hasattr(_in_folder(info.name), 'OPTIMIZER')
+  ]
+
+
+def find(name: str) -> Optimizer:
+  """Returns the optimizer of a file here, by name, or elsewhere, by path.
+
+  Raises:
+    ValueError: there is none, or the file does not hold what it should.
+  """
+  if name.endswith('.py'):
+    return _at(pathlib.Path(name).resolve(), name)
+  known = names()
+  if name in known:
+    return _in_folder(name).OPTIMIZER
+  near = difflib.get_close_matches(name, known, 1)
+  hint = f'did you mean {near[0]!r}? ' if near else ''
+  raise ValueError(
+    f'optimizer.name={name!r}: {hint}there are {", ".join(known)}, or the '
+    'path of a file such as ./mine.py'
+  )
+
+
+def _in_folder(name: str) -> Any:
+  return importlib.import_module(f'{optimizers.__name__}.{name}')
+
+
+@functools.lru_cache
+def _at(path: pathlib.Path, shown: str) -> Optimizer:
+  """Loads a file once: another value would compile each run anew."""
+  if not path.is_file():
+    raise ValueError(f'optimizer.name={shown!r}: no such file')
+  spec = importlib.util.spec_from_file_location(f'optimizer_{path.stem}', path)
+  assert spec is not None and spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except Exception as error:
+    raise ValueError(
+      f'optimizer.name={shown!r}: {type(error).__name__}: {error}'
+    ) from error
+  found = getattr(module, 'OPTIMIZER', None)
+  if not isinstance(found, Optimizer):
+    raise ValueError(
+      f'optimizer.name={shown!r}: the file must hold OPTIMIZER = '
+      'Optimizer(name=…, label=…, reference=…, transform=…, '
+      'hyperparameters=…), from steepest.optimizers.optimizer'
+    )
+  return found
