@@ -33,7 +33,7 @@ def _export(spec: str, out: str) -> None:
     raise FileExistsError(f'--out={out} is not empty: give a new directory')
   if directory.exists() and not directory.is_dir():
     raise FileExistsError(f'--out={out} is a file: give a new directory')
-  # JAX starts up for seconds; --help and errors need not wait.
+  # JAX takes seconds to start; --help and errors need not wait.
   import jax
 
   from steepest.models import huggingface_export

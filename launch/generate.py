@@ -70,7 +70,6 @@ def _generate(
     raise ValueError('--model is missing: give ckpt:WORKDIR or hf:DIR')
   # JAX takes seconds to start; --help and errors need not wait.
   import jax
-  from jax.sharding import NamedSharding
 
   from steepest.training import loading
 
@@ -78,13 +77,12 @@ def _generate(
   jax.config.update('jax_default_matmul_precision', 'highest')
   loaded = loading.load_model(model)
   tokenizer = loaded.tokenizer
-  sharding = jax.tree.leaves(loaded.params)[0].sharding
-  mesh: Any = sharding.mesh if isinstance(sharding, NamedSharding) else None
+  params, mesh = loading.replicate(loaded.params)
   texts = [
     _Text(_encode(text, tokenizer), tokenizer) for text in prompt or ['']
   ]
   rows = loaded.sampler(mesh)(
-    loaded.params,
+    params,
     [text.ids for text in texts],
     tokens,
     loaded.max_length,
