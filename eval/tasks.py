@@ -26,6 +26,7 @@ import functools
 import importlib.util
 import pathlib
 import re
+import sys
 from typing import Any
 
 Document = Mapping[str, Any]
@@ -313,15 +314,19 @@ def find(path: str) -> tuple[Task, ...]:
   """
   if not pathlib.Path(path).is_file():
     raise FileNotFoundError(f'task file {path}: there is no such file')
-  spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+  spec = importlib.util.spec_from_file_location(f'task file {path}', path)
   assert spec is not None and spec.loader is not None  # It ends in .py.
   module = importlib.util.module_from_spec(spec)
+  # Dataclasses look their module up while it is imported.
+  sys.modules[spec.name] = module
   try:
     spec.loader.exec_module(module)
     tasks = tuple(module.TASKS)
   except Exception as error:
+    del sys.modules[spec.name]
+    text = ' '.join(str(error).split())
     raise ValueError(
-      f'task file {path}: {type(error).__name__}: {error}'
+      f'task file {path}: {type(error).__name__}: {text}'
     ) from error
   for task in tasks:
     if not isinstance(task, Task):

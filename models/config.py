@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import pathlib
 import pkgutil
+import sys
 import types
 from typing import Any
 
@@ -94,14 +95,18 @@ def _load(path: pathlib.Path) -> types.ModuleType:
   """Returns the model file at `path`."""
   if not path.is_file():
     raise FileNotFoundError(f'model.name={path}: there is no such file')
-  spec = importlib.util.spec_from_file_location(path.stem, path)
+  spec = importlib.util.spec_from_file_location(f'model file {path}', path)
   assert spec is not None and spec.loader is not None  # It ends in .py.
   module = importlib.util.module_from_spec(spec)
+  # Dataclasses look their module up while it is imported.
+  sys.modules[spec.name] = module
   try:
     spec.loader.exec_module(module)
   except Exception as error:
+    del sys.modules[spec.name]
+    text = ' '.join(str(error).split())
     raise ValueError(
-      f'{path} cannot be imported: {type(error).__name__}: {error}'
+      f'{path} cannot be imported: {type(error).__name__}: {text}'
     ) from error
   missing = [name for name in _CONTENTS if not hasattr(module, name)]
   if not missing:

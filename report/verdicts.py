@@ -337,9 +337,7 @@ def above_chance(column: Column, optimizer: str) -> bool:
 # Decisions.
 
 
-def difference(
-  column: Column, a: str, b: str
-) -> statistics.Differences | None:
+def difference(column: Column, a: str, b: str) -> statistics.Differences | None:
   """Compares two optimizers over the seeds that both have finished."""
   first, second = column.values[a], column.values[b]
   seeds = sorted(first.keys() & second.keys())

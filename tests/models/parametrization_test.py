@@ -106,11 +106,16 @@ def test_factors_by_hand(build_model):
   assert built.rules.attention_scale == pytest.approx(8**0.5 / 24)
 
 
-def test_rho_may_stay_fixed(build_model):
-  rules = {**_BASE, 'scale_rho': False, 'depth_rule': 'completep'}
-  built = build_model('gpt2', 'mup', rules={**rules, 'base_depth': 1}, **_WIDE)
-  for role in _roles(built).values():
-    assert built.rules.factors(role).rho == 1
+def test_rules_that_are_off_have_no_factors(build_model):
+  off = {**_BASE, 'scale_rho': False, 'depth_rule': 'completep'}
+  mup = build_model('gpt2', 'mup', rules={**off, 'base_depth': 1}, **_WIDE)
+  sp = build_model('gpt2', 'sp', rules=_BASE, **_WIDE)
+  for role in _roles(sp).values():
+    f = sp.rules.factors(role)
+    assert (f.lr, f.rho, f.eps) == (1, 1, 1)
+    assert mup.rules.factors(role).rho == 1
+  assert sp.rules.readout_multiplier == 1
+  assert sp.rules.attention_scale == 24**-0.5
 
 
 @pytest.mark.parametrize('name', _NAMES)
@@ -130,15 +135,6 @@ def test_without_gains_the_rest_stays(build_model, name):
     rtol=1e-5,
     atol=1e-6,
   )
-
-
-def test_sp_has_no_factors(build_model):
-  built = build_model('gpt2', 'sp', rules=_BASE, **_WIDE)
-  for role in _roles(built).values():
-    f = built.rules.factors(role)
-    assert (f.lr, f.rho, f.eps) == (1, 1, 1)
-  assert built.rules.readout_multiplier == 1
-  assert built.rules.attention_scale == 24**-0.5
 
 
 @pytest.mark.parametrize(
