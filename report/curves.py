@@ -104,6 +104,7 @@ def internals(comparison: tables.Comparison) -> list[Section]:
   """Returns the section of norms and sizes by role."""
   course = _Course(comparison)
   roles = [key for key in logged(course.points) if LAYER not in key]
+  course.show_groups_with(roles)
   blocks: list[Block] = []
   if roles and course.positions:
     data: list[dict[str, Any]] = []
@@ -180,6 +181,12 @@ class _Course:
       for key in _POSITIONS
       if key in self.points and self.points[key].max() > 0
     }
+
+  def show_groups_with(self, keys: Sequence[str]) -> None:
+    """Leaves out groups without any of the quantities: no panel is empty."""
+    held = self.points[self.points[list(keys)].notna().any(axis=1)]['run']
+    groups = set(self.runs[self.runs['run'].isin(held)]['group'])
+    self.groups = [group for group in self.groups if group in groups]
 
   def cells(self) -> Iterator[tuple[int, _Cell]]:
     """Yields the panel, 1, 2, …, and each cell in it."""
