@@ -1,5 +1,6 @@
 """What is submitted, held by golden files, and safe from what names contain."""
 
+import asyncio
 import math
 import os
 import pathlib
@@ -197,6 +198,32 @@ def test_launch_scripts_hold_exactly_the_words(monkeypatch):
   found = _globals(job, monkeypatch)
   assert found['_UNITS'] == [unit.command('python', job.module)[3:]]
   assert found['_ROOT'] == f'/{_NASTY}'
+
+
+@pytest.mark.parametrize(
+  'name, resource, machines',
+  [('vertex', 'H100', 2), ('kubernetes', 'H100', 2), ('tpu', 'TPU_V5P', 1)],
+)
+def test_launch_scripts_make_jobs_that_xmanager_knows(name, resource, machines):
+  """With the package itself: jobs, their resources, who they are."""
+  pytest.importorskip('xmanager.xm_local', reason='xmanager is not installed')
+  from xmanager import xm
+
+  found = {'__name__': 'script'}
+  exec(_only_file(xmanager.submission(_FORMS[f'xmanager_{name}']())), found)
+  made = found['_unit'](mock.Mock(spec=xm.Executable), found['_UNITS'][0])
+  if name == 'kubernetes':
+    unit = mock.Mock(experiment_id=1, work_unit_id=2)
+    asyncio.run(made(unit))
+    [made] = unit.add.call_args.args
+  group = isinstance(made, xm.JobGroup)
+  members = list(made.jobs.values()) if group else [made]
+  assert all(isinstance(job, xm.Job) for job in members)
+  wanted = [job.executor.requirements for job in members]
+  kind = xm.ResourceType[resource]
+  held = sum(r.task_requirements[kind] * (r.replicas or 1) for r in wanted)
+  # Of eight GPUs, or the whole slice.
+  assert (held, group) == (8 * machines if group else 64, machines > 1)
 
 
 def test_launch_scripts_pack_the_commit_and_nothing_else(tmp_path, monkeypatch):
