@@ -190,6 +190,8 @@ def test_a_step_compiles_for_gpus(chip, count, mesh):
 @pytest.mark.parametrize('name', ['gpt2', 'llama'])
 def test_a_step_on_a_gpu_moves_no_more_than_it_has_to(name, optimizer):
   """Updates go over their bytes once and in place; nothing is transposed."""
+  if optimizer == 'sophia' and jax.__version_info__ < (0, 11):
+    pytest.skip('XLA of jax 0.10 copies the curvature at every step')
   config, _ = base.with_variant(f'{name},{optimizer}')
   config.model.update(
     num_layers=2, width=512, num_heads=8, vocab_size=1024, context=256
