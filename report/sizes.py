@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 import pandas as pd
-from scipy import optimize, stats
+from scipy import optimize
 
 from steepest.report import statistics, tables, theme, words
 from steepest.report.section import (
@@ -124,8 +124,8 @@ def speedup(
 ) -> tuple[float, float, float]:
   """Returns an optimizer's speed-up over the baseline and its 95 % interval.
 
-  The interval is by the delta method on the logarithm, from the fit's
-  covariance and the spread of the loss over seeds. All NaN where the loss does
+  The interval is by the delta method on the logarithm, with the fit and the
+  seeds of the loss as two sources of variance. All NaN where the loss does
   not lie above the floor of the curve.
 
   Args:
@@ -146,10 +146,12 @@ def speedup(
       math.log(above / curve.scale) / curve.alpha**2,
     ]
   )
-  variance = float(gradient_3 @ curve.covariance_3x3 @ gradient_3)
-  variance += (sd / (curve.alpha * above)) ** 2 / len(losses)
-  reach = float(stats.t.ppf(0.975, curve.freedom)) * math.sqrt(variance)
-  low, high = (math.exp(min(math.log(ratio) + s * reach, 700)) for s in (-1, 1))
+  sources = (
+    (gradient_3 @ curve.covariance_3x3 @ gradient_3, float(curve.freedom)),
+    (np.square(sd / (curve.alpha * above)) / len(losses), len(losses) - 1.0),
+  )
+  log = statistics.Differences(np.log(ratio), sources, len(losses))
+  low, high = (math.exp(min(float(end), 700.0)) for end in log.interval())
   return ratio, low, high
 
 

@@ -127,7 +127,16 @@ def trade_off(comparison: Comparison) -> list[section.Section]:
     'trade-off',
     'Training time and validation loss of each optimizer',
     caption,
-    {'data': data, 'layout': layout},
+    {
+      'data': data,
+      'layout': layout,
+      'csv': {
+        'x': layout['xaxis']['title']['text'],
+        'y': layout['yaxis']['title']['text'],
+        'error_x': 'sd of the time over seeds',
+        'error_y': 'sd of the loss over seeds',
+      },
+    },
     optimizers={name: words.name(name) for name in marks['optimizer']},
   )
   title = 'What a lower loss takes'

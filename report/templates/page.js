@@ -173,6 +173,17 @@ function arrange(layout, width) {
   return changes;
 }
 
+// Names beside marks stand over one another where there is no room.
+const ROOM = {width: 620, marks: 8};
+
+function modes(figure, width) {
+  const named = figure.data.filter((t) => /text/.test(t.mode || ''));
+  const bare = width < ROOM.width && named.length > ROOM.marks;
+  return figure.data.map((trace) => {
+    return bare && trace.mode ? trace.mode.replace('+text', '') : trace.mode;
+  });
+}
+
 function widthOf(id) {
   return document.getElementById(id).clientWidth;
 }
@@ -215,7 +226,8 @@ function fit() {
       continue;
     }
     const changes = arrange(figures[id].layout, width);
-    Plotly.relayout(id, {...changes, width: width});
+    const mode = modes(figures[id], width);
+    Plotly.update(id, {mode: mode}, {...changes, width: width});
     scale(id);
   }
 }
@@ -384,7 +396,8 @@ function toCsv(id) {
     const panel = figure.layout.meta.titles[panelOf(trace) - 1];
     const kind = meta.quantity || (meta.when || {}).column || meta.kind;
     trace.y.forEach((height, i) => {
-      const label = meta.labels ? meta.labels[i] : (meta.when || {}).transfer;
+      const {hyperparameter, transfer} = meta.when || {};
+      const label = meta.labels ? meta.labels[i] : hyperparameter || transfer;
       const row = [panel, trace.name, kind, meta.run, label];
       const all = trace.xs === undefined ? {} : positions[trace.xs];
       row.push(...keys.map((key) => (all[key] || [])[i]));
@@ -465,9 +478,11 @@ function draw(id) {
   const {data, layout} = figures[id];
   data.forEach(place);
   for (const trace of data) trace.visible = isShown(trace);
+  const mode = modes(figures[id], widthOf(id));
+  const first = data.map((trace, i) => ({...trace, mode: mode[i]}));
   const start = {...structuredClone(layout), width: widthOf(id)};
   start.dragmode = coarse ? false : 'zoom';
-  Plotly.newPlot(id, data, start, config);
+  Plotly.newPlot(id, first, start, config);
   Plotly.relayout(id, {
     ...arrange(layout, widthOf(id)),
     ...(figures[id].titles ? frame(id) : limits(figures[id])),

@@ -1,6 +1,6 @@
 """What the tests of the comparison share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import importlib.util
 import json
 import pathlib
@@ -24,16 +24,6 @@ def _load(name: str) -> types.ModuleType:
 def study_runs() -> types.ModuleType:
   """Writer of run directories, study_runs.py."""
   return _load('../report/study_runs')
-
-
-@pytest.fixture(scope='module')
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-  """A page of a headless Chromium, see browser.py."""
-  browser = _load('browser')
-  if browser.find() is None:
-    pytest.skip('no Chromium: apt-get install chromium')
-  with browser.tab(tmp_path_factory.mktemp('profile')) as page:
-    yield page
 
 
 @pytest.fixture(scope='session')

@@ -1,6 +1,6 @@
 """What the tests of the report share."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import importlib.util
 import json
 import pathlib
@@ -14,15 +14,39 @@ from steepest.report import tables, verdicts
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 
 
-@pytest.fixture(scope='session')
-def study_runs() -> types.ModuleType:
-  """Writer of run directories, study_runs.py."""
-  path = pathlib.Path(__file__).with_name('study_runs.py')
-  spec = importlib.util.spec_from_file_location('study_runs', path)
+def _load(name: str) -> types.ModuleType:
+  path = pathlib.Path(__file__).with_name(f'{name}.py')
+  spec = importlib.util.spec_from_file_location(name, path)
   assert spec is not None and spec.loader is not None
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
+
+
+@pytest.fixture(scope='session')
+def study_runs() -> types.ModuleType:
+  """Writer of run directories, study_runs.py."""
+  return _load('study_runs')
+
+
+@pytest.fixture(scope='module')
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+  """A page of a headless Chromium, see browser.py."""
+  browser = _load('browser')
+  if browser.find() is None:
+    pytest.skip('no Chromium: apt-get install chromium')
+  with browser.tab(tmp_path_factory.mktemp('profile')) as page:
+    yield page
+
+
+@pytest.fixture(scope='session')
+def compared(
+  study_runs: types.ModuleType, tmp_path_factory: pytest.TempPathFactory
+) -> tables.Comparison:
+  """A finished study: 2 architectures × 3 optimizers × 3 seeds, and trials."""
+  root = tmp_path_factory.mktemp('study')
+  study_runs.write_study(root, seeds=3)
+  return verdicts.compare(tables.read([root]))
 
 
 @pytest.fixture

@@ -1,0 +1,317 @@
+"""What figures draw is what the tables hold, and what was planted is found."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from steepest.report import (
+  axes,
+  curves,
+  differences,
+  layers,
+  scores,
+  section,
+  sensitivity,
+  sizes,
+  tables,
+  tuning,
+  verdicts,
+  widths,
+)
+
+
+def _figure(sections, key):
+  blocks = [block for part in sections for block in part.blocks]
+  return next(f for f in section.figures(blocks) if f.key == key).content
+
+
+def _runs(**columns):
+  """Tables of final runs or trials with the given columns."""
+  frame = pd.DataFrame(columns)
+  frame['run'] = [str(i) for i in range(len(frame))]
+  empty = pd.DataFrame()
+  return tables.Tables(frame, empty, empty, empty, empty, empty, empty)
+
+
+def test_loss_lines_are_means_over_seeds(compared):
+  content = _figure(curves.loss(compared), 'loss')
+  line = next(
+    trace
+    for trace in content['data']
+    if trace['meta']['optimizer'] == 'lion'
+    and trace['meta']['kind'] == 'eval'
+    and trace['meta']['when']['seeds'] == 'mean'
+  )
+  runs = compared.compared
+  own = runs[(runs['group'] == 'gpt2') & (runs['optimizer'] == 'lion')]
+  points = compared.tables.points.dropna(subset=['eval/loss'])
+  of = points[points['run'].isin(own['run'])].groupby('step')
+  assert line['y'] == pytest.approx(list(of['eval/loss'].mean()), rel=1e-5)
+  seconds = list(of['seconds'].mean())
+  assert line['xs']['seconds'] == pytest.approx(seconds, rel=1e-5)
+  band = [
+    trace['y']
+    for trace in content['data']
+    if trace['meta']['optimizer'] == 'lion'
+    and trace['meta']['kind'].startswith('eval, ')
+  ][:2]
+  assert band[0] == pytest.approx(list(of['eval/loss'].min()), rel=1e-5)
+  assert band[1] == pytest.approx(list(of['eval/loss'].max()), rel=1e-5)
+
+
+def test_single_seeds_are_on_demand_and_diverged_ones_always_drawn(plant):
+  found = plant({'adamw': [3.4, 3.41, 3.42], 'lion': [3.5, None, 3.52]})
+  data = _figure(curves.loss(found), 'loss')['data']
+  marks = [t for t in data if t['meta']['kind'] == 'mark']
+  (mark,) = marks
+  assert mark['meta']['optimizer'] == 'lion' and mark['meta']['seed'] == 1
+  assert 'seeds' not in mark['meta']['when']
+  single = [t for t in data if t['meta']['when'].get('seeds') == 'single']
+  assert {t['meta']['seed'] for t in single} == {0, 1, 2}
+  means = [t['name'] for t in data if 'mean of' in t['name']]
+  assert set(means) == {'AdamW, mean of 3 seeds', 'Lion, mean of 2 seeds'}
+
+
+def test_scores_are_those_of_the_cells(compared):
+  content = _figure(scores.sections(compared), 'scores')
+  cells = compared.cells.set_index(['group', 'optimizer', 'column'])
+  checked = 0
+  for trace in content['data']:
+    if trace['meta']['kind'] != 'score':
+      continue
+    group = 'gpt2' if trace['xaxis'] == 'x' else 'llama'
+    for column, x, error in zip(
+      trace['meta']['labels'],
+      trace['x'],
+      trace['error_x']['array'],
+      strict=True,
+    ):
+      cell = cells.loc[group, trace['meta']['optimizer'], column]
+      assert x == pytest.approx(100 * cell['mean'], rel=1e-5)
+      assert error == pytest.approx(100 * cell['stderr'], rel=1e-5)
+      checked += 1
+  assert checked == 6 * 7
+
+
+@pytest.mark.parametrize('optimizers', [3, 6])
+def test_differences_are_those_of_the_pairs(plant, optimizers):
+  names = ['adamw', 'lion', 'sophia', 'muon', 'signum', 'nadamw'][:optimizers]
+  noise = np.random.default_rng(0).normal(0, 0.002, (len(names), 4))
+  found = plant(
+    {
+      name: [
+        float(3.4 + 0.02 * i + 0.01 * seed + e) for seed, e in enumerate(of)
+      ]
+      for i, (name, of) in enumerate(zip(names, noise, strict=True))
+    }
+  )
+  pairs = found.pairs[found.pairs['column'] == 'eval_loss']
+  made = differences.sections(found)
+  if optimizers == 3:
+    drawn = [t['x'][0] for t in _figure(made, 'differences')['data']]
+    assert drawn == pytest.approx(list(pairs['difference']), rel=1e-5)
+    return
+  (matrix,) = _figure(made, 'matrix')['data']
+  order = matrix['meta']['rows']
+  for pair in pairs.to_dict('records'):
+    i, j = order.index(pair['first']), order.index(pair['second'])
+    assert matrix['z'][i][j] == pytest.approx(pair['difference'], rel=1e-5)
+    assert matrix['z'][j][i] == -matrix['z'][i][j]
+    assert (matrix['text'][i][j] == '●') == (pair['p_holm'] < 0.05)
+  best = _figure(made, 'differences')['data']
+  assert len(best) == 5 and all(t['x'][0] > 0 for t in best)
+  for trace in best:
+    half = trace['error_x']['array'][0]
+    assert half > 0
+
+
+@pytest.mark.parametrize('searched', [True, False])
+def test_without_an_equal_search_every_mark_is_open(plant, searched):
+  losses = {
+    name: [3.4 + gap + 0.01 * seed + own * seed for seed in range(4)]
+    for name, gap, own in (('adamw', 0, 1e-4), ('lion', 0.3, -1e-4))
+  }
+  found = plant(losses, rates={} if searched else {'lion': ()})
+  data = _figure(differences.sections(found), 'differences')['data']
+  assert data[0]['marker']['symbol'].endswith('-open') is not searched
+
+
+def test_tuning_marks_are_the_trials(compared):
+  content = _figure(tuning.sections(compared), 'tuning')
+  runs = compared.tables.runs
+  trials = runs[
+    (runs['stage'] == 'tune')
+    & (runs['status'] == 'finished')
+    & (runs['group'] == 'gpt2')
+    & (runs['optimizer'] == 'sophia')
+  ].sort_values('lr')
+  drawn = next(
+    trace
+    for trace in content['data']
+    if trace['meta']['optimizer'] == 'sophia'
+    and trace['meta']['kind'] == 'trial'
+  )
+  assert drawn['x'] == pytest.approx(list(trials['lr']), rel=1e-5)
+  assert drawn['y'] == pytest.approx(list(trials['loss']), rel=1e-5)
+  diverged = [t for t in content['data'] if t['meta']['kind'] == 'diverged']
+  assert {t['meta']['optimizer'] for t in diverged} == {'sophia'}
+
+
+def test_layers_are_averages_over_the_run(compared):
+  content = _figure(layers.sections(compared), 'layers')
+  for trace in content['data']:
+    if trace['meta']['kind'] == 'grad_norm':
+      # As study_runs.py logs them: 0.2 · 2^layer.
+      assert trace['meta']['labels'] == ['embedding', 'block_0', 'readout']
+      assert trace['y'] == pytest.approx([0.2, 0.4, 0.8], rel=1e-5)
+
+
+def test_planted_axes_and_budgets_are_found(study_runs, tmp_path):
+  study_runs.write_axis_study(tmp_path, models=('gpt2',))
+  found = verdicts.compare(tables.read([tmp_path]))
+  effects = axes.effects(found)
+  of_epochs = effects[effects['axis'] == 'epochs'].set_index('optimizer')
+  for name, added in study_runs.EPOCHS_ADD.items():
+    row = of_epochs.loc[name]
+    assert row['difference'] == pytest.approx(added, abs=1.5e-3)
+    assert row['low'] < added < row['high'] and row['n'] == 3
+  rows, fits, reasons = sizes.speedups(found)
+  # Three budgets: any curve of three unknowns goes through them.
+  assert (
+    not fits
+    and 'need 4 token budgets, there are 3' in reasons['gpt2, epochs 1']
+  )
+  assert len(rows) == 9
+
+
+def test_speed_up_is_read_off_the_planted_curve():
+  floor, scale, alpha, unit = 3.0, 0.5, 0.4, 1e6
+  rng = np.random.default_rng(0)
+  budgets = unit * np.array([0.25, 0.5, 1, 2, 4, 8])
+  points = [
+    (d, floor + scale * (d / unit) ** -alpha + rng.normal(0, 2e-4))
+    for d in budgets
+    for _ in range(3)
+  ]
+  curve = sizes.fit(points)
+  assert curve.floor == pytest.approx(floor, abs=0.02)
+  assert curve.alpha == pytest.approx(alpha, abs=0.03)
+  # An optimizer 1.5 times as fast.
+  loss = floor + scale * (1.5 * 2) ** -alpha
+  losses = loss + np.array([-2e-4, 0, 2e-4])
+  ratio, low, high = sizes.speedup(curve, 2 * unit, list(losses))
+  assert low < 1.5 < high and ratio == pytest.approx(1.5, abs=0.03)
+  assert math.isnan(sizes.speedup(curve, unit, [floor - 0.1] * 3)[0])
+  with pytest.raises(ValueError, match='do not fall|no exponent'):
+    sizes.fit([(d, 3 + d / unit) for d in budgets])
+
+
+def test_equal_optimizers_have_a_speed_up_of_one():
+  """Of 200 studies of equals, an interval leaves 1 out in about 5 %."""
+  rng = np.random.default_rng(1)
+  budgets = np.array([1.0, 2, 4, 8, 16])
+  mean = 3 + 0.5 * budgets**-0.4
+  missed = 0
+  for _ in range(200):
+    losses_BxS = mean[:, None] + rng.normal(0, 1e-3, (5, 3))
+    curve = sizes.fit(
+      [(d, y) for d, of in zip(budgets, losses_BxS) for y in of]
+    )
+    other = mean[2] + rng.normal(0, 1e-3, 3)
+    _, low, high = sizes.speedup(curve, 4.0, list(other))
+    missed += not low <= 1 <= high
+  assert missed <= 200 * 0.05 + 3 * math.sqrt(200 * 0.05 * 0.95)
+
+
+def test_drift_of_a_planted_optimum_is_found():
+  """log2 of the best rate falls by 0.5 a doubling of the width."""
+  rows = [
+    (
+      width,
+      seed,
+      lr,
+      4 + 0.1 * (math.log2(lr) + 8 + 0.5 * math.log2(width)) ** 2,
+    )
+    for width in (16, 32, 64)
+    for seed in range(3)
+    for lr in 2.0 ** np.arange(-14, -7)
+  ]
+  width, seed, lr, loss = map(list, zip(*rows, strict=True))
+  found = widths.transfers(
+    _runs(
+      stage='tune',
+      status=['finished'] * len(rows),
+      architecture='gpt2',
+      optimizer='adamw',
+      seed=seed,
+      lr=lr,
+      loss=loss,
+      **{'config.parametrization.kind': 'sp', 'config.model.width': width},
+    )
+  )
+  (cell,) = found
+  assert cell.drift.value == pytest.approx(-0.5, abs=1e-6)
+  assert cell.drift.seeds == 3
+  for of in cell.widths:
+    best = -8 - 0.5 * math.log2(of.width)
+    assert of.optimum.value == pytest.approx(best, abs=1e-6)
+  # The narrowest's best rate, 2^-10, is one doubling too high at width 64.
+  assert cell.widths[-1].cost.value == pytest.approx(0.1, abs=1e-6)
+
+
+def test_loss_off_the_best_value():
+  points = [(2.0**i, 3 + 0.1 * i * i) for i in range(-3, 4)]
+  assert sensitivity.loss_off(points, 2.0) == (pytest.approx(0.1), 'tried')
+  value, how = sensitivity.loss_off(points, 1.5)
+  assert how == 'interpolated' and 0 < value < 0.1
+  assert sensitivity.loss_off(points, 16.0) == (None, 'not tried')
+  points[-1] = (8.0, math.inf)
+  assert sensitivity.loss_off(points, 8.0) == (None, 'diverged')
+  assert sensitivity.loss_off(points, 6.0) == (None, 'not tried')
+
+
+def test_rate_sensitivity_of_a_parabola():
+  """The mean of x² over ±a is a²/3; dense points leave the cubics no room."""
+  x = np.linspace(-2, 2, 401)
+  points = [(math.exp(v), 3 + v * v) for v in x]
+  found = sensitivity.rate_sensitivity(points, 100.0, math.exp(-1), math.e)
+  assert found == pytest.approx(1 / 3, rel=1e-4)
+  # A loss above that of the first step counts as that one.
+  capped = sensitivity.rate_sensitivity(points, 3.25, math.exp(-1), math.e)
+  assert capped == pytest.approx((2 * 0.5**3 / 3 + 0.25) / 2, rel=1e-3)
+  with pytest.raises(ValueError, match='do not hold'):
+    sensitivity.rate_sensitivity(points, 4.0, math.exp(-3), 1.0)
+
+
+def test_what_mattered_is_what_was_planted():
+  rng = np.random.default_rng(0)
+  lr, decay = np.exp(rng.uniform(-3, 3, (2, 60)))
+  trials = pd.DataFrame(
+    {
+      'status': 'finished',
+      'loss': 3 + np.log(lr) ** 2 + 0.001 * np.log(decay),
+      'lr': lr,
+    }
+  )
+  values = pd.DataFrame({'lr': lr, 'weight_decay': decay})
+  search = tuning.Search('gpt2', 'adamw', trials, values, 0, trials.iloc[:0])
+  shares = sensitivity.importances(search)
+  assert shares['lr'] > 0.9
+  few = tuning.Search(
+    'gpt2', 'adamw', trials[:8], values[:8], 0, trials.iloc[:0]
+  )
+  assert sensitivity.importances(few) == {}
+
+
+def test_agreement_of_loss_and_score():
+  losses = [3.1, 3.2, 3.3, 3.4, 3.5]
+  right = [0.5, 0.49, 0.45, 0.46, 0.4]
+  found = scores.agreement('x', losses, right)
+  wanted = stats.kendalltau([-loss for loss in losses], right, method='exact')
+  assert found.tau == pytest.approx(wanted.statistic)
+  assert found.p == pytest.approx(wanted.pvalue, abs=1e-9)
+  few = scores.agreement('x', losses[:3], right[:3])
+  assert math.isnan(few.p) and 'too few' in few.reason
