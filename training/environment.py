@@ -1,6 +1,7 @@
 """What a run ran on: versions, devices, commit."""
 
 import importlib.metadata
+import os
 import pathlib
 import platform
 import subprocess
@@ -55,8 +56,6 @@ def git_commit() -> str | None:
 
 
 def _usable_cores() -> int:
-  import os
-
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
