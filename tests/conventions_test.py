@@ -1,6 +1,7 @@
 """Rules of the house that a reader would otherwise have to watch."""
 
 import ast
+import functools
 import pathlib
 import re
 
@@ -131,12 +132,17 @@ def test_every_key_is_explained_and_they_stay_few():
 
 def test_real_valued_defaults_are_floats():
   """So `--config.optimizer.lr=1` is no type error."""
-  for key, value in base.flatten(base.get_study_config()).items():
-    leaf = key.rpartition('.')[2]
+  config = base.get_study_config()
+  for key in base.flatten(config):
+    *path, leaf = key.split('.')
+    # Of a placeholder too, whose value is None.
+    kind = functools.reduce(lambda c, name: c[name], path, config).get_type(
+      leaf
+    )
     if leaf in ('lr', 'eps', 'rho', 'weight_decay', 'clip_norm', 'rope_base'):
-      assert isinstance(value, float), key
+      assert kind is float, key
     if leaf.endswith(('_fraction', '_eps')):
-      assert isinstance(value, float), key
+      assert kind is float, key
 
 
 _FORBIDDEN = re.compile(r'/(?:work|tmp|root|home|Users)/|localhost:\d')
