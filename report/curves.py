@@ -39,6 +39,7 @@ _POSITIONS = {
   'seconds': 'Training time',
 }
 _UNITS = {'k': 'thousands', 'M': 'millions', 'B': 'billions', 'T': 'trillions'}
+_SEEDS = Switch('seeds', 'Seeds', {'mean': 'mean', 'single': 'each'})
 _SPANS = {'0,1': 'all', '0.25,1': 'last 75 %', '0.75,1': 'last 25 %'}
 
 
@@ -66,7 +67,10 @@ def loss(comparison: tables.Comparison) -> list[Section]:
     'time leaves out compilation, evaluation and checkpoints. Runs under way '
     'are pale.',
     {'data': data, 'layout': layout, 'skip': 0.3},
-    [Switch('kind', 'Loss', {'eval': 'Validation', 'train': 'Training'})],
+    [
+      Switch('kind', 'Loss', {'eval': 'Validation', 'train': 'Training'}),
+      _SEEDS,
+    ],
     'loss (nats per token)',
   )
   return [Section('loss', 'Loss curves', [figure], folded=False)]
@@ -94,7 +98,10 @@ def scores(comparison: tables.Comparison) -> list[Section]:
     'Lines are means over seeds, bands reach from the lowest to the highest '
     'seed; the dotted line is the accuracy of guessing.',
     {'data': data, 'layout': layout},
-    [Switch('column', 'Benchmark', {c: words.head(c) for c in columns})],
+    [
+      Switch('column', 'Benchmark', {c: words.head(c) for c in columns}),
+      _SEEDS,
+    ],
     'accuracy (%)',
   )
   return [Section('score-curves', 'Benchmarks during training', [figure])]
@@ -176,6 +183,8 @@ class _Course:
     shown = self.runs[self.runs['run'].isin(self._by_run)]
     self.groups = list(dict.fromkeys(shown['group']))
     self._looks = theme.styles(runs['optimizer'])
+    # Many bands over one another would hide the lines.
+    self._opacity = 0.2 if len(self._looks) <= 6 else 0.07
     self.positions = {
       key: _position(key, float(self.points[key].max()))
       for key in _POSITIONS
@@ -231,7 +240,6 @@ class _Course:
       {**content, 'titles': titles, 'csv': {'y': value}},
       [
         *switches,
-        Switch('seeds', 'Seeds', {'mean': 'mean', 'single': 'each'}),
         Switch('x', 'against', titles),
         Switch('span', 'part', _SPANS),
       ],
@@ -405,7 +413,10 @@ class _Course:
         band['hoverinfo'] = 'skip'
         del band['hovertemplate']
         if fill is not None:
-          band |= {'fill': fill, 'fillcolor': theme.pale(look['color'])}
+          band |= {
+            'fill': fill,
+            'fillcolor': theme.pale(look['color'], self._opacity),
+          }
         found.append(band)
     line = self._trace(cell, mean, panel, shown)
     if several:

@@ -106,6 +106,10 @@ def trade_off(comparison: Comparison) -> list[section.Section]:
     f'Training time of a run ({unit.label})'
   )
   layout['yaxis']['title'] = theme.title('Validation loss (nats per token)')
+  times = marks['seconds'] / unit.scale
+  if times.max() - times.min() < 1e-6 * times.max():
+    # Plotly cannot label an axis of no width.
+    layout['xaxis']['range'] = [0.9 * times.max(), 1.1 * times.max()]
   look = theme.styles(comparison.compared['optimizer'])
   groups = list(dict.fromkeys(marks['group']))
   data = [

@@ -62,7 +62,10 @@ def searches(found: tables.Tables) -> list[Search]:
   """Returns the searches of all studies, by model and optimizer."""
   runs = found.runs
   result = []
-  for _, frame in selection.searches(runs[runs['stage'] == 'tune']):
+  of_trials = selection.searches(runs[runs['stage'] == 'tune'])
+  for _, frame in sorted(
+    of_trials, key=lambda search: _order(search[1].iloc[0])
+  ):
     first = frame.iloc[0]
     ended = frame[frame['status'] != 'unfinished']
     rows = [tables.hyperparameters(row) for row in ended.to_dict('records')]
@@ -80,6 +83,13 @@ def searches(found: tables.Tables) -> list[Search]:
       )
     )
   return result
+
+
+def _order(run: Mapping[str, Any]) -> tuple[Any, ...]:
+  """Returns what searches are sorted by, given a trial: sizes as numbers."""
+  sizes = [tables.config(run, f'model.{k}') for k in ('num_layers', 'width')]
+  kind = tables.config(run, 'parametrization.kind')
+  return run['architecture'], kind, *sizes, run['cell']
 
 
 def sections(comparison: tables.Comparison) -> list[Section]:

@@ -101,7 +101,8 @@ def head(key: str) -> str:
 
 def capitalized(text: str) -> str:
   """Returns a text whose first letter, and no other, is made a capital."""
-  return text[:1].upper() + text[1:]
+  # A Greek capital is another symbol.
+  return text[:1].upper() + text[1:] if text[:1].isascii() else text
 
 
 def join(items: Iterable[str], last: str = 'and') -> str:

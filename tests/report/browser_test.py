@@ -6,6 +6,7 @@ import json
 import re
 import xml.etree.ElementTree
 
+import numpy as np
 import pytest
 
 from steepest.report import report, tables, verdicts
@@ -33,6 +34,20 @@ _OPEN = """(async () => {
     await new Promise((r) => setTimeout(r, 50));
   }
 })()"""
+
+# Whether no table needs to be scrolled.
+_WHOLE = """Array.from(
+  document.querySelectorAll('.scroll'), (s) => s.scrollWidth - s.clientWidth
+).every((over) => over <= 0)"""
+# Figures with titles of panels that are printed over each other.
+_OVERLAPS = """Array.from(document.querySelectorAll('.plot'), (plot) => {
+  const boxes = Array.from(
+    plot.querySelectorAll('.annotation-text'), (t) => t.getBoundingClientRect()
+  );
+  return boxes.some((a, i) => boxes.some((b, j) => i < j &&
+    a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom
+  ));
+}).filter(Boolean).length"""
 
 
 @pytest.fixture(scope='module')
@@ -72,19 +87,8 @@ def test_fits_the_screen_and_reports_no_problem(page, tab, width, dark):
   assert all(drawn <= place and high > 100 for place, drawn, high in boxes)
   if width >= 1024:
     # Whole tables: none needs to be scrolled.
-    assert tab.evaluate(
-      "Array.from(document.querySelectorAll('.scroll'),"
-      ' (s) => s.scrollWidth - s.clientWidth).every((over) => over <= 0)'
-    )
-  overlaps = tab.evaluate(
-    "Array.from(document.querySelectorAll('.plot'), (p) => {"
-    "const boxes = Array.from(p.querySelectorAll('.annotation-text'),"
-    ' (t) => t.getBoundingClientRect());'
-    'return boxes.some((a, i) => boxes.some((b, j) => i < j &&'
-    ' a.left < b.right && b.left < a.right &&'
-    ' a.top < b.bottom && b.top < a.bottom));}).filter(Boolean).length'
-  )
-  assert overlaps == 0
+    assert tab.evaluate(_WHOLE)
+  assert tab.evaluate(_OVERLAPS) == 0
   background = tab.evaluate('getComputedStyle(document.body).backgroundColor')
   assert (background == 'rgb(255, 255, 255)') is not dark
   if dark:
@@ -94,6 +98,35 @@ def test_fits_the_screen_and_reports_no_problem(page, tab, width, dark):
     )
     for color in set(colors):
       assert min(map(int, re.findall(r'\d+', color)[:3])) > 150, color
+
+
+def test_fourteen_optimizers_read_well(plant, tab, tmp_path):
+  names = ('adafactor', 'adamw', 'ademamix', 'adopt', 'cautious_adamw', 'muon')
+  names += ('cautious_lion', 'lion', 'nadamw', 'prodigy', 'schedule_free')
+  names += ('signum', 'soap', 'sophia')
+  noise = np.random.default_rng(0).normal(0, 0.002, (len(names), 3))
+  found = plant(
+    {
+      name: [float(3.4 + 0.01 * i + e) for e in of]
+      for i, (name, of) in enumerate(zip(names, noise, strict=True))
+    }
+  )
+  path = report.write(found, tmp_path / 'out', ['x'])
+  for width in (390, 1024, 1440):
+    tab.problems.clear()
+    tab.show(width, 900)
+    tab.open(path)
+    tab.evaluate(_OPEN)
+    assert not tab.problems
+    assert tab.evaluate('document.documentElement.scrollWidth') <= width
+    assert tab.evaluate(_OVERLAPS) == 0
+    if width >= 1024:
+      assert tab.evaluate(_WHOLE)
+    longest = tab.evaluate(
+      "Math.max(...Array.from(document.querySelectorAll('td'),"
+      ' (cell) => cell.textContent.length))'
+    )
+    assert longest < 400
 
 
 def test_every_figure_is_saved_as_svg_and_csv(page, tab):
