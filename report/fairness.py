@@ -52,11 +52,11 @@ def tuning(tables_: Tables, compared: pd.DataFrame) -> pd.DataFrame:
   Columns: group, optimizer, cell, trials (that ended), planned (of these, the
   others were added because the best lay at an edge), pruned, diverged,
   tokens_per_trial, and of what all of them took tokens, flops, seconds;
-  searched (JSON list of names, lr first), span (highest over lowest planned
-  rate), best_lr, chosen_lr, below and above (how many tried rates are lower and
-  higher than the best one), edges (JSON list of names whose best value is the
-  lowest or highest tried), off (in words, where final runs are not at what the
-  search found). Without a search: 0 trials.
+  searched (JSON list of names, lr first), memories (JSON: those set by hand),
+  span (highest over lowest planned rate), best_lr, chosen_lr, below and above
+  (how many tried rates are lower and higher than the best one), edges (JSON list
+  of names whose best value is the lowest or highest tried), off (in words, where
+  final runs are not at what the search found). Without a search: 0 trials.
   """
   runs = tables_.runs
   trials = runs[(runs['stage'] == 'tune') & (runs['status'] != 'unfinished')]
@@ -92,6 +92,7 @@ _TUNING = [
   'flops',
   'seconds',
   'searched',
+  'memories',
   'span',
   'best_lr',
   'chosen_lr',
@@ -125,6 +126,7 @@ def _tuned(
     'diverged': int((trials['status'] == 'diverged').sum()),
     'tokens_per_trial': int(last['planned_tokens'].max()),
     'searched': json.dumps(names),
+    'memories': json.dumps(_memories(values[0], names)),
     'span': last['lr'][planned].max() / last['lr'][planned].min(),
     'chosen_lr': float(finals['lr'].iloc[0]),
   }
@@ -147,6 +149,17 @@ def _tuned(
     'above': above,
     'edges': json.dumps(_edges(tried, best, _is_grid(last, plans))),
     'off': _off(tried, best, last.iloc[0], finals.iloc[0]),
+  }
+
+
+def _memories(
+  hyperparameters: Mapping[str, float], searched: Sequence[str]
+) -> dict[str, float]:
+  """Returns the memories that all trials share, since nobody searched them."""
+  return {
+    name: value
+    for name, value in hyperparameters.items()
+    if name in _KINDS and _KINDS[name] == 'memories' and name not in searched
   }
 
 
@@ -261,21 +274,15 @@ def judge(tables_: Tables, tuned: pd.DataFrame) -> pd.DataFrame:
 
   `refuses`: losses and scores of the group are not ranked for it.
   """
-  rows: list[dict[str, Any]] = []
+  rows = []
   withdrawn = _withdrawn(tables_)
-  for group, of in tuned.groupby('group', sort=False):
-    found = [('', 'withdrawn', text) for text in withdrawn.get(group, ())]
-    for optimizer, subject, text in [*found, *_unequal(of.to_dict('records'))]:
-      rows.append(
-        {
-          'group': group,
-          'optimizer': optimizer,
-          'subject': subject,
-          'text': text,
-          'refuses': True,
-        }
-      )
   columns = ['group', 'optimizer', 'subject', 'text', 'refuses']
+  for group, of in tuned.groupby('group', sort=False):
+    cells = of.to_dict('records')
+    refused = [('', 'withdrawn', text) for text in withdrawn.get(group, ())]
+    refused += _unequal(cells)
+    for refuses, said in ((True, refused), (False, _by_hand(cells))):
+      rows += [(group, *one, refuses) for one in said]
   return pd.DataFrame(rows, columns=columns)
 
 
@@ -290,6 +297,24 @@ def _withdrawn(tables_: Tables) -> dict[str, list[str]]:
     group: [f'withdrawn, since {reasons[study]}' for study in of.unique()]
     for group, of in finals.groupby('group')['study']
   }
+
+
+def _by_hand(tuned: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+  """Returns (optimizer, subject, text) of memories that nobody searched.
+
+  Unlike ones may favour an optimizer, which is said beside the ranking.
+  """
+  tuned = [row for row in tuned if row['trials']]
+  held = [json.loads(row['memories']) for row in tuned]
+  names = {name for of in held for name in of}
+  unlike = {n for n in names if len({of[n] for of in held if n in of}) > 1}
+  said = []
+  for row, of in zip(tuned, held, strict=True):
+    shown = [f'{words.name(n)} {of[n]:g}' for n in of if n in unlike]
+    if shown:
+      text = f'memories set by hand ({words.join(shown)}), unlike another’s'
+      said.append((row['optimizer'], 'memories', text))
+  return said
 
 
 def _unequal(tuned: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
@@ -380,16 +405,17 @@ def sections(comparison: Comparison) -> list[section.Section]:
   ]
   unequal = comparison.fairness
   if len(unequal):
-    columns = ['Group', 'Optimizer', 'What is unequal']
+    columns = ['Group', 'Optimizer', 'What', 'Effect']
     rows = [
       [
         words.named(row['group']),
         words.name(row['optimizer']) or 'all',
         row['text'],
+        'not ranked' if row['refuses'] else 'said beside the ranking',
       ]
       for _, row in unequal.iterrows()
     ]
-    blocks.append(_words('Why optimizers are not ranked', columns, rows))
+    blocks.append(_words('What is unequal', columns, rows))
   if len(comparison.left_out):
     rows = comparison.left_out[['run', 'reason']].to_numpy().tolist()
     blocks.append(_words('Runs left out', ['Run', 'Reason'], rows))

@@ -88,9 +88,12 @@ def _fairness(comparison: Comparison, group: str, refusal: str) -> str:
   if not len(tuned):
     return 'Nothing was searched.'
   trials = int(tuned['planned'].iloc[0])
+  notes = comparison.fairness
+  notes = notes[(notes['group'] == group) & (notes['subject'] == 'memories')]
+  hand = ' Memories were set by hand and are unlike.' if len(notes) else ''
   return (
     f'{words.plural(trials, "trial")} of equal length for each optimizer, over '
-    'equal spans of rates; the best ones lie inside what was tried.'
+    f'equal spans of rates; the best ones lie inside what was tried.{hand}'
   )
 
 

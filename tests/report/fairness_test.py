@@ -26,9 +26,11 @@ def _refused(found, text):
 def test_equal_effort_is_ranked(plant):
   found = plant(_LOSSES)
   assert found.winner('gpt2', 'eval_loss') == 'adamw'
-  assert found.fairness.empty
+  assert not found.fairness['refuses'].any()
   (answer,) = results.answers(found)
   assert answer.fair and '4 trials' in answer.fairness
+  # AdamW's and Lion's defaults: said, since neither was searched.
+  assert 'Memories were set by hand' in answer.fairness
 
 
 @pytest.mark.parametrize(
