@@ -53,10 +53,11 @@ def tuning(tables_: Tables, compared: pd.DataFrame) -> pd.DataFrame:
   others were added because the best lay at an edge), pruned, diverged,
   tokens_per_trial, and of what all of them took tokens, flops, seconds;
   searched (JSON list of names, lr first), memories (JSON: those set by hand),
-  span (highest over lowest planned rate), best_lr, chosen_lr, below and above
-  (how many tried rates are lower and higher than the best one), edges (JSON list
-  of names whose best value is the lowest or highest tried), off (in words, where
-  final runs are not at what the search found). Without a search: 0 trials.
+  span (highest over lowest planned rate), best_lr, chosen_lr, below and
+  above (how many tried rates are lower and higher than the best one), edges
+  (JSON list of names whose best value is the lowest or highest tried), off (in
+  words, where final runs are not at what the search found). Without a search:
+  0 trials.
   """
   runs = tables_.runs
   trials = runs[(runs['stage'] == 'tune') & (runs['status'] != 'unfinished')]
