@@ -9,9 +9,7 @@ was tuned, and an effect of the other sign is 'opposite seen at this scale'.
 from collections.abc import Callable, Sequence
 import dataclasses
 
-import pandas as pd
-
-from steepest.report import findings, rates, section, tables, words
+from steepest.report import findings, rates, tables, words
 from steepest.report.findings import (
   OPPOSITE,
   SEEN,
@@ -97,37 +95,6 @@ def markdown(comparison: tables.Comparison) -> str:
   )
 
 
-def sections(comparison: tables.Comparison) -> list[section.Section]:
-  """Returns the page's section; none where no claim is tested."""
-  found = answers(comparison)
-  if all(answer.conclusion == UNTESTED for answer in found):
-    return []
-  heads = ('Claim', 'Made by', 'Here', 'Scale, tokens per parameter, tuning')
-  overview = pd.DataFrame(
-    [
-      (a.claim.statement, _BY[a.by], a.conclusion, a.scale or words.MISSING)
-      for a in found
-    ],
-    columns=heads,
-  )
-  blocks: list[section.Block] = [
-    f'What {SOURCE} and articles about it claim of models a thousand times '
-    'larger, beside these runs.',
-    section.Table.of(overview, 'Claims', style='words'),
-  ]
-  for a in found:
-    if a.conclusion != UNTESTED:
-      frame = pd.DataFrame(
-        [_row(f) for f in a.findings],
-        columns=list(map(words.capitalized, [*_HEADS, 'scale'])),
-      )
-      blocks.append(
-        section.Table.of(frame, a.claim.statement, folded=True, style='words')
-      )
-  blocks += map(section.Note, _RULES)
-  return [section.Section('claims', 'Claims of a paper, beside these', blocks)]
-
-
 _ABSTRACT = (
   Claim(
     'same-range',
@@ -191,7 +158,6 @@ _ARTICLES = (
 )
 
 
-_BY = {'abstract': 'the abstract', 'articles': 'articles about it'}
 _HEADS = ['where', 'here', 'effect', '95 % interval', 'p', 'n', 'remark']
 _RULES = (
   f'“{words.capitalized(SEEN)}”: the difference exceeds what the spread over '

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from steepest.report import findings, statistics, tables, words
+from steepest.report import findings, statistics, tables, widths, words
 from steepest.report.findings import UNRESOLVED, Finding
 
 # About twice: half a factor of two less or more.
@@ -116,16 +116,16 @@ def rates_transfer(comparison: tables.Comparison) -> list[Finding]:
   runs = runs[runs['config.parametrization.kind'] == 'mup']
   shifts, places = {}, {}
   for key, of in runs.groupby(['architecture', 'optimizer']):
-    widths = sorted(of['config.model.width'].unique())
-    if len(widths) < 2:
+    sizes = sorted(of['config.model.width'].unique())
+    if len(sizes) < 2:
       continue
-    ends = [of[of['config.model.width'] == w] for w in (widths[0], widths[-1])]
-    narrow, wide = ({s: _lowest(r) for s, r in e.groupby('seed')} for e in ends)
+    ends = [of[of['config.model.width'] == w] for w in (sizes[0], sizes[-1])]
+    narrow, wide = ({s: _best(r) for s, r in e.groupby('seed')} for e in ends)
     moved_S = np.array([wide[s] - narrow[s] for s in narrow if s in wide])
     moved_S = moved_S[~np.isnan(moved_S)]
     if moved_S.size:
       shifts[key] = moved_S
-      places[key] = f'from width {widths[0]:.0f} to {widths[-1]:.0f}'
+      places[key] = f'from width {sizes[0]:.0f} to {sizes[-1]:.0f}'
   freedom = sum(len(s) - 1 for s in shifts.values())
   squares = sum(float(((s - s.mean()) ** 2).sum()) for s in shifts.values())
   found = []
@@ -153,19 +153,6 @@ def rates_transfer(comparison: tables.Comparison) -> list[Finding]:
   return found or [findings.untested('every model', 'no study over widths')]
 
 
-def _lowest(trials: pd.DataFrame) -> float:
-  """Returns log2 of the best rate of one seed; NaN where none has finished.
-
-  The vertex of the parabola through the lowest loss and its neighbours; the
-  lowest itself at an end of what was tried or beside a run that diverged.
-  """
-  losses = trials.groupby('lr')['loss'].min()
-  if not np.isfinite(losses).any():
-    return math.nan
-  place = int(np.argmin(losses))
-  near = losses.iloc[place - 1 : place + 2] if place else losses.iloc[:0]
-  x = np.log2(losses.index.to_numpy(np.float64))
-  if len(near) < 3 or not np.isfinite(near).all():
-    return float(x[place])
-  a, b, _ = np.polyfit(x[place - 1 : place + 2] - x[place], near, 2)
-  return float(x[place] - b / (2 * a))
+def _best(trials: pd.DataFrame) -> float:
+  """Returns log2 of the best rate of one seed."""
+  return widths.optimum(trials.groupby('lr')['loss'].min())
