@@ -7,6 +7,7 @@ machine, or by a throughput benchmark. Runs on a busy machine say little.
 
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -124,9 +125,16 @@ def trade_off(comparison: Comparison) -> list[section.Section]:
   )
   if len(untimed):
     caption += (
-      ' Crossed marks: times of unlike moments or machines, which are shown '
+      ' Dotted marks: times of unlike moments or machines, which are shown '
       'and not compared.'
     )
+  if len(groups) > 1:
+    shapes = zip(itertools.cycle(_SYMBOLS), groups)
+    caption += ' Shapes: ' + ', '.join(
+      f'{shape.replace("-", " ")} {words.named(group)}'
+      for shape, group in shapes
+    )
+    caption += '.'
   figure = section.Figure(
     'trade-off',
     'Training time and validation loss of each optimizer',
@@ -218,8 +226,6 @@ def _mark(
   scale: float,
 ) -> dict[str, Any]:
   symbol = _SYMBOLS[groups.index(row['group']) % len(_SYMBOLS)]
-  if not row['timed']:
-    symbol = 'x-thin' if len(groups) == 1 else f'{symbol}-cross'
   bars = {'thickness': 1, 'width': 0, 'color': look['color'], 'type': 'data'}
   label = words.name(row['optimizer'])
   if not math.isnan(row['accuracy']):
@@ -236,9 +242,9 @@ def _mark(
     'error_x': {**bars, 'array': [None if sd[0] is None else sd[0] / scale]},
     'error_y': {**bars, 'array': [sd[1]]},
     'marker': {
-      'symbol': f'{symbol}-open'
-      if row['behind'] or not row['timed']
-      else symbol,
+      'symbol': symbol
+      + ('-open' if row['behind'] or not row['timed'] else '')
+      + ('' if row['timed'] else '-dot'),
       'size': 13,
       'color': look['color'],
       'line': {'width': 2, 'color': look['color']},

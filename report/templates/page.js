@@ -122,7 +122,7 @@ function limits(figure) {
 
 // A title in lines that fit its panel.
 function wrap(title, wide) {
-  const most = Math.max(10, Math.floor(wide / 7.8));
+  const most = Math.max(10, Math.floor(wide / 8.4));
   const lines = [''];
   for (const word of title.split(' ')) {
     const last = lines.pop();
