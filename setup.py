@@ -40,10 +40,7 @@ setup(
   python_requires='>=3.11',
   packages=_PACKAGES,
   package_dir={f'steepest.{folder}': folder for folder in _FOLDERS},
-  package_data={
-    'steepest.eval.report': ['*.css', '*.js', '*.html'],
-    'steepest.report': ['templates/*'],
-  },
+  package_data={'steepest.report': ['templates/*']},
   install_requires=[
     'absl-py',
     'array_record',

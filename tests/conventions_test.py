@@ -24,8 +24,8 @@ _FOLDERS = (
 _FILES = sorted(p for f in _FOLDERS for p in (_ROOT / f).rglob('*.py'))
 _TESTS = sorted((_ROOT / 'tests').rglob('*.py'))
 _MOST_KEYS = 100
-# One list of keys or of a plot's traces, not a flow of control.
-_LISTS = ('get_config', 'score_figure', '_curve_traces')
+# One list of keys, not a flow of control.
+_LISTS = ('get_config',)
 
 
 def _relative(path: pathlib.Path) -> str:

@@ -31,8 +31,7 @@ _ALLOWED = {
     'eval',
     'launch',
   ),
-  # tuning: until report/ replaces comparing, plots and report.
-  'eval': ('eval', 'data.tokenizers', 'data.benchmarks', 'models', 'tuning'),
+  'eval': ('eval', 'data.tokenizers', 'data.benchmarks', 'models'),
   'report': ('report', 'eval.tasks'),
   'launch': (
     'launch',
