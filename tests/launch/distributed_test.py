@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -129,7 +130,7 @@ def test_one_process_joins_nobody(monkeypatch):
 def test_vertex_says_who_is_who(monkeypatch):
   joined = []
   monkeypatch.setattr(
-    distributed.jax.distributed,
+    jax.distributed,
     'initialize',
     lambda *words, **_: joined.append(words),
   )
