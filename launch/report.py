@@ -12,18 +12,13 @@ of its training (its workdir), question by question.
 """
 
 from collections.abc import Sequence
-import os
 import pathlib
 import shlex
 import sys
-from typing import TYPE_CHECKING
 
 from absl import flags
 
 from steepest.launch import cli
-
-if TYPE_CHECKING:
-  from rich.console import Console
 
 
 def main() -> None:
@@ -70,10 +65,15 @@ def main() -> None:
     if compare.value:
       path = _compare(compare.value, out.value, command)
     else:
-      path = write(
+      # --help need not wait for the plot library.
+      from steepest.report import report
+      from steepest.training import config
+
+      path = report.run(
         runs.value,
         out.value,
         command,
+        config.of_earlier_runs(),
         insist=insist.value,
         step_times=step_times.value,
         claims_too=claims.value,
@@ -83,48 +83,21 @@ def main() -> None:
   cli.run(run, __doc__)
 
 
-def write(
-  paths: Sequence[str | os.PathLike[str]],
-  out: str | os.PathLike[str],
-  command: Sequence[str],
-  insist: bool = False,
-  step_times: str = '',
-  claims_too: bool = False,
-) -> pathlib.Path:
-  """Compares the runs in directories; returns the path of the page."""
-  # --help need not wait for the plot library.
-  from steepest.report import page, report, results, runs, tables, verdicts
-  from steepest.training import config
-
-  found = tables.read(paths, *config.of_earlier_runs())
-  timing = runs.read_timing(pathlib.Path(step_times)) if step_times else None
-  comparison = verdicts.compare(found, insist, timing)
-  path = report.write(comparison, out, command)
-  if claims_too:
-    from steepest.report import claims
-
-    page.replace(path.with_name('claims.md'), claims.markdown(comparison))
-  results.print_table(comparison, _console())
-  return path
-
-
 def _compare(
   directories: Sequence[str], out: str, command: Sequence[str]
 ) -> pathlib.Path:
+  from rich.console import Console
+
   from steepest.report import pairs
 
   first, second = map(pairs.read, directories)
   pairing = pairs.compare(first, second)
   path = pairs.write(pairing, out, {'Command': shlex.join(command)})
-  pairs.print_table(pairing, _console())
-  return path
-
-
-def _console() -> 'Console':
-  from rich.console import Console
-
   console = Console()
-  return console if console.is_terminal else Console(width=120)
+  if not console.is_terminal:
+    console = Console(width=120)
+  pairs.print_table(pairing, console)
+  return path
 
 
 if __name__ == '__main__':

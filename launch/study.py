@@ -146,10 +146,12 @@ def _write_config(config: 'ConfigDict', workdir: pathlib.Path) -> None:
 
 def _report(workdir: pathlib.Path, seconds: float) -> None:
   # --help need not wait for the plot library.
-  from steepest.launch import report
+  from steepest.report import report
+  from steepest.training import config as training_config
 
   command = ['python', '-m', 'launch.study', *sys.argv[1:]]
-  path = report.write([workdir], workdir / 'report', command)
+  earlier = training_config.of_earlier_runs()
+  path = report.run([workdir], workdir / 'report', command, earlier)
   print(f'computed for {seconds / 60:.1f} minutes')
   print(f'report: {path}')
 

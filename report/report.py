@@ -1,6 +1,6 @@
 """Writes a report: a page that needs no network, and the tables behind it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import datetime
 import json
 import math
@@ -10,15 +10,18 @@ import shlex
 from typing import Any
 
 import pandas as pd
+from rich.console import Console
 
 from steepest.report import (
   axes,
+  claims,
   curves,
   differences,
   fairness,
   layers,
   page,
   results,
+  runs,
   scores,
   section,
   sensitivity,
@@ -26,6 +29,7 @@ from steepest.report import (
   speed,
   tables,
   tuning,
+  verdicts,
   widths,
   words,
 )
@@ -60,6 +64,42 @@ _CONCLUDED = (
 )
 # Frames of more rows stand in tables/ alone.
 _LONG = ('points', 'answers')
+
+
+def run(
+  paths: Sequence[str | os.PathLike[str]],
+  out_dir: str | os.PathLike[str],
+  command: Sequence[str],
+  earlier: tuple[Mapping[str, Any], Collection[str]],
+  insist: bool = False,
+  step_times: str = '',
+  claims_too: bool = False,
+) -> pathlib.Path:
+  """Compares the runs in directories, writes the report and prints its table.
+
+  Args:
+    paths: of runs, or of a report's tables.
+    out_dir: as in `write`.
+    command: likewise.
+    earlier: defaults and ignored keys of `tables.read`.
+    insist: as in verdicts.compare.
+    step_times: file of `runs.read_timing`; '': the studies' own.
+    claims_too: whether claims.md is written.
+
+  Returns:
+    The path of report.html.
+  """
+  found = tables.read(paths, *earlier)
+  timing = runs.read_timing(pathlib.Path(step_times)) if step_times else None
+  comparison = verdicts.compare(found, insist, timing)
+  path = write(comparison, out_dir, command)
+  if claims_too:
+    page.replace(path.with_name('claims.md'), claims.markdown(comparison))
+  console = Console()
+  if not console.is_terminal:
+    console = Console(width=120)
+  results.print_table(comparison, console)
+  return path
 
 
 def write(
@@ -138,13 +178,13 @@ def _plain(value: Any) -> Any:
 
 
 def _subtitle(comparison: Comparison) -> str:
-  runs = comparison.tables.runs
-  finals = int((runs['stage'] == 'final').sum())
+  held = comparison.tables.runs
+  finals = int((held['stage'] == 'final').sum())
   names = words.join(
     words.name(name)
     for name in sorted(comparison.compared['optimizer'].unique())
   )
-  trials = words.plural(len(runs) - finals, 'trial')
+  trials = words.plural(len(held) - finals, 'trial')
   return (
     f'{names or "No optimizer"} compared on {len(comparison.compared)} of '
     f'{words.plural(finals, "final run")}, tuned on {trials}.'
@@ -153,14 +193,14 @@ def _subtitle(comparison: Comparison) -> str:
 
 def _origin(comparison: Comparison, command: Sequence[str]) -> dict[str, str]:
   """Returns where the numbers are from, as names and values."""
-  runs = comparison.tables.runs
+  held = comparison.tables.runs
 
   def distinct(column: str) -> str:
-    if column not in runs:
+    if column not in held:
       return 'not recorded'
-    return ', '.join(sorted(runs[column].dropna().astype(str).unique()))
+    return ', '.join(sorted(held[column].dropna().astype(str).unique()))
 
-  packages = [c for c in runs if c.startswith('env.versions.')]
+  packages = [c for c in held if c.startswith('env.versions.')]
   return {
     'Command': shlex.join(command),
     'Date': f'{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC',
@@ -171,6 +211,6 @@ def _origin(comparison: Comparison, command: Sequence[str]) -> dict[str, str]:
       for name in packages
     ),
     'Training time of all runs': words.duration(
-      float(runs['seconds'].sum()) if 'seconds' in runs else 0.0
+      float(held['seconds'].sum()) if 'seconds' in held else 0.0
     ),
   }
