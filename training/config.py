@@ -136,6 +136,9 @@ def check_ranges(config: ConfigDict) -> None:
 
 def _check_value(key: str, value: Any) -> None:
   """Checks what holds for every value of a type."""
+  if value is None:
+    # What the model's file says.
+    return
   if isinstance(value, str):
     if not value.isprintable() or len(value) > _MOST_CHARACTERS:
       raise ValueError(

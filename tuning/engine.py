@@ -74,11 +74,6 @@ class Engine:
       executor.shutdown(wait=True, cancel_futures=True)
     self._theirs.close()
 
-  @property
-  def idle(self) -> list[int]:
-    """Slots without a job."""
-    return [slot for slot, load in enumerate(self._load) if not load]
-
   def submit(
     self, slot: int, function: Callable[[Any], Any], job: Any
   ) -> futures.Future[Any]:

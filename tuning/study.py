@@ -311,7 +311,8 @@ def _run(study: Study, engine: Engine, display: StudyDisplay) -> None:
   pending: dict[futures.Future[Any], int] = {}
   told: set[Cell] = set()
   while True:
-    for slot in engine.idle:
+    # A slot whose result is yet to be noted is not free, idle as it may be.
+    for slot in sorted(set(range(engine.slots)) - set(pending.values())):
       if (taken := study.take(slot)) is not None:
         display.begin(slot, taken.directory, taken.label)
         pending[engine.submit(slot, worker.train, study.job(taken))] = slot
