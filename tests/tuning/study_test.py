@@ -8,6 +8,7 @@ from hypothesis import given, settings, strategies as st
 import pytest
 
 from steepest.experiments import base
+from steepest.training import config as config_lib
 from steepest.tuning import cells, engine, search, study as studies
 
 _LRS = (1e-3, 2e-3, 4e-3, 8e-3)
@@ -60,7 +61,8 @@ class _Slots:
         status = 'pruned'
         break
     run.directory.mkdir(parents=True, exist_ok=True)
-    (run.directory / 'config.json').write_text(json.dumps(config))
+    resolved = config_lib.as_json(config_lib.resolve(run.config))
+    (run.directory / 'config.json').write_text(json.dumps(resolved))
     text = ''.join(json.dumps(row) + '\n' for row in rows)
     (run.directory / 'metrics.jsonl').write_text(text)
     loss = rows[-1]['train/loss'] if status == 'finished' else None
