@@ -14,17 +14,17 @@ import sys
 import time
 from typing import Any
 
-from flax import linen as nn
 import jax
 from jax import numpy as jnp
-from ml_collections import ConfigDict
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from steepest.experiments import base
-from steepest.models import config as model_config, parametrization
+from steepest.models import config as model_config
 from steepest.optimizers import build, costs, optimizer
+from steepest.training import run
+from steepest.training.state import Setup
 
 _CPU = jax.default_backend() == 'cpu'
 # Layers and width of the model whose parameters are updated.
@@ -45,14 +45,6 @@ def main() -> None:
   console.print(_costs(names, bandwidth))
 
 
-def _config(name: str) -> ConfigDict:
-  config, _ = base.with_variant(f'gpt2,{name}')
-  config.model.update(
-    num_layers=_LAYERS, width=_WIDTH, num_heads=_WIDTH // 64, vocab_size=_VOCAB
-  )
-  return config
-
-
 def _copy_bandwidth() -> float:
   """Returns bytes read and written a second by x + 1 of much memory."""
   x = jnp.zeros(2**27 if _CPU else 2**28, jnp.float32)
@@ -66,21 +58,18 @@ def _copy_bandwidth() -> float:
   return 2 * x.nbytes / min(seconds)
 
 
-def _chain_and_params(name: str) -> tuple[build.Chain, Any, Any]:
-  config = _config(name)
-  model = model_config.resolve(config.model, _VOCAB, config.dtype)
-  rules = parametrization.resolve(config.parametrization, model)
-  module = model_config.find_model('gpt2').Model(model, rules)
-  tokens_1x8 = jnp.zeros((1, 8), jnp.int32)
-  boxed = jax.eval_shape(module.init, jax.random.key(0), tokens_1x8)['params']
-  factors = jax.tree.map(
-    lambda p: rules.factors(p.role),
-    boxed,
-    is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
+def _setup(name: str) -> tuple[Setup, Any]:
+  """Returns the optimizer's setup on one device, and its hyperparameters."""
+  config, _ = base.with_variant(f'gpt2,{name}')
+  config.model.update(
+    num_layers=_LAYERS, width=_WIDTH, num_heads=_WIDTH // 64, vocab_size=_VOCAB
   )
-  chain = build.build(config.optimizer, config.schedule, factors)
-  args = build.hyperparameters(config.optimizer, config.schedule, config.steps)
-  return chain, nn.unbox(boxed), args
+  config.mesh.data = 1
+  model = model_config.resolve(config.model, _VOCAB, config.dtype)
+  hypers = build.hyperparameters(
+    config.optimizer, config.schedule, config.steps
+  )
+  return run.make_setup(config, model), hypers
 
 
 def _costs(names: list[str], bandwidth: float) -> Table:
@@ -95,10 +84,11 @@ def _costs(names: list[str], bandwidth: float) -> Table:
   ):
     table.add_column(column, justify='right')
   for name in names:
-    chain, shapes, args = _chain_and_params(name)
+    setup, hypers = _setup(name)
+    chain, shapes = setup.chain, setup.shapes.params
     size = sum(x.size for x in jax.tree.leaves(shapes))
     moved = costs.update_bytes(chain, shapes)
-    seconds = _seconds(chain, shapes, args)
+    seconds = _seconds(chain, shapes, hypers)
     table.add_row(
       name,
       f'{1e3 * seconds:.2f}',
@@ -111,7 +101,7 @@ def _costs(names: list[str], bandwidth: float) -> Table:
   return table
 
 
-def _seconds(chain: build.Chain, shapes: Any, args: Any) -> float:
+def _seconds(chain: build.Chain, shapes: Any, hypers: Any) -> float:
   """Returns an update's time, the least as of the copy."""
   rng = np.random.default_rng(0)
   make = lambda: jax.tree.map(
@@ -121,7 +111,7 @@ def _seconds(chain: build.Chain, shapes: Any, args: Any) -> float:
   state = jax.jit(chain.init)(params)
   update = jax.jit(
     lambda params, state, grads, step, measure: chain.update(
-      grads, state, params, step, args, measure
+      grads, state, params, step, hypers, measure
     )[:2],
     donate_argnums=(0, 1),
   )

@@ -92,7 +92,8 @@ def _print_plan(config: 'ConfigDict', planned: 'StepPlan', where: str) -> None:
   console = Console(highlight=False, soft_wrap=True)
   sizes = ' '.join(f'{axis}={n}' for axis, n in planned.mesh.items())
   console.print(
-    f'{config.model.name} {config.optimizer.name} on {where}: mesh {sizes}, '
+    f'{config.model.name} {config.optimizer.name}, '
+    f'{planned.parameters / 1e6:,.4g} M parameters, on {where}: mesh {sizes}, '
     f'microbatches={config.microbatches}, remat={config.model.remat}'
   )
   table = Table('', 'per device', '', box=None, pad_edge=False)
@@ -109,8 +110,8 @@ def _print_plan(config: 'ConfigDict', planned: 'StepPlan', where: str) -> None:
     return
   console.print(
     f'{planned.flops:.3g} FLOP a step: {planned.seconds:.3g} s and '
-    f'{planned.tokens / planned.seconds:,.0f} tokens/s at an MFU of '
-    f'{planned.mfu}\n{config.steps * planned.tokens / 1e9:,.2f} G tokens: '
+    f'{planned.tokens / planned.seconds:,.0f} tokens/s at {planned.basis}\n'
+    f'{config.steps * planned.tokens / 1e9:,.2f} G tokens: '
     f'{planned.hours(config.steps):,.1f} h'
   )
 

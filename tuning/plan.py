@@ -40,6 +40,9 @@ from steepest.tuning.cells import Cell
 # Share of the memory that arrays may fill. The runtime takes the rest, and the
 # gaps between arrays.
 USABLE = 0.92
+# Factor between the model's size and that of which an MFU is known, from which
+# on the plan says so.
+_FAR = 10
 # Parameters outside the blocks.
 _OUTSIDE = ('embedding', 'positions', 'readout')
 
@@ -50,6 +53,7 @@ class StepPlan:
 
   Attributes:
     mesh: size of each axis.
+    parameters: of the model.
     memory: bytes of each device by what holds them.
     peak: bytes of each device at the fullest moment.
     capacity: bytes of each device that may be used.
@@ -60,6 +64,7 @@ class StepPlan:
   """
 
   mesh: dict[str, int]
+  parameters: int
   memory: dict[str, int]
   peak: int
   capacity: int
@@ -75,6 +80,19 @@ class StepPlan:
   @property
   def fits(self) -> bool:
     return self.peak <= self.capacity
+
+  @property
+  def far(self) -> bool:
+    """Whether the MFU is of a model of quite another size."""
+    if self.mfu is None:
+      return False
+    return not 1 / _FAR < self.mfu.parameters / self.parameters < _FAR
+
+  @property
+  def basis(self) -> str:
+    """Says what the seconds assume."""
+    trust = '; far from this size: less than it takes' if self.far else ''
+    return f'an MFU of {self.mfu}{trust}'
 
   def hours(self, steps: int) -> float:
     """Returns the hours of a run's steps."""
@@ -144,7 +162,8 @@ def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
   tokens = config.batch_size * m.context
   params = setup.shapes.params
   of_step = flops.per_token(params, m) * tokens
-  mfu = chip.mfu(flops.count(params)['parameters'])
+  count = flops.count(params)['parameters']
+  mfu = chip.mfu(count)
   seconds = math.nan
   if mfu is not None:
     readout = 6.0 * m.vocab_size * m.width * tokens
@@ -153,6 +172,7 @@ def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
     seconds = done / (devices * chip.peak * mfu.share)
   return StepPlan(
     sizes,
+    count,
     memory,
     peak,
     int(USABLE * chip.memory),
@@ -379,11 +399,12 @@ def summary(found: Sequence[Stage], chip: str, devices: int) -> str:
   tune, train = of('tune'), of('train')
   total = tune + train
   runs = sum(stage.runs for stage in found)
+  far = [f'\nat {stage.plan.basis}' for stage in found if stage.plan.far]
   return (
     f'{runs} runs, {_number(total)} {chip}-hours: {_number(tune)} for tuning '
     f'({tune / total:.1%}) and {_number(train)} for targets '
     f'({train / total:.1%}); {_number(total / devices / 24)} days on '
-    f'{devices} chip{"s" * (devices > 1)}'
+    f'{devices} chip{"s" * (devices > 1)}' + ''.join(far[:1])
   )
 
 

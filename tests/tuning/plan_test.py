@@ -225,6 +225,12 @@ def test_a_study_takes_the_sum_of_its_runs():
   said = plan.summary(found, 'a100', 8)
   total = sum(stage.hours for stage in found)
   assert said.startswith(f'{sum(s.runs for s in found)} runs, {total:.3g} a100')
+  # Far from 124 M parameters, a plan says so.
+  assert 'far from' not in said
+  config.model.update(num_layers=1, width=192, vocab_size=1024)
+  small = plan.stages(config, chips.CHIPS['a100'], 8)
+  assert 'far from this size' in plan.summary(small, 'a100', 8)
+  config.model.update(num_layers=12, width=768, vocab_size=50_304)
   # What one chip cannot hold is planned on as few as do.
   config.update(batch_size=256)
   found = plan.stages(config, chips.CHIPS['a100'], 8)
