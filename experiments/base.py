@@ -9,7 +9,8 @@ import difflib
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from steepest.experiments import starting_points
+# Variants that name a model.
+_MODELS = ('gpt2', 'llama')
 
 
 def get_config() -> ConfigDict:
@@ -131,16 +132,17 @@ def get_config() -> ConfigDict:
   parametrization.base_head_dim = 0
 
   c.optimizer = optimizer = ConfigDict()
-  # 'adamw', 'lion', 'sophia', 'muon' …: a file in optimizers/.
+  # A file in optimizers/, 'adamw', 'lion', 'sophia' …, or the path of one,
+  # './mine.py'. It has the defaults of what is None here, and keys of its own.
   optimizer.name = 'adamw'
   # Peak learning rate.
-  optimizer.lr = 6e-4
+  optimizer.lr = placeholder(float)
   # Decay rates (b1, b2) of the moment estimates.
-  optimizer.betas = (0.9, 0.95)
-  # Added to the denominator (adamw, sophia).
-  optimizer.eps = 1e-8
+  optimizer.betas = placeholder(tuple)
+  # Added to the denominator.
+  optimizer.eps = placeholder(float)
   # Weight decay of all matrices and embeddings, see decay_mode.
-  optimizer.weight_decay = 1e-4
+  optimizer.weight_decay = placeholder(float)
   # 'independent', 'times_lr' or 'times_role_lr': optimizers/build.py.
   optimizer.decay_mode = 'independent'
   # Decay only what it would not undo (arXiv 2510.12402).
@@ -149,23 +151,6 @@ def get_config() -> ConfigDict:
   optimizer.cautious_updates = False
   # Largest global norm of the gradient; 0: not clipped.
   optimizer.clip_norm = 1.0
-  # Sophia: gradient-to-curvature ratio beyond which updates are clipped.
-  optimizer.rho = 0.05
-  # Sophia: steps between curvature estimates.
-  optimizer.hessian_every = 10
-  # Sophia: curvature is estimated on one of so many sequences of a batch.
-  optimizer.hessian_subset = 1
-  # Sophia: 'gnb' (Gauss-Newton-Bartlett: Sophia-G), 'hutchinson' (-H).
-  optimizer.hessian_estimator = 'gnb'
-  # Sophia: divide the curvature's average by 1 - b2^(estimates so far). Off
-  # is the reference; short runs need it on.
-  optimizer.hessian_bias_correction = False
-  # SOAP: steps between moves of the bases.
-  optimizer.precondition_every = 10
-  # AdEMAMix: decay of the slow momentum, reached at the end of the run.
-  optimizer.b3 = 0.9999
-  # AdEMAMix: its weight beside the fast one, reached likewise.
-  optimizer.alpha = 5.0
 
   c.schedule = schedule = ConfigDict()
   # 'constant', 'linear', 'cosine' or 'wsd' (warm-up, stable, decay).
@@ -211,7 +196,7 @@ def get_config() -> ConfigDict:
   dtype.params = 'float32'
   # Activations and matrix products: 'float32' or 'bfloat16'.
   dtype.compute = 'bfloat16'
-  return c.lock()
+  return _lock(c)
 
 
 def get_study_config() -> ConfigDict:
@@ -241,14 +226,25 @@ def get_study_config() -> ConfigDict:
   study.corpus = 'passages'
   # Entries of the byte-level BPE trained on that corpus.
   study.vocab_size = 2048
-  return c.lock()
+  return _lock(c)
+
+
+def _lock(c: ConfigDict) -> ConfigDict:
+  """Locks all but the groups that get keys of optimizers by name."""
+  c.lock()
+  c.optimizer.unlock()
+  if 'study' in c:
+    c.study.unlock()
+  return c
 
 
 def _set_search(study: ConfigDict) -> None:
   """Sets the keys of the search on proxies."""
   # 'grid' (every value; rates are added while the best is at an edge), 'sobol'
   # (evenly spread points, the same for every optimizer) or 'tpe' (Optuna, after
-  # a quarter of such points) between the lowest and highest value.
+  # a quarter of such points) between the lowest and highest value. Learning
+  # rates are those of a key lrs_NAME = (…), four or more, or else go over the
+  # range in the optimizer's file, a grid at four of equal ratio.
   study.search = 'grid'
   # Trials of a cell (sobol, tpe), the same for every optimizer.
   study.trials = 16
@@ -256,9 +252,6 @@ def _set_search(study: ConfigDict) -> None:
   study.search_seed = 0
   # Runs of a trial, with seeds from `seed` on; their mean loss counts.
   study.trial_seeds = 1
-  # lrs_NAME: learning rates of the search, per optimizer; at least four.
-  for name, rates in starting_points.RATES.items():
-    study[f'lrs_{name}'] = rates
   # Further rates of a grid, one at a time, or wider ranges that may be tried
   # while the best rate is at an edge; then the study stops and says so.
   study.max_extensions = 4
@@ -328,44 +321,37 @@ def with_variant(
     The configuration and the names given.
 
   Raises:
-    ValueError: a name is unknown, or two of them exclude each other.
+    ValueError: two of the names exclude each other, or one is mistyped.
   """
   config = get_config() if config is None else config
   names = tuple(name for name in (arg or '').split(',') if name)
-  models, optimizers = starting_points.MODELS, starting_points.OPTIMIZERS
-  known = (*models, *optimizers, *extra)
-  for name in names:
-    if name not in known:
-      near = difflib.get_close_matches(name, known, 1)
-      hint = f'did you mean {near[0]!r}? ' if near else ''
+  models = [name for name in names if name in _MODELS]
+  # What is no model and no name of the recipe's is an optimizer.
+  optimizers = [name for name in names if name not in (*_MODELS, *extra)]
+  for name in optimizers:
+    near = difflib.get_close_matches(name, (*_MODELS, *extra), 1, cutoff=0.7)
+    if near:
       raise ValueError(
-        f'unknown variant {name!r} in --config: {hint}'
-        f'known are {", ".join(known)}'
+        f'unknown variant {name!r} in --config: did you mean {near[0]!r}?'
       )
-  for kind, of_kind, select in (
-    ('models', models, set_model),
-    ('optimizers', optimizers, set_optimizer),
-  ):
-    given = [name for name in names if name in of_kind]
+  for kind, given in (('models', models), ('optimizers', optimizers)):
     if len(given) > 1:
       raise ValueError(
         f'variant {arg!r} in --config names {len(given)} {kind}, '
         f'{", ".join(given)}: give one'
       )
-    for name in given:
-      select(config, name)
+  if models:
+    set_model(config, models[0])
+  if optimizers:
+    set_optimizer(config, optimizers[0])
   return config, frozenset(names)
 
 
 def set_model(config: ConfigDict, name: str) -> None:
-  """Selects a model family."""
-  if name not in starting_points.MODELS:
-    raise ValueError(
-      f'no model {name!r}: there are {", ".join(starting_points.MODELS)}'
-    )
+  """Selects a model: a file in models/, or the path of one."""
   config.model.name = name
 
 
 def set_optimizer(config: ConfigDict, name: str) -> None:
-  """Selects an optimizer and its starting hyperparameters."""
-  config.optimizer.update({'name': name, **starting_points.OPTIMIZERS[name]})
+  """Selects an optimizer: a file in optimizers/, or the path of one."""
+  config.optimizer.name = name

@@ -77,7 +77,9 @@ def define_config() -> flags.FlagHolder:
     None,
     'Recipe as FILE.py or FILE.py:VARIANT; --config.KEY=VALUE '
     'overrides any key of experiments/base.py.',
-    lock_config=True,
+    lock_config=False,
+    # Of optimizers; training/config.py refuses what none of them has.
+    accept_new_attributes=True,
   )
 
 

@@ -19,7 +19,6 @@ from absl import flags
 import rich.console
 import rich.table
 
-from steepest.experiments import starting_points
 from steepest.launch import cli
 
 
@@ -28,8 +27,8 @@ def main() -> None:
   enum = flags.DEFINE_enum
   found = {
     'model': enum('model', 'gpt2', ['gpt2', 'llama'], 'Architecture.'),
-    'optimizer': enum(
-      'optimizer', 'adamw', sorted(starting_points.OPTIMIZERS), 'Optimizer.'
+    'optimizer': flags.DEFINE_string(
+      'optimizer', 'adamw', 'A file in optimizers/, or ./mine.py.'
     ),
     'widths': flags.DEFINE_list(
       'widths',

@@ -61,7 +61,7 @@ OPTIMIZER = Optimizer(
   reference='Shazeer & Stern, arXiv 1804.04235; Zhai et al., arXiv 2106.04560',
   transform=map_eps(lambda h: scale_by_adafactor(h.b1, h.b2, h.eps)),
   hyperparameters={
-    'lr': lr(6e-4),
+    'lr': lr(6e-4, range=(1e-3, 8e-3)),
     'b1': memory(0.9),
     'b2': memory(0.999),
     'eps': epsilon(1e-30, meaning='Added to squared gradients.'),

@@ -68,7 +68,7 @@ OPTIMIZER = Optimizer(
   reference='Loshchilov & Hutter, arXiv 1711.05101, algorithm 2',
   transform=lambda h: scale_by_adamw(h.b1, h.b2, h.eps),
   hyperparameters={
-    'lr': lr(6e-4),
+    'lr': lr(6e-4, range=(1e-3, 8e-3)),
     'b1': memory(0.9),
     'b2': memory(0.95),
     'eps': epsilon(1e-8, factor='eps'),

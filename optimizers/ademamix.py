@@ -46,7 +46,7 @@ OPTIMIZER = Optimizer(
   transform=map_eps(_transform),
   depends_on_steps=True,
   hyperparameters={
-    'lr': lr(6e-4),
+    'lr': lr(6e-4, range=(5e-4, 4e-3)),
     'b1': memory(0.9),
     'b2': memory(0.999),
     'b3': memory(

@@ -16,7 +16,7 @@ OPTIMIZER = Optimizer(
   reference='Taniguchi et al., arXiv 2411.02853, algorithm 2',
   transform=map_eps(lambda h: contrib.scale_by_adopt(h.b1, h.b2, h.eps)),
   hyperparameters={
-    'lr': lr(6e-4),
+    'lr': lr(6e-4, range=(1e-3, 8e-3)),
     'b1': memory(0.9),
     'b2': memory(0.9999, range=(0.9, 0.9999)),
     'eps': epsilon(1e-6, meaning='Least denominator.'),

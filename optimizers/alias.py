@@ -105,6 +105,19 @@ def alias(
   return make
 
 
+def _factors(params: Any, mask: Any) -> Any:
+  """Returns a tree of factors: two-dimensional leaves are kernels."""
+  decays = mask(params) if callable(mask) else mask
+  if decays is None:
+    decays = jax.tree.map(lambda _: True, params)
+
+  def of(p: Any, decay: bool) -> _Leaf:
+    kind = 'hidden' if p.ndim == 2 else 'gain'
+    return _Leaf(_PlainFactors(kind, _DECAYS if decay else _STAYS))
+
+  return jax.tree.map(of, params, decays)
+
+
 def _transformation(
   optimizer: Optimizer, arguments: dict[str, Any]
 ) -> optax.GradientTransformationExtraArgs:
@@ -120,20 +133,12 @@ def _transformation(
   traced = {k: v for k, v in arguments.items() if k not in static}
 
   def chain(params: Any) -> Chain:
-    decays = mask(params) if callable(mask) else mask
-    if decays is None:
-      decays = jax.tree.map(lambda _: True, params)
-
-    def factors(p: Any, decay: bool) -> _Leaf:
-      kind = 'hidden' if p.ndim == 2 else 'gain'
-      return _Leaf(_PlainFactors(kind, _DECAYS if decay else _STAYS))
-
     return Chain(
       optimizer=optimizer,
       static=static,
       decay_mode='times_lr',
       schedule_kind='constant',
-      factors=jax.tree.map(factors, params, decays),
+      factors=_factors(params, mask),
       **switches,
     )
 

@@ -19,6 +19,7 @@ rate, memories and a decay of their own (`auxiliary_…`).
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import difflib
 import functools
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
@@ -34,12 +35,18 @@ from steepest.optimizers.optimizer import (
   Hyper,
   Optimizer,
   find,
+  names,
   no_products,
 )
 from steepest.optimizers.trees import Split, cautious
 
 DECAY_MODES = ('independent', 'times_lr', 'times_role_lr')
 _FRACTION = Hyper(0.0, below=np.nextafter(1, 2))
+# Keys of experiments/base.py.
+_SLICE = (
+  *('name', 'lr', 'betas', 'eps', 'weight_decay', 'decay_mode'),
+  *('cautious', 'cautious_updates', 'clip_norm'),
+)
 # Hyperparameters of the chain itself.
 _CHAIN = {
   'clip_norm': Hyper(1.0),
@@ -91,11 +98,13 @@ def hyperparameters(
     'decay_fraction': schedule.decay_fraction,
     **settings(optimizer, config),
   }
-  checks = {**_CHAIN, **optimizer.hyperparameters}
+  own = optimizer.hyperparameters
   return {
-    name: np.float32(_checked(name, value, checks[name]))
+    name: np.float32(
+      value if name in own else _checked(name, value, _CHAIN[name])
+    )
     for name, value in values.items()
-    if not checks[name].static
+    if name not in own or not own[name].static
   }
 
 
@@ -117,6 +126,8 @@ def settings(optimizer: Optimizer, config: ConfigDict) -> dict[str, Any]:
   for name, hyper in optimizer.hyperparameters.items():
     held = given[name] if name in given else None
     found[name] = hyper.default if held is None else held
+    if isinstance(hyper.default, float) and isinstance(found[name], int):
+      found[name] = float(found[name])
     if hyper.choices and found[name] not in hyper.choices:
       shown = ', '.join(map(str, hyper.choices))
       raise ValueError(
@@ -124,9 +135,44 @@ def settings(optimizer: Optimizer, config: ConfigDict) -> dict[str, Any]:
       )
   # What stands for another hyperparameter has its value.
   for name, value in found.items():
-    if not optimizer.hyperparameters[name].static and isinstance(value, str):
+    if isinstance(value, str) and value in found:
       found[name] = found[value]
+  for name, hyper in optimizer.hyperparameters.items():
+    if not hyper.choices:
+      _checked(name, found[name], hyper)
   return found
+
+
+def complete(config: ConfigDict) -> None:
+  """Fills what an `optimizer` slice leaves open with the optimizer's defaults.
+
+  Keys that only other optimizers of this folder have are taken out: a recipe
+  or a study may set them for whichever runs they concern.
+
+  Args:
+    config: the slice; afterwards it has all hyperparameters.
+
+  Raises:
+    ValueError: there is no such optimizer, no optimizer has a key, or a value
+      is of the wrong kind.
+  """
+  found = find(config.name)
+  own = {k for k in found.hyperparameters if k not in ('b1', 'b2')}
+  known = {*_SLICE, *own}
+  for key in set(config) - known:
+    others = {k for n in names() for k in find(n).hyperparameters}
+    if key not in others:
+      near = difflib.get_close_matches(key, known | others, 1, cutoff=0.3)
+      hint = f'; did you mean optimizer.{near[0]}?' if near else ''
+      raise ValueError(f'unknown key optimizer.{key} of {config.name}{hint}')
+    del config[key]
+  values = settings(found, config)
+  values['betas'] = tuple(
+    values.pop(b) if b in values else 0.0 for b in ('b1', 'b2')
+  )
+  for key in ('eps', 'weight_decay'):
+    values.setdefault(key, 0.0)
+  config.update(values)
 
 
 def static(config: ConfigDict) -> FrozenConfigDict:
@@ -141,6 +187,8 @@ def static(config: ConfigDict) -> FrozenConfigDict:
 
 
 def _checked(name: str, value: Any, hyper: Hyper) -> Any:
+  if not isinstance(value, (int, float, np.number)):
+    raise ValueError(f'{name}={value!r}: give a number')
   if not np.isfinite(value) or value < 0:
     raise ValueError(f'{name}={value}: must be finite and not negative')
   if value < hyper.least:

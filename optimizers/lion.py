@@ -48,6 +48,10 @@ OPTIMIZER = Optimizer(
   label='Lion',
   reference='Chen et al., arXiv 2302.06675, algorithm 2',
   transform=lambda h: scale_by_lion(h.b1, h.b2),
-  hyperparameters={'lr': lr(1e-4), 'b1': memory(0.9), 'b2': memory(0.99)},
+  hyperparameters={
+    'lr': lr(1e-4, range=(2e-4, 1.6e-3)),
+    'b1': memory(0.9),
+    'b2': memory(0.99),
+  },
 )
 lion = alias(OPTIMIZER)

@@ -55,7 +55,7 @@ OPTIMIZER = Optimizer(
   reference='Jordan et al. 2024; Liu et al., arXiv 2502.16982, equation 4',
   transform=lambda h: scale_by_muon(h.b1),
   hyperparameters={
-    'lr': lr(6e-4),
+    'lr': lr(6e-4, range=(1e-3, 8e-3)),
     'b1': memory(0.95, meaning='Decay rate of what is orthogonalised.'),
   },
   # What is orthogonalised grows with the width as a matrix, not entry by entry.

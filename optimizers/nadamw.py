@@ -14,7 +14,7 @@ OPTIMIZER = Optimizer(
     lambda h: optax.scale_by_adam(h.b1, h.b2, h.eps, nesterov=True)
   ),
   hyperparameters={
-    'lr': lr(6e-4),
+    'lr': lr(6e-4, range=(1e-3, 8e-3)),
     'b1': memory(0.9),
     'b2': memory(0.95),
     'eps': epsilon(1e-8),

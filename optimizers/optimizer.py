@@ -76,11 +76,13 @@ class Hyper:
       raise ValueError(f'range={self.range}: lowest value first')
 
 
-def lr(default: float, **kwargs: Any) -> Hyper:
-  """Returns a peak learning rate, searched a factor of 32 around `default`."""
-  around = (default / 8, default * 32)
-  meaning = 'Peak learning rate.'
-  return Hyper(default, **{'range': around, 'meaning': meaning, **kwargs})
+def lr(
+  default: float, range: tuple[float, float] | None = None, **kwargs: Any
+) -> Hyper:
+  """Returns a peak learning rate; `range` is where proxies' best ones lie."""
+  return Hyper(
+    default, range=range, **{'meaning': 'Peak learning rate.', **kwargs}
+  )
 
 
 def memory(default: float | str, **kwargs: Any) -> Hyper:

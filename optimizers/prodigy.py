@@ -59,7 +59,7 @@ OPTIMIZER = Optimizer(
     h.b1, h.b2, h.eps, h.learning_rate, h.lr_factors
   ),
   hyperparameters={
-    'lr': lr(1.0, range=(0.125, 8.0), meaning='Multiplies the estimate.'),
+    'lr': lr(1.0, range=(0.25, 2.0), meaning='Multiplies the estimate.'),
     'b1': memory(0.9),
     'b2': memory(0.95),
     'eps': epsilon(1e-8),

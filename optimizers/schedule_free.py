@@ -77,7 +77,7 @@ OPTIMIZER = Optimizer(
   reference='Defazio et al., arXiv 2405.15682, algorithm 1',
   transform=map_eps(lambda h: scale_by_schedule_free(h.b2, h.eps)),
   hyperparameters={
-    'lr': lr(1.2e-3),
+    'lr': lr(1.2e-3, range=(2e-3, 1.6e-2)),
     'b1': memory(0.9, meaning='Weight of the average where gradients are.'),
     'b2': memory(0.95),
     'eps': epsilon(1e-8),

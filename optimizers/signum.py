@@ -29,6 +29,6 @@ OPTIMIZER = Optimizer(
   label='Signum',
   reference='Bernstein et al., arXiv 1802.04434, algorithm 2',
   transform=lambda h: scale_by_signum(h.b1),
-  hyperparameters={'lr': lr(1e-4), 'b1': memory(0.95)},
+  hyperparameters={'lr': lr(1e-4, range=(2e-4, 1.6e-3)), 'b1': memory(0.95)},
 )
 signum = alias(OPTIMIZER)

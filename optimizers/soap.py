@@ -207,7 +207,7 @@ OPTIMIZER = Optimizer(
     h.b1, h.b2, h.eps, h.precondition_every, h.step
   ),
   hyperparameters={
-    'lr': lr(6e-4),
+    'lr': lr(6e-4, range=(1e-3, 8e-3)),
     'b1': memory(0.95),
     'b2': memory(0.95),
     'eps': epsilon(1e-8, factor='eps'),

@@ -98,7 +98,7 @@ OPTIMIZER = Optimizer(
   curvature=lambda state, diagonal, h: update_curvature(state, diagonal, h.b2),
   read_only=('h',),
   hyperparameters={
-    'lr': lr(3e-4),
+    'lr': lr(3e-4, range=(2e-4, 1.6e-3)),
     'b1': memory(0.965),
     'b2': memory(0.99, meaning='Decay rate of the averaged curvature.'),
     'rho': Hyper(

@@ -1,5 +1,6 @@
 """A run's configuration: checked before it is used, saved and read back."""
 
+import difflib
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import numpy as np
 from steepest.experiments import base
 from steepest.models import config as model_config, huggingface
 from steepest.models.config import ModelConfig
+from steepest.optimizers import build
 
 # Keys that a restart may change: they do not change what is computed, or are
 # what a run that went wrong is to be saved by.
@@ -65,7 +67,6 @@ _RANGES: dict[str, tuple[float, float]] = {
   # Layers are traced and compiled one by one.
   'model.num_layers': (1, 1000),
   'model.width': (1, _INTEGER),
-  'optimizer.hessian_subset': (1, _INTEGER),
   'parametrization.base_depth': (0, _INTEGER),
   'parametrization.base_head_dim': (0, _INTEGER),
   'parametrization.base_mlp_dim': (0, _INTEGER),
@@ -101,21 +102,29 @@ _MOST_CHARACTERS = 4096
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-  """Returns a copy with the values that the model's file decides.
+  """Returns a copy with the values that the files of model and optimizer have.
 
   Raises:
     FileNotFoundError: the model is a path and there is no file.
-    ValueError: there is no such model.
+    ValueError: there is no such model or optimizer, or no optimizer has a key.
   """
   config = config.copy_and_resolve_references()
   config.model.update(model_config.habits(config.model))
+  build.complete(config.optimizer)
   return config
 
 
 def check_ranges(config: ConfigDict) -> None:
   """Raises a ValueError that names the first key out of its range."""
   values: dict[str, Any] = base.flatten(config)
+  known = base.flatten(base.get_study_config())
   for key, value in values.items():
+    # The group takes new keys: lrs_NAME, and what `target` changes.
+    if key.startswith('study.') and key not in known:
+      if not key.startswith(('study.lrs_', 'study.target.')):
+        near = difflib.get_close_matches(key, known, 1)
+        hint = f'; did you mean {near[0]}?' if near else ''
+        raise ValueError(f'unknown key {key}{hint}')
     _check_value(key, value)
   for key, (least, _) in _RANGES.items():
     # None: what the model's file says.
@@ -127,7 +136,7 @@ def check_ranges(config: ConfigDict) -> None:
   for key in _NAMES:
     if key in values and not all(values[key].split(',')):
       raise ValueError(f'{key}={values[key]!r}: give names, comma-separated')
-  betas = config.optimizer.betas
+  betas = config.optimizer.betas or ()
   if any(isinstance(b, (int, float)) and not 0 <= b < 1 for b in betas):
     raise ValueError(f'optimizer.betas={betas}: must be in [0, 1)')
   if config.stage not in ('tune', 'final'):
@@ -237,7 +246,9 @@ def import_shapes(config: ConfigDict, overrides: dict[str, Any]) -> None:
 def check_same(config: ConfigDict, workdir: pathlib.Path) -> None:
   """Raises a ValueError that names the first key on which a restart differs."""
   saved, removed = _read_config(workdir / 'config.json')
-  before = base.flatten(saved)
+  # Keys of other optimizers go; earlier versions wrote them all.
+  build.complete(saved.optimizer)
+  before = base.flatten(ConfigDict(as_json(saved)))
   now = base.flatten(ConfigDict(as_json(config)))
   kind = before['schedule.kind']
   changes = kind != 'constant'

@@ -195,6 +195,7 @@ def target_config(
     run.lock().update(config.study.target.to_dict())
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(f'study.target: {" ".join(str(error).split())}') from error
+  run.unlock()
   run.stage = 'final'
   run.seed = seed
   run.steps = config.study.target_steps
@@ -207,7 +208,10 @@ def set_values(run: ConfigDict, values: Mapping[str, float]) -> None:
   """Sets hyperparameters, named as in tuning/search.py, in a run."""
   for name, value in values.items():
     if name in ('b1', 'b2'):
-      b1, b2 = run.optimizer.betas
+      own = optimizer_lib.find(run.optimizer.name).hyperparameters
+      b1, b2 = run.optimizer.betas or tuple(
+        own[b].default if b in own else 0.0 for b in ('b1', 'b2')
+      )
       run.optimizer.betas = (value, b2) if name == 'b1' else (b1, value)
     elif name == 'warmup_steps':
       run.schedule.warmup_steps = int(value)

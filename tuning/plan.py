@@ -26,6 +26,7 @@ from rich.table import Table
 from steepest.data import flat, manifest
 from steepest.models import attention, config as model_config
 from steepest.models.config import ModelConfig
+from steepest.optimizers import build
 from steepest.training import (
   chips,
   flops,
@@ -147,7 +148,6 @@ def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
   Raises:
     ValueError: the configuration does not fit together.
   """
-  o = config.optimizer
   m = model_config.resolve(config.model, vocab_size(config), config.dtype)
   sizes = mesh_sizes(config, devices)
   mesh = AbstractMesh(
@@ -156,8 +156,9 @@ def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
   setup = run_lib.make_setup(config, m, mesh=mesh)
   curvature = 0.0
   if setup.chain.wants_curvature:
-    curvature = flops.of_estimate(o.hessian_estimator, o.hessian_subset)
-    curvature /= o.hessian_every
+    o = build.settings(setup.chain.optimizer, config.optimizer)
+    curvature = flops.of_estimate(o['hessian_estimator'], o['hessian_subset'])
+    curvature /= o['hessian_every']
   memory, peak = _memory(setup, sizes, _fused(m, chip, sizes))
   tokens = config.batch_size * m.context
   params = setup.shapes.params

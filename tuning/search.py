@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 import numpy as np
 from scipy.stats import qmc
 
+from steepest.optimizers.optimizer import find
 from steepest.tuning import cells
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ Values = dict[str, float]
 # them whatever a study searches, so that an optimizer with one hyperparameter
 # more has the same points in the others.
 _NAMES = ('lr', 'weight_decay', 'b1', 'b2', 'warmup_steps', 'rho')
-# Optimizers without a hyperparameter do not search it.
-_ONLY = {'rho': ('sophia',)}
+# Rates of a grid over an optimizer's own range.
+_RATES = 4
 # Share of the range of log lr, at each end, that counts as its edge.
 _EDGE = 0.1
 # Finished trials before any is ended early, and the share of a trial's steps in
@@ -107,15 +108,22 @@ def dimensions(config: ConfigDict, optimizer: str) -> list[Dimension]:
   """
   study = config.study
   key = f'lrs_{optimizer}'
-  if key not in study:
-    raise ValueError(f'study.{key} is missing: give its learning rates')
-  lrs = tuple(float(lr) for lr in study[key])
-  if len(lrs) < 4 or list(lrs) != sorted(set(lrs)) or lrs[0] <= 0:
-    raise ValueError(f'study.{key}={lrs}: give four or more rising rates')
+  if key in study:
+    lrs = tuple(float(lr) for lr in study[key])
+    if len(lrs) < 4 or list(lrs) != sorted(set(lrs)) or lrs[0] <= 0:
+      raise ValueError(f'study.{key}={lrs}: give four or more rising rates')
+  else:
+    ends = find(optimizer).hyperparameters['lr'].range
+    if ends is None:
+      raise ValueError(
+        f'study.{key} is missing, and {optimizer} has no range of rates'
+      )
+    lrs = tuple(float(f'{x:.6g}') for x in np.geomspace(*ends, _RATES))
   found = [Dimension('lr', lrs)]
+  known = {*find(optimizer).hyperparameters, 'warmup_steps'}
   for name in _NAMES[1:]:
     values = tuple(float(v) for v in study[f'space_{name}'])
-    if not values or optimizer not in _ONLY.get(name, (optimizer,)):
+    if not values or name not in known:
       continue
     shown = f'study.space_{name}={values}'
     if list(values) != sorted(set(values)) or values[0] < 0:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from steepest.optimizers.optimizer import find
-from steepest.training import flops, metrics
+from steepest.training import config as config_lib, flops, metrics
 from steepest.tuning import cells, search, worker
 from steepest.tuning.cells import Cell
 from steepest.tuning.engine import Engine, JobFailedError
@@ -381,7 +381,7 @@ def weight(config: ConfigDict) -> float:
   # Twelve width² a block, and a readout of a few thousand entries.
   size = 12 * layers * width**2 + 2048 * width
   found = float(config.steps * config.batch_size * config.model.context * size)
-  o = config.optimizer
+  o = config_lib.resolve(config).optimizer
   if find(o.name).curvature is not None:
     cost = flops.of_estimate(o.hessian_estimator, o.hessian_subset)
     found *= 1 + cost / o.hessian_every

@@ -150,7 +150,8 @@ class _Steps:
       mesh, (hypers, np.uint32(0), np.bool_(False))
     )
     o = config.optimizer
-    self._count = 2 * max(o[key] for key in _ROUNDS if key in o)
+    rounds = [o[key] for key in _ROUNDS if key in o]
+    self._count = 2 * max(rounds, default=10)
 
   def seconds_per_step(self) -> float:
     """Returns the mean of some steps from the initial state on."""

@@ -132,6 +132,6 @@ def test_traceback_on_request(run_command):
 
 def test_flatten():
   leaves = base.flatten(base.get_config())
-  assert leaves['optimizer.lr'] == 6e-4
+  assert leaves['optimizer.clip_norm'] == 1.0
   assert leaves['seed'] == 0
   assert not any(hasattr(value, 'items') for value in leaves.values())

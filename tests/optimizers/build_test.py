@@ -160,6 +160,8 @@ def test_hyperparameters_are_arguments_of_the_compiled_step(name, setup, draw):
     ('adamw', 'betas', (0.9,), 'give two numbers'),
     ('adamw', 'weight_decay', float('inf'), 'must be'),
     ('sophia', 'hessian_every', 0, 'hessian_every=0: must be at least 1'),
+    ('sophia', 'hessian_subset', 0, 'hessian_subset=0: must be at least 1'),
+    ('sophia', 'rho', 'big', r"rho='big': give a number"),
     ('soap', 'auxiliary_b1', 1.0, 'auxiliary_b1=1.0: must be below 1'),
   ],
 )

@@ -7,7 +7,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from steepest.experiments import base, starting_points
+from steepest.experiments import base
 from steepest.models.parametrization import Factors
 from steepest.optimizers import build
 
@@ -37,10 +37,7 @@ def _setup(
 ) -> Setup:
   """Returns an optimizer's chain; no warm-up and a constant schedule."""
   config = base.get_config()
-  if name in starting_points.OPTIMIZERS:
-    base.set_optimizer(config, name)
-  with config.unlocked():
-    config.optimizer.update({'name': name, **keys})
+  config.optimizer.update({'name': name, **keys})
   config.schedule.update({'kind': 'constant', 'warmup_steps': 0})
   config.schedule.update(schedule or {})
   tree = tree or {kind: factors(kind) for kind in SHAPES}

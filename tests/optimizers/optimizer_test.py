@@ -20,7 +20,7 @@ def test_a_file_elsewhere_is_an_optimizer(tmp_path, monkeypatch, setup, draw):
   found = optimizer.find('./mine.py')
   assert optimizer.find('./mine.py') is found, 'loaded once'
   assert found.label == 'Momentum SGD'
-  of = setup('./mine.py', lr=0.1, weight_decay=0.01, clip_norm=0.0)
+  of = setup('./mine.py', weight_decay=0.01, clip_norm=0.0)
   start, g0, g1 = draw(0), draw(1), draw(2)
   params, state = start, of.chain.init(start)
   for grads in (g0, g1):

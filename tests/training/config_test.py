@@ -60,7 +60,6 @@ def test_runs_made_with_keys_of_earlier_versions(tmp_path, monkeypatch):
     ('schedule.warmup_steps', 2**70, 'must be at most 2147483647'),
     ('optimizer.lr', 3.4028234663852890e38, 'must be finite as a float32'),
     ('optimizer.lr', float('nan'), 'must be finite as a float32'),
-    ('optimizer.hessian_subset', 0, 'must be at least 1'),
     ('optimizer.betas', (0.9, float('inf')), 'must be finite as a float32'),
   ],
 )

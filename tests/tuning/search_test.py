@@ -241,11 +241,23 @@ def test_wrong_keys_are_named(study, said):
     search.check(_config(**study))
 
 
-def test_an_optimizer_without_rates_takes_one_line():
-  config = quickstart.get_config().unlock()
-  del config.study.lrs_lion
-  with pytest.raises(ValueError, match='^study.lrs_lion is missing: give its'):
-    search.count(config, 'lion')
+_NO_RANGE = """
+import optax
+from steepest.optimizers.optimizer import Hyper, Optimizer
+OPTIMIZER = Optimizer('mine', 'Mine', 'here', lambda h: optax.identity(),
+  {'lr': Hyper(0.1)})
+"""
+
+
+def test_an_optimizer_without_rates_takes_one_line(tmp_path):
+  """Else a grid has four rates over the range in the optimizer's file."""
+  config = quickstart.get_config()
+  (lr,) = search.dimensions(config, 'muon')
+  assert lr.values == (1e-3, 2e-3, 4e-3, 8e-3)
+  path = tmp_path / 'mine.py'
+  path.write_text(_NO_RANGE)
+  with pytest.raises(ValueError, match='mine.py is missing, and .* no range'):
+    search.count(config, str(path))
 
 
 def _ends(finished, losses, steps, log_every=1):
