@@ -5,6 +5,7 @@ result is locked, so a mistyped key is an error that names the nearest one.
 """
 
 import difflib
+from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -294,9 +295,9 @@ def _set_axes(study: ConfigDict) -> None:
   study.retune = ''
 
 
-def flatten(config: ConfigDict) -> dict[str, object]:
+def flatten(config: ConfigDict) -> dict[str, Any]:
   """Returns the values of `config` by `group.key`."""
-  leaves: dict[str, object] = {}
+  leaves: dict[str, Any] = {}
   for key, value in config.items():
     if isinstance(value, ConfigDict):
       leaves |= {f'{key}.{k}': v for k, v in flatten(value).items()}

@@ -10,6 +10,7 @@ processes (training/processes.py; `launch.submit` starts them) it does its part
 of the run in a workdir that all of them see.
 """
 
+import functools
 import sys
 
 from absl import flags
@@ -35,26 +36,23 @@ def _train(holder: flags.FlagHolder, workdir: str | None) -> None:
 
   workdir = workdir or cli.default_workdir(holder)
   first = processes.join() == 0
-  options = {
-    'overrides': cli.overrides(holder),
-    'make_evaluate': evaluation.evaluator(
+  train = functools.partial(
+    run.train,
+    config,
+    workdir,
+    overrides=cli.overrides(holder),
+    make_evaluate=evaluation.evaluator(
       config.eval_tasks, config.eval_tasks_data, config.eval_tasks_limit
     ),
-  }
+  )
   try:
     with interrupts.StopSignals(config.stop_grace_seconds) as stop:
       if not first:
         # The first process shows what goes on, the others help.
-        run.train(config, workdir, stop=stop.requested, **options)
+        train(stop=stop.requested)
         return
       with status.TrainingDisplay(config, workdir) as display:
-        summary = run.train(
-          config,
-          workdir,
-          on_row=display.on_row,
-          stop=stop.requested,
-          **options,
-        )
+        summary = train(on_row=display.on_row, stop=stop.requested)
   except interrupts.Stopped as stopped:
     print(stopped, file=sys.stderr)
     sys.exit(interrupts.EXIT_CODE)

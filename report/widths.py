@@ -187,8 +187,13 @@ def sections(comparison: tables.Comparison) -> list[Section]:
   if not cells:
     return []
   looks = theme.styles(comparison.tables.runs['optimizer'])
-  blocks = [_curves(cells), _optima(cells, looks), _table(cells)]
-  return [Section('widths', 'The best rate over widths', blocks)]
+  return [
+    Section(
+      'widths',
+      'The best rate over widths',
+      [_curves(cells), _optima(cells, looks), _table(cells)],
+    )
+  ]
 
 
 def _curves(cells: Sequence[Transfer]) -> Figure:

@@ -1,5 +1,6 @@
 """A run's configuration: checked before it is used, saved and read back."""
 
+from collections.abc import Mapping
 import difflib
 import json
 import math
@@ -216,7 +217,7 @@ def _memory() -> float:
   return float(stats['bytes_limit'] * jax.device_count())
 
 
-def import_shapes(config: ConfigDict, overrides: dict[str, Any]) -> None:
+def import_shapes(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
   """Takes the model's shapes from the checkpoint that it starts from."""
   spec = config.model.init_from
   if not spec:
