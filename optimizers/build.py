@@ -30,7 +30,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 import numpy as np
 import optax
 
-from steepest.optimizers import parts, schedules
+from steepest.optimizers import role_statistics, schedules
 from steepest.optimizers.optimizer import (
   Hyper,
   Optimizer,
@@ -253,7 +253,8 @@ class Chain:
       params: to be updated.
       step: steps done before.
       hypers: see `hyperparameters`.
-      measure: if given, a scalar: parts.MEASURED is zero where it is not true.
+      measure: if given, a scalar: where it is not true,
+        role_statistics.MEASURED is zero.
     """
     norm = optax.tree.norm(_wide(grads))
     limit = hypers['clip_norm']
@@ -330,7 +331,7 @@ class Chain:
 
   def named(self, stats: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what `update` gave to log as numbers with names."""
-    return parts.named(self.factors, stats)
+    return role_statistics.named(self.factors, stats)
 
   def _direction(self, h: SimpleNamespace) -> optax.GradientTransformation:
     """Returns the transform whose update is u, for all roles."""
@@ -343,13 +344,13 @@ class Chain:
   def _sizes(
     self, grads: Any, params: Any, updates: Any, changes: Any
   ) -> dict[str, jax.Array]:
-    """Returns parts.MEASURED."""
+    """Returns role_statistics.MEASURED."""
     size = sum(p.size for p in jax.tree.leaves(params))
     direction = updates if self.wants_curvature else None
     return {
       'param_norm': optax.tree.norm(params),
       'update_rms': optax.tree.norm(changes) / np.sqrt(size),
-      **parts.measure(self.factors, _wide(grads), changes, direction),
+      **role_statistics.measure(self.factors, _wide(grads), changes, direction),
     }
 
   def namespace(

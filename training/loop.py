@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from steepest.optimizers import parts
+from steepest.optimizers import role_statistics
 from steepest.training import (
   chips,
   flops,
@@ -177,7 +177,7 @@ def fit(
         row = record.read(pending)
       if row:
         record.write(row)
-      pending = step, parts.kept(stats, measure)
+      pending = step, role_statistics.kept(stats, measure)
       stop, due = callbacks.stop(step + 1), config.due(step + 1)
       if stop or due:
         with record.timed('train'), stall.step():

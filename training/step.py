@@ -40,7 +40,7 @@ def train_step(
       a document after the end of the one before it too.
     hypers: hyperparameters by name, float32 scalars.
     seed: of the run.
-    measure: whether to measure parts.MEASURED; None: always.
+    measure: whether to measure role_statistics.MEASURED; None: always.
   """
   chain = setup.chain
   losses, grads = gradient(setup, state.params, batch)

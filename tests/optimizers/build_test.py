@@ -8,7 +8,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from steepest.optimizers import build, optimizer, parts
+from steepest.optimizers import build, optimizer, role_statistics
 
 
 def _update(setup, factors, params, grads, state=None, name='lion', **keys):
@@ -185,7 +185,7 @@ def test_measuring_changes_nothing_but_what_is_measured(name, setup, draw):
   for key, value in always.items():
     np.testing.assert_allclose(yes[2][key], value, rtol=1e-5, err_msg=key)
     # What takes matrix products is measured on the way.
-    measured = key not in parts.MEASURED or name in ('muon', 'soap')
+    measured = key not in role_statistics.MEASURED or name in ('muon', 'soap')
     wanted = value if measured else np.zeros_like(value)
     np.testing.assert_allclose(no[2][key], wanted, rtol=1e-5, err_msg=key)
 

@@ -9,7 +9,7 @@ import pytest
 
 from steepest.experiments import base
 from steepest.models import config as model_config
-from steepest.optimizers import build, parts
+from steepest.optimizers import build, role_statistics
 from steepest.training import (
   mesh as mesh_lib,
   run,
@@ -66,7 +66,7 @@ class Trainer:
       self.setup.mesh, (self.hypers, np.uint32(0), np.bool_(measure))
     )
     state, stats = compiled(state, self.put(batch), *numbers)
-    stats = parts.kept(jax.device_get(stats), measure)
+    stats = role_statistics.kept(jax.device_get(stats), measure)
     return state, self.setup.chain.named(stats)
 
 

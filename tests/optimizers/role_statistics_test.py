@@ -5,7 +5,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from steepest.optimizers import parts
+from steepest.optimizers import role_statistics
 
 
 class _Leaf:
@@ -49,7 +49,9 @@ def _flat(leaves, members):
 
 def test_each_part_has_what_its_coordinates_give(trees):
   (grads, changes, updates), given = trees
-  found = parts.named(_FACTORS, parts.measure(_FACTORS, *given))
+  found = role_statistics.named(
+    _FACTORS, role_statistics.measure(_FACTORS, *given)
+  )
   wanted = {'unclipped_fraction': (np.abs(_flat(updates, range(5))) < 1).mean()}
   for part, members in _MEMBERS.items():
     norm = np.linalg.norm(_flat(grads, members))
@@ -67,8 +69,8 @@ def test_each_part_has_what_its_coordinates_give(trees):
 
 def test_what_clips_nothing_has_no_share_of_it(trees):
   _, (grads, changes, _) = trees
-  stats = parts.measure(_FACTORS, grads, changes, None)
-  found = parts.named(_FACTORS, {'lr': 0.1, **stats})
+  stats = role_statistics.measure(_FACTORS, grads, changes, None)
+  found = role_statistics.named(_FACTORS, {'lr': 0.1, **stats})
   assert {name.partition('/')[0] for name in found} == {
     'lr',
     'grad_norm',
@@ -80,7 +82,9 @@ def test_what_clips_nothing_has_no_share_of_it(trees):
 def test_what_is_not_finite_stays_with_its_parts(trees):
   _, (grads, changes, _) = trees
   grads['block_1']['bias'] = jnp.full(3, jnp.nan)
-  found = parts.named(_FACTORS, parts.measure(_FACTORS, grads, changes, None))
+  found = role_statistics.named(
+    _FACTORS, role_statistics.measure(_FACTORS, grads, changes, None)
+  )
   assert {name for name, value in found.items() if not np.isfinite(value)} == {
     'grad_norm/bias',
     'grad_norm/layer/block_1',
