@@ -177,13 +177,13 @@ def complete(config: ConfigDict) -> None:
 
 def static(config: ConfigDict) -> FrozenConfigDict:
   """Returns the `optimizer` or `schedule` slice without what may be swept."""
-  swept = {'betas', *_CHAIN}
+  keys = set(config) - {'betas', *_CHAIN}
   if 'name' in config:
     own = find(config.name).hyperparameters
-    swept |= {name for name, hyper in own.items() if not hyper.static}
-  return FrozenConfigDict(
-    {key: value for key, value in config.items() if key not in swept}
-  )
+    # Keys of other optimizers decide nothing.
+    keys &= {*_SLICE, *own} - {k for k, x in own.items() if not x.static}
+    keys -= {'lr', 'eps', 'weight_decay'}
+  return FrozenConfigDict({key: config[key] for key in keys})
 
 
 def _checked(name: str, value: Any, hyper: Hyper) -> Any:

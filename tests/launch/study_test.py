@@ -97,7 +97,8 @@ def _left(workdir: pathlib.Path) -> dict[str, tuple[object, ...]]:
     config = json.loads(path.with_name('config.json').read_text())
     rows = path.with_name('metrics.jsonl').read_text().count('\n')
     assert rows == summary['steps']
-    values = config['optimizer']['lr'], config['optimizer']['rho']
+    of = config['optimizer']
+    values = of['lr'], of['rho'] if 'rho' in of else None
     name = str(path.parent.relative_to(workdir))
     found[name] = *values, summary['status'], summary['eval_loss']
   return found

@@ -9,7 +9,7 @@ import numpy as np
 
 from steepest.eval import metrics
 from steepest.experiments import base
-from steepest.models import config as model_config
+from steepest.training import config as config_lib
 
 CONTEXT = 64
 _END = {'adamw': 3.40, 'lion': 3.43, 'sophia': 3.37}
@@ -55,11 +55,10 @@ def config(
       'context': CONTEXT,
     }
   )
-  c.model.update(model_config.habits(c.model))
   c.data.source = 'shards:corpus'
   c.schedule.warmup_steps = 20
   c.eval_every = 40
-  tree = json.loads(c.to_json())
+  tree = json.loads(config_lib.resolve(c).to_json())
   for key, value in changes.items():
     node = tree
     *path, leaf = key.split('__')
