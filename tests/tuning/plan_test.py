@@ -9,7 +9,7 @@ import pytest
 from steepest.experiments import base, paper_study, paper_target
 from steepest.models import config as model_config
 from steepest.training import chips, run as run_lib, state as state_lib
-from steepest.tuning import cells, plan
+from steepest.tuning import cells, plan, search
 
 _GPT2_124M = {'model.vocab_size': 50_304, 'batch_size': 64}
 _GPT2_3B = {
@@ -210,10 +210,10 @@ def test_a_study_takes_the_sum_of_its_runs():
   config.study.update(models='gpt2', optimizers='adamw,lion', seeds=3)
   config.study.update(target_steps=800, width_ratio=1)
   found = plan.stages(config, chips.CHIPS['a100'], 8)
-  trials = len(config.study.lrs_adamw)
+  trials = search.count(config, 'adamw')
   assert [(s.kind, str(s.cell), s.runs) for s in found] == [
     ('tune', 'gpt2-adamw', trials),
-    ('tune', 'gpt2-lion', len(config.study.lrs_lion)),
+    ('tune', 'gpt2-lion', search.count(config, 'lion')),
     ('train', 'gpt2-adamw', 3),
     ('train', 'gpt2-lion', 3),
   ]

@@ -27,7 +27,9 @@ def _config(**study):
 
 def _loss(config, step):
   o = config['optimizer']
-  loss = math.log(o['lr'] / 3e-3) ** 2 + math.log(o['rho'] / 0.05) ** 2 / 10
+  # Sophia's alone.
+  rho = o['rho'] if 'rho' in o else 0.05
+  loss = math.log(o['lr'] / 3e-3) ** 2 + math.log(rho / 0.05) ** 2 / 10
   return 3.0 + loss + config['seed'] / 100 + 5 / (step + 1)
 
 
