@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from steepest.experiments import base
-from steepest.report import tables
+from steepest.report import runs
 from steepest.training import config as config_lib
 from steepest.tuning import cells, engine, timing
 
@@ -47,7 +47,7 @@ def test_optimizers_of_a_group_take_turns(tmp_path):
     for of in found['groups']:
       turns = [turn['optimizer'] for turn in of['repeats']]
       assert turns == ['adamw', 'lion', 'sophia'] * 2
-    rows = tables.read_timing(path)
+    rows = runs.read_timing(path)
     assert [row['repeat'] for row in rows] == [1, 1, 1, 2, 2, 2] * 2
     assert all(0 < row['seconds_per_step'] < 10 for row in rows)
     # What has been timed is not timed again, and no CPU by default.
