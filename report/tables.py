@@ -303,7 +303,8 @@ def _read_tables(directory: pathlib.Path) -> Tables:
   for name in NAMES:
     path = directory / f'{name}.parquet'
     if path.exists():
-      frames[name] = pd.read_parquet(path)
+      # Of flags that some runs lack, Parquet makes None.
+      frames[name] = pd.read_parquet(path).fillna(math.nan)
     elif (path := directory / f'{name}.csv').exists():
       frames[name] = pd.read_csv(path, keep_default_na=False, na_values=[''])
     else:
