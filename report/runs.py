@@ -154,7 +154,8 @@ def _read_run(
 ) -> tuple[dict[str, Any], pd.DataFrame]:
   """Returns a run's row and its logged points."""
   leaves = flatten(_read_json(path / 'config.json'))
-  _require(leaves, _REQUIRED, path / 'config.json')
+  given = {key: value for key, value in leaves.items() if value is not None}
+  _require(given, _REQUIRED, path / 'config.json')
   leaves = defaults | leaves
   if leaves['stage'] not in ('tune', 'final'):
     raise ValueError(

@@ -277,7 +277,9 @@ def _run(directory):
   from steepest.experiments import base
   from steepest.report import tables
 
-  config = json.loads(base.get_config().to_json())
+  config = base.get_config()
+  config.optimizer.lr = 1e-3
+  config = json.loads(config.to_json())
   (directory / 'config.json').write_text(json.dumps(config))
   rows = [
     {'step': i, 'tokens': i + 1, 'seconds': i / 2, 'train/loss': 3.0}

@@ -84,6 +84,8 @@ _OF_TYPE = {
   str: _NAMES | _TEXTS,
   tuple: _PAIRS,
 }
+# What the optimizer's or the model's own file says may be anything.
+_OF_TYPE[type(None)] = st.one_of(*_OF_TYPE.values())
 
 
 @st.composite

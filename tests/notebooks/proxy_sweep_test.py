@@ -1,5 +1,6 @@
 """The notebook runs as it stands, and is kept without what it printed."""
 
+import json
 import os
 import pathlib
 
@@ -98,6 +99,9 @@ def test_the_sweep_runs(tmp_path, monkeypatch):
   ]
   assert len(figures) == 2
   # The trials stand in the first one, each once.
-  trials = {float(p.name[3:]) for p in tmp_path.glob('sweep/trials/*/lr=*')}
-  (line,) = [t for t in figures[0]['data'] if t['meta']['kind'] == 'line']
-  assert len(line['x']) == len(trials)
+  trials = {
+    json.loads(path.read_text())['optimizer']['lr']
+    for path in tmp_path.glob('sweep/trials/*/*/config.json')
+  }
+  (line,) = [t for t in figures[0]['data'] if t['meta']['kind'] == 'mean']
+  assert set(line['x']) == trials
