@@ -22,12 +22,10 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import difflib
 import fnmatch
-import functools
-import importlib.util
-import pathlib
 import re
-import sys
 from typing import Any
+
+from steepest.experiments import outside
 
 Document = Mapping[str, Any]
 
@@ -303,7 +301,6 @@ TASKS: dict[str, Task] = _list_tasks()
 GROUPS: dict[str, tuple[str, ...]] = _list_groups()
 
 
-@functools.cache
 def find(path: str) -> tuple[Task, ...]:
   """Returns the `TASKS` of a task file.
 
@@ -312,22 +309,9 @@ def find(path: str) -> tuple[Task, ...]:
     ValueError: it cannot be imported, has no tasks, or has one whose name is
       taken.
   """
-  if not pathlib.Path(path).is_file():
-    raise FileNotFoundError(f'task file {path}: there is no such file')
-  spec = importlib.util.spec_from_file_location(f'task file {path}', path)
-  assert spec is not None and spec.loader is not None  # It ends in .py.
-  module = importlib.util.module_from_spec(spec)
-  # Dataclasses look their module up while it is imported.
-  sys.modules[spec.name] = module
-  try:
-    spec.loader.exec_module(module)
-    tasks = tuple(module.TASKS)
-  except Exception as error:
-    del sys.modules[spec.name]
-    text = ' '.join(str(error).split())
-    raise ValueError(
-      f'task file {path}: {type(error).__name__}: {text}'
-    ) from error
+  tasks = outside.load('task file ', path, ('TASKS',)).TASKS
+  if not isinstance(tasks, tuple):
+    raise ValueError(f'task file {path}: TASKS is {tasks!r}, no tuple of Tasks')
   for task in tasks:
     if not isinstance(task, Task):
       raise ValueError(f'task file {path}: TASKS has {task!r}, not a Task')
@@ -379,13 +363,13 @@ def select(patterns: str, shots: int | None = None) -> Selection:
   if not words:
     raise ValueError(f'no task given: known are {", ".join(_shown())}')
   named: set[str] = set()
-  outside: dict[str, Task] = {}
+  of_files: dict[str, Task] = {}
   limits: dict[str, int] = {}
   for word in words:
     name, limit = _split_limit(word)
-    if name.endswith('.py'):
+    if outside.is_path(name):
       found = find(name)
-      outside |= {task.name: task for task in found}
+      of_files |= {task.name: task for task in found}
     else:
       matches = _match(name)
       named.update(matches)
@@ -399,7 +383,7 @@ def select(patterns: str, shots: int | None = None) -> Selection:
   }
   named.update(*groups.values())
   tasks = [task for name, task in TASKS.items() if name in named]
-  tasks += outside.values()
+  tasks += of_files.values()
   if shots is not None:
     tasks = [dataclasses.replace(task, shots=shots) for task in tasks]
   return Selection(tuple(tasks), groups, limits)

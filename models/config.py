@@ -3,13 +3,8 @@
 from collections.abc import Iterable
 import dataclasses
 import difflib
-import functools
 import importlib
-import importlib.util
-import pathlib
 import pkgutil
-import sys
-import types
 from typing import Any
 
 import jax
@@ -18,6 +13,7 @@ from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from steepest import models
+from steepest.experiments import outside
 from steepest.models import remat
 
 # What a model file holds; see `find_model`.
@@ -59,7 +55,6 @@ class ModelConfig:
   compute_dtype: DTypeLike = jnp.float32
 
 
-@functools.cache
 def find_model(name: str) -> Any:
   """Returns the model file models/NAME.py, or the one at a path, `./mine.py`.
 
@@ -74,8 +69,11 @@ def find_model(name: str) -> Any:
     FileNotFoundError: there is no such file.
     ValueError: no model has that name, or the file lacks one of these.
   """
-  if name.endswith('.py'):
-    return _load(pathlib.Path(name))
+  if outside.is_path(name):
+    file = outside.load('model.name=', name, _CONTENTS)
+    if missing := [habit for habit in _HABITS if habit not in file.HABITS]:
+      raise ValueError(f'model.name={name}: HABITS has no {", ".join(missing)}')
+    return file
   known = []
   for info in pkgutil.iter_modules(models.__path__):
     module = importlib.import_module(f'{models.__name__}.{info.name}')
@@ -89,31 +87,6 @@ def find_model(name: str) -> Any:
     f'model.name={name!r}: {hint}there are {", ".join(known)}, or give the '
     'path of a model file, ./NAME.py'
   )
-
-
-def _load(path: pathlib.Path) -> types.ModuleType:
-  """Returns the model file at `path`."""
-  if not path.is_file():
-    raise FileNotFoundError(f'model.name={path}: there is no such file')
-  spec = importlib.util.spec_from_file_location(f'model file {path}', path)
-  assert spec is not None and spec.loader is not None  # It ends in .py.
-  module = importlib.util.module_from_spec(spec)
-  # Dataclasses look their module up while it is imported.
-  sys.modules[spec.name] = module
-  try:
-    spec.loader.exec_module(module)
-  except Exception as error:
-    del sys.modules[spec.name]
-    text = ' '.join(str(error).split())
-    raise ValueError(
-      f'{path} cannot be imported: {type(error).__name__}: {text}'
-    ) from error
-  missing = [name for name in _CONTENTS if not hasattr(module, name)]
-  if not missing:
-    missing = [f'HABITS[{h!r}]' for h in _HABITS if h not in module.HABITS]
-  if missing:
-    raise ValueError(f'{path} is no model file: it has no {", ".join(missing)}')
-  return module
 
 
 def habits(config: ConfigDict) -> dict[str, Any]:

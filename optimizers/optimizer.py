@@ -18,18 +18,17 @@ chain's (optimizers/build.py).
 from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
-import functools
 import importlib
-import importlib.util
 import math
-import pathlib
 import pkgutil
+import re
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import optax
 
 from steepest import optimizers
+from steepest.experiments import outside
 
 ROLES = ('embedding', 'hidden', 'readout', 'gain', 'bias')
 # Role → column of models/parametrization.py's table that scales its learning
@@ -154,7 +153,7 @@ class Optimizer:
   """An optimizer.
 
   Attributes:
-    name: value of `optimizer.name`.
+    name: a word: the file's stem, and what reports and directories call it.
     label: display name.
     reference: paper and equation.
     transform: (h) → Optax transform whose update is u, to be subtracted. `h`
@@ -202,6 +201,9 @@ class Optimizer:
   flops: Callable[[tuple[int, ...]], float] = no_products
 
   def __post_init__(self):
+    # It names directories.
+    if not re.fullmatch(r'\w+', self.name, re.ASCII):
+      raise ValueError(f'name={self.name!r}: give letters, digits and _')
     if not callable(self.transform):
       raise ValueError('transform: give a function of the hyperparameters')
     own = dict(self.hyperparameters)
@@ -240,10 +242,18 @@ def find(name: str) -> Optimizer:
   """Returns the optimizer of a file here, by name, or elsewhere, by path.
 
   Raises:
+    FileNotFoundError: it is a path, and there is no file.
     ValueError: there is none, or the file does not hold what it should.
   """
-  if name.endswith('.py'):
-    return _at(pathlib.Path(name).resolve(), name)
+  if outside.is_path(name):
+    found = vars(outside.load('optimizer.name=', name))
+    if 'OPTIMIZER' in found and isinstance(found['OPTIMIZER'], Optimizer):
+      return found['OPTIMIZER']
+    raise ValueError(
+      f'optimizer.name={name}: the file must hold OPTIMIZER = '
+      'Optimizer(name=…, label=…, reference=…, transform=…, '
+      'hyperparameters=…), from steepest.optimizers.optimizer'
+    )
   known = names()
   if name in known:
     return _in_folder(name).OPTIMIZER
@@ -257,27 +267,3 @@ def find(name: str) -> Optimizer:
 
 def _in_folder(name: str) -> Any:
   return importlib.import_module(f'{optimizers.__name__}.{name}')
-
-
-@functools.lru_cache
-def _at(path: pathlib.Path, shown: str) -> Optimizer:
-  """Loads a file once: another value would compile each run anew."""
-  if not path.is_file():
-    raise ValueError(f'optimizer.name={shown!r}: no such file')
-  spec = importlib.util.spec_from_file_location(f'optimizer_{path.stem}', path)
-  assert spec is not None and spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  try:
-    spec.loader.exec_module(module)
-  except Exception as error:
-    raise ValueError(
-      f'optimizer.name={shown!r}: {type(error).__name__}: {error}'
-    ) from error
-  found = getattr(module, 'OPTIMIZER', None)
-  if not isinstance(found, Optimizer):
-    raise ValueError(
-      f'optimizer.name={shown!r}: the file must hold OPTIMIZER = '
-      'Optimizer(name=…, label=…, reference=…, transform=…, '
-      'hyperparameters=…), from steepest.optimizers.optimizer'
-    )
-  return found

@@ -162,10 +162,11 @@ def test_a_task_file_outside_is_scored_like_ours(tmp_path):
 @pytest.mark.parametrize(
   'before, after, said',
   [
-    ('TASKS = ', 'TUSKS = ', "has no attribute 'TASKS'"),
+    ('TASKS = ', 'TUSKS = ', 'the file has no TASKS'),
     ("'trivia', ", "'arc_easy', ", "the name 'arc_easy' is taken"),
     ("'acc_norm'", "'f1'", "trivia has the metric 'f1', there are acc, "),
     ('import Task, ', 'import Tusk, ', "ImportError: .*'Tusk'"),
+    (')),)', ')))', 'no tuple of Tasks'),
     ("(Task('trivia'", "(1, Task('trivia'", 'TASKS has 1, not a Task'),
   ],
 )

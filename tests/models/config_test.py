@@ -42,15 +42,15 @@ def test_zeros_are_resolved(build_model):
 @pytest.mark.parametrize(
   'text, said',
   [
-    ('', 'no model file: it has no Model, HABITS, default_mlp_dim, check'),
+    ('', 'the file has no Model, HABITS, default_mlp_dim, check'),
     (
       'check = Model = default_mlp_dim = 0\nHABITS = {}',
-      r"no HABITS\['bias'\]",
+      'HABITS has no bias, tie_',
     ),
     (
       'from __future__ import annotations\nimport dataclasses\n'
       '@dataclasses.dataclass\nclass Model:\n  x: int = 0',
-      'it has no HABITS, ',
+      'the file has no HABITS, ',
     ),
     ('raise KeyError("a\\nb")', 'cannot be imported: KeyError'),
     ('import nowhere', 'cannot be imported: ModuleNotFoundError: .*nowhere'),
