@@ -17,6 +17,7 @@ from steepest.report import (
   claims,
   curves,
   differences,
+  divergences,
   fairness,
   layers,
   page,
@@ -132,6 +133,11 @@ def write(
     'report.md.j2',
     subtitle=_subtitle(comparison),
     answers=answers,
+    divergences={
+      words.named(group): said
+      for group in comparison.groups
+      if (said := divergences.sentence(comparison, group))
+    },
     heads=heads,
     rows=rows,
     note=note,

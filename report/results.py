@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from steepest.report import fairness, section, verdicts, words
+from steepest.report import divergences, fairness, section, verdicts, words
 from steepest.report.section import Cell, Column
 from steepest.report.tables import Comparison
 
@@ -106,6 +106,7 @@ def sections(comparison: Comparison) -> list[section.Section]:
     blocks.append(table(comparison, _COLUMNS))
   else:
     blocks.append('No final run has ended yet.')
+  blocks += divergences.blocks(comparison)
   reasons = _reasons(comparison)
   if len(reasons.rows):
     blocks.append(reasons)
@@ -233,6 +234,9 @@ def print_table(comparison: Comparison, console: Console) -> None:
   for answer in answers(comparison):
     console.print(f'{answer.subject}: {answer.text}', markup=False)
     console.print(f'  {answer.fairness}', markup=False)
+  for group in comparison.groups:
+    if said := divergences.sentence(comparison, group):
+      console.print(f'{words.named(group)}: {said}', markup=False)
   for _, row in comparison.left_out.iterrows():
     console.print(
       f'  not compared: {row["run"]}: {row["reason"]}', markup=False

@@ -134,7 +134,8 @@ class Comparison:
       of questions and seeds), n (seeds), seeds (as planned), diverged.
     pairs: group, column, first, second, difference (first − second), stderr,
       freedom, low, high (95 %), p, p_holm, detectable (the difference that
-      would be seen with 80 % chance), n.
+      would be seen with 80 % chance), n; column `diverged`: of the shares of
+      seeds that diverged, p by Fisher's exact test.
     verdicts: group, column, winner, reason, p, n: the one decision that
       everything shown reads; winner is '' where nothing is claimed.
     insisted: whether the user insists on ranking what was tuned unequally.

@@ -9,7 +9,14 @@ import numpy as np
 import pandas as pd
 
 from steepest.eval import tasks
-from steepest.report import fairness, selection, speed, statistics, words
+from steepest.report import (
+  divergences,
+  fairness,
+  selection,
+  speed,
+  statistics,
+  words,
+)
 from steepest.report.tables import Comparison, Tables
 
 LOSSES = ('train_loss', 'eval_loss')
@@ -79,6 +86,7 @@ def compare(
       table.insert(0, 'group', group)
       pairs.append(table)
       verdicts.append({'group': group, 'column': column.key, **verdict})
+    pairs.append(divergences.pairs(runs, bool(reason)).assign(group=group))
     for rows, verdict in _measured(tables, group, runs):
       cells += rows
       verdicts.append({'group': group, **verdict})
@@ -89,9 +97,9 @@ def compare(
     tuning=tuned,
     fairness=judged,
     cells=pd.DataFrame(cells, columns=_CELLS),
-    pairs=pd.concat(pairs, ignore_index=True)
-    if pairs
-    else pd.DataFrame(columns=_PAIRS),
+    pairs=pd.concat(
+      [of for of in pairs if len(of)] or [pd.DataFrame()], ignore_index=True
+    ).reindex(columns=_PAIRS),
     verdicts=pd.DataFrame(verdicts, columns=_VERDICTS),
     insisted=insist,
   )

@@ -1,5 +1,7 @@
 """Differences against scipy and closed forms."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -95,3 +97,14 @@ def test_questions_are_paired_and_counted():
   # McNemar: 4 of 4 one way.
   assert found.p_signs == pytest.approx(2 * 0.5**4)
   assert found.p == pytest.approx(stats.ttest_rel(first, second).pvalue)
+
+
+def test_divergences_are_fishers_exact_test():
+  """All n of n against none of n: one table of C(2n, n), in either tail."""
+  assert statistics.divergences((5, 5), (0, 5)) == pytest.approx(
+    2 / math.comb(10, 5)
+  )
+  # 2 of 4 against 0 of 4: hypergeometric, the tables that are no likelier.
+  assert statistics.divergences((2, 4), (0, 4)) == pytest.approx(
+    2 * math.comb(4, 2) / math.comb(8, 2)
+  )

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steepest.report import report, results, tables, verdicts
+from steepest.report import divergences, report, results, tables, verdicts
 
 # Seeds move all optimizers alike, and each a little by itself.
 _SEEDS = 0.004 * np.sin(7 * np.arange(5))
@@ -75,6 +75,25 @@ def test_a_diverged_seed_counts(plant):
   shown = results.table(found, ['eval_loss'])
   (lion,) = [row for row in shown.rows if row[0].optimizer == 'lion']
   assert lion[1].note == '2 diverged'
+  # 2 of 5 against 0 of 5 is nothing that chance does not do.
+  said = divergences.sentence(found, 'gpt2')
+  assert 'no optimizer is shown to diverge more often' in said
+
+
+def test_divergences_are_compared_as_counts(plant):
+  """5 of 5 against 0 of 5 among three: Holm's 3 × 2 / C(10, 5), twice."""
+  losses = _losses((0.0, 0.1, 0.1))
+  losses['lion'] = [None] * 5
+  found = plant(losses)
+  rows = found.pairs[found.pairs['column'] == 'diverged']
+  rows = rows.set_index(['first', 'second'])
+  assert rows.loc[('adamw', 'lion'), 'p'] == pytest.approx(2 / 252)
+  assert rows.loc[('adamw', 'lion'), 'p_holm'] == pytest.approx(6 / 252)
+  assert rows.loc[('adamw', 'lion'), 'difference'] == -1
+  assert rows.loc[('adamw', 'sophia'), 'p_holm'] == 1
+  said = divergences.sentence(found, 'gpt2')
+  assert 'Lion in 5 of 5' in said
+  assert 'Lion diverges more often than AdamW and Sophia (p = 0.024)' in said
 
 
 def test_winner_is_claimed_beside_one_that_diverged_and_is_worse(plant):
