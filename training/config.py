@@ -45,6 +45,7 @@ _REMOVED: dict[str, Any] = {
   'spikes.policy': 'stop',
   'spikes.window': _ANY,
   'spikes.z_score': 0.0,
+  'study.corpus': 'passages',
   'study.vmapped_trials': _ANY,
 }
 

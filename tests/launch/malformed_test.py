@@ -227,9 +227,8 @@ def _documents(directory):
   (directory / 'b.jsonl.gz').write_bytes(gzip.compress(data.encode()))
 
   def read():
-    for path in directory.iterdir():
-      for found in documents.read(path):
-        assert isinstance(found, documents.Document | documents.Reject)
+    for found in documents.read(documents.find(f'{directory}/*')):
+      assert isinstance(found, documents.Document | documents.Reject)
 
   return read, ['a.jsonl', 'b.jsonl.gz']
 
