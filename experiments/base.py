@@ -142,8 +142,16 @@ def get_config() -> ConfigDict:
   optimizer.betas = placeholder(tuple)
   # Added to the denominator.
   optimizer.eps = placeholder(float)
+  # In place of b1 the half-life of its average: tokens, or up to 1 a share of
+  # the run; so NAME_half_life of others (optimizers/horizons.py). 0.0: none.
+  optimizer.b1_half_life = 0.0
+  # The same in place of b2.
+  optimizer.b2_half_life = 0.0
   # Weight decay of all matrices and embeddings, see decay_mode.
   optimizer.weight_decay = placeholder(float)
+  # In place of weight_decay the share of the run in which decay at the peak
+  # rate takes a weight to 1/e; 0.0: weight_decay counts.
+  optimizer.decay_timescale = 0.0
   # 'independent', 'times_lr' or 'times_role_lr': optimizers/build.py.
   optimizer.decay_mode = 'independent'
   # Decay only what it would not undo (arXiv 2510.12402).
@@ -158,6 +166,9 @@ def get_config() -> ConfigDict:
   schedule.kind = 'cosine'
   # Steps of linear warm-up from 0.
   schedule.warmup_steps = 200
+  # In place of warmup_steps tokens, or up to 1 a share of the run; 0.0:
+  # warmup_steps count.
+  schedule.warmup = 0.0
   # Learning rate of the last step over the peak.
   schedule.final_fraction = 0.1
   # wsd: share of the steps that the final decay takes.

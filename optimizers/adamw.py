@@ -7,7 +7,13 @@ from jax import numpy as jnp
 import optax
 
 from steepest.optimizers.alias import alias
-from steepest.optimizers.optimizer import Optimizer, epsilon, lr, memory
+from steepest.optimizers.optimizer import (
+  Optimizer,
+  epsilon,
+  lr,
+  memory,
+  momentum,
+)
 from steepest.optimizers.trees import (
   Number,
   average,
@@ -69,7 +75,7 @@ OPTIMIZER = Optimizer(
   transform=lambda h: scale_by_adamw(h.b1, h.b2, h.eps),
   hyperparameters={
     'lr': lr(6e-4, range=(1e-3, 8e-3)),
-    'b1': memory(0.9),
+    'b1': momentum(0.9),
     'b2': memory(0.95),
     'eps': epsilon(1e-8, factor='eps'),
   },

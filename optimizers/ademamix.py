@@ -14,6 +14,7 @@ from steepest.optimizers.optimizer import (
   epsilon,
   lr,
   memory,
+  momentum,
 )
 from steepest.optimizers.trees import map_eps
 
@@ -47,11 +48,14 @@ OPTIMIZER = Optimizer(
   depends_on_steps=True,
   hyperparameters={
     'lr': lr(6e-4, range=(5e-4, 4e-3)),
-    'b1': memory(0.9),
+    'b1': momentum(0.9),
     'b2': memory(0.999),
     'b3': memory(
       0.9999,
-      range=(0.99, 0.9999),
+      # As long as 0.9999 in the paper's 256,000 steps.
+      half_life=0.027,
+      unit='runs',
+      range=(0.005, 0.25),
       meaning='Decay rate of the slow momentum at the end of the run.',
     ),
     'alpha': Hyper(

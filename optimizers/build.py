@@ -30,7 +30,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 import numpy as np
 import optax
 
-from steepest.optimizers import role_statistics, schedules
+from steepest.optimizers import horizons, role_statistics, schedules
 from steepest.optimizers.optimizer import (
   Hyper,
   Optimizer,
@@ -158,9 +158,10 @@ def complete(config: ConfigDict) -> None:
   """
   found = find(config.name)
   own = {k for k in found.hyperparameters if k not in ('b1', 'b2')}
-  known = {*_SLICE, *own}
+  known = {*_SLICE, *own, *horizons.keys(found.hyperparameters)}
   for key in set(config) - known:
-    others = {k for n in names() for k in find(n).hyperparameters}
+    hypers = [find(n).hyperparameters for n in names()]
+    others = {k for of in hypers for k in (*of, *horizons.keys(of))}
     if key not in others:
       near = difflib.get_close_matches(key, known | others, 1, cutoff=0.3)
       hint = f'; did you mean optimizer.{near[0]}?' if near else ''
@@ -177,7 +178,7 @@ def complete(config: ConfigDict) -> None:
 
 def static(config: ConfigDict) -> FrozenConfigDict:
   """Returns the `optimizer` or `schedule` slice without what may be swept."""
-  keys = set(config) - {'betas', *_CHAIN}
+  keys = set(config) - {'betas', 'warmup', *_CHAIN}
   if 'name' in config:
     own = find(config.name).hyperparameters
     # Keys of other optimizers decide nothing.

@@ -7,7 +7,7 @@ from jax import numpy as jnp
 import optax
 
 from steepest.optimizers.alias import alias
-from steepest.optimizers.optimizer import Optimizer, lr, memory
+from steepest.optimizers.optimizer import Optimizer, lr, memory, momentum
 from steepest.optimizers.trees import Number, average, zeros_like
 
 
@@ -50,7 +50,7 @@ OPTIMIZER = Optimizer(
   transform=lambda h: scale_by_lion(h.b1, h.b2),
   hyperparameters={
     'lr': lr(1e-4, range=(2e-4, 1.6e-3)),
-    'b1': memory(0.9),
+    'b1': momentum(0.9),
     'b2': memory(0.99),
   },
 )

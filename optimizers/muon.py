@@ -7,7 +7,7 @@ import optax
 from optax import contrib
 
 from steepest.optimizers.alias import alias
-from steepest.optimizers.optimizer import MUP, Optimizer, lr, memory
+from steepest.optimizers.optimizer import MUP, Optimizer, lr, momentum
 
 # Root mean square of an update's entries: that of AdamW's (arXiv 2502.16982).
 _RMS = 0.2
@@ -56,7 +56,7 @@ OPTIMIZER = Optimizer(
   transform=lambda h: scale_by_muon(h.b1),
   hyperparameters={
     'lr': lr(6e-4, range=(1e-3, 8e-3)),
-    'b1': memory(0.95, meaning='Decay rate of what is orthogonalised.'),
+    'b1': momentum(0.95, meaning='Decay rate of what is orthogonalised.'),
   },
   # What is orthogonalised grows with the width as a matrix, not entry by entry.
   lr_factors={**MUP, 'hidden': 'spectral'},

@@ -3,7 +3,13 @@
 import optax
 
 from steepest.optimizers.alias import alias
-from steepest.optimizers.optimizer import Optimizer, epsilon, lr, memory
+from steepest.optimizers.optimizer import (
+  Optimizer,
+  epsilon,
+  lr,
+  memory,
+  momentum,
+)
 from steepest.optimizers.trees import map_eps
 
 OPTIMIZER = Optimizer(
@@ -15,7 +21,7 @@ OPTIMIZER = Optimizer(
   ),
   hyperparameters={
     'lr': lr(6e-4, range=(1e-3, 8e-3)),
-    'b1': memory(0.9),
+    'b1': momentum(0.9),
     'b2': memory(0.95),
     'eps': epsilon(1e-8),
   },

@@ -34,7 +34,7 @@ ROLES = ('embedding', 'hidden', 'readout', 'gain', 'bias')
 # Role → column of models/parametrization.py's table that scales its learning
 # rate: that of Adam, for directions whose entries do not shrink with width.
 MUP = MappingProxyType(dict.fromkeys(ROLES, 'lr'))
-SCALES = ('log', 'linear', 'log1m')
+SCALES = ('log', 'linear', 'log1m', 'half_life', 'timescale')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +44,13 @@ class Hyper:
   Attributes:
     default: value of a run that sets none; the name of another hyperparameter
       stands for that one's value.
-    range: lowest and highest value of a search; None: not searched.
-    scale: in which a search draws evenly: 'log', 'linear' or 'log1m', the log
-      of 1 - value, for decay rates.
-    unit: for tables; '' for pure numbers.
+    range: lowest and highest value of a search, or of the horizon that `scale`
+      names; None: not searched.
+    scale: what a search draws evenly: 'log', 'linear', 'log1m', the log of
+      1 - value, or the log of a horizon (optimizers/horizons.py): 'half_life'
+      of a decay rate, 'timescale' of weight decay.
+    unit: '' for pure numbers; of a horizon what a search carries over, 'tokens'
+      (its range is in steps of the proxy) or 'runs' (its range in these).
     meaning: one sentence.
     factor: 'eps' or 'rho': the parametrization's factor on it. `transform`
       then gets a tree, each parameter its own value.
@@ -55,6 +58,10 @@ class Hyper:
     below: bound that the value must stay under.
     static: a constant of the compiled program instead of an argument.
     choices: values allowed, of a static one.
+    half_life: of a run that sets neither value nor horizon, a share of it; 0:
+      `default` is the value.
+    every: the hyperparameter that says how many steps lie between two updates
+      of the average; '': one.
   """
 
   default: Any
@@ -67,6 +74,8 @@ class Hyper:
   below: float = math.inf
   static: bool = False
   choices: tuple[Any, ...] = ()
+  half_life: float = 0.0
+  every: str = ''
 
   def __post_init__(self):
     if self.scale not in SCALES:
@@ -84,13 +93,19 @@ def lr(
   )
 
 
+def momentum(default: float | str, **kwargs: Any) -> Hyper:
+  """Returns a decay rate of an average of gradients."""
+  return memory(default, **{'range': (1.0, 30.0), **kwargs})
+
+
 def memory(default: float | str, **kwargs: Any) -> Hyper:
-  """Returns a decay rate of an average, searched in log(1 - b)."""
+  """Returns a decay rate of an average, of squares say: half-lives in steps."""
   return Hyper(
     default,
     **{
-      'range': (0.5, 0.999),
-      'scale': 'log1m',
+      'range': (2.0, 300.0),
+      'scale': 'half_life',
+      'unit': 'tokens',
       'below': 1.0,
       'meaning': 'Decay rate of an average over steps.',
       **kwargs,
@@ -105,7 +120,9 @@ def epsilon(default: float, **kwargs: Any) -> Hyper:
 
 _WEIGHT_DECAY = Hyper(
   1e-4,
-  range=(1e-6, 1e-2),
+  range=(0.05, 5.0),
+  scale='timescale',
+  unit='runs',
   meaning='Weight decay of matrices and embeddings; see decay_mode.',
 )
 # Of those that want curvature; the training step makes the estimates.
@@ -134,7 +151,9 @@ _CURVATURE = {
 }
 # Of AdamW, which moves the roles that an optimizer leaves.
 _AUXILIARY = {
-  'auxiliary_lr': Hyper('lr', meaning='Peak learning rate of the rest.'),
+  'auxiliary_lr': Hyper(
+    'lr', range=(1e-3, 3.2e-2), meaning='Peak learning rate of the rest.'
+  ),
   'auxiliary_b1': memory(0.9, range=None),
   'auxiliary_b2': memory(0.95, range=None),
   'auxiliary_eps': epsilon(1e-8, factor='eps'),

@@ -8,7 +8,13 @@ import optax
 from optax import contrib
 
 from steepest.optimizers.alias import alias
-from steepest.optimizers.optimizer import Optimizer, epsilon, lr, memory
+from steepest.optimizers.optimizer import (
+  Optimizer,
+  epsilon,
+  lr,
+  memory,
+  momentum,
+)
 
 
 def scale_by_prodigy(
@@ -60,7 +66,7 @@ OPTIMIZER = Optimizer(
   ),
   hyperparameters={
     'lr': lr(1.0, range=(0.25, 2.0), meaning='Multiplies the estimate.'),
-    'b1': memory(0.9),
+    'b1': momentum(0.9),
     'b2': memory(0.95),
     'eps': epsilon(1e-8),
   },

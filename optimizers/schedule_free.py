@@ -14,7 +14,13 @@ import optax
 from optax import contrib
 
 from steepest.optimizers.alias import alias
-from steepest.optimizers.optimizer import Optimizer, epsilon, lr, memory
+from steepest.optimizers.optimizer import (
+  Hyper,
+  Optimizer,
+  epsilon,
+  lr,
+  memory,
+)
 from steepest.optimizers.trees import map_eps
 
 
@@ -78,7 +84,13 @@ OPTIMIZER = Optimizer(
   transform=map_eps(lambda h: scale_by_schedule_free(h.b2, h.eps)),
   hyperparameters={
     'lr': lr(1.2e-3, range=(2e-3, 1.6e-2)),
-    'b1': memory(0.9, meaning='Weight of the average where gradients are.'),
+    'b1': Hyper(
+      0.9,
+      range=(0.5, 0.99),
+      scale='log1m',
+      below=1.0,
+      meaning='Weight of the average where gradients are.',
+    ),
     'b2': memory(0.95),
     'eps': epsilon(1e-8),
   },

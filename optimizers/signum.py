@@ -6,7 +6,7 @@ import optax
 
 from steepest.optimizers.alias import alias
 from steepest.optimizers.lion import ScaleByLionState
-from steepest.optimizers.optimizer import Optimizer, lr, memory
+from steepest.optimizers.optimizer import Optimizer, lr, momentum
 from steepest.optimizers.trees import Number, average, zeros_like
 
 
@@ -29,6 +29,6 @@ OPTIMIZER = Optimizer(
   label='Signum',
   reference='Bernstein et al., arXiv 1802.04434, algorithm 2',
   transform=lambda h: scale_by_signum(h.b1),
-  hyperparameters={'lr': lr(1e-4, range=(2e-4, 1.6e-3)), 'b1': memory(0.95)},
+  hyperparameters={'lr': lr(1e-4, range=(2e-4, 1.6e-3)), 'b1': momentum(0.95)},
 )
 signum = alias(OPTIMIZER)

@@ -14,6 +14,7 @@ from steepest.optimizers.optimizer import (
   epsilon,
   lr,
   memory,
+  momentum,
 )
 from steepest.optimizers.trees import Number, array_in, box_like, like
 
@@ -208,7 +209,7 @@ OPTIMIZER = Optimizer(
   ),
   hyperparameters={
     'lr': lr(6e-4, range=(1e-3, 8e-3)),
-    'b1': memory(0.95),
+    'b1': momentum(0.95),
     'b2': memory(0.95),
     'eps': epsilon(1e-8, factor='eps'),
     'precondition_every': Hyper(

@@ -17,6 +17,7 @@ from steepest.optimizers.optimizer import (
   epsilon,
   lr,
   memory,
+  momentum,
 )
 from steepest.optimizers.trees import Number, average, like, zeros_like
 
@@ -99,8 +100,14 @@ OPTIMIZER = Optimizer(
   read_only=('h',),
   hyperparameters={
     'lr': lr(3e-4, range=(2e-4, 1.6e-3)),
-    'b1': memory(0.965),
-    'b2': memory(0.99, meaning='Decay rate of the averaged curvature.'),
+    'b1': momentum(0.965),
+    'b2': memory(
+      0.99,
+      unit='runs',
+      range=(0.01, 0.5),
+      every='hessian_every',
+      meaning='Decay rate of the averaged curvature.',
+    ),
     'rho': Hyper(
       0.05,
       range=(0.005, 0.5),

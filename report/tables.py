@@ -253,8 +253,12 @@ def config(run: Mapping[str, Any], key: str) -> Any:
   return None if missing(value) else value
 
 
+# Other horizons → what they decide.
+_HORIZONS = {'decay_timescale': 'weight_decay', 'warmup': 'warmup_steps'}
+
+
 def hyperparameters(run: Mapping[str, Any]) -> dict[str, float]:
-  """Returns the numbers that a search can vary: lr, b1, warmup_steps, …"""
+  """Returns the numbers that a search can vary: lr, b1_half_life, rho, …"""
   found: dict[str, float] = {}
   for name in run.keys():
     group, _, key = str(name).removeprefix('config.').rpartition('.')
@@ -267,6 +271,11 @@ def hyperparameters(run: Mapping[str, Any]) -> dict[str, float]:
       value, bool | np.bool_
     ):
       found[key] = float(value)
+  # What a horizon decides is no number of its own; 0 is no horizon.
+  for name in [n for n in found if n.endswith('_half_life')] + list(_HORIZONS):
+    plain = _HORIZONS[name] if name in _HORIZONS else name[: -len('_half_life')]
+    if name in found:
+      found.pop(plain if found[name] else name, None)
   return found
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from steepest.experiments import base
 from steepest.models import config as model_config, huggingface
 from steepest.models.config import ModelConfig
-from steepest.optimizers import build
+from steepest.optimizers import build, horizons
 
 # Keys that a restart may change: they do not change what is computed, or are
 # what a run that went wrong is to be saved by.
@@ -104,14 +104,23 @@ _MOST_CHARACTERS = 4096
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-  """Returns a copy with the values that the files of model and optimizer have.
+  """Returns a copy with the values that files and horizons give.
+
+  Those of the model's and the optimizer's file, and what follows from horizons.
 
   Raises:
     FileNotFoundError: the model is a path and there is no file.
-    ValueError: there is no such model or optimizer, or no optimizer has a key.
+    ValueError: there is no such model or optimizer, no optimizer has a key, or
+      a horizon is not possible.
   """
   config = config.copy_and_resolve_references()
   config.model.update(model_config.habits(config.model))
+  horizons.apply(
+    config.optimizer,
+    config.schedule,
+    config.steps,
+    config.batch_size * config.model.context,
+  )
   build.complete(config.optimizer)
   return config
 

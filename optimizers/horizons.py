@@ -1,0 +1,107 @@
+"""Hyperparameters by their horizon, whatever the batch and the run's length.
+
+  optimizer.NAME_half_life   b = 2^(-Δ / half-life), for any average's decay
+                             rate b (b1, b2, b3 …); Δ: tokens between updates
+  optimizer.decay_timescale  decay of 1 / (timescale · steps) in a step at the
+                             peak rate; a share of the run, 1 or more too
+  schedule.warmup            steps of warm-up that make up as many tokens
+
+Half-lives and warm-up are tokens, or up to 1 a share of the run. A horizon that
+is given (above 0) counts, whatever its plain value is. Half-lives in tokens are
+what stays when the batch changes (arXiv 2507.07101); the timescale of decay is
+that of the weights' average over the updates (arXiv 2405.13698, 2505.13738).
+"""
+
+from collections.abc import Mapping
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from steepest.optimizers.optimizer import Hyper, find
+
+TIMESCALE = 'decay_timescale'
+_HALF_LIFE = '_half_life'
+
+
+def key(name: str, hyper: Hyper) -> str:
+  """Returns the key of a hyperparameter's horizon; of others their own."""
+  horizons = {'half_life': f'{name}{_HALF_LIFE}', 'timescale': TIMESCALE}
+  return horizons[hyper.scale] if hyper.scale in horizons else name
+
+
+def keys(hyperparameters: Mapping[str, Hyper]) -> set[str]:
+  """Returns the keys of all horizons."""
+  return {key(n, h) for n, h in hyperparameters.items()} - {*hyperparameters}
+
+
+def tokens(horizon: float, of_run: float) -> float:
+  """Returns the tokens of a horizon, which may be a share of the run's."""
+  return horizon * of_run if horizon <= 1 else horizon
+
+
+def apply(
+  optimizer: ConfigDict, schedule: ConfigDict, steps: int, of_step: int
+) -> None:
+  """Sets the plain values that follow from horizons.
+
+  Args:
+    optimizer: the slice; one without horizons stays as it is.
+    schedule: the slice.
+    steps: of the run.
+    of_step: tokens of a step.
+
+  Raises:
+    ValueError: a horizon is negative, no number, or so long that the decay
+      rate is 1 in float32.
+  """
+  of_run = steps * of_step
+  own = find(optimizer.name).hyperparameters
+  betas = dict(zip(('b1', 'b2'), optimizer.betas or ()))
+  for name, hyper in own.items():
+    if hyper.scale not in ('half_life', 'timescale'):
+      continue
+    horizon = _given(optimizer, 'optimizer', key(name, hyper))
+    if hyper.scale == 'half_life':
+      plain = name in betas or (name in optimizer and optimizer[name])
+      horizon = horizon or (0.0 if plain else hyper.half_life)
+      if not horizon:
+        continue
+      every = _setting(optimizer, own, hyper.every) if hyper.every else 1
+      b = 2 ** (-every * of_step / tokens(horizon, of_run))
+      if np.float32(b) >= 1:
+        raise ValueError(
+          f'optimizer.{key(name, hyper)}={horizon:g}: so long that the decay '
+          f'rate of a step of {of_step} tokens is 1'
+        )
+      if name in ('b1', 'b2'):
+        betas[name] = b
+      else:
+        optimizer[name] = b
+    elif horizon:
+      decay = 1 / (horizon * steps)
+      if optimizer.decay_mode != 'independent':
+        decay /= _setting(optimizer, own, 'lr')
+      optimizer[name] = decay
+  if betas:
+    optimizer.betas = tuple(
+      betas[b] if b in betas else own[b].default if b in own else 0.0
+      for b in ('b1', 'b2')
+    )
+  if horizon := _given(schedule, 'schedule', 'warmup'):
+    schedule.warmup_steps = round(tokens(horizon, of_run) / of_step)
+
+
+def _given(config: ConfigDict, group: str, name: str) -> float:
+  """Returns a horizon, 0 where there is none."""
+  value = config[name] if name in config else 0.0
+  if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+    raise ValueError(f'{group}.{name}={value!r}: give a number, 0 or more')
+  return value
+
+
+def _setting(config: ConfigDict, own: Mapping[str, Hyper], name: str) -> Any:
+  """Returns a hyperparameter of a run, its default where it sets none."""
+  held = config[name] if name in config else None
+  return own[name].default if held is None else held
