@@ -40,6 +40,7 @@ class Checkpointer:
     kept: int,
     read_only: bool = False,
     warn: Callable[[str], None] | None = None,
+    check: Callable[[], None] = lambda: None,
   ):
     """Opens the directory.
 
@@ -49,11 +50,14 @@ class Checkpointer:
       read_only: change nothing there.
       warn: told of checkpoints that are damaged or could not be written; by
         default they are written to stderr.
+      check: raises a ValueError where another attempt has the run; then
+        nothing is written or deleted any more.
     """
     self.directory = pathlib.Path(directory).absolute()
     self._kept = kept
     self._read_only = read_only
     self._warn = warn or _to_stderr
+    self._check_attempt = check
     self._finishing: threading.Thread | None = None
     self._failure: str | None = None
     if not read_only and jax.process_index() == 0:
@@ -98,6 +102,8 @@ class Checkpointer:
       metadata: JSON values carried through restarts.
     """
     self.wait()
+    self._check_attempt()
+    self._clear_unverified(steps)
     metadata = {**metadata, 'shapes': _shapes(state.params)}
     try:
       self._manager.save(
@@ -179,7 +185,7 @@ class Checkpointer:
     """Waits for a checkpoint, verifies it, then deletes what it replaces."""
     try:
       self._manager.wait_until_finished()
-      if jax.process_index() == 0:
+      if jax.process_index() == 0 and self._has_the_run():
         write_checksums(self.directory / str(steps))
         for old in _steps(self.directory)[: -self._kept]:
           shutil.rmtree(self.directory / str(old))
@@ -189,6 +195,8 @@ class Checkpointer:
       self._failure = None
 
   def _give_up(self, steps: int, error: Exception) -> None:
+    if not self._has_the_run():
+      return
     reason = ' '.join(str(error).split())
     self._failure = f'checkpoint {self.directory / str(steps)}: {reason}'
     left = _steps(self.directory, verified=True)
@@ -196,8 +204,20 @@ class Checkpointer:
     self._warn(f'warning: {self._failure}; {stays}, training goes on')
     if jax.process_index() == 0:
       self._clear_unfinished()
-      if not has_checksums(self.directory / str(steps)):
-        shutil.rmtree(self.directory / str(steps), ignore_errors=True)
+      self._clear_unverified(steps)
+
+  def _has_the_run(self) -> bool:
+    try:
+      self._check_attempt()
+    except ValueError:
+      return False
+    return True
+
+  def _clear_unverified(self, steps: int) -> None:
+    """Removes a checkpoint whose writer, perhaps another, did not finish."""
+    at = self.directory / str(steps)
+    if jax.process_index() == 0 and not has_checksums(at):
+      shutil.rmtree(at, ignore_errors=True)
 
   def _clear_unfinished(self) -> None:
     """Frees what a write that was cut off took."""

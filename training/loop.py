@@ -74,6 +74,8 @@ class Callbacks:
     on_row: called with each row.
     stop: (steps done) → whether to save and leave; asked once a step.
     writers: (function that reports a failure) → further writers of metrics.
+    check: raises where another attempt has the run's directory; asked before
+      anything is written there.
   """
 
   evaluate: Callable[[Any, int, bool], dict[str, float]] | None = None
@@ -82,6 +84,7 @@ class Callbacks:
   writers: Callable[[Callable[[str], None]], list[metrics.Writer]] = (
     lambda warn: []
   )
+  check: Callable[[], None] = lambda: None
 
 
 class Diverged(ValueError):
@@ -285,6 +288,7 @@ class _Record:
       self.workdir / 'checkpoints',
       self.config.checkpoints_kept,
       warn=lambda text: self._events.add('checkpoint', self.step, text),
+      check=self._callbacks.check,
     )
     stack.callback(checkpointer.close)
     return checkpointer
@@ -298,6 +302,7 @@ class _Record:
     """Opens the writers of metrics; of several processes, the first writes."""
     if jax.process_index():
       return
+    self._callbacks.check()
     warn = lambda text: self._events.add('metrics', self.step, text)
     files = metrics.MetricWriter(self.workdir, first, warn)
     self._writer = metrics.Writers([files, *self._callbacks.writers(warn)])
@@ -338,6 +343,7 @@ class _Record:
       achieved = row['tokens_per_second'] * self._flops_per_token
       row['mfu'] = achieved / self._peak
     if always or self.config.written(step):
+      self._callbacks.check()
       values = {k: v for k, v in row.items() if k != 'step'}
       self._writer.write_scalars(step, values)
     if self._callbacks.on_row:

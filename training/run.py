@@ -18,11 +18,11 @@ from steepest.models.config import ModelConfig
 from steepest.optimizers import build, costs
 from steepest.training import (
   config as config_lib,
-  environment,
   mesh as mesh_lib,
   metrics,
   state as state_lib,
 )
+from steepest.training.attempt import Attempt
 from steepest.training.loop import (
   Callbacks,
   Diverged,
@@ -90,11 +90,12 @@ def train(
   hypers = build.hyperparameters(
     config.optimizer, config.schedule, config.steps
   )
-  callbacks = Callbacks(evaluate, on_row, stop, _writers(config, workdir))
+  writers = _writers(config, workdir)
   who = costs.description(setup.chain, setup.shapes.params)
   if who and jax.process_index() == 0:
     print(f'{config.optimizer.name}: {who}', file=sys.stderr)
-  _open_workdir(config, workdir, data.tokenizer_dir)
+  check = _open_workdir(config, workdir, data.tokenizer_dir)
+  callbacks = Callbacks(evaluate, on_row, stop, writers, check)
   try:
     summary = fit(
       setup,
@@ -109,8 +110,10 @@ def train(
       lambda: _initial_state(config, setup),
     )
   except (Diverged, Pruned) as error:
+    check()
     _write_summary(workdir, error.summary)
     raise
+  check()
   _write_summary(workdir, summary)
   return summary
 
@@ -223,15 +226,19 @@ def _writers(
 
 def _open_workdir(
   config: ConfigDict, workdir: pathlib.Path, tokenizer_dir: str | None
-) -> None:
-  """Writes down what identifies the run; of several processes, one does."""
+) -> Callable[[], None]:
+  """Writes down what identifies the run; of several processes, one does.
+
+  Returns what raises Superseded once another attempt has the directory.
+  """
   if jax.process_index():
-    return
+    return lambda: None
   workdir.mkdir(parents=True, exist_ok=True)
   metrics.write_json(workdir / 'config.json', config_lib.as_json(config))
-  metrics.write_json(workdir / 'env.json', environment.describe())
+  attempt = Attempt(workdir)
   if tokenizer_dir is not None:
     tokenizers.load(f'hf:{tokenizer_dir}').save(workdir)
+  return attempt.check
 
 
 def _write_summary(workdir: pathlib.Path, summary: dict[str, Any]) -> None:

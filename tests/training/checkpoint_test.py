@@ -220,3 +220,31 @@ def test_a_full_disk_costs_the_new_checkpoint_only(tmp_path, trained):
   _equal(jax.device_get(restored), wanted)
   reader.close()
   assert sorted(p.name for p in tmp_path.iterdir()) == ['4']
+
+
+def test_a_stale_attempt_neither_counts_nor_deletes(tmp_path, trained):
+  """What it wrote last is in nobody's way."""
+  setup, state = trained('adamw')
+  first = Checkpointer(tmp_path, 1)
+  first.save(state, 1, _BOOKS)
+  first.wait()
+  stale = []
+
+  def check():
+    if stale:
+      raise ValueError('another attempt has the run')
+
+  late = Checkpointer(tmp_path, 1, check=check)
+  late.save(state, 2, _BOOKS)
+  stale.append(True)
+  late.wait()
+  with pytest.raises(ValueError, match='another attempt'):
+    late.save(state, 3, _BOOKS)
+  late.close()
+  reader = Checkpointer(tmp_path, 1, read_only=True)
+  assert reader.latest() == 1
+  reader.close()
+  first.save(state, 2, _BOOKS)
+  first.close()
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['2']
+  assert (tmp_path / '2' / 'checksums.json').exists()

@@ -10,7 +10,7 @@ import pytest
 from steepest.data import tokenizers
 from steepest.experiments import tiny
 from steepest.models import llama
-from steepest.training import loading, run as assemble
+from steepest.training import attempt, loading, run as assemble
 
 _TIMED = ('seconds', 'data/wait_seconds', 'tokens_per_second')
 
@@ -78,6 +78,29 @@ def test_a_finished_run_is_left_alone(configure, tmp_path):
   assert assemble.train(configure('gpt2,lion'), tmp_path / 'run') == first
   after = {p: p.stat().st_mtime_ns for p in (tmp_path / 'run').rglob('*')}
   assert before == after
+
+
+def test_an_attempt_stops_once_another_has_the_run(configure, tmp_path):
+  """A machine was cut off, its run was done elsewhere, and it is back."""
+  whole, run = tmp_path / 'whole', tmp_path / 'run'
+  assemble.train(configure('gpt2,adamw'), whole)
+  left = []
+
+  def files():
+    # Each attempt has TensorBoard events of its own.
+    kept = (p for p in run.rglob('*') if 'tfevents' not in p.name)
+    return {p: p.read_bytes() for p in kept if p.is_file()}
+
+  def meanwhile(row):
+    if row['step'] == 4:
+      assemble.train(configure('gpt2,adamw'), run)
+      left.append(files())
+
+  with pytest.raises(attempt.Superseded, match='run: attempt 2 has taken'):
+    assemble.train(configure('gpt2,adamw'), run, on_row=meanwhile)
+  assert left == [files()]
+  assert _rows(run) == _rows(whole)
+  jax.tree.map(np.testing.assert_array_equal, _state(run, 6), _state(whole, 6))
 
 
 def test_seconds_are_carried_through_restarts(configure, tmp_path):

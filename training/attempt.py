@@ -1,0 +1,68 @@
+"""The attempt that has a run's directory: the latest; earlier ones stop.
+
+A machine that was cut off and comes back would go on with a run that has been
+started again elsewhere. So each attempt writes its id into env.json, and reads
+it again before it adds to what the directory holds.
+"""
+
+import json
+import os
+import pathlib
+from typing import Any
+import uuid
+
+from steepest.training import environment, metrics
+
+_FILE = 'env.json'
+
+
+class Superseded(ValueError):
+  """Another attempt has the run's directory."""
+
+
+class Attempt:
+  """This process's attempt at a run."""
+
+  def __init__(self, workdir: pathlib.Path):
+    """Takes the directory over and writes its env.json.
+
+    Which slot of an engine it runs on, and of which node, is what the engine
+    put into STEEPEST_SLOT and STEEPEST_NODE.
+    """
+    before = _read(workdir)
+    self._workdir = workdir
+    self._id = uuid.uuid4().hex
+    about = {
+      'id': self._id,
+      'number': before['number'] + 1 if before else 1,
+      'slot': os.environ.get('STEEPEST_SLOT'),
+      'node': os.environ.get('STEEPEST_NODE'),
+    }
+    metrics.write_json(
+      workdir / _FILE, {**environment.describe(), 'attempt': about}
+    )
+
+  def check(self) -> None:
+    """Raises Superseded once another attempt has taken the directory over."""
+    now = _read(self._workdir)
+    if now is None or now['id'] == self._id:
+      return
+    where = [f'{key} {now[key]}' for key in ('slot', 'node') if now[key]]
+    raise Superseded(
+      f'{self._workdir}: attempt {now["number"]} has taken this run over'
+      + (f' ({", ".join(where)})' if where else '')
+      + ': this one stops and leaves it alone'
+    )
+
+
+def _read(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """Returns the latest attempt; None without one, as in older directories."""
+  path = workdir / _FILE
+  if not path.exists():
+    return None
+  try:
+    env = json.loads(path.read_text('utf-8'))
+    return env['attempt'] if 'attempt' in env else None
+  except ValueError:
+    # Damaged: whoever begins writes another.
+    return None
