@@ -1,23 +1,17 @@
-"""Reading, tokenizing and sorting data: against the alternatives, and alone.
+"""Tokenizing and reading data, against the alternatives.
 
     python -m launch.prepare --input='corpus/*.jsonl' --tokenizer=gpt2 \\
         --out=shards --shard_tokens=8388608
-    python benchmarks/data.py read 'corpus/*.jsonl' shards
-    python benchmarks/data.py sort 4 16
+    python benchmarks/data.py 'corpus/*.jsonl' shards
 
-`read` compares tokenizing, per second of one core's time, and shuffled windows,
-per second on the clock from one process; rounds of the sides alternate. Then it
-reads for long and prints the memory. `sort` makes up indices of so many million
-documents, a tenth of them duplicates, and prints time, memory and disk of
-launch.prepare's second stage.
+Compares tokenizing, per second of one core's time, and shuffled windows, per
+second on the clock from one process; rounds of the sides alternate.
 """
 
 import argparse
 from collections.abc import Callable
-import multiprocessing
 import os
 import pathlib
-import resource
 import statistics
 import tempfile
 import time
@@ -32,17 +26,13 @@ import numpy as np
 import tokenizers as hf
 
 from steepest.data import manifest as manifests, pipeline
-from steepest.data.preparing import documents, sorting, tokenize
+from steepest.data.preparing import documents, tokenize
 
 _ROUNDS = 5
 # Text of each file that is tokenized, in bytes.
 _TEXT = 1 << 20
 _TOKENS = 20_000_000
-_LONG = 1_000_000_000
 _BATCH = 512
-# Documents of a made-up chunk, and sources.
-_CHUNK = 50_000
-_SOURCES = 7
 
 
 def main() -> None:
@@ -50,27 +40,14 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
-  commands = parser.add_subparsers(dest='command', required=True)
-  read = commands.add_parser('read')
-  read.add_argument('text', help='globs of the text, comma-separated')
-  read.add_argument('shards', type=pathlib.Path, help='their directory')
-  sort = commands.add_parser('sort')
-  sort.add_argument('millions', type=int, nargs='+', help='of documents')
+  parser.add_argument('text', help='globs of the text, comma-separated')
+  parser.add_argument('shards', type=pathlib.Path, help='their directory')
   arguments = parser.parse_args()
   load = lambda: print(f'load: {os.getloadavg()[0]:.1f} on {os.cpu_count()}')
   load()
-  if arguments.command == 'read':
-    _tokenizing(arguments.text, arguments.shards)
-    for context in (1024, 2048):
-      _reading(arguments.shards, context)
-    _memory(arguments.shards)
-  else:
-    # A process each, so that the one before is not in the peak.
-    context = multiprocessing.get_context('spawn')
-    for millions in arguments.millions:
-      process = context.Process(target=_sort, args=(millions * 1_000_000,))
-      process.start()
-      process.join()
+  _tokenizing(arguments.text, arguments.shards)
+  for context in (1024, 2048):
+    _reading(arguments.shards, context)
   load()
 
 
@@ -153,26 +130,6 @@ def _reading(shards: pathlib.Path, context: int) -> None:
   )
 
 
-def _memory(shards: pathlib.Path) -> None:
-  """Reads for long and prints the resident memory."""
-  context = 1024
-  steps = _LONG // (_BATCH * context)
-  data = _open(shards, context, steps)
-  marks = {steps // 10, steps // 2, steps - 1}
-  held = []
-  start = time.perf_counter()
-  for step, _ in enumerate(data.train(0)):
-    if step in marks:
-      held.append(_resident())
-  seconds = time.perf_counter() - start
-  shown = ', '.join(f'{megabytes:.0f}' for megabytes in held)
-  print(
-    f'resident memory after 10 %, 50 % and 100 % of {_LONG / 1e6:.0f} M tokens '
-    f'in {seconds:.0f} s: {shown} MB, at most '
-    f'{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000:.0f}'
-  )
-
-
 def _open(shards: pathlib.Path, context: int, steps: int) -> pipeline.Data:
   # As many passes as that takes.
   held = sum(
@@ -198,13 +155,6 @@ def _open(shards: pathlib.Path, context: int, steps: int) -> pipeline.Data:
   )
 
 
-def _resident() -> float:
-  """Returns megabytes in use that are of no file."""
-  status = pathlib.Path('/proc/self/status').read_text()
-  line = next(l for l in status.splitlines() if l.startswith('RssAnon'))
-  return int(line.split()[1]) / 1000
-
-
 def _alternate(
   *functions: Callable[[], object], clock: Callable[[], float]
 ) -> list[float]:
@@ -217,59 +167,6 @@ def _alternate(
       taken.append(clock() - start)
   # The first round fills caches.
   return [statistics.median(taken[1:]) for taken in seconds]
-
-
-def _sort(documents: int) -> None:
-  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-  with tempfile.TemporaryDirectory() as folder:
-    directory = pathlib.Path(folder)
-    chunks = _make_up(directory / 'chunks', documents)
-    start = time.perf_counter(), time.process_time()
-    sorter = sorting.Sorting(
-      directory / 'sorted', directory / 'chunks', chunks, 0
-    )
-    found = sorter.sort(lambda: None)
-    parts = _size(directory / 'sorted')
-    sorter.split(found, sorting.Validation(1 << 18, 0.05))
-    seconds = time.perf_counter() - start[0]
-    processor = time.process_time() - start[1]
-    print(
-      f'{documents / 1e6:.0f} M documents, {found.duplicates:,} duplicates: '
-      f'{seconds:.0f} s, {processor / documents * 1e6:.2f} µs of a core each, '
-      f'on disk {_size(directory / "chunks") / documents:.0f} bytes each and '
-      f'at most {parts / documents:.0f} more; memory at most '
-      f'{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000:.0f} MB '
-      f'({before:.0f} before)',
-      flush=True,
-    )
-
-
-def _make_up(directory: pathlib.Path, documents: int) -> list[tokenize.Chunk]:
-  generator = np.random.default_rng(0)
-  chunks = []
-  names = [f'source-{i}' for i in range(_SOURCES)]
-  for number in range(documents // _CHUNK):
-    index_D = np.zeros(_CHUNK, tokenize.INDEX)
-    for half in ('high', 'low'):
-      index_D[half] = generator.integers(0, 1 << 64, _CHUNK, np.uint64)
-    # The first chunk comes again and again, a tenth of it each time.
-    if number:
-      first_D = tokenize.load_index(directory, 0)
-      index_D[: _CHUNK // 10] = first_D[: _CHUNK // 10]
-    index_D['length'] = 1063
-    index_D['bytes'] = 4500
-    index_D['offset'] = 1063 * np.arange(_CHUNK)
-    index_D['source'] = index_D['low'] % _SOURCES
-    chunk = tokenize.Chunk(
-      tokenize.Position(0, 0), names, _CHUNK, 1063 * _CHUNK, 0, None, {}
-    )
-    tokenize.save(directory, number, chunk, index_D, [])
-    chunks.append(chunk)
-  return chunks
-
-
-def _size(directory: pathlib.Path) -> int:
-  return sum(p.stat().st_size for p in directory.rglob('*') if p.is_file())
 
 
 if __name__ == '__main__':

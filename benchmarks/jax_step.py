@@ -1,14 +1,12 @@
-"""Training steps of this project, timed on request.
+"""Training steps of this project, timed.
 
     python benchmarks/jax_step.py SHAPE
 
-The counterpart of pytorch_baseline.py, with the same requests and one more:
-
-    profile   the operations that take longest and their seconds in 5 steps
+The counterpart of pytorch_baseline.py, with `profile` in SHAPE besides: whether
+to list the operations that take longest and their seconds in a step.
 """
 
 import collections
-from collections.abc import Callable
 import functools
 import gzip
 import json
@@ -30,7 +28,6 @@ if hasattr(os, 'sched_setaffinity'):
   processes.keep_memory()
 
 import jax
-from jax import numpy as jnp
 import numpy as np
 
 from steepest.experiments import base
@@ -86,7 +83,6 @@ class Trainer:
     self._clock = time.perf_counter
     if shape['one_core']:
       self._clock = time.process_time
-    self._update = jax.jit(self._updated, donate_argnums=(0, 1))
 
   def step(self) -> None:
     """One training step; some measure what is logged, as in a run."""
@@ -97,28 +93,12 @@ class Trainer:
       self.state, self.batch, self.hypers, self.seed, self._flags[measure]
     )
 
-  def update(self, grads: Any) -> None:
-    """Clips gradients and updates the parameters."""
-    s = self.state
-    params, opt_state = self._update(
-      s.params, s.opt_state, grads, s.step, np.bool_(False)
-    )
-    self.state = s._replace(params=params, opt_state=opt_state)
-
-  def _updated(
-    self, params: Any, opt_state: Any, grads: Any, step: Any, measure: Any
-  ) -> tuple[Any, Any]:
-    chain = self.setup.chain
-    return chain.update(grads, opt_state, params, step, self.hypers, measure)[
-      :2
-    ]
-
-  def seconds(self, fn: Callable[[], None], count: int) -> float:
-    """Returns how long `count` calls take until all is done."""
+  def seconds(self, count: int) -> float:
+    """Returns how long `count` steps take until all is done."""
     jax.block_until_ready(self.state)
     start = self._clock()
     for _ in range(count):
-      fn()
+      self.step()
     jax.block_until_ready(self.state)
     return self._clock() - start
 
@@ -130,10 +110,10 @@ class Trainer:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
   def profile(self) -> list[tuple[str, float]]:
-    """Returns the longest operations of some steps, with their seconds."""
+    """Returns the longest operations of a step, with their seconds."""
     with tempfile.TemporaryDirectory() as folder:
       with jax.profiler.trace(folder):
-        self.seconds(self.step, _PROFILED)
+        self.seconds(_PROFILED)
       (path,) = pathlib.Path(folder).rglob('*.trace.json.gz')
       with gzip.open(path, 'rt', encoding='utf-8') as f:
         events = json.load(f)['traceEvents']
@@ -142,48 +122,29 @@ class Trainer:
       if 'hlo_op' in event.get('args', {}):
         # Copies of an operation differ by a number at the end.
         name = re.sub(r'(\.\d+|\.clone|\.remat)+$', '', event['name'])
-        total[name] += event['dur'] / 1e6
+        total[name] += event['dur'] / 1e6 / _PROFILED
     return total.most_common(_LISTED)
 
 
 def main() -> None:
-  """Answers requests until the input ends."""
-  trainer = Trainer(json.loads(sys.argv[1]))
-  first = trainer.seconds(trainer.step, 1)
-  trainer.seconds(trainer.step, 2)
+  """Prints what was measured as a line of JSON."""
+  shape = json.loads(sys.argv[1])
+  trainer = Trainer(shape)
+  first = trainer.seconds(1)
+  trainer.seconds(2)
+  seconds = trainer.seconds(shape['steps'])
   params = trainer.setup.shapes.params
   device = jax.devices()[0]
-  _answer(
-    {
-      'name': f'JAX {jax.__version__}',
-      'device': device.device_kind,
-      'compile_seconds': first,
-      'parameters': flops.count(params)['parameters'],
-      'flops_per_token': flops.per_token(params, trainer.setup.model),
-      'peak_flops': chips.peak(device),
-      'is_cpu': device.platform == 'cpu',
-    }
-  )
-  for line in sys.stdin:
-    what, _, count = line.strip().partition(' ')
-    if what == 'steps':
-      _answer({'seconds': trainer.seconds(trainer.step, int(count))})
-    elif what == 'optimizer':
-      # Rounded as in a step.
-      grads = step.rounded(
-        trainer.setup, jax.tree.map(lambda p: jnp.full_like(p, 1e-3), params)
-      )
-      update = functools.partial(trainer.update, grads)
-      trainer.seconds(update, 1)
-      _answer({'seconds': trainer.seconds(update, int(count))})
-      del grads, update
-    elif what == 'profile':
-      _answer({'steps': _PROFILED, 'operations': trainer.profile()})
-    else:
-      _answer({'bytes': trainer.memory()})
-
-
-def _answer(values: dict[str, Any]) -> None:
+  values = {
+    'name': f'JAX {jax.__version__} on {device.device_kind}',
+    'compile_seconds': first,
+    'step_seconds': seconds / shape['steps'],
+    'bytes': trainer.memory(),
+    'parameters': flops.count(params)['parameters'],
+    'flops_per_token': flops.per_token(params, trainer.setup.model),
+    'peak_flops': chips.peak(device),
+    'operations': trainer.profile() if shape['profile'] else [],
+  }
   print(json.dumps(values), flush=True)
 
 

@@ -5,11 +5,7 @@
 benchmarks/throughput.py starts it and says what SHAPE, a JSON object, has.
 nanoGPT's recipe: torch.compile, scaled_dot_product_attention, fused AdamW,
 clipping by global norm; on a GPU autocast to bfloat16 over float32 parameters.
-Answers each line of the standard input with a line of JSON:
-
-    steps N       seconds of N training steps
-    optimizer N   seconds of N clippings and updates
-    memory        highest bytes in use: of the GPU, else of the process
+Prints what it measured as a line of JSON.
 
 B batch, L length, D width, H heads, h head dim, V vocabulary.
 """
@@ -166,20 +162,16 @@ class Trainer:
     with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
       loss = self.compiled(*self.batch)
     loss.backward()
-    self.update()
-    self.optimizer.zero_grad(set_to_none=True)
-
-  def update(self) -> None:
-    """Clips the gradients that are there and updates the parameters."""
     nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
     self.optimizer.step()
+    self.optimizer.zero_grad(set_to_none=True)
 
-  def seconds(self, fn, count: int) -> float:
-    """Returns how long `count` calls take until all is done."""
+  def seconds(self, count: int) -> float:
+    """Returns how long `count` steps take until all is done."""
     self._wait()
     start = self.clock()
     for _ in range(count):
-      fn()
+      self.step()
     self._wait()
     return self.clock() - start
 
@@ -195,36 +187,19 @@ class Trainer:
 
 
 def main() -> None:
-  """Answers requests until the input ends."""
-  trainer = Trainer(json.loads(sys.argv[1]))
-  first = trainer.seconds(trainer.step, 1)
-  trainer.seconds(trainer.step, 2)
-  device = 'CPU'
-  if trainer.device == 'cuda':
-    device = torch.cuda.get_device_name()
-  _answer(
-    {
-      'name': f'PyTorch {torch.__version__}',
-      'device': device,
-      'compile_seconds': first,
-      'parameters': sum(p.numel() for p in trainer.model.parameters()),
-    }
-  )
-  for line in sys.stdin:
-    what, _, count = line.strip().partition(' ')
-    if what == 'steps':
-      _answer({'seconds': trainer.seconds(trainer.step, int(count))})
-    elif what == 'optimizer':
-      for p in trainer.model.parameters():
-        p.grad = torch.full_like(p, 1e-3)
-      trainer.seconds(trainer.update, 1)
-      _answer({'seconds': trainer.seconds(trainer.update, int(count))})
-      trainer.optimizer.zero_grad(set_to_none=True)
-    else:
-      _answer({'bytes': trainer.memory()})
-
-
-def _answer(values: dict) -> None:
+  """Prints what was measured as a line of JSON."""
+  shape = json.loads(sys.argv[1])
+  trainer = Trainer(shape)
+  first = trainer.seconds(1)
+  trainer.seconds(2)
+  seconds = trainer.seconds(shape['steps'])
+  values = {
+    'name': f'PyTorch {torch.__version__}',
+    'compile_seconds': first,
+    'step_seconds': seconds / shape['steps'],
+    'bytes': trainer.memory(),
+    'parameters': sum(p.numel() for p in trainer.model.parameters()),
+  }
   print(json.dumps(values), flush=True)
 
 

@@ -2,17 +2,13 @@
 
     python benchmarks/throughput.py --rows=proxy --torch_python=PYTHON
 
-Two processes in turn, never at once: benchmarks/jax_step.py here, and
-benchmarks/pytorch_baseline.py under PYTHON, which needs only torch. On a CPU
-both stay and alternate round by round; on an accelerator, whose memory one of
-them fills, each is started anew for each round. Prints one table in Markdown:
-medians over the rounds, and the median of the rounds' ratios. Steps of Sophia
-estimate curvature as often as a run does. With --profile, the longest
-operations of ours besides.
+Two processes in turn, never at once, and anew for each round:
+benchmarks/jax_step.py here, and benchmarks/pytorch_baseline.py under PYTHON,
+which needs only torch. Prints one table in Markdown: medians over the rounds,
+and the median of the rounds' ratios. Steps of Sophia estimate curvature as
+often as a run does. With --profile, the longest operations of ours besides.
 """
 
-from collections.abc import Callable, Iterator
-import contextlib
 import dataclasses
 import json
 import pathlib
@@ -46,8 +42,11 @@ _ONE_CORE = flags.DEFINE_bool(
 )
 _PROFILE = flags.DEFINE_bool('profile', False, 'List the longest operations.')
 
+# What each side measures in a round.
+_NUMBERS = ('step_seconds', 'compile_seconds', 'bytes')
 _HERE = pathlib.Path(__file__).parent
-_LARGE = 10**9
+# Layers times width squared from which on a model takes fewer steps.
+_LARGE = 10**8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,80 +82,6 @@ _CPU = {
 _GROUPS = {'gpu': list(_GPU), 'proxy': list(_CPU)}
 
 
-class _Child:
-  """A process that answers requests."""
-
-  def __init__(self, python: str, file: str, shape: dict[str, Any]):
-    self._process = subprocess.Popen(
-      [python, str(_HERE / file), json.dumps(shape)],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-    )
-    self.about = self._read()
-
-  def ask(self, request: str) -> dict[str, Any]:
-    """Returns the answer to a request."""
-    assert self._process.stdin is not None
-    self._process.stdin.write(request + '\n')
-    self._process.stdin.flush()
-    return self._read()
-
-  def close(self) -> None:
-    """Ends it; what it held is free afterwards."""
-    assert self._process.stdin is not None
-    self._process.stdin.close()
-    self._process.wait()
-
-  def _read(self) -> dict[str, Any]:
-    assert self._process.stdout is not None
-    for line in self._process.stdout:
-      # Libraries may print too.
-      if line.startswith('{'):
-        return json.loads(line)
-    raise OSError(f'{self._process.args} ended: see its error above')
-
-
-class _Side:
-  """Measurements of one of the two, over the rounds."""
-
-  def __init__(self, open_child: Callable[[], _Child]):
-    self._open = open_child
-    self._kept: _Child | None = None
-    self.about: dict[str, Any] = {}
-    self.seconds: list[float] = []
-    self.updates: list[float] = []
-    self.bytes = 0
-
-  def measure(self, steps: int, keep: bool) -> None:
-    """Adds a round."""
-    with self._child(keep) as child:
-      self.seconds.append(child.ask(f'steps {steps}')['seconds'] / steps)
-      # The update's gradients would count as memory of the step.
-      self.bytes = max(self.bytes, child.ask('memory')['bytes'])
-      update = child.ask(f'optimizer {steps}')['seconds'] / steps
-      self.updates.append(update)
-
-  def profile(self, keep: bool) -> dict[str, Any]:
-    """Returns the longest operations."""
-    with self._child(keep) as child:
-      return child.ask('profile')
-
-  def close(self) -> None:
-    """Ends the process, if it stays."""
-    if self._kept is not None:
-      self._kept.close()
-
-  @contextlib.contextmanager
-  def _child(self, keep: bool) -> Iterator[_Child]:
-    child = self._kept or self._open()
-    self.about = self.about or child.about
-    self._kept = child if keep else None
-    yield child
-    if not keep:
-      child.close()
-
-
 def main(_: list[str]) -> None:
   """Prints the table."""
   names = [n for word in _ROWS.value for n in _GROUPS.get(word, [word])]
@@ -168,84 +93,85 @@ def main(_: list[str]) -> None:
   with Console(stderr=True).status('') as status:
     for name in names:
       for optimizer in _OPTIMIZERS.value:
-        say = lambda text, n=name, o=optimizer: status.update(f'{n} {o} {text}')
-        sides, device, operations = _measure(rows[name], optimizer, say)
-        where = f'{device}; {", ".join(s.about["name"] for s in sides)}'
-        lines += _lines(name, rows[name], optimizer, sides)
-        profiles.append((name, optimizer, operations))
+        rounds = []
+        for i in range(_ROUNDS.value):
+          status.update(f'{name} {optimizer} round {i + 1} of {_ROUNDS.value}')
+          rounds.append(_measure(rows[name], optimizer))
+        where = '; '.join(side['name'] for side in rounds[0])
+        lines += _lines(name, rows[name], optimizer, rounds)
+        profiles.append((name, optimizer, rounds[-1][0]['operations']))
   print(f'{where}; {_ROUNDS.value} rounds of {_STEPS.value} steps\n')
   print(
-    '| | batch | tokens/s | MFU | step ms | update ms | memory GB '
-    '| first step s | ratio |'
+    '| | batch | tokens/s | MFU | step ms | memory GB | first step s | ratio |'
   )
-  print('|---|---|---|---|---|---|---|---|---|')
+  print('|---|---|---|---|---|---|---|---|')
   print('\n'.join(lines))
   print(
     f'\nMFU: {_convention()}. The ratio is of tokens/s, ours over '
     "PyTorch's. Memory on a CPU is the process's."
   )
-  for name, optimizer, found in profiles:
-    if found:
+  for name, optimizer, operations in profiles:
+    if operations:
       print(f'\n{name} {optimizer}, ms a step:')
-      for operation, seconds in found['operations']:
-        print(f'  {seconds / found["steps"] * 1e3:9.3f}  {operation}')
+      for operation, seconds in operations:
+        print(f'  {seconds * 1e3:9.3f}  {operation}')
 
 
-def _measure(
-  row: _Row, optimizer: str, say: Callable[[str], None]
-) -> tuple[list[_Side], str, dict[str, Any]]:
-  shape = {**dataclasses.asdict(row), 'one_core': _ONE_CORE.value}
+def _measure(row: _Row, optimizer: str) -> list[dict[str, Any]]:
+  """Returns what each side says of itself in one round, ours first."""
+  large = row.layers * row.width**2 > _LARGE
+  shape = {
+    **dataclasses.asdict(row),
+    'one_core': _ONE_CORE.value,
+    'steps': -(-_STEPS.value // (4 if large else 1)),
+  }
   ours = {
     **shape,
     'optimizer': optimizer,
     'remat': _REMAT.value,
     'hessian_subset': _SUBSET.value,
+    'profile': _PROFILE.value,
   }
-  sides = [_Side(lambda: _Child(sys.executable, 'jax_step.py', ours))]
+  sides = [_run(sys.executable, 'jax_step.py', ours)]
   if _PYTHON.value:
-    baseline = 'pytorch_baseline.py'
-    sides.append(_Side(lambda: _Child(_PYTHON.value, baseline, shape)))
-  keep, steps = False, _STEPS.value
-  try:
-    for i in range(_ROUNDS.value):
-      for side in sides:
-        say(f'round {i + 1} of {_ROUNDS.value}')
-        side.measure(steps, keep)
-        if i == 0 and side is sides[0]:
-          keep = side.about['is_cpu']
-          if side.about['parameters'] > _LARGE:
-            steps = -(-steps // 4)
-    operations = sides[0].profile(keep) if _PROFILE.value else {}
-  finally:
-    for side in sides:
-      side.close()
-  counts = {side.about['parameters'] for side in sides}
+    sides.append(_run(_PYTHON.value, 'pytorch_baseline.py', shape))
+  counts = {side['parameters'] for side in sides}
   if len(counts) > 1:
     raise ValueError(f'the two models have {counts} parameters')
-  return sides, sides[0].about['device'], operations
+  return sides
+
+
+def _run(python: str, file: str, shape: dict[str, Any]) -> dict[str, Any]:
+  command = [python, str(_HERE / file), json.dumps(shape)]
+  done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+  if done.returncode:
+    raise OSError(f'{file} failed: see its error above')
+  # Libraries may print too.
+  return json.loads(done.stdout.splitlines()[-1])
 
 
 def _lines(
-  name: str, row: _Row, optimizer: str, sides: list[_Side]
+  name: str, row: _Row, optimizer: str, rounds: list[list[dict[str, Any]]]
 ) -> list[str]:
-  about = sides[0].about
+  about = rounds[0][0]
   tokens = row.batch * row.context
   lines = []
-  for side, whose in zip(sides, (f'ours, {optimizer}', 'PyTorch, adamw')):
-    step = statistics.median(side.seconds)
+  names = (f'ours, {optimizer}', 'PyTorch, adamw')
+  for whose, side in zip(names, zip(*rounds)):
+    of = {key: [each[key] for each in side] for key in _NUMBERS}
+    step = statistics.median(of['step_seconds'])
     mfu, ratio = '', ''
     if about['peak_flops']:
       mfu = about['flops_per_token'] * tokens / step / about['peak_flops']
       mfu = f'{mfu:.1%}'
-    if side is sides[0] and len(sides) > 1:
-      pairs = zip(sides[1].seconds, side.seconds)
-      ratio = f'{statistics.median(b / a for b, a in pairs):.2f}'
+    if not lines and len(rounds[0]) > 1:
+      ratios = [b['step_seconds'] / a['step_seconds'] for a, b in rounds]
+      ratio = f'{statistics.median(ratios):.2f}'
     lines.append(
       f'| {row.model} {name}, {whose} | {row.batch} × {row.context} '
       f'| {tokens / step:,.0f} | {mfu} | {step * 1e3:.1f} '
-      f'| {statistics.median(side.updates) * 1e3:.2f} '
-      f'| {side.bytes / 1e9:.2f} | {side.about["compile_seconds"]:.1f} '
-      f'| {ratio} |'
+      f'| {max(of["bytes"]) / 1e9:.2f} '
+      f'| {statistics.median(of["compile_seconds"]):.1f} | {ratio} |'
     )
   return lines
 
