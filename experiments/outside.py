@@ -15,6 +15,11 @@ def is_path(name: str) -> bool:
   return name.endswith('.py')
 
 
+def stem(name: str) -> str:
+  """Returns the stem of a path, and a name as it is."""
+  return pathlib.Path(name).stem if is_path(name) else name
+
+
 def absolute(names: str) -> str:
   """Returns names separated by commas, the paths among them absolute.
 

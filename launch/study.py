@@ -82,6 +82,7 @@ def _config(holder: flags.FlagHolder, optimizers: str | None) -> 'ConfigDict':
 
   validation.check_ranges(config)
   config.study.optimizers = optimizers or config.study.optimizers
+  validation.make_absolute(config)
   config.study.optimizers = ','.join(cells.optimizers(config))
   for note in search.notes(config):
     print(f'note: {note}', file=sys.stderr)

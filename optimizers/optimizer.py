@@ -247,6 +247,15 @@ class Optimizer:
     """Whether the auxiliary AdamW moves some roles."""
     return set(self.moves) != set(ROLES)
 
+  def describe(self) -> dict[str, Any]:
+    """Returns what a run writes down of it, for reports."""
+    return {
+      'name': self.name,
+      'label': self.label,
+      'reference': self.reference,
+      'has_mup_rule': self.lr_factors is not None,
+    }
+
 
 def names() -> list[str]:
   """Returns the names of the optimizers in this folder."""

@@ -18,14 +18,15 @@ _ROOT = pathlib.Path(__file__).parent.parent
 #                                      │
 #   report ← runs on disk, eval.tasks  │
 #        └──────────────────── launch ─┘ joins them all
+_KEYS = ('experiments.base', 'experiments.outside')
 _ALLOWED = {
   'experiments': (),
   'models': ('experiments.outside',),
   'optimizers': ('experiments.outside',),
   'data': (),
-  'training': ('experiments.base', 'models', 'optimizers', 'data'),
+  'training': (*_KEYS, 'models', 'optimizers', 'data'),
   'eval': ('experiments.outside', 'data.tokenizers', 'data.benchmarks'),
-  'tuning': ('experiments.base', 'models', 'optimizers', 'data', 'training'),
+  'tuning': (*_KEYS, 'models', 'optimizers', 'data', 'training'),
   'report': ('eval.tasks',),
   'launch': (
     *('experiments', 'models', 'optimizers', 'data', 'training'),

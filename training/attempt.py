@@ -5,6 +5,7 @@ started again elsewhere. So each attempt writes its id into env.json, and reads
 it again before it adds to what the directory holds.
 """
 
+from collections.abc import Mapping
 import json
 import os
 import pathlib
@@ -23,24 +24,27 @@ class Superseded(ValueError):
 class Attempt:
   """This process's attempt at a run."""
 
-  def __init__(self, workdir: pathlib.Path):
+  def __init__(self, workdir: pathlib.Path, about: Mapping[str, Any]):
     """Takes the directory over and writes its env.json.
 
     Which slot of an engine it runs on, and of which node, is what the engine
     put into STEEPEST_SLOT and STEEPEST_NODE.
+
+    Args:
+      workdir: the directory.
+      about: what env.json says besides.
     """
     before = _read(workdir)
     self._workdir = workdir
     self._id = uuid.uuid4().hex
-    about = {
+    attempt = {
       'id': self._id,
       'number': before['number'] + 1 if before else 1,
       'slot': os.environ.get('STEEPEST_SLOT'),
       'node': os.environ.get('STEEPEST_NODE'),
     }
-    metrics.write_json(
-      workdir / _FILE, {**environment.describe(), 'attempt': about}
-    )
+    env = {**environment.describe(), **about, 'attempt': attempt}
+    metrics.write_json(workdir / _FILE, env)
 
   def check(self) -> None:
     """Raises Superseded once another attempt has taken the directory over."""

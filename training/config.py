@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from steepest.experiments import base
+from steepest.experiments import base, outside
 from steepest.models import config as model_config, huggingface
 from steepest.models.config import ModelConfig
 from steepest.optimizers import build, horizons
@@ -114,6 +114,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
       a horizon is not possible.
   """
   config = config.copy_and_resolve_references()
+  make_absolute(config)
   config.model.update(model_config.habits(config.model))
   horizons.apply(
     config.optimizer,
@@ -123,6 +124,20 @@ def resolve(config: ConfigDict) -> ConfigDict:
   )
   build.complete(config.optimizer)
   return config
+
+
+def make_absolute(config: ConfigDict) -> None:
+  """Makes paths of files outside absolute: a run goes on from anywhere.
+
+  Raises:
+    ValueError: a path would hold a comma.
+  """
+  config.eval_tasks = outside.absolute(config.eval_tasks)
+  groups = [(config.model, 'name'), (config.optimizer, 'name')]
+  if 'study' in config:
+    groups += [(config.study, 'models'), (config.study, 'optimizers')]
+  for group, key in groups:
+    group[key] = outside.absolute(group[key])
 
 
 def check_ranges(config: ConfigDict) -> None:
@@ -257,6 +272,7 @@ def import_shapes(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
 def check_same(config: ConfigDict, workdir: pathlib.Path) -> None:
   """Raises a ValueError that names the first key on which a restart differs."""
   saved, removed = _read_config(workdir / 'config.json')
+  make_absolute(saved)
   # Keys of other optimizers go; earlier versions wrote them all.
   build.complete(saved.optimizer)
   before = base.flatten(ConfigDict(as_json(saved)))

@@ -93,8 +93,9 @@ def train(
   writers = _writers(config, workdir)
   who = costs.description(setup.chain, setup.shapes.params)
   if who and jax.process_index() == 0:
-    print(f'{config.optimizer.name}: {who}', file=sys.stderr)
-  check = _open_workdir(config, workdir, data.tokenizer_dir)
+    print(f'{setup.chain.optimizer.name}: {who}', file=sys.stderr)
+  about = {'optimizer': setup.chain.optimizer.describe()}
+  check = _open_workdir(config, workdir, about, data.tokenizer_dir)
   callbacks = Callbacks(evaluate, on_row, stop, writers, check)
   try:
     summary = fit(
@@ -225,7 +226,10 @@ def _writers(
 
 
 def _open_workdir(
-  config: ConfigDict, workdir: pathlib.Path, tokenizer_dir: str | None
+  config: ConfigDict,
+  workdir: pathlib.Path,
+  about: Mapping[str, Any],
+  tokenizer_dir: str | None,
 ) -> Callable[[], None]:
   """Writes down what identifies the run; of several processes, one does.
 
@@ -235,7 +239,7 @@ def _open_workdir(
     return lambda: None
   workdir.mkdir(parents=True, exist_ok=True)
   metrics.write_json(workdir / 'config.json', config_lib.as_json(config))
-  attempt = Attempt(workdir)
+  attempt = Attempt(workdir, about)
   if tokenizer_dir is not None:
     tokenizers.load(f'hf:{tokenizer_dir}').save(workdir)
   return attempt.check

@@ -9,7 +9,7 @@ always among them. A point holds the values that are not the study's own. The
 keys are `study.axis_*` in experiments/base.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import itertools
 import math
@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from steepest.experiments import base
+from steepest.experiments import base, outside
 from steepest.models import config as model_config
 from steepest.optimizers import optimizer as optimizer_lib, schedules
 from steepest.training import config as config_lib, run as training_run
@@ -42,7 +42,11 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """A model × an optimizer × a point of the axes."""
+  """A model × an optimizer × a point of the axes.
+
+  Model and optimizer are names or paths; as text, and so in directories, a path
+  is the model's stem, and the name that the optimizer's file gives.
+  """
 
   model: str
   optimizer: str
@@ -50,16 +54,26 @@ class Cell:
 
   def __str__(self) -> str:
     at = ''.join(f'-{name}={_shown(value)}' for name, value in self.point)
-    return f'{self.model}-{self.optimizer}{at}'
+    return f'{outside.stem(self.model)}-{name_of(self.optimizer)}{at}'
+
+
+def name_of(optimizer: str) -> str:
+  """Returns the name of an optimizer, also of one at a path."""
+  if outside.is_path(optimizer):
+    return optimizer_lib.find(optimizer).name
+  return optimizer
 
 
 def cells(config: ConfigDict) -> list[Cell]:
   """Returns the cells of a study in the order in which they are run.
 
   Raises:
-    ValueError: an optimizer or a value on an axis is not possible.
+    ValueError: an optimizer or a value on an axis is not possible, or two
+      models have one name.
   """
-  models = config.study.models.split(',')
+  given = config.study.models
+  models = given.split(',')
+  _check_distinct('models', given, [outside.stem(name) for name in models])
   names, at = optimizers(config), points(config)
   return [Cell(m, o, p) for p in at for o in names for m in models]
 
@@ -68,17 +82,23 @@ def optimizers(config: ConfigDict) -> list[str]:
   """Returns the optimizers of a study; 'all' are those in optimizers/.
 
   Raises:
-    ValueError: one is unknown or given twice.
+    ValueError: one is unknown, or two have one name.
   """
   given = config.study.optimizers
   if given == 'all':
     return optimizer_lib.names()
   found = given.split(',')
-  if len(set(found)) < len(found):
-    raise ValueError(f'study.optimizers={given!r}: give each once')
-  for name in found:
-    optimizer_lib.find(name)
+  _check_distinct(
+    'optimizers', given, [optimizer_lib.find(name).name for name in found]
+  )
   return found
+
+
+def _check_distinct(key: str, given: str, named: Sequence[str]) -> None:
+  if len(set(named)) < len(named):
+    raise ValueError(
+      f'study.{key}={given!r}: give each once, by a name of its own'
+    )
 
 
 def axes(config: ConfigDict) -> list[Axis]:

@@ -107,7 +107,7 @@ def dimensions(config: ConfigDict, optimizer: str) -> list[Dimension]:
       than four rates.
   """
   study = config.study
-  key = f'lrs_{optimizer}'
+  key = f'lrs_{cells.name_of(optimizer)}'
   if key in study:
     lrs = tuple(float(lr) for lr in study[key])
     if len(lrs) < 4 or list(lrs) != sorted(set(lrs)) or lrs[0] <= 0:
@@ -213,7 +213,7 @@ class Search:
 
     check(config)
     self._keys = keys = config.study
-    self._optimizer = cell.optimizer
+    self._optimizer = cells.name_of(cell.optimizer)
     self._dimensions = dimensions(config, cell.optimizer)
     self._count = count(config, cell.optimizer)
     self._ordered = keys.search == 'tpe' or keys.pruning != 'none'
@@ -524,11 +524,11 @@ def notes(config: ConfigDict) -> list[str]:
   """
   check(config)
   names = cells.optimizers(config)
-  found = {name: dimensions(config, name) for name in names}
+  found = {cells.name_of(name): dimensions(config, name) for name in names}
   rates = {name: of[0].values for name, of in found.items()}
   is_grid = config.study.search == 'grid'
   said = []
-  trials = {name: count(config, name) for name in names}
+  trials = {cells.name_of(name): count(config, name) for name in names}
   if len(set(trials.values())) > 1:
     said.append(
       f'unequal budgets, in trials: {_listed(trials)}; study.search=sobol or '

@@ -24,6 +24,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from steepest.experiments import outside
+
 # Bytes read at once from the end of a file that may have a million rows.
 _CHUNK = 2**15
 # Rows that slope, rate and data wait are taken from.
@@ -334,8 +336,9 @@ class TrainingDisplay:
       console=self._console,
       disable=not self._console.is_terminal,
     )
+    names = config.model.name, config.optimizer.name
     self._task = self._bar.add_task(
-      f'{config.model.name} {config.optimizer.name}',
+      ' '.join(map(outside.stem, names)),
       total=config.steps,
       status='compiling',
     )

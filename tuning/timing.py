@@ -15,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from steepest.experiments import outside
 from steepest.models import config as model_config
 from steepest.optimizers import build
 from steepest.training import (
@@ -56,7 +57,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, engine: Engine) -> None:
   found = json.loads(path.read_text('utf-8')) if path.exists() else {}
   kept = found['groups'] if found else []
   for group, runs in _groups(config, workdir):
-    optimizers = {run['optimizer']['name'] for run in runs}
+    optimizers = {cells.name_of(run['optimizer']['name']) for run in runs}
     known = [
       {entry['optimizer'] for entry in of['repeats']}
       for of in kept
@@ -94,7 +95,7 @@ def _group(run: Mapping[str, Any]) -> dict[str, Any]:
   """Returns a target's architecture and its values on all axes."""
   model = run['model']
   return {
-    'architecture': model['name'],
+    'architecture': outside.stem(model['name']),
     'width': model['width'],
     'parametrization': run['parametrization']['kind'],
     'epochs': run['data']['epochs'],
@@ -133,7 +134,7 @@ class _Steps:
   """The compiled step of a run, and its first batch."""
 
   def __init__(self, config: ConfigDict):
-    self.optimizer = config.optimizer.name
+    self.optimizer = cells.name_of(config.optimizer.name)
     data = training_run.open_data(config)
     model = model_config.resolve(config.model, data.vocab_size, config.dtype)
     self._setup = training_run.make_setup(config, model)

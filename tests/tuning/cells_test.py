@@ -8,6 +8,7 @@ import pytest
 
 from steepest.experiments import base, cpu_study, quickstart
 from steepest.models import config as model_config, parametrization
+from steepest.training import config as config_lib
 from steepest.tuning import cells
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -151,6 +152,35 @@ def test_all_optimizers_are_those_that_there_are():
   config.study.optimizers = 'sophia,adamw'
   assert cells.optimizers(config) == ['sophia', 'adamw']
   assert len(cells.cells(cpu_study.get_config())) == 12
+
+
+_MINE = """
+import optax
+from steepest.optimizers.optimizer import Optimizer, lr
+OPTIMIZER = Optimizer(
+  'steady', 'Steady', 'here', lambda h: optax.identity(), {'lr': lr(0.1)})
+"""
+
+
+def test_files_outside_name_no_directories(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name in ('a.py', 'b.py'):
+    (tmp_path / name).write_text(_MINE)
+  config = quickstart.get_config()
+  config.study.update(models='gpt2', optimizers='adamw,./a.py')
+  config_lib.make_absolute(config)
+  monkeypatch.chdir('/')
+  found = cells.cells(config)
+  assert list(map(str, found)) == ['gpt2-adamw', 'gpt2-steady']
+  run = cells.target_config(config, found[1], {}, 0)
+  assert run.optimizer.name == str(tmp_path / 'a.py')
+  config.study.optimizers += f',{tmp_path / "b.py"}'
+  with pytest.raises(ValueError, match='once, by a name of its own'):
+    cells.cells(config)
+  monkeypatch.chdir(tmp_path)
+  config.eval_tasks = 'arc_easy:5,./trivia.py:20'
+  config_lib.make_absolute(config)
+  assert config.eval_tasks == f'arc_easy:5,{tmp_path / "trivia.py"}:20'
 
 
 @pytest.mark.parametrize(

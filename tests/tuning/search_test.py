@@ -256,7 +256,7 @@ def test_an_optimizer_without_rates_takes_one_line(tmp_path):
   assert lr.values == (1e-3, 2e-3, 4e-3, 8e-3)
   path = tmp_path / 'mine.py'
   path.write_text(_NO_RANGE)
-  with pytest.raises(ValueError, match='mine.py is missing, and .* no range'):
+  with pytest.raises(ValueError, match='lrs_mine is missing, and .* no range'):
     search.count(config, str(path))
 
 
