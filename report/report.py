@@ -133,6 +133,7 @@ def write(
     'report.md.j2',
     subtitle=_subtitle(comparison),
     answers=answers,
+    without_mup=results.without_mup(comparison),
     divergences={
       words.named(group): said
       for group in comparison.groups

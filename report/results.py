@@ -106,11 +106,25 @@ def sections(comparison: Comparison) -> list[section.Section]:
     blocks.append(table(comparison, _COLUMNS))
   else:
     blocks.append('No final run has ended yet.')
+  blocks += map(section.Note, without_mup(comparison))
   blocks += divergences.blocks(comparison)
   reasons = _reasons(comparison)
   if len(reasons.rows):
     blocks.append(reasons)
   return [section.Section('results', 'Results', blocks, folded=False)]
+
+
+def without_mup(comparison: Comparison) -> list[str]:
+  """Says for which optimizers no µP rule is known, a sentence each."""
+  runs = comparison.tables.runs
+  if 'env.optimizer.has_mup_rule' not in runs:
+    return []
+  lacking = runs[runs['env.optimizer.has_mup_rule'].isin([False])]
+  return [
+    f'No µP rule is known for {words.name(name)}: its learning rate is the '
+    'same at every width.'
+    for name in sorted(lacking['optimizer'].unique())
+  ]
 
 
 def table(comparison: Comparison, keys: Sequence[str]) -> section.Table:
@@ -231,6 +245,8 @@ def print_table(comparison: Comparison, console: Console) -> None:
     console.print(_INSISTED, markup=False)
   heads, rows, note = plain_table(comparison)
   words.print_table(console, heads, rows)
+  for said in without_mup(comparison):
+    console.print(said, markup=False)
   for answer in answers(comparison):
     console.print(f'{answer.subject}: {answer.text}', markup=False)
     console.print(f'  {answer.fairness}', markup=False)

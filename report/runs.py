@@ -170,12 +170,15 @@ def _read_run(
     if summary['status'] == 'finished':
       _require(summary, _FINISHED, path / 'summary.json')
   points = _read_points(path / 'metrics.jsonl')
+  optimizer = _stem(leaves['optimizer.name'])
+  if optimizer != leaves['optimizer.name'] and 'optimizer' in env:
+    optimizer = str(env['optimizer']['name'])
   row = {
     'run': name,
     'stage': leaves['stage'],
     'status': 'unfinished',
-    'architecture': leaves['model.name'],
-    'optimizer': leaves['optimizer.name'],
+    'architecture': _stem(leaves['model.name']),
+    'optimizer': optimizer,
     'seed': int(leaves['seed']),
     'lr': float(leaves['optimizer.lr']),
     'planned_steps': int(leaves['steps']),
@@ -205,6 +208,11 @@ def _read_run(
   if row.get('flops') and row.get('tokens') and 'tokens' in points:
     points['flops'] = points['tokens'] * (row['flops'] / row['tokens'])
   return row, points
+
+
+def _stem(name: str) -> str:
+  """Returns what a model or an optimizer at a path is called."""
+  return pathlib.Path(name).stem if name.endswith('.py') else name
 
 
 def _first_loss(points: pd.DataFrame) -> float:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steepest.report import runs as runs_lib
+from steepest.report import runs as runs_lib, words
 
 # Axis of a study → config key of its value; `tokens` is in no key.
 AXIS_KEYS = {
@@ -211,7 +211,18 @@ def read(
   if found:
     leaves = runs_lib.flatten(defaults or {})
     frames.append(Tables(**runs_lib.read(found, leaves, ignored)))
-  return _placed(_joined([*frames, *written]))
+  joined = _joined([*frames, *written])
+  words.take_labels(_labels(joined.runs))
+  return _placed(joined)
+
+
+def _labels(runs: pd.DataFrame) -> dict[str, str]:
+  """Returns optimizer → label, as its file gave it to a run."""
+  if 'env.optimizer.label' not in runs:
+    return {}
+  known = runs[runs['env.optimizer.label'].notna()]
+  pairs = zip(known['optimizer'], known['env.optimizer.label'], strict=True)
+  return {name: str(label) for name, label in pairs}
 
 
 def write(

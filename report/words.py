@@ -83,9 +83,19 @@ _NAMES = {
 _LOSSES = ('train_loss', 'eval_loss')
 
 
+# Labels that optimizers' own files give, of the runs at hand.
+_LABELS: dict[str, str] = {}
+
+
+def take_labels(labels: Mapping[str, str]) -> None:
+  """Makes `name` spell optimizers that it does not know as their files do."""
+  _LABELS.clear()
+  _LABELS.update(labels)
+
+
 def name(key: str) -> str:
   """Returns the usual spelling of a name out of a config or a file."""
-  return _NAMES[key] if key in _NAMES else key
+  return ({key: key} | _LABELS | _NAMES)[key]
 
 
 def named(text: str) -> str:

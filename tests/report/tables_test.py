@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steepest.report import tables, verdicts
+from steepest.report import report, tables, verdicts
 
 
 @pytest.fixture(scope='module')
@@ -152,3 +152,26 @@ def test_runs_are_grouped_by_the_axes_that_a_study_declares(
   assert 'gpt2, epochs 4, tokens 409,600' in set(found.runs['group'])
   # One search serves all of them, as none is searched anew.
   assert found.runs['cell'].nunique() == 3
+
+
+def test_an_optimizer_outside_is_called_what_its_file_says(run_dir, tmp_path):
+  path, env = run_dir / 'config.json', run_dir / 'env.json'
+  config = json.loads(path.read_text())
+  for name, shown in (('/a b/mine.py', 'mine'), ('mine.python', 'mine.python')):
+    config['optimizer']['name'] = name
+    path.write_text(json.dumps(config))
+    assert tables.read([run_dir]).runs['optimizer'].tolist() == [shown]
+  config['optimizer']['name'] = '/a b/mine.py'
+  path.write_text(json.dumps(config))
+  said = {'name': 'own', 'label': '<i>Own', 'has_mup_rule': False}
+  env.write_text(json.dumps(json.loads(env.read_text()) | {'optimizer': said}))
+  found = tables.read([run_dir])
+  tables.write(found, tmp_path / 'tables', 'csv')
+  # Labels stand in the tables too.
+  for tables_ in (found, tables.read([tmp_path / 'tables'])):
+    assert tables_.runs['optimizer'].tolist() == ['own']
+    report.write(verdicts.compare(tables_), tmp_path / 'report', [])
+    for file in ('report.md', 'report.html'):
+      text = (tmp_path / 'report' / file).read_text('utf-8')
+      assert text.count('No µP rule is known for &lt;i&gt;Own: ') == 1
+      assert '<i>Own' not in text
