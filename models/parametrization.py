@@ -26,15 +26,17 @@ class Row(NamedTuple):
 
   `init` is a standard deviation (of a gain: its value) and `forward` a factor
   on the parameter's output. The others are factors on the optimizer's
-  hyperparameters: learning rate, learning rate of orthogonalised updates,
-  Sophia's rho, epsilon, and what decay takes from the parameter in a step under
-  each decay mode of optimizers/build.py.
+  hyperparameters: learning rate, learning rate of orthogonalised updates whose
+  entries have a fixed size, learning rate of updates of a fixed norm of the
+  layer, Sophia's rho, epsilon, and what decay takes from the parameter in a
+  step under each decay mode of optimizers/build.py.
   """
 
   init: str
   forward: str
   lr: str
   spectral: str
+  norm: str
   rho: str
   eps: str
   independent: str
@@ -42,28 +44,31 @@ class Row(NamedTuple):
   times_role_lr: str
 
 
+def _row(cells: str) -> Row:
+  return Row(*cells.split())
+
+
 # fmt: off
 # The order of the cells is that of Row's fields.
 TABLE = {
   'sp': {
-    'embedding': Row('0.02',    '1',   '1',   '1', '1', '1',   '1', '1', '1'),
-    'hidden':    Row('1/√fan',  '1',   '1',   '1', '1', '1',   '1', '1', '1'),
-    'readout':   Row('1/√fan',  '1',   '1',   '1', '1', '1',   '1', '1', '1'),
-    'gain':      Row('1',       '1',   '1',   '1', '1', '1',   '0', '0', '0'),
-    'bias':      Row('0',       '1',   '1',   '1', '1', '1',   '0', '0', '0'),
+    'embedding': _row('0.02     1    1    1  1  1  1    1  1  1'),
+    'hidden':    _row('1/√fan   1    1    1  1  1  1    1  1  1'),
+    'readout':   _row('1/√fan   1    1    1  1  1  1    1  1  1'),
+    'gain':      _row('1        1    1    1  1  1  1    0  0  0'),
+    'bias':      _row('0        1    1    1  1  1  1    0  0  0'),
   },
   'mup': {
-    'embedding': Row('0.02',    '1',   '1',   '1', 'm', '1/m', '1', '1', '1'),
-    'hidden':    Row('1/√fan',  '1',   '1/f', 's', 'm', '1/m', '1', '1', '1/f'),
-    'readout':   Row('1/√base', '1/m', '1',   '1', 'm', '1/m', '1', '1', '1'),
-    'gain':      Row('1',       '1',   '1',   '1', 'm', '1/m', '0', '0', '0'),
-    'bias':      Row('0',       '1',   '1',   '1', 'm', '1/m', '0', '0', '0'),
+    'embedding': _row('0.02     1    1    1  m  m  1/m  1  1  1'),
+    'hidden':    _row('1/√fan   1    1/f  s  1  m  1/m  1  1  1/f'),
+    'readout':   _row('1/√base  1/m  1    1  m  m  1/m  1  1  1'),
+    'gain':      _row('1        1    1    1  1  m  1/m  0  0  0'),
+    'bias':      _row('0        1    1    1  1  m  1/m  0  0  0'),
   },
 }
 # Further factors, under a depth rule, of parameters in a residual branch; the
 # forward factor is on the branch's output.
-BRANCH = Row(
-               '1', 'd⁻ᵃ', 'dᵃ⁻¹', 'dᵃ⁻¹', 'dᵃ', 'd⁻ᵃ', '1', '1', 'dᵃ⁻¹')
+BRANCH = _row('1  d⁻ᵃ  dᵃ⁻¹  dᵃ⁻¹  dᵃ⁻¹  dᵃ  d⁻ᵃ  1  1  dᵃ⁻¹')
 # Factor on query-key products.
 ATTENTION = {'sp': '1/√h', 'mup': '√h₀/h'}
 # fmt: on
@@ -163,7 +168,9 @@ class Factors:
 
   Attributes:
     lr: on the learning rate.
-    spectral: on the learning rate of updates that are orthogonalised.
+    spectral: on the learning rate of orthogonalised updates whose entries have
+      a fixed size.
+    norm: on the learning rate of updates of a fixed norm of the layer.
     rho: on Sophia's rho.
     eps: on epsilon.
     decay: decay mode → on what decay takes in a step; 0 for vectors.
@@ -172,6 +179,7 @@ class Factors:
 
   lr: float
   spectral: float
+  norm: float
   rho: float
   eps: float
   decay: Mapping[str, float]
@@ -281,6 +289,7 @@ class Parametrization:
     return Factors(
       cell('lr'),
       cell('spectral'),
+      cell('norm'),
       cell('rho') if self.scale_rho else 1.0,
       cell('eps'),
       {mode: cell(mode) for mode in row._fields[-3:]},

@@ -27,6 +27,7 @@ class _PlainFactors(NamedTuple):
   decay: Any
   lr: float = 1.0
   spectral: float = 1.0
+  norm: float = 1.0
   rho: float = 1.0
   eps: float = 1.0
 
@@ -58,10 +59,11 @@ def alias(
     steps: of the run, where the optimizer depends on them.
 
   `learning_rate` is a number or a schedule; decay is times the learning rate.
-  Two-dimensional leaves are kernels (fan_in, fan_out) and get the optimizer,
-  the rest, where it moves matrices alone, AdamW with the arguments
-  `auxiliary_…`. `update` needs the parameters; with Sophia it takes
-  `curvature=`, a tree that is folded into the average before the step.
+  Leaves of two axes are kernels (fan_in, fan_out), those of more are stacks of
+  them, layer by layer; they get the optimizer, the rest, where it moves
+  matrices alone, AdamW with the arguments `auxiliary_…`. `update` needs the
+  parameters; with Sophia it takes `curvature=`, a tree that is folded into the
+  average before the step.
 
   Args:
     optimizer: the value of a file.
@@ -106,13 +108,13 @@ def alias(
 
 
 def _factors(params: Any, mask: Any) -> Any:
-  """Returns a tree of factors: two-dimensional leaves are kernels."""
+  """Returns a tree of factors: leaves of two or more axes are kernels."""
   decays = mask(params) if callable(mask) else mask
   if decays is None:
     decays = jax.tree.map(lambda _: True, params)
 
   def of(p: Any, decay: bool) -> _Leaf:
-    kind = 'hidden' if p.ndim == 2 else 'gain'
+    kind = 'hidden' if p.ndim >= 2 else 'gain'
     return _Leaf(_PlainFactors(kind, _DECAYS if decay else _STAYS))
 
   return jax.tree.map(of, params, decays)

@@ -62,6 +62,7 @@ class Factors(Protocol):
 
   lr: float
   spectral: float
+  norm: float
   rho: float
   eps: float
   decay: Mapping[str, float]
@@ -226,6 +227,12 @@ class Chain:
     return self.optimizer.curvature is not None
 
   @property
+  def lr_factors(self) -> Mapping[str, str] | None:
+    """Role → column of the µP table; None: no rule is known."""
+    found = self.optimizer.lr_factors
+    return found(self.static) if callable(found) else found
+
+  @property
   def evaluates_others(self) -> bool:
     """Whether the model is evaluated with other parameters than trained."""
     return self.optimizer.eval_params is not None
@@ -380,9 +387,9 @@ class Chain:
     """Returns r."""
     if f.kind not in self.optimizer.moves:
       return f.lr
-    if self.optimizer.lr_factors is None:
+    if self.lr_factors is None:
       return 1.0
-    return getattr(f, self.optimizer.lr_factors[f.kind])
+    return getattr(f, self.lr_factors[f.kind])
 
   def _decayed(
     self, hypers: Mapping[str, Any], u: Any, p: Any, f: Factors
@@ -422,7 +429,7 @@ def build(optimizer: ConfigDict, schedule: ConfigDict, factors: Any) -> Chain:
   return Chain(
     optimizer=found,
     static={k: values[k] for k, x in found.hyperparameters.items() if x.static},
-    decay_mode=optimizer.decay_mode,
+    decay_mode=found.decay_mode or optimizer.decay_mode,
     schedule_kind=found.schedule or schedule.kind,
     factors=factors,
     cautious=optimizer.cautious,

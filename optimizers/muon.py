@@ -42,8 +42,9 @@ def scale_by_muon(b1: float) -> optax.GradientTransformation:
   return optax.GradientTransformation(muon.init, update)
 
 
-def _flops(shape: tuple[int, ...]) -> float:
+def _flops(shape: tuple[int, ...], static: Any) -> float:
   """X·Xᵀ, its square and its product with X in each iteration."""
+  del static
   short, long = sorted(shape[-2:])
   products = 4.0 * short * short * long + 2.0 * short**3
   return _ITERATIONS * products * math.prod(shape[:-2])

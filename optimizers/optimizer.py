@@ -34,6 +34,7 @@ ROLES = ('embedding', 'hidden', 'readout', 'gain', 'bias')
 # Role → column of models/parametrization.py's table that scales its learning
 # rate: that of Adam, for directions whose entries do not shrink with width.
 MUP = MappingProxyType(dict.fromkeys(ROLES, 'lr'))
+Columns = Mapping[str, str]
 SCALES = ('log', 'linear', 'log1m', 'half_life', 'timescale')
 
 
@@ -161,9 +162,9 @@ _AUXILIARY = {
 }
 
 
-def no_products(shape: tuple[int, ...]) -> float:
+def no_products(shape: tuple[int, ...], static: Mapping[str, Any]) -> float:
   """Returns the FLOPs of an entrywise update's matrix products: none."""
-  del shape
+  del shape, static
   return 0.0
 
 
@@ -182,7 +183,8 @@ class Optimizer:
       (numbers).
     hyperparameters: by name; `weight_decay`, with `curvature` the `hessian_…`
       and, where roles are left to AdamW, the `auxiliary_…` are added.
-    lr_factors: role → column of the µP table; None: no rule is known.
+    lr_factors: role → column of the µP table, or a function of the static
+      hyperparameters that returns it; None: no rule is known.
     moves: roles that `transform` gets, as a list of leaves where these are not
       all; the others are moved by AdamW.
     curvature: (state, diagonal, h) → state, folds in an estimate that the
@@ -193,11 +195,13 @@ class Optimizer:
       None: those that are trained.
     statistics: (state) → numbers to be logged; None: none.
     schedule: kind of schedule that it insists on; '': the run's.
+    decay_mode: that it insists on, likewise.
     cautious_updates: leaves out what the gradient points away from (arXiv
       2411.16085), whatever `optimizer.cautious_updates` says.
     depends_on_steps: its first steps depend on how many there will be.
     read_only: fields of the state that an update leaves as they are.
-    flops: (shape of a leaf it moves) → FLOPs of the matrix products.
+    flops: (shape of a leaf it moves, static hyperparameters) → FLOPs of the
+      matrix products.
   """
 
   name: str
@@ -205,8 +209,8 @@ class Optimizer:
   reference: str
   transform: Callable[[SimpleNamespace], optax.GradientTransformation]
   hyperparameters: Mapping[str, Hyper]
-  lr_factors: Mapping[str, str] | None = dataclasses.field(
-    default_factory=lambda: MUP
+  lr_factors: Columns | Callable[[Mapping[str, Any]], Columns] | None = (
+    dataclasses.field(default_factory=lambda: MUP)
   )
   moves: tuple[str, ...] = ROLES
   curvature: Callable[[Any, Any, SimpleNamespace], Any] | None = None
@@ -214,10 +218,11 @@ class Optimizer:
   eval_params: Callable[[Any, Any], Any] | None = None
   statistics: Callable[[Any], Mapping[str, Any]] | None = None
   schedule: str = ''
+  decay_mode: str = ''
   cautious_updates: bool = False
   depends_on_steps: bool = False
   read_only: tuple[str, ...] = ()
-  flops: Callable[[tuple[int, ...]], float] = no_products
+  flops: Callable[[tuple[int, ...], Mapping[str, Any]], float] = no_products
 
   def __post_init__(self):
     # It names directories.

@@ -389,9 +389,9 @@ class Size:
       if k.startswith('unclipped_fraction/') and '/layer/' not in k
     }
     size = jax.tree.map(lambda a, b: jnp.abs(a - b), after, params)
-    columns = self._chain.optimizer.lr_factors or {}
+    columns = self._chain.lr_factors or {}
     for k, v in self._role_means(size).items():
-      spectral = k in columns and columns[k] == 'spectral'
+      spectral = k == 'hidden' and columns.get(k) in ('spectral', 'norm')
       found[f'update/{k}/spectral' if spectral else f'update/{k}'] = v
     return found
 

@@ -27,7 +27,7 @@ class Setup(NamedTuple):
 
 def factors(kind: str = 'hidden', decay: float = 1.0, **changed) -> Factors:
   """Returns the factors of a parameter, 1 where nothing else is said."""
-  ones = dict.fromkeys(('lr', 'spectral', 'rho', 'eps'), 1.0)
+  ones = dict.fromkeys(('lr', 'spectral', 'norm', 'rho', 'eps'), 1.0)
   decays = dict.fromkeys(build.DECAY_MODES, decay)
   return Factors(**{**ones, 'decay': decays, 'kind': kind, **changed})
 

@@ -36,7 +36,7 @@ def _setup(bare_setup, name, microbatches=1):
   config.schedule.update(kind='cosine', warmup_steps=1)
   factors = {
     kind: Factors(
-      0.5, 0.7, 2.0, 0.5, dict.fromkeys(build.DECAY_MODES, 1.0), kind
+      0.5, 0.7, 0.6, 2.0, 0.5, dict.fromkeys(build.DECAY_MODES, 1.0), kind
     )
     for kind in _SHAPES
   }
