@@ -16,10 +16,10 @@ from typing import Any
 import zipfile
 
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from steepest.data import benchmarks, decontamination, downloads, prepare
 from steepest.data.preparing import documents
+from steepest.data.terminal import Console
 
 # Documents that are compared with the benchmarks at a time.
 _BATCH = 1024

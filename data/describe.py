@@ -1,7 +1,7 @@
 """What a directory of shards holds: tables, and some of its text."""
 
 from etils import epath
-from rich import console as rich_console, markup, table as rich_table
+from rich import console as rich_console, table as rich_table
 
 from steepest.data import checks, manifest as manifests, shards, tokenizers
 
@@ -35,7 +35,7 @@ def describe(directory: epath.PathLike, console: rich_console.Console) -> None:
     )
   lines += [f'note: {note}' for note in manifest.notes]
   for line in lines:
-    console.print(line, markup=False, highlight=False)
+    console.print(line)
   tokenizer = tokenizers.load(f'hf:{directory}')
   for source in manifest.sources_of('train')[:_SOURCES]:
     windows = shards.ShardWindows(
@@ -43,8 +43,8 @@ def describe(directory: epath.PathLike, console: rich_console.Console) -> None:
     )
     # From the middle of the source.
     tokens = windows.read([len(windows) // 2])[0, :-1].tolist()
-    console.print(f'\n[bold]{markup.escape(source)}[/bold]')
-    console.print(repr(tokenizer.decode(tokens)), markup=False, highlight=False)
+    console.print(f'\n{source}', style='bold')
+    console.print(repr(tokenizer.decode(tokens)))
 
 
 def _sources(manifest: manifests.Manifest) -> rich_table.Table:
@@ -53,7 +53,7 @@ def _sources(manifest: manifests.Manifest) -> rich_table.Table:
     table.add_column(column, justify='right')
   for name, source in manifest.sources.items():
     table.add_row(
-      markup.escape(name),
+      name,
       f'{source.documents:,}',
       f'{source.tokens:,}',
       f'{source.tokens / manifest.tokens:.1%}',
@@ -71,7 +71,7 @@ def _shards(manifest: manifests.Manifest) -> rich_table.Table:
     for split in manifests.SPLITS:
       if selected := manifest.select(split, source):
         table.add_row(
-          markup.escape(source),
+          source,
           split,
           f'{len(selected):,}',
           f'{sum(s.records for s in selected):,}',

@@ -115,7 +115,7 @@ def processes(inputs: str) -> int:
 
 def _progress(console: rich_console.Console) -> rich_progress.Progress:
   return rich_progress.Progress(
-    rich_progress.TextColumn('{task.description}'),
+    rich_progress.TextColumn('{task.description}', markup=False),
     rich_progress.BarColumn(),
     rich_progress.TaskProgressColumn(),
     rich_progress.TimeElapsedColumn(),

@@ -86,10 +86,11 @@ def _bench(config: 'ConfigDict', count: int, name: str, compile_: bool) -> None:
 
 
 def _print_plan(config: 'ConfigDict', planned: 'StepPlan', where: str) -> None:
-  from rich.console import Console
   from rich.table import Table
 
-  console = Console(highlight=False, soft_wrap=True)
+  from steepest.data.terminal import Console
+
+  console = Console(soft_wrap=True)
   sizes = ' '.join(f'{axis}={n}' for axis, n in planned.mesh.items())
   console.print(
     f'{config.model.name} {config.optimizer.name}, '
@@ -120,8 +121,7 @@ def _compile(
   config: 'ConfigDict', devices: 'list[jax.Device]', planned: 'StepPlan'
 ) -> int:
   """Prints what the compiler made of the step; returns a device's bytes."""
-  from rich.console import Console
-
+  from steepest.data.terminal import Console
   from steepest.tuning import compiled
 
   found = compiled.compile_step(config, devices)
@@ -138,10 +138,7 @@ def _compile(
       f'{ours / theirs - 1:+9.1%}'
     )
   print(f'compiled in {found.seconds:.0f} s\n')
-  console = Console(highlight=False)
-  if not console.is_terminal:
-    console = Console(width=120, highlight=False)
-  console.print(_kernel_table(compiled.kernels(found.text)))
+  Console(columns=120).print(_kernel_table(compiled.kernels(found.text)))
   return peak
 
 

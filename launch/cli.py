@@ -1,6 +1,6 @@
 """How every command starts and ends: flags, help, one-line errors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import difflib
 import os
 import pathlib
@@ -8,10 +8,12 @@ import re
 import sys
 import textwrap
 import traceback
+import unicodedata
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from steepest.data import terminal
 from steepest.training import processes
 
 # Characters of an error: values that it quotes may have any number.
@@ -37,6 +39,7 @@ def run(
     _print_flags()
     sys.exit(0)
   try:
+    _check_characters(sys.argv[1:])
     sys.argv[1:] = [_find_config(arg) for arg in sys.argv[1:]]
     try:
       rest = flags.FLAGS(sys.argv)
@@ -123,6 +126,13 @@ def _find_config(arg: str) -> str:
   return f'{match[1]}{shipped}{match[3] or ""}'
 
 
+def _check_characters(arguments: Iterable[str]) -> None:
+  """Raises a ValueError for control characters: paths are printed."""
+  for arg in arguments:
+    if any(unicodedata.category(c) == 'Cc' and c not in '\n\t' for c in arg):
+      raise ValueError(f'{arg!r}: holds a control character')
+
+
 def _print_flags() -> None:
   """Prints the flags that this project, not a library, defines."""
   print('Flags:')
@@ -158,7 +168,7 @@ def _check_keys(argv: list[str]) -> None:
 
 
 def _one_line(error: Exception) -> str:
-  text = ' '.join(str(error).split())
+  text = terminal.escape(' '.join(str(error).split()))
   # config_flags wraps the whole traceback of a recipe into its message.
   if 'Error whilst parsing config file' in text:
     text = re.sub(r'^.*(?<!\w)(?:\w+Error): ', '', text)

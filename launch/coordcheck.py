@@ -18,7 +18,9 @@ from typing import Any
 from absl import flags
 import rich.console
 import rich.table
+from rich.text import Text
 
+from steepest.data import terminal
 from steepest.launch import cli
 
 
@@ -81,9 +83,7 @@ def _check(values: dict[str, Any]) -> None:
     steps=values['steps'],
     seeds=values['seeds'],
   )
-  console = rich.console.Console()
-  if not console.is_terminal:
-    console = rich.console.Console(width=120)
+  console = terminal.Console(columns=120)
   rows = coordinates.check(settings, console)
   out = pathlib.Path(values['out'])
   coordinates.write(rows, settings, out)
@@ -134,7 +134,7 @@ def _print(rows: list[Any], console: rich.console.Console) -> None:
         f'{row.quantity} over {row.axis}',
         f'{row.slope:+.2f}{error}',
         str(row.band),
-        'passes' if row.passed else '[bold red]FAILS[/]',
+        'passes' if row.passed else Text('FAILS', style='bold red'),
         row.words,
       )
   console.print(table)

@@ -124,8 +124,9 @@ def _score(
 
 @contextlib.contextmanager
 def _progress() -> 'Iterator[Progress]':
-  from rich.console import Console
   from rich.progress import Progress, TimeElapsedColumn
+
+  from steepest.data.terminal import Console
 
   console = Console(stderr=True)
   columns = (*Progress.get_default_columns(), TimeElapsedColumn())
@@ -137,9 +138,9 @@ def _progress() -> 'Iterator[Progress]':
 
 
 def _print_table(results: 'Results') -> None:
-  from rich.console import Console
   from rich.table import Table
 
+  from steepest.data.terminal import Console
   from steepest.eval import tasks as tasks_lib
 
   info, metrics = results.info, results.metrics

@@ -58,12 +58,12 @@ def _run(describe: str | None, workers: int, values: dict[str, Any]) -> None:
   # Read by the tokenizers library when it starts its threads.
   if workers == 1:
     os.environ['RAYON_NUM_THREADS'] = '1'
-  from rich import console as rich_console
+  from steepest.data.terminal import Console
 
   if describe is not None:
     from steepest.data import describe as describing
 
-    describing.describe(describe, rich_console.Console())
+    describing.describe(describe, Console())
     return
   for name in ('inputs', 'tokenizer', 'out'):
     if not values[name]:
@@ -83,7 +83,7 @@ def _run(describe: str | None, workers: int, values: dict[str, Any]) -> None:
   with engine.Engine(count, logs=logs) as pool:
     manifest = prepare.prepare(
       options,
-      rich_console.Console(stderr=True),
+      Console(stderr=True),
       pool.run if count > 1 else map,
     )
   for note in manifest.notes:

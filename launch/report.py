@@ -66,6 +66,7 @@ def main() -> None:
       path = _compare(compare.value, out.value, command)
     else:
       # --help need not wait for the plot library.
+      from steepest.data.terminal import Console
       from steepest.report import report
       from steepest.training import config
 
@@ -74,6 +75,7 @@ def main() -> None:
         out.value,
         command,
         config.of_earlier_runs(),
+        Console(columns=120),
         insist=insist.value,
         step_times=step_times.value,
         claims_too=claims.value,
@@ -86,17 +88,13 @@ def main() -> None:
 def _compare(
   directories: Sequence[str], out: str, command: Sequence[str]
 ) -> pathlib.Path:
-  from rich.console import Console
-
+  from steepest.data.terminal import Console
   from steepest.report import pairs
 
   first, second = map(pairs.read, directories)
   pairing = pairs.compare(first, second)
   path = pairs.write(pairing, out, {'Command': shlex.join(command)})
-  console = Console()
-  if not console.is_terminal:
-    console = Console(width=120)
-  pairs.print_table(pairing, console)
+  pairs.print_table(pairing, Console(columns=120))
   return path
 
 

@@ -120,15 +120,13 @@ def _study(config: 'ConfigDict', workdir: pathlib.Path, workers: int) -> None:
 def _plan(config: 'ConfigDict', chip: str, devices: int) -> None:
   # Nothing here needs an accelerator, and one may be in use.
   import jax
-  from rich.console import Console
 
   jax.config.update('jax_platforms', 'cpu')
+  from steepest.data.terminal import Console
   from steepest.training import chips
   from steepest.tuning import plan
 
-  console = Console(highlight=False)
-  if not console.is_terminal:
-    console = Console(width=140, highlight=False)
+  console = Console(columns=140)
   with console.status('planning'):
     found = plan.stages(config, chips.find(chip), devices)
   console.print(plan.table(found))
@@ -147,12 +145,15 @@ def _write_config(config: 'ConfigDict', workdir: pathlib.Path) -> None:
 
 def _report(workdir: pathlib.Path, seconds: float) -> None:
   # --help need not wait for the plot library.
+  from steepest.data.terminal import Console
   from steepest.report import report
   from steepest.training import config as training_config
 
   command = ['python', '-m', 'launch.study', *sys.argv[1:]]
   earlier = training_config.of_earlier_runs()
-  path = report.run([workdir], workdir / 'report', command, earlier)
+  path = report.run(
+    [workdir], workdir / 'report', command, earlier, Console(columns=120)
+  )
   print(f'computed for {seconds / 60:.1f} minutes')
   print(f'report: {path}')
 

@@ -24,10 +24,18 @@ def main() -> None:
   workdir = flags.DEFINE_string(
     'workdir', None, 'Directory of the run (default runs/CONFIG-VARIANT).'
   )
-  cli.run(lambda: _train(config, workdir.value), __doc__)
+  restart = flags.DEFINE_bool(
+    'restart',
+    False,
+    'Go on although the workdir lacks checkpoints or rows that it had: from '
+    'the newest checkpoint left, or from the first step.',
+  )
+  cli.run(lambda: _train(config, workdir.value, restart.value), __doc__)
 
 
-def _train(holder: flags.FlagHolder, workdir: str | None) -> None:
+def _train(
+  holder: flags.FlagHolder, workdir: str | None, restart: bool
+) -> None:
   config = cli.required(holder)
   # JAX starts up for seconds; --help and mistyped keys need not wait.
   from steepest.eval import evaluation
@@ -44,6 +52,7 @@ def _train(holder: flags.FlagHolder, workdir: str | None) -> None:
     make_evaluate=evaluation.evaluator(
       config.eval_tasks, config.eval_tasks_data, config.eval_tasks_limit
     ),
+    restart=restart,
   )
   try:
     with interrupts.StopSignals(config.stop_grace_seconds) as stop:

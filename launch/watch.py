@@ -18,8 +18,9 @@ from absl import flags
 from steepest.launch import cli
 
 if TYPE_CHECKING:
-  from rich.console import Console
   from rich.table import Table
+
+  from steepest.data.terminal import Console
 
 
 def main() -> None:
@@ -35,12 +36,11 @@ def main() -> None:
 def _watch(roots: list[str], once: bool, every: float) -> None:
   if not roots:
     raise ValueError('of which runs? give their directories')
-  from rich.console import Console
   from rich.live import Live
 
-  console = Console(highlight=False)
-  if not console.is_terminal:
-    console = Console(highlight=False, width=160)
+  from steepest.data.terminal import Console
+
+  console = Console(columns=160)
   if once or not console.is_terminal:
     console.print(_view(roots, None))
     return

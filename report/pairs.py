@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.markup import escape as escape_markup
+from rich.text import Text
 
 from steepest.eval import tasks
 from steepest.report import page, section, statistics, theme, words
@@ -331,10 +331,10 @@ def print_table(pairing: Pairing, console: Console) -> None:
     row[0] = f'{"●" if holds else ""}{row[0]}'
   words.print_table(console, list(shown.columns), rows)
   for letter, e in zip('AB', (pairing.first, pairing.second), strict=True):
-    console.print(escape_markup(f'{letter}: {e.model} ({e.path})'))
-  console.print(escape_markup(summary(pairing)))
+    console.print(Text(f'{letter}: {e.model} ({e.path})'))
+  console.print(Text(summary(pairing)))
   for note in pairing.notes:
-    console.print(escape_markup(f'note: {note}'))
+    console.print(Text(f'note: {note}'))
 
 
 def write(

@@ -72,6 +72,7 @@ def run(
   out_dir: str | os.PathLike[str],
   command: Sequence[str],
   earlier: tuple[Mapping[str, Any], Collection[str]],
+  console: Console,
   insist: bool = False,
   step_times: str = '',
   claims_too: bool = False,
@@ -83,6 +84,7 @@ def run(
     out_dir: as in `write`.
     command: likewise.
     earlier: defaults and ignored keys of `tables.read`.
+    console: for the table of results.
     insist: as in verdicts.compare.
     step_times: file of `runs.read_timing`; '': the studies' own.
     claims_too: whether claims.md is written.
@@ -96,9 +98,6 @@ def run(
   path = write(comparison, out_dir, command)
   if claims_too:
     page.replace(path.with_name('claims.md'), claims.markdown(comparison))
-  console = Console()
-  if not console.is_terminal:
-    console = Console(width=120)
   results.print_table(comparison, console)
   return path
 

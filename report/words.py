@@ -10,8 +10,8 @@ from typing import Any
 import jinja2
 from rich import box
 from rich.console import Console
-from rich.markup import escape as escape_markup
 from rich.table import Table
+from rich.text import Text
 
 MISSING = '–'
 # What keeps a number and its unit on one line.
@@ -345,12 +345,12 @@ def print_table(
     )
     for i in piece:
       table.add_column(
-        escape_markup(_narrow(heads[i])),
+        Text(_narrow(heads[i])),
         justify='right' if i else 'left',
         no_wrap=True,
       )
     for row in rows:
-      table.add_row(*(escape_markup(row[i]) for i in piece))
+      table.add_row(*(Text(row[i]) for i in piece))
     console.print(table)
 
 

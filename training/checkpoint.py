@@ -19,9 +19,12 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
+from steepest.training.metrics import write_json
 from steepest.training.state import TrainState
 
 CHECKSUMS = 'checksums.json'
+# Beside the directory, so that it is seen when that was emptied.
+_LATEST = 'latest_checkpoint.json'
 # What the first process tells the others when there is no step to tell.
 _NONE, _DAMAGED = -1, -2
 
@@ -90,6 +93,16 @@ class Checkpointer:
       raise error or ValueError(f'no checkpoint in {self.directory} is whole')
     self._manager.reload()
     return None if found == _NONE else found
+
+  def recorded(self) -> int | None:
+    """Returns the steps of the newest checkpoint that ever was whole."""
+    path = self.directory.with_name(_LATEST)
+    if not path.exists():
+      return None
+    try:
+      return int(json.loads(path.read_text('utf-8'))['steps'])
+    except (ValueError, KeyError, TypeError) as error:
+      raise ValueError(f'{path} is damaged: {error!r}: delete it') from error
 
   def save(
     self, state: TrainState, steps: int, metadata: dict[str, Any]
@@ -187,6 +200,8 @@ class Checkpointer:
       self._manager.wait_until_finished()
       if jax.process_index() == 0 and self._has_the_run():
         write_checksums(self.directory / str(steps))
+        latest = self.directory.with_name(_LATEST)
+        write_json(latest, {'steps': steps})
         for old in _steps(self.directory)[: -self._kept]:
           shutil.rmtree(self.directory / str(old))
     except (OSError, ValueError) as e:

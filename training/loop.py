@@ -124,6 +124,7 @@ def fit(
   callbacks: Callbacks,
   hparams: Mapping[str, Any],
   init: Callable[[], TrainState],
+  restart: bool = False,
 ) -> dict[str, Any]:
   """Trains to the last step and returns what summary.json holds.
 
@@ -138,12 +139,14 @@ def fit(
     callbacks: what others add.
     hparams: shown in TensorBoard beside the table of parameters.
     init: makes the state where there is no checkpoint.
+    restart: go on although checkpoints or rows of the workdir are gone.
 
   Raises:
     Diverged: names the step; the last good checkpoint is kept.
     Pruned: a callback ended the run.
     Stopped: a stop was asked for; a checkpoint of that step is kept.
-    ValueError: the workdir holds another run's checkpoints.
+    ValueError: the workdir holds another run's checkpoints, or lacks some that
+      it had, or rows.
   """
   record = _Record(setup, data, hypers, config, workdir, callbacks)
   stall = StallTimer(
@@ -155,7 +158,7 @@ def fit(
   no, yes = put((np.bool_(False), np.bool_(True)))
   with record.summarised(), contextlib.ExitStack() as stack:
     checkpointer = record.open_checkpoints(stack)
-    state, first = _start(record, checkpointer, init)
+    state, first = _start(record, checkpointer, init, restart)
     record.open_writer(stack, first, hparams)
     stack.enter_context(stall)
     batches = data.train(first)
@@ -167,7 +170,7 @@ def fit(
         rows = next(batches)
       if compiled is None:
         with record.timed('compile'):
-          compiled = compile_step(setup, hypers, 'segment_ids' in rows)
+          compiled = record.compile(rows)
       # The first step joins the devices, which may take any time.
       watched = stall.step() if step > first else contextlib.nullcontext()
       with record.timed('train'), watched:
@@ -202,10 +205,19 @@ def _start(
   record: '_Record',
   checkpointer: Checkpointer | None,
   init: Callable[[], TrainState],
+  restart: bool,
 ) -> tuple[TrainState, int]:
   """Returns the state to go on from, and the steps done."""
   latest = checkpointer.latest() if checkpointer else None
-  if checkpointer is None or latest is None:
+  if checkpointer is None:
+    return init(), 0
+  if latest is None:
+    lost = checkpointer.recorded()
+    if lost is not None and not restart:
+      raise ValueError(
+        f'{checkpointer.directory} had a checkpoint of step {lost} and has '
+        'none now: restore it, or begin at the first step with --restart'
+      )
     return init(), 0
   if latest > record.config.steps:
     raise ValueError(
@@ -218,6 +230,16 @@ def _start(
       f'{record.workdir} was trained on other data than data.source gives '
       'now: restore the data or use another --workdir'
     )
+  if 'rows' in metadata:
+    held = record.count_rows(latest)
+    if held != metadata['rows']:
+      found = (
+        f'{record.workdir / "metrics.jsonl"} has {held} rows before step '
+        f'{latest}, {metadata["rows"]} were written'
+      )
+      if not restart:
+        raise ValueError(f'{found}: restore it, or go on with --restart')
+      record.tell('metrics', found)
   record.seconds |= metadata['seconds']
   record.losses = metadata['losses']
   return state, latest
@@ -252,6 +274,7 @@ class _Record:
     self._hypers, self._callbacks = hypers, callbacks
     self._events = metrics.Events(workdir, writes=jax.process_index() == 0)
     self._writer: metrics.Writer = metrics.Writers([])
+    self._rows = 0
     self._validation: Validation | None = None
     self._flops_per_token = flops.per_token(setup.shapes.params, setup.model)
     peak = chips.peak(setup.mesh.devices.flat[0])
@@ -278,6 +301,26 @@ class _Record:
       error.summary = self.summary('pruned', error.steps)
       raise
 
+  def compile(self, rows: Mapping[str, Any]) -> Any:
+    """Returns the step compiled for batches like `rows`."""
+    try:
+      return compile_step(self.setup, self._hypers, 'segment_ids' in rows)
+    except jax.errors.JaxRuntimeError:
+      # A signal to all processes of a group ends the compiler's own, too.
+      if self._callbacks.stop(self.step):
+        raise self.stopped(self.step) from None
+      raise
+
+  def count_rows(self, first: int) -> int:
+    """Counts, and returns, the rows of the steps before `first`."""
+    rows = metrics.read_rows(self.workdir)
+    self._rows = sum(row['step'] < first for row in rows)
+    return self._rows
+
+  def tell(self, kind: str, text: str) -> None:
+    """Writes an event down."""
+    self._events.add(kind, self.step, text)
+
   def open_checkpoints(
     self, stack: contextlib.ExitStack
   ) -> Checkpointer | None:
@@ -303,6 +346,8 @@ class _Record:
     if jax.process_index():
       return
     self._callbacks.check()
+    # How the run ended before is not how it ends now.
+    (self.workdir / 'summary.json').unlink(missing_ok=True)
     warn = lambda text: self._events.add('metrics', self.step, text)
     files = metrics.MetricWriter(self.workdir, first, warn)
     self._writer = metrics.Writers([files, *self._callbacks.writers(warn)])
@@ -346,6 +391,7 @@ class _Record:
       self._callbacks.check()
       values = {k: v for k, v in row.items() if k != 'step'}
       self._writer.write_scalars(step, values)
+      self._rows += 1
     if self._callbacks.on_row:
       self._callbacks.on_row(row)
 
@@ -394,6 +440,7 @@ class _Record:
         'seconds': dict(self.seconds),
         'losses': self.losses,
         'data_fingerprint': self.data.fingerprint,
+        'rows': self._rows,
       }
       checkpointer.save(state, done, metadata)
 

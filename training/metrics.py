@@ -16,6 +16,8 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
+from steepest.data import terminal
+
 EVENTS = 'events.jsonl'
 
 
@@ -232,7 +234,8 @@ class Events:
       return
     event = {'step': step, 'kind': kind, 'text': text, 'time': time.time()}
     with contextlib.suppress(OSError):
-      print(f'{kind} at step {step}: {text}', file=sys.stderr, flush=True)
+      line = terminal.escape(f'{kind} at step {step}: {text}')
+      print(line, file=sys.stderr, flush=True)
     with (
       contextlib.suppress(OSError),
       self._path.open('a', encoding='utf-8') as file,

@@ -48,6 +48,7 @@ def train(
   make_evaluate: MakeEvaluate | None = None,
   on_row: Callable[[dict[str, Any]], None] | None = None,
   stop: Callable[[int], bool] = lambda steps: False,
+  restart: bool = False,
 ) -> dict[str, Any]:
   """Trains one run, or goes on with it, and returns its summary.
 
@@ -60,6 +61,7 @@ def train(
       for benchmark scores (eval/evaluation.py); None: there are none.
     on_row: called with each row of metrics.
     stop: (steps done) → whether to save and leave; asked once a step.
+    restart: go on although the workdir lacks checkpoints or rows that it had.
 
   Raises:
     ValueError: the configuration, the data or the workdir do not fit, or the
@@ -109,6 +111,7 @@ def train(
       callbacks,
       base.flatten(config),
       lambda: _initial_state(config, setup),
+      restart,
     )
   except (Diverged, Pruned) as error:
     check()
@@ -128,7 +131,7 @@ def finished(
     ValueError: it holds another run, or one that diverged.
     Pruned: it holds a trial that was ended early.
   """
-  if not (workdir / 'config.json').exists():
+  if not (workdir / 'config.json').exists() or not _has_begun(workdir):
     return None
   config_lib.check_same(config, workdir)
   summary = config_lib.read_summary(workdir)
@@ -152,6 +155,19 @@ def finished(
       'for fewer: use another --workdir'
     )
   return summary if summary['steps'] == config.steps else None
+
+
+def _has_begun(workdir: pathlib.Path) -> bool:
+  """Whether a workdir holds rows, a checkpoint or a summary.
+
+  What failed before them may be tried again with another configuration.
+  """
+  rows = workdir / 'metrics.jsonl'
+  return (
+    (workdir / 'summary.json').exists()
+    or (rows.exists() and rows.stat().st_size > 0)
+    or any((workdir / 'checkpoints').glob('*'))
+  )
 
 
 def open_data(config: ConfigDict) -> pipeline.Data:

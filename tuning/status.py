@@ -17,13 +17,13 @@ from typing import Any, Self
 
 from ml_collections import ConfigDict
 import numpy as np
-import rich.console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from steepest.data.terminal import Console
 from steepest.experiments import outside
 
 # Bytes read at once from the end of a file that may have a million rows.
@@ -326,12 +326,12 @@ class TrainingDisplay:
   def __init__(self, config: ConfigDict, workdir: str):
     self._steps = config.steps
     self._workdir = workdir
-    self._console = rich.console.Console()
+    self._console = Console()
     self._bar = Progress(
-      TextColumn('{task.description}'),
+      TextColumn('{task.description}', markup=False),
       BarColumn(),
       TextColumn('{task.completed:.0f}/{task.total:.0f}'),
-      TextColumn('{task.fields[status]}'),
+      TextColumn('{task.fields[status]}', markup=False),
       TimeRemainingColumn(),
       console=self._console,
       disable=not self._console.is_terminal,
@@ -362,7 +362,6 @@ class TrainingDisplay:
     self._console.print(
       f'{summary["steps"]} steps, {summary["tokens"]:,} tokens, train loss '
       f'{summary["train_loss"]:.4f}{validation}: {self._workdir}',
-      highlight=False,
       soft_wrap=True,
     )
 
@@ -373,9 +372,7 @@ class TrainingDisplay:
     self._bar.update(self._task, completed=done, status=status)
     tenth = max(1, self._steps // 10)
     if not self._console.is_terminal and done % tenth == 0:
-      self._console.print(
-        f'step {done}/{self._steps} {status}', highlight=False, soft_wrap=True
-      )
+      self._console.print(f'step {done}/{self._steps} {status}', soft_wrap=True)
 
 
 class StudyDisplay:
@@ -397,7 +394,7 @@ class StudyDisplay:
       ended: those of them that have ended.
       slots: of the engine.
     """
-    self.console = rich.console.Console()
+    self.console = Console()
     self._weights = dict(weights)
     self._ended = set(ended)
     self._running: dict[int, tuple[pathlib.Path, str]] = {}
@@ -444,9 +441,7 @@ class StudyDisplay:
 
   def say(self, text: str) -> None:
     """Prints a line, after the share of the study that is done."""
-    self.console.print(
-      f'{self._fraction():4.0%} {text}', highlight=False, soft_wrap=True
-    )
+    self.console.print(f'{self._fraction():4.0%} {text}', soft_wrap=True)
 
   def _say_on(self) -> None:
     while not self._stop.wait(60):

@@ -8,14 +8,13 @@ import shutil
 
 from etils import epath
 import pytest
-from rich import console as rich_console
 
 from steepest.data import describe, manifest as manifests
 
 
 def _described(directory):
   out = io.StringIO()
-  describe.describe(directory, rich_console.Console(file=out, width=200))
+  describe.describe(directory, rich_Console(file=out, width=200))
   return out.getvalue()
 
 

@@ -22,6 +22,7 @@ _HF = '--config.model.init_from=hf:tests/golden'
 _WRONG = [
   ([], '--config is missing'),
   ([_TINY, _DATA, 'stray'], "'stray'"),
+  ([_TINY, _DATA, '--workdir=a\x1b[31m'], 'a control character'),
   ([_TINY, _DATA, '--workdri=x'], 'workdir'),
   (['--config=experiments/tinny.py'], 'did you mean experiments/tiny.py'),
   (['--config=nowhere.py'], 'no recipe nowhere.py'),

@@ -134,6 +134,7 @@ def train(configure, make_trainer, data, tmp_path):
     data=data,
     hypers=None,
     directory=None,
+    restart=False,
     **keys,
   ):
     config = configure('gpt2', optimizer, schedule__kind='constant')
@@ -160,6 +161,7 @@ def train(configure, make_trainer, data, tmp_path):
       callbacks or Callbacks(),
       values,
       trainer.init,
+      restart,
     )
 
   return fn

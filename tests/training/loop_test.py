@@ -2,11 +2,14 @@
 
 import json
 import math
+import shutil
 
+import jax
 import numpy as np
 import pytest
 
-from steepest.training import metrics
+from steepest.training import loop, metrics
+from steepest.training.interrupts import Stopped
 from steepest.training.loop import Callbacks, Diverged, Pruned, Validation
 from steepest.training.loss import cross_entropy
 
@@ -134,8 +137,6 @@ def test_checkpoints_are_made_when_due_and_at_the_end(train, tmp_path):
 
 def test_rows_are_on_disk_before_their_checkpoint(train, tmp_path):
   """Cutting everything but the first checkpoint loses no earlier row."""
-  import shutil
-
   train(checkpoint_every=3, checkpoints_kept=9)
   wanted = _rows(tmp_path)
   for steps in (6, 7):
@@ -176,3 +177,41 @@ def test_fewer_steps_than_done_are_refused(train):
   train(checkpoint_every=3)
   with pytest.raises(ValueError, match='holds 7 steps, steps=5 asks for fewer'):
     train(checkpoint_every=3, steps=5)
+
+
+def test_lost_checkpoints_are_missed(train, tmp_path):
+  callbacks = Callbacks(stop=lambda steps: steps == 5)
+  with pytest.raises(Stopped):
+    train(callbacks=callbacks, checkpoint_every=3)
+  rows = (tmp_path / 'metrics.jsonl').read_bytes()
+  for path in (tmp_path / 'checkpoints').iterdir():
+    shutil.rmtree(path)
+  with pytest.raises(ValueError, match='of step 5 and has none now.*--restart'):
+    train(checkpoint_every=3)
+  assert (tmp_path / 'metrics.jsonl').read_bytes() == rows
+  assert train(checkpoint_every=3, restart=True)['steps'] == 7
+  assert [row['step'] for row in _rows(tmp_path)] == list(range(7))
+
+
+def test_lost_rows_are_missed(train, tmp_path):
+  callbacks = Callbacks(stop=lambda steps: steps == 5)
+  with pytest.raises(Stopped):
+    train(callbacks=callbacks, checkpoint_every=3)
+  rows = tmp_path / 'metrics.jsonl'
+  rows.write_bytes(b''.join(rows.read_bytes().splitlines(keepends=True)[:2]))
+  with pytest.raises(ValueError, match='has 2 rows before step 5, 5 were'):
+    train(checkpoint_every=3)
+  train(checkpoint_every=3, restart=True)
+  assert [row['step'] for row in _rows(tmp_path)] == [0, 1, 5, 6]
+  assert '5 were written' in (tmp_path / 'events.jsonl').read_text()
+
+
+def test_a_signal_that_ends_the_compiler_is_a_stop(train, monkeypatch):
+  def compile_step(*args):
+    raise jax.errors.JaxRuntimeError('ptxas exited with non-zero error code')
+
+  monkeypatch.setattr(loop, 'compile_step', compile_step)
+  with pytest.raises(Stopped, match='stopped after 0 of 7 steps'):
+    train(callbacks=Callbacks(stop=lambda steps: True))
+  with pytest.raises(jax.errors.JaxRuntimeError):
+    train()

@@ -103,6 +103,30 @@ def test_an_attempt_stops_once_another_has_the_run(configure, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, _state(run, 6), _state(whole, 6))
 
 
+def test_a_run_that_goes_on_has_no_summary(configure, tmp_path):
+  summary = tmp_path / 'run' / 'summary.json'
+  assemble.train(configure('gpt2,lion', steps=3), tmp_path / 'run')
+  assert summary.exists()
+  seen = []
+  assemble.train(
+    configure('gpt2,lion'),
+    tmp_path / 'run',
+    on_row=lambda row: seen.append(summary.exists()),
+  )
+  assert seen == [False] * 3 and summary.exists()
+
+
+def test_what_failed_before_its_first_row_binds_nothing(configure, tmp_path):
+  def fail(steps):
+    raise RuntimeError('out of memory')
+
+  with pytest.raises(RuntimeError):
+    assemble.train(configure('gpt2,lion'), tmp_path / 'run', stop=fail)
+  assert (tmp_path / 'run' / 'config.json').exists()
+  other = configure('gpt2,lion', steps=2, batch_size=4)
+  assert assemble.train(other, tmp_path / 'run')['steps'] == 2
+
+
 def test_seconds_are_carried_through_restarts(configure, tmp_path):
   config = configure('gpt2,lion', steps=3)
   first = assemble.train(config, tmp_path / 'run')

@@ -1,0 +1,41 @@
+"""A terminal that shows text as it is, whatever names and files hold."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console as RichConsole, ConsoleOptions
+from rich.segment import Segment
+
+
+class Console(RichConsole):
+  """Reads no markup, and shows control characters as escapes.
+
+  Paths, optimizers' names and rows of runs are other people's text: brackets in
+  them are no style, and an escape sequence moves no cursor.
+  """
+
+  def __init__(self, columns: int | None = None, **options: Any):
+    """Opens standard output.
+
+    Args:
+      columns: where it is no terminal; None: rich's.
+      **options: of rich's console.
+    """
+    super().__init__(markup=False, emoji=False, highlight=False, **options)
+    if columns is not None and not self.is_terminal:
+      self.width = columns
+
+  def render(
+    self, renderable: object, options: ConsoleOptions | None = None
+  ) -> Iterator[Segment]:
+    """Yields the segments of what is printed, all of them printable."""
+    for text, style, control in super().render(renderable, options):  # type: ignore[arg-type]
+      yield Segment(text if control else escape(text), style, control)
+
+
+def escape(text: str) -> str:
+  """Returns `text` with escapes for what is no printable character."""
+  return ''.join(
+    c if c.isprintable() or c in '\n\t' else c.encode('unicode_escape').decode()
+    for c in text
+  )
