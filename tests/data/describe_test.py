@@ -10,11 +10,12 @@ from etils import epath
 import pytest
 
 from steepest.data import describe, manifest as manifests
+from steepest.data.terminal import Console
 
 
 def _described(directory):
   out = io.StringIO()
-  describe.describe(directory, rich_Console(file=out, width=200))
+  describe.describe(directory, Console(file=out, width=200))
   return out.getvalue()
 
 
