@@ -28,8 +28,6 @@ _TEST = [
   'pytest',
   'pytest-xdist',
   'ruff',
-  # What launch/submitters/slurm.py is held against.
-  'submitit',
 ]
 
 setup(

@@ -57,6 +57,12 @@ def main() -> None:
     'devices': flags.DEFINE_integer(
       'devices', 1, 'Accelerators of a run.', lower_bound=1
     ),
+    'nodes': flags.DEFINE_integer(
+      'nodes',
+      1,
+      'Machines that --processes share; with a --chip: what --devices need.',
+      lower_bound=1,
+    ),
     'processes': flags.DEFINE_integer(
       'processes',
       0,
@@ -124,6 +130,11 @@ def _describe(
   is_gpu = bool(options.chip) and chips.find(options.chip).is_gpu
   if not options.chip and options.devices > 1:
     raise ValueError(f'--devices={options.devices}: of which --chip?')
+  if not options.chip and options.processes % options.nodes:
+    raise ValueError(
+      f'--processes={options.processes} do not divide over --nodes='
+      f'{options.nodes}'
+    )
   workdir = options.workdir or cli.default_workdir(holder)
   name = jobs.name_of(pathlib.PurePath(workdir).name)
   if options.to in _SAME_FILES:
@@ -164,6 +175,7 @@ def _describe(
     folder,
     options.chip,
     options.devices,
+    options.nodes,
     processes,
     options.restarts,
     options.hours,

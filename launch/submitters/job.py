@@ -49,6 +49,7 @@ class Job:
     folder: where this machine keeps what is submitted.
     chip: accelerator as in training/chips.py; '': none.
     devices: accelerators of one run; without them, of no meaning.
+    nodes: machines of one run where no accelerator says how many.
     processes: of one run; 0: as many as the place starts by itself.
     restarts: times that a run may end without having got further.
     hours: limit of one run; None: the place's own.
@@ -63,6 +64,7 @@ class Job:
   folder: pathlib.Path
   chip: str
   devices: int
+  nodes: int
   processes: int
   restarts: int
   hours: float | None
@@ -82,7 +84,7 @@ class Job:
   @property
   def hosts(self) -> int:
     """Machines of one run."""
-    return -(-self.devices // self.per_host) if self.chip else 1
+    return -(-self.devices // self.per_host) if self.chip else self.nodes
 
   @property
   def machines_share(self) -> bool:

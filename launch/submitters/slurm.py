@@ -1,9 +1,12 @@
 """SLURM: a script for sbatch; a sweep is an array, one task a run.
 
 srun starts one process for each accelerator and tells each how to find the
-others. A run that is pre-empted or runs out of time goes back to the queue and
-continues from its last checkpoint. One that fails is tried again, a limited
-number of times without progress.
+others. Before the time is over, and before it takes the machines for a more
+urgent job, SLURM sends SIGTERM to the processes, not to the script: they save
+and leave with a status that says so, and the script gives the job back to the
+queue, where it goes on from its checkpoint. scancel ends the script first.
+A run that fails is tried again in the machines that it has, a limited number
+of times without progress.
 """
 
 import re
@@ -31,64 +34,46 @@ cd -- {root}
 {cases}
 esac
 {exports}
-number=${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}
-number=$number${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}
-# Steps of the newest checkpoint.
-progress() {{
-  ls -- "$workdir/checkpoints" 2> /dev/null |
-    grep -xE '[0-9]+' | sort -n | tail -n 1
+# What would not be lost: checkpoints, and the runs of a study that have ended.
+kept() {{
+  find "$workdir" -path '*/checkpoints/*' -prune ! -name '*[!0-9]*' -print \
+    -o -name summary.json -print 2> /dev/null | sort | cksum
 }}
-diverged() {{ grep -qs '"status": "diverged"' -- "$workdir/summary.json"; }}
-# SLURM gives a pre-empted job time to save, and takes one that ends in it for
-# finished.
-preempted() {{
-  SLURM_TIME_FORMAT=standard scontrol show job "$number" |
-    grep -q 'PreemptTime=[0-9]'
-}}
-stopping=
-signalled=
-
-# Sent {warning} s before the time is over.
-stop() {{ stopping=1; signalled=1; kill -TERM "$step"; }}
-trap stop USR1
-# A pre-empted job's processes get this too, and save.
-trap 'signalled=1' TERM
+rows() {{ cksum "$workdir/metrics.jsonl" 2> /dev/null; }}
 
 futile=0
-before=$(progress)
 while :; do
-  srun --kill-on-bad-exit=1 "$@" &
-  step=$!
-  status=127
-  while :; do
-    # A trapped signal interrupts the waiting, not the step.
-    signalled=
-    wait "$step" 2> /dev/null
-    waited=$?
-    # 127: it was waited for before.
-    if (( waited != 127 )); then status=$waited; fi
-    if [ -z "$signalled" ]; then break; fi
-  done
-  if (( status == 0 )); then exit 0; fi
-  if [ -n "$stopping" ] || {{ (( status == {stopped} )) && preempted; }}; then
-    echo "stopped: $number goes back to the queue" >&2
-    scontrol requeue "$number"
-    exit 0
+  kept=$(kept) rows=$(rows)
+  # Not at once: who was asked to stop leaves one after the other.
+  srun --kill-on-bad-exit=0 --wait={wait} "$@"
+  status=$?
+  case $status in
+    0) exit 0 ;;
+    {stopped} | 143)
+      echo "stopped: $SLURM_JOB_ID goes back to the queue" >&2
+      scontrol requeue "$SLURM_JOB_ID"
+      exit $status ;;
+  esac
+  if grep -qs '"status": "diverged"' -- "$workdir/summary.json"; then
+    exit $status
   fi
-  if (( status == {stopped} )); then exit {stopped}; fi
-  if diverged; then exit "$status"; fi
-  now=$(progress)
+  if (( status < 128 )) && [ "$(rows)" = "$rows" ]; then
+    echo "status $status, an error that would come again: not tried again" >&2
+    exit $status
+  fi
   futile=$(( futile + 1 ))
-  if [ "$now" != "$before" ]; then futile=0; before=$now; fi
+  if [ "$(kept)" != "$kept" ]; then futile=0; fi
   if (( futile > {restarts} )); then
     echo "status $status and no progress in $futile tries" >&2
-    exit "$status"
+    exit $status
   fi
-  echo "status $status: again from checkpoint ${{now:-none}}" >&2
+  echo "status $status: again from the last checkpoint" >&2
 done
 """
 # Seconds before the end of the time that a run starts to save.
 _WARNING = 300
+# Seconds that the others have once one process has ended.
+_WAIT = 30
 
 
 def submission(job: jobs.Job) -> jobs.Submission:
@@ -120,14 +105,14 @@ def _script(job: jobs.Job) -> str:
     exports=''.join(f'{line}\n' for line in exports),
     restarts=job.restarts,
     stopped=_STOPPED,
-    warning=_WARNING,
+    wait=_WAIT,
   )
   return f'#!/bin/bash\n{_directives(job)}\n{body}'
 
 
 def _directives(job: jobs.Job) -> str:
   sweep = len(job.units) > 1
-  tasks = job.per_host or job.processes or 1
+  tasks = job.per_host or max(1, job.processes // job.hosts)
   log = job.folder / ('%x-%A_%a.log' if sweep else '%x-%j.log')
   values = {
     'job-name': job.name,
@@ -136,7 +121,7 @@ def _directives(job: jobs.Job) -> str:
     **({'gpus-per-node': str(job.per_host)} if job.per_host else {}),
     **({'time': _clock(job.hours)} if job.hours else {}),
     **({'array': f'0-{len(job.units) - 1}'} if sweep else {}),
-    'signal': f'B:USR1@{_WARNING}',
+    'signal': f'TERM@{_WARNING}',
     'open-mode': 'append',
     'output': str(log),
   }

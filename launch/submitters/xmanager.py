@@ -115,14 +115,13 @@ if __name__ == '__main__':
 # XManager starts nothing again; and bash, the container's first process, would
 # keep a signal to stop to itself.
 _ENTRYPOINT = """train() {{
-  local left={restarts} status child stopping=
-  trap 'stopping=1; kill -TERM "$child"' TERM
+  local left={restarts} status stopping=
+  trap 'stopping=1; kill -TERM "$!"' TERM
   while :; do
     python -m {module} "$@" &
-    child=$!
-    wait "$child"
+    wait "$!"
     status=$?
-    if [ -n "$stopping" ]; then wait "$child"; return "$?"; fi
+    if [ -n "$stopping" ]; then wait "$!"; return "$?"; fi
     if (( status == 0 || left == 0 )); then return "$status"; fi
     left=$(( left - 1 ))
   done

@@ -1,4 +1,4 @@
-"""Processes that are watched and started again: here, and under SLURM.
+"""Processes of this machine that are watched and started again.
 
 The command is a small program that saves checkpoints and ends as it is told;
 slow tests train.
@@ -16,7 +16,7 @@ import time
 
 import pytest
 
-from steepest.launch.submitters import job as jobs, local, slurm
+from steepest.launch.submitters import job as jobs, local
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -26,7 +26,7 @@ _PROGRAM = """
 import json, os, pathlib, signal, sys, time
 plan = json.loads(sys.argv[1])
 workdir = pathlib.Path(sys.argv[2].removeprefix('--workdir='))
-index = os.environ.get('STEEPEST_PROCESS', os.environ.get('SLURM_PROCID', '0'))
+index = os.environ.get('STEEPEST_PROCESS', '0')
 workdir.mkdir(parents=True, exist_ok=True)
 starts = workdir / f'starts-{index}'
 start = len(starts.read_text().split()) if starts.exists() else 0
@@ -54,25 +54,25 @@ sys.exit(end)
 """
 
 
-def _job(tmp_path, plan, processes=1, units=1, place=local, **changed):
+def _job(tmp_path, plan, processes=1, units=1):
   (tmp_path / 'program.py').write_text(_PROGRAM, 'utf-8')
   names = [str(tmp_path / f'run{i}') for i in range(units)]
   arguments = (json.dumps([{str(k): v for k, v in p.items()} for p in plan]),)
-  values = {
-    'name': 'test',
-    'module': 'program',
-    'units': tuple(jobs.Unit(name, arguments, name) for name in names),
-    'root': tmp_path,
-    'folder': tmp_path / 'all',
-    'chip': '',
-    'devices': 1,
-    'processes': processes,
-    'restarts': 1,
-    'hours': None,
-    'environment': {},
-    'options': jobs.options([], place.OPTIONS, 'there'),
-  }
-  return jobs.Job(**{**values, **changed})
+  return jobs.Job(
+    name='test',
+    module='program',
+    units=tuple(jobs.Unit(name, arguments, name) for name in names),
+    root=tmp_path,
+    folder=tmp_path / 'all',
+    chip='',
+    devices=1,
+    nodes=1,
+    processes=processes,
+    restarts=1,
+    hours=None,
+    environment={},
+    options=jobs.options([], local.OPTIONS, 'there'),
+  )
 
 
 def _starts(tmp_path, unit=0, process=0):
@@ -152,140 +152,6 @@ def test_a_signal_to_the_launcher_stops_all(tmp_path, number):
   assert all((tmp_path / 'run0' / f'told-{i}').exists() for i in range(2))
 
 
-# What SLURM does with a script, as far as ours can see, on one machine.
-_SLURM = {
-  'sbatch': """
-    import os, re, subprocess, sys
-    text = open(sys.argv[1]).read()
-    options = dict(re.findall(r'#SBATCH --([a-z-]+)=(.*)', text))
-    first, _, last = options.get('array', '0-0').partition('-')
-    for task in range(int(first), int(last) + 1):
-      env = {**os.environ, 'SLURM_JOB_ID': str(1000 + task)}
-      env['TASKS'] = options['ntasks-per-node']
-      if 'array' in options:
-        env |= {'SLURM_ARRAY_JOB_ID': '1000', 'SLURM_ARRAY_TASK_ID': str(task)}
-      status = subprocess.run(['bash', sys.argv[1]], env=env).returncode
-      print('job', task, 'ended with', status, flush=True)
-  """,
-  'srun': """
-    import os, subprocess, sys
-    count = int(os.environ['TASKS'])
-    words = [w for w in sys.argv[1:] if not w.startswith('--kill')]
-    tasks = []
-    for i in range(count):
-      env = {**os.environ, 'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i)}
-      env |= {'SLURM_NTASKS': str(count), 'SLURM_STEP_NUM_TASKS': str(count)}
-      env |= {'SLURM_STEP_NODELIST': '127.0.0.1', 'SLURM_STEP_NUM_NODES': '1'}
-      tasks.append(subprocess.Popen(words, env=env))
-    import signal
-    signal.signal(signal.SIGTERM, lambda *_: [t.terminate() for t in tasks])
-    codes = [t.wait() for t in tasks]
-    sys.exit(max((128 - c if c < 0 else c) for c in codes))
-  """,
-  'scontrol': """
-    import pathlib, sys
-    if sys.argv[1] == 'show':
-      time = pathlib.Path('preempted').exists() and '2026-11-23T19:00:00'
-      print(f'   PreemptEligibleTime=Unknown PreemptTime={time or None}')
-    else:
-      pathlib.Path('scontrol').write_text(' '.join(sys.argv[1:]))
-  """,
-}
-
-
-def _slurm(tmp_path, job, **run):
-  """Submits a job to the SLURM above; returns what it printed."""
-  folder = tmp_path / 'bin'
-  folder.mkdir(exist_ok=True)
-  for name, text in _SLURM.items():
-    text = f'#!{sys.executable}\n{textwrap.dedent(text)}'
-    (folder / name).write_text(text, 'utf-8')
-    (folder / name).chmod(0o755)
-  [(path, text)] = slurm.submission(job).files.items()
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(text, 'utf-8')
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  env |= {'PATH': f'{folder}:{os.environ["PATH"]}', 'JAX_PLATFORMS': 'cpu'}
-  return subprocess.Popen(
-    ['sbatch', str(path)],
-    env=env,
-    executable=folder / 'sbatch',
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-
-
-def _slurm_job(tmp_path, plan, **changed):
-  options = jobs.options([f'python={sys.executable}'], slurm.OPTIONS, 'slurm')
-  return _job(tmp_path, plan, place=slurm, options=options, **changed)
-
-
-def test_slurm_starts_every_task_of_every_point(tmp_path):
-  plan = [{0: [1, 0], 1: [0, 0]}]
-  job = _slurm_job(tmp_path, plan, processes=2, units=2)
-  out, err = _slurm(tmp_path, job).communicate(timeout=60)
-  assert out.splitlines() == ['job 0 ended with 0', 'job 1 ended with 0'], err
-  for unit in range(2):
-    for process in range(2):
-      assert len(_starts(tmp_path, unit, process)) == 1
-
-
-def test_slurm_tries_again_while_it_gets_further(tmp_path):
-  plan = [{0: [5, 1]}, {0: [10, -9]}, {0: [10, 2]}, {0: [10, 2]}]
-  out, err = _slurm(tmp_path, _slurm_job(tmp_path, plan)).communicate(
-    timeout=60
-  )
-  assert out == 'job 0 ended with 2\n'
-  assert len(_starts(tmp_path)) == 4
-  assert 'status 2 and no progress in 2 tries' in err
-
-
-def test_slurm_gives_up_on_diverged_runs(tmp_path):
-  job = _slurm_job(tmp_path, [{0: [5, 'diverged']}])
-  out, _ = _slurm(tmp_path, job).communicate(timeout=60)
-  assert out == 'job 0 ended with 1\n'
-  assert len(_starts(tmp_path)) == 1
-
-
-def _submit_and_wait(tmp_path):
-  """Returns the sbatch of a job that waits, and its script's process."""
-  sbatch = _slurm(tmp_path, _slurm_job(tmp_path, [{}]))
-  waiting = tmp_path / 'run0' / 'waiting-0'
-  end = time.monotonic() + 60
-  while not waiting.exists() and time.monotonic() < end:
-    time.sleep(0.05)
-  [script] = _children(sbatch.pid)
-  return sbatch, script
-
-
-def test_slurm_requeues_what_runs_out_of_time(tmp_path):
-  sbatch, script = _submit_and_wait(tmp_path)
-  # SLURM signals the script alone: the child of sbatch.
-  os.kill(script, signal.SIGUSR1)
-  out, err = sbatch.communicate(timeout=60)
-  assert out == 'job 0 ended with 0\n', err
-  assert (tmp_path / 'run0' / 'told-0').exists()
-  assert (tmp_path / 'scontrol').read_text('utf-8') == 'requeue 1000'
-
-
-@pytest.mark.parametrize('preempted', [True, False])
-def test_slurm_requeues_what_is_preempted_not_what_is_cancelled(
-  tmp_path, preempted
-):
-  sbatch, script = _submit_and_wait(tmp_path)
-  if preempted:
-    (tmp_path / 'preempted').touch()
-  # The script and its tasks get SIGTERM, the script first.
-  [srun] = _children(script)
-  os.kill(script, signal.SIGTERM)
-  os.kill(srun, signal.SIGTERM)
-  out, err = sbatch.communicate(timeout=60)
-  assert out == f'job 0 ended with {0 if preempted else 75}\n', err
-  assert (tmp_path / 'run0' / 'told-0').exists()
-  assert (tmp_path / 'scontrol').exists() == preempted
-
-
 def _children(pid: int) -> list[int]:
   text = pathlib.Path(f'/proc/{pid}/task/{pid}/children').read_text('utf-8')
   return [int(word) for word in text.split()]
@@ -305,25 +171,6 @@ _TRAIN = (
 def _losses(workdir):
   text = (workdir / 'metrics.jsonl').read_text('utf-8')
   return [json.loads(line)['train/loss'] for line in text.splitlines()]
-
-
-@pytest.mark.slow
-def test_slurm_trains_with_the_processes_that_srun_starts(tmp_path):
-  unit = jobs.Unit(str(tmp_path / 'run0'), _TRAIN)
-  job = _slurm_job(
-    tmp_path,
-    [],
-    processes=2,
-    units=0,
-    module='steepest.launch.train',
-    root=_ROOT,
-  )
-  job = jobs.Job(**{**vars(job), 'units': (unit,)})
-  out, err = _slurm(tmp_path, job).communicate(timeout=300)
-  assert out.splitlines()[-1] == 'job 0 ended with 0', err
-  env = json.loads((tmp_path / 'run0' / 'env.json').read_text('utf-8'))
-  assert env['process_count'] == 2
-  assert len(_losses(tmp_path / 'run0')) == 40
 
 
 @pytest.mark.slow

@@ -41,6 +41,7 @@ def _job(place, chip='h100', devices=16, points=('',), **changed) -> jobs.Job:
     'folder': pathlib.Path('runs/gpt2/submit'),
     'chip': chip,
     'devices': devices,
+    'nodes': 1,
     'processes': 0,
     'restarts': 3,
     'hours': 12.5,
@@ -106,74 +107,6 @@ def test_scripts_are_ones_that_bash_can_read(name):
 @pytest.mark.parametrize('name', [n for n in _FORMS if 'xmanager' in n])
 def test_launch_scripts_are_python(name):
   compile(_only_file(xmanager.submission(_FORMS[name]())), name, 'exec')
-
-
-def test_slurm_runs_exactly_the_words(tmp_path):
-  """The script, with an srun that prints its arguments."""
-  (tmp_path / 'srun').write_text(
-    '#!/bin/bash\nshift\nprintf "%s\\0" "$@"\n', 'utf-8'
-  )
-  (tmp_path / 'srun').chmod(0o755)
-  unit = jobs.Unit(f'/x/{_NASTY}', (f'--config.data.source={_NASTY}',), _NASTY)
-  job = _job(slurm, units=(unit,), root=tmp_path, environment={'NASTY': _NASTY})
-  done = subprocess.run(
-    ['bash'],
-    input=_only_file(slurm.submission(job)),
-    capture_output=True,
-    text=True,
-    env={'PATH': f'{tmp_path}:/usr/bin:/bin', 'SLURM_JOB_ID': '1'},
-    cwd=tmp_path,
-    check=True,
-  )
-  assert done.stdout.split('\0')[:-1] == unit.command('python', job.module)
-  assert [p.name for p in tmp_path.iterdir()] == ['srun']
-
-
-def _directives(text):
-  """Returns what a script tells sbatch, quotes read as sbatch does."""
-  lines = [line for line in text.splitlines() if line.startswith('#SBATCH --')]
-  pairs = [line.removeprefix('#SBATCH --').partition('=') for line in lines]
-  return {key: ''.join(shlex.split(value)) for key, _, value in pairs}
-
-
-def test_slurm_is_asked_for_what_submitit_would_ask_for():
-  """What differs: logs, its label, and whom the last signal goes to."""
-  submitit = pytest.importorskip(
-    'submitit.slurm.slurm', reason='submitit is not installed'
-  )
-  options = {'partition': 'gpu', 'account': 'lab', 'constraint': 'a&b'}
-  job = _job(slurm, points=_SWEEP, options={**options, 'mem': '0'})
-  ours = _directives(_only_file(slurm.submission(job)))
-  theirs = _directives(
-    submitit._make_sbatch_string(
-      'true',
-      job.folder,
-      job_name=job.name,
-      nodes=2,
-      ntasks_per_node=8,
-      gpus_per_node=8,
-      time=round(job.hours * 60),
-      mem='0',
-      signal_delay_s=300,
-      stderr_to_stdout=True,
-      map_count=2,
-      additional_parameters={'requeue': True},
-      **options,
-    )
-  )
-  for directives in (ours, theirs):
-    assert directives.pop('output').endswith(
-      '.log' if directives is ours else '.out'
-    )
-  assert theirs.pop('wckey') == 'submitit'
-  # The same delay; ours goes to the script, which passes it on.
-  assert ours.pop('signal') == 'B:USR1@300'
-  assert theirs.pop('signal') == 'USR2@300'
-  # Minutes there; at most all of an array at once.
-  hours, minutes, _ = map(int, ours.pop('time').split(':'))
-  assert int(theirs.pop('time')) == 60 * hours + minutes
-  assert theirs.pop('array').removesuffix('%2') == ours.pop('array')
-  assert ours == theirs
 
 
 def test_a_directive_with_quotes_is_refused():
