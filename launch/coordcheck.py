@@ -28,7 +28,9 @@ def main() -> None:
   """The command."""
   enum = flags.DEFINE_enum
   found = {
-    'model': enum('model', 'gpt2', ['gpt2', 'llama'], 'Architecture.'),
+    'model': flags.DEFINE_string(
+      'model', 'gpt2', 'A file in models/, gpt2 or llama, or ./mine.py.'
+    ),
     'optimizer': flags.DEFINE_string(
       'optimizer', 'adamw', 'A file in optimizers/, or ./mine.py.'
     ),
@@ -70,6 +72,7 @@ def _check(values: dict[str, Any]) -> None:
     'depth': _sizes('depths', values['depths'], 0) or (2,),
   }
   # JAX starts up for seconds; --help need not wait.
+  from steepest.experiments import outside
   from steepest.report import coordinates as report
   from steepest.tuning import coordinates
 
@@ -89,8 +92,8 @@ def _check(values: dict[str, Any]) -> None:
   coordinates.write(rows, settings, out)
   page = report.write(
     out,
-    f'Coordinate check: {settings.model}, {settings.optimizer}, '
-    f'{settings.kind}',
+    f'Coordinate check: {outside.stem(settings.model)}, '
+    f'{outside.stem(settings.optimizer)}, {settings.kind}',
     coordinates.describe(settings),
   )
   _print(rows, console)

@@ -18,11 +18,12 @@ import numpy as np
 import rich.console
 from rich.progress import Progress
 
-from steepest.experiments import base
+from steepest.experiments import base, outside
 from steepest.models import config as model_config, parametrization
 from steepest.models.config import ModelConfig
 from steepest.models.parametrization import Parametrization
 from steepest.optimizers import build
+from steepest.optimizers.optimizer import find
 from steepest.training import environment, metrics, step as step_lib
 from steepest.training.state import Setup, Spec, TrainState, key_for, setup
 from steepest.tuning import slopes
@@ -33,8 +34,9 @@ _LR, _LR_OF_SIGNS = 2e-3, 1e-3
 _SIGNS = ('cautious_lion', 'lion', 'signum', 'sophia')
 _HEADS = 4
 _BATCH, _CONTEXT = 16, 64
-# So that at the base 10 to 50 % of the matrices' coordinates are unclipped.
-_RHOS = {'gpt2': 2.0, 'llama': 0.1}
+# So that at the base 10 to 50 % of the matrices' coordinates are unclipped: of
+# GPT-2, and models outside.
+_RHO, _RHO_OF_LLAMA = 2.0, 0.1
 # The second refresh is in use within 10 steps.
 _HESSIAN_EVERY = 4
 # Curvature estimates whose mean is measured.
@@ -60,8 +62,8 @@ class Settings:
   """What is checked.
 
   Attributes:
-    model: 'gpt2' or 'llama'.
-    optimizer: a file in optimizers/.
+    model: a file in models/, or the path of one.
+    optimizer: a file in optimizers/, or the path of one.
     kind: 'mup' or 'sp'.
     depth_rule: of mup, 'none', 'completep' or 'depth_mup'.
     widths: rising; the first is the base.
@@ -86,7 +88,9 @@ def config(settings: Settings, width: int, depth: int) -> ConfigDict:
   Raises:
     ValueError: a name is unknown or the width does not divide.
   """
-  c, _ = base.with_variant(f'{settings.model},{settings.optimizer}')
+  c = base.get_config()
+  base.set_model(c, settings.model)
+  base.set_optimizer(c, settings.optimizer)
   base_width = settings.widths[0]
   if base_width % (2 * _HEADS) or width % base_width:
     raise ValueError(
@@ -120,7 +124,7 @@ def config(settings: Settings, width: int, depth: int) -> ConfigDict:
   )
   c.optimizer.update(
     lr=_lr(settings),
-    rho=_RHOS[settings.model],
+    rho=_RHO_OF_LLAMA if settings.model == 'llama' else _RHO,
     hessian_every=_HESSIAN_EVERY,
     # Two estimates are 2 % of the curvature without it.
     hessian_bias_correction=True,
@@ -134,6 +138,9 @@ def config(settings: Settings, width: int, depth: int) -> ConfigDict:
 
 
 def _lr(settings: Settings) -> float:
+  """Returns the learning rate; of an optimizer outside, its default."""
+  if outside.is_path(settings.optimizer):
+    return find(settings.optimizer).hyperparameters['lr'].default
   return _LR_OF_SIGNS if settings.optimizer in _SIGNS else _LR
 
 
