@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 import difflib
+import logging as standard_logging
 import os
 import pathlib
 import re
@@ -33,6 +34,8 @@ def run(
   """
   # Orbax logs pages about errors that are one line here.
   logging.set_verbosity(logging.FATAL)
+  standard_logging.getLogger('asyncio').setLevel(standard_logging.CRITICAL)
+  sys.unraisablehook = _show_unraisable
   processes.keep_memory()
   if any(arg in _HELP for arg in sys.argv[1:]):
     print((doc or '').strip(), end='\n\n')
@@ -62,6 +65,14 @@ def run(
     print(f'error: {_one_line(error)}', file=sys.stderr)
     _leave_others()
     sys.exit(1)
+
+
+def _show_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
+  """Prints what no caller can catch, but for the late news of a full disk."""
+  # TensorStore tells each array's failure to an event loop that Orbax closed
+  # at the first.
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(unraisable)
 
 
 def _leave_others() -> None:

@@ -18,7 +18,7 @@ _FILE = 'env.json'
 
 
 class Superseded(ValueError):
-  """Another attempt has the run's directory."""
+  """The run's directory is another attempt's, or gone."""
 
 
 class Attempt:
@@ -47,7 +47,12 @@ class Attempt:
     metrics.write_json(workdir / _FILE, env)
 
   def check(self) -> None:
-    """Raises Superseded once another attempt has taken the directory over."""
+    """Raises Superseded once the directory is another attempt's, or gone."""
+    if not (self._workdir / _FILE).exists():
+      raise Superseded(
+        f'{self._workdir / _FILE} is gone: was the directory removed? This run '
+        'stops'
+      )
     now = _read(self._workdir)
     if now is None or now['id'] == self._id:
       return

@@ -123,7 +123,8 @@ class MetricWriter:
     with self._tensorboard_may_fail():
       self._tensorboard.flush()
     self._write_waiting()
-    os.fsync(self._file.fileno())
+    with _named(self._path):
+      os.fsync(self._file.fileno())
 
   def close(self) -> None:
     """Flushes and closes. Raises as `flush`."""
@@ -136,7 +137,8 @@ class MetricWriter:
 
   def _write_waiting(self) -> None:
     while self._waiting:
-      written = self._file.write(self._waiting)
+      with _named(self._path):
+        written = self._file.write(self._waiting)
       self._waiting = self._waiting[written:]
 
   @contextlib.contextmanager
@@ -276,12 +278,25 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
   """Writes JSON to a temporary name beside `path`, then renames."""
   path = pathlib.Path(path)
   temporary = path.with_name(f'.{path.name}.tmp')
-  temporary.write_text(json.dumps(value, indent=2) + '\n', 'utf-8')
+  with _named(path):
+    temporary.write_text(json.dumps(value, indent=2) + '\n', 'utf-8')
   os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _named(path: pathlib.Path) -> Iterator[None]:
+  """Gives errors of writing, such as a full disk, the name of the file."""
+  try:
+    yield
+  except OSError as error:
+    raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _keep_rows_before(path: pathlib.Path, first_step: int) -> None:
   rows = [r for r in read_rows(path.parent) if r['step'] < first_step]
   temporary = path.with_name(f'.{path.name}.tmp')
-  temporary.write_text(''.join(json.dumps(row) + '\n' for row in rows), 'utf-8')
+  with _named(path):
+    temporary.write_text(
+      ''.join(json.dumps(row) + '\n' for row in rows), 'utf-8'
+    )
   os.replace(temporary, path)
