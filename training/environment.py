@@ -43,8 +43,13 @@ def git_commit() -> str | None:
   """Returns the commit of the source, `+` where files differ from it."""
   root = pathlib.Path(__file__).resolve().parent.parent
   try:
+    # Without locks: runs start while people, and other runs, use the index.
     git = lambda *a: subprocess.run(
-      ['git', *a], cwd=root, capture_output=True, text=True, check=True
+      ['git', '--no-optional-locks', *a],
+      cwd=root,
+      capture_output=True,
+      text=True,
+      check=True,
     ).stdout.strip()
     # A package installed into somebody else's repository has no commit.
     if pathlib.Path(git('rev-parse', '--show-toplevel')) != root:

@@ -4,6 +4,8 @@ import json
 import os
 import pathlib
 import random
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -235,3 +237,34 @@ def test_a_second_signal_leaves_at_once(make_run):
   assert run.wait() == 75
   # What was there before stays whole.
   assert run.steps()[0]
+
+
+def test_no_room_for_checkpoints_is_told_in_lines(tmp_path):
+  """A limit on the size of files in the disk's place."""
+  limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, 2**14))
+  arguments = [
+    '--config=experiments/tiny.py:gpt2,lion',
+    '--config.data.source=flat:tests/golden/tokens.npy',
+    '--config.model.num_layers=1',
+    '--config.model.width=32',
+    '--config.model.context=16',
+    '--config.steps=4',
+    '--config.checkpoint_every=2',
+    f'--workdir={tmp_path / "run"}',
+  ]
+  ended = subprocess.run(
+    [sys.executable, '-m', 'launch.train', *arguments],
+    cwd=_ROOT,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    preexec_fn=limit,
+    capture_output=True,
+    text=True,
+  )
+  assert ended.returncode == 1
+  *warnings, error = ended.stderr.splitlines()
+  path = tmp_path / 'run' / 'checkpoints' / '4'
+  assert error.startswith(f'error: checkpoint {path}: ')
+  # Told when the next step ends that asks.
+  said = r'checkpoint at step \d: warning: checkpoint .*: '
+  assert len(warnings) == 2
+  assert all(re.match(said, line) for line in warnings)
