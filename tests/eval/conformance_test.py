@@ -156,6 +156,7 @@ def _run(run_command, kit, model, out, *args: str) -> None:
     f'--data={kit / "docs"}',
     f'--out={out}',
     *args,
+    XLA_FLAGS='',
   )
   assert done.returncode == 0, done.stderr
 

@@ -123,9 +123,7 @@ def test_an_unknown_key_as_a_user_meets_it(run_command):
 
 
 def test_traceback_on_request(run_command):
-  done = run_command(
-    'train', '--config=gone.py', env={'STEEPEST_TRACEBACK': '1'}
-  )
+  done = run_command('train', '--config=gone.py', STEEPEST_TRACEBACK='1')
   assert done.returncode == 1
   assert 'Traceback' in done.stderr
   assert done.stderr.splitlines()[-1] == 'error: no recipe gone.py'

@@ -1,7 +1,6 @@
 """Runs commands one after the other without paying for start-up each time."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -48,7 +47,7 @@ class Result(NamedTuple):
 
 
 @pytest.fixture(scope='session')
-def fork_commands(tmp_path_factory):
+def fork_commands(command_env, tmp_path_factory):
   """Returns a function that runs a list of (command, arguments)."""
 
   def run(commands: list[tuple[str, list[str]]], **env: str) -> list[Result]:
@@ -57,12 +56,11 @@ def fork_commands(tmp_path_factory):
       (name, argv, str(where / f'{i}.out'), str(where / f'{i}.err'))
       for i, (name, argv) in enumerate(commands)
     ]
-    clean = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
     done = subprocess.run(
       [sys.executable, '-c', _FORKS],
       input=json.dumps(jobs),
       cwd=_ROOT,
-      env={**clean, 'JAX_PLATFORMS': 'cpu', **env},
+      env={**command_env, **env},
       capture_output=True,
       text=True,
       timeout=600,

@@ -74,13 +74,9 @@ def _check(model, optimizer, rule, widths, seeds, depths=(2,), depth='none'):
   return {row.quantity for row in rows if not row.passed}
 
 
-@pytest.mark.parametrize('rule', ['right', 'hidden_lr'])
-def test_quick(rule):
-  failed = _check('gpt2', 'lion', rule, (32, 128), 1)
-  if rule == 'right':
-    assert not failed
-  else:
-    assert _WRONG[rule][1] in failed
+def test_the_right_rules_pass():
+  """That wrong ones do not is seen of the command, below."""
+  assert not _check('gpt2', 'lion', 'right', (32, 128), 1)
 
 
 def _rules():

@@ -15,9 +15,6 @@ from steepest.experiments import tiny
 from steepest.training import metrics, processes as distributed, run as assemble
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
-_QUICK = (
-  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-)
 _COMMON = {
   'data.source': f'flat:{_ROOT}/tests/golden/tokens.npy',
   'model.num_layers': 1,
@@ -34,10 +31,10 @@ def _processes(workdir, count, recipe, keys, devices=1):
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
     port = s.getsockname()[1]
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  env |= {
-    'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': f'{_QUICK} --xla_force_host_platform_device_count={devices}',
+  flag = f'--xla_force_host_platform_device_count={devices}'
+  env = {
+    **os.environ,
+    'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} {flag}',
     'STEEPEST_COORDINATOR': f'127.0.0.1:{port}',
     'STEEPEST_PROCESSES': str(count),
   }

@@ -14,6 +14,7 @@ from steepest.data import prepare
 from steepest.tuning import engine
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
+_ONE = '--xla_force_host_platform_device_count=1'
 
 
 @pytest.fixture(scope='session')
@@ -69,13 +70,12 @@ def _command(
 
 
 def _start(command: list[str]) -> subprocess.Popen[str]:
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   # On one core for all workers, as on two their sums would round otherwise.
   core = min(os.sched_getaffinity(0))
   return subprocess.Popen(
     command,
     cwd=ROOT,
-    env=env,
+    env={**os.environ, 'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} {_ONE}'},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

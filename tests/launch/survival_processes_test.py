@@ -1,7 +1,6 @@
 """Runs of two processes, one of which is stopped, asked to stop, or killed."""
 
 import json
-import os
 import pathlib
 import signal
 import socket
@@ -13,21 +12,16 @@ import pytest
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _STEPS = 2000
-_QUICK = (
-  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-)
 
 
 @pytest.fixture
-def two(tmp_path):
+def two(command_env, tmp_path):
   """Starts two processes of a run; kills what is left of them."""
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
     port = s.getsockname()[1]
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  env |= {
-    'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': _QUICK,
+  env = {
+    **command_env,
     'STEEPEST_COORDINATOR': f'127.0.0.1:{port}',
     'STEEPEST_PROCESSES': '2',
   }

@@ -15,10 +15,6 @@ import pytest
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _DATA = '--config.data.source=flat:tests/golden/tokens.npy'
-# Compiles sooner, for tests in which speed and last digits do not matter.
-_QUICK = (
-  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-)
 # Numbers that time, not the computation, decides.
 _TIMED = ('seconds', 'data/wait_seconds', 'tokens_per_second', 'mfu')
 
@@ -103,7 +99,7 @@ def replayed(fork_commands, golden, tmp_path_factory):
         ),
       )
     )
-  for result in fork_commands(commands):
+  for result in fork_commands(commands, XLA_FLAGS=''):
     assert result.code == 0, result.err
   return where, reference
 
@@ -179,79 +175,35 @@ def _kill_at(workdir, steps, command):
   assert not (workdir / 'summary.json').exists()
 
 
-def _check_resume(fork_commands, tmp_path, variant, every, kills, *more):
-  more = (f'--config.checkpoint_every={every}', *more)
-  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-  jobs = [('train', _command(variant, whole, *more))]
-  for steps in kills:
-    _kill_at(parts, steps, _command(variant, parts, *more))
-  jobs.append(('train', _command(variant, parts, *more)))
-  for result in fork_commands(jobs):
-    assert result.code == 0, result.err
-  assert _computed(parts) == _computed(whole)
-  steps = _summary(whole)['steps']
-  assert [row['step'] for row in _rows(parts)] == list(range(steps))
-  seconds = [row['seconds'] for row in _rows(parts)]
-  assert seconds == sorted(seconds)
-  ours, theirs = _arrays(parts, steps), _arrays(whole, steps)
-  assert ours.keys() == theirs.keys()
-  for path, value in ours.items():
-    np.testing.assert_array_equal(value, theirs[path], err_msg=path)
-  return parts
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'variant',
-  [
-    'llama,sophia',
-    *(
-      pytest.param(v, marks=pytest.mark.slow)
-      for v in ('gpt2,adamw', 'gpt2,lion', 'gpt2,sophia', 'llama,adamw')
-    ),
-  ],
+  ['gpt2,adamw', 'gpt2,lion', 'gpt2,sophia', 'llama,adamw', 'llama,sophia'],
 )
-def test_killed_and_restarted_is_bit_for_bit_uninterrupted(
+def test_killed_three_times_is_bit_for_bit_uninterrupted(
   fork_commands, tmp_path, variant
 ):
-  """Past curvature estimates, in shuffled order, at a step of its own."""
-  parts = _check_resume(
-    fork_commands, tmp_path, variant, 12, [12], '--config.steps=60'
-  )
-  before = _hashes(parts)
-  finished, other = fork_commands(
-    [
-      (
-        'train',
-        _command(
-          variant,
-          parts,
-          '--config.checkpoint_every=12',
-          '--config.steps=60',
-          *extra,
-        ),
-      )
-      for extra in ([], ['--config.optimizer.lr=0.5'])
-    ]
-  )
-  assert finished.code == 0 and not finished.err
-  assert other.code == 1 and len(other.err.splitlines()) == 1
-  assert 'optimizer.lr=' in other.err and '--workdir' in other.err
-  assert _hashes(parts) == before
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('optimizer', ['adamw', 'lion', 'sophia'])
-def test_killed_three_times(fork_commands, tmp_path, optimizer):
-  _check_resume(
-    fork_commands,
-    tmp_path,
-    f'gpt2,{optimizer}',
-    10,
-    [20, 40, 50],
+  """Past curvature estimates, shuffled over epochs; others: survival_test."""
+  more = (
+    '--config.checkpoint_every=10',
     '--config.steps=120',
     '--config.microbatches=2',
     '--config.data.epochs=3',
   )
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  for steps in (20, 40, 50):
+    _kill_at(parts, steps, _command(variant, parts, *more))
+  commands = [('train', _command(variant, d, *more)) for d in (whole, parts)]
+  for result in fork_commands(commands, XLA_FLAGS=''):
+    assert result.code == 0, result.err
+  assert _computed(parts) == _computed(whole)
+  assert [row['step'] for row in _rows(parts)] == list(range(120))
+  seconds = [row['seconds'] for row in _rows(parts)]
+  assert seconds == sorted(seconds)
+  ours, theirs = _arrays(parts, 120), _arrays(whole, 120)
+  assert ours.keys() == theirs.keys()
+  for path, value in ours.items():
+    np.testing.assert_array_equal(value, theirs[path], err_msg=path)
 
 
 # ------------------------------------------------------------ what goes wrong
@@ -269,7 +221,7 @@ def test_divergence_keeps_the_last_good_checkpoint(fork_commands, tmp_path):
     '--config.schedule.warmup_steps=0',
     '--config.schedule.kind=constant',
   )
-  first, again = fork_commands([('train', command)] * 2, XLA_FLAGS=_QUICK)
+  first, again = fork_commands([('train', command)] * 2)
   assert first.code == 1
   assert len(first.err.splitlines()) == 1
   summary = _summary(workdir)
@@ -290,7 +242,7 @@ def test_divergence_keeps_the_last_good_checkpoint(fork_commands, tmp_path):
 
 
 def test_unlike_workdirs_are_refused(fork_commands, tmp_path):
-  """Each restart changes one thing; the first key that differs is named."""
+  """Each restart changes one thing, which is named; none changes nothing."""
   workdir = tmp_path / 'run'
   few = ('--config.steps=4', '--config.checkpoint_every=2')
   cases = [
@@ -300,14 +252,18 @@ def test_unlike_workdirs_are_refused(fork_commands, tmp_path):
     (['--config.batch_size=4'], 'batch_size=8, asked for 4'),
     (['--config.steps=2'], 'steps=4, asked for 2'),
   ]
-  jobs = [('train', _command('gpt2,lion', workdir, *few))]
-  jobs += [
+  same = ('train', _command('gpt2,lion', workdir, *few))
+  (first,) = fork_commands([same])
+  assert first.code == 0, first.err
+  before = _hashes(workdir)
+  jobs = [
     ('train', _command('gpt2,lion', workdir, *few, *extra))
     for extra, _ in cases
   ]
   jobs.append(('train', _command('llama,lion', workdir, *few)))
-  first, *others, llama = fork_commands(jobs, XLA_FLAGS=_QUICK)
-  assert first.code == 0, first.err
+  again, *others, llama = fork_commands([same, *jobs])
+  assert again.code == 0 and not again.err
+  assert _hashes(workdir) == before
   for result, (_, said) in zip(others, cases):
     assert result.code == 1
     assert len(result.err.splitlines()) == 1
@@ -325,7 +281,6 @@ def test_unlike_workdirs_are_refused(fork_commands, tmp_path):
         _command('gpt2,lion', workdir, *few, '--config.model.width=32'),
       )
     ],
-    XLA_FLAGS=_QUICK,
   )
   assert unlike.code == 1
   assert len(unlike.err.splitlines()) == 1
@@ -342,11 +297,11 @@ def test_other_data_under_a_checkpoint_are_refused(fork_commands, tmp_path):
     '--config.checkpoint_every=2',
     f'--config.data.source=flat:{tmp_path / "tokens.npy"}',
   )
-  (first,) = fork_commands([('train', command)], XLA_FLAGS=_QUICK)
+  (first,) = fork_commands([('train', command)])
   assert first.code == 0, first.err
   np.save(tmp_path / 'tokens.npy', np.roll(tokens, 1))
   (tmp_path / 'run' / 'summary.json').unlink()
-  (second,) = fork_commands([('train', command)], XLA_FLAGS=_QUICK)
+  (second,) = fork_commands([('train', command)])
   assert second.code == 1
   assert len(second.err.splitlines()) == 1
   assert 'other data' in second.err
@@ -367,7 +322,6 @@ def test_more_steps_go_on_and_a_smaller_context_imports(
   )
   first, second = fork_commands(
     [('train', [*command, f'--config.steps={n}']) for n in (3, 6)],
-    XLA_FLAGS=_QUICK,
   )
   assert first.code == 0, first.err
   assert second.code == 0, second.err
@@ -376,10 +330,9 @@ def test_more_steps_go_on_and_a_smaller_context_imports(
   assert _rows(workdir)[0]['tokens'] == 8 * 32
 
 
-def test_workdir_defaults_to_the_variant(tmp_path):
+def test_workdir_defaults_to_the_variant(command_env, tmp_path):
   where = shutil.copytree(_ROOT / 'experiments', tmp_path / 'experiments')
   assert where.exists()
-  clean = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   done = subprocess.run(
     [
       sys.executable,
@@ -391,7 +344,7 @@ def test_workdir_defaults_to_the_variant(tmp_path):
       '--config.optimizer.lr=1',
     ],
     cwd=tmp_path,
-    env={**clean, 'XLA_FLAGS': _QUICK},
+    env=command_env,
     capture_output=True,
     text=True,
     timeout=300,

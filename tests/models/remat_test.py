@@ -61,12 +61,15 @@ def _kept(build_model, name, policy):
   def count(layers):
     model = build_model(name, num_layers=layers, remat=policy, mlp_dim=96)
     fn = lambda p: model.logits(p, _TOKENS).astype(jnp.float32).sum()
-    leaves = jax.tree.leaves(jax.vjp(fn, model.params)[1])
-    arrays = {id(x): x.size // (_ROWS * _LENGTH) for x in leaves}
-    tokens = {id(x) for x in leaves if x.size % (_ROWS * _LENGTH) == 0}
-    shapes = {id(x): x.shape for x in leaves}
+
+    def residuals(params):
+      leaves = jax.tree.leaves(jax.vjp(fn, params)[1])
+      return list({id(x): x for x in leaves}.values())
+
     return collections.Counter(
-      arrays[i] for i in tokens if shapes[i][:1] in ((_ROWS,), (48,))
+      x.size // (_ROWS * _LENGTH)
+      for x in jax.eval_shape(residuals, model.params)
+      if x.size % (_ROWS * _LENGTH) == 0 and x.shape[0] in (_ROWS, 48)
     )
 
   return count(2) - count(1)

@@ -25,7 +25,7 @@ def test_notebooks_are_kept_without_outputs(path):
       compile(cell.source, path.name, 'exec')
 
 
-def test_the_sweep_runs(tmp_path, monkeypatch):
+def test_the_sweep_runs(command_env, tmp_path, monkeypatch):
   nbclient = pytest.importorskip('nbclient')
   pytest.importorskip('ipykernel')
   import argparse
@@ -70,14 +70,8 @@ def test_the_sweep_runs(tmp_path, monkeypatch):
   )
   notebook.cells.insert(index + 1, parameters)
   monkeypatch.setenv('PLOTLY_RENDERER', 'json')
-  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
   monkeypatch.setenv('PYTHONPATH', os.environ.get('PYTHONPATH', ''))
-  # Unoptimized code comes sooner.
-  monkeypatch.setenv(
-    'XLA_FLAGS',
-    '--xla_backend_optimization_level=0 '
-    '--xla_llvm_disable_expensive_passes=true',
-  )
+  monkeypatch.setenv('XLA_FLAGS', command_env['XLA_FLAGS'])
   client = nbclient.NotebookClient(
     notebook, timeout=600, resources={'metadata': {'path': str(tmp_path)}}
   )

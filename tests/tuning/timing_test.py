@@ -22,7 +22,7 @@ def _study():
   config.dtype.compute = 'float32'
   config.batch_size, config.steps, config.eval_sequences = 8, 10, 0
   config.study.update(
-    models='gpt2', optimizers='adamw,lion,sophia', target_steps=10, seeds=1
+    models='gpt2', optimizers='adamw,sophia', target_steps=10, seeds=1
   )
   config.study.axis_batch_size = (16,)
   config.study.timing_repeats = 2
@@ -46,9 +46,9 @@ def test_optimizers_of_a_group_take_turns(tmp_path):
     assert [of['tokens'] for of in groups] == [1280, 1280]
     for of in found['groups']:
       turns = [turn['optimizer'] for turn in of['repeats']]
-      assert turns == ['adamw', 'lion', 'sophia'] * 2
+      assert turns == ['adamw', 'sophia'] * 2
     rows = runs.read_timing(path)
-    assert [row['repeat'] for row in rows] == [1, 1, 1, 2, 2, 2] * 2
+    assert [row['repeat'] for row in rows] == [1, 1, 2, 2] * 2
     assert all(0 < row['seconds_per_step'] < 10 for row in rows)
     # What has been timed is not timed again, and no CPU by default.
     modified = path.stat().st_mtime_ns
@@ -62,7 +62,7 @@ def test_optimizers_of_a_group_take_turns(tmp_path):
 
 def test_a_batch_that_does_not_fit_is_named(tmp_path):
   config = _study()
-  cell = cells.Cell('gpt2', 'lion')
+  cell = cells.Cell('gpt2', 'adamw')
   run = config_lib.as_json(cells.target_config(config, cell, {}, 0))
   run['microbatches'] = 3
   directory = cells.target_dir(tmp_path, cell, 0)
