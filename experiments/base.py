@@ -220,6 +220,8 @@ def get_study_config() -> ConfigDict:
   study.models = 'gpt2,llama'
   study.optimizers = 'adamw,lion,sophia'
   _set_search(study)
+  # Devices of a trial, as `mesh`; targets have the mesh of the recipe.
+  study.trial_mesh = ConfigDict(dict.fromkeys(c.mesh, 1))
   # Targets' width over the proxies' (heads grow, head_dim stays).
   study.width_ratio = 2
   # Steps of a target run; `steps` are those of a trial.

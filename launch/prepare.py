@@ -80,7 +80,7 @@ def _run(describe: str | None, workers: int, values: dict[str, Any]) -> None:
   options = prepare.Options(**values)
   count = workers or prepare.processes(options.inputs)
   logs = prepare.unfinished(options.out) / 'logs'
-  with engine.Engine(count, logs=logs) as pool:
+  with engine.local([engine.Place()] * count, logs) as pool:
     manifest = prepare.prepare(
       options,
       Console(stderr=True),

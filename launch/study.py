@@ -40,8 +40,8 @@ def main() -> None:
   workers = flags.DEFINE_integer(
     'workers',
     0,
-    'Runs that are trained side by side, 1: in this process; 0: one pinned to '
-    'each core on a CPU, 1 on an accelerator.',
+    'Runs that are trained side by side, 1: in this process; 0: as many as the '
+    'accelerators hold, or one pinned to each core on a CPU.',
     lower_bound=0,
   )
   optimizers = flags.DEFINE_string(
@@ -55,7 +55,7 @@ def main() -> None:
     'chip', 'h100', '--plan: h100, h200, a100 (80 GB), v5e, v5p or v6e.'
   )
   devices = flags.DEFINE_integer(
-    'devices', 1, '--plan: chips; a target runs on all.', lower_bound=1
+    'devices', 1, '--plan: chips in all.', lower_bound=1
   )
 
   def start() -> None:
@@ -102,6 +102,7 @@ def _config(holder: flags.FlagHolder, optimizers: str | None) -> 'ConfigDict':
 
 def _study(config: 'ConfigDict', workdir: pathlib.Path, workers: int) -> None:
   from steepest.data import corpus
+  from steepest.training import processes
   from steepest.tuning import engine, study as tuning_study, timing
 
   start = time.perf_counter()
@@ -109,11 +110,27 @@ def _study(config: 'ConfigDict', workdir: pathlib.Path, workers: int) -> None:
     config = corpus.ready(config, workdir)
     study = tuning_study.Study(config, workdir)
     _write_config(config, workdir)
-    cores = [] if workers else engine.pinned_cores()
-    slots = min(workers or max(1, len(cores)), max(1, study.breadth))
-    with engine.Engine(slots, cores, workdir / 'logs') as slots_:
-      tuning_study.run(study, slots_)
-      timing.run(config, workdir, slots_)
+    platform, devices = processes.local_devices()
+    # A process has one CPU device, unless the mesh asks for more.
+    machine = 1 if platform == 'cpu' else len(devices)
+    phases = tuning_study.phases(config, machine)
+    sizes = [size for _, size in phases]
+    if platform == 'cpu':
+      os.environ.update(engine.cpu_devices(max(sizes)))
+    if workers > (most := max(len(engine.places(s, workers)) for s in sizes)):
+      raise ValueError(
+        f'--workers={workers}: {machine} devices hold {most} runs of '
+        f'{min(sizes)} at once'
+      )
+    for kinds, size in phases:
+      places = engine.places(size, workers)[: max(1, study.breadth(kinds))]
+      with engine.local(places, workdir / 'logs') as slots:
+        if kinds is phases[0][0]:
+          tuning_study.check(study, slots, machine)
+        tuning_study.run(study, slots, kinds)
+        if kinds is phases[-1][0]:
+          study.raise_failures()
+          timing.run(config, workdir, slots)
     _report(workdir, time.perf_counter() - start)
 
 

@@ -217,6 +217,16 @@ def host() -> Chip:
   return Chip(('cpu',), math.nan, pages * size, 1, '')
 
 
+def of(device: 'jax.Device') -> Chip | None:
+  """Returns the chip that a device is; None for others."""
+  kinds = {kind: chip for chip in CHIPS.values() for kind in chip.kinds}
+  # The longest name first: a "TPU v5 lite" is no "TPU v5".
+  for kind in sorted(kinds, key=len, reverse=True):
+    if kind in device.device_kind:
+      return kinds[kind]
+  return None
+
+
 def peak(device: 'jax.Device') -> float | None:
   """Returns a device's bfloat16 FLOP/s; None where they are not known."""
   # The longest name first: an "H100 PCIe" is no "H100".

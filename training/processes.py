@@ -13,6 +13,7 @@ CLUSTER_SPEC say who they are.
 
 import ctypes
 import glob
+import importlib.util
 import json
 import os
 import sys
@@ -45,13 +46,39 @@ def keep_memory() -> None:
 
 
 def has_accelerator() -> bool:
-  """Returns whether JAX may find a GPU or TPU, without starting JAX.
+  """Returns whether JAX may find a GPU or TPU, without starting JAX."""
+  return local_devices()[0] != 'cpu'
 
-  A process that starts it takes the accelerator from the others.
+
+def local_devices() -> tuple[str, list[str]]:
+  """Returns this machine's platform and devices, without starting JAX.
+
+  A process that starts it takes the accelerators from the others.
+
+  Returns:
+    'gpu' and what CUDA_VISIBLE_DEVICES calls them, 'tpu' and the numbers of the
+    chips, or 'cpu' and the numbers of the cores that this process may use.
   """
-  if os.environ.get('JAX_PLATFORMS') == 'cpu':
-    return False
-  return any(map(glob.glob, ('/dev/nvidia[0-9]*', '/dev/accel*', '/dev/kfd')))
+  if os.environ.get('JAX_PLATFORMS') != 'cpu':
+    nodes = sorted(glob.glob('/dev/nvidia[0-9]*'))
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+    gpus = [str(i) for i in range(len(nodes))]
+    if nodes and visible is not None:
+      gpus = [name for name in visible.split(',') if name not in ('', '-1')]
+    if not nodes and glob.glob('/dev/kfd'):
+      # AMD's: a process has all that there are.
+      gpus = ['0']
+    if gpus:
+      return 'gpu', gpus
+    chips = glob.glob('/dev/accel[0-9]*')
+    if importlib.util.find_spec('libtpu') is not None:
+      # Newer generations; others use these nodes too.
+      chips += glob.glob('/dev/vfio/[0-9]*')
+    if chips:
+      return 'tpu', [str(i) for i in range(len(chips))]
+  if hasattr(os, 'sched_getaffinity'):
+    return 'cpu', [str(core) for core in sorted(os.sched_getaffinity(0))]
+  return 'cpu', [str(core) for core in range(os.cpu_count() or 1)]
 
 
 def join() -> int:

@@ -75,19 +75,15 @@ def train(
   summary = finished(config, workdir)
   if summary is not None:
     return summary
-  data = open_data(config)
-  model = model_config.resolve(config.model, data.vocab_size, config.dtype)
-  if model.vocab_size < data.vocab_size:
-    raise ValueError(
-      f'model.vocab_size={model.vocab_size} is below the '
-      f'{data.vocab_size} token ids of {config.data.source}'
-    )
-  config_lib.check_memory(config, model)
-  setup = make_setup(config, model)
+  data, setup = begin(config)
   evaluate = None
   if make_evaluate is not None:
     evaluate = make_evaluate(
-      setup.features, setup.mesh, model.context, data.tokenizer_dir, workdir
+      setup.features,
+      setup.mesh,
+      setup.model.context,
+      data.tokenizer_dir,
+      workdir,
     )
   hypers = build.hyperparameters(
     config.optimizer, config.schedule, config.steps
@@ -120,6 +116,27 @@ def train(
   check()
   _write_summary(workdir, summary)
   return summary
+
+
+def begin(config: ConfigDict, mesh: Any = None) -> tuple[pipeline.Data, Setup]:
+  """Opens a run's data and returns it, with the constants of its programs.
+
+  Args:
+    config: of the run, resolved.
+    mesh: as in `state.setup`.
+
+  Raises:
+    ValueError: the configuration, the data and the devices do not fit.
+  """
+  data = open_data(config)
+  model = model_config.resolve(config.model, data.vocab_size, config.dtype)
+  if model.vocab_size < data.vocab_size:
+    raise ValueError(
+      f'model.vocab_size={model.vocab_size} is below the '
+      f'{data.vocab_size} token ids of {config.data.source}'
+    )
+  config_lib.check_memory(config, model)
+  return data, make_setup(config, model, mesh=mesh)
 
 
 def finished(

@@ -191,6 +191,7 @@ def trial_config(
   """
   run = _cell_config(config, cell)
   run.stage = 'tune'
+  run.mesh = config.study.trial_mesh.copy_and_resolve_references()
   run.seed += seed
   set_values(run, values)
   _apply(run, dict(cell.point), 1)
@@ -222,6 +223,30 @@ def target_config(
   set_values(run, values)
   _apply(run, dict(cell.point), config.study.width_ratio)
   return run
+
+
+def devices(mesh: ConfigDict, machine: int) -> int:
+  """Returns on how many devices a run is trained: those of a slot.
+
+  Args:
+    mesh: of the run.
+    machine: devices of a machine, which data=-1 fills.
+
+  Raises:
+    ValueError: a size makes no sense, or the machine does not divide.
+  """
+  sizes = dict(mesh)
+  rest = math.prod(n for axis, n in sizes.items() if axis != 'data')
+  if rest < 1 or min(sizes.values()) < -1 or sizes['data'] == 0:
+    raise ValueError(f'mesh: {sizes}: must be positive (data: or -1)')
+  if sizes['data'] != -1:
+    return rest * sizes['data']
+  if machine % rest:
+    raise ValueError(
+      f'mesh: {machine} devices of a machine do not divide by '
+      f'fsdp·tensor·sequence = {rest}'
+    )
+  return machine
 
 
 def set_values(run: ConfigDict, values: Mapping[str, float]) -> None:

@@ -1,14 +1,16 @@
 """Runs jobs on slots, in the shape of `concurrent.futures.Executor`.
 
-A slot is what one run needs. One slot is this process itself; of several on one
-machine each is a spawned process, on a CPU pinned to a core of its own, since
-one process on each core does more than one process on all of them. Workers stay
-warm: what a slot has compiled serves its next job. Jobs and results are JSON
-values; whatever lasts stands in the directories of the runs, so that a job that
-is started again goes on where its checkpoints are.
+A slot is what one run needs: a core, or some GPUs or TPU chips of one machine.
+A single slot is this process itself; of several on one machine each is a
+spawned process that sees its own devices alone. Workers stay warm: what a slot
+has compiled serves its next job. Jobs and results are JSON values; whatever
+lasts stands in the directories of the runs, so that a job that is started again
+goes on where its checkpoints are.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import abc
+import collections
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import process
 import contextlib
@@ -24,60 +26,83 @@ import signal
 import socket
 import threading
 import traceback
-from typing import Any
+from typing import Any, NamedTuple
 
 from steepest.training import processes
 
 # How often a job is started again after its worker died.
 _RESTARTS = 2
+# Chips of a TPU process → their arrangement; other numbers have none.
+_TPU_BOUNDS = {1: '1,1,1', 2: '1,2,1', 4: '2,2,1'}
 
 
 class JobFailedError(ValueError):
   """A job raised an error, or its worker died again and again."""
 
 
-class Engine:
-  """Some slots; as a context manager it ends their processes."""
+class WorkerDied(Exception):
+  """The worker of a slot ended in a job.
 
-  def __init__(
-    self,
-    slots: int,
-    cores: Sequence[int] = (),
-    logs: pathlib.Path | None = None,
-  ):
-    """Starts nothing yet.
+  Attributes:
+    slot: where the job is tried again; None: there.
+  """
 
-    Args:
-      slots: jobs that run at once; 1: in this process.
-      cores: to which slots are pinned in turn; (): to none.
-      logs: directory of what workers print; None: where this process prints.
-    """
-    self.slots = slots
-    self._cores = cores
-    self._logs = logs
-    self._executors: dict[int, process.ProcessPoolExecutor] = {}
-    self._load = [0] * slots
-    self._guard = threading.RLock()
-    self._context = multiprocessing.get_context('spawn')
-    # Workers leave when its other end is closed, however this process ends.
-    self._theirs, self._ours = self._context.Pipe(duplex=False)
+  def __init__(self, slot: int | None = None):
+    super().__init__()
+    self.slot = slot
+
+
+class Place(NamedTuple):
+  """What the process of a slot may use.
+
+  Attributes:
+    cores: that it is pinned to; (): any.
+    variables: of its environment, which say what devices it sees.
+  """
+
+  cores: tuple[int, ...] = ()
+  variables: Mapping[str, str] = {}
+
+
+class Engine(abc.ABC):
+  """Some slots; as a context manager it ends what runs on them."""
+
+  def __init__(self) -> None:
+    """Starts nothing yet."""
+    self._threads: dict[int, futures.ThreadPoolExecutor] = {}
+    # Jobs by slot that have not ended.
+    self._load: collections.Counter[int] = collections.Counter()
+    self._guard = threading.Lock()
     self._closed = False
 
   def __enter__(self) -> 'Engine':
     return self
 
   def __exit__(self, *_: object) -> None:
-    with self._guard:
-      self._closed = True
-    self._ours.close()
-    for executor in list(self._executors.values()):
-      executor.shutdown(wait=True, cancel_futures=True)
-    self._theirs.close()
+    self._closed = True
+    self._stop()
+    for thread in self._threads.values():
+      thread.shutdown(wait=True, cancel_futures=True)
+
+  @property
+  @abc.abstractmethod
+  def slots(self) -> Sequence[int]:
+    """Numbers of the slots that there are now."""
+
+  @abc.abstractmethod
+  def _call(
+    self, slot: int, function: Callable[[Any], Any], job: Any
+  ) -> tuple[Any, str | None]:
+    """Returns what `call` does on a slot; raises WorkerDied."""
+
+  @abc.abstractmethod
+  def _stop(self) -> None:
+    """Ends all workers, whatever they do."""
 
   def submit(
     self, slot: int, function: Callable[[Any], Any], job: Any
   ) -> futures.Future[Any]:
-    """Starts a job; with a single slot it has ended when this returns.
+    """Starts a job; in this process, it has ended when this returns.
 
     Args:
       slot: where; its jobs run one after another.
@@ -88,13 +113,16 @@ class Engine:
       A future of what the function returns. It raises JobFailedError if the
       function raised an error, or if its worker died three times.
     """
-    result: futures.Future[Any] = futures.Future()
-    self._load[slot] += 1
-    if self.slots > 1:
-      self._start(slot, function, job, result, 0)
-    else:
-      self._settle(slot, result, *_call(function, job, False))
-    return result
+    if slot not in self._threads:
+      self._threads[slot] = futures.ThreadPoolExecutor(1)
+    self._count(slot, 1)
+    future = self._threads[slot].submit(self._run, slot, function, job)
+    future.add_done_callback(lambda _: self._count(slot, -1))
+    return future
+
+  def _count(self, slot: int, change: int) -> None:
+    with self._guard:
+      self._load[slot] += change
 
   def run(
     self, function: Callable[[Any], Any], tasks: Iterable[Any]
@@ -110,82 +138,145 @@ class Engine:
     """
     iterator = iter(tasks)
     pending: set[futures.Future[Any]] = set()
-    # A second task waits at each process, so that none is idle in between.
-    depth = 2 if self.slots > 1 else 1
     more = True
     while more or pending:
-      while more and len(pending) < depth * self.slots:
+      # A second task waits at each slot, so that none is idle in between.
+      while more and len(pending) < 2 * len(self.slots):
         try:
           task = next(iterator)
         except StopIteration:
           more = False
           break
-        slot = self._load.index(min(self._load))
+        slot = min(self.slots, key=lambda slot: self._load[slot])
         pending.add(self.submit(slot, function, task))
       done, pending = futures.wait(pending, None, futures.FIRST_COMPLETED)
       for future in done:
         yield future.result()
 
-  def _start(
-    self,
-    slot: int,
-    function: Callable[[Any], Any],
-    job: Any,
-    result: futures.Future[Any],
-    restarts: int,
-  ) -> None:
-    with self._guard:
-      if self._closed:
-        return
-      if slot not in self._executors:
-        core = self._cores[slot % len(self._cores)] if self._cores else None
-        log = None if self._logs is None else self._logs / f'worker-{slot}.log'
-        self._executors[slot] = process.ProcessPoolExecutor(
-          1, self._context, _begin, (self._theirs, core, log)
-        )
-      executor = self._executors[slot]
+  def _run(self, slot: int, function: Callable[[Any], Any], job: Any) -> Any:
+    """Returns a job's result; starts it again where its worker dies."""
+    deaths = 0
+    while deaths <= _RESTARTS:
       try:
-        future = executor.submit(_call, function, job, self._logs is not None)
-      except process.BrokenProcessPool:
-        # It died between two jobs.
-        del self._executors[slot]
-        self._start(slot, function, job, result, restarts)
-        return
+        value, error = self._call(slot, function, job)
+      except WorkerDied as death:
+        if self._closed:
+          raise JobFailedError('stopped') from death
+        if death.slot is None:
+          deaths += 1
+        else:
+          # Its machine is gone, which says nothing of the job.
+          slot = death.slot
+        continue
+      if error is not None:
+        raise JobFailedError(error)
+      return value
+    raise JobFailedError(
+      f'its worker died {deaths} times (out of memory?){self._hint()}'
+    )
 
-    def ended(future: futures.Future[Any]) -> None:
-      error = future.exception()
-      if error is None:
-        self._settle(slot, result, *future.result())
-        return
-      with self._guard:
-        # Only this slot's executor is broken; the next start makes another.
-        if self._executors.get(slot) is executor:
-          del self._executors[slot]
-      if restarts < _RESTARTS:
-        self._start(slot, function, job, result, restarts + 1)
-        return
-      where = '' if self._logs is None else f', see {self._logs}'
-      self._settle(
-        slot,
-        result,
-        None,
-        f'its worker died {restarts + 1} times (out of memory?){where}',
-      )
+  def _hint(self) -> str:
+    """Says where more is found."""
+    return ''
 
-    future.add_done_callback(ended)
 
-  def _settle(
-    self, slot: int, result: futures.Future[Any], value: Any, error: str | None
-  ) -> None:
-    with self._guard:
-      self._load[slot] -= 1
+class InProcess(Engine):
+  """One slot: this process itself."""
+
+  slots = (0,)
+
+  def submit(
+    self, slot: int, function: Callable[[Any], Any], job: Any
+  ) -> futures.Future[Any]:
+    """Does a job; see Engine."""
+    result: futures.Future[Any] = futures.Future()
+    value, error = self._call(slot, function, job)
     if error is None:
       result.set_result(value)
     else:
       result.set_exception(JobFailedError(error))
+    return result
+
+  def run(
+    self, function: Callable[[Any], Any], tasks: Iterable[Any]
+  ) -> Iterator[Any]:
+    """Does tasks one after another; see Engine."""
+    return (self.submit(0, function, task).result() for task in tasks)
+
+  def _call(
+    self, slot: int, function: Callable[[Any], Any], job: Any
+  ) -> tuple[Any, str | None]:
+    return call(function, job, False)
+
+  def _stop(self) -> None:
+    pass
 
 
-def _call(
+class Processes(Engine):
+  """Several slots of this machine, a process each."""
+
+  def __init__(self, places: Sequence[Place], logs: pathlib.Path | None = None):
+    """Starts nothing yet.
+
+    Args:
+      places: of the slots.
+      logs: directory of what workers print; None: where this process prints.
+    """
+    super().__init__()
+    self._places = places
+    self._logs = logs
+    # One dead worker breaks a whole executor, so each has its own.
+    self._executors: dict[int, process.ProcessPoolExecutor] = {}
+    self._context = multiprocessing.get_context('spawn')
+    # Workers leave when its other end is closed, however this process ends.
+    self._theirs, self._ours = self._context.Pipe(duplex=False)
+
+  @property
+  def slots(self) -> Sequence[int]:
+    return range(len(self._places))
+
+  def _call(
+    self, slot: int, function: Callable[[Any], Any], job: Any
+  ) -> tuple[Any, str | None]:
+    # It may have died between two jobs, which costs none of the attempts.
+    while not self._closed:
+      if slot not in self._executors:
+        log = None if self._logs is None else self._logs / f'worker-{slot}.log'
+        self._executors[slot] = process.ProcessPoolExecutor(
+          1,
+          self._context,
+          _begin,
+          (self._theirs, slot, self._places[slot], log),
+        )
+      executor = self._executors[slot]
+      try:
+        future = executor.submit(call, function, job, self._logs is not None)
+      except process.BrokenProcessPool:
+        del self._executors[slot]
+        continue
+      try:
+        return future.result()
+      except process.BrokenProcessPool as error:
+        del self._executors[slot]
+        raise WorkerDied from error
+    raise WorkerDied
+
+  def _stop(self) -> None:
+    self._ours.close()
+    for executor in list(self._executors.values()):
+      executor.shutdown(wait=True, cancel_futures=True)
+    self._theirs.close()
+
+  def _hint(self) -> str:
+    return '' if self._logs is None else f', see {self._logs}'
+
+
+def local(places: Sequence[Place], logs: pathlib.Path | None = None) -> Engine:
+  """Returns the engine of slots on this machine; `logs` as for Processes."""
+  return InProcess() if len(places) == 1 else Processes(places, logs)
+
+
+def call(
   function: Callable[[Any], Any], job: Any, logs: bool
 ) -> tuple[Any, str | None]:
   """Returns a job's result and None, or None and its error in one line.
@@ -204,23 +295,34 @@ def _call(
     return None, text if known else f'{kind}: {text}'
 
 
-def _begin(
-  open_end: connection.Connection,
-  core: int | None,
-  log: pathlib.Path | None,
+def enter(
+  slot: int, place: Place, log: pathlib.Path | None, node: str = ''
 ) -> None:
-  """Prepares a worker, before it imports JAX."""
+  """Makes this process the worker of a slot, before it imports JAX."""
   # Ctrl-C reaches all processes of a terminal; the driver ends this one.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
-  os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+  os.environ.update(
+    place.variables, TOKENIZERS_PARALLELISM='false', STEEPEST_SLOT=str(slot)
+  )
+  if node:
+    os.environ['STEEPEST_NODE'] = node
   if log is not None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open('ab') as file:
       for descriptor in (1, 2):
         os.dup2(file.fileno(), descriptor)
-  if core is not None:
+  if place.cores:
     # JAX's thread pools follow the cores that they are given.
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, place.cores)
+
+
+def _begin(
+  open_end: connection.Connection,
+  slot: int,
+  place: Place,
+  log: pathlib.Path | None,
+) -> None:
+  enter(slot, place, log)
   parent = multiprocessing.parent_process()
   assert parent is not None
 
@@ -232,11 +334,68 @@ def _begin(
   threading.Thread(target=watcher, daemon=True).start()
 
 
-def pinned_cores() -> list[int]:
-  """Returns the cores for one worker each; [] where workers share a device."""
-  if not hasattr(os, 'sched_setaffinity') or processes.has_accelerator():
-    return []
-  return sorted(os.sched_getaffinity(0))
+def places(size: int, most: int = 0) -> list[Place]:
+  """Returns the slots of this machine, of `size` devices each.
+
+  On a CPU a device is a core.
+
+  Args:
+    size: devices of a slot.
+    most: how many slots are wanted; 0: as many as there are. On a CPU, any
+      number is possible; what is asked for is not pinned to cores.
+
+  Raises:
+    ValueError: there is none, or TPU chips cannot be grouped so.
+  """
+  platform, devices = processes.local_devices()
+  if platform == 'cpu':
+    flags = cpu_devices(size)
+    if most:
+      return [Place(variables=flags)] * most
+    cores = [int(core) for core in devices]
+    count = max(1, len(cores) // size)
+    pinned = hasattr(os, 'sched_setaffinity') and len(cores) >= size
+    at = lambda i: tuple(cores[i * size : (i + 1) * size]) if pinned else ()
+    return [Place(at(i), flags) for i in range(count)]
+  count = len(devices) // size
+  if not count:
+    raise ValueError(
+      f'a run of {size} devices: this machine has {len(devices)}; use a '
+      'smaller mesh (study.trial_mesh, study.target)'
+    )
+  count = min(count, most or count)
+  groups = [devices[i * size : (i + 1) * size] for i in range(count)]
+  if platform == 'gpu':
+    return [
+      Place(variables={'CUDA_VISIBLE_DEVICES': ','.join(group)})
+      for group in groups
+    ]
+  if len(groups) > 1 and size not in _TPU_BOUNDS:
+    raise ValueError(
+      f'{size} TPU chips a run: a part of a machine has '
+      f'{", ".join(map(str, _TPU_BOUNDS))}'
+    )
+  return [
+    Place(
+      variables={
+        'TPU_VISIBLE_CHIPS': ','.join(group),
+        'TPU_CHIPS_PER_PROCESS_BOUNDS': _TPU_BOUNDS[size],
+        'TPU_PROCESS_BOUNDS': '1,1,1',
+      }
+      if len(groups) > 1
+      else {}
+    )
+    for group in groups
+  ]
+
+
+def cpu_devices(size: int) -> dict[str, str]:
+  """Returns the variables that give a process `size` CPU devices."""
+  flag = f'--xla_force_host_platform_device_count={size}'
+  given = os.environ.get('XLA_FLAGS', '')
+  if size == 1 or 'host_platform_device_count' in given:
+    return {}
+  return {'XLA_FLAGS': f'{given} {flag}'.strip()}
 
 
 @contextlib.contextmanager

@@ -142,6 +142,13 @@ def mesh_sizes(config: ConfigDict, devices: int) -> dict[str, int]:
   return sizes
 
 
+def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
+  """Returns a mesh of devices that need not be here."""
+  return AbstractMesh(
+    tuple(sizes.values()), mesh_lib.AXES, axis_types=(AxisType.Auto,) * 4
+  )
+
+
 def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
   """Returns what a run's step takes on `devices` of a chip.
 
@@ -150,10 +157,7 @@ def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
   """
   m = model_config.resolve(config.model, vocab_size(config), config.dtype)
   sizes = mesh_sizes(config, devices)
-  mesh = AbstractMesh(
-    tuple(sizes.values()), mesh_lib.AXES, axis_types=(AxisType.Auto,) * 4
-  )
-  setup = run_lib.make_setup(config, m, mesh=mesh)
+  setup = run_lib.make_setup(config, m, mesh=abstract_mesh(sizes))
   curvature = 0.0
   if setup.chain.wants_curvature:
     o = build.settings(setup.chain.optimizer, config.optimizer)
@@ -346,21 +350,26 @@ class Stage:
     return self.runs * self.plan.devices * self.plan.hours(self.steps)
 
 
-def stages(config: ConfigDict, chip: chips.Chip, devices: int) -> list[Stage]:
+def stages(
+  config: ConfigDict, chip: chips.Chip, devices: int, machine: int = 0
+) -> list[Stage]:
   """Returns the stages of a study, searches first.
 
-  A trial runs on as few chips as hold it, a target on all of them. Trials that
-  extend a search are not counted.
+  A run takes the chips of its mesh, as in `cells.devices`. Trials that extend a
+  search are not counted.
 
   Args:
     config: of the study.
     chip: what it runs on.
     devices: how many of them.
+    machine: those that data=-1 of a target's mesh fills, the most that a run
+      has; 0: of one machine.
 
   Raises:
     ValueError: the configuration does not fit together, or the mesh not the
       chips.
   """
+  machine = machine or min(devices, chip.host)
   if not config.data.source and not config.model.vocab_size:
     # The tokenizer is yet to be made.
     config = ConfigDict(config.to_dict())
@@ -370,28 +379,23 @@ def stages(config: ConfigDict, chip: chips.Chip, devices: int) -> list[Stage]:
   for cell in dict.fromkeys(cells.search_of(config, c) for c in every):
     run = cells.trial_config(config, cell, {}, 0)
     count = search.count(config, cell.optimizer) * config.study.trial_seeds
-    found.append(
-      Stage(cell, 'tune', count, run.steps, _smallest(run, chip, devices))
-    )
+    step = plan(run, chip, _devices(run, machine))
+    found.append(Stage(cell, 'tune', count, run.steps, step))
   for cell in every:
     run = cells.target_config(config, cell, {}, 0)
-    step = plan(run, chip, devices)
+    step = plan(run, chip, _devices(run, machine))
     found.append(Stage(cell, 'train', config.study.seeds, run.steps, step))
   return found
 
 
-def _smallest(run: ConfigDict, chip: chips.Chip, most: int) -> StepPlan:
-  """Returns the plan on the fewest chips that hold a run, or else on one."""
-  first = step = plan(run, chip, 1)
-  run = ConfigDict(run.to_dict())
-  while not step.fits and 2 * step.devices <= most:
-    run.mesh.fsdp = 2 * step.devices
-    try:
-      step = plan(run, chip, run.mesh.fsdp)
-    except ValueError:
-      # A size does not divide.
-      break
-  return step if step.fits else first
+def _devices(run: ConfigDict, machine: int) -> int:
+  count = cells.devices(run.mesh, machine)
+  if count > machine:
+    raise ValueError(
+      f'mesh: {dict(run.mesh)} needs {count} devices of one machine, which has '
+      f'{machine}'
+    )
+  return count
 
 
 def summary(found: Sequence[Stage], chip: str, devices: int) -> str:

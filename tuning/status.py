@@ -385,7 +385,7 @@ class StudyDisplay:
     self,
     weights: Mapping[pathlib.Path, float],
     ended: Sequence[pathlib.Path],
-    slots: int,
+    slots: Sequence[int],
   ):
     """Shows nothing yet.
 
@@ -451,7 +451,7 @@ class StudyDisplay:
     view = Table.grid(padding=(0, 1))
     bar = lambda share: ProgressBar(total=1.0, completed=share, width=24)
     view.add_row(Text('study'), bar(self._fraction()), self._status())
-    for slot in range(self._slots):
+    for slot in sorted({*self._slots, *self._running}):
       if slot not in self._running:
         view.add_row(Text(f'slot {slot}'), bar(0.0), 'idle')
         continue

@@ -4,7 +4,7 @@ What is done stands in the run directories and in the searches' journal alone,
 so that a study that was killed goes on with the same command.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent import futures
 import json
 import math
@@ -22,6 +22,8 @@ from steepest.tuning.engine import Engine, JobFailedError
 from steepest.tuning.search import Search, Values
 from steepest.tuning.status import StudyDisplay
 
+# What a stage consists of.
+KINDS = ('trials', 'targets')
 _TIMES = (
   'seconds',
   'data_wait_seconds',
@@ -99,17 +101,26 @@ class Study:
     """Whether every cell is done or has failed."""
     return not self._open and not self._running
 
-  @property
-  def breadth(self) -> int:
-    """How many runs can be under way at once."""
+  def breadth(self, kinds: Collection[str] = KINDS) -> int:
+    """Returns how many runs of some kinds can be under way at once."""
     keys, most = self.config.study, 0
     open_ = [self._search_of[cell] for cell in self._open]
     for cell in dict.fromkeys(open_):
       trials = search.at_once(self.config, cell.optimizer) * keys.trial_seeds
-      most += max(keys.seeds * open_.count(cell), trials)
+      counts = {'trials': trials, 'targets': keys.seeds * open_.count(cell)}
+      most += max(counts[kind] for kind in kinds)
     return most
 
-  def take(self, slot: int) -> Run | None:
+  def examples(self) -> list[Run]:
+    """Returns a trial and a target of every cell that is not done."""
+    found = []
+    for cell in dict.fromkeys(self._search_of[cell] for cell in self._open):
+      found += self._trial_runs(cell, 0, {})[:1]
+    for cell in self._open:
+      found += self._target_runs(cell, {})[:1]
+    return found
+
+  def take(self, slot: int, kinds: Collection[str] = KINDS) -> Run | None:
     """Returns what an idle slot does next; None if there is nothing now.
 
     A slot stays with what it has compiled, then takes what no other is at,
@@ -119,7 +130,7 @@ class Study:
     # A search that ends makes room for targets: look again.
     while run is None and known != len(self._best):
       known = len(self._best)
-      run = self._find(slot)
+      run = self._find(slot, kinds)
     if run is not None:
       self._running[slot] = run
       self._last[slot] = run.stage
@@ -142,26 +153,34 @@ class Study:
       'finished': self._finished_curves(run),
     }
 
-  def planned(self) -> list[Run]:
+  def planned(self, kinds: Collection[str] = KINDS) -> list[Run]:
     """Returns all runs, without those by which searches may be extended."""
     found = []
-    for cell in dict.fromkeys(self._search_of.values()):
-      for number in range(search.count(self.config, cell.optimizer)):
-        found += self._trial_runs(cell, number, {})
-    for cell in self.cells:
-      found += self._target_runs(cell, {})
+    if 'trials' in kinds:
+      for cell in dict.fromkeys(self._search_of.values()):
+        for number in range(search.count(self.config, cell.optimizer)):
+          found += self._trial_runs(cell, number, {})
+    if 'targets' in kinds:
+      for cell in self.cells:
+        found += self._target_runs(cell, {})
     return found
+
+  def raise_failures(self) -> None:
+    """Raises a ValueError that names the cells that failed, if any did."""
+    if self.failures:
+      said = (f'{cell}: {error}' for cell, error in self.failures.items())
+      raise ValueError('; '.join(said))
 
   def best(self, cell: Cell) -> Values | None:
     """Returns what the search of a cell has found; None while it goes on."""
     return self._best.get(self._search_of[cell])
 
-  def _find(self, slot: int) -> Run | None:
+  def _find(self, slot: int, kinds: Collection[str]) -> Run | None:
     known = len(self._best)
     taken = {run.stage for run in self._running.values()}
     for joins in (False, True):
       for stage in self._order(slot):
-        if stage in taken and not joins:
+        if stage.kind not in kinds or (stage in taken and not joins):
           continue
         try:
           waiting = (
@@ -291,29 +310,68 @@ class Study:
         self._open.remove(cell)
 
 
-def run(study: Study, engine: Engine) -> None:
-  """Does all runs of a study and shows how far it is.
+def phases(
+  config: ConfigDict, machine: int
+) -> list[tuple[tuple[str, ...], int]]:
+  """Returns which kinds of runs a study does at once, and their devices.
+
+  Trials and targets are mixed if they have equally many.
+
+  Args:
+    config: of the study.
+    machine: see `cells.devices`.
+  """
+  target = cells.target_config(config, cells.cells(config)[0], {}, 0)
+  sizes = {
+    'trials': cells.devices(config.study.trial_mesh, machine),
+    'targets': cells.devices(target.mesh, machine),
+  }
+  if len(set(sizes.values())) == 1:
+    return [(KINDS, sizes['trials'])]
+  return [((kind,), sizes[kind]) for kind in KINDS]
+
+
+def check(study: Study, engine: Engine, machine: int) -> None:
+  """Looks at data, mesh and memory of all kinds of runs that are left.
+
+  Args:
+    study: that is to be run.
+    engine: whose first slot does it.
+    machine: see `cells.devices`.
 
   Raises:
-    ValueError: a cell failed; the others are done.
+    ValueError: names what would fail, before anything is trained.
   """
-  if not study.over:
-    print(estimate(study, engine), flush=True)
-    planned = {r.directory: weight(r.config) for r in study.planned()}
-    ended = [directory for directory in planned if has_ended(directory)]
-    with StudyDisplay(planned, ended, engine.slots) as display:
-      _run(study, engine, display)
-  if study.failures:
-    raise ValueError('; '.join(f'{c}: {e}' for c, e in study.failures.items()))
+  runs = []
+  for one in study.examples():
+    config = json.loads(one.config.to_json())
+    devices = cells.devices(one.config.mesh, machine)
+    runs.append((f'{one.stage.kind} of {one.stage.cell}', config, devices))
+  if runs:
+    engine.submit(engine.slots[0], worker.check, {'runs': runs}).result()
 
 
-def _run(study: Study, engine: Engine, display: StudyDisplay) -> None:
+def run(study: Study, engine: Engine, kinds: Collection[str] = KINDS) -> None:
+  """Does all runs of some kinds and shows how far it is."""
+  if study.over:
+    return
+  if said := estimate(study, engine, kinds):
+    print(said, flush=True)
+  planned = {r.directory: weight(r.config) for r in study.planned(kinds)}
+  ended = [directory for directory in planned if has_ended(directory)]
+  with StudyDisplay(planned, ended, engine.slots) as display:
+    _run(study, engine, kinds, display)
+
+
+def _run(
+  study: Study, engine: Engine, kinds: Collection[str], display: StudyDisplay
+) -> None:
   pending: dict[futures.Future[Any], int] = {}
   told: set[Cell] = set()
   while True:
     # A slot whose result is yet to be noted is not free, idle as it may be.
-    for slot in sorted(set(range(engine.slots)) - set(pending.values())):
-      if (taken := study.take(slot)) is not None:
+    for slot in sorted(set(engine.slots) - set(pending.values())):
+      if (taken := study.take(slot, kinds)) is not None:
         display.begin(slot, taken.directory, taken.label)
         pending[engine.submit(slot, worker.train, study.job(taken))] = slot
     for cell in study.cells:
@@ -340,14 +398,18 @@ def _run(study: Study, engine: Engine, display: StudyDisplay) -> None:
       display.end(slot, f'{ended.label}: {error or text}')
 
 
-def estimate(study: Study, engine: Engine) -> str:
+def estimate(
+  study: Study, engine: Engine, kinds: Collection[str] = KINDS
+) -> str:
   """Says how long the runs that are left take, and where that is from.
 
   From what finished runs took; before there is one, from some steps of the
   first run, which are timed.
   """
-  planned = study.planned()
+  planned = study.planned(kinds)
   left = [run for run in planned if not has_ended(run.directory)]
+  if not left:
+    return ''
   paces: dict[tuple[str, str, str], list[float]] = {}
   for run in planned:
     summary = _summary(run.directory)
@@ -358,7 +420,7 @@ def estimate(study: Study, engine: Engine) -> str:
   if not paces:
     job = {'config': json.loads(left[0].config.to_json())}
     try:
-      seconds = engine.submit(0, worker.time_steps, job).result()
+      seconds = engine.submit(engine.slots[0], worker.time_steps, job).result()
     except JobFailedError:
       # The run itself will say what is wrong.
       return f'{len(left)} runs to do'
@@ -366,9 +428,10 @@ def estimate(study: Study, engine: Engine) -> str:
     paces = {_kind(left[0]): [whole]}
     source = 'by some timed steps, validation and benchmarks not counted'
   total = math.fsum(weight(run.config) * _pace(run, paces) for run in left)
+  slots = len(engine.slots)
   return (
-    f'about {_duration(total / engine.slots)} on '
-    f'{_count(engine.slots, "worker")} for {_count(len(left), "run")}, {source}'
+    f'about {_duration(total / slots)} on {_count(slots, "worker")} for '
+    f'{_count(len(left), "run")}, {source}'
   )
 
 

@@ -22,6 +22,7 @@ from steepest.training import (
   environment,
   mesh as mesh_lib,
   metrics,
+  processes,
   run as training_run,
   state as states,
   step as steps,
@@ -50,7 +51,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, engine: Engine) -> None:
   # Times of one core among busy ones say little.
   repeats = config.study.timing_repeats
   if repeats < 0:
-    repeats = 0 if jax.default_backend() == 'cpu' else 3
+    repeats = 3 if processes.has_accelerator() else 0
   if not repeats:
     return
   path = workdir / FILE
@@ -66,7 +67,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, engine: Engine) -> None:
     if optimizers in known:
       continue
     job = {'configs': runs, 'repeats': repeats}
-    said = engine.submit(0, time_in_turn, job).result()
+    said = engine.submit(engine.slots[0], time_in_turn, job).result()
     kept = [of for of in kept if of['group'] != group]
     kept.append({'group': group, 'repeats': said['repeats']})
     metrics.write_json(

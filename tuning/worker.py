@@ -5,12 +5,18 @@ import pathlib
 import tempfile
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from steepest.eval import evaluation
-from steepest.training import processes, run as training_run
+from steepest.training import (
+  chips,
+  config as config_lib,
+  processes,
+  run as training_run,
+)
 from steepest.training.loop import Diverged, Pruned
-from steepest.tuning import cells, search
+from steepest.tuning import cells, plan, search
 
 # Steps that are timed before a study begins.
 _STEPS = 10
@@ -55,6 +61,50 @@ def train(job: dict[str, Any]) -> float | None:
     except (Diverged, Pruned):
       return None
   return loss if math.isfinite(loss) else None
+
+
+def check(job: dict[str, Any]) -> None:
+  """Looks at the runs of a study as they would begin; trains nothing.
+
+  Args:
+    job: `runs`: name, configuration and number of devices of each.
+
+  Raises:
+    ValueError: data or benchmarks of one cannot be read, its mesh does not
+      divide it, or it does not fit the memory by tuning/plan.py.
+  """
+  for name, values, devices in job['runs']:
+    try:
+      _check(config_lib.resolve(ConfigDict(values)), devices)
+    except (ValueError, OSError) as error:
+      raise ValueError(f'{name}: {error}') from error
+
+
+def _check(config: ConfigDict, devices: int) -> None:
+  config_lib.import_shapes(config, {})
+  mesh = plan.abstract_mesh(plan.mesh_sizes(config, devices))
+  data, setup = training_run.begin(config, mesh)
+  make_evaluate = evaluation.evaluator(
+    config.eval_tasks, config.eval_tasks_data, config.eval_tasks_limit
+  )
+  if make_evaluate is not None:
+    make_evaluate(
+      setup.features,
+      None,
+      setup.model.context,
+      data.tokenizer_dir,
+      pathlib.Path(),
+    )
+  chip = chips.of(jax.local_devices()[0])
+  if chip is None:
+    return
+  config.model.vocab_size = setup.model.vocab_size
+  step = plan.plan(config, chip, devices)
+  if not step.fits:
+    raise ValueError(
+      f'takes {step.peak / 2**30:.3g} of {step.capacity / 2**30:.3g} GiB of '
+      'each device: see launch.study --plan'
+    )
 
 
 def time_steps(job: dict[str, Any]) -> float:

@@ -117,7 +117,7 @@ def test_a_study_survives_kills_of_its_worker_and_of_its_driver(
 
   The trials are those of a study that nobody killed, in one process.
   """
-  study = {'search': 'sobol', 'trials': 4, 'pruning': 'median'}
+  study = {'search': 'sobol', 'trials': 4, 'optimizers': 'sophia'}
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   done = _run(_command(shards, whole, 1, **study))
   assert done.returncode == 0, done.stderr
@@ -127,9 +127,10 @@ def test_a_study_survives_kills_of_its_worker_and_of_its_driver(
 
   process = _start(_command(shards, killed, 2, **study))
   _wait_for(process, killed, 'trials/*/*/metrics.jsonl')
-  children = pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children')
+  threads = pathlib.Path(f'/proc/{process.pid}/task').glob('*/children')
   names = {
     pid: pathlib.Path(f'/proc/{pid}/cmdline').read_text()
+    for children in threads
     for pid in children.read_text().split()
   }
   workers = [int(pid) for pid, name in names.items() if 'spawn_main' in name]
@@ -143,14 +144,10 @@ def test_a_study_survives_kills_of_its_worker_and_of_its_driver(
   again = _run(_command(shards, killed, 2, **study))
   assert again.returncode == 0, again.stderr
   assert _left(killed) == _left(whole)
-  assert len([name for name in _left(whole) if 'finals' in name]) == 4
+  assert len([name for name in _left(whole) if 'finals' in name]) == 2
   for path, modified in ended.items():
     assert path.stat().st_mtime_ns == modified, f'{path} was done again'
 
-  finished = {p: p.stat().st_mtime_ns for p in whole.rglob('metrics.jsonl')}
-  third = _run(_command(shards, whole, 1, **study))
-  assert third.returncode == 0
-  assert finished == {p: p.stat().st_mtime_ns for p in finished}
   changed = _run(_command(shards, whole, 1, **{**study, 'trials': 8}))
   assert changed.returncode == 1
   last = changed.stderr.strip().splitlines()[-1]

@@ -15,7 +15,7 @@ _DO = eval
 
 
 def test_one_slot_is_this_process():
-  with engine.Engine(1) as slots:
+  with engine.local([engine.Place()]) as slots:
     assert slots.submit(0, _DO, '__import__("os").getpid()').result() == (
       os.getpid()
     )
@@ -35,7 +35,8 @@ def test_slots_are_processes_on_cores_of_their_own(tmp_path):
   job = (
     '(__import__("os").getpid(), list(__import__("os").sched_getaffinity(0)))'
   )
-  with engine.Engine(2, cores, tmp_path) as slots:
+  places = [engine.Place((core,)) for core in (cores[0], cores[-1])]
+  with engine.local(places, tmp_path) as slots:
     found = [slots.submit(slot, _DO, job) for slot in (0, 1, 0)]
     (a, on_a), (b, on_b), (c, _) = (future.result() for future in found)
     # A worker stays, with what it has compiled.
@@ -63,7 +64,7 @@ def _dies(path, times):
 
 
 def test_a_worker_that_dies_is_replaced_twice(tmp_path):
-  with engine.Engine(2) as slots:
+  with engine.local([engine.Place()] * 2) as slots:
     other = slots.submit(1, _DO, '__import__("time").sleep(1) or "other"')
     slots.submit(0, exec, _dies(tmp_path / 'twice', 2)).result()
     thrice = slots.submit(0, exec, _dies(tmp_path / 'thrice', 3))
@@ -79,7 +80,7 @@ def test_a_worker_that_dies_is_replaced_twice(tmp_path):
 def test_tasks_are_drawn_as_they_are_needed(count):
   drawn = []
   tasks = (drawn.append(i) or f'{i} ** 2' for i in itertools.count())
-  with engine.Engine(count) as slots:
+  with engine.local([engine.Place()] * count) as slots:
     results = slots.run(_DO, tasks)
     found = [next(results) for _ in range(20)]
     assert len(drawn) <= 20 + 2 * count
@@ -88,10 +89,49 @@ def test_tasks_are_drawn_as_they_are_needed(count):
     assert sorted(slots.run(_DO, ['1', '2', '3'])) == [1, 2, 3]
 
 
+def _devices(monkeypatch, platform, count):
+  found = platform, [str(i) for i in range(count)]
+  monkeypatch.setattr(engine.processes, 'local_devices', lambda: found)
+
+
+def test_slots_are_parts_of_a_machine(monkeypatch):
+  monkeypatch.delenv('XLA_FLAGS', raising=False)
+  _devices(monkeypatch, 'gpu', 8)
+  sees = lambda *at: [
+    place.variables['CUDA_VISIBLE_DEVICES'] for place in engine.places(*at)
+  ]
+  assert sees(1) == list('01234567')
+  assert sees(2) == ['0,1', '2,3', '4,5', '6,7']
+  assert sees(3, 5) == ['0,1,2', '3,4,5']
+  assert sees(8) == ['0,1,2,3,4,5,6,7']
+  with pytest.raises(
+    ValueError, match='a run of 9 devices: this machine has 8'
+  ):
+    engine.places(9)
+  # As Ray arranges the chips of a part of a TPU machine.
+  _devices(monkeypatch, 'tpu', 4)
+  assert [dict(place.variables) for place in engine.places(2)] == [
+    {
+      'TPU_VISIBLE_CHIPS': chips,
+      'TPU_CHIPS_PER_PROCESS_BOUNDS': '1,2,1',
+      'TPU_PROCESS_BOUNDS': '1,1,1',
+    }
+    for chips in ('0,1', '2,3')
+  ]
+  assert engine.places(4) == [engine.Place()]
+  _devices(monkeypatch, 'cpu', 5)
+  two = {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+  assert engine.places(2) == [
+    engine.Place((0, 1), two),
+    engine.Place((2, 3), two),
+  ]
+  assert engine.places(1, 3) == [engine.Place()] * 3
+
+
 def test_workers_end_with_a_driver_that_is_killed(tmp_path):
   script = (
     'from steepest.tuning import engine\n'
-    'slots = engine.Engine(2)\n'
+    'slots = engine.local([engine.Place()] * 2)\n'
     'job = "__import__(\'os\').getpid()"\n'
     'print(slots.submit(0, eval, job).result(), flush=True)\n'
     'slots.submit(1, eval, "__import__(\'time\').sleep(600)").result()\n'

@@ -231,11 +231,19 @@ def test_a_study_takes_the_sum_of_its_runs():
   small = plan.stages(config, chips.CHIPS['a100'], 8)
   assert 'far from this size' in plan.summary(small, 'a100', 8)
   config.model.update(num_layers=12, width=768, vocab_size=50_304)
-  # What one chip cannot hold is planned on as few as do.
+  # What one chip cannot hold is said; a larger mesh of the trials may hold it.
   config.update(batch_size=256)
+  found = plan.stages(config, chips.CHIPS['a100'], 8)
+  assert [s.plan.fits for s in found] == [False, False, True, True]
+  config.study.trial_mesh.fsdp = 2
   found = plan.stages(config, chips.CHIPS['a100'], 8)
   assert [s.plan.devices for s in found] == [2, 2, 8, 8]
   assert all(s.plan.fits for s in found)
+  # A run stays on one machine, however many there are.
+  assert plan.stages(config, chips.CHIPS['a100'], 64) == found
+  config.study.target = {'mesh': {'data': 16}}
+  with pytest.raises(ValueError, match='16 devices of one machine, which has'):
+    plan.stages(config, chips.CHIPS['a100'], 64)
 
 
 def test_the_papers_study_has_its_targets():

@@ -122,10 +122,10 @@ def test_any_number_of_slots_makes_the_same_study(study, tmp_path):
 
 
 @given(st.lists(st.integers(0, 3), max_size=40), st.sampled_from(_STUDIES))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_a_study_that_is_killed_goes_on(tmp_path_factory, moves, study):
   workdir = tmp_path_factory.mktemp('study')
-  config = _config(models='gpt2', **study)
+  config = _config(models='gpt2', optimizers='sophia', **study)
   done = []
   for move in moves:
     if move == 3 or not done:
@@ -161,7 +161,7 @@ def test_a_failed_search_takes_the_cells_that_it_serves(tmp_path):
 
 def test_idle_slots_join_in_and_others_stay_with_their_program(tmp_path):
   slots = _Slots(_config(models='gpt2'), tmp_path)
-  assert slots.study.breadth == 8
+  assert slots.study.breadth() == 8
   began = [slots.begin(slot) for slot in range(9)]
   assert began[8] is None
   # One search each, then both together.
@@ -173,7 +173,28 @@ def test_idle_slots_join_in_and_others_stay_with_their_program(tmp_path):
     slots.end(slot)
     assert slots.begin(slot).stage.cell == began[slot].stage.cell
   config = _config(models='gpt2', pruning='median', parallel_trials=3)
-  assert _Slots(config, tmp_path / 'pruned').study.breadth == 6
+  assert _Slots(config, tmp_path / 'pruned').study.breadth() == 6
+
+
+def test_trials_and_targets_of_other_meshes_take_turns(tmp_path):
+  config = _config(models='gpt2')
+  assert studies.phases(config, 1) == [(studies.KINDS, 1)]
+  # Targets fill a machine, trials do not.
+  apart = [(('trials',), 1), (('targets',), 8)]
+  assert studies.phases(config, 8) == apart
+  config.study.target = {'mesh': {'data': 1, 'fsdp': 2}}
+  config.study.trial_mesh.tensor = 2
+  assert studies.phases(config, 8) == [(studies.KINDS, 2)]
+  slots = _Slots(config, tmp_path)
+  assert slots.study.breadth(('trials',)) == 8
+  assert slots.study.breadth(('targets',)) == 4
+  while (run := slots.study.take(0, ('trials',))) is not None:
+    assert run.config.mesh.tensor == 2
+    slots.busy[0] = run
+    slots.end(0)
+  assert not [name for name in slots.done if 'finals' in name]
+  run = slots.study.take(0, ('targets',))
+  assert run.stage.kind == 'targets' and run.config.mesh.fsdp == 2
 
 
 def test_best_rates_at_an_edge_are_named(tmp_path):
@@ -219,7 +240,7 @@ def test_what_is_left_takes_as_long_as_its_like_did(tmp_path):
   study = studies.Study(config, tmp_path)
   runs = study.planned()
   assert len(runs) == 2 * 4 + 2
-  with engine.Engine(1) as slots:
+  with engine.InProcess() as slots:
     # Nothing can be read, so nothing can be timed.
     assert studies.estimate(study, slots) == '10 runs to do'
   adamw, sophia = (
@@ -240,7 +261,7 @@ def test_what_is_left_takes_as_long_as_its_like_did(tmp_path):
   ]
   pace = 1e5 / studies.weight(adamw[0].config)
   hours = pace * math.fsum(weights) / 3600
-  with engine.Engine(2) as slots:
+  with engine.local([engine.Place()] * 2) as slots:
     assert studies.estimate(study, slots) == (
       f'about {hours / 2:.1f} hours on 2 workers for 7 runs, as 3 finished '
       'runs took'
@@ -256,7 +277,7 @@ def test_what_is_left_takes_as_long_as_its_like_did(tmp_path):
     pace * studies.weight(run.config)
     for pace, run in zip([*paces, *of_targets], left, strict=True)
   )
-  with engine.Engine(1) as slots:
+  with engine.InProcess() as slots:
     said = studies.estimate(study, slots)
   assert said.startswith(f'about {seconds / 3600:.1f} hours on 1 worker for 4')
 

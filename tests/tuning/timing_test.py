@@ -37,7 +37,7 @@ def test_optimizers_of_a_group_take_turns(tmp_path):
     directory.mkdir(parents=True)
     text = json.dumps(config_lib.as_json(run))
     (directory / 'config.json').write_text(text)
-  with engine.Engine(1) as slots:
+  with engine.InProcess() as slots:
     timing.run(config, tmp_path, slots)
     path = tmp_path / timing.FILE
     found = json.loads(path.read_text())
@@ -68,6 +68,6 @@ def test_a_batch_that_does_not_fit_is_named(tmp_path):
   directory = cells.target_dir(tmp_path, cell, 0)
   directory.mkdir(parents=True)
   (directory / 'config.json').write_text(json.dumps(run))
-  with engine.Engine(1) as slots:
+  with engine.InProcess() as slots:
     with pytest.raises(engine.JobFailedError, match='batch_size'):
       timing.run(config, tmp_path, slots)

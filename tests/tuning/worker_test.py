@@ -1,0 +1,77 @@
+"""Jobs of a slot, in this process: what is refused first, and trial meshes."""
+
+import json
+import pathlib
+
+import pytest
+
+from steepest.experiments import base
+from steepest.tuning import engine, study as studies
+
+_TOKENS = pathlib.Path(__file__).parent.parent / 'golden' / 'tokens.npy'
+
+
+def _config(**keys):
+  config = base.get_study_config()
+  config.data.source = f'flat:{_TOKENS}'
+  config.update(batch_size=8, steps=4, log_every=1, eval_sequences=0)
+  config.model.update(num_layers=1, width=16, num_heads=2, context=16)
+  config.dtype.compute = 'float32'
+  config.study.update(models='gpt2', optimizers='adamw', seeds=1)
+  config.study.update(target_steps=4, lrs_adamw=(1.0, 4.0, 16.0, 64.0))
+  config.update_from_flattened_dict(keys)
+  return config
+
+
+@pytest.mark.parametrize(
+  'keys, message',
+  [
+    ({'data.source': 'flat:/nowhere.npy'}, '^trials of gpt2-adamw: .*nowhere'),
+    (
+      {'study.trial_mesh.fsdp': 3},
+      '^trials of gpt2-adamw: batch_size=8 is not',
+    ),
+    (
+      {'study.target': {'mesh': {'tensor': 4}}},
+      '^targets of gpt2-adamw: .*multiple of mesh.tensor',
+    ),
+    ({'eval_tasks': 'arc_easy'}, '^targets of gpt2-adamw: .*needs a tokenizer'),
+    ({'model.vocab_size': 2}, '^trials of gpt2-adamw: .*set model.vocab_size'),
+  ],
+)
+def test_what_cannot_run_is_named_before_the_first_trial(
+  tmp_path, keys, message
+):
+  target = keys.pop('study.target', {})
+  config = _config(**keys)
+  config.study.target = target
+  study = studies.Study(config, tmp_path)
+  with engine.InProcess() as slots:
+    with pytest.raises(engine.JobFailedError, match=message) as error:
+      studies.check(study, slots, 8)
+  assert '\n' not in str(error.value)
+  assert not list(tmp_path.glob('trials/*/*'))
+
+
+def test_trials_have_the_mesh_of_trials_and_targets_their_own(tmp_path):
+  config = _config(**{'study.trial_mesh.fsdp': 2})
+  config.study.target = {'mesh': {'data': 1}}
+  study = studies.Study(config, tmp_path)
+  with engine.InProcess() as slots:
+    studies.check(study, slots, 8)
+    for kinds, _ in studies.phases(config, 8):
+      studies.run(study, slots, kinds)
+  meshes = {
+    kind: {
+      tuple(json.loads(path.read_text())['mesh'].values())
+      for path in tmp_path.glob(f'{kind}/*/*/config.json')
+    }
+    for kind in ('trials', 'finals')
+  }
+  # data, fsdp, tensor, sequence.
+  assert meshes == {'trials': {(1, 2, 1, 1)}, 'finals': {(1, 1, 1, 1)}}
+  attempts = [
+    json.loads(path.read_text())['attempt']
+    for path in tmp_path.rglob('env.json')
+  ]
+  assert {attempt['number'] for attempt in attempts} == {1}
