@@ -11,7 +11,6 @@ import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import fcntl
 import functools
 from importlib import metadata
 import itertools
@@ -26,6 +25,7 @@ from rich import console as rich_console, progress as rich_progress
 from steepest.data import (
   decontamination,
   files,
+  locks,
   manifest as manifests,
   tokenizers,
 )
@@ -45,7 +45,6 @@ _SMALL = 1 << 25
 # share may.
 _FEW_REJECTS = 10
 _EARLY = 10_000
-_LOCK = 'lock'
 _JOB = 'job.json'
 
 # (function, tasks) → results as they are ready, such as `map`. Functions are
@@ -73,6 +72,8 @@ def prepare(
     OSError: the disk is full, or another process writes the directory.
     ValueError: unreadable input, or too little of it.
   """
+  # What a link leads to is replaced, not the link.
+  options = dataclasses.replace(options, out=options.out.resolve())
   options.check()
   found = documents.find(options.inputs)
   named = [{'name': i.name, 'bytes': i.bytes} for i in found]
@@ -80,7 +81,8 @@ def prepare(
     # It may have been stopped just before it cleaned up.
     _clear(options.out)
     return manifest
-  with lock(options.out) as part:
+  part = unfinished(options.out)
+  with locks.hold(part, f'preparing {options.out}'):
     # Another process may have finished it before this one got the lock.
     if (manifest := _existing(options, named)) is not None:
       shutil.rmtree(part)
@@ -156,40 +158,6 @@ def _existing(
 # ------------------------------------------- the directory of unfinished work
 
 
-@contextlib.contextmanager
-def lock(out: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields the directory beside `out` for unfinished work, locked.
-
-  The lock goes with the process, however that ends.
-
-  Raises:
-    OSError: another process has it.
-  """
-  part = unfinished(out)
-  while True:
-    part.mkdir(parents=True, exist_ok=True)
-    try:
-      file = (part / _LOCK).open('w')
-    except FileNotFoundError:
-      continue  # Its owner has just finished.
-    with file:
-      try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError as error:
-        raise OSError(
-          f'another process is preparing {out}: wait for it, or choose another '
-          '--out'
-        ) from error
-      try:
-        same = os.path.samestat(os.fstat(file.fileno()), os.stat(part / _LOCK))
-      except FileNotFoundError:
-        same = False
-      if not same:
-        continue  # Its owner finished between the two steps above.
-      yield part
-      return
-
-
 def unfinished(out: pathlib.Path) -> pathlib.Path:
   """Returns the directory of unfinished work."""
   return out.with_name(f'.{out.name}.part')
@@ -199,7 +167,8 @@ def _clear(out: pathlib.Path) -> None:
   """Removes what a preparation that has ended left beside `out`."""
   if unfinished(out).exists():
     # Another process that has it cleans up itself.
-    with contextlib.suppress(OSError), lock(out) as part:
+    part = unfinished(out)
+    with contextlib.suppress(OSError), locks.hold(part, f'preparing {out}'):
       shutil.rmtree(part)
 
 
@@ -225,7 +194,7 @@ def _resume(
   if before != job:
     # A tokenizer that is trained here is one of all inputs.
     same *= not str(command['tokenizer']).startswith('bpe-train:')
-    kept = [_LOCK, _JOB, *(['chunks', 'tokenizer'] if same else [])]
+    kept = [locks.NAME, _JOB, *(['chunks', 'tokenizer'] if same else [])]
     for left in part.iterdir():
       if left.name not in kept:
         shutil.rmtree(left) if left.is_dir() else left.unlink()

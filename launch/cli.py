@@ -1,6 +1,7 @@
 """How every command starts and ends: flags, help, one-line errors."""
 
 from collections.abc import Callable, Iterable
+import contextlib
 import difflib
 import logging as standard_logging
 import os
@@ -82,6 +83,17 @@ def _leave_others() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
+
+
+def write(out: flags.FlagHolder, main: Callable[[], None]) -> None:
+  """Calls `main`, which writes to --out, while no other command does."""
+  from steepest.data import locks
+
+  held = contextlib.nullcontext()
+  if out.value:
+    held = locks.hold(pathlib.Path(out.value), 'writing there')
+  with held:
+    main()
 
 
 def define_config() -> flags.FlagHolder:

@@ -61,7 +61,8 @@ def main() -> None:
     'seeds': flags.DEFINE_integer('seeds', 3, 'Runs a size.', lower_bound=1),
     'out': flags.DEFINE_string('out', None, 'Directory for what is found.'),
   }
-  cli.run(lambda: _check({k: f.value for k, f in found.items()}), __doc__)
+  check = lambda: _check({k: f.value for k, f in found.items()})
+  cli.run(lambda: cli.write(found['out'], check), __doc__)
 
 
 def _check(values: dict[str, Any]) -> None:

@@ -66,7 +66,8 @@ def main() -> None:
     ),
     'out': flags.DEFINE_string('out', '', 'Directory to write.'),
   }
-  cli.run(lambda: _evaluate(**{k: v.value for k, v in values.items()}), __doc__)
+  evaluate = lambda: _evaluate(**{k: v.value for k, v in values.items()})
+  cli.run(lambda: cli.write(values['out'], evaluate), __doc__)
 
 
 def _evaluate(

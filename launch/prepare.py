@@ -73,7 +73,7 @@ def _run(describe: str | None, workers: int, values: dict[str, Any]) -> None:
   from steepest.data import prepare
   from steepest.tuning import engine
 
-  values['out'] = pathlib.Path(values['out']).absolute()
+  values['out'] = pathlib.Path(values['out']).resolve()
   if values['decontaminate_data']:
     directory = pathlib.Path(values['decontaminate_data']).absolute()
     values['decontaminate_data'] = str(directory)

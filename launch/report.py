@@ -82,7 +82,7 @@ def main() -> None:
       )
     print(f'report: {path}')
 
-  cli.run(run, __doc__)
+  cli.run(lambda: cli.write(out, run), __doc__)
 
 
 def _compare(

@@ -11,6 +11,7 @@ of the run in a workdir that all of them see.
 """
 
 import functools
+import pathlib
 import sys
 
 from absl import flags
@@ -38,6 +39,7 @@ def _train(
 ) -> None:
   config = cli.required(holder)
   # JAX starts up for seconds; --help and mistyped keys need not wait.
+  from steepest.data import locks
   from steepest.eval import evaluation
   from steepest.training import interrupts, processes, run
   from steepest.tuning import status
@@ -60,7 +62,8 @@ def _train(
         # The first process shows what goes on, the others help.
         train(stop=stop.requested)
         return
-      with status.TrainingDisplay(config, workdir) as display:
+      held = locks.hold(pathlib.Path(workdir), 'training there')
+      with held, status.TrainingDisplay(config, workdir) as display:
         summary = train(on_row=display.on_row, stop=stop.requested)
   except interrupts.Stopped as stopped:
     print(stopped, file=sys.stderr)

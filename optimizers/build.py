@@ -116,13 +116,7 @@ def settings(optimizer: Optimizer, config: ConfigDict) -> dict[str, Any]:
     ValueError: `betas` are not two numbers, or a choice is unknown.
   """
   given = dict(config.items())
-  betas = given.pop('betas', None)
-  if betas is not None and (
-    len(betas) != 2 or not all(isinstance(b, (int, float)) for b in betas)
-  ):
-    raise ValueError(f'optimizer.betas={betas}: give two numbers')
-  if betas is not None:
-    given['b1'], given['b2'] = betas
+  given |= horizons.pair(given.pop('betas', None))
   found: dict[str, Any] = {}
   for name, hyper in optimizer.hyperparameters.items():
     held = given[name] if name in given else None

@@ -12,7 +12,7 @@ what stays when the batch changes (arXiv 2507.07101); the timescale of decay is
 that of the weights' average over the updates (arXiv 2405.13698, 2505.13738).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import math
 from typing import Any
 
@@ -58,7 +58,7 @@ def apply(
   """
   of_run = steps * of_step
   own = find(optimizer.name).hyperparameters
-  betas = dict(zip(('b1', 'b2'), optimizer.betas or ()))
+  betas = pair(optimizer.betas)
   for name, hyper in own.items():
     if hyper.scale not in ('half_life', 'timescale'):
       continue
@@ -91,6 +91,19 @@ def apply(
     )
   if horizon := _given(schedule, 'schedule', 'warmup'):
     schedule.warmup_steps = round(tokens(horizon, of_run) / of_step)
+
+
+def pair(betas: Sequence[float] | None) -> dict[str, float]:
+  """Returns b1 and b2 of a config's `betas`, {} where it sets none.
+
+  Raises:
+    ValueError: they are not two numbers.
+  """
+  if betas is None:
+    return {}
+  if len(betas) != 2 or not all(isinstance(b, (int, float)) for b in betas):
+    raise ValueError(f'optimizer.betas={betas}: give two numbers')
+  return dict(zip(('b1', 'b2'), betas))
 
 
 def _given(config: ConfigDict, group: str, name: str) -> float:

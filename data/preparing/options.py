@@ -87,6 +87,12 @@ class Options:
         'add --decontaminate=drop or report',
       ),
       (
+        # Finished work is moved there, from beside it.
+        not self.out.is_mount(),
+        'out',
+        'is a mount point, give a directory inside it',
+      ),
+      (
         kind != 'bpe-train' or size.isdigit(),
         'tokenizer',
         'write bpe-train:N',

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from steepest.data import manifest as manifests, prepare
+from steepest.data import locks, manifest as manifests, prepare
 from steepest.data.preparing import tokenize
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -165,9 +165,20 @@ def test_full_disk_leaves_nothing_half_written(
 
 def test_a_second_process_is_refused(options, tmp_path, console):
   options = dataclasses.replace(options, out=tmp_path / 'out')
-  with prepare.lock(options.out):
+  with locks.hold(prepare.unfinished(options.out), 'preparing it'):
     with pytest.raises(OSError, match='another process is preparing'):
       prepare.prepare(options, console)
+
+
+def test_a_link_stays_and_a_mount_point_is_refused(options, tmp_path, console):
+  (tmp_path / 'disk' / 'out').mkdir(parents=True)
+  (tmp_path / 'link').symlink_to(tmp_path / 'disk' / 'out')
+  prepare.prepare(dataclasses.replace(options, out=tmp_path / 'link'), console)
+  assert (tmp_path / 'link').is_symlink()
+  assert (tmp_path / 'disk' / 'out' / 'manifest.json').exists()
+  mounted = dataclasses.replace(options, out=pathlib.Path('/proc'))
+  with pytest.raises(ValueError, match='--out=/proc: is a mount point'):
+    prepare.prepare(mounted, console)
 
 
 def test_changed_inputs_keep_what_is_before_them(

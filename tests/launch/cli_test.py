@@ -1,11 +1,13 @@
 """Commands answer --help, and wrong input ends in one line."""
 
+import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
 
+from steepest.data import locks
 from steepest.experiments import base
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -77,11 +79,12 @@ _WRONG = [
 @pytest.fixture(scope='module')
 def wrong(fork_commands, tmp_path_factory):
   """What each of the wrong command lines ended with."""
-  workdir = tmp_path_factory.mktemp('wrong') / 'run'
-  commands = []
-  for arguments, _ in _WRONG:
-    commands.append(('train', [*arguments, f'--workdir={workdir}']))
-  return fork_commands(commands), workdir
+  directory = tmp_path_factory.mktemp('wrong')
+  commands = [
+    ('train', [*arguments, f'--workdir={directory / str(i)}'])
+    for i, (arguments, _) in enumerate(_WRONG)
+  ]
+  return fork_commands(commands), directory
 
 
 @pytest.mark.parametrize(
@@ -96,8 +99,7 @@ def test_wrong_input_ends_in_one_line(wrong, i):
 
 
 def test_wrong_input_starts_no_run(wrong):
-  assert not (wrong[1] / 'metrics.jsonl').exists()
-  assert not (wrong[1] / 'checkpoints').exists()
+  assert not list(wrong[1].iterdir())
 
 
 @pytest.mark.parametrize('name', _COMMANDS)
@@ -134,3 +136,19 @@ def test_flatten():
   assert leaves['optimizer.clip_norm'] == 1.0
   assert leaves['seed'] == 0
   assert not any(hasattr(value, 'items') for value in leaves.values())
+
+
+def test_a_directory_has_one_writer(fork_commands, tmp_path):
+  commands = {
+    'train': [_TINY, _DATA, f'--workdir={tmp_path}'],
+    'report': [f'--runs={tmp_path}', f'--out={tmp_path}'],
+    'evaluate': ['--model=hf:gone', '--tasks=mmlu', f'--out={tmp_path}'],
+    'coordcheck': ['--model=gpt2', '--optimizer=lion', f'--out={tmp_path}'],
+  }
+  with locks.hold(tmp_path, 'at work'):
+    results = fork_commands(list(commands.items()))
+    assert [path.name for path in tmp_path.iterdir()] == [locks.NAME]
+  for result in results:
+    assert result.code == 1
+    (line,) = result.err.splitlines()
+    assert f'(process {os.getpid()}, ' in line
