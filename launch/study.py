@@ -101,12 +101,12 @@ def _config(holder: flags.FlagHolder, optimizers: str | None) -> 'ConfigDict':
 
 
 def _study(config: 'ConfigDict', workdir: pathlib.Path, workers: int) -> None:
-  from steepest.data import corpus
+  from steepest.data import corpus, locks
   from steepest.training import processes
   from steepest.tuning import engine, study as tuning_study, timing
 
   start = time.perf_counter()
-  with engine.lock(workdir):
+  with locks.hold(workdir, 'at this study'):
     config = corpus.ready(config, workdir)
     study = tuning_study.Study(config, workdir)
     _write_config(config, workdir)

@@ -13,17 +13,12 @@ import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import process
-import contextlib
-import datetime
-import fcntl
 import functools
-import json
 import multiprocessing
 from multiprocessing import connection
 import os
 import pathlib
 import signal
-import socket
 import threading
 import traceback
 from typing import Any, NamedTuple
@@ -396,36 +391,3 @@ def cpu_devices(size: int) -> dict[str, str]:
   if size == 1 or 'host_platform_device_count' in given:
     return {}
   return {'XLA_FLAGS': f'{given} {flag}'.strip()}
-
-
-@contextlib.contextmanager
-def lock(workdir: pathlib.Path) -> Iterator[None]:
-  """Holds a directory for one driver; the lock goes when its process ends.
-
-  Raises:
-    OSError: another process has it; the message says which.
-  """
-  workdir.mkdir(parents=True, exist_ok=True)
-  with (workdir / '.driver').open('a+', encoding='utf-8') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      file.seek(0)
-      text = file.read()
-      # Whoever has just taken it may not have written yet.
-      who = json.loads(text) if text.startswith('{') else {}
-      said = ', '.join(f'{key} {value}' for key, value in who.items())
-      raise OSError(
-        f'{workdir}: another process is at this study ({said or "starting"}): '
-        'wait for it or stop it'
-      ) from error
-    file.truncate(0)
-    now = datetime.datetime.now(datetime.UTC)
-    who = {
-      'process': os.getpid(),
-      'host': socket.gethostname(),
-      'since': now.isoformat(timespec='seconds'),
-    }
-    file.write(json.dumps(who))
-    file.flush()
-    yield

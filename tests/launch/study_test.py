@@ -10,8 +10,7 @@ import time
 
 import pytest
 
-from steepest.data import prepare
-from steepest.tuning import engine
+from steepest.data import locks, prepare
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 _ONE = '--xla_force_host_platform_device_count=1'
@@ -167,7 +166,7 @@ def test_errors_take_one_line(shards, tmp_path, run_command):
   assert failed.returncode != 0
   last = failed.stderr.strip().splitlines()[-1]
   assert last.startswith('error: gpt2-sophia: the best learning rate')
-  with engine.lock(tmp_path / 'study'):
+  with locks.hold(tmp_path / 'study', 'at this study'):
     second = _run(command)
   assert second.returncode == 1
   assert f'(process {os.getpid()}, host ' in second.stderr.splitlines()[-1]

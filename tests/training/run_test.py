@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -114,6 +115,16 @@ def test_a_run_that_goes_on_has_no_summary(configure, tmp_path):
     on_row=lambda row: seen.append(summary.exists()),
   )
   assert seen == [False] * 3 and summary.exists()
+
+
+def test_a_run_whose_directory_is_removed_stops(configure, tmp_path):
+  with pytest.raises(attempt.Superseded, match='env.json is gone: was the'):
+    assemble.train(
+      configure('gpt2,lion'),
+      tmp_path / 'run',
+      on_row=lambda row: shutil.rmtree(tmp_path / 'run'),
+    )
+  assert not (tmp_path / 'run').exists()
 
 
 def test_what_failed_before_its_first_row_binds_nothing(configure, tmp_path):

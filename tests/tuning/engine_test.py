@@ -150,13 +150,3 @@ def test_workers_end_with_a_driver_that_is_killed(tmp_path):
       return
     gone.wait(0.05)
   raise AssertionError('the worker goes on')
-
-
-def test_a_second_driver_is_told_who_has_the_study(tmp_path):
-  with engine.lock(tmp_path):
-    said = f'another process is at this study .process {os.getpid()}, host '
-    with pytest.raises(OSError, match=said):
-      with engine.lock(tmp_path):
-        pass
-  with engine.lock(tmp_path):
-    pass
