@@ -152,21 +152,12 @@ def test_text_is_the_same_for_every_width():
   assert (a['inputs'] != c['inputs']).any()
 
 
-def test_commands(fork_commands, tmp_path):
+def test_the_command_fails_wrong_rules(fork_commands, tmp_path):
   out = tmp_path / 'out'
   few = ['--widths=32,128', '--seeds=1', '--optimizer=lion']
-  results = fork_commands(
-    [
-      ('coordcheck', ['--help']),
-      ('coordcheck', [*few, '--parametrization=sp', f'--out={out}']),
-      ('coordcheck', few),
-      ('coordcheck', ['--widths=64,32', f'--out={out}']),
-      ('coordcheck', ['--widths=12,24', f'--out={out}']),
-      ('coordcheck', ['--model=bert', f'--out={out}']),
-    ]
+  (failed,) = fork_commands(
+    [('coordcheck', [*few, '--parametrization=sp', f'--out={out}'])]
   )
-  assert results[0].code == 0 and '--widths' in results[0].out
-  failed = results[1]
   assert failed.code == 1 and not failed.err
   last = failed.out.splitlines()[-1]
   assert last.startswith('coordinate check failed: ')
@@ -182,9 +173,3 @@ def test_commands(fork_commands, tmp_path):
     'coordcheck.json',
     'coordcheck.html',
   }
-  for result, word in zip(
-    results[2:], ('--out', 'rising', 'multiple', 'bert'), strict=True
-  ):
-    assert result.code == 1
-    (line,) = result.err.splitlines()
-    assert line.startswith('error: ') and word in line

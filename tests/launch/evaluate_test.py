@@ -88,26 +88,3 @@ def test_scores_and_scores_again(run_command, model, data, tmp_path):
     'requests.jsonl',
     'results.json',
   ]
-
-
-def test_help_and_errors(fork_commands, model, tmp_path):
-  out = tmp_path / 'out'
-  given = [f'--model=hf:{model}', f'--out={out}']
-  cases = [
-    (['--tasks=arc_easy'], '--model is missing'),
-    (['--model=hf:x', '--tasks=arc_easy'], '--out is missing'),
-    (given, 'give --tasks'),
-    ([*given, '--tasks=arc_eazy'], "did you mean 'arc_easy'?"),
-    ([*given, '--tasks=./gone.py'], 'task file ./gone.py: there is no such'),
-    ([*given, '--tasks=mmlu', '--limit=-1'], 'limit'),
-    ([*given, '--model=hf:none', '--tasks=piqa', '--data=.'], 'none'),
-    ([*given, '--tasks=piqa', f'--data={tmp_path}'], 'no piqa.jsonl'),
-  ]
-  help_, *done = fork_commands(
-    [('evaluate', ['--help']), *(('evaluate', args) for args, _ in cases)]
-  )
-  assert help_.code == 0 and 'one from each' in ' '.join(help_.out.split())
-  for (_, words), result in zip(cases, done):
-    assert result.code == 1
-    assert words in result.err and result.err.count('\n') == 1
-  assert not out.exists()

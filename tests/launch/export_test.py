@@ -105,23 +105,3 @@ def test_nothing_is_written_over(exported):
   assert again.code == 1
   assert again.err.count('\n') == 1
   assert f'--out={out} is not empty' in again.err
-
-
-def test_help_and_errors(fork_commands, run, tmp_path):
-  file = tmp_path / 'file'
-  file.write_text('')
-  model = f'--model=ckpt:{run}'
-  cases = [
-    ([], '--model is missing'),
-    ([model], '--out is missing'),
-    ([model, f'--out={file}'], 'is a file'),
-    (['--model=ckpt:gone', f'--out={tmp_path / "x"}'], 'no config.json'),
-  ]
-  help_, *done = fork_commands(
-    [('export', ['--help']), *(('export', args) for args, _ in cases)]
-  )
-  assert help_.code == 0 and '--model' in help_.out
-  for (_, words), result in zip(cases, done):
-    assert result.code == 1
-    assert words in result.err and result.err.count('\n') == 1
-  assert [p.name for p in tmp_path.iterdir()] == ['file']

@@ -48,25 +48,3 @@ def test_continues_a_text(fork_commands, model, logits_of):
   assert both.out.startswith(greedy.out + '\nthe mat sat on')
   if tokenizer.eos_id not in ids and len(tokenizer.encode(full.out)) >= 31:
     assert 'stopped where the context of 32 tokens is full' in full.err
-
-
-def test_help_and_errors(fork_commands, model):
-  cases = [
-    ([], '--model is missing'),
-    (['--model=hf:gone'], 'no gone/config.json'),
-    ([f'--model=hf:{model}', '--tokens=0'], 'tokens'),
-    ([f'--model=hf:{model}', '--top_p=2'], 'top_p'),
-    (
-      [f'--model=hf:{model}', f'--prompt={"x" * 99}'],
-      'a prompt has 99 tokens, the model takes 32: shorten it',
-    ),
-    ([f'--model=hf:{model}', '--temperature=-1'], 'temperature'),
-    ([f'--model=hf:{model}', 'the cat'], "unexpected argument 'the cat'"),
-  ]
-  help_, *done = fork_commands(
-    [('generate', ['--help']), *(('generate', args) for args, _ in cases)]
-  )
-  assert help_.code == 0 and '--temperature' in help_.out
-  for (_, words), result in zip(cases, done):
-    assert result.code == 1
-    assert words in result.err and result.err.count('\n') == 1

@@ -42,16 +42,3 @@ def test_prepares_describes_and_does_nothing_twice(run_command, tmp_path):
   shown = run_command('prepare', '--describe', str(out))
   assert shown.returncode == 0, shown.stderr
   assert 'counting' in shown.stdout and 'document' in shown.stdout
-
-
-def test_errors_are_one_line(run_command, tmp_path):
-  for arguments, message in (
-    ((), '--input is missing'),
-    (('--input=x*', '--tokenizer=gpt2', '--out=y'), "matches --input='x*'"),
-    ((f'--describe={tmp_path}',), 'no manifest.json'),
-  ):
-    done = run_command('prepare', *arguments)
-    assert done.returncode == 1
-    assert done.stderr.count('\n') == 1 and message in done.stderr
-  done = run_command('prepare', '--help')
-  assert done.returncode == 0 and '--tokenizer' in done.stdout

@@ -66,34 +66,3 @@ def test_two_models_on_the_same_questions(run_command, study, tmp_path):
   page = tmp_path / 'out' / 'compare.html'
   assert done.stdout.splitlines()[-1] == f'report: {page}'
   assert 'ARC-Easy acc' in done.stdout and page.exists()
-  done = run_command('report', f'--compare={finals[0]}', f'--out={tmp_path}')
-  assert done.returncode == 1
-  assert done.stderr == 'error: --compare takes two directories, there are 1\n'
-
-
-def test_help(run_command):
-  done = run_command('report', '--help')
-  assert done.returncode == 0
-  assert '--runs' in done.stdout and '--out' in done.stdout
-
-
-@pytest.mark.parametrize('case', ['missing', 'none', 'broken', 'no flag'])
-def test_errors_are_one_line(run_command, tmp_path, case):
-  runs = tmp_path / 'runs'
-  if case != 'missing':
-    runs.mkdir()
-  if case == 'broken':
-    (runs / 'config.json').write_text('{')
-    (runs / 'metrics.jsonl').write_text('')
-  flag = [] if case == 'no flag' else [f'--runs={runs}']
-  done = run_command('report', *flag, f'--out={tmp_path / "out"}')
-  assert done.returncode == 1
-  (line,) = done.stderr.splitlines()
-  expected = {
-    'missing': 'no such directory',
-    'none': 'no run in it',
-    'broken': 'config.json: not valid JSON',
-    'no flag': '--runs is missing',
-  }
-  assert line.startswith('error: ') and expected[case] in line
-  assert not (tmp_path / 'out').exists()

@@ -2,6 +2,7 @@
 
 import collections
 
+from flax import linen as nn
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -68,7 +69,7 @@ def _kept(build_model, name, policy):
 
     return collections.Counter(
       x.size // (_ROWS * _LENGTH)
-      for x in jax.eval_shape(residuals, model.params)
+      for x in jax.eval_shape(residuals, nn.unbox(model.boxed))
       if x.size % (_ROWS * _LENGTH) == 0 and x.shape[0] in (_ROWS, 48)
     )
 

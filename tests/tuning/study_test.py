@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 
 from hypothesis import given, settings, strategies as st
@@ -12,6 +13,14 @@ from steepest.training import config as config_lib
 from steepest.tuning import cells, engine, search, study as studies
 
 _LRS = (1e-3, 2e-3, 4e-3, 8e-3)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _no_disk():
+  """Machines fail in no test of these: what is written need not be synced."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(os, 'fsync', lambda file: None)
+    yield
 
 
 def _config(**study):
