@@ -50,16 +50,21 @@ class Result(NamedTuple):
 def fork_commands(command_env, tmp_path_factory):
   """Returns a function that runs a list of (command, arguments)."""
 
-  def run(commands: list[tuple[str, list[str]]], **env: str) -> list[Result]:
+  def run(
+    commands: list[tuple[str, list[str]]],
+    python: str = sys.executable,
+    cwd: pathlib.Path = _ROOT,
+    **env: str,
+  ) -> list[Result]:
     where = tmp_path_factory.mktemp('commands')
     jobs = [
       (name, argv, str(where / f'{i}.out'), str(where / f'{i}.err'))
       for i, (name, argv) in enumerate(commands)
     ]
     done = subprocess.run(
-      [sys.executable, '-c', _FORKS],
+      [python, '-c', _FORKS],
       input=json.dumps(jobs),
-      cwd=_ROOT,
+      cwd=cwd,
       env={**command_env, **env},
       capture_output=True,
       text=True,

@@ -1,0 +1,136 @@
+"""docs/adding.md as its reader runs it: from a wheel, in another directory."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+
+import pytest
+
+_ROOT = pathlib.Path(__file__).parent.parent.parent
+_BLOCK = re.compile(r'^```(\w+) ?(\S*)\n(.*?)^```', re.M | re.S)
+# Prints the arguments of each command, of `python -c` what it prints.
+_ARGUMENTS = r"""
+python() {
+  [ "$1" = -c ] && { command python "$@"; return; }
+  printf '%s\0' "${@:2}" $'\n'
+}
+"""
+# What makes it quick: the page's own commands take minutes.
+_SMALLER = {
+  'train': ['--config.steps=5', '--config.checkpoint_every=5'],
+  'study': [
+    *('--workers=1', '--config.data.source=shards:corpus'),
+    *('--config.model.width=16', '--config.model.num_layers=1'),
+    *('--config.model.context=16', '--config.batch_size=4'),
+    *('--config.steps=4', '--config.schedule.warmup_steps=1'),
+    *('--config.eval_sequences=0', '--config.eval_tasks='),
+    *('--config.study.models=gpt2', '--config.study.target_steps=4'),
+    *('--config.study.seeds=1', '--config.study.trials=2'),
+    '--config.study.max_extensions=50',
+  ],
+  'coordcheck': ['--widths=32,128', '--seeds=1', '--steps=5'],
+}
+
+
+@pytest.fixture(scope='module')
+def python(tmp_path_factory) -> pathlib.Path:
+  """An interpreter that has the project from a wheel."""
+  pytest.importorskip('setuptools.command.bdist_wheel')
+  where = tmp_path_factory.mktemp('wheel')
+  source = where / 'source'
+  # Building leaves files beside the source.
+  for file in _ROOT.iterdir():
+    if (file / '__init__.py').exists():
+      shutil.copytree(file, source / file.name)
+  for name in ('setup.py', 'pyproject.toml'):
+    shutil.copy(_ROOT / name, source)
+  command = [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps']
+  command += ['--no-index', '--no-build-isolation', '--wheel-dir', where]
+  subprocess.run([*command, source], check=True)
+  venv.create(where / 'venv', symlinks=True)
+  [site] = (where / 'venv').glob('lib/python*/site-packages')
+  others = [path for path in sys.path if path.endswith('-packages')]
+  (site / 'others.pth').write_text('\n'.join(others))
+  # That is what installing a wheel of Python alone does.
+  [wheel] = where.glob('*.whl')
+  zipfile.ZipFile(wheel).extractall(site)
+  found = where / 'venv' / 'bin' / 'python'
+  code = 'from steepest.launch import train; print(train.__file__)'
+  done = subprocess.run([found, '-c', code], capture_output=True, text=True)
+  assert done.stdout.startswith(str(site)), done
+  return found
+
+
+def _commands(text: str, python: pathlib.Path) -> list[tuple[str, list[str]]]:
+  """Returns the launch commands in lines of shell and their arguments."""
+  path = f'{python.parent}:{os.environ["PATH"]}'
+  done = subprocess.run(
+    ['bash', '-e', '-c', _ARGUMENTS + text],
+    env={**os.environ, 'PATH': path},
+    stdout=subprocess.PIPE,
+    text=True,
+    check=True,
+  )
+  found = []
+  for line in done.stdout.split('\n\0')[:-1]:
+    module, *arguments = line.rstrip('\0').split('\0')
+    found.append((module.removeprefix('steepest.launch.'), arguments))
+  return found
+
+
+def test_the_page_runs_from_a_wheel(python, fork_commands, tmp_path):
+  text = (_ROOT / 'docs' / 'adding.md').read_text('utf-8')
+  shell = ''
+  for language, name, body in _BLOCK.findall(text):
+    if name:
+      (tmp_path / name).write_text(body, 'utf-8')
+    else:
+      assert language == 'sh'
+      shell += body
+  commands = [
+    (name, [*arguments, *_SMALLER[name]] if name in _SMALLER else arguments)
+    for name, arguments in _commands(shell, python)
+  ]
+  assert [name for name, _ in commands] == [
+    *('prepare', 'train', 'study', 'coordcheck', 'train', 'evaluate')
+  ]
+  for (name, _), result in zip(
+    commands, fork_commands(commands, str(python), tmp_path), strict=True
+  ):
+    assert result.code == 0, (name, result.err)
+
+  runs = tmp_path / 'runs'
+  config = json.loads((runs / 'momentum' / 'config.json').read_text())
+  assert config['optimizer']['name'] == str(tmp_path / 'momentum.py')
+  env = json.loads((runs / 'momentum' / 'env.json').read_text())
+  assert env['optimizer'] == {
+    'name': 'momentum',
+    'label': 'Momentum SGD',
+    'reference': 'Polyak 1964',
+    'has_mup_rule': False,
+  }
+  # The best of what was tried is carried over.
+  tried, final = (
+    {
+      json.loads(path.read_text())['optimizer']['lr']
+      for path in (runs / 'mine' / kind / 'gpt2-soft_sign').rglob('config.json')
+    }
+    for kind in ('trials', 'finals')
+  )
+  assert len(tried) >= 2 and final < tried
+  for name in ('report.md', 'report.html'):
+    report = (runs / 'mine' / 'report' / name).read_text('utf-8')
+    assert 'AdamW' in report and 'Soft sign' in report
+    assert re.findall(r'No µP rule is known for ([\w ]+)', report) == [
+      'Momentum SGD'
+    ]
+  check = json.loads((runs / 'coordcheck' / 'coordcheck.json').read_text())
+  assert check['passed'] and check['settings']['optimizer'] == './soft_sign.py'
+  scores = json.loads((runs / 'trivia' / 'results.json').read_text())
+  assert scores['metrics']['trivia']['n'] == 2
