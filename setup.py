@@ -28,6 +28,8 @@ _TEST = [
   'pytest',
   'pytest-xdist',
   'ruff',
+  # Builds the wheel that docs/adding.md is run from.
+  'setuptools>=70.1',
 ]
 
 setup(
