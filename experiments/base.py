@@ -252,14 +252,18 @@ def _lock(c: ConfigDict) -> ConfigDict:
 
 def _set_search(study: ConfigDict) -> None:
   """Sets the keys of the search on proxies."""
-  # 'grid' (every value; rates are added while the best is at an edge), 'sobol'
-  # (evenly spread points, the same for every optimizer) or 'tpe' (Optuna, after
-  # a quarter of such points) between the lowest and highest value. Learning
-  # rates are those of a key lrs_NAME = (…), four or more, or else go over the
-  # range in the optimizer's file, a grid at four of equal ratio.
-  study.search = 'grid'
-  # Trials of a cell (sobol, tpe), the same for every optimizer.
-  study.trials = 16
+  # 'sobol' (evenly spread points, all optimizers the same in what they share),
+  # 'tpe' (Optuna, after a quarter of such points) or 'grid' (every rate; rates
+  # are added while the best is at an edge). Learning rates go over the range in
+  # the optimizer's file, a grid's at four of equal ratio, unless a key
+  # lrs_NAME = (…) gives four or more.
+  study.search = 'sobol'
+  # What is searched beside lr: 'all' that has a range in the optimizer's file,
+  # 'lr' (nothing), or names, comma-separated. A key space_NAME = (low, high)
+  # gives all optimizers another range, a grid values.
+  study.space = 'all'
+  # Trials of a cell (sobol, tpe); 0: 8, and 4 for each hyperparameter searched.
+  study.trials = 0
   # Seed of the points.
   study.search_seed = 0
   # Runs of a trial, with seeds from `seed` on; their mean loss counts.
@@ -267,15 +271,6 @@ def _set_search(study: ConfigDict) -> None:
   # Further rates of a grid, one at a time, or wider ranges that may be tried
   # while the best rate is at an edge; then the study stops and says so.
   study.max_extensions = 4
-  # Values searched beside lr; (): the optimizer's own. Weight decay.
-  study.space_weight_decay = ()
-  # Decay rates of the moment estimates, spread evenly in log(1 - b).
-  study.space_b1 = ()
-  study.space_b2 = ()
-  # Steps of warm-up.
-  study.space_warmup_steps = ()
-  # Sophia's rho; the other optimizers have none.
-  study.space_rho = ()
   # Ends trials that lag behind: 'none', or 'median': training loss above the
   # median of the cell's finished trials at the same step.
   study.pruning = 'none'

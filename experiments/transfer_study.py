@@ -52,6 +52,7 @@ def get_config(arg: str = '') -> ConfigDict:
   study = config.study
   study.models = config.model.name
   study.vocab_size = 512
+  study.search = 'grid'
   study.lrs_adamw = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
   study.lrs_lion = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
   study.lrs_sophia = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)

@@ -86,6 +86,7 @@ def _config(holder: flags.FlagHolder, optimizers: str | None) -> 'ConfigDict':
   config.study.optimizers = ','.join(cells.optimizers(config))
   for note in search.notes(config):
     print(f'note: {note}', file=sys.stderr)
+  search.complete(config)
   for cell in cells.cells(config):
     # Hours before the first of them would find it out.
     target = cells.target_config(config, cell, {}, 0)

@@ -42,6 +42,11 @@ _FULL = {'learning rate', 'memories', 'weight decay'}
 _NARROWER = 0.75
 # Rates that differ by less are the same.
 _SAME = 1e-5
+# Share of a dimension's span, at each end, that is its edge where values are
+# drawn, and how many they are at least.
+_EDGE, _DRAWS = 0.1, 6
+# Trials of study.trials=0: so many, and so many more for each hyperparameter.
+_TRIALS, _TRIALS_OF_EACH = 8, 4
 
 
 # How each optimizer was tuned.
@@ -61,8 +66,8 @@ def tuning(tables_: Tables, compared: pd.DataFrame) -> pd.DataFrame:
   span (highest over lowest planned rate), best_lr, chosen_lr, below and
   above (how many tried rates are lower and higher than the best one), edges
   (JSON list of names whose best value is the lowest or highest tried), off (in
-  words, where final runs are not at what the search found). Without a search:
-  0 trials.
+  words, where final runs are not at what the search found), due (trials by the
+  rule for what is searched; None: not by rule). Without a search: 0 trials.
   """
   runs = tables_.runs
   trials = runs[(runs['stage'] == 'tune') & (runs['status'] != 'unfinished')]
@@ -106,6 +111,7 @@ _TUNING = [
   'above',
   'edges',
   'off',
+  'due',
 ]
 
 
@@ -117,7 +123,8 @@ def _tuned(
   trials = pd.concat(searches)
   last = searches[-1]
   study = last['study'].iloc[0]
-  planned = _planned(last, plans[study] if study in plans else {})
+  plan = plans[study] if study in plans else {}
+  planned = _planned(last, plan)
   values = [tables.hyperparameters(run) for run in last.to_dict('records')]
   names = [
     name
@@ -135,6 +142,7 @@ def _tuned(
     'memories': json.dumps(_memories(values[0], names)),
     'span': last['lr'][planned].max() / last['lr'][planned].min(),
     'chosen_lr': float(finals['lr'].iloc[0]),
+    'due': _due(len(names), plan, len(searches)),
   }
   row |= {
     key: float(trials[key].sum())
@@ -153,7 +161,7 @@ def _tuned(
     'best_lr': best['lr'],
     'below': below,
     'above': above,
-    'edges': json.dumps(_edges(tried, best, _is_grid(last, plans))),
+    'edges': json.dumps(_edges(tried, best)),
     'off': _off(tried, best, last.iloc[0], finals.iloc[0]),
   }
 
@@ -169,12 +177,16 @@ def _memories(
   }
 
 
-def _is_grid(
-  trials: pd.DataFrame, plans: Mapping[str, Mapping[str, Any]]
-) -> bool:
-  study = trials['study'].iloc[0]
-  plan = plans[study] if study in plans else {}
-  return 'study.search' not in plan or plan['study.search'] == 'grid'
+def _due(
+  dimensions: int, plan: Mapping[str, Any], searches: int
+) -> float | None:
+  """Returns the runs of trials by the rule, None where a study has another."""
+  if 'study.trials' not in plan or plan['study.trials'] != 0:
+    return None
+  if plan['study.search'] == 'grid':
+    return None
+  trials = _TRIALS + _TRIALS_OF_EACH * dimensions
+  return float(trials * plan['study.trial_seeds'] * searches)
 
 
 def _planned(trials: pd.DataFrame, plan: Mapping[str, Any]) -> pd.Series:
@@ -200,19 +212,23 @@ def _sides(tried: Sequence[float], chosen: float) -> tuple[int, int]:
 
 
 def _edges(
-  tried: Mapping[str, Sequence[float]], best: Mapping[str, float], grid: bool
+  tried: Mapping[str, Sequence[float]], best: Mapping[str, float]
 ) -> list[str]:
-  """Returns the hyperparameters whose best value is the lowest or highest.
+  """Returns the hyperparameters whose best value is at an edge of those tried.
 
-  0 is an end that nothing lies beyond. Draws beside the rate are few in each
-  dimension, so that one of them is always the outermost.
+  The lowest or highest, or of many the outer tenths of their span in logs. 0 is
+  an end that nothing lies beyond.
   """
   found = []
   for name, values in tried.items():
     below, above = _sides(values, best[name])
-    if (below == 0 and best[name] != 0) or above == 0:
-      if name == 'lr' or grid:
-        found.append(name)
+    at_end = (below == 0 and best[name] != 0) or above == 0
+    if name != 'lr' and len(values) >= _DRAWS and values[0] > 0:
+      span = math.log(values[-1] / values[0])
+      at = math.log(best[name] / values[0]) / span
+      at_end = not _EDGE <= at <= 1 - _EDGE
+    if at_end:
+      found.append(name)
   return found
 
 
@@ -287,7 +303,8 @@ def judge(tables_: Tables, tuned: pd.DataFrame) -> pd.DataFrame:
     cells = of.to_dict('records')
     refused = [('', 'withdrawn', text) for text in withdrawn.get(group, ())]
     refused += _unequal(cells)
-    for refuses, said in ((True, refused), (False, _by_hand(cells))):
+    said_beside = [*_by_hand(cells), *_at_edges(cells)]
+    for refuses, said in ((True, refused), (False, said_beside)):
       rows += [(group, *one, refuses) for one in said]
   return pd.DataFrame(rows, columns=columns)
 
@@ -323,6 +340,24 @@ def _by_hand(tuned: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
   return said
 
 
+def _at_edges(tuned: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+  """Returns (optimizer, subject, text) of edges that extend no search.
+
+  What matters little is best at an edge by chance as often as not.
+  """
+  return [
+    (
+      row['optimizer'],
+      'edge',
+      f'its best {words.name(name)} is at the edge of what was tried',
+    )
+    for row in tuned
+    if row['trials']
+    for name in json.loads(row['edges'])
+    if name != 'lr'
+  ]
+
+
 def _unequal(tuned: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
   """Returns (optimizer, subject, text) of what speaks against a ranking."""
   said = []
@@ -335,7 +370,10 @@ def _unequal(tuned: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     ('trials', 'planned', 'trial'),
     ('tokens', 'tokens_per_trial', 'token'),
   ):
-    if len({row[key] for row in tuned}) > 1:
+    by_rule = all(row['due'] == row['planned'] for row in tuned)
+    if len({row[key] for row in tuned}) > 1 and not (
+      key == 'planned' and by_rule
+    ):
       said += [
         (
           row['optimizer'],
@@ -355,8 +393,8 @@ def _unequal(tuned: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
         f'optimizer {widest:.3g}'
       )
       said.append((optimizer, 'span', text))
-    for name in json.loads(row['edges']):
-      text = f'its best {words.name(name)} is the lowest or highest tried'
+    if 'lr' in json.loads(row['edges']):
+      text = f'its best {words.name("lr")} is the lowest or highest tried'
       said.append((optimizer, 'edge', text))
     if row['off']:
       said.append((optimizer, 'final runs', row['off']))
@@ -404,9 +442,10 @@ def sections(comparison: Comparison) -> list[section.Section]:
     'Data and their order, initial weights, schedule, clipping, precision and '
     'everything else of a configuration are equal within a group, but for the '
     'optimizer and its hyperparameters; what differs is left out below. Every '
-    'optimizer is to have the same search: as many trials of as many tokens, '
-    'over as wide a span of rates, of the same kinds of hyperparameters, its '
-    'best inside what was tried, and final runs at that best.',
+    'optimizer is to have the same search: as many trials of as many tokens '
+    '(or by one rule more for more hyperparameters), over as wide a span of '
+    'rates, of the same kinds of hyperparameters, its best rate inside what '
+    'was tried, and final runs at that best.',
     _tuning_table(comparison),
   ]
   unequal = comparison.fairness
@@ -464,6 +503,8 @@ def _tuning_table(comparison: Comparison) -> section.Table:
       if not tables.missing(row['below']):
         sides = f'{int(row["below"])} lower, {int(row["above"])} higher tried'
       names = json.loads(row['searched'])
+      if row['due'] == row['planned']:
+        ended.insert(0, f'{_TRIALS} + {_TRIALS_OF_EACH} × {len(names)}')
       rows.append(
         [
           head,

@@ -87,7 +87,7 @@ _RANGES: dict[str, tuple[float, float]] = {
   'study.seeds': (1, 100_000),
   'study.target_steps': (1, _INTEGER),
   'study.trial_seeds': (1, 1000),
-  'study.trials': (1, 100_000),
+  'study.trials': (0, 100_000),
   'study.vocab_size': (1, _INTEGER),
   'study.width_ratio': (1, _INTEGER),
 }
@@ -145,9 +145,9 @@ def check_ranges(config: ConfigDict) -> None:
   values: dict[str, Any] = base.flatten(config)
   known = base.flatten(base.get_study_config())
   for key, value in values.items():
-    # The group takes new keys: lrs_NAME, and what `target` changes.
+    # The group takes new keys: lrs_NAME, space_NAME, what `target` changes.
     if key.startswith('study.') and key not in known:
-      if not key.startswith(('study.lrs_', 'study.target.')):
+      if not key.startswith(('study.lrs_', 'study.space_', 'study.target.')):
         near = difflib.get_close_matches(key, known, 1)
         hint = f'; did you mean {near[0]}?' if near else ''
         raise ValueError(f'unknown key {key}{hint}')

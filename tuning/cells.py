@@ -252,16 +252,8 @@ def devices(mesh: ConfigDict, machine: int) -> int:
 def set_values(run: ConfigDict, values: Mapping[str, float]) -> None:
   """Sets hyperparameters, named as in tuning/search.py, in a run."""
   for name, value in values.items():
-    if name in ('b1', 'b2'):
-      own = optimizer_lib.find(run.optimizer.name).hyperparameters
-      b1, b2 = run.optimizer.betas or tuple(
-        own[b].default if b in own else 0.0 for b in ('b1', 'b2')
-      )
-      run.optimizer.betas = (value, b2) if name == 'b1' else (b1, value)
-    elif name == 'warmup_steps':
-      run.schedule.warmup_steps = int(value)
-    else:
-      run.optimizer[name] = value
+    group = run.schedule if name == 'warmup' else run.optimizer
+    group[name] = value
 
 
 def trials_dir(workdir: pathlib.Path, cell: Cell) -> pathlib.Path:

@@ -21,7 +21,8 @@ from ml_collections import ConfigDict
 import numpy as np
 from scipy.stats import qmc
 
-from steepest.optimizers.optimizer import find
+from steepest.optimizers import horizons
+from steepest.optimizers.optimizer import Hyper, find
 from steepest.tuning import cells
 
 if TYPE_CHECKING:
@@ -33,17 +34,23 @@ JOURNAL = 'optuna.log'
 # Names of hyperparameters → values; lr is always among them.
 Values = dict[str, float]
 
-# What can be searched, in the order of the Sobol sequence's dimensions: all of
-# them whatever a study searches, so that an optimizer with one hyperparameter
-# more has the same points in the others.
-_NAMES = ('lr', 'weight_decay', 'b1', 'b2', 'warmup_steps', 'rho')
+# What optimizers share, in the order of the Sobol sequence's dimensions; those
+# of an optimizer's own follow as its file has them. The sequence always has
+# `_COLUMNS`, whatever a study searches, so that points agree in what is shared.
+_SHARED = (
+  *('lr', horizons.TIMESCALE, 'b1_half_life', 'b2_half_life', 'b3_half_life'),
+  *('warmup', 'auxiliary_lr'),
+)
+_COLUMNS = 32
+# Trials of a search: so many, and so many more for each dimension.
+_TRIALS, _TRIALS_OF_EACH = 8, 4
+# A half-life is searched up to this share of the proxy's run, over a factor of
+# at least so much.
+_LONGEST, _NARROWEST = 1 / 4, 8.0
 # Rates of a grid over an optimizer's own range.
 _RATES = 4
 # Share of the range of log lr, at each end, that counts as its edge.
 _EDGE = 0.1
-# Finished trials before any is ended early, and the share of a trial's steps in
-# which it is not; the share that its training loss is averaged over.
-_FINISHED, _FREE, _WINDOW = 4, 0.3, 1 / 20
 # Factors between rates that differ by less count as equal.
 _SAME = 1.05
 
@@ -59,16 +66,18 @@ class Trial(NamedTuple):
 class Dimension:
   """A hyperparameter that is searched.
 
-  Its coordinate is log x, or log(1 - x) for decay rates of averages, so that
-  equal steps change what it does by equal factors.
+  Its coordinate is log x, so that equal steps change what it does by equal
+  factors, unless the optimizer's file says otherwise.
 
   Attributes:
-    name: of the hyperparameter.
+    name: key of the hyperparameter or of its horizon.
     values: rising; of a grid, or those whose lowest and highest bound a range.
+    scale: 'log', 'linear' or 'log1m', see optimizers/optimizer.py.
   """
 
   name: str
   values: tuple[float, ...]
+  scale: str = 'log'
 
   @property
   def bounds(self) -> tuple[float, float]:
@@ -78,25 +87,19 @@ class Dimension:
 
   @property
   def label(self) -> str:
-    """What Optuna shows: the coordinate's exponential."""
-    return f'1 - {self.name}' if self._is_decay else self.name
+    """What Optuna shows: what is spread evenly, or its exponential."""
+    return f'1 - {self.name}' if self.scale == 'log1m' else self.name
 
   def coordinate(self, value: float) -> float:
-    return math.log(self.shown(value))
+    return value if self.scale == 'linear' else math.log(self.shown(value))
 
   def shown(self, value: float) -> float:
-    return 1 - value if self._is_decay else value
+    return 1 - value if self.scale == 'log1m' else value
 
   def value(self, coordinate: float) -> float:
     """Returns the value at a coordinate, rounded to six digits."""
-    value = math.exp(coordinate)
-    if self.name == 'warmup_steps':
-      return float(round(value))
+    value = coordinate if self.scale == 'linear' else math.exp(coordinate)
     return float(f'{self.shown(value):.6g}')
-
-  @property
-  def _is_decay(self) -> bool:
-    return self.name in ('b1', 'b2')
 
 
 def dimensions(config: ConfigDict, optimizer: str) -> list[Dimension]:
@@ -107,7 +110,7 @@ def dimensions(config: ConfigDict, optimizer: str) -> list[Dimension]:
       than four rates.
   """
   study = config.study
-  key = f'lrs_{cells.name_of(optimizer)}'
+  key = _rates_key(optimizer)
   if key in study:
     lrs = tuple(float(lr) for lr in study[key])
     if len(lrs) < 4 or list(lrs) != sorted(set(lrs)) or lrs[0] <= 0:
@@ -120,23 +123,67 @@ def dimensions(config: ConfigDict, optimizer: str) -> list[Dimension]:
       )
     lrs = tuple(float(f'{x:.6g}') for x in np.geomspace(*ends, _RATES))
   found = [Dimension('lr', lrs)]
-  known = {*find(optimizer).hyperparameters, 'warmup_steps'}
-  for name in _NAMES[1:]:
-    values = tuple(float(v) for v in study[f'space_{name}'])
-    if not values or name not in known:
+  wanted = [n.strip() for n in study.space.split(',')]
+  hypers = {**find(optimizer).hyperparameters, 'warmup': Hyper(0.0)}
+  hypers.pop('lr')
+  for name, hyper in hypers.items():
+    name = horizons.key(name, hyper)
+    of_all = f'space_{name}'
+    if of_all in study:
+      values = _given_values(config, of_all, hyper)
+    elif study.search == 'grid' or hyper.range is None:
       continue
-    shown = f'study.space_{name}={values}'
-    if list(values) != sorted(set(values)) or values[0] < 0:
-      raise ValueError(f'{shown}: give rising values')
-    if name in ('b1', 'b2') and values[-1] >= 1:
-      raise ValueError(f'{shown}: give values below 1')
-    if study.search != 'grid':
-      if len(values) < 2:
-        raise ValueError(f'{shown}: give a lowest and a highest value')
-      if values[0] == 0 and name not in ('b1', 'b2'):
-        raise ValueError(f'{shown}: give a lowest value above 0')
-    found.append(Dimension(name, values))
+    elif wanted == ['all'] or name in wanted:
+      values = _bounds(config, hyper, hyper.range)
+    else:
+      continue
+    scale = hyper.scale if hyper.scale in ('linear', 'log1m') else 'log'
+    found.append(Dimension(name, values, scale))
   return found
+
+
+def complete(config: ConfigDict) -> None:
+  """Writes into a study which rates it starts from, for its report."""
+  for optimizer in cells.optimizers(config):
+    lrs, *_ = dimensions(config, optimizer)
+    config.study[_rates_key(optimizer)] = lrs.values
+
+
+def _rates_key(optimizer: str) -> str:
+  return f'lrs_{cells.name_of(optimizer)}'
+
+
+def _given_values(
+  config: ConfigDict, key: str, hyper: Hyper
+) -> tuple[float, ...]:
+  """Returns what a study's own key says of a dimension."""
+  values = tuple(float(v) for v in config.study[key])
+  shown = f'study.{key}={values}'
+  if not values or list(values) != sorted(set(values)):
+    raise ValueError(f'{shown}: give rising values')
+  if config.study.search != 'grid':
+    if len(values) < 2:
+      raise ValueError(f'{shown}: give a lowest and a highest value')
+    if values[0] <= 0 and hyper.scale not in ('linear', 'log1m'):
+      raise ValueError(f'{shown}: give a lowest value above 0')
+  if hyper.scale == 'log1m' and values[-1] >= 1:
+    raise ValueError(f'{shown}: give values below 1')
+  return values
+
+
+def _bounds(
+  config: ConfigDict, hyper: Hyper, ends: tuple[float, float]
+) -> tuple[float, float]:
+  """Returns the range in an optimizer's file, half-lives in tokens.
+
+  There they are in steps of the proxy; a part of its run is the longest.
+  """
+  if hyper.scale != 'half_life' or hyper.unit != 'tokens':
+    return ends
+  high = min(ends[1], max(_NARROWEST, _LONGEST * config.steps))
+  low = min(ends[0], high / _NARROWEST)
+  of_step = config.batch_size * config.model.context
+  return float(low * of_step), float(high * of_step)
 
 
 def check(config: ConfigDict) -> None:
@@ -146,15 +193,26 @@ def check(config: ConfigDict) -> None:
       raise ValueError(
         f'study.{key}={config.study[key]!r}: must be one of {", ".join(known)}'
       )
+  found: set[str] = set()
   for optimizer in cells.optimizers(config):
-    dimensions(config, optimizer)
+    found |= {d.name for d in dimensions(config, optimizer)}
+  given = {k[len('space_') :] for k in config.study if k.startswith('space_')}
+  wanted = {n.strip() for n in config.study.space.split(',')} - {'all', 'lr'}
+  for key, names in (('space_', given), ('space=', wanted)):
+    for name in sorted(names - found):
+      raise ValueError(
+        f'study.{key}{name}: no optimizer of the study searches {name}, there '
+        f'are {", ".join(sorted(found))}'
+      )
 
 
 def count(config: ConfigDict, optimizer: str) -> int:
   """Returns how many trials a search has if its range is not extended."""
-  if config.study.search != 'grid':
-    return int(config.study.trials)
-  return math.prod(len(d.values) for d in dimensions(config, optimizer))
+  found = dimensions(config, optimizer)
+  if config.study.search == 'grid':
+    return math.prod(len(d.values) for d in found)
+  own = _TRIALS + _TRIALS_OF_EACH * len(found)
+  return int(config.study.trials) or own
 
 
 def at_once(config: ConfigDict, optimizer: str) -> int:
@@ -191,8 +249,8 @@ class Search:
 
   A grid takes all combinations of the values; while the best trial's rate is
   the lowest or highest tried with its other values, the next rate, by the
-  grid's own ratio, is tried with them. `sobol` draws study.trials points of a
-  scrambled Sobol sequence between the lowest and highest values; `tpe` begins
+  grid's own ratio, is tried with them. `sobol` takes points of a scrambled
+  Sobol sequence between the lowest and highest values; `tpe` begins
   with a quarter of them, at least four, and then asks Optuna's tree-structured
   Parzen estimator. While the best rate lies at an edge, both widen the range by
   one step of the rates, with as many trials as that length had before.
@@ -213,7 +271,7 @@ class Search:
 
     check(config)
     self._keys = keys = config.study
-    self._optimizer = cells.name_of(cell.optimizer)
+    self._rates_key = _rates_key(cell.optimizer)
     self._dimensions = dimensions(config, cell.optimizer)
     self._count = count(config, cell.optimizer)
     self._ordered = keys.search == 'tpe' or keys.pruning != 'none'
@@ -298,10 +356,11 @@ class Search:
     if self._keys.search == 'tpe' and number >= max(4, self._count // 4):
       return self._parzen(number, losses, (low, high))
     point = _sobol(self._keys.search_seed, number)
+    names = dict.fromkeys((*_SHARED, *(d.name for d in self._dimensions)))
     values = {}
     for d in self._dimensions:
       start, stop = drawn if d.name == 'lr' else d.bounds
-      at = point[_NAMES.index(d.name)]
+      at = point[list(names).index(d.name)]
       values[d.name] = d.value(start + at * (stop - start))
     return values
 
@@ -382,7 +441,7 @@ class Search:
       raise ValueError(
         f'the best learning rate {lr:.6g} is still at the edge after {done} '
         'extensions: raise study.max_extensions, or widen '
-        f'study.lrs_{self._optimizer} in another --workdir'
+        f'study.{self._rates_key} in another --workdir'
       )
 
   def _distributions(self) -> dict[str, Any]:
@@ -394,8 +453,9 @@ class Search:
       tried = [d.shown(t.values[d.name]) for t in self._trials]
       tried += map(d.shown, d.values)
       low, high = min(tried), max(tried)
+      log = low > 0 and d.scale != 'linear'
       found[d.label] = optuna.distributions.FloatDistribution(
-        low, high, log=low > 0
+        low, high, log=log
       )
     return found
 
@@ -403,12 +463,11 @@ class Search:
     """Raises a ValueError if the search was begun otherwise."""
     names = ['search', 'pruning', 'trial_seeds']
     names += ['parallel_trials'] * self._ordered
-    names += ['trials', 'search_seed'] * (self._keys.search != 'grid')
+    names += ['search_seed'] * (self._keys.search != 'grid')
     now: dict[str, Any] = {name: self._keys[name] for name in names}
+    now |= {'trials': self._count} if self._keys.search != 'grid' else {}
     now |= {
-      f'lrs_{self._optimizer}' if d.name == 'lr' else f'space_{d.name}': list(
-        d.values
-      )
+      self._rates_key if d.name == 'lr' else f'space_{d.name}': list(d.values)
       for d in self._dimensions
     }
     attributes = self._study.user_attrs
@@ -434,82 +493,8 @@ def _states() -> Any:
 @functools.lru_cache(maxsize=64)
 def _sobol(seed: int, number: int) -> np.ndarray:
   """Returns a point of the sequence that all searches of a seed share."""
-  sequence = qmc.Sobol(len(_NAMES), rng=np.random.default_rng(seed))
+  sequence = qmc.Sobol(_COLUMNS, rng=np.random.default_rng(seed))
   return sequence.random_base2((number + 1).bit_length())[number]
-
-
-def curve(
-  rows: Sequence[Mapping[str, Any]], steps: int
-) -> list[tuple[int, float]]:
-  """Returns (steps done, mean training loss since the point before).
-
-  Args:
-    rows: of metrics.jsonl; stretches without a row are left out.
-    steps: of the run, a twentieth of which makes a stretch.
-  """
-  window = max(1, round(steps * _WINDOW))
-  losses: dict[int, list[float]] = {}
-  for row in rows:
-    if 'train/loss' in row:
-      losses.setdefault(row['step'] // window, []).append(row['train/loss'])
-  return [
-    ((i + 1) * window, math.fsum(held) / len(held))
-    for i, held in sorted(losses.items())
-    if (i + 1) * window <= steps
-  ]
-
-
-class MedianPruner:
-  """Tells when Optuna's median pruner ends a trial.
-
-  All trials of a cell read the same batches, so that their training losses can
-  be compared step by step. A trial ends once the lowest point of its curve so
-  far is above the median of the finished trials' curves at the same step.
-  """
-
-  def __init__(
-    self,
-    finished: Sequence[Sequence[tuple[int, float]]],
-    steps: int,
-    log_every: int,
-  ):
-    """Takes the curves of finished trials, and of the trial its steps."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    self._steps = steps
-    self._log_every = log_every
-    self._rows: list[Mapping[str, Any]] = []
-    self._window = max(1, round(steps * _WINDOW))
-    study = optuna.create_study(
-      pruner=optuna.pruners.MedianPruner(_FINISHED, round(_FREE * steps))
-    )
-    for points in finished:
-      values = {int(step): loss for step, loss in points}
-      study.add_trial(
-        optuna.trial.create_trial(value=0.0, intermediate_values=values)
-      )
-    self._trial = study.ask()
-
-  def ends(self, row: Mapping[str, Any]) -> str:
-    """Returns why a trial ends at a row, '' while it does not."""
-    # The finished trials are known by the rows that they kept alone.
-    if row['step'] % self._log_every == 0:
-      self._rows.append(row)
-    done = row['step'] + 1
-    if done % self._window:
-      return ''
-    found = curve(self._rows, self._steps)
-    self._rows = []
-    if not found or found[-1][0] != done:
-      return ''
-    self._trial.report(found[-1][1], done)
-    if not self._trial.should_prune():
-      return ''
-    return (
-      f'ended after {done} steps: its training loss lies above the median of '
-      'the finished trials'
-    )
 
 
 def notes(config: ConfigDict) -> list[str]:
@@ -529,10 +514,10 @@ def notes(config: ConfigDict) -> list[str]:
   is_grid = config.study.search == 'grid'
   said = []
   trials = {cells.name_of(name): count(config, name) for name in names}
-  if len(set(trials.values())) > 1:
+  if is_grid and len(set(trials.values())) > 1:
     said.append(
-      f'unequal budgets, in trials: {_listed(trials)}; study.search=sobol or '
-      'tpe gives all the same'
+      f'unequal grids, in trials: {_listed(trials)}; study.search=sobol has '
+      'the same for as many hyperparameters'
     )
   gaps = {n: max(b / a for a, b in zip(r, r[1:])) for n, r in rates.items()}
   if is_grid and _unequal(gaps):
@@ -541,7 +526,7 @@ def notes(config: ConfigDict) -> list[str]:
   if _unequal(spans):
     said.append(f'unequal ranges, rates span factors of {_listed(spans)}')
   counts = {name: len(of) for name, of in found.items()}
-  if len(set(counts.values())) > 1 and not is_grid:
+  if len(set(counts.values())) > 1 and not is_grid and config.study.trials:
     said.append(
       f'unequal searches, in hyperparameters: {_listed(counts)}; as many '
       'trials cover more of them less well'

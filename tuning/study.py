@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from steepest.optimizers.optimizer import find
 from steepest.training import config as config_lib, flops, metrics
-from steepest.tuning import cells, search, worker
+from steepest.tuning import cells, pruning, search, worker
 from steepest.tuning.cells import Cell
 from steepest.tuning.engine import Engine, JobFailedError
 from steepest.tuning.search import Search, Values
@@ -295,7 +295,7 @@ class Study:
         at /= run.directory.name
       if at not in self._curves:
         rows = metrics.read_rows(at)
-        self._curves[at] = search.curve(rows, run.config.steps)
+        self._curves[at] = pruning.curve(rows, run.config.steps)
       found.append(self._curves[at])
     return found
 

@@ -16,7 +16,7 @@ from steepest.training import (
   run as training_run,
 )
 from steepest.training.loop import Diverged, Pruned
-from steepest.tuning import cells, plan, search
+from steepest.tuning import cells, plan, pruning
 
 # Steps that are timed before a study begins.
 _STEPS = 10
@@ -40,7 +40,7 @@ def train(job: dict[str, Any]) -> float | None:
   if loss is None:
     pruner = None
     if job['finished'] is not None:
-      pruner = search.MedianPruner(
+      pruner = pruning.MedianPruner(
         job['finished'], config.steps, config.log_every
       )
 

@@ -44,7 +44,7 @@ def _changed(leaves: dict, plain: dict) -> dict:
   """Returns what a recipe sets; only keys of optimizers may be new."""
   assert leaves.keys() >= plain.keys()
   for key in leaves.keys() - plain.keys():
-    assert key.startswith(('optimizer.', 'study.lrs_')), key
+    assert key.startswith(('optimizer.', 'study.lrs_', 'study.space_')), key
   return {k: v for k, v in leaves.items() if k not in plain or v != plain[k]}
 
 

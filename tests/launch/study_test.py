@@ -157,7 +157,8 @@ def test_a_study_survives_kills_of_its_worker_and_of_its_driver(
 
 def test_errors_take_one_line(shards, tmp_path):
   """A cell that fails is named, and so is its reason."""
-  command = _command(shards, tmp_path / 'study', 1, optimizers='sophia')
+  study = {'optimizers': 'sophia', 'search': 'grid'}
+  command = _command(shards, tmp_path / 'study', 1, **study)
   failed = _run([*command, '--config.study.max_extensions=0'])
   assert failed.returncode != 0
   last = failed.stderr.strip().splitlines()[-1]

@@ -85,6 +85,35 @@ def test_rates_added_at_an_edge_are_no_unequal_effort(plant, tmp_path):
   assert found.winner('gpt2', 'eval_loss') == 'adamw'
 
 
+def test_more_trials_for_more_hyperparameters_are_fair_by_the_rule(
+  plant, tmp_path
+):
+  own = {
+    'adamw': lambda i: {'optimizer__b1_half_life': 1e3 * 1.1 ** (i * 5 % 16)},
+    'lion': lambda i: {
+      'optimizer__b1_half_life': 1e3 * 1.1 ** (i * 9 % 20),
+      'optimizer__b2_half_life': 1e4 * 1.1**i,
+    },
+  }
+  rates = {
+    name: [1e-3, *(2e-3 * 1.13**i for i in range(trials - 1))]
+    for name, trials in (('adamw', 16), ('lion', 20))
+  }
+  refused = plant(_LOSSES, rates=rates, tried=own)
+  assert refused.winner('gpt2', 'eval_loss') == ''
+  plan = json.loads((tmp_path / 'study/config.json').read_text())
+  plan['study'] |= {'search': 'sobol', 'trials': 0, 'trial_seeds': 1}
+  (tmp_path / 'study/config.json').write_text(json.dumps(plan))
+  found = verdicts.compare(tables.read([tmp_path / 'study']))
+  assert found.winner('gpt2', 'eval_loss') == 'adamw'
+  assert found.tuning['due'].tolist() == [8 + 4 * 2, 8 + 4 * 3]
+  # The second trial is best, whose b2 is near the lowest, and b1 is not.
+  said = found.fairness[~found.fairness['refuses']]
+  assert said[['optimizer', 'text']].to_numpy().tolist() == [
+    ['lion', 'its best half-life of β₂ is at the edge of what was tried']
+  ]
+
+
 @pytest.mark.parametrize(
   ('changes', 'text'),
   [

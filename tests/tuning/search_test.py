@@ -1,8 +1,10 @@
 """Searches on functions whose optimum is known."""
 
+import importlib
 import itertools
 import json
 import math
+import pkgutil
 import random
 
 from hypothesis import given, settings, strategies as st
@@ -10,17 +12,24 @@ import numpy as np
 import optuna
 import pytest
 
-from steepest.experiments import base, cpu_study, quickstart
-from steepest.tuning import cells, search
+from steepest import experiments
+from steepest.experiments import base
+from steepest.optimizers import horizons
+from steepest.optimizers.optimizer import find, names as optimizer_names
+from steepest.training import config as config_lib
+from steepest.tuning import cells, pruning, search
 
 _LRS = (1e-3, 2e-3, 4e-3, 8e-3)
-_SPACES = {'space_b2': (0.9, 0.999), 'space_weight_decay': (1e-5, 1e-2)}
+_SPACES = {
+  'space_b2_half_life': (1e3, 1e5),
+  'space_decay_timescale': (0.05, 50.0),
+}
 
 
 def _config(**study):
   config = base.get_study_config()
   config.study.lrs_adamw = config.study.lrs_sophia = _LRS
-  config.study.max_extensions = 6
+  config.study.update(search='grid', space='lr', trials=16, max_extensions=6)
   config.study.update(study)
   return config
 
@@ -88,12 +97,12 @@ def test_diverged_rates_lose():
 
 
 def test_a_grid_over_several_is_their_product_and_widens_in_the_rate():
-  config = _config(space_b2=(0.95, 0.99), space_rho=(0.02, 0.05))
-  loss = lambda v: _bowl(1.6e-2)(v) + abs(v['b2'] - 0.99) + v['rho']
+  config = _config(space_b2_half_life=(0.1, 0.4), space_rho=(0.02, 0.05))
+  loss = lambda v: _bowl(1.6e-2)(v) - v['b2_half_life'] + v['rho']
   trials, _, values = _run(config, loss, 'sophia')
-  wanted = set(itertools.product(_LRS, (0.95, 0.99), (0.02, 0.05)))
+  wanted = set(itertools.product(_LRS, (0.1, 0.4), (0.02, 0.05)))
   assert {tuple(t.values.values()) for t in trials[:16]} == wanted
-  others = {'b2': 0.99, 'rho': 0.02}
+  others = {'b2_half_life': 0.4, 'rho': 0.02}
   assert values == {'lr': 1.6e-2, **others}
   assert [t.values for t in trials[16:]] == [
     {'lr': lr, **others} for lr in (1.6e-2, 3.2e-2)
@@ -130,8 +139,8 @@ def test_points_are_spread_evenly_and_shared_by_all_optimizers():
   # Sobol (1967): of the first 2^m points, one lies in each of 2^m intervals.
   for name, share in (
     ('lr', lambda x: math.log(x / 1e-3, 8)),
-    ('b2', lambda x: math.log10((1 - x) / 1e-3) / 2),
-    ('weight_decay', lambda x: math.log10(x / 1e-5) / 3),
+    ('b2_half_life', lambda x: math.log10(x / 1e3) / 2),
+    ('decay_timescale', lambda x: math.log10(x / 0.05) / 3),
     ('rho', lambda x: math.log10(x / 0.01) / 2),
   ):
     held = {math.floor(64 * share(t.values[name])) for t in sophia}
@@ -142,8 +151,8 @@ def _planted(values):
   """A bowl over three coordinates, with its lowest point at 0."""
   parts = (
     math.log(values['lr'] / 3e-3),
-    math.log((1 - values['b2']) / 0.02),
-    math.log(values['weight_decay'] / 2e-4),
+    math.log(values['b2_half_life'] / 5e3),
+    math.log(values['decay_timescale'] / 2),
   )
   return sum(part**2 for part in parts)
 
@@ -210,7 +219,16 @@ def test_a_search_that_was_killed_goes_on_with_the_same_trials(kind, tmp_path):
   [
     ({}, {'search': 'tpe'}, "study.search=grid, asked for 'tpe'"),
     ({}, {'lrs_adamw': (1e-3, 2e-3, 4e-3, 9e-3)}, 'study.lrs_adamw='),
-    ({}, {'space_b1': (0.8, 0.9)}, r'study.space_b1=\(\), asked for \[0.8'),
+    (
+      {},
+      {'space_b1_half_life': (2.0, 9.0)},
+      r'study.space_b1_half_life=\(\), asked for \[2.0',
+    ),
+    (
+      {'search': 'sobol'},
+      {'space': 'all', 'trials': 0},
+      'study.trials=16, asked for 24',
+    ),
     ({'search': 'sobol'}, {'search_seed': 1}, 'study.search_seed=0'),
     ({'search': 'tpe'}, {'parallel_trials': 2}, 'study.parallel_trials=1'),
   ],
@@ -228,10 +246,12 @@ def test_a_search_that_has_begun_cannot_be_changed(begun, now, said):
   [
     ({'search': 'bayes'}, "study.search='bayes': must be one of grid, sobol"),
     ({'pruning': 'hyperband'}, 'study.pruning'),
-    ({'space_b1': (0.9, 1.0)}, 'below 1'),
+    ({'space_b1': (0.9, 0.99)}, 'space_b1: no optimizer of the study searches'),
+    ({'space': 'lr,rhoo'}, 'study.space=rhoo: no optimizer'),
+    ({'space_b1_half_life': ()}, 'rising'),
     ({'space_rho': (2.0, 1.0)}, 'rising'),
     ({'search': 'sobol', 'space_rho': (0.1,)}, 'lowest and a highest'),
-    ({'search': 'tpe', 'space_weight_decay': (0.0, 0.1)}, 'above 0'),
+    ({'search': 'tpe', 'space_b1_half_life': (0.0, 0.1)}, 'above 0'),
     ({'lrs_sophia': (1e-3, 2e-3, 4e-3)}, 'four or more rising'),
     ({'lrs_sophia': (4e-3, 2e-3, 1e-3, 5e-4)}, 'four or more rising'),
   ],
@@ -251,7 +271,7 @@ OPTIMIZER = Optimizer('mine', 'Mine', 'here', lambda h: optax.identity(),
 
 def test_an_optimizer_without_rates_takes_one_line(tmp_path):
   """Else a grid has four rates over the range in the optimizer's file."""
-  config = quickstart.get_config()
+  config = _config(optimizers='muon')
   (lr,) = search.dimensions(config, 'muon')
   assert lr.values == (1e-3, 2e-3, 4e-3, 8e-3)
   path = tmp_path / 'mine.py'
@@ -262,7 +282,7 @@ def test_an_optimizer_without_rates_takes_one_line(tmp_path):
 
 def _ends(finished, losses, steps, log_every=1):
   """Returns after how many steps the pruner ends a trial; None: it does not."""
-  pruner = search.MedianPruner(finished, steps, log_every)
+  pruner = pruning.MedianPruner(finished, steps, log_every)
   for step, loss in enumerate(losses):
     if pruner.ends({'step': step, 'train/loss': loss}):
       return step + 1
@@ -290,7 +310,7 @@ def test_pruning_equals_a_simulation(runs, log_every):
       wanted = 2 * (i + 1)
       break
   finished = [
-    search.curve(
+    pruning.curve(
       [
         {'step': step, 'train/loss': loss}
         for step, loss in enumerate(of)
@@ -307,29 +327,101 @@ def test_values_reach_the_run():
   config = _config()
   values = {
     'lr': 0.01,
-    'weight_decay': 0.02,
-    'b1': 0.8,
-    'b2': 0.97,
-    'warmup_steps': 7.0,
+    'decay_timescale': 0.25,
+    'b1_half_life': 2e6,
+    'b2_half_life': 0.1,
+    'warmup': 0.07,
     'rho': 0.03,
   }
+  config.optimizer.betas = (0.5, 0.6)
   cell = cells.Cell('gpt2', 'sophia')
   for run in (
     cells.trial_config(config, cell, values, seed=0),
     cells.target_config(config, cell, values, seed=1),
   ):
-    assert tuple(run.optimizer.betas) == (0.8, 0.97)
-    assert run.schedule.warmup_steps == 7
-    for key in ('lr', 'weight_decay', 'rho'):
+    assert run.schedule.warmup == 0.07
+    for key in values.keys() - {'warmup'}:
       assert run.optimizer[key] == values[key]
+    # A target, of twice as many steps, remembers as many tokens.
+    found = config_lib.resolve(run)
+    b1, b2 = found.optimizer.betas
+    assert math.log(0.5, b1) * 512 * 1024 == pytest.approx(2e6)
+    assert math.log(0.5, b2) * 10 == pytest.approx(run.steps / 10)
+    assert found.optimizer.weight_decay == pytest.approx(4 / run.steps)
+    assert found.schedule.warmup_steps == round(0.07 * run.steps)
 
 
-@pytest.mark.parametrize('recipe', [quickstart, cpu_study])
+_STUDIES = [
+  importlib.import_module(f'steepest.experiments.{info.name}')
+  for info in pkgutil.iter_modules(experiments.__path__)
+  if info.name in ('quickstart', 'paper_study', 'cpu_study', 'axes_study')
+  or info.name == 'field_study'
+]
+
+
+@pytest.mark.parametrize('recipe', _STUDIES, ids=lambda x: x.__name__[21:])
 def test_shipped_studies_search_alike(recipe):
-  assert search.notes(recipe.get_config()) == []
+  config = recipe.get_config('')
+  assert search.notes(config) == []
+  # Nobody's memories, decay or curvature are set by hand.
+  for name in cells.optimizers(config):
+    own = find(name).hyperparameters
+    searched = {d.name for d in search.dimensions(config, name)}
+    for key in ('b1', 'b2', 'weight_decay', 'rho', 'auxiliary_lr'):
+      if key in own:
+        assert horizons.key(key, own[key]) in searched, (name, key)
+    run = cells.trial_config(config, cells.Cell('gpt2', name), {}, 0)
+    assert run.optimizer.betas is None
+
+
+def test_what_each_optimizer_needs_is_searched_in_trials_by_one_rule():
+  config = _config(space='all', search='sobol', trials=0)
+  for name in optimizer_names():
+    own = find(name).hyperparameters
+    searched = search.dimensions(config, name)
+    known = {horizons.key(n, h) for n, h in own.items() if h.range}
+    assert {d.name for d in searched} == known
+    assert search.count(config, name) == 8 + 4 * len(searched)
+    for d in searched:
+      low, high = d.bounds
+      # Half-lives of a step to a quarter of the run; the default may be longer.
+      if d.name in ('b1_half_life', 'b2_half_life') and d.values[0] > 1:
+        of_step = config.batch_size * config.model.context
+        assert of_step <= d.values[0] < d.values[-1]
+        assert d.values[-1] <= config.steps * of_step / 4
+      assert high - low > math.log(4), (name, d.name)
+
+
+_MINE = """
+import optax
+from steepest.optimizers.optimizer import Hyper, Optimizer, lr, momentum
+OPTIMIZER = Optimizer('mine', 'Mine', 'here', lambda h: optax.identity(), {
+  'lr': lr(0.1, range=(1e-3, 8e-3)), 'b1': momentum(0.9),
+  'share': Hyper(0.5, range=(0.0, 1.0), scale='linear'),
+  'softness': Hyper(0.1, range=(0.01, 1.0))})
+"""
+
+
+def test_an_optimizer_from_outside_gets_the_same_points(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(_MINE)
+  config = _config(search='sobol', space='all', trials=32)
+  mine = _open(config, str(path)).trials({})
+  adamw = _open(config).trials({})
+  for a, b in zip(mine, adamw, strict=True):
+    for name in ('lr', 'b1_half_life', 'decay_timescale'):
+      assert a.values[name] == b.values[name]
+  # Its own lie evenly over its own ranges.
+  shares = sorted(math.floor(32 * t.values['share']) for t in mine)
+  assert shares == list(range(32))
+  logs = {
+    math.floor(16 * math.log10(t.values['softness'] / 0.01)) for t in mine
+  }
+  assert logs == set(range(32))
 
 
 _RHO = {'optimizers': 'adamw,sophia', 'space_rho': (0.01, 0.1)}
+_SOBOL = {**_RHO, 'search': 'sobol'}
 
 
 @pytest.mark.parametrize(
@@ -337,7 +429,7 @@ _RHO = {'optimizers': 'adamw,sophia', 'space_rho': (0.01, 0.1)}
   [
     (
       {'lrs_lion': (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)},
-      ['in trials: adamw 4, lion 5; study.search=sobol', 'adamw 8, lion 16'],
+      ['grids, in trials: adamw 4, lion 5', 'adamw 8, lion 16'],
     ),
     (
       {'lrs_lion': (1e-3, 4e-3, 1.6e-2, 6.4e-2)},
@@ -346,10 +438,9 @@ _RHO = {'optimizers': 'adamw,sophia', 'space_rho': (0.01, 0.1)}
     # The same span in one gap that is wider.
     ({'lrs_lion': (1e-3, 1.5e-3, 2e-3, 8e-3)}, ['factors of adamw 2, lion 4']),
     (_RHO, ['in trials: adamw 4, sophia 8']),
-    (
-      {**_RHO, 'search': 'sobol'},
-      ['in hyperparameters: adamw 1, sophia 2'],
-    ),
+    (_SOBOL, ['in hyperparameters: adamw 1, sophia 2']),
+    # By the rule the one with more to search has more trials.
+    ({**_SOBOL, 'trials': 0}, []),
     # Equal factors, rounded.
     ({'lrs_lion': (3.3e-4, 6.67e-4, 1.333e-3, 2.65e-3)}, []),
   ],

@@ -10,7 +10,13 @@ import pytest
 
 from steepest.experiments import base
 from steepest.training import config as config_lib
-from steepest.tuning import cells, engine, search, study as studies
+from steepest.tuning import (
+  cells,
+  engine,
+  pruning,
+  search,
+  study as studies,
+)
 
 _LRS = (1e-3, 2e-3, 4e-3, 8e-3)
 
@@ -27,7 +33,11 @@ def _config(**study):
   config = base.get_study_config()
   config.steps, config.log_every = 40, 1
   config.study.update(
-    models='gpt2,llama', optimizers='adamw,sophia', target_steps=60
+    models='gpt2,llama',
+    optimizers='adamw,sophia',
+    target_steps=60,
+    search='grid',
+    space='lr',
   )
   config.study.lrs_adamw = config.study.lrs_sophia = _LRS
   config.study.update(study)
@@ -64,7 +74,7 @@ class _Slots:
   def _train(self, run, job):
     self.done.append(str(run.directory.relative_to(self.study.workdir)))
     config, finished = job['config'], job['finished']
-    pruner = search.MedianPruner(finished or [], config['steps'], 1)
+    pruner = pruning.MedianPruner(finished or [], config['steps'], 1)
     status, rows = 'finished', []
     for step in range(config['steps']):
       rows.append({'step': step, 'train/loss': _loss(config, step)})
