@@ -4,6 +4,7 @@ from collections.abc import Callable
 import inspect
 from types import MappingProxyType
 from typing import Any, NamedTuple
+import warnings
 
 import jax
 from jax import numpy as jnp
@@ -150,7 +151,9 @@ def _transformation(
     return {k: at[v] if isinstance(v, str) else v for k, v in at.items()}
 
   def init(params: Any) -> AliasState:
-    return AliasState(jnp.zeros([], jnp.int32), chain(params).init(params))
+    of = chain(params)
+    _warn(of, params)
+    return AliasState(jnp.zeros([], jnp.int32), of.init(params))
 
   def update(
     grads: Any,
@@ -179,3 +182,11 @@ def _transformation(
     return updates, AliasState(state.steps + 1, inner)
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _warn(chain: Chain, params: Any) -> None:
+  """Says what becomes of the parameters at the start, where they are known."""
+  if any(isinstance(p, jax.core.Tracer) for p in jax.tree.leaves(params)):
+    return
+  if remark := chain.remark(params):
+    warnings.warn(f'{chain.optimizer.name}: {remark}', stacklevel=3)

@@ -237,6 +237,13 @@ class Chain:
     hyper = self.namespace(dict.fromkeys(names, 0.0), 0, 0.0)
     return self._direction(hyper).init(params)
 
+  def remark(self, params: Any) -> str:
+    """Returns what is to be said of the parameters it starts from, or ''."""
+    if self.optimizer.remark is None:
+      return ''
+    kinds = jax.tree.map(lambda f: f.kind, self.factors)
+    return self.optimizer.remark(params, kinds)
+
   def update(
     self,
     grads: Any,

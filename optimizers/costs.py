@@ -36,7 +36,7 @@ def update_bytes(chain: Chain, params: Any) -> int:
 def update_flops(chain: Chain, params: Any) -> float:
   """Returns the FLOPs of an update's matrix products; 0 of entrywise ones."""
   return sum(
-    chain.optimizer.flops(shape, chain.static)
+    chain.optimizer.flops(kind, shape, chain.static)
     for kind, shape in _kinds_and_shapes(chain, params)
     if kind in chain.optimizer.moves
   )

@@ -119,13 +119,17 @@ def epsilon(default: float, **kwargs: Any) -> Hyper:
   return Hyper(default, **{'meaning': 'Added to the denominator.', **kwargs})
 
 
-_WEIGHT_DECAY = Hyper(
-  1e-4,
-  range=(0.05, 5.0),
-  scale='timescale',
-  unit='runs',
-  meaning='Weight decay of matrices and embeddings; see decay_mode.',
-)
+def weight_decay(default: float = 1e-4) -> Hyper:
+  """Returns a weight decay, searched by its timescale."""
+  return Hyper(
+    default,
+    range=(0.05, 5.0),
+    scale='timescale',
+    unit='runs',
+    meaning='Weight decay of matrices and embeddings; see decay_mode.',
+  )
+
+
 # Of those that want curvature; the training step makes the estimates.
 _CURVATURE = {
   'hessian_every': Hyper(
@@ -162,9 +166,11 @@ _AUXILIARY = {
 }
 
 
-def no_products(shape: tuple[int, ...], static: Mapping[str, Any]) -> float:
+def no_products(
+  kind: str, shape: tuple[int, ...], static: Mapping[str, Any]
+) -> float:
   """Returns the FLOPs of an entrywise update's matrix products: none."""
-  del shape, static
+  del kind, shape, static
   return 0.0
 
 
@@ -200,8 +206,10 @@ class Optimizer:
       2411.16085), whatever `optimizer.cautious_updates` says.
     depends_on_steps: its first steps depend on how many there will be.
     read_only: fields of the state that an update leaves as they are.
-    flops: (shape of a leaf it moves, static hyperparameters) → FLOPs of the
-      matrix products.
+    remark: (parameters at the start, their roles) → a line on what becomes of
+      them, '' if there is nothing to say; None: never is.
+    flops: (role and shape of a leaf it moves, static hyperparameters) → FLOPs
+      of the matrix products.
   """
 
   name: str
@@ -222,7 +230,10 @@ class Optimizer:
   cautious_updates: bool = False
   depends_on_steps: bool = False
   read_only: tuple[str, ...] = ()
-  flops: Callable[[tuple[int, ...], Mapping[str, Any]], float] = no_products
+  remark: Callable[[Any, Any], str] | None = None
+  flops: Callable[[str, tuple[int, ...], Mapping[str, Any]], float] = (
+    no_products
+  )
 
   def __post_init__(self):
     # It names directories.
@@ -238,7 +249,7 @@ class Optimizer:
         raise ValueError(f'hyperparameters[{name!r}]: give a Hyper')
     if wrong := set(self.moves) - set(ROLES):
       raise ValueError(f'moves: no role {", ".join(sorted(wrong))}')
-    shared = {'weight_decay': _WEIGHT_DECAY}
+    shared = {'weight_decay': weight_decay()}
     if self.curvature is not None:
       shared |= _CURVATURE
     if self.leaves_some:

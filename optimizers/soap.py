@@ -190,9 +190,9 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
   return jnp.matmul(a, b, precision=_EXACT)
 
 
-def _flops(shape: tuple[int, ...], static: Any) -> float:
+def _flops(kind: str, shape: tuple[int, ...], static: Any) -> float:
   """Three rotations and the covariance; few updates have new bases."""
-  del static
+  del kind, static
   products = sum(
     4 * 2.0 * math.prod(shape[-2:]) * size
     for size in shape[-2:]

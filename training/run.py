@@ -236,12 +236,17 @@ def make_setup(
 
 
 def _initial_state(config: ConfigDict, setup: Setup) -> TrainState:
-  """Returns the state that a run starts from."""
-  if not config.model.init_from:
-    return state_lib.init(setup, config.seed)
-  directory = config.model.init_from.removeprefix('hf:')
-  params = huggingface.read_params(directory, setup.model)
-  return state_lib.from_params(setup, params)
+  """Returns the state that a run starts from, and says what it needs to."""
+  if config.model.init_from:
+    directory = config.model.init_from.removeprefix('hf:')
+    params = huggingface.read_params(directory, setup.model)
+    state = state_lib.from_params(setup, params)
+  else:
+    state = state_lib.init(setup, config.seed)
+  remark = setup.chain.remark(state.params)
+  if remark and jax.process_index() == 0:
+    print(f'{config.optimizer.name}: {remark}', file=sys.stderr)
+  return state
 
 
 def _writers(

@@ -30,8 +30,14 @@ from steepest.tuning import slopes
 
 # Large, as the check asks for, yet below those at which narrow models, whose
 # heads have 8 features, saturate within the steps.
-_LR, _LR_OF_SIGNS = 2e-3, 1e-3
-_SIGNS = ('cautious_lion', 'lion', 'signum', 'sophia')
+_LR = 2e-3
+_LRS = {
+  **dict.fromkeys(('cautious_lion', 'lion', 'signum', 'sophia'), 1e-3),
+  # Angles, or steps whose spectral norm is about the rate.
+  **dict.fromkeys(('adamh', 'dion', 'muonh', 'normuon'), 1e-2),
+  # Times radii of 50 and 3000.
+  'scion': 2e-4,
+}
 _HEADS = 4
 _BATCH, _CONTEXT = 16, 64
 # So that at the base 10 to 50 % of the matrices' coordinates are unclipped: of
@@ -141,7 +147,7 @@ def _lr(settings: Settings) -> float:
   """Returns the learning rate; of an optimizer outside, its default."""
   if outside.is_path(settings.optimizer):
     return find(settings.optimizer).hyperparameters['lr'].default
-  return _LR_OF_SIGNS if settings.optimizer in _SIGNS else _LR
+  return _LRS[settings.optimizer] if settings.optimizer in _LRS else _LR
 
 
 def check(
@@ -398,7 +404,8 @@ class Size:
     size = jax.tree.map(lambda a, b: jnp.abs(a - b), after, params)
     columns = self._chain.lr_factors or {}
     for k, v in self._role_means(size).items():
-      spectral = k == 'hidden' and columns.get(k) in ('spectral', 'norm')
+      column = columns[k] if k in columns else ''
+      spectral = k == 'hidden' and column in ('spectral', 'norm')
       found[f'update/{k}/spectral' if spectral else f'update/{k}'] = v
     return found
 

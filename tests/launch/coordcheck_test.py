@@ -36,6 +36,12 @@ class _SpectralLr(Parametrization):
     return dataclasses.replace(super().factors(role), spectral=1.0)
 
 
+class _NormLr(Parametrization):
+  def factors(self, role):
+    right = super().factors(role)
+    return dataclasses.replace(right, norm=right.lr)
+
+
 class _Rho(Parametrization):
   def factors(self, role):
     return dataclasses.replace(super().factors(role), rho=1.0)
@@ -48,8 +54,18 @@ _WRONG = {
   'readout': (_Readout, 'change/logits'),
   'hidden_lr': (_HiddenLr, 'change/last_block'),
   'spectral_lr': (_SpectralLr, 'update/hidden/spectral'),
+  'angle_lr': (_SpectralLr, 'change/last_block'),
+  'norm_lr': (_NormLr, 'update/hidden/spectral'),
   'rho': (_Rho, 'unclipped/hidden'),
   'sp': (Parametrization, 'change/last_block'),
+}
+
+
+# Optimizers whose hidden matrices have another column than Adam's.
+_RULES = {
+  'muon': 'spectral_lr',
+  'adamh': 'angle_lr',
+  **dict.fromkeys(('dion', 'muonh', 'normuon', 'scion'), 'norm_lr'),
 }
 
 
@@ -85,13 +101,12 @@ def _rules():
   Prodigy has none: its estimate starts at 1e-6 and takes more steps to grow.
   """
   for optimizer in sorted({*optimizer_lib.names()} - {'prodigy'}):
-    rules = ['right', *_WRONG] if optimizer in _MAIN else ['right', 'hidden_lr']
-    if 'spectral' in optimizer_lib.find(optimizer).lr_factors.values():
-      rules[-1] = 'spectral_lr'
-    elif optimizer in _MAIN:
-      rules.remove('spectral_lr')
-    if optimizer in ('adamw', 'lion'):
-      rules.remove('rho')
+    wrong = [_RULES[optimizer] if optimizer in _RULES else 'hidden_lr']
+    if optimizer in _MAIN:
+      wrong = ['attention', 'readout', 'hidden_lr', 'sp']
+    if optimizer == 'sophia':
+      wrong.append('rho')
+    rules = ['right', *wrong]
     yield from ((optimizer, rule) for rule in rules)
 
 

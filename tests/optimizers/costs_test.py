@@ -11,6 +11,7 @@ _SIZE = 1000 * 256 + 256 * 512 + 256
 # Bytes a parameter: read and write the parameter, read the gradient, and what
 # of the state is read and written.
 _BYTES = {
+  'adamh': 28,
   'adamw': 28,
   'ademamix': 36,
   'adopt': 28,
@@ -20,6 +21,7 @@ _BYTES = {
   'nadamw': 28,
   'prodigy': 40,
   'schedule_free': 28,
+  'scion': 20,
   'signum': 20,
   'sophia': 24,
 }
@@ -35,10 +37,25 @@ def test_bytes(name, params, setup):
   chain = setup(name).chain
   moved = costs.update_bytes(chain, params) / _SIZE
   hidden = 256 * 512 / _SIZE
+  # Of the hidden matrix: momentum alone, and what is read and written besides.
+  momentum = 28 - 8 * hidden
+  besides = {
+    'muon': 0,
+    'muonh': 0,
+    'normuon': 512,
+    'dion': 256 * 256,
+  }
   if name in _BYTES:
     assert moved == pytest.approx(_BYTES[name], rel=1e-4)
-  elif name == 'muon':
-    assert moved == pytest.approx(28 - 8 * hidden, rel=1e-4)
+  elif name in besides:
+    wanted = momentum + 8 * besides[name] / _SIZE
+    assert moved == pytest.approx(wanted, rel=1e-4)
+  elif name == 'mars':
+    # The last gradient is kept of matrices, embedding and readout.
+    assert moved == pytest.approx(36 - 8 * 256 / _SIZE, rel=1e-4)
+  elif name == 'kron':
+    factors = 1000**2 + 2 * 256**2 + 512**2 + 256
+    assert moved == pytest.approx(20 + 8 * factors / _SIZE, rel=1e-4)
   elif name == 'adafactor':
     assert moved == pytest.approx(20, rel=0.01)
   else:
@@ -52,7 +69,20 @@ def test_bytes(name, params, setup):
 def test_flops_by_hand(params, setup):
   # Five times X·Xᵀ, its square, and their product with X; one matrix.
   products = 2 * 256**2 * 512 + 2 * 256**3 + 2 * 256**2 * 512
-  assert costs.update_flops(setup('muon').chain, params) == 5 * products
+  for name, iterations in (('muon', 5), ('normuon', 5), ('muonh', 12)):
+    chain = setup(name).chain
+    assert costs.update_flops(chain, params) == iterations * products
+  # Scion orthogonalises hidden matrices alone.
+  assert costs.update_flops(setup('scion').chain, params) == 5 * products
+  # Rank 64: four products, and QR of 512 × 64 with its Q.
+  dion = costs.update_flops(setup('dion', rank_fraction=0.25).chain, params)
+  assert dion == 4 * 2 * 256 * 512 * 64 + 4 * 512 * 64**2 - 4 * 64**3 / 3
+  # Two products on each side of both matrices, and 3 % of seven halves more
+  # and of a triangular one.
+  sides = [(n, a * b) for a, b in ((1000, 256), (256, 512)) for n in (a, b)]
+  assert costs.update_flops(setup('kron').chain, params) == pytest.approx(
+    sum(4 * n * mn + 0.03 * (7 * n * mn + 2 * n**3) for n, mn in sides)
+  )
   # Gradient and momentum turned, the update turned back, the covariances.
   turns = 4 * (2 * 256**2 * 512 + 2 * 256 * 512**2)
   assert costs.update_flops(setup('soap').chain, params) == turns

@@ -15,7 +15,9 @@ from steepest.optimizers import optimizer
 
 SHAPES = {'embedding': (12, 8), 'hidden': (8, 12), 'gain': (8,)}
 # Peak rates of those whose step is not about lr in each coordinate.
-_LRS = {'prodigy': 1.0, 'adafactor': 0.1, 'schedule_free': 0.2}
+_LRS = {'prodigy': 1.0, 'adafactor': 0.1, 'schedule_free': 0.2, 'scion': 4e-4}
+# Those that hold a norm, which the optimum's, 0, is not.
+_SPHERES = ('adamh', 'muonh')
 
 
 def _run(of, start, curvature, sigma, steps):
@@ -52,6 +54,7 @@ def final(setup):
   def run(name):
     own = optimizer.find(name).hyperparameters
     keys = {'rho': 1.0, 'hessian_bias_correction': True, 'b3': 0.99}
+    keys |= {'auxiliary_lr': 0.03, 'vector_radius': 100.0}
     of = setup(
       name,
       steps=600,
@@ -78,7 +81,9 @@ def final(setup):
   return run
 
 
-@pytest.mark.parametrize('name', optimizer.names())
+@pytest.mark.parametrize(
+  'name', [name for name in optimizer.names() if name not in _SPHERES]
+)
 def test_reaches_the_optimum(name, final):
   """Rates that fall to zero take the noise out; measured: at most 0.08 %."""
   assert final(name) < 0.002

@@ -17,7 +17,10 @@ from steepest.training.state import TrainState
 _SHAPES = {'embedding': (11, 6), 'hidden': (6, 6), 'gain': (6,)}
 # Those whose state is laid out, or whose parameters are moved, in a way of
 # their own.
-_UNLIKE = ('adafactor', 'muon', 'prodigy', 'schedule_free', 'soap')
+_UNLIKE = (
+  *('adafactor', 'adamh', 'dion', 'kron', 'muon', 'muonh', 'normuon'),
+  *('prodigy', 'schedule_free', 'soap'),
+)
 
 
 def _apply(params, tokens_BxL):

@@ -1,0 +1,154 @@
+"""MuonH: Muon on a sphere (Wen et al., arXiv 2606.16899, Hyperball)."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+from jax import numpy as jnp
+import optax
+
+from steepest.optimizers import muon
+from steepest.optimizers.alias import alias
+from steepest.optimizers.optimizer import MUP, Hyper, Optimizer, lr, momentum
+from steepest.optimizers.trees import zeros_like
+
+_TINY = 1e-10
+# Mean square of a start's entries, times the inputs: that of the matrices in
+# the authors' records which do not start at zero.
+_START = 0.33
+# Coefficients that end at singular values of 1, and how often.
+_EXACT, _ITERATIONS = (2.0, -1.5, 0.5), 12
+
+
+def hyperball(
+  transform: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """Gives each update the norm of its matrix: u ← |θ|·u / |u|.
+
+  With `on_sphere` as the path this is θ ← |θ|·y / |y|, y = θ - lr·|θ|·u / |u|,
+  so that lr is about the angle that a matrix turns in a step.
+
+  Args:
+    transform: of matrices, a list of leaves, layer by layer.
+  """
+
+  def update(grads: Any, state: Any, params: Any = None):
+    updates, state = transform.update(grads, state, params)
+    scaled = [
+      u * (_radius(p) / jnp.maximum(_norm(u), _TINY))
+      for u, p in zip(updates, params)
+    ]
+    return scaled, state
+
+  return optax.GradientTransformation(transform.init, update)
+
+
+def on_sphere(
+  state: Any, params: Any, changes: Any, h: SimpleNamespace
+) -> tuple[Any, Any]:
+  """Moves hidden matrices along their spheres, the rest straight on.
+
+  A matrix at zero has no sphere and would stay: it first becomes a normal one
+  of mean square 0.33 / fan_in, the same in every run.
+  """
+  structure: Any = jax.tree.structure(params)
+
+  def move(index: int, p: Any, change: Any, kind: str) -> Any:
+    if kind != 'hidden':
+      return p - change
+    radius = _radius(p)
+
+    def fresh() -> jax.Array:
+      key = jax.random.fold_in(jax.random.key(0), index)
+      normal = jax.random.normal(key, p.shape, p.dtype)
+      start = normal * (radius / _norm(normal))
+      return jnp.where(_norm(p) == 0, start, p)
+
+    start = jax.lax.cond(jnp.any(_norm(p) == 0), fresh, lambda: p)
+    moved = start - change
+    return moved * (radius / jnp.maximum(_norm(moved), _TINY))
+
+  trees = params, changes, h.kinds
+  moved = [
+    move(i, *each) for i, each in enumerate(zip(*map(jax.tree.leaves, trees)))
+  ]
+  return structure.unflatten(moved), state
+
+
+def _norm(x: jax.Array) -> jax.Array:
+  return jnp.linalg.norm(x, axis=(-2, -1), keepdims=True)
+
+
+def _radius(p: jax.Array) -> jax.Array:
+  """Returns each layer's norm, that of its start where it is zero."""
+  start = (_START * p.shape[-1]) ** 0.5
+  return jnp.where(_norm(p) == 0, start, _norm(p))
+
+
+def scale_by_muonh(
+  b1: float, precision: str = 'momentum'
+) -> optax.GradientTransformation:
+  """Nesterov momentum, orthogonalised to singular values of 1, and its norm.
+
+  As in the authors' record (modded-nanogpt, track 3): twelve iterations. Axes
+  before the last two are layers, each with its own matrix.
+
+  Args:
+    b1: decay of the momentum, a number or traced scalar.
+    precision: of the Newton-Schulz iterations, see muon.orthogonalize.
+  """
+
+  def update(grads: Any, m: Any, params: Any = None):
+    del params
+    directions, m = muon.nesterov(b1, m, grads)
+    return muon.orthogonalize(directions, precision, _EXACT, _ITERATIONS), m
+
+  return hyperball(optax.GradientTransformation(zeros_like, update))
+
+
+# Of a method that holds its matrices' norms: what it shares with others.
+SHARED = {
+  # The records' 0.018, Levanter's 0.005 to 0.02.
+  'lr': lr(0.018, range=(0.005, 0.08), meaning='Peak angle of a step.'),
+  # On a sphere decay turns nothing; embeddings and readout have none there.
+  'weight_decay': Hyper(0.0, meaning='Of the rest; the sphere undoes it.'),
+  # As in Levanter, of embeddings, readout and vectors.
+  'auxiliary_lr': lr(6e-4, range=(6e-4, 3.2e-2), meaning='Of the rest.'),
+}
+
+
+def zeros(params: Any, kinds: Any) -> str:
+  """Returns a line on the matrices that start at zero; '' if none does."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+  names = [
+    jax.tree_util.keystr(path, simple=True, separator='/')
+    for (path, p), kind in zip(leaves, jax.tree.leaves(kinds), strict=True)
+    if kind == 'hidden' and jnp.any(_norm(p) == 0)
+  ]
+  if not names:
+    return ''
+  return (
+    f'{", ".join(names)} start at zero, where no sphere is: the first step '
+    f'makes them normal, of mean square {_START} / fan_in'
+  )
+
+
+OPTIMIZER = Optimizer(
+  name='muonh',
+  label='MuonH',
+  reference='Wen et al., arXiv 2606.16899',
+  transform=lambda h: scale_by_muonh(h.b1, h.newton_schulz),
+  path=on_sphere,
+  remark=zeros,
+  hyperparameters={
+    **SHARED,
+    'b1': momentum(0.95, meaning='Decay rate of what is orthogonalised.'),
+    'newton_schulz': muon.PRECISION,
+  },
+  # The authors find one rate for all widths; a matrix of norm √fan_out that
+  # turns by one angle has steps of one spectral norm (arXiv 2310.17813).
+  lr_factors={**MUP, 'hidden': 'norm'},
+  moves=('hidden',),
+  flops=lambda _, shape, static: muon.newton_schulz_flops(shape, _ITERATIONS),
+)
+muonh = alias(OPTIMIZER)
