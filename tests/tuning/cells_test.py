@@ -99,16 +99,18 @@ def test_targets_are_wider_proxies_under_mup(model):
   cell = cells.Cell(model, 'sophia')
   proxy = cells.trial_config(config, cell, {'lr': 1e-3}, 0)
   target = cells.target_config(config, cell, {'lr': 1e-3}, seed=1)
-  assert target.model.width == 2 * proxy.model.width
+  ratio = config.study.width_ratio
+  assert target.model.width == ratio * proxy.model.width
   shapes = model_config.resolve(target.model, 2048, target.dtype)
   rules = parametrization.resolve(target.parametrization, shapes)
   assert shapes.head_dim == proxy.model.head_dim
-  assert shapes.num_heads == 2 * proxy.model.num_heads
-  assert shapes.mlp_dim == 2 * proxy.model.mlp_dim
+  assert shapes.num_heads == ratio * proxy.model.num_heads
+  assert shapes.mlp_dim == ratio * proxy.model.mlp_dim
   for fan_in in ('width', 'heads', 'mlp'):
     factors = rules.factors(rules.hidden(fan_in)[0])
-    assert (factors.lr, factors.rho, factors.eps) == (0.5, 2.0, 0.5)
-  assert rules.readout_multiplier == 0.5
+    wanted = (1 / ratio, ratio, 1 / ratio)
+    assert (factors.lr, factors.rho, factors.eps) == wanted
+  assert rules.readout_multiplier == 1 / ratio
   # The proxy is its own base, where µP is the standard parametrization.
   shapes = model_config.resolve(proxy.model, 2048, proxy.dtype)
   rules = parametrization.resolve(proxy.parametrization, shapes)
