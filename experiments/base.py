@@ -152,7 +152,8 @@ def get_config() -> ConfigDict:
   # In place of weight_decay the share of the run in which decay at the peak
   # rate takes a weight to 1/e; 0.0: weight_decay counts.
   optimizer.decay_timescale = 0.0
-  # 'independent', 'times_lr' or 'times_role_lr': optimizers/build.py.
+  # 'independent', 'times_lr', 'times_role_lr' or 'over_width':
+  # optimizers/build.py.
   optimizer.decay_mode = 'independent'
   # Decay only what it would not undo (arXiv 2510.12402).
   optimizer.cautious = False

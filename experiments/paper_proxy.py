@@ -6,9 +6,10 @@
 
 What: the targets of paper_target.py at a tenth of the width. Depth, context,
 batch, vocabulary and head size are the targets', since µP promises a transfer
-over width alone. `:gpt2|llama,adamw|lion|sophia,single|multi`: `multi` reads a
-quarter of the tokens four times. Give each optimizer the same grid of rates,
-and another rate beyond the edge while the best one lies there.
+over width alone; warm-up and decay are the targets' as shares of the run.
+`:gpt2|llama,adamw|lion|sophia,single|multi`: `multi` reads a quarter of the
+tokens four times. experiments/paper_study.py searches rates, memories and decay
+of each optimizer alike.
 
 Ours, since the paper does not print it: shapes, batch, schedule and the
 2.6 B tokens of a trial. Sophia's curvature is bias-corrected here and in the
@@ -54,6 +55,8 @@ def get_config(arg: str = '') -> ConfigDict:
   config.batch_size = 256
   config.microbatches = 32
   config.steps = 5000
-  config.schedule.warmup_steps = 500
+  # As shares of the run: the target's is 23 times as long.
+  config.schedule.warmup = 0.02
+  config.optimizer.decay_timescale = 0.1
   config.eval_every = 0
   return config

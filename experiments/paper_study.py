@@ -4,12 +4,12 @@
         --chip=h100 --devices=64
 
 What: {GPT-2, LLaMA} × {AdamW, Lion, Sophia-G} × {60 B tokens once, 15 B four
-times}: rates are searched on the proxies of paper_proxy.py, 2.6 B tokens a
-trial, and carried to targets ten times as wide. The targets are
-paper_target.py's, but for what one study has to share so that its losses can
-be compared: GPT-2's tokenizer for both models, and for LLaMA an MLP ten times
-as wide as the proxy's. One seed, as in the paper: with one nothing is known of
-chance.
+times}: rates, memories, decay and ρ are searched on the proxies of
+paper_proxy.py, 2.6 B tokens a trial, and carried to targets ten times as wide
+and 23 times as long. The targets are paper_target.py's, but for what one study
+has to share so that its losses can be compared: GPT-2's tokenizer for both
+models, and for LLaMA an MLP ten times as wide as the proxy's. One seed, as in
+the paper: with one nothing is known of chance.
 
 Hardware: --plan says what each part takes on given chips. launch.study trains
 a target on the devices of one machine, here 8 of 80 GB; over several machines
@@ -37,7 +37,6 @@ def get_config(arg: str = '') -> ConfigDict:
     'mesh': {'fsdp': target.mesh.fsdp},
     'microbatches': target.microbatches,
     'model': {'remat': target.model.remat},
-    'schedule': {'warmup_steps': target.schedule.warmup_steps},
   }
   config.study.seeds = 1
   config.study.axis_epochs = (1, 4)

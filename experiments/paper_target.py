@@ -37,7 +37,6 @@ def get_config(arg: str = '') -> ConfigDict:
   config.mesh.fsdp = 8
   config.microbatches = 4
   config.steps = round(_TOKENS / (config.batch_size * model.context))
-  config.schedule.warmup_steps = 2000
   config.eval_every = 2000
   config.eval_tasks = 'arc_easy,arc_challenge,hellaswag,mmlu'
   return config

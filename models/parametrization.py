@@ -42,6 +42,7 @@ class Row(NamedTuple):
   independent: str
   times_lr: str
   times_role_lr: str
+  over_width: str
 
 
 def _row(cells: str) -> Row:
@@ -52,23 +53,23 @@ def _row(cells: str) -> Row:
 # The order of the cells is that of Row's fields.
 TABLE = {
   'sp': {
-    'embedding': _row('0.02     1    1    1  1  1  1    1  1  1'),
-    'hidden':    _row('1/√fan   1    1    1  1  1  1    1  1  1'),
-    'readout':   _row('1/√fan   1    1    1  1  1  1    1  1  1'),
-    'gain':      _row('1        1    1    1  1  1  1    0  0  0'),
-    'bias':      _row('0        1    1    1  1  1  1    0  0  0'),
+    'embedding': _row('0.02     1    1    1  1  1  1    1  1  1  1'),
+    'hidden':    _row('1/√fan   1    1    1  1  1  1    1  1  1  1'),
+    'readout':   _row('1/√fan   1    1    1  1  1  1    1  1  1  1'),
+    'gain':      _row('1        1    1    1  1  1  1    0  0  0  0'),
+    'bias':      _row('0        1    1    1  1  1  1    0  0  0  0'),
   },
   'mup': {
-    'embedding': _row('0.02     1    1    1  m  m  1/m  1  1  1'),
-    'hidden':    _row('1/√fan   1    1/f  s  1  m  1/m  1  1  1/f'),
-    'readout':   _row('1/√base  1/m  1    1  m  m  1/m  1  1  1'),
-    'gain':      _row('1        1    1    1  1  m  1/m  0  0  0'),
-    'bias':      _row('0        1    1    1  1  m  1/m  0  0  0'),
+    'embedding': _row('0.02     1    1    1  m  m  1/m  1  1  1    1'),
+    'hidden':    _row('1/√fan   1    1/f  s  1  m  1/m  1  1  1/f  1/f'),
+    'readout':   _row('1/√base  1/m  1    1  m  m  1/m  1  1  1    1'),
+    'gain':      _row('1        1    1    1  1  m  1/m  0  0  0    0'),
+    'bias':      _row('0        1    1    1  1  m  1/m  0  0  0    0'),
   },
 }
 # Further factors, under a depth rule, of parameters in a residual branch; the
 # forward factor is on the branch's output.
-BRANCH = _row('1  d⁻ᵃ  dᵃ⁻¹  dᵃ⁻¹  dᵃ⁻¹  dᵃ  d⁻ᵃ  1  1  dᵃ⁻¹')
+BRANCH = _row('1  d⁻ᵃ  dᵃ⁻¹  dᵃ⁻¹  dᵃ⁻¹  dᵃ  d⁻ᵃ  1  1  dᵃ⁻¹  1')
 # Factor on query-key products.
 ATTENTION = {'sp': '1/√h', 'mup': '√h₀/h'}
 # fmt: on
@@ -292,7 +293,7 @@ class Parametrization:
       cell('norm'),
       cell('rho') if self.scale_rho else 1.0,
       cell('eps'),
-      {mode: cell(mode) for mode in row._fields[-3:]},
+      {mode: cell(mode) for mode in row._fields[-4:]},
       role.kind,
     )
 

@@ -6,10 +6,12 @@ learning rate and one on the decay, r' (models/parametrization.py):
   independent    θ ← θ - s_t·(lr·r·u + wd·r'·θ), r' = 1
   times_lr       θ ← θ - s_t·lr·(r·u + wd·r'·θ), r' = 1
   times_role_lr  θ ← θ - s_t·lr·(r·u + wd·r'·θ), r' = r
+  over_width     θ ← θ - s_t·(lr·r·u + wd·r'·θ), r' = 1/width of hidden matrices
 
 `independent` is Loshchilov & Hutter's form: its wd is about 1e-4. `times_lr`
 is what torch.optim.AdamW and the authors of Lion and Sophia do, at r = 1.
 `times_role_lr` is the naive form, under which decay fades as models grow.
+`over_width` is near the best for compute-optimal runs (arXiv 2512.05620).
 Gains and biases have r' = 0. With cautious weight decay (arXiv 2510.12402)
 only entries with u·θ ≥ 0 decay.
 
@@ -40,7 +42,9 @@ from steepest.optimizers.optimizer import (
 )
 from steepest.optimizers.trees import Split, cautious
 
-DECAY_MODES = ('independent', 'times_lr', 'times_role_lr')
+DECAY_MODES = ('independent', 'times_lr', 'times_role_lr', 'over_width')
+# Those whose decay is that of a step, whatever the learning rate.
+_OF_STEP = ('independent', 'over_width')
 _FRACTION = Hyper(0.0, below=np.nextafter(1, 2))
 # Keys of experiments/base.py.
 _SLICE = (
@@ -403,7 +407,7 @@ class Chain:
     decayed = factor * decay * p if factor else jnp.zeros_like(p)
     if self.cautious and factor:
       decayed = jnp.where(u * p >= 0, decayed, 0)
-    if self.decay_mode == 'independent':
+    if self.decay_mode in _OF_STEP:
       return lr * lr_factor * u + decayed
     return lr * (lr_factor * u + decayed)
 

@@ -81,7 +81,7 @@ def apply(
         optimizer[name] = b
     elif horizon:
       decay = 1 / (horizon * steps)
-      if optimizer.decay_mode != 'independent':
+      if optimizer.decay_mode.startswith('times_'):
         decay /= _setting(optimizer, own, 'lr')
       optimizer[name] = decay
   if betas:

@@ -148,7 +148,6 @@ def test_target_is_the_proxy_grown(variant):
     'model.num_heads',
     'model.remat',
     'model.width',
-    'schedule.warmup_steps',
     'stage',
     'steps',
   }

@@ -99,6 +99,7 @@ def test_factors_by_hand(build_model):
         'independent': 1,
         'times_lr': 1,
         'times_role_lr': pytest.approx(f.lr),
+        'over_width': pytest.approx(f.lr),
       }, path
     assert (f.rho, f.eps) == (4, 1 / 4), path
   assert built.rules.readout_multiplier == 1 / 4
@@ -184,7 +185,7 @@ def test_the_page_renders_the_table():
     section = page.partition(f'| `{kind}` |')[2].partition('\n\n')[0]
     for role, row in rows.items():
       assert f'| {role} | {" | ".join(row)} |' in section, (kind, role)
-    for column in row._fields[-3:]:
+    for column in row._fields[-4:]:
       assert f'`{column}`' in section
   cells = parametrization.BRANCH[1:]
   assert f'| branch | {" | ".join(cells)} |' in page

@@ -26,6 +26,7 @@ def _update(setup, factors, params, grads, state=None, name='lion', **keys):
     ('independent', 0.25, 2 - (0.1 * 0.25 * 1 + 0.5 * 2)),
     ('times_lr', 0.25, 2 - 0.1 * (0.25 * 1 + 0.5 * 2)),
     ('times_role_lr', 0.25, 2 - 0.1 * 0.25 * (1 + 0.5 * 2)),
+    ('over_width', 0.25, 2 - 0.25 * (0.1 * 1 + 0.5 * 2)),
     ('independent', 1.0, 2 - (0.1 + 1)),
     ('times_lr', 1.0, 2 - 0.1 * 2),
     ('times_role_lr', 1.0, 2 - 0.1 * 2),
@@ -39,7 +40,8 @@ def test_decay_modes(mode, r, wanted, scheduled, setup, plain):
     schedule['warmup_steps'] = 3
     wanted = 2 - (2 - wanted) / 4
   params, grads = {'w': jnp.array([2.0])}, {'w': jnp.array([0.3])}
-  decay = {**dict.fromkeys(build.DECAY_MODES, 1.0), 'times_role_lr': r}
+  fades = dict.fromkeys(('times_role_lr', 'over_width'), r)
+  decay = {**dict.fromkeys(build.DECAY_MODES, 1.0), **fades}
   factors = {'w': dataclasses.replace(plain(lr=r), decay=decay)}
   keys = {'lr': 0.1, 'weight_decay': 0.5, 'decay_mode': mode}
   new, _, _ = _update(setup, factors, params, grads, schedule=schedule, **keys)
