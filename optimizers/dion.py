@@ -108,7 +108,7 @@ OPTIMIZER = Optimizer(
   transform=lambda h: scale_by_dion(h.b1, h.rank_fraction),
   hyperparameters={
     # The authors': 0.01 by default, 0.02 for 160M parameters.
-    'lr': lr(0.01, range=(2.5e-3, 0.08)),
+    'lr': lr(0.01, range=(4e-3, 0.032)),
     'b1': momentum(0.95, meaning='Share of a used direction that stays.'),
     'rank_fraction': Hyper(
       1.0,

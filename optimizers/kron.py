@@ -248,7 +248,7 @@ OPTIMIZER = Optimizer(
   ),
   hyperparameters={
     # The authors': 3e-4 to 1e-3, a third of Adam's.
-    'lr': lr(3e-4, range=(3e-4, 3e-3)),
+    'lr': lr(3e-4, range=(3e-4, 2.4e-3)),
     'b1': momentum(0.9),
     'weight_decay': weight_decay(0.0),
     'precond_lr': Hyper(0.1, meaning='Step of the factors.'),

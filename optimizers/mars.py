@@ -73,7 +73,7 @@ OPTIMIZER = Optimizer(
   transform=lambda h: scale_by_mars(h.b1, h.b2, h.eps, h.gamma),
   hyperparameters={
     # The authors': 3e-3 by default, 6e-3 for GPT-2 small.
-    'lr': lr(3e-3, range=(1e-3, 1.2e-2)),
+    'lr': lr(3e-3, range=(1.5e-3, 1.2e-2)),
     'b1': momentum(0.95),
     'b2': memory(0.99),
     'eps': epsilon(1e-8, factor='eps'),

@@ -109,11 +109,11 @@ def scale_by_muonh(
 # Of a method that holds its matrices' norms: what it shares with others.
 SHARED = {
   # The records' 0.018, Levanter's 0.005 to 0.02.
-  'lr': lr(0.018, range=(0.005, 0.08), meaning='Peak angle of a step.'),
+  'lr': lr(0.018, range=(0.006, 0.048), meaning='Peak angle of a step.'),
   # On a sphere decay turns nothing; embeddings and readout have none there.
   'weight_decay': Hyper(0.0, meaning='Of the rest; the sphere undoes it.'),
   # As in Levanter, of embeddings, readout and vectors.
-  'auxiliary_lr': lr(6e-4, range=(6e-4, 3.2e-2), meaning='Of the rest.'),
+  'auxiliary_lr': lr(6e-4, range=(6e-4, 1.92e-2), meaning='Of the rest.'),
 }
 
 

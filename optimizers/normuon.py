@@ -91,7 +91,7 @@ OPTIMIZER = Optimizer(
   transform=lambda h: scale_by_normuon(h.b1, h.b2, h.scale, h.newton_schulz),
   hyperparameters={
     # The authors', in three repositories: 0.01, 0.02 and 0.035.
-    'lr': lr(0.02, range=(0.005, 0.08)),
+    'lr': lr(0.02, range=(0.007, 0.056)),
     'b1': momentum(0.95, meaning='Decay rate of what is orthogonalised.'),
     'b2': memory(0.95, meaning="Decay rate of the rows' mean squares."),
     'scale': Hyper(
@@ -102,7 +102,7 @@ OPTIMIZER = Optimizer(
     ),
     'newton_schulz': muon.PRECISION,
     # Of embeddings, readout and vectors, as in the authors' code.
-    'auxiliary_lr': lr(3e-4, range=(3e-4, 3.2e-2), meaning='Of the rest.'),
+    'auxiliary_lr': lr(3e-4, range=(3e-4, 9.6e-3), meaning='Of the rest.'),
     'auxiliary_eps': epsilon(1e-10, factor='eps'),
     'auxiliary_weight_decay': Hyper(0.0, meaning='Of the rest.'),
   },

@@ -80,12 +80,16 @@ OPTIMIZER = Optimizer(
   ),
   hyperparameters={
     # The authors': 2^-12, 0.00036.
-    'lr': lr(2**-12, range=(2**-14, 2**-9)),
+    'lr': lr(2**-12, range=(2**-13.5, 2**-10.5)),
     'b1': momentum(0.9, meaning="Decay rate; one minus the authors' momentum."),
     'weight_decay': Hyper(1.0, meaning='1: the constraint; 0: without it.'),
-    'radius': Hyper(50.0, meaning='Spectral norm over √(out / in).'),
+    'radius': Hyper(
+      50.0, range=(12.5, 100.0), meaning='Spectral norm over √(out / in).'
+    ),
     'outer_radius': Hyper(
-      3000.0, meaning='Largest entry of embeddings and readout, times width.'
+      3000.0,
+      range=(750.0, 6000.0),
+      meaning='Largest entry of embeddings and readout, times width.',
     ),
     'vector_radius': Hyper(1.0, meaning='Root mean square of vectors.'),
     'newton_schulz': muon.PRECISION,

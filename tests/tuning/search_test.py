@@ -368,7 +368,9 @@ def test_shipped_studies_search_alike(recipe):
     own = find(name).hyperparameters
     searched = {d.name for d in search.dimensions(config, name)}
     for key in ('b1', 'b2', 'weight_decay', 'rho', 'auxiliary_lr'):
-      if key in own:
+      # On a sphere nothing decays, and in a ball all do by 1.
+      held = key == 'weight_decay' and name in ('adamh', 'muonh', 'scion')
+      if key in own and not held:
         assert horizons.key(key, own[key]) in searched, (name, key)
     run = cells.trial_config(config, cells.Cell('gpt2', name), {}, 0)
     assert run.optimizer.betas is None
