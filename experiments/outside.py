@@ -20,25 +20,26 @@ def stem(name: str) -> str:
   return pathlib.Path(name).stem if is_path(name) else name
 
 
-def absolute(names: str) -> str:
-  """Returns names separated by commas, the paths among them absolute.
+def absolute(name: str) -> str:
+  """Returns a path as an absolute one, and a name as it is.
 
-  A limit may follow a path, './trivia.py:100'.
+  A limit may follow, './trivia.py:100'.
+  """
+  match = re.fullmatch(r'\s*(.+\.py)((?::\d+)?)\s*', name)
+  return name if match is None else os.path.abspath(match[1]) + match[2]
+
+
+def absolute_each(names: str) -> str:
+  """Returns `absolute` of names separated by commas.
 
   Raises:
     ValueError: a path would hold a comma.
   """
-  return ','.join(map(_absolute, names.split(',')))
-
-
-def _absolute(word: str) -> str:
-  match = re.fullmatch(r'\s*(.+\.py)((?::\d+)?)\s*', word)
-  if match is None:
-    return word
-  path = os.path.abspath(match[1])
-  if ',' in path:
-    raise ValueError(f'{path}: the path of a file may hold no comma')
-  return path + match[2]
+  found = [absolute(name) for name in names.split(',')]
+  for path in found:
+    if ',' in path:
+      raise ValueError(f'{path}: give a path without a comma')
+  return ','.join(found)
 
 
 def load(

@@ -132,12 +132,12 @@ def make_absolute(config: ConfigDict) -> None:
   Raises:
     ValueError: a path would hold a comma.
   """
-  config.eval_tasks = outside.absolute(config.eval_tasks)
-  groups = [(config.model, 'name'), (config.optimizer, 'name')]
+  for group in (config.model, config.optimizer):
+    group.name = outside.absolute(group.name)
+  config.eval_tasks = outside.absolute_each(config.eval_tasks)
   if 'study' in config:
-    groups += [(config.study, 'models'), (config.study, 'optimizers')]
-  for group, key in groups:
-    group[key] = outside.absolute(group[key])
+    for key in ('models', 'optimizers'):
+      config.study[key] = outside.absolute_each(config.study[key])
 
 
 def check_ranges(config: ConfigDict) -> None:

@@ -97,7 +97,8 @@ def optimizers(config: ConfigDict) -> list[str]:
 def _check_distinct(key: str, given: str, named: Sequence[str]) -> None:
   if len(set(named)) < len(named):
     raise ValueError(
-      f'study.{key}={given!r}: give each once, by a name of its own'
+      f'study.{key}={given!r}: these are named {", ".join(named)}; give each '
+      'once, by a name of its own'
     )
 
 
