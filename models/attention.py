@@ -13,27 +13,10 @@ from flax import linen as nn
 import jax
 from jax import numpy as jnp
 
-from steepest.models import layers, remat
-from steepest.models.config import ModelConfig
-from steepest.models.parametrization import Parametrization
+from steepest.models import remat
 
 # Tokens of a tile on TPUs; the kernel asks for multiples of the last.
 TILES = (512, 256, 128)
-
-
-def head_norm(
-  config: ModelConfig, rules: Parametrization
-) -> Callable[[str], layers.Layer]:
-  """Returns what makes a head's normalisation of that name.
-
-  Normalised before rotary positions, queries and keys have products that
-  cannot grow without bound (Dehghani et al., arXiv 2302.05442; this form, whose
-  gain the heads share, is that of Qwen3, arXiv 2505.09388). Without `qk_norm`
-  nothing is normalised.
-  """
-  if config.qk_norm:
-    return lambda name: layers.RMSNorm(config, rules, residual=True, name=name)
-  return lambda name: lambda x_BxLxHxh: x_BxLxHxh
 
 
 def attend(

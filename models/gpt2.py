@@ -1,7 +1,6 @@
 """GPT-2 (Radford et al. 2019): learned positions, LayerNorm, tanh-GELU.
 
-B batch, L length, D width, H heads, h head dim, F MLP features, V vocabulary,
-P positions.
+B batch, L length, D width, F MLP features, V vocabulary, P positions.
 """
 
 import functools
@@ -11,7 +10,7 @@ from flax import linen as nn
 import jax
 from jax import numpy as jnp
 
-from steepest.models import attention, layers, remat
+from steepest.models import layers, remat
 from steepest.models.config import ACTIVATIONS, ModelConfig
 from steepest.models.parametrization import Parametrization
 
@@ -93,37 +92,6 @@ class Block(layers.Block):
 
   def norm(self, name: str) -> layers.Layer:
     return LayerNorm(self.config, self.rules, residual=True, name=name)
-
-  def attention(
-    self,
-    x_BxLxD: jax.Array,
-    segment_ids_BxL: jax.Array | None,
-    positions_BxL: jax.Array | None,
-  ) -> jax.Array:
-    """Returns what attention adds, B×L×D."""
-    c, rules = self.config, self.rules
-    size = c.num_heads * c.head_dim
-    role, init = rules.hidden('width', fan_out='heads')
-    query = (role, nn.initializers.zeros if c.zero_init_query else init)
-    heads = ('width', 'heads')
-    shape = (*x_BxLxD.shape[:2], c.num_heads, c.head_dim)
-    q_BxLxHxh = self.linear('query', size, query, heads)(x_BxLxD)
-    k_BxLxHxh = self.linear('key', size, (role, init), heads)(x_BxLxD)
-    v_BxLxHxh = self.linear('value', size, (role, init), heads)(x_BxLxD)
-    norm = attention.head_norm(c, rules)
-    y_BxLxHxh = attention.attend(
-      self,
-      norm('query_norm')(q_BxLxHxh.reshape(shape)),
-      norm('key_norm')(k_BxLxHxh.reshape(shape)),
-      v_BxLxHxh.reshape(shape),
-      rules.attention_scale,
-      segment_ids_BxL,
-      positions_BxL,
-    )
-    output = rules.hidden('heads', writes_residual=True)
-    return self.linear('output', c.width, output, ('heads', 'width'))(
-      y_BxLxHxh.reshape(*shape[:2], size)
-    )
 
   def mlp(self, x_BxLxD: jax.Array) -> jax.Array:
     """Returns what the MLP adds, B×L×D."""

@@ -1,6 +1,7 @@
 """What models share: linear layers, RMSNorm, a block's frame, both ends.
 
-B batch, L length, D width, V vocabulary, I inputs, O outputs.
+B batch, L length, D width, H heads, K key-value heads, h head dim,
+V vocabulary, I inputs, O outputs.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import jax
 from jax import numpy as jnp
 from jax.typing import DTypeLike
 
-from steepest.models import remat
+from steepest.models import attention, remat
 from steepest.models.config import ModelConfig
 from steepest.models.parametrization import (
   Parameter,
@@ -84,7 +85,8 @@ class RMSNorm(nn.Module):
 class Block(nn.Module):
   """Attention and MLP, each added to the residual stream.
 
-  A model says what its `norm`, `attention` and `mlp` are.
+  A model says what its `norm` and `mlp` are, and how it would `rotate` queries
+  and keys.
   """
 
   config: ModelConfig
@@ -109,6 +111,16 @@ class Block(nn.Module):
     """Returns the normalisation of that name, B×L×D to B×L×D."""
     raise NotImplementedError
 
+  def rotate(
+    self, x_BxLxHxh: jax.Array, positions_BxL: jax.Array | None
+  ) -> jax.Array:
+    """Returns queries or keys, rotated by their positions in some models."""
+    return x_BxLxHxh
+
+  def mlp(self, x_BxLxD: jax.Array) -> jax.Array:
+    """Returns what the MLP adds, B×L×D."""
+    raise NotImplementedError
+
   def attention(
     self,
     x_BxLxD: jax.Array,
@@ -116,11 +128,44 @@ class Block(nn.Module):
     positions_BxL: jax.Array | None,
   ) -> jax.Array:
     """Returns what attention adds, B×L×D."""
-    raise NotImplementedError
+    c, rules = self.config, self.rules
+    h, (B, L, _) = c.head_dim, x_BxLxD.shape
+    role, init = rules.hidden('width', fan_out='heads')
+    query = (role, nn.initializers.zeros if c.zero_init_query else init)
+    key = value = rules.hidden('width', fan_out='kv_heads')
+    project = lambda name, heads, weight, axis: self.linear(
+      name, heads * h, weight, ('width', axis)
+    )(x_BxLxD).reshape(B, L, heads, h)
+    placed = lambda name, x_BxLxHxh: self.rotate(
+      self.head_norm(name, x_BxLxHxh), positions_BxL
+    )
+    q_BxLxHxh = project('query', c.num_heads, query, 'heads')
+    k_BxLxKxh = project('key', c.num_kv_heads, key, 'kv_heads')
+    y_BxLxHxh = attention.attend(
+      self,
+      placed('query_norm', q_BxLxHxh),
+      placed('key_norm', k_BxLxKxh),
+      project('value', c.num_kv_heads, value, 'kv_heads'),
+      rules.attention_scale,
+      segment_ids_BxL,
+      positions_BxL,
+    )
+    output = rules.hidden('heads', writes_residual=True)
+    return self.linear('output', c.width, output, ('heads', 'width'))(
+      y_BxLxHxh.reshape(B, L, c.num_heads * h)
+    )
 
-  def mlp(self, x_BxLxD: jax.Array) -> jax.Array:
-    """Returns what the MLP adds, B×L×D."""
-    raise NotImplementedError
+  def head_norm(self, name: str, x_BxLxHxh: jax.Array) -> jax.Array:
+    """Normalises the features of each head, if the model has `qk_norm`.
+
+    Normalised before rotary positions, queries and keys have products that
+    cannot grow without bound (Dehghani et al., arXiv 2302.05442; this form,
+    whose gain the heads share, is that of Qwen3, arXiv 2505.09388).
+    """
+    if not self.config.qk_norm:
+      return x_BxLxHxh
+    norm = RMSNorm(self.config, self.rules, residual=True, name=name)
+    return norm(x_BxLxHxh)
 
   def linear(
     self, name: str, features: int, weight: RoleAndInit, axes: tuple[str, str]

@@ -8,7 +8,7 @@ from flax import linen as nn
 import jax
 from jax import numpy as jnp
 
-from steepest.models import attention, layers, remat
+from steepest.models import layers, remat
 from steepest.models.config import ACTIVATIONS, ModelConfig
 from steepest.models.parametrization import Parametrization
 
@@ -68,38 +68,10 @@ class Block(layers.Block):
   def norm(self, name: str) -> layers.Layer:
     return layers.RMSNorm(self.config, self.rules, residual=True, name=name)
 
-  def attention(
-    self,
-    x_BxLxD: jax.Array,
-    segment_ids_BxL: jax.Array | None,
-    positions_BxL: jax.Array | None,
+  def rotate(
+    self, x_BxLxHxh: jax.Array, positions_BxL: jax.Array | None
   ) -> jax.Array:
-    """Returns what attention adds, B×L×D."""
-    c, rules = self.config, self.rules
-    h, (B, L, _) = c.head_dim, x_BxLxD.shape
-    role, init = rules.hidden('width', fan_out='heads')
-    query = (role, nn.initializers.zeros if c.zero_init_query else init)
-    key = value = rules.hidden('width', fan_out='kv_heads')
-    project = lambda name, heads, weight, axis: self.linear(
-      name, heads * h, weight, ('width', axis)
-    )(x_BxLxD).reshape(B, L, heads, h)
-    turn = lambda x_BxLxHxh: rotate(x_BxLxHxh, c.rope_base, positions_BxL)
-    norm = attention.head_norm(c, rules)
-    q_BxLxHxh = project('query', c.num_heads, query, 'heads')
-    k_BxLxKxh = project('key', c.num_kv_heads, key, 'kv_heads')
-    y_BxLxHxh = attention.attend(
-      self,
-      turn(norm('query_norm')(q_BxLxHxh)),
-      turn(norm('key_norm')(k_BxLxKxh)),
-      project('value', c.num_kv_heads, value, 'kv_heads'),
-      rules.attention_scale,
-      segment_ids_BxL,
-      positions_BxL,
-    )
-    output = rules.hidden('heads', writes_residual=True)
-    return self.linear('output', c.width, output, ('heads', 'width'))(
-      y_BxLxHxh.reshape(B, L, c.num_heads * h)
-    )
+    return rotate(x_BxLxHxh, self.config.rope_base, positions_BxL)
 
   def mlp(self, x_BxLxD: jax.Array) -> jax.Array:
     """Returns what SwiGLU adds, B×L×D."""
