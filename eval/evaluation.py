@@ -92,7 +92,7 @@ def prepare(
   data_dir: str | os.PathLike[str],
   limit: int = 0,
 ) -> Suite:
-  """Reads benchmarks; they are tokenised as they are scored.
+  """Reads and tokenises benchmarks.
 
   Args:
     tokenizer: the model's.

@@ -3,11 +3,9 @@
 The rules are those of lm-evaluation-harness 0.4.13 for decoder-only models.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import dataclasses
 import pathlib
-import threading
-from typing import overload
 
 from steepest.data.tokenizers import Tokenizer
 from steepest.eval.questions import Question, read_jsonl
@@ -111,64 +109,7 @@ def _encode(
   return {text: tuple(ids) for text, ids in zip(ordered, encoded)}
 
 
-class Requests(Sequence[Request]):
-  """Requests that are tokenised when they are first read.
-
-  The first ones can be scored while the others are still text.
-  """
-
-  def __init__(
-    self,
-    tokenizer: Tokenizer,
-    keys: Sequence[tuple[str, int, int]],
-    pairs: Sequence[tuple[str, str]],
-  ):
-    """Makes requests of (context, continuation)s.
-
-    Args:
-      tokenizer: the model's.
-      keys: task, doc_id and choice of each.
-      pairs: their strings.
-    """
-    self._tokenizer = tokenizer
-    self._keys = keys
-    self._pairs = pairs
-    self._done: list[Request] = []
-    self._lock = threading.Lock()
-
-  def __len__(self) -> int:
-    return len(self._keys)
-
-  @overload
-  def __getitem__(self, index: int) -> Request: ...
-
-  @overload
-  def __getitem__(self, index: slice) -> Sequence[Request]: ...
-
-  def __getitem__(self, index: int | slice) -> Request | Sequence[Request]:
-    self._tokenize(len(self))
-    return self._done[index]
-
-  def __iter__(self) -> Iterator[Request]:
-    for i in range(len(self)):
-      if i >= len(self._done):
-        self._tokenize(i + 1)
-      yield self._done[i]
-
-  def _tokenize(self, count: int) -> None:
-    """Tokenises at least the first `count`."""
-    with self._lock:
-      while len(self._done) < count:
-        part = slice(len(self._done), len(self._done) + _CHUNK)
-        pairs = self._pairs[part]
-        ids = tokenize(self._tokenizer, pairs)
-        self._done += [
-          Request(*key, *pair, *of_pair)
-          for key, pair, of_pair in zip(self._keys[part], pairs, ids)
-        ]
-
-
-def build(tokenizer: Tokenizer, questions: Sequence[Question]) -> Requests:
+def build(tokenizer: Tokenizer, questions: Sequence[Question]) -> list[Request]:
   """Returns the requests of `questions`, in order."""
   keys = []
   pairs = []
@@ -176,10 +117,10 @@ def build(tokenizer: Tokenizer, questions: Sequence[Question]) -> Requests:
     for choice, pair in enumerate(question.pairs()):
       keys.append((question.task.name, question.doc_id, choice))
       pairs.append(pair)
-  return Requests(tokenizer, keys, pairs)
+  return _requests(tokenizer, keys, pairs)
 
 
-def read_requests(path: pathlib.Path, tokenizer: Tokenizer) -> Requests:
+def read_requests(path: pathlib.Path, tokenizer: Tokenizer) -> list[Request]:
   """Reads pairs from JSON lines with the first five fields of a Request.
 
   Raises:
@@ -205,7 +146,26 @@ def read_requests(path: pathlib.Path, tokenizer: Tokenizer) -> Requests:
       )
     keys.append((row['task'], row['doc_id'], row['choice']))
     pairs.append((row['context'], row['continuation']))
-  return Requests(tokenizer, keys, pairs)
+  return _requests(tokenizer, keys, pairs)
+
+
+def _requests(
+  tokenizer: Tokenizer,
+  keys: Sequence[tuple[str, int, int]],
+  pairs: Sequence[tuple[str, str]],
+) -> list[Request]:
+  """Returns the requests of (task, doc_id, choice)s and their strings."""
+  found: list[Request] = []
+  # In portions: the tokenizer's own results take far more room than the ids.
+  for start in range(0, len(pairs), _CHUNK):
+    part = slice(start, start + _CHUNK)
+    found += [
+      Request(*key, *pair, *ids)
+      for key, pair, ids in zip(
+        keys[part], pairs[part], tokenize(tokenizer, pairs[part])
+      )
+    ]
+  return found
 
 
 def truncate(

@@ -85,27 +85,23 @@ def test_truncation_keeps_the_last_tokens(context, continuation, max_length):
   assert (*inputs, whole[-1]) == whole[-(len(inputs) + 1) :]
 
 
-def test_requests_are_tokenised_as_they_are_read(monkeypatch, tokenizer):
-  monkeypatch.setattr(requests, '_CHUNK', 4)
-  seen = []
-  tokenize = requests.tokenize
-  monkeypatch.setattr(
-    requests,
-    'tokenize',
-    lambda tokenizer, pairs: (
-      seen.append(len(pairs)) or tokenize(tokenizer, pairs)
-    ),
-  )
-  keys = [('t', i, 0) for i in range(10)]
-  pairs = [('The capital', f' of {i}') for i in range(10)]
-  lazy = requests.Requests(tokenizer, keys, pairs)
-  assert len(lazy) == 10 and not seen
-  first = next(iter(lazy))
-  assert (first.doc_id, seen) == (0, [4])
-  assert [request.doc_id for request in lazy] == list(range(10))
-  assert lazy[9].continuation_ids == tuple(tokenizer.encode(' of 9'))
-  assert [request.doc_id for request in lazy[2:5]] == [2, 3, 4]
-  assert seen == [4, 4, 2]
+def test_requests_are_tokenised_in_portions(monkeypatch, tokenizer, tmp_path):
+  file = tmp_path / 'pairs.jsonl'
+  lines = [
+    {
+      'task': 't',
+      'doc_id': i,
+      'choice': 0,
+      'context': 'a' * i,
+      'continuation': 'b',
+    }
+    for i in range(5)
+  ]
+  file.write_text('\n'.join(map(json.dumps, lines)))
+  whole = requests.read_requests(file, tokenizer)
+  monkeypatch.setattr(requests, '_CHUNK', 2)
+  assert requests.read_requests(file, tokenizer) == whole
+  assert [request.doc_id for request in whole] == list(range(5))
 
 
 def test_given_pairs_need_their_fields(tmp_path, tokenizer):
