@@ -145,14 +145,19 @@ def _distinct(
       yield documents.Document(text, source)
 
 
-def _modules() -> Iterator[documents.Document]:
-  """Yields modules of Python's library in the order of their names' hashes."""
+def library() -> dict[str, pathlib.Path]:
+  """Returns the modules of the running Python's library, by path below it."""
   root = pathlib.Path(sysconfig.get_paths()['stdlib'])
-  paths = {
+  return {
     path.relative_to(root).as_posix(): path
     for path in root.rglob('*.py')
     if not _NOT_CODE & set(path.relative_to(root).parts)
   }
+
+
+def _modules() -> Iterator[documents.Document]:
+  """Yields modules of Python's library in the order of their names' hashes."""
+  paths = library()
   characters = 0
   for name in sorted(paths, key=lambda n: hashlib.sha256(n.encode()).digest()):
     if not 0 < paths[name].stat().st_size <= _MODULE_BYTES:

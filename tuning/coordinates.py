@@ -7,25 +7,29 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import pathlib
-import sysconfig
 from typing import Any
 
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 import numpy as np
 import rich.console
 from rich.progress import Progress
 
+from steepest.data import corpus
 from steepest.experiments import base, outside
-from steepest.models import config as model_config, parametrization
-from steepest.models.config import ModelConfig
-from steepest.models.parametrization import Parametrization
+from steepest.models import config as model_config
 from steepest.optimizers import build
 from steepest.optimizers.optimizer import find
-from steepest.training import environment, metrics, step as step_lib
-from steepest.training.state import Setup, Spec, TrainState, key_for, setup
+from steepest.training import (
+  environment,
+  metrics,
+  run,
+  state as state_lib,
+  step as step_lib,
+)
+from steepest.training.state import TrainState
 from steepest.tuning import slopes
 
 # Large, as the check asks for, yet below those at which narrow models, whose
@@ -57,9 +61,7 @@ _QUICK = {
 # The text: modules of the running Python's library, as bytes.
 VOCAB_SIZE = 256
 _BYTES = 4_000_000
-_NOT_CODE = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages'}
 
-MakeRules = Callable[[ConfigDict, ModelConfig], Parametrization]
 Quantities = dict[str, float]
 
 
@@ -151,16 +153,13 @@ def _lr(settings: Settings) -> float:
 
 
 def check(
-  settings: Settings,
-  console: rich.console.Console,
-  make_rules: MakeRules = parametrization.resolve,
+  settings: Settings, console: rich.console.Console
 ) -> list[slopes.Row]:
   """Trains every size and judges the slopes.
 
   Args:
     settings: what is checked.
     console: where progress is shown.
-    make_rules: the parametrization; exchanged by tests of this check.
 
   Raises:
     ValueError: a name is unknown or a width does not divide.
@@ -177,7 +176,7 @@ def check(
     task = bar.add_task('compiling', total=total)
     for width, depth in sizes:
       bar.update(task, description=f'width {width}, {depth} layers')
-      size = Size(settings, width, depth, make_rules)
+      size = Size(settings, width, depth)
       measured[width, depth] = [
         size.measure(text, seed, lambda: bar.advance(task))
         for seed in range(settings.seeds)
@@ -221,42 +220,18 @@ def describe(settings: Settings) -> str:
 class Size:
   """The compiled functions of one width and depth."""
 
-  def __init__(
-    self,
-    settings: Settings,
-    width: int,
-    depth: int,
-    make_rules: MakeRules = parametrization.resolve,
-  ):
-    """Resolves the shapes; nothing is compiled yet.
-
-    Args:
-      settings: what is checked.
-      width: of the residual stream.
-      depth: layers.
-      make_rules: the parametrization, exchanged by tests of the check.
-    """
+  def __init__(self, settings: Settings, width: int, depth: int):
+    """Resolves the shapes; nothing is compiled yet."""
     c = config(settings, width, depth)
     self.steps = settings.steps
     self._model = model_config.resolve(c.model, VOCAB_SIZE, c.dtype)
-    self._rules = make_rules(c.parametrization, self._model)
     self._file = model_config.find_model(c.model.name)
-    spec = Spec(
-      self._rules,
-      build.static(c.optimizer),
-      build.static(c.schedule),
-      FrozenConfigDict(c.mesh),
-      _BATCH,
-      microbatches=1,
-    )
-    self._setup: Setup = setup(spec, (jax.devices()[0],))
-    self._module, self._chain = self._setup.module, self._setup.chain
-    self._factors = self._chain.factors
+    self.setup = run.make_setup(c, self._model, (jax.devices()[0],))
+    self._chain = self.setup.chain
     self._hypers = build.hyperparameters(c.optimizer, c.schedule, c.steps)
     jit = functools.partial(jax.jit, compiler_options=_QUICK)
-    self.init = jit(self._init)
     self._jit_step = jit(
-      functools.partial(step_lib.train_step, self._setup), donate_argnums=0
+      functools.partial(step_lib.train_step, self.setup), donate_argnums=0
     )
     self._jit_activations = jit(self.activations)
     self._jit_changes = jit(self._changes)
@@ -280,7 +255,7 @@ class Size:
       `unclipped/ROLE`: share of coordinates that it does not clip.
     """
     batch = lambda step: text_batch(text, _BATCH, _CONTEXT, seed, step)
-    state = self.init(np.uint32(seed))
+    state = state_lib.init(self.setup, seed)
     last = batch(self.steps)
     start = self._jit_activations(state.params, last['inputs'])
     for step in range(self.steps):
@@ -314,7 +289,7 @@ class Size:
       return y
 
     with nn.intercept_methods(record):
-      self._module.apply({'params': params}, tokens_BxL)
+      self.setup.module.apply({'params': params}, tokens_BxL)
     named = {k: v for k, v in found.items() if not k.startswith('block_')}
     for name, i in (('first', 0), ('last', self._model.num_layers - 1)):
       block = f'block_{i}'
@@ -339,7 +314,7 @@ class Size:
       q_BxLxHxh = self._file.rotate(q_BxLxHxh, m.rope_base)
       k_BxLxKxh = self._file.rotate(k_BxLxKxh, m.rope_base)
     k_BxLxHxh = jnp.repeat(k_BxLxKxh, m.num_heads // m.num_kv_heads, 2)
-    scale = self._rules.attention_scale
+    scale = self.setup.module.rules.attention_scale
     logits_BxHxLxL = jnp.einsum('BqHh,BkHh->BHqk', q_BxLxHxh, k_BxLxHxh)
     # Queries start at zero and are still on their way; keys have their size.
     k_BxLxH = jnp.linalg.norm(k_BxLxHxh, axis=-1)
@@ -348,16 +323,6 @@ class Size:
     return (
       scale * logits_BxHxLxL[:, :, rows_P, columns_P],
       scale * limits_BxHxLxL[:, :, rows_P, columns_P],
-    )
-
-  def _init_boxed(self, seed: Any) -> Any:
-    tokens_BxL = jnp.zeros((1, _CONTEXT), jnp.int32)
-    return self._module.init(key_for(seed, 'init', 0), tokens_BxL)['params']
-
-  def _init(self, seed: jax.Array) -> TrainState:
-    params = nn.unbox(self._init_boxed(seed))
-    return TrainState(
-      jnp.zeros([], jnp.int32), params, self._chain.init(params)
     )
 
   def _changes(
@@ -385,14 +350,14 @@ class Size:
       opt_state = self._chain.init(params)._replace(m=opt_state.m)
 
       def fold(i: jax.Array, opt_state: Any) -> Any:
-        h = step_lib.curvature(self._setup, params, batch, seed, state.step + i)
+        h = step_lib.curvature(self.setup, params, batch, seed, state.step + i)
         return self._chain.update_curvature(opt_state, h, hypers, state.step)
 
       opt_state = jax.lax.fori_loop(0, DRAWS, fold, opt_state)
       weight = 1 - hypers['b2'] ** DRAWS
       means = self._role_means(opt_state.h)
       found |= {f'curvature/{k}': h / weight for k, h in means.items()}
-    _, grads = step_lib.gradient(self._setup, params, batch)
+    _, grads = step_lib.gradient(self.setup, params, batch)
     after, _, stats = self._chain.update(
       grads, opt_state, params, state.step, hypers
     )
@@ -412,7 +377,9 @@ class Size:
   def _role_means(self, tree: Any) -> dict[str, jax.Array]:
     """Returns the mean entry of the parameters of each role."""
     leaves: dict[str, list[jax.Array]] = {}
-    for x, f in zip(jax.tree.leaves(tree), jax.tree.leaves(self._factors)):
+    for x, f in zip(
+      jax.tree.leaves(tree), jax.tree.leaves(self._chain.factors)
+    ):
       leaves.setdefault(f.kind, []).append(x)
     mean = lambda xs: sum(x.sum() for x in xs) / sum(x.size for x in xs)
     return {kind: mean(xs) for kind, xs in leaves.items()}
@@ -427,12 +394,7 @@ def read_text() -> np.ndarray:
   Raises:
     FileNotFoundError: the library's source is not there.
   """
-  root = pathlib.Path(sysconfig.get_paths()['stdlib'])
-  paths = {
-    path.relative_to(root).as_posix(): path
-    for path in root.rglob('*.py')
-    if not _NOT_CODE & set(path.relative_to(root).parts)
-  }
+  paths = corpus.library()
   text = bytearray()
   for name in sorted(paths):
     text += paths[name].read_bytes()
@@ -440,8 +402,8 @@ def read_text() -> np.ndarray:
       break
   if len(text) < _BYTES:
     raise FileNotFoundError(
-      f'{root}: {len(text)} bytes of *.py, {_BYTES} are needed: use a Python '
-      "that has its library's source"
+      f'{len(text)} bytes of *.py are in the library of this Python, {_BYTES} '
+      'are needed: use a Python that has the source of its library'
     )
   return np.frombuffer(bytes(text[:_BYTES]), np.uint8)
 

@@ -128,19 +128,6 @@ _BANDS = {
 }
 
 
-def band(axis: str, quantity: str) -> Band | None:
-  """Returns the slopes that pass; None: recorded without a verdict.
-
-  Args:
-    axis: 'width' or 'depth'.
-    quantity: as tuning/coordinates.py names them.
-  """
-  for pattern, allowed in _BANDS[axis].items():
-    if fnmatch.fnmatchcase(quantity, pattern):
-      return allowed
-  return None
-
-
 def fit(sizes: Sequence[int], values: np.ndarray) -> np.ndarray:
   """Returns the slope of each seed.
 
@@ -159,22 +146,6 @@ def fit(sizes: Sequence[int], values: np.ndarray) -> np.ndarray:
   return np.where(good.all(0), slopes, np.nan)
 
 
-def row(
-  axis: str,
-  quantity: str,
-  sizes: Sequence[int],
-  values: np.ndarray,
-  band: Band | None,
-) -> Row:
-  """Fits a quantity; see `Row`."""
-  slopes = fit(sizes, values)
-  n = len(slopes)
-  error = float(slopes.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
-  return Row(
-    axis, quantity, tuple(sizes), values, float(slopes.mean()), error, band
-  )
-
-
 def judge(
   axis: str,
   sizes: Sequence[int],
@@ -187,16 +158,16 @@ def judge(
     sizes: of the axis.
     measured: for each size and seed, quantity -> value.
   """
-  rows = [
-    row(
-      axis,
-      name,
-      sizes,
-      np.array([[run[name] for run in runs] for runs in measured]),
-      band(axis, name),
+  rows = []
+  for name in measured[0][0]:
+    values = np.array([[run[name] for run in runs] for runs in measured])
+    slopes = fit(sizes, values)
+    n = len(slopes)
+    error = float(slopes.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+    slope = float(slopes.mean())
+    rows.append(
+      Row(axis, name, tuple(sizes), values, slope, error, _band(axis, name))
     )
-    for name in measured[0][0]
-  ]
   return sorted(rows, key=lambda r: r.band is None)
 
 
@@ -215,3 +186,11 @@ def to_dict(row: Row) -> dict[str, Any]:
     'passed': None if row.band is None else row.passed,
     'reason': row.words,
   }
+
+
+def _band(axis: str, quantity: str) -> Band | None:
+  """Returns the slopes that pass; None: recorded without a verdict."""
+  for pattern, allowed in _BANDS[axis].items():
+    if fnmatch.fnmatchcase(quantity, pattern):
+      return allowed
+  return None

@@ -30,9 +30,15 @@ def test_fit_is_that_of_polyfit():
   np.testing.assert_allclose(slopes.fit(_SIZES, values), expected, rtol=1e-9)
 
 
+def _judged(quantity, values):
+  runs = [[{quantity: float(v)} for v in seeds] for seeds in values]
+  (row,) = slopes.judge('width', _SIZES, runs)
+  return row
+
+
 def test_mean_and_standard_error_over_seeds():
   values = np.array(_SIZES, float)[:, None] ** np.array([0.0, 0.1, 0.2])
-  row = slopes.row('width', 'change/norm', _SIZES, values, None)
+  row = _judged('change/norm', values)
   assert row.slope == pytest.approx(0.1)
   assert row.error == pytest.approx(0.1 / math.sqrt(3))
 
@@ -41,8 +47,7 @@ def test_mean_and_standard_error_over_seeds():
 def test_values_without_a_logarithm_fail(bad):
   values = np.ones((4, 2))
   values[1, 1] = bad
-  band = slopes.band('width', 'change/norm')
-  row = slopes.row('width', 'change/norm', _SIZES, values, band)
+  row = _judged('change/norm', values)
   assert not row.passed
   assert 'zero or not finite' in row.words
   saved = slopes.to_dict(row)
@@ -65,9 +70,7 @@ def test_values_without_a_logarithm_fail(bad):
 )
 def test_verdicts(quantity, right, wrong):
   def passes(exponent):
-    values = np.array(_SIZES, float) ** exponent
-    runs = [[{quantity: float(v)}] for v in values]
-    (row,) = slopes.judge('width', _SIZES, runs)
+    row = _judged(quantity, np.array(_SIZES, float)[:, None] ** exponent)
     assert row.words
     return row.passed
 
