@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
@@ -53,12 +53,7 @@ class StopSignals:
       self._before[number] = signal.signal(number, self._receive)
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    traceback: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *error: object) -> None:
     for number, handler in self._before.items():
       signal.signal(number, handler)  # type: ignore[arg-type]
 
@@ -120,12 +115,7 @@ class StallTimer:
       self._thread.start()
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    traceback: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *error: object) -> None:
     self._over.set()
     if self._thread is not None:
       self._thread.join()

@@ -87,32 +87,31 @@ class Callbacks:
   check: Callable[[], None] = lambda: None
 
 
-class Diverged(ValueError):
-  """A logged number is not finite.
+class Ended(ValueError):
+  """A run is over before its last step, after `steps` steps.
 
   Attributes:
-    step: at which it is not.
-    summary: what summary.json holds.
+    status: and `summary`: what summary.json holds.
   """
 
-  def __init__(self, message: str, step: int):
-    super().__init__(message)
-    self.step = step
-    self.summary: dict[str, Any] = {}
-
-
-class Pruned(ValueError):
-  """A trial was ended early; `Callbacks.on_row` raises it.
-
-  Attributes:
-    steps: done.
-    summary: what summary.json holds.
-  """
+  status = ''
 
   def __init__(self, message: str, steps: int):
     super().__init__(message)
     self.steps = steps
     self.summary: dict[str, Any] = {}
+
+
+class Diverged(Ended):
+  """A logged number of step `steps`, counted from 0, is not finite."""
+
+  status = 'diverged'
+
+
+class Pruned(Ended):
+  """A trial was ended early; `Callbacks.on_row` raises it."""
+
+  status = 'pruned'
 
 
 def fit(
@@ -273,7 +272,7 @@ class _Record:
     self.losses: dict[str, float] = {}
     self._hypers, self._callbacks = hypers, callbacks
     self._events = metrics.Events(workdir, writes=jax.process_index() == 0)
-    self._writer: metrics.Writer = metrics.Writers([])
+    self._writers: list[metrics.Writer] = []
     self._rows = 0
     self._validation: Validation | None = None
     self._flops_per_token = flops.per_token(setup.shapes.params, setup.model)
@@ -294,11 +293,8 @@ class _Record:
     """Gives an error that ends the run for good what summary.json holds."""
     try:
       yield
-    except Diverged as error:
-      error.summary = self.summary('diverged', error.step)
-      raise
-    except Pruned as error:
-      error.summary = self.summary('pruned', error.steps)
+    except Ended as error:
+      error.summary = self.summary(error.status, error.steps)
       raise
 
   def compile(self, rows: Mapping[str, Any]) -> Any:
@@ -350,12 +346,13 @@ class _Record:
     (self.workdir / 'summary.json').unlink(missing_ok=True)
     warn = lambda text: self._events.add('metrics', self.step, text)
     files = metrics.MetricWriter(self.workdir, first, warn)
-    self._writer = metrics.Writers([files, *self._callbacks.writers(warn)])
-    stack.callback(self._writer.close)
-    if first == 0:
-      self._writer.write_hparams(hparams)
-      table = summary.parameter_table(self.setup)
-      self._writer.write_texts(0, {'parameters': table})
+    self._writers = [files, *self._callbacks.writers(warn)]
+    for writer in self._writers:
+      stack.callback(writer.close)
+      if first == 0:
+        writer.write_hparams(hparams)
+        table = summary.parameter_table(self.setup)
+        writer.write_texts(0, {'parameters': table})
 
   def read(self, pending: tuple[int, Any] | None) -> dict[str, Any]:
     """Waits for a step's numbers and returns its row, {} without one."""
@@ -390,7 +387,8 @@ class _Record:
     if always or self.config.written(step):
       self._callbacks.check()
       values = {k: v for k, v in row.items() if k != 'step'}
-      self._writer.write_scalars(step, values)
+      for writer in self._writers:
+        writer.write_scalars(step, values)
       self._rows += 1
     if self._callbacks.on_row:
       self._callbacks.on_row(row)
@@ -430,7 +428,8 @@ class _Record:
     with self.timed('checkpoint'):
       try:
         # Rows come before their checkpoint; without them there is none.
-        self._writer.flush()
+        for writer in self._writers:
+          writer.flush()
       except OSError as error:
         self._events.add(
           'metrics', done, f'no room for rows, nor a checkpoint: {error}'
@@ -457,28 +456,19 @@ class _Record:
     passes = 0
     if self.setup.chain.wants_curvature:
       passes = steps // int(self._hypers['hessian_every'])
+    # Numbers of a run that failed would be taken for those of one that ended.
+    finished, diverged = status == 'finished', status == 'diverged'
     values = summary.summarise(
       self.setup,
-      metrics.read_rows(self.workdir),
+      [] if diverged else metrics.read_rows(self.workdir),
       steps,
       self.seconds,
-      self.losses,
+      self.losses if finished else {},
       passes,
       self._peak,
     )
     values |= {'data_fingerprint': self.data.fingerprint, 'status': status}
-    if status == 'pruned':
-      values['eval_loss'] = None
-    if status == 'diverged':
-      values |= {
-        'diverged_at_step': steps,
-        'train_loss': None,
-        'eval_loss': None,
-        'eval_loss_by_source': {},
-        'eval_bits_per_byte': None,
-        'eval_bits_per_byte_by_source': {},
-      }
-    return values
+    return values | ({'diverged_at_step': steps} if diverged else {})
 
 
 class Validation:

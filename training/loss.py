@@ -1,15 +1,35 @@
-"""Cross-entropy that keeps nothing but the logits for its backward pass.
+"""What training minimises.
 
 B batch, L length, V vocabulary.
-
-Differentiated by JAX, the formula keeps float32 exponentials, a second and
-larger copy of the logits. They are written and read again, which at GPT-2 124M
-is most of what plain JAX loses to PyTorch (docs/scaling.md). Here the gradient,
-softmax - one-hot, is made from the logits in the dtype they have, in one pass.
 """
+
+from collections.abc import Mapping
 
 import jax
 from jax import numpy as jnp
+
+
+def training_loss(
+  logits_BxLxV: jax.Array, batch: Mapping[str, jax.Array], z_loss: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Returns the mean over tokens, in nats, and what to log of it.
+
+  A z-loss, w·mean((log Σ exp(logits))²), is added to what is minimised
+  (Chowdhery et al., arXiv 2204.02311, section 5) and logged apart:
+  `train/loss` stays the cross-entropy, which runs are compared by and whose
+  curvature is estimated.
+
+  Args:
+    logits_BxLxV: of the model.
+    batch: `targets`, B×L token ids, and what else data/pipeline.py yields.
+    z_loss: its weight w.
+  """
+  loss_BxL, normalizer_BxL = with_normalizer(logits_BxLxV, batch['targets'])
+  loss = loss_BxL.mean()
+  if not z_loss:
+    return loss, {'train/loss': loss}
+  penalty = z_loss * (normalizer_BxL**2).mean()
+  return loss + penalty, {'train/loss': loss, 'train/z_loss': penalty}
 
 
 def cross_entropy(logits_BxLxV: jax.Array, labels_BxL: jax.Array) -> jax.Array:
@@ -23,7 +43,11 @@ def with_normalizer(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns each token's loss and log Σ exp(logits), both B×L, in float32.
 
-  Either may be differentiated: a penalty on the second is a function of it.
+  Differentiated by JAX, the formula keeps float32 exponentials, a second and
+  larger copy of the logits. They are written and read again, which at GPT-2
+  124M is most of what plain JAX loses to PyTorch (docs/scaling.md). Here the
+  gradient, softmax - one-hot, is made from the logits in the dtype they have,
+  in one pass. Either result may be differentiated.
 
   Args:
     logits_BxLxV: float32 or bfloat16; the gradient has the same dtype, rounded

@@ -58,44 +58,52 @@ _OPTIONS: dict[str, dict[str, bool]] = {
 }
 
 
+def sizes(config: ConfigDict, devices: int) -> dict[str, int]:
+  """Returns the size of each axis of the `mesh` slice on so many devices.
+
+  Raises:
+    ValueError: it asks for more of them, or -1 does not divide them.
+  """
+  found = {axis: config[axis] for axis in AXES}
+  if any(n < 1 and (axis, n) != ('data', -1) for axis, n in found.items()):
+    raise ValueError(f'mesh: {found}: must be positive (data: or -1)')
+  if found['data'] == -1:
+    rest = -math.prod(found.values())
+    if devices % rest:
+      raise ValueError(
+        f'mesh: {devices} devices do not divide by fsdp·tensor·sequence = '
+        f'{rest}'
+      )
+    found['data'] = devices // rest
+  needed = math.prod(found.values())
+  if needed > devices:
+    raise ValueError(
+      f'mesh: {found} needs {needed} devices, there are {devices}'
+    )
+  return found
+
+
 def make_mesh(
   config: ConfigDict, devices: list[jax.Device] | None = None
 ) -> Mesh:
   """Returns the mesh of the `mesh` slice over this job's devices, or others.
 
   Raises:
-    ValueError: the sizes ask for more devices than there are, or -1 does not
-      divide them.
+    ValueError: as `sizes`, or devices of several processes are left idle.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = [config[axis] for axis in AXES]
-  if any(size < 1 for size in sizes[1:]) or sizes[0] < -1 or sizes[0] == 0:
+  found = sizes(config, len(devices))
+  needed = math.prod(found.values())
+  if needed < len(devices) and jax.process_count() > 1:
     raise ValueError(
-      f'mesh: {dict(zip(AXES, sizes))}: must be positive (data: or -1)'
-    )
-  rest = math.prod(sizes[1:])
-  if sizes[0] == -1:
-    if len(devices) % rest:
-      raise ValueError(
-        f'mesh: {len(devices)} devices do not divide by fsdp·tensor·sequence'
-        f' = {rest}'
-      )
-    sizes[0] = len(devices) // rest
-  if math.prod(sizes) > len(devices):
-    raise ValueError(
-      f'mesh: {dict(zip(AXES, sizes))} needs {math.prod(sizes)} devices, '
-      f'there are {len(devices)}'
-    )
-  if math.prod(sizes) < len(devices) and jax.process_count() > 1:
-    raise ValueError(
-      f'mesh: {dict(zip(AXES, sizes))} leaves devices of the '
-      f'{jax.process_count()} processes idle: set mesh.data=-1'
+      f'mesh: {found} leaves devices of the {jax.process_count()} processes '
+      'idle: set mesh.data=-1'
     )
   return jax.make_mesh(
-    tuple(sizes),
+    tuple(found.values()),
     AXES,
     axis_types=(AxisType.Auto,) * len(AXES),
-    devices=devices[: math.prod(sizes)],
+    devices=devices[:needed],
   )
 
 

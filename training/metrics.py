@@ -3,7 +3,7 @@
 The writers' methods are those of clu.metric_writers, which needs TensorFlow.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import json
 import os
@@ -33,33 +33,6 @@ class Writer(Protocol):
   def flush(self) -> None: ...
 
   def close(self) -> None: ...
-
-
-class Writers:
-  """Hands everything to each of several writers, in order."""
-
-  def __init__(self, writers: Sequence[Writer]):
-    self._writers = writers
-
-  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-    for writer in self._writers:
-      writer.write_scalars(step, scalars)
-
-  def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-    for writer in self._writers:
-      writer.write_texts(step, texts)
-
-  def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-    for writer in self._writers:
-      writer.write_hparams(hparams)
-
-  def flush(self) -> None:
-    for writer in self._writers:
-      writer.flush()
-
-  def close(self) -> None:
-    for writer in self._writers:
-      writer.close()
 
 
 class MetricWriter:
@@ -101,13 +74,13 @@ class MetricWriter:
       self._write_waiting()
     with self._tensorboard_may_fail():
       for name, value in scalars.items():
-        self._tensorboard.add_scalar(name, value, step)
+        self._tensorboard.add(step, summary=summary.scalar(name, value))
 
   def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
     """Writes texts to TensorBoard."""
     with self._tensorboard_may_fail():
       for name, text in texts.items():
-        self._tensorboard.add_text(name, text, step)
+        self._tensorboard.add(step, summary=summary.text(name, text))
 
   def write_hparams(self, hparams: Mapping[str, Any]) -> None:
     """Writes hyperparameters to TensorBoard as a table."""
@@ -168,30 +141,23 @@ class TensorBoardWriter:
     self._first_step = first_step
     self._writer: EventsWriter | None = None
 
-  def add_scalar(self, name: str, value: float, step: int) -> None:
-    """Writes a number.
+  def add(self, step: int, **values: Any) -> None:
+    """Writes an event, whose fields are those of TensorBoard's protocol.
 
     Raises:
       OSError: there is no room; what was added since `flush` may be lost.
     """
-    self._add(step, summary=summary.scalar(name, value))
-
-  def add_text(self, name: str, text: str, step: int) -> None:
-    """Writes a text, Markdown or HTML. Raises as `add_scalar`."""
-    self._add(step, summary=summary.text(name, text))
+    event = event_pb2.Event(wall_time=time.time(), step=step, **values)
+    self._try(lambda writer: writer.write_event(event))
 
   def flush(self) -> None:
-    """Returns once all is on disk. Raises as `add_scalar`."""
+    """Returns once all is on disk. Raises as `add`."""
     self._try(lambda writer: writer.flush())
 
   def close(self) -> None:
-    """Flushes and closes. Raises as `add_scalar`."""
+    """Flushes and closes. Raises as `add`."""
     if self._writer is not None:
       self._try(lambda writer: writer.close())
-
-  def _add(self, step: int, **values: Any) -> None:
-    event = event_pb2.Event(wall_time=time.time(), step=step, **values)
-    self._try(lambda writer: writer.write_event(event))
 
   def _try(self, do: Any) -> None:
     if self._writer is None:
@@ -200,7 +166,7 @@ class TensorBoardWriter:
       self._writer = EventsWriter(str(self._workdir / 'events'), f'.{count}')
       start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
       if self._first_step:
-        self._add(self._first_step, session_log=start)
+        self.add(self._first_step, session_log=start)
     try:
       do(self._writer)
     except OSError:

@@ -26,6 +26,7 @@ from steepest.training.attempt import Attempt
 from steepest.training.loop import (
   Callbacks,
   Diverged,
+  Ended,
   LoopConfig,
   Pruned,
   fit,
@@ -109,7 +110,7 @@ def train(
       lambda: _initial_state(config, setup),
       restart,
     )
-  except (Diverged, Pruned) as error:
+  except Ended as error:
     check()
     _write_summary(workdir, error.summary)
     raise

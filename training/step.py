@@ -15,7 +15,7 @@ import numpy as np
 
 from steepest.models.remat import platform
 from steepest.training import mesh as mesh_lib
-from steepest.training.loss import cross_entropy, with_normalizer
+from steepest.training.loss import cross_entropy, training_loss
 from steepest.training.state import Setup, TrainState, constrained, key_for
 
 # Kinds of parameters that enter matrix products and nothing else.
@@ -66,23 +66,11 @@ def train_step(
 def gradient(
   setup: Setup, params: Any, batch: Mapping[str, jax.Array]
 ) -> tuple[dict[str, jax.Array], Any]:
-  """Returns the losses to log, and the mean gradient over micro-batches.
-
-  With a z-loss, w·mean((log Σ exp(logits))²) is added to what is minimised
-  (Chowdhery et al., arXiv 2204.02311, section 5) and logged apart:
-  `train/loss` stays the cross-entropy, which runs are compared by and whose
-  curvature is estimated.
-  """
-  weight = setup.model.z_loss
+  """Returns the losses to log, and the mean gradient over micro-batches."""
 
   def loss(params: Any, part: Mapping[str, jax.Array]) -> Any:
     logits_BxLxV = _logits(setup, params, part)
-    loss_BxL, normalizer_BxL = with_normalizer(logits_BxLxV, part['targets'])
-    loss = loss_BxL.mean()
-    if not weight:
-      return loss, {'train/loss': loss}
-    z_loss = weight * (normalizer_BxL**2).mean()
-    return loss + z_loss, {'train/loss': loss, 'train/z_loss': z_loss}
+    return training_loss(logits_BxLxV, part, setup.model.z_loss)
 
   params = rounded(setup, params)
   fn = functools.partial(jax.value_and_grad(loss, has_aux=True), params)

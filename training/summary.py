@@ -39,7 +39,6 @@ def summarise(
   memory = setup.mesh.local_devices[0].memory_stats() or {}
   peak = 'peak_bytes_in_use'
   return {
-    'status': 'finished',
     'steps': steps,
     'tokens': tokens,
     'seconds': seconds['train'],

@@ -124,18 +124,10 @@ def mesh_sizes(config: ConfigDict, devices: int) -> dict[str, int]:
   """Returns the size of each mesh axis on `devices`.
 
   Raises:
-    ValueError: the mesh does not fit them.
+    ValueError: the mesh does not fit them, or leaves some idle.
   """
-  sizes = {axis: config.mesh[axis] for axis in mesh_lib.AXES}
-  rest = math.prod(n for axis, n in sizes.items() if axis != 'data')
-  if sizes['data'] == -1 and rest > 0:
-    if devices % rest:
-      raise ValueError(
-        f'mesh: {devices} devices do not divide by fsdp·tensor·sequence = '
-        f'{rest}'
-      )
-    sizes['data'] = devices // rest
-  if math.prod(sizes.values()) != devices or min(sizes.values()) < 1:
+  sizes = mesh_lib.sizes(config.mesh, devices)
+  if math.prod(sizes.values()) < devices:
     raise ValueError(
       f'mesh: {sizes} is not for {devices} devices: set mesh.data=-1'
     )

@@ -152,7 +152,7 @@ def test_rows_are_on_disk_before_their_checkpoint(train, tmp_path):
 def test_divergence_names_the_step(train, tmp_path):
   with pytest.raises(Diverged, match='diverged at step 0: ') as caught:
     train(hypers={'lr': np.float32('inf')})
-  assert caught.value.step == 0
+  assert caught.value.steps == 0
   summary = caught.value.summary
   assert summary['status'] == 'diverged'
   assert summary['diverged_at_step'] == summary['steps'] == 0
