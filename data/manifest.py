@@ -93,8 +93,6 @@ class Manifest:
   validation: dict[str, Source] = dataclasses.field(default_factory=dict)
   # Documents that repeat a benchmark, by source; None: not looked for.
   contaminated: dict[str, int] | None = None
-  # Documents by source, those of 2^i to 2^(i + 1) - 1 tokens at i.
-  lengths: dict[str, list[int]] = dataclasses.field(default_factory=dict)
   # Name and version of the program that wrote it.
   program: str = ''
 
@@ -143,6 +141,8 @@ def load(directory: epath.PathLike) -> Manifest:
       raise ValueError(
         f'version {version!r}, this program reads {VERSION} at most'
       )
+    # Earlier versions counted documents by their length.
+    content.pop('lengths', None)
     manifest = _read(Manifest, content, 'it')
     _check(manifest)
     return manifest

@@ -262,7 +262,6 @@ class _Preparation:
       notes=_notes(options, distinct, found, shards),
       validation={s.source: s.counts for s in found if s.split == 'validation'},
       contaminated=contaminated,
-      lengths=distinct.lengths,
       program=f'steepest {metadata.version("steepest")}',
     )
     manifests.save(manifest, out)

@@ -63,14 +63,11 @@ class Distinct:
   Attributes:
     sources: counts by source.
     duplicates: documents that were dropped.
-    lengths: documents by source, those of 2^i tokens or more but fewer than
-      2^(i + 1) at i.
     pooled: names of the sources that together are manifests.POOLED.
   """
 
   sources: dict[str, manifests.Source]
   duplicates: int
-  lengths: dict[str, list[int]]
   pooled: list[str]
 
 
@@ -100,7 +97,6 @@ class Sorting:
     """
     self._partition(advance)
     counts: dict[str, np.ndarray] = {}
-    lengths: dict[str, np.ndarray] = {}
     duplicates = 0
     for path in self._parts():
       advance()
@@ -117,18 +113,15 @@ class Sorting:
       for number in np.unique(part_D['source']):
         name = self._names[number]
         own_D = part_D[part_D['source'] == number]
-        bins = np.bincount(np.frexp(own_D['length'])[1] - 1, minlength=33)
         counts[name] = _counts(own_D) + counts.setdefault(
           name, np.zeros(3, int)
         )
-        lengths[name] = bins + lengths.setdefault(name, np.zeros(33, int))
     sources = {
       name: manifests.Source(*counts[name].tolist()) for name in sorted(counts)
     }
     return Distinct(
       sources,
       duplicates,
-      {n: np.trim_zeros(b, 'b').tolist() for n, b in sorted(lengths.items())},
       [
         name
         for name, source in sources.items()

@@ -43,15 +43,6 @@ def test_the_manifest_and_some_text_are_shown(shards_dir, corpus, tmp_path):
       assert any(piece in text for text in texts)
 
 
-def test_lengths_count_every_document(shards_dir):
-  manifest = manifests.load(shards_dir)
-  for source, bins in manifest.lengths.items():
-    held = manifest.sources[source]
-    assert sum(bins) == held.documents
-    low = sum(n * 2**i for i, n in enumerate(bins))
-    assert low <= held.tokens < 2 * low
-
-
 def test_what_is_not_whole_is_not_shown(shards_dir, tmp_path):
   with pytest.raises(FileNotFoundError, match='no manifest.json'):
     _described(epath.Path(tmp_path))
