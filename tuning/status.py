@@ -12,7 +12,6 @@ import os
 import pathlib
 import threading
 import time
-from types import TracebackType
 from typing import Any, Self
 
 from ml_collections import ConfigDict
@@ -347,12 +346,7 @@ class TrainingDisplay:
     self._bar.start()
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *error: object) -> None:
     self._bar.stop()
 
   def finish(self, summary: Mapping[str, Any]) -> None:
@@ -416,12 +410,7 @@ class StudyDisplay:
       threading.Thread(target=self._say_on, daemon=True).start()
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *error: object) -> None:
     self._stop.set()
     if self.console.is_terminal:
       self._live.stop()

@@ -87,16 +87,8 @@ def test_truncation_keeps_the_last_tokens(context, continuation, max_length):
 
 def test_requests_are_tokenised_in_portions(monkeypatch, tokenizer, tmp_path):
   file = tmp_path / 'pairs.jsonl'
-  lines = [
-    {
-      'task': 't',
-      'doc_id': i,
-      'choice': 0,
-      'context': 'a' * i,
-      'continuation': 'b',
-    }
-    for i in range(5)
-  ]
+  pair = {'task': 't', 'choice': 0, 'context': 'The capital'}
+  lines = [{**pair, 'doc_id': i, 'continuation': f' of {i}'} for i in range(5)]
   file.write_text('\n'.join(map(json.dumps, lines)))
   whole = requests.read_requests(file, tokenizer)
   monkeypatch.setattr(requests, '_CHUNK', 2)

@@ -1,8 +1,11 @@
 """The loss and its own gradient against the plain formula in float32."""
 
+import pathlib
+
 import jax
 from jax import numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from steepest.training import loss as loss_lib
@@ -103,3 +106,16 @@ def test_several_runs_at_once_give_what_each_gives():
   many = jnp.stack([logits, 2 * logits])
   fn = jax.grad(lambda x: loss_lib.cross_entropy(x, labels).mean())
   np.testing.assert_allclose(jax.vmap(fn)(many)[1], fn(2 * logits), rtol=1e-6)
+
+
+def test_the_tutorials_loss_smooths_labels():
+  text = pathlib.Path(__file__).parents[2] / 'docs' / 'adding.md'
+  code = text.read_text('utf-8').split('## Another loss')[1]
+  names = {'jnp': jnp, 'with_normalizer': loss_lib.with_normalizer}
+  exec(code.split('```python')[1].split('```')[0], names)
+  logits, targets, _ = _given(jnp.float32, V=7)
+  found, logged = names['training_loss'](logits, {'targets': targets}, 0.0)
+  labels = optax.smooth_labels(jax.nn.one_hot(targets, 7), 0.1)
+  expected = optax.softmax_cross_entropy(logits, labels).mean()
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  assert logged.keys() == {'train/loss', 'train/smoothed'}
