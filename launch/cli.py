@@ -89,7 +89,7 @@ def write(out: flags.FlagHolder, main: Callable[[], None]) -> None:
   """Calls `main`, which writes to --out, while no other command does."""
   from steepest.data import locks
 
-  held = contextlib.nullcontext()
+  held: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
   if out.value:
     held = locks.hold(pathlib.Path(out.value), 'writing there')
   with held:

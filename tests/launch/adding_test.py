@@ -32,7 +32,10 @@ _SMALLER = {
     *('--config.eval_sequences=0', '--config.eval_tasks='),
     *('--config.study.models=gpt2', '--config.study.target_steps=4'),
     *('--config.study.seeds=1', '--config.study.trials=2'),
-    '--config.study.max_extensions=50',
+    *(
+      '--config.study.max_extensions=50',
+      '--config.study.space_softness=(0.05,0.5)',
+    ),
   ],
   'coordcheck': ['--widths=32,128', '--seeds=1', '--steps=5'],
 }
@@ -115,15 +118,16 @@ def test_the_page_runs_from_a_wheel(python, fork_commands, tmp_path):
     'reference': 'Polyak 1964',
     'has_mup_rule': False,
   }
-  # The best of what was tried is carried over.
+  # Its own hyperparameter is searched, and the best value carried over.
   tried, final = (
     {
-      json.loads(path.read_text())['optimizer']['lr']
+      json.loads(path.read_text())['optimizer']['softness']
       for path in (runs / 'mine' / kind / 'gpt2-soft_sign').rglob('config.json')
     }
     for kind in ('trials', 'finals')
   )
   assert len(tried) >= 2 and final < tried
+  assert all(0.05 <= softness <= 0.5 for softness in tried)
   for name in ('report.md', 'report.html'):
     report = (runs / 'mine' / 'report' / name).read_text('utf-8')
     assert 'AdamW' in report and 'Soft sign' in report
