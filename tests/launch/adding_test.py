@@ -28,7 +28,7 @@ _SMALLER = {
     *('--workers=1', '--config.data.source=shards:corpus'),
     *('--config.model.width=16', '--config.model.num_layers=1'),
     *('--config.model.context=16', '--config.batch_size=4'),
-    *('--config.steps=4', '--config.schedule.warmup_steps=1'),
+    '--config.steps=4',
     *('--config.eval_sequences=0', '--config.eval_tasks='),
     *('--config.study.models=gpt2', '--config.study.target_steps=4'),
     *('--config.study.seeds=1', '--config.study.trials=2'),
