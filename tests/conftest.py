@@ -51,6 +51,43 @@ def logits_of():
 
 
 @pytest.fixture(scope='session')
+def write_model():
+  """Returns a function that writes a directory as Hugging Face has them."""
+
+  def write(directory, name, text, vocab_size, scale=1.0, **shapes):
+    """Writes random weights, `scale` times initial ones, and a tokenizer."""
+    from flax import linen as nn
+    import jax
+    import numpy as np
+
+    from steepest.data import tokenizers
+    from steepest.experiments import base
+    from steepest.models import (
+      config as model_config,
+      huggingface_export,
+      parametrization,
+    )
+
+    tokenizer = tokenizers.train_bpe(iter([text] * 9), vocab_size)
+    tokenizer.save(directory)
+    config = base.get_config()
+    base.set_model(config, name)
+    sizes = {'num_layers': 1, 'width': 16, 'num_heads': 2, **shapes}
+    config.model.update({**sizes, 'vocab_size': tokenizer.vocab_size})
+    model = model_config.resolve(config.model, 0, config.dtype)
+    rules = parametrization.resolve(config.parametrization, model)
+    module = model_config.find_model(name).Model(model, rules)
+    boxed = module.init(jax.random.key(0), np.zeros((1, 4), np.int32))
+    params = jax.tree.map(lambda p: p * scale, nn.unbox(boxed['params']))
+    huggingface_export.write(
+      directory, params, rules, tokenizer.bos_id, tokenizer.eos_id
+    )
+    return directory
+
+  return write
+
+
+@pytest.fixture(scope='session')
 def bare_setup():
   """Makes a training Setup of any function in the place of a model.
 

@@ -38,20 +38,6 @@ def _stds(built):
 
 
 @pytest.mark.parametrize('name', _NAMES)
-@pytest.mark.parametrize('tied', [True, False])
-def test_at_the_base_mup_is_sp_bit_for_bit(build_model, name, tied):
-  sp = build_model(name, 'sp', tie_embeddings=tied)
-  for rules in ({}, {'base_width': 32, 'base_head_dim': 8}):
-    mup = build_model(name, 'mup', rules=rules, tie_embeddings=tied)
-    assert mup.rules.attention_scale == sp.rules.attention_scale
-    assert mup.rules.readout_multiplier == 1
-    for role in _roles(mup).values():
-      factors = mup.rules.factors(role)
-      assert (factors.lr, factors.rho, factors.eps) == (1, 1, 1)
-  jax.tree.map(np.testing.assert_array_equal, sp.params, mup.params)
-
-
-@pytest.mark.parametrize('name', _NAMES)
 def test_initial_spreads(build_model, name):
   """Standard deviation of every matrix, by its role."""
   residual = (2 * 2) ** -0.5

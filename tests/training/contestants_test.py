@@ -68,7 +68,13 @@ def _train(jitted, state, args, steps):
   return state, stats
 
 
-@pytest.mark.parametrize('name', optimizer.names())
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[] if name in _UNLIKE else pytest.mark.slow)
+    for name in optimizer.names()
+  ],
+)
 def test_an_interruption_changes_nothing(bare_setup, name, tmp_path):
   """Through a checkpoint on disk, bit for bit."""
   setup, jitted, args = _setup(bare_setup, name)

@@ -130,20 +130,18 @@ def test_hutchinson(configure, make_trainer, make_batch, single, name):
   'estimator', ['gnb', pytest.param('hutchinson', marks=pytest.mark.slow)]
 )
 def test_curvature_of_a_subset(
-  configure, make_trainer, make_batch, estimator, mesh, subset
+  configure, make_trainer, make_batch, single, estimator, mesh, subset
 ):
   keys = {
     'optimizer__hessian_estimator': estimator,
     'optimizer__hessian_subset': subset,
   }
+  params, (_, whole) = single('llama', estimator)
   trainer = make_trainer(configure('llama', 'sophia', **keys))
-  params = jax.device_get(trainer.init().params)
   _, curvature = _compute(trainer, params, make_batch())
   config = configure('llama', 'sophia', **keys, **_MESHES[mesh])
   _, curvatures = _compute(make_trainer(config), params, make_batch())
   _close(curvatures, curvature)
-  config = configure('llama', 'sophia', optimizer__hessian_estimator=estimator)
-  _, whole = _compute(make_trainer(config), params, make_batch())
   assert not np.array_equal(whole['embedding'], curvature['embedding'])
 
 
@@ -189,7 +187,7 @@ def test_update_from_equal_gradients(
       optimizer,
       mesh,
       marks=[]
-      if (name, mesh) == ('gpt2', 'data=2,fsdp=2,tensor=2')
+      if (name, optimizer, mesh) == ('gpt2', 'sophia', _FAST[0])
       else pytest.mark.slow,
     )
     for name in ('gpt2', 'llama')

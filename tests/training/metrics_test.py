@@ -62,10 +62,6 @@ def test_what_is_not_finite_is_not_written(tmp_path):
   assert metrics.read_rows(tmp_path) == []
 
 
-def test_no_file_no_rows(tmp_path):
-  assert metrics.read_rows(tmp_path) == []
-
-
 def test_the_writer_has_clus_methods(tmp_path):
   """So that a clu.metric_writers.MetricWriter could stand in its place."""
   import ast

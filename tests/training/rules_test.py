@@ -138,9 +138,9 @@ def test_at_the_base_the_step_is_that_of_sp(bare_setup, name, optimizer):
   """The same first state, and the same program operation by operation."""
   programs, states = [], []
   for kind in ('sp', 'mup'):
-    step, state, args = _prepare(
-      bare_setup, _config(name, optimizer, kind, _BASE)
-    )
+    config = _config(name, optimizer, kind, _BASE)
+    config.model.tie_embeddings = name == 'gpt2'
+    step, state, args = _prepare(bare_setup, config)
     jaxpr = jax.make_jaxpr(step)(state, _batch(0), args, np.uint32(0))
     programs.append(
       (str(jaxpr), [np.asarray(c).tolist() for c in jaxpr.consts])
@@ -148,22 +148,6 @@ def test_at_the_base_the_step_is_that_of_sp(bare_setup, name, optimizer):
     states.append(state)
   assert programs[0] == programs[1]
   jax.tree.map(np.testing.assert_array_equal, *states)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('optimizer', _OPTIMIZERS)
-@pytest.mark.parametrize('name', ['gpt2', 'llama'])
-def test_at_the_base_training_is_that_of_sp_bit_for_bit(
-  bare_setup, name, optimizer
-):
-  """Losses, and parameters after each step, hence updates."""
-  sp, mup = (
-    _train(bare_setup, _config(name, optimizer, kind, _BASE))
-    for kind in ('sp', 'mup')
-  )
-  assert sp[0] == mup[0]
-  assert sp[0][-1] != sp[0][0]
-  jax.tree.map(np.testing.assert_array_equal, sp[1], mup[1])
 
 
 @pytest.fixture

@@ -56,9 +56,7 @@ def _state(workdir, steps):
     return reader.restore(workdir / 'checkpoints' / str(steps) / 'state')
 
 
-@pytest.mark.parametrize(
-  'variant', ['gpt2,adamw', 'llama,lion', 'gpt2,sophia', 'llama,sophia']
-)
+@pytest.mark.parametrize('variant', ['llama,lion', 'gpt2,sophia'])
 def test_k_steps_and_k_more_are_2k_steps(configure, tmp_path, variant):
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   seen = []
@@ -71,14 +69,6 @@ def test_k_steps_and_k_more_are_2k_steps(configure, tmp_path, variant):
     np.testing.assert_array_equal, _state(whole, 6), _state(parts, 6)
   )
   assert summary['curvature_passes'] == (3 if 'sophia' in variant else 0)
-
-
-def test_a_finished_run_is_left_alone(configure, tmp_path):
-  first = assemble.train(configure('gpt2,lion'), tmp_path / 'run')
-  before = {p: p.stat().st_mtime_ns for p in (tmp_path / 'run').rglob('*')}
-  assert assemble.train(configure('gpt2,lion'), tmp_path / 'run') == first
-  after = {p: p.stat().st_mtime_ns for p in (tmp_path / 'run').rglob('*')}
-  assert before == after
 
 
 def test_an_attempt_stops_once_another_has_the_run(configure, tmp_path):
@@ -138,16 +128,6 @@ def test_what_failed_before_its_first_row_binds_nothing(configure, tmp_path):
   assert assemble.train(other, tmp_path / 'run')['steps'] == 2
 
 
-def test_seconds_are_carried_through_restarts(configure, tmp_path):
-  config = configure('gpt2,lion', steps=3)
-  first = assemble.train(config, tmp_path / 'run')
-  second = assemble.train(configure('gpt2,lion'), tmp_path / 'run')
-  assert second['seconds'] > first['seconds']
-  rows = (tmp_path / 'run' / 'metrics.jsonl').read_text('utf-8').splitlines()
-  seconds = [json.loads(row)['seconds'] for row in rows]
-  assert seconds == sorted(seconds)
-
-
 def test_sophias_extra_passes_count_as_flops(configure, tmp_path):
   found = {}
   for name in ('lion', 'sophia'):
@@ -181,55 +161,17 @@ def test_a_run_older_than_a_key_goes_on(configure, tmp_path):
     assemble.train(configure('gpt2,lion'), path.parent)
 
 
-def _small_gpt2(directory):
-  """Writes random weights of one layer of width 32 with one head."""
-  from safetensors import numpy as safetensors
-
-  D, V, T = 32, 128, 16
-  shapes = {'wte.weight': (V, D), 'wpe.weight': (T, D)}
-  for name in ('h.0.ln_1', 'h.0.ln_2', 'ln_f'):
-    shapes |= {f'{name}.weight': (D,), f'{name}.bias': (D,)}
-  for name, into, out in (
-    ('attn.c_attn', D, 3 * D),
-    ('attn.c_proj', D, D),
-    ('mlp.c_fc', D, 4 * D),
-    ('mlp.c_proj', 4 * D, D),
-  ):
-    shapes |= {f'h.0.{name}.weight': (into, out), f'h.0.{name}.bias': (out,)}
-  rng = np.random.default_rng(0)
-  directory.mkdir()
-  safetensors.save_file(
-    {
-      name: rng.normal(0, 0.3, shape).astype(np.float32)
-      for name, shape in shapes.items()
-    },
-    directory / 'model.safetensors',
-  )
-  config = {
-    'model_type': 'gpt2',
-    'activation_function': 'gelu_new',
-    'layer_norm_epsilon': 1e-5,
-    'n_embd': D,
-    'n_head': 1,
-    'n_layer': 1,
-    'n_positions': T,
-    'vocab_size': V,
-  }
-  (directory / 'config.json').write_text(json.dumps(config), 'utf-8')
-  return directory
-
-
 def test_an_imported_model_is_its_own_base(
-  configure, golden, tmp_path, logits_of
+  configure, golden, tmp_path, logits_of, write_model
 ):
   """The recipe's base width is 64: no factor of µP may touch the import."""
-  directory = _small_gpt2(tmp_path / 'hf')
+  shapes = {'width': 32, 'context': 16, 'scale': 9.0}
+  directory = write_model(tmp_path / 'hf', 'gpt2', 'text', 262, **shapes)
   spec = f'hf:{directory}'
   config = configure('gpt2,adamw', steps=1, data__shuffle=False)
   assert config.parametrization.base_width == 64
   config.model.init_from = spec
   assemble.train(config, tmp_path / 'run')
-  tokenizers.train_bpe(iter(['some text'] * 9), 262).save(directory)
   loaded = loading.load_model(spec)
   tokens = np.load(golden / 'tokens.npy')[: 8 * 16 + 1].astype(np.int32)
   logits = logits_of(loaded, tokens[:-1].reshape(8, 16))
@@ -271,20 +213,12 @@ def test_a_trained_model_is_read_back(configure, tmp_path, logits_of):
   logits = logits_of(loaded, np.zeros((1, 5), np.int32))
   assert logits.shape == (1, 5, tokenizer.vocab_size)
   assert np.isfinite(logits).all()
-
-
-def test_a_run_of_a_larger_machine_is_read_here(configure, tmp_path):
-  workdir = tmp_path / 'run'
-  tokenizer = tokenizers.train_bpe(iter(['some text of no weight'] * 9), 270)
-  config = configure('llama,lion', model__vocab_size=tokenizer.vocab_size)
-  assemble.train(config, workdir)
-  tokenizer.save(workdir)
-  wanted = loading.load_model(f'ckpt:{workdir}').params
+  # One of a larger machine is read here.
   saved = json.loads((workdir / 'config.json').read_text('utf-8'))
   saved['mesh'] |= {'data': 2, 'fsdp': 16, 'tensor': 3}
   (workdir / 'config.json').write_text(json.dumps(saved), 'utf-8')
   got = loading.load_model(f'ckpt:{workdir}').params
-  jax.tree.map(np.testing.assert_array_equal, got, wanted)
+  jax.tree.map(np.testing.assert_array_equal, got, loaded.params)
   kernel = got['block_0']['query']['kernel']
   assert not kernel.sharding.is_fully_replicated
 

@@ -151,35 +151,6 @@ def test_no_slice_of_a_subset_is_larger_than_those_of_training(
     assert set(seen) == {most}
 
 
-def test_hutchinson_of_a_constant_loss_is_zero(bare_setup):
-  """With a single class nothing can be learnt."""
-  setup = bare_setup(
-    lambda p, t: p[t][..., None], jnp.ones(7), estimator='hutchinson'
-  )
-  zero = step_lib.curvature(
-    setup, jnp.ones(7), {'inputs': _TOKENS, 'targets': _TOKENS * 0}, 0, 0
-  )
-  np.testing.assert_allclose(zero, 0, atol=1e-6)
-
-
-@pytest.mark.parametrize('estimator', ['gnb', 'hutchinson'])
-def test_micro_batches_change_neither_gradient_nor_curvature(
-  regression, estimator
-):
-  whole, parts = (
-    (
-      step_lib.gradient(setup, _WEIGHTS, _BATCH),
-      step_lib.curvature(setup, _WEIGHTS, _BATCH, 3, 5),
-    )
-    for setup in (regression(estimator), regression(estimator, 4))
-  )
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
-    whole,
-    parts,
-  )
-
-
 def test_gradient_is_the_mean_over_tokens_by_hand(regression):
   x_NxF = _FEATURES[_TOKENS.ravel()].astype(np.float64)
   p_NxV = np.exp(x_NxF @ _WEIGHTS)
