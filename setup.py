@@ -27,6 +27,7 @@ _TEST = [
   'nbclient',
   'pytest',
   'pytest-xdist',
+  'ray==2.60.0',
   'ruff',
   # Builds the wheel that docs/adding.md is run from.
   'setuptools>=70.1',
@@ -81,6 +82,9 @@ setup(
     'harness': ['lm-eval'],
     # Reads --input=hf:DATASET.
     'hub': ['datasets'],
+    # Studies and preparations on several machines. Another version on one of
+    # them would not be understood.
+    'ray': ['ray==2.60.0'],
     'test': _TEST,
   },
   entry_points={

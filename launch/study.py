@@ -19,7 +19,7 @@ import os
 import pathlib
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -40,9 +40,15 @@ def main() -> None:
   workers = flags.DEFINE_integer(
     'workers',
     0,
-    'Runs that are trained side by side, 1: in this process; 0: as many as the '
-    'accelerators hold, or one pinned to each core on a CPU.',
+    'Most runs side by side, 1: in this process; 0: as many as accelerators '
+    'hold, or one pinned to each core on a CPU.',
     lower_bound=0,
+  )
+  address = flags.DEFINE_string(
+    'engine',
+    '',
+    'HOST:PORT of a running Ray, or auto, whose machines train the runs '
+    '(docs/launching.md); default: this machine alone.',
   )
   optimizers = flags.DEFINE_string(
     'optimizers',
@@ -64,7 +70,7 @@ def main() -> None:
       _plan(study, chip.value, devices.value)
       return
     directory = pathlib.Path(workdir.value or cli.default_workdir(config))
-    _study(study, directory.absolute(), workers.value)
+    _study(study, directory.absolute(), workers.value, address.value)
 
   cli.run(start, __doc__)
 
@@ -101,38 +107,49 @@ def _config(holder: flags.FlagHolder, optimizers: str | None) -> 'ConfigDict':
   return config
 
 
-def _study(config: 'ConfigDict', workdir: pathlib.Path, workers: int) -> None:
+def _study(
+  config: 'ConfigDict', workdir: pathlib.Path, workers: int, address: str
+) -> None:
   from steepest.data import corpus, locks
   from steepest.training import processes
   from steepest.tuning import engine, study as tuning_study, timing
 
   start = time.perf_counter()
   with locks.hold(workdir, 'at this study'):
-    config = corpus.ready(config, workdir)
-    study = tuning_study.Study(config, workdir)
-    _write_config(config, workdir)
-    platform, devices = processes.local_devices()
-    # A process has one CPU device, unless the mesh asks for more.
-    machine = 1 if platform == 'cpu' else len(devices)
-    phases = tuning_study.phases(config, machine)
-    sizes = [size for _, size in phases]
-    if platform == 'cpu':
-      os.environ.update(engine.cpu_devices(max(sizes)))
-    if workers > (most := max(len(engine.places(s, workers)) for s in sizes)):
-      raise ValueError(
-        f'--workers={workers}: {machine} devices hold {most} runs of '
-        f'{min(sizes)} at once'
-      )
-    for kinds, size in phases:
-      places = engine.places(size, workers)[: max(1, study.breadth(kinds))]
-      with engine.local(places, workdir / 'logs') as slots:
-        if kinds is phases[0][0]:
-          tuning_study.check(study, slots, machine)
-        tuning_study.run(study, slots, kinds)
-        if kinds is phases[-1][0]:
-          study.raise_failures()
-          timing.run(config, workdir, slots)
+    with _machines(workers, address) as machines:
+      config = corpus.ready(config, workdir)
+      study = tuning_study.Study(config, workdir)
+      _write_config(config, workdir)
+      phases = tuning_study.phases(config, machines.machine)
+      if not processes.has_accelerator():
+        # Should this process be a slot.
+        most = max(size for _, size in phases)
+        os.environ.update(engine.cpu_devices(most))
+      for kinds, size in phases:
+        most = max(1, study.breadth(kinds))
+        with machines.engine(size, most, workdir / 'logs') as slots:
+          if kinds is phases[0][0]:
+            tuning_study.check(study, slots, machines.machine)
+          tuning_study.run(study, slots, kinds)
+          if kinds is phases[-1][0]:
+            study.raise_failures()
+            timing.run(config, workdir, slots)
     _report(workdir, time.perf_counter() - start)
+
+
+def _machines(workers: int, address: str) -> Any:
+  """Returns what gives engines: this machine, or those of a Ray."""
+  if not address:
+    from steepest.tuning import engine
+
+    return engine.Machine(workers)
+  try:
+    from steepest.tuning import ray_engine
+  except ImportError as error:
+    raise OSError(
+      f"--engine={address} needs Ray: pip install 'steepest[ray]'"
+    ) from error
+  return ray_engine.Cluster(address, workers)
 
 
 def _plan(config: 'ConfigDict', chip: str, devices: int) -> None:

@@ -329,6 +329,30 @@ def _begin(
   threading.Thread(target=watcher, daemon=True).start()
 
 
+class Machine:
+  """This machine.
+
+  Attributes:
+    machine: its devices; 1 for CPUs, whose processes have one device each.
+  """
+
+  def __init__(self, workers: int = 0):
+    """Takes note of what there is; `workers` as `most` of `places`."""
+    platform, devices = processes.local_devices()
+    self.machine = 1 if platform == 'cpu' else len(devices)
+    self._workers = workers
+
+  def __enter__(self) -> 'Machine':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    pass
+
+  def engine(self, size: int, most: int, logs: pathlib.Path) -> Engine:
+    """Returns slots of `size` devices each, at most so many."""
+    return local(places(size, self._workers)[:most], logs)
+
+
 def places(size: int, most: int = 0) -> list[Place]:
   """Returns the slots of this machine, of `size` devices each.
 

@@ -1,5 +1,6 @@
 """Whole studies on the command line, killed and resumed."""
 
+from collections.abc import Mapping
 import json
 import os
 import pathlib
@@ -68,13 +69,15 @@ def _command(
   ]
 
 
-def _start(command: list[str]) -> subprocess.Popen[str]:
+def _start(
+  command: list[str], env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
   # On one core for all workers, as on two their sums would round otherwise.
   core = min(os.sched_getaffinity(0))
   return subprocess.Popen(
     command,
     cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} {_ONE}'},
+    env={**os.environ, **_flags(), **(env or {})},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -82,8 +85,14 @@ def _start(command: list[str]) -> subprocess.Popen[str]:
   )
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-  process = _start(command)
+def _flags() -> dict[str, str]:
+  return {'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} {_ONE}'}
+
+
+def _run(
+  command: list[str], env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+  process = _start(command, env)
   out, err = process.communicate(timeout=900)
   return subprocess.CompletedProcess(command, process.returncode, out, err)
 
@@ -109,21 +118,29 @@ def _wait_for(process: subprocess.Popen[str], root: pathlib.Path, glob: str):
     time.sleep(0.02)
 
 
-def test_a_study_survives_kills_of_its_worker_and_of_its_driver(
-  shards, tmp_path
-):
-  """Killed workers are replaced, and so is the driver, by the same command.
+_STUDY = {'search': 'sobol', 'trials': 4, 'optimizers': 'sophia'}
 
-  The trials are those of a study that nobody killed, in one process.
-  """
-  study = {'search': 'sobol', 'trials': 4, 'optimizers': 'sophia'}
-  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-  done = _run(_command(shards, whole, 1, **study))
+
+@pytest.fixture(scope='module')
+def whole(shards, tmp_path_factory) -> pathlib.Path:
+  """A study that nobody killed, in one process, which has no use for Ray."""
+  home = tmp_path_factory.mktemp('whole')
+  (home / 'ray.py').write_text('raise AssertionError("one slot needs no Ray")')
+  workdir = home / 'study'
+  env = {'PYTHONPATH': str(home)}
+  done = _run(_command(shards, workdir, 1, **_STUDY), env)
   assert done.returncode == 0, done.stderr
-  report = whole / 'report' / 'report.html'
+  report = workdir / 'report' / 'report.html'
   assert done.stdout.splitlines()[-1] == f'report: {report}'
   assert report.exists()
+  return workdir
 
+
+def test_a_study_survives_kills_of_its_worker_and_of_its_driver(
+  shards, whole, tmp_path
+):
+  """Killed workers are replaced, and so is the driver, by the same command."""
+  study, killed = _STUDY, tmp_path / 'killed'
   process = _start(_command(shards, killed, 2, **study))
   _wait_for(process, killed, 'trials/*/*/metrics.jsonl')
   threads = pathlib.Path(f'/proc/{process.pid}/task').glob('*/children')
@@ -167,3 +184,75 @@ def test_errors_take_one_line(shards, tmp_path):
     second = _run(command)
   assert second.returncode == 1
   assert f'(process {os.getpid()}, host ' in second.stderr.splitlines()[-1]
+
+
+@pytest.fixture(scope='module')
+def nodes():
+  """Two nodes of one core each, and a function that takes the second away."""
+  patch = pytest.MonkeyPatch()
+  for name, value in {**_RAY, **_flags()}.items():
+    patch.setenv(name, value)
+  # Reads the variables.
+  cluster_utils = pytest.importorskip('ray.cluster_utils')
+  cores = os.sched_getaffinity(0)
+  os.sched_setaffinity(0, {min(cores)})
+  cluster = cluster_utils.Cluster(
+    initialize_head=True, head_node_args={'include_dashboard': False}
+  )
+  os.sched_setaffinity(0, {max(cores)})
+  second = cluster.add_node()
+  os.sched_setaffinity(0, cores)
+  patch.undo()
+  yield (
+    cluster.address,
+    lambda: cluster.remove_node(second, allow_graceful=False),
+  )
+  cluster.shutdown()
+
+
+_RAY = {'RAY_AUTH_MODE': 'token', 'RAY_AUTH_TOKEN': 64 * 'a'}
+
+
+def _attempts(workdir: pathlib.Path) -> list[dict[str, object]]:
+  return [
+    json.loads(path.read_text())['attempt']
+    for path in workdir.rglob('env.json')
+  ]
+
+
+def test_a_study_on_two_nodes_survives_its_driver_and_a_node(
+  shards, whole, nodes, tmp_path
+):
+  """Its results are those of one process, bit for bit."""
+  address, lose = nodes
+  command = [*_command(shards, tmp_path, 0, **_STUDY), f'--engine={address}']
+  process = _start(command, _RAY)
+  _wait_for(process, tmp_path, 'trials/*/*/metrics.jsonl')
+  process.kill()
+  process.communicate()
+  process = _start(command, _RAY)
+  while len({attempt['node'] for attempt in _attempts(tmp_path)}) < 2:
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.05)
+  lose()
+  out, err = process.communicate(timeout=600)
+  assert process.returncode == 0, (out, err)
+  assert _left(tmp_path) == _left(whole)
+
+
+def test_a_wrong_token_is_refused(shards, nodes, tmp_path):
+  wrong = {
+    **_RAY,
+    'RAY_AUTH_TOKEN': 64 * 'b',
+    # Seconds that Ray tries it for.
+    'RAY_NUM_REDIS_GET_RETRIES': '1',
+  }
+  command = [*_command(shards, tmp_path, 0), f'--engine={nodes[0]}']
+  refused = _run(command, wrong)
+  assert refused.returncode == 1
+  last = refused.stderr.splitlines()[-1]
+  assert last.startswith(f'error: --engine={nodes[0]}: no Ray there that takes')
+  open_ = _run(command, {**_RAY, 'RAY_AUTH_MODE': 'disabled'})
+  assert open_.returncode == 1
+  assert 'set RAY_AUTH_MODE=token' in open_.stderr.splitlines()[-1]
+  assert not list(tmp_path.glob('trials'))

@@ -1,0 +1,236 @@
+"""Slots on several machines: actors of a Ray that is running (Ray Core).
+
+    ray start --head                    on the first machine, then
+    ray start --address=FIRST:6379      on each other one
+
+An actor keeps what it has compiled. Jobs are JSON values, paths and names of
+functions, so nothing large goes through Ray; all machines see the same files
+and the same installation. What a lost node did goes on elsewhere, from its
+checkpoint.
+
+Ray's wire is cloudpickle: whoever may speak to it runs code. So a token is
+always asked for; SECURITY.md says what else is to be done.
+"""
+
+from collections.abc import Callable, Sequence
+import logging
+import os
+import pathlib
+import socket
+import threading
+from typing import Any, NamedTuple
+
+from steepest.tuning import engine
+
+_MODE = 'RAY_AUTH_MODE'
+# Read when Ray is imported.
+os.environ.setdefault(_MODE, 'token')
+os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
+
+import ray  # noqa: E402
+from ray import exceptions  # noqa: E402
+from ray.util import scheduling_strategies  # noqa: E402
+
+# Ray's name of what a slot has, in the order in which they are looked for.
+_RESOURCES = ('GPU', 'TPU', 'CPU')
+
+
+class _Slot(NamedTuple):
+  """A slot's node, and which one of that node's slots it is."""
+
+  node: str
+  place: int
+
+
+class Cluster:
+  """The machines of a Ray; as a context manager it leaves them.
+
+  Attributes:
+    machine: devices of a machine, the smallest of all; 1 for CPUs, whose
+      processes have one device each.
+  """
+
+  def __init__(self, address: str, workers: int = 0):
+    """Joins a Ray as a driver.
+
+    Args:
+      address: HOST:PORT of its head, or 'auto': one of this machine. A `ray
+        start` has to have been done on this machine too.
+      workers: slots at most; 0: as many as there are.
+
+    Raises:
+      OSError: there is none, or it refuses the token.
+      ValueError: the environment asks for a Ray without token.
+    """
+    if os.environ[_MODE] != 'token':
+      raise ValueError(
+        f'{_MODE}={os.environ[_MODE]}: whoever reaches Ray runs code; set '
+        f'{_MODE}=token where Ray is started too (SECURITY.md)'
+      )
+    host, _, port = address.rpartition(':')
+    try:
+      if address != 'auto':
+        # Ray itself would try for minutes.
+        socket.create_connection((host, int(port)), 10).close()
+      ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError, exceptions.RayError) as error:
+      lines = str(error).splitlines() or ['']
+      raise OSError(
+        f'--engine={address}: no Ray there that takes this token '
+        f'({lines[0]}): start it (docs/launching.md) or leave --engine out'
+      ) from error
+    self._resource = next(
+      r for r in _RESOURCES if any(_count(node, r) for node in _alive())
+    )
+    counts = [_count(node, self._resource) for node in _alive()]
+    smallest = min(count for count in counts if count)
+    self.machine = 1 if self._resource == 'CPU' else smallest
+    self._workers = workers
+
+  def __enter__(self) -> 'Cluster':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    ray.shutdown()
+
+  def engine(self, size: int, most: int, logs: pathlib.Path) -> 'RayEngine':
+    """Returns slots of `size` devices each, at most so many."""
+    most = min(most, self._workers or most)
+    return RayEngine(self._resource, size, most, logs)
+
+
+class RayEngine(engine.Engine):
+  """Slots on all nodes of a Ray, an actor each.
+
+  Nodes that join get slots, and slots of lost ones are no more.
+  """
+
+  def __init__(self, resource: str, size: int, most: int, logs: pathlib.Path):
+    """Starts nothing yet.
+
+    Args:
+      resource: Ray's name of the devices: 'GPU', 'TPU' or 'CPU'.
+      size: devices of a slot.
+      most: slots at once.
+      logs: directory of what workers print.
+
+    Raises:
+      ValueError: no node has as many devices.
+    """
+    super().__init__()
+    self._resource, self._size, self._most = resource, size, most
+    self._logs = logs
+    self._slots: dict[int, _Slot] = {}
+    self._next = 0
+    self._actors: dict[int, Any] = {}
+    self._lock = threading.RLock()
+    if not self.slots:
+      raise ValueError(
+        f'a run of {size} {resource}s: no machine of this engine has as many; '
+        'use a smaller mesh (study.trial_mesh, study.target)'
+      )
+
+  @property
+  def slots(self) -> Sequence[int]:
+    with self._lock:
+      nodes = {node['NodeID']: node for node in _alive()}
+      for number, slot in list(self._slots.items()):
+        if slot.node not in nodes:
+          del self._slots[number]
+          self._actors.pop(number, None)
+      known = {slot.node for slot in self._slots.values()}
+      for name in sorted(set(nodes) - known):
+        for index in range(_count(nodes[name], self._resource) // self._size):
+          if len(self._slots) < self._most:
+            self._slots[self._next] = _Slot(name, index)
+            self._next += 1
+      return sorted(self._slots)
+
+  def _call(
+    self, slot: int, function: Callable[[Any], Any], job: Any
+  ) -> tuple[Any, str | None]:
+    try:
+      return ray.get(self._actor(slot).call.remote(function, job))
+    except (exceptions.RayActorError, exceptions.NodeDiedError) as error:
+      with self._lock:
+        actor = self._actors.pop(slot, None)
+        if actor is not None:
+          # Perhaps it is only cut off; files are fenced (training/attempt.py).
+          ray.kill(actor)
+      raise engine.WorkerDied(self._elsewhere(slot)) from error
+    except exceptions.RayError as error:
+      return None, str(error).splitlines()[-1]
+
+  def _actor(self, slot: int) -> Any:
+    with self._lock:
+      if slot not in self._slots:
+        # It ended between two jobs.
+        raise engine.WorkerDied(self._elsewhere(slot))
+      if slot not in self._actors:
+        at = self._slots[slot]
+        options: dict[str, dict[str, Any]] = {
+          'GPU': {'num_cpus': 0, 'num_gpus': self._size},
+          'CPU': {'num_cpus': self._size},
+          'TPU': {'num_cpus': 0, 'resources': {'TPU': self._size}},
+        }
+        strategy = scheduling_strategies.NodeAffinitySchedulingStrategy(
+          at.node, soft=False
+        )
+        self._actors[slot] = (
+          ray.remote(_Worker)
+          .options(**options[self._resource], scheduling_strategy=strategy)
+          .remote(
+            slot,
+            at,
+            self._size if self._resource == 'CPU' else 0,
+            self._logs / f'worker-{slot}.log',
+          )
+        )
+      return self._actors[slot]
+
+  def _elsewhere(self, slot: int) -> int | None:
+    """Returns the slot for what a lost one did; None: it is still there."""
+    left = self.slots
+    if slot in left or self._closed:
+      return None
+    if not left:
+      raise engine.JobFailedError(
+        'no machine is left in the engine: run the same command again when '
+        'there is one'
+      )
+    return min(left, key=lambda number: self._load[number])
+
+  def _stop(self) -> None:
+    with self._lock:
+      for actor in self._actors.values():
+        ray.kill(actor)
+
+  def _hint(self) -> str:
+    return f', see {self._logs}'
+
+
+class _Worker:
+  """The process of a slot."""
+
+  def __init__(self, slot: int, at: _Slot, cores: int, log: pathlib.Path):
+    own: tuple[int, ...] = ()
+    if cores:
+      # Ray counts cores, but leaves processes to choose among all of them.
+      usable = sorted(os.sched_getaffinity(0))
+      own = tuple(usable[at.place * cores : (at.place + 1) * cores])
+    place = engine.Place(own, engine.cpu_devices(cores) if cores else {})
+    engine.enter(slot, place, log, at.node)
+
+  def call(
+    self, function: Callable[[Any], Any], job: Any
+  ) -> tuple[Any, str | None]:
+    return engine.call(function, job, True)
+
+
+def _alive() -> list[dict[str, Any]]:
+  return [node for node in ray.nodes() if node['Alive']]
+
+
+def _count(node: dict[str, Any], resource: str) -> int:
+  held = node['Resources']
+  return int(held[resource]) if resource in held else 0
