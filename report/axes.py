@@ -1,8 +1,7 @@
 """What another value of an axis changes, and whether the ranking changes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 import itertools
-import math
 from typing import Any
 
 import numpy as np
@@ -10,20 +9,14 @@ import pandas as pd
 
 from steepest.report import (
   differences,
+  section,
   selection,
   statistics,
   tables,
   theme,
   words,
 )
-from steepest.report.section import (
-  Block,
-  Cell,
-  Column,
-  Fold,
-  Section,
-  Table,
-)
+from steepest.report.section import Column
 
 # What changes with an axis by itself, so that tokens or epochs stay equal.
 _FOLLOWS = {
@@ -34,28 +27,25 @@ _FOLLOWS = {
 }
 
 
-def sections(comparison: tables.Comparison) -> list[Section]:
+def sections(comparison: tables.Comparison) -> list[section.Section]:
   """Returns the section of what the axes of the study change."""
   found = effects(comparison)
   if not len(found):
     return []
+  found = found.assign(
+    counts=found['p_holm'] < statistics.LEVEL,
+    remark=['not compared: ' * bool(why) + why for why in found['reason']],
+    panel=found['change'],
+    value=found['difference'],
+    label=found['optimizer'].map(words.name),
+  )
   known = found[found['reason'] == '']
-  blocks: list[Block] = []
+  blocks: list[section.Block] = []
   if len(known):
-    panels = [
-      (
-        title,
-        frame.assign(
-          label=[words.name(name) for name in frame['optimizer']],
-          value=frame['difference'],
-        ),
-      )
-      for title, frame in known.groupby('change', sort=False)
-    ]
     blocks.append(
       differences.forest(
         'effects',
-        panels,
+        known,
         'Change of loss (nats per token)',
         'Change of the final validation loss, seed by seed, with its 95 % '
         'interval: left of the line the change helps. Full marks: beyond '
@@ -64,11 +54,53 @@ def sections(comparison: tables.Comparison) -> list[Section]:
         theme.styles(comparison.tables.runs['optimizer']),
       )
     )
-  blocks.append(_table(found))
+  numbers = {
+    'difference': Column('Change of loss', 'nats', True, '', '+.4f', 'counts'),
+    'interval': Column('95 % interval', 'nats', True),
+    'p_holm': Column('p, corrected', number=True),
+  }
+  blocks.append(
+    section.Table.of(
+      'Effects of the axes',
+      differences.with_numbers(found),
+      {
+        'optimizer': Column('Optimizer'),
+        **numbers,
+        'n': Column('Seeds', number=True),
+        'remark': Column('Remark'),
+      },
+      heading='change',
+      folded=True,
+    )
+  )
   crossed = interactions(comparison)
   if len(crossed):
-    blocks.append(_crossed(crossed))
-  return [Section('axes', 'What the axes of the study change', blocks)]
+    names = (crossed[key].map(words.name) for key in ('first', 'second'))
+    crossed = crossed.assign(
+      pair=[' − '.join(pair) for pair in zip(*names, strict=True)],
+      counts=crossed['p_holm'] < statistics.LEVEL,
+      swapped=crossed['order'] == 'swapped',
+    )
+    side = 'nats', True, 'Difference of loss', '+.4f'
+    blocks.append(
+      section.Table.of(
+        'Does an axis change who is ahead?',
+        differences.with_numbers(crossed),
+        {
+          'pair': Column('Optimizers'),
+          'before': Column('Before', *side),
+          'after': Column('After', *side),
+          **numbers,
+          'order': Column('Order', best='swapped'),
+        },
+        heading='change',
+        note='The order is kept or swapped where the difference between the '
+        'two is beyond chance before and after; else it is not resolved.',
+        folded=True,
+      )
+    )
+  title = 'What the axes of the study change'
+  return [section.Section('axes', title, blocks)]
 
 
 def effects(comparison: tables.Comparison) -> pd.DataFrame:
@@ -80,20 +112,18 @@ def effects(comparison: tables.Comparison) -> pd.DataFrame:
     of `other` minus that of `group`), low, high, p, p_holm (for the optimizers
     of the change), n (seeds); reason: why they are not compared, or ''.
   """
-  rows: list[dict[str, Any]] = []
-  for change in _changes(comparison):
-    found: list[dict[str, Any]] = []
-    for optimizer, (own_S, other_S) in change['losses'].items():
-      row = {
-        k: change[k] for k in ('change', 'axis', 'group', 'other', 'reason')
-      }
-      row |= {'optimizer': optimizer, 'n': len(own_S)}
-      if not change['reason']:
-        row |= _numbers(statistics.paired(other_S, own_S))
-      found.append(row)
-    _correct(found)
-    rows += found
-  return pd.DataFrame(rows, columns=_EFFECTS)
+  parts = []
+  for change, own, other in _changes(comparison):
+    rows = []
+    for optimizer in own.columns.intersection(other.columns):
+      both = pd.concat([other[optimizer], own[optimizer]], axis=1).dropna()
+      if len(both):
+        row = {**change, 'optimizer': optimizer, 'n': len(both)}
+        if not change['reason']:
+          row |= statistics.paired(*both.to_numpy().T).row()
+        rows.append(row)
+    parts.append(_corrected(rows))
+  return pd.concat(parts) if parts else pd.DataFrame()
 
 
 def interactions(comparison: tables.Comparison) -> pd.DataFrame:
@@ -106,72 +136,69 @@ def interactions(comparison: tables.Comparison) -> pd.DataFrame:
     n; order: 'kept' or 'swapped' where the difference counts on both sides,
     else 'not resolved'.
   """
-  rows: list[dict[str, Any]] = []
   pairs = comparison.pairs
   pairs = pairs[pairs['column'] == 'eval_loss'].set_index(
     ['group', 'first', 'second']
   )
-  for change in _changes(comparison):
-    found: list[dict[str, Any]] = []
-    if change['reason']:
-      continue
-    for a, b in itertools.combinations(change['losses'], 2):
-      (own_a, other_a), (own_b, other_b) = (change['losses'][n] for n in (a, b))
+  parts = []
+  for change, own, other in _changes(comparison):
+    rows = []
+    names = own.columns.intersection(other.columns)
+    for a, b in itertools.combinations(names, 2):
       sides = [(change[side], a, b) for side in ('group', 'other')]
-      if len(own_a) != len(own_b) or any(s not in pairs.index for s in sides):
+      moves_S = ((other[a] - other[b]) - (own[a] - own[b])).dropna().to_numpy()
+      if change['reason'] or not moves_S.size:
+        continue
+      if any(side not in pairs.index for side in sides):
         continue
       before, after = (pairs.loc[side] for side in sides)
-      found.append(
+      rows.append(
         {
-          **{k: change[k] for k in ('change', 'axis', 'group', 'other')},
+          **change,
           'first': a,
           'second': b,
-          'before': float(before['difference']),
-          'after': float(after['difference']),
+          'before': before['difference'],
+          'after': after['difference'],
           'order': _order(before, after),
-          'n': len(own_a),
-          **_numbers(statistics.paired(other_a - other_b, own_a - own_b)),
+          **statistics.paired(moves_S, np.zeros_like(moves_S)).row(),
         }
       )
-    _correct(found)
-    rows += found
-  return pd.DataFrame(rows, columns=_INTERACTIONS)
+    parts.append(_corrected(rows))
+  columns = ['change', 'axis', 'group', 'other', 'first', 'second', *_NUMBERS]
+  return pd.concat([pd.DataFrame(columns=columns), *parts])
 
 
-_NUMBERS = ['difference', 'low', 'high', 'p', 'p_holm', 'n']
-_EFFECTS = [
-  'change',
-  'axis',
-  'group',
-  'other',
-  'optimizer',
-  *_NUMBERS,
-  'reason',
-]
-_INTERACTIONS = [
-  'change',
-  'axis',
-  'group',
-  'other',
-  'first',
-  'second',
-  'before',
-  'after',
-  *_NUMBERS,
-  'order',
-]
+_NUMBERS = ('difference', 'low', 'high', 'p', 'p_holm', 'n')
 
 
-def _changes(comparison: tables.Comparison) -> Iterator[dict[str, Any]]:
+def _corrected(rows: list[dict[str, Any]]) -> pd.DataFrame:
+  """Returns rows with p_holm, corrected for their number."""
+  if not rows:
+    return pd.DataFrame()
+  frame = pd.DataFrame(rows)
+  frame = frame.reindex(columns=[*dict.fromkeys([*frame, *_NUMBERS])])
+  return frame.assign(p_holm=statistics.holm(frame['p'].astype(float)))
+
+
+def _changes(
+  comparison: tables.Comparison,
+) -> Iterator[tuple[dict[str, str], pd.DataFrame, pd.DataFrame]]:
   """Yields every two groups of a model that differ on one axis alone.
 
   The one with the study's own value comes first; other values are compared
-  with nothing else.
+  with nothing else. With each pair come the final losses on both sides, a row
+  a seed and a column an optimizer.
   """
-  finals = comparison.compared
   axes = comparison.tables.axes
-  groups = {str(g): of for g, of in finals.groupby('group', sort=False)}
+  runs = comparison.compared
+  groups = {str(g): of for g, of in runs.groupby('group', sort=False)}
   firsts = {group: of.iloc[0] for group, of in groups.items()}
+  losses = {
+    group: of[of['status'] == 'finished'].pivot(
+      index='seed', columns='optimizer', values='eval_loss'
+    )
+    for group, of in groups.items()
+  }
   for axis in axes:
     rest = ['architecture', *(f'axis.{a.name}' for a in axes if a != axis)]
     column = f'axis.{axis.name}'
@@ -184,16 +211,17 @@ def _changes(comparison: tables.Comparison) -> Iterator[dict[str, Any]]:
       held = {x.name: own[f'axis.{x.name}'] for x in axes if x != axis}
       model = tables.group_label(str(own['architecture']), held)
       step = ' → '.join(_value(x[column]) for x in (own, other))
-      yield {
-        'change': f'{words.named(model)}: {axis.name.replace("_", " ")} {step}',
+      name = axis.name.replace('_', ' ')
+      change = {
+        'change': f'{words.named(model)}: {name} {step}',
         'axis': axis.name,
         'group': a,
         'other': b,
-        'losses': _losses(groups[a], groups[b]),
         'reason': _unlike(
           comparison.tables.runs, axis.name, groups[a], groups[b]
         ),
       }
+      yield change, losses[a], losses[b]
 
 
 def _value(value: object) -> str:
@@ -201,26 +229,6 @@ def _value(value: object) -> str:
   if isinstance(value, int | np.integer) and value >= 10_000:
     return words.count(float(value))
   return str(value)
-
-
-def _losses(
-  own: pd.DataFrame, other: pd.DataFrame
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Returns optimizer → losses on both sides of the seeds that both have."""
-  sides = [
-    {
-      str(name): of.set_index('seed')['eval_loss'].dropna()
-      for name, of in runs[runs['status'] == 'finished'].groupby('optimizer')
-    }
-    for runs in (own, other)
-  ]
-  found = {}
-  for name in sides[0]:
-    if name in sides[1]:
-      seeds = sides[0][name].index.intersection(sides[1][name].index)
-      if len(seeds):
-        found[name] = tuple(side[name][seeds].to_numpy(float) for side in sides)
-  return found
 
 
 def _unlike(
@@ -252,106 +260,9 @@ def _unlike(
   return selection.differences(other.iloc[0], own.iloc[0], told)
 
 
-def _numbers(found: statistics.Differences) -> dict[str, float]:
-  numbers = {'difference': float(found.value), 'p': math.nan}
-  if found.n >= statistics.FEWEST_SEEDS:
-    low, high = found.interval()
-    numbers |= {'low': float(low), 'high': float(high), 'p': float(found.p)}
-  return numbers
-
-
-def _correct(rows: list[dict[str, Any]]) -> None:
-  """Adds p_holm, corrected for the number of the rows."""
-  p_M = [row['p'] if 'p' in row else math.nan for row in rows]
-  for row, p in zip(rows, statistics.holm(p_M) if rows else (), strict=True):
-    row['p_holm'] = float(p)
-
-
 def _order(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
   sides = (before, after)
   if not all(side['p_holm'] < statistics.LEVEL for side in sides):
     return 'not resolved'
   same = (before['difference'] > 0) == (after['difference'] > 0)
   return 'kept' if same else 'swapped'
-
-
-def _table(found: pd.DataFrame) -> Table:
-  """Returns the effects as numbers."""
-  rows: list[Sequence[Cell | str] | str] = []
-  for title, frame in found.groupby('change', sort=False):
-    rows.append(title)
-    for row in frame.to_dict('records'):
-      name = row['optimizer']
-      rows.append(
-        [
-          Cell(words.name(name), optimizer=name),
-          *_cells(row),
-          str(row['n']),
-          f'not compared: {row["reason"]}' if row['reason'] else '',
-        ]
-      )
-  return Table(
-    'Effects of the axes',
-    [
-      Column('Optimizer'),
-      Column('Change of loss', 'nats', True),
-      Column('95 % interval', 'nats', True),
-      Column('p, corrected', number=True),
-      Column('Seeds', number=True),
-      Column('Remark'),
-    ],
-    rows,
-    folded=True,
-  )
-
-
-def _crossed(found: pd.DataFrame) -> Fold:
-  """Returns the interactions as a table."""
-  rows: list[Sequence[Cell | str] | str] = []
-  for title, frame in found.groupby('change', sort=False):
-    rows.append(title)
-    for row in frame.to_dict('records'):
-      pair = f'{words.name(row["first"])} − {words.name(row["second"])}'
-      rows.append(
-        [
-          pair,
-          *(_signed(row[side]) for side in ('before', 'after')),
-          *_cells(row),
-          Cell(row['order'], style='best' if row['order'] == 'swapped' else ''),
-        ]
-      )
-  table = Table(
-    'Does an axis change who is ahead?',
-    [
-      Column('Optimizers'),
-      Column('Before', 'nats', True, 'Difference of loss'),
-      Column('After', 'nats', True, 'Difference of loss'),
-      Column('Change', 'nats', True),
-      Column('95 % interval', 'nats', True),
-      Column('p, corrected', number=True),
-      Column('Order'),
-    ],
-    rows,
-    note='The order is kept or swapped where the difference between the two is '
-    'beyond chance before and after; else it is not resolved.',
-  )
-  return Fold('Does an axis change who is ahead?', [table])
-
-
-def _cells(row: Mapping[str, Any]) -> list[Cell | str]:
-  counts = row['p_holm'] < statistics.LEVEL
-  return [
-    Cell(
-      _signed(row['difference']),
-      value=None if pd.isna(row['difference']) else row['difference'],
-      style='best' if counts else '',
-    ),
-    words.interval(row['low'], row['high'], '+.4f'),
-    words.p_value(row['p_holm']),
-  ]
-
-
-def _signed(value: float) -> str:
-  if pd.isna(value):
-    return words.MISSING
-  return f'{value:+.4f}'.replace('-', '−')

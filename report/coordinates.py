@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from steepest.report import page, theme
 from steepest.report.section import Cell, Column, Figure, Section, Table
@@ -47,33 +48,24 @@ def write(directory: pathlib.Path, title: str, subtitle: str) -> pathlib.Path:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
-  return Table(
-    'Slopes',
-    [
-      Column('Quantity'),
-      Column('Verdict'),
-      Column('Slope', number=True),
-      Column('Allowed', number=True),
-      Column('Reason'),
+  frame = pd.DataFrame(rows)
+  failed = Cell('fails', style='bad')
+  frame = frame.assign(
+    quantity=frame['quantity'] + ' over ' + frame['axis'],
+    verdict=['passes' if passed else failed for passed in frame['passed']],
+    allowed=[
+      f'at most {high:+.2f}' if pd.isna(low) else f'{low:+.2f} to {high:+.2f}'
+      for low, high in zip(frame['low'], frame['high'], strict=True)
     ],
-    [
-      [
-        f'{row["quantity"]} over {row["axis"]}',
-        Cell('passes') if row['passed'] else Cell('fails', style='bad'),
-        '–' if row['slope'] is None else f'{row["slope"]:+.2f}',
-        _band(row['low'], row['high']),
-        row['reason'],
-      ]
-      for row in rows
-    ],
-    style='words',
   )
-
-
-def _band(low: float | None, high: float) -> str:
-  if low is None:
-    return f'at most {high:+.2f}'
-  return f'{low:+.2f} to {high:+.2f}'
+  columns = {
+    'quantity': Column('Quantity'),
+    'verdict': Column('Verdict'),
+    'slope': Column('Slope', number=True, form='+.2f'),
+    'allowed': Column('Allowed', number=True),
+    'reason': Column('Reason'),
+  }
+  return Table.of('Slopes', frame, columns, style='words')
 
 
 def _figure(axis: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -83,45 +75,45 @@ def _figure(axis: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
     for prefix in _PANELS
     if any(row['quantity'].startswith(prefix) for row in rows)
   ]
-  layout = theme.layout([_PANELS[p] for p in panels], 300, narrowest=420)
+  sizes = rows[0]['sizes']
+  layout = theme.layout(
+    [_PANELS[p] for p in panels],
+    300,
+    {
+      'title': axis.capitalize(),
+      'type': 'log',
+      'tickvals': sizes,
+      'ticktext': list(map(str, sizes)),
+    },
+    {'type': 'log'},
+    narrowest=420,
+  )
   looks = theme.styles(row['quantity'].partition('/')[2] for row in rows)
   data = []
   for number, prefix in enumerate(panels, 1):
-    shown = [row for row in rows if row['quantity'].startswith(prefix)]
-    for row in shown:
+    for row in rows:
+      if not row['quantity'].startswith(prefix):
+        continue
       values_NxS = np.array(
         [[v or math.nan for v in seeds] for seeds in row['values']], float
       )
-      means_N = np.exp(np.log(values_NxS).mean(1))
       name = row['quantity'].removeprefix(prefix)
-      look = looks[name]
       verdict = '' if row['passed'] else ', fails'
-      data.append(
-        {
-          'type': 'scatter',
-          'mode': 'lines+markers',
-          'name': theme.text(
-            f'{name} {row["slope"] or math.nan:+.2f}{verdict}'
-          ),
-          'x': row['sizes'],
-          'y': theme.rounded(means_N),
-          'line': theme.line(look),
-          'marker': {
-            'symbol': look['marker'] if row['passed'] else 'x',
-            'size': 8,
-          },
-          'hovertemplate': '%{y:.3g} at %{x}<extra>%{fullData.name}</extra>',
-          'meta': {'kind': prefix.rstrip('/')},
-          **theme.panel(number),
-        }
+      trace = theme.trace(
+        name,
+        number,
+        row['sizes'],
+        np.exp(np.log(values_NxS).mean(1)),
+        prefix.rstrip('/'),
+        looks[name],
+        size=8,
+        name=theme.text(f'{name} {row["slope"] or math.nan:+.2f}{verdict}'),
+        mode='lines+markers',
+        hovertemplate='%{y:.3g} at %{x}<extra>%{fullData.name}</extra>',
       )
-    layout[theme.axis('x', number)] |= {
-      'type': 'log',
-      'title': theme.title(axis.capitalize()),
-      'tickvals': shown[0]['sizes'],
-      'ticktext': [str(size) for size in shown[0]['sizes']],
-    }
-    layout[theme.axis('y', number)]['type'] = 'log'
+      if not row['passed']:
+        trace['marker']['symbol'] = 'x'
+      data.append(trace)
   return Figure(
     f'over-{axis}',
     f'Measured quantities over {axis}',

@@ -1,11 +1,11 @@
-"""A run's course: losses, benchmark scores and what optimizers log.
+"""Losses over a run's course.
 
 A line is the mean over the seeds of one optimizer, its band reaches from the
 lowest to the highest seed; single seeds are a switch away. Diverged runs are
 in no mean and are always drawn.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -13,465 +13,261 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steepest.report import scores as scores_lib, tables, theme, words
-from steepest.report.section import Block, Figure, Section, Switch
+from steepest.report import section, tables, theme, words
+from steepest.report.section import Section, Switch
 
 # Share of a run that the running mean of the training loss spans.
 _SMOOTHING = 0.05
 # Points of a drawn line; longer ones are averaged in bins.
-_POINTS = {'loss': 400, 'single': 150, 'internals': 100}
+_POINTS = {'mean': 400, 'single': 150}
 # Points up to which each is marked.
 _MARKED = 12
-# Quantity → its name and whether it is drawn on a logarithmic axis. Those of a
-# role have its name behind a slash.
-_QUANTITIES = {
-  'grad_norm': ('Gradient norm', True),
-  'update_rms': ('Update size', True),
-  'unclipped_fraction': ('Unclipped fraction', False),
-  'param_norm': ('Parameter norm', True),
-  'lr': ('Learning rate', False),
-}
-# Between a quantity and a layer (optimizers/statistics.py).
-LAYER = '/layer/'
 _POSITIONS = {
   'tokens': 'Tokens',
   'flops': 'FLOPs',
   'seconds': 'Training time',
 }
 _UNITS = {'k': 'thousands', 'M': 'millions', 'B': 'billions', 'T': 'trillions'}
-_SEEDS = Switch('seeds', 'Seeds', {'mean': 'mean', 'single': 'each'})
-_SPANS = {'0,1': 'all', '0.25,1': 'last 75 %', '0.75,1': 'last 25 %'}
-
-
-def loss(comparison: tables.Comparison) -> list[Section]:
-  """Returns the section of training and validation losses."""
-  course = _Course(comparison)
-  if not course.groups or not course.positions:
-    return []
-  layout = course.layout('Loss (nats per token)', 310)
-  data: list[dict[str, Any]] = []
-  for panel, cell in course.cells():
-    for kind in ('eval', 'train'):
-      data += course.traces(
-        cell, f'{kind}/loss', panel, {'kind': kind}, kind=kind
-      )
-    data += course.divergences(cell, panel)
-  figure = course.figure(
-    'loss',
-    'Loss against tokens, FLOPs or training time',
-    'Lines are means over seeds, bands reach from the lowest to the highest '
-    'seed; × is where a seed diverged, at the lowest loss that it had. Drag to '
-    'enlarge a part, in all figures of a run’s course at once; double-click to '
-    'return. '
-    f'Training loss: running mean over {_SMOOTHING:.0%} of the run. Training '
-    'time leaves out compilation, evaluation and checkpoints. Runs under way '
-    'are pale.',
-    {'data': data, 'layout': layout, 'skip': 0.3},
-    [
-      Switch('kind', 'Loss', {'eval': 'Validation', 'train': 'Training'}),
-      _SEEDS,
-    ],
-    'loss (nats per token)',
-  )
-  return [Section('loss', 'Loss curves', [figure], folded=False)]
-
-
-def scores(comparison: tables.Comparison) -> list[Section]:
-  """Returns the section of benchmark scores during training."""
-  course = _Course(comparison)
-  columns = _scored(course.points)
-  if not columns or not course.positions:
-    return []
-  layout = course.layout('Accuracy (%)', 260)
-  data: list[dict[str, Any]] = []
-  for panel, cell in course.cells():
-    for column in columns:
-      data += course.traces(
-        cell, f'eval/{column}', panel, {'column': column}, scale=100.0
-      )
-  for panel, group in enumerate(course.groups, 1):
-    for column in columns:
-      data += course.chance(group, column, panel)
-  figure = course.figure(
-    'score-curves',
-    'Benchmark accuracy during training',
-    'Lines are means over seeds, bands reach from the lowest to the highest '
-    'seed; the dotted line is the accuracy of guessing.',
-    {'data': data, 'layout': layout},
-    [
-      Switch('column', 'Benchmark', {c: words.head(c) for c in columns}),
-      _SEEDS,
-    ],
-    'accuracy (%)',
-  )
-  return [Section('score-curves', 'Benchmarks during training', [figure])]
-
-
-def internals(comparison: tables.Comparison) -> list[Section]:
-  """Returns the section of norms and sizes by role."""
-  course = _Course(comparison)
-  roles = [key for key in logged(course.points) if LAYER not in key]
-  course.show_groups_with(roles)
-  blocks: list[Block] = []
-  if roles and course.positions:
-    data: list[dict[str, Any]] = []
-    for panel, cell in course.cells():
-      for key in roles:
-        data += course.traces(cell, key, panel, {'quantity': key}, kind=key)
-    blocks.append(
-      course.figure(
-        'internals',
-        'Gradient norm, update size and more during training',
-        'Means over seeds with a band from the lowest to the highest. Gradient '
-        'norm: of all parameters, before clipping. Update size: root mean '
-        'square of a parameter’s change in a step. Unclipped fraction: '
-        'coordinates whose update the optimizer’s bound does not clip. What '
-        'stands behind a name: of these parameters alone.',
-        {
-          'data': data,
-          'layout': course.layout(quantity(roles[0]), 260),
-          'types': {key: scale_type(key) for key in roles},
-          'names': {key: quantity(key) for key in roles},
-        },
-        [Switch('quantity', 'Show', {key: quantity(key) for key in roles})],
-        'value',
-      )
-    )
-  if not blocks:
-    return []
-  return [Section('internals', 'Inside the training', blocks)]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Cell:
-  """Final runs of one optimizer in one group, and their logged points."""
-
-  group: str
-  optimizer: str
-  runs: pd.DataFrame
-  points: dict[str, pd.DataFrame]
+_SWITCHES = (
+  Switch('kind', 'Loss', {'eval': 'Validation', 'train': 'Training'}),
+  Switch('seeds', 'Seeds', {'mean': 'mean', 'single': 'each'}),
+  Switch(
+    'span',
+    'part',
+    {'0,1': 'all', '0.25,1': 'last 75 %', '0.75,1': 'last 25 %'},
+  ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Position:
   """A horizontal axis: what one unit of it is."""
 
-  key: str
   scale: float
   unit: str
-
-  @property
-  def title(self) -> str:
-    return f'{_POSITIONS[self.key]} ({self.unit})'
+  title: str
 
 
-class _Course:
-  """The final runs of a comparison along the same horizontal axes."""
+def loss(comparison: tables.Comparison) -> list[Section]:
+  """Returns the section of training and validation losses."""
+  all_runs, points = comparison.tables.runs, comparison.tables.points
+  under_way = all_runs[
+    (all_runs['stage'] == 'final') & (all_runs['status'] == 'unfinished')
+  ]
+  runs = pd.concat([comparison.compared, under_way]).drop_duplicates('run')
+  runs = runs[runs['run'].isin(points['run'])]
+  points = points[points['run'].isin(runs['run'])]
+  positions = {
+    key: _position(key, float(points[key].max()))
+    for key in _POSITIONS
+    if key in points and points[key].max() > 0
+  }
+  if not positions:
+    return []
+  titles = {key: of.title for key, of in positions.items()}
+  by_group = dict(list(runs.groupby('group', sort=False)))
+  layout = theme.layout(
+    [words.named(str(group)) for group in by_group],
+    310,
+    {'title': next(iter(titles.values()))},
+    {'title': 'Loss (nats per token)'},
+  )
+  looks = theme.styles(all_runs['optimizer'])
+  draw = _Draw(dict(list(points.groupby('run'))), positions, looks)
+  data = [
+    trace
+    for panel, of_group in enumerate(by_group.values(), 1)
+    for _, of in of_group.groupby('optimizer')
+    for trace in draw.optimizer(panel, of)
+  ]
+  figure = section.Figure(
+    'loss',
+    'Loss against tokens, FLOPs or training time',
+    'Lines are means over seeds, bands reach from the lowest to the highest '
+    'seed; × is where a seed diverged, at the lowest loss that it had. Drag to '
+    'enlarge a part; double-click to return. Training loss: running mean over '
+    f'{_SMOOTHING:.0%} of the run. Training time leaves out compilation, '
+    'evaluation and checkpoints. Runs under way are pale.',
+    {
+      'data': data,
+      'layout': layout,
+      'titles': titles,
+      'csv': {'y': 'loss (nats per token)'},
+    },
+    [*_SWITCHES[:2], Switch('x', 'against', titles), _SWITCHES[2]],
+    theme.names(runs['optimizer']),
+  )
+  return [Section('loss', 'Loss curves', [figure], folded=False)]
 
-  def __init__(self, comparison: tables.Comparison):
-    runs = comparison.tables.runs
-    under_way = runs[
-      (runs['stage'] == 'final') & (runs['status'] == 'unfinished')
-    ]
-    self.runs = pd.concat([comparison.compared, under_way]).drop_duplicates(
-      'run'
-    )
-    points = comparison.tables.points
-    self.points = points[points['run'].isin(self.runs['run'])]
-    self._scores = comparison.tables.scores
-    self._by_run = dict(list(self.points.groupby('run', sort=False)))
-    shown = self.runs[self.runs['run'].isin(self._by_run)]
-    self.groups = list(dict.fromkeys(shown['group']))
-    self._looks = theme.styles(runs['optimizer'])
-    # Many bands over one another would hide the lines.
-    self._opacity = 0.2 if len(self._looks) <= 6 else 0.07
-    self.positions = {
-      key: _position(key, float(self.points[key].max()))
-      for key in _POSITIONS
-      if key in self.points and self.points[key].max() > 0
-    }
 
-  def show_groups_with(self, keys: Sequence[str]) -> None:
-    """Leaves out groups without any of the quantities: no panel is empty."""
-    held = self.points[self.points[list(keys)].notna().any(axis=1)]['run']
-    groups = set(self.runs[self.runs['run'].isin(held)]['group'])
-    self.groups = [group for group in self.groups if group in groups]
+@dataclasses.dataclass(frozen=True)
+class _Draw:
+  """Makes traces of runs.
 
-  def cells(self) -> Iterator[tuple[int, _Cell]]:
-    """Yields the panel, 1, 2, …, and each cell in it."""
-    for panel, group in enumerate(self.groups, 1):
-      of_group = self.runs[self.runs['group'] == group]
-      for optimizer, runs in of_group.groupby('optimizer'):
-        held = {
-          run: self._by_run[run] for run in runs['run'] if run in self._by_run
-        }
-        yield panel, _Cell(group, str(optimizer), runs, held)
+  Attributes:
+    points: logged, by run.
+    positions: horizontal axes, by column of the points.
+    looks: of theme.styles.
+  """
 
-  def layout(self, name: str, height: int) -> dict[str, Any]:
-    """Returns a layout with a panel for each group.
+  points: Mapping[str, pd.DataFrame]
+  positions: Mapping[str, _Position]
+  looks: Mapping[str, Mapping[str, str]]
 
-    Args:
-      name: of the vertical axes.
-      height: of a panel, in pixels.
-    """
-    layout = theme.layout([words.named(g) for g in self.groups], height)
-    first = next(iter(self.positions.values()), None)
-    for panel in range(1, len(self.groups) + 1):
-      layout[theme.axis('y', panel)]['title'] = theme.title(name)
-      if first is not None:
-        layout[theme.axis('x', panel)]['title'] = theme.title(first.title)
-    return layout
-
-  def figure(
-    self,
-    key: str,
-    title: str,
-    caption: str,
-    content: dict[str, Any],
-    switches: Sequence[Switch],
-    value: str,
-  ) -> Figure:
-    """Returns a figure with the switches that all of a run's course have."""
-    titles = {k: position.title for k, position in self.positions.items()}
-    return Figure(
-      key,
-      title,
-      caption,
-      {**content, 'titles': titles, 'csv': {'y': value}},
-      [
-        *switches,
-        Switch('x', 'against', titles),
-        Switch('span', 'part', _SPANS),
-      ],
-      theme.names(self.runs['optimizer']),
-    )
-
-  def traces(
-    self,
-    cell: _Cell,
-    column: str,
-    panel: int,
-    when: dict[str, str],
-    kind: str = 'value',
-    scale: float = 1.0,
-  ) -> list[dict[str, Any]]:
-    """Returns mean, band and single lines of what a cell has logged."""
-    logged = {
-      run: points.dropna(subset=[column])
-      for run, points in cell.points.items()
-      if column in points
-    }
-    lines = {
-      run: self._line(points, column, scale)
-      for run, points in logged.items()
-      if len(points)
-    }
-    runs = cell.runs.set_index('run')
-    finished = [r for r in lines if runs['status'][r] == 'finished']
-    inner = kind.partition('/')[0] in _QUANTITIES
-    points = _POINTS['internals' if inner else 'loss']
-    found: list[dict[str, Any]] = []
-    if finished:
-      # Ragged seeds have a mean where all have a value.
-      found += self._mean(
-        cell, [lines[run] for run in finished], panel, when, kind, points
-      )
-    for run, line in lines.items():
-      status = runs['status'][run]
-      if status == 'finished' and (inner or len(finished) == 1):
-        continue
-      trace = self._trace(
-        cell,
-        _thinned(line, min(points, _POINTS['single'])),
-        panel,
-        {**when, 'seeds': 'single'} if status == 'finished' else when,
-        width=1.2,
-      )
-      trace['name'] += f', seed {runs["seed"][run]}'
-      if status != 'finished':
-        trace['name'] += f' ({status})'
-        trace['opacity'] = 0.45
-      trace['meta'] |= {
-        'kind': kind,
-        'run': run,
-        'seed': int(runs['seed'][run]),
-        'status': status,
-      }
-      found.append(trace)
-    return found
-
-  def divergences(self, cell: _Cell, panel: int) -> list[dict[str, Any]]:
-    """Returns a mark where a run diverged, at its lowest logged loss."""
-    found = []
-    diverged = cell.runs[cell.runs['status'] == 'diverged']
-    for run, seed in zip(diverged['run'], diverged['seed'], strict=True):
-      if run not in cell.points or 'train/loss' not in cell.points[run]:
-        continue
-      logged = cell.points[run].dropna(subset=['train/loss'])
-      if not len(logged):
-        continue
+  def optimizer(
+    self, panel: int, runs: pd.DataFrame
+  ) -> Iterator[dict[str, Any]]:
+    """Yields all that is drawn of an optimizer's runs in a panel."""
+    for kind in ('eval', 'train'):
+      lines = {run: self._line(run, f'{kind}/loss') for run in runs['run']}
+      with_any = runs[[len(lines[run]) > 0 for run in runs['run']]]
+      finished = with_any[with_any['status'] == 'finished']
+      if len(finished):
+        of = [lines[run] for run in finished['run']]
+        yield from self._mean(panel, finished['optimizer'].iloc[0], of, kind)
+      for run in with_any.to_dict('records'):
+        done = run['status'] == 'finished'
+        if done and len(finished) == 1:
+          continue
+        yield self._trace(
+          panel,
+          run['optimizer'],
+          _thinned(lines[run['run']], _POINTS['single']),
+          kind,
+          {'kind': kind, **({'seeds': 'single'} if done else {})},
+          f', seed {run["seed"]}' + ('' if done else f' ({run["status"]})'),
+          run,
+          1.2,
+          opacity=1 if done else 0.45,
+        )
+    for run in runs[runs['status'] == 'diverged'].to_dict('records'):
+      logged = self.points[run['run']]
       # Where it ended its loss is off the panel.
       lowest = logged['train/loss'].min()
-      last = logged.tail(1).assign(**{'train/loss': lowest})
-      trace = self._trace(
-        cell, self._line(last, 'train/loss', 1.0), panel, {}, width=1.2
+      if math.isnan(lowest):
+        continue
+      color = self.looks[run['optimizer']]['color']
+      yield self._trace(
+        panel,
+        run['optimizer'],
+        logged.tail(1).assign(y=lowest),
+        'mark',
+        {},
+        f', seed {run["seed"]}',
+        run,
+        mode='markers',
+        marker={'symbol': 'x', 'size': 10, 'color': color},
+        hovertemplate='diverged<extra>%{fullData.name}</extra>',
       )
-      name = f'{trace["name"]}, seed {seed}'
-      trace |= {
-        'mode': 'markers',
-        'name': name,
-        'marker': {
-          'symbol': 'x',
-          'size': 10,
-          'color': self._looks[cell.optimizer]['color'],
-        },
-        'hovertemplate': f'diverged<extra>{name}</extra>',
-      }
-      trace['meta'] |= {'kind': 'mark', 'run': run, 'seed': int(seed)}
-      found.append(trace)
-    return found
 
-  def chance(self, group: str, column: str, panel: int) -> list[dict[str, Any]]:
-    """Returns a dotted line at the accuracy of guessing, where known."""
-    task, _, metric = column.rpartition('/')
-    held = self._scores
-    held = held[(held['task'] == task) & (held['metric'] == metric)]
-    known = held['chance'].dropna()
-    runs = self.runs.loc[self.runs['group'] == group, 'run']
-    points = self.points[self.points['run'].isin(runs)]
-    if not len(known) or not len(points):
-      return []
-    ends = points.sort_values('tokens').iloc[[0, -1]]
-    shares = {
-      key: theme.rounded(ends[key] / position.scale)
-      for key, position in self.positions.items()
-    }
-    return [
-      {
-        'type': 'scatter',
-        'mode': 'lines',
-        'name': 'chance',
-        'legendgroup': 'chance',
-        'xs': {k: x for k, x in shares.items() if None not in x},
-        'y': [theme.digits(100 * float(known.iloc[0]))] * 2,
-        'line': {'color': theme.INK, 'width': 2, 'dash': 'dot'},
-        'hovertemplate': 'chance %{y:.1f} %<extra></extra>',
-        'meta': {'kind': 'chance', 'when': {'column': column}},
-        **theme.panel(panel),
-      }
-    ]
-
-  def _line(
-    self, points: pd.DataFrame, column: str, scale: float
-  ) -> pd.DataFrame:
-    """Returns step, positions and y of a run's logged values."""
-    kept = ['step', *self.positions]
-    line = points[[key for key in kept if key in points]].copy()
-    values = scale * points[column].to_numpy(float)
-    if column == 'train/loss' and len(values) > 1:
-      window = max(1, round(len(values) * _SMOOTHING))
-      values = _running_mean(values, window)
-      # Towards the end ever fewer values would be averaged: the line would end
-      # in one step's noise.
-      line, values = (of[: len(of) - window // 2] for of in (line, values))
-    if scale_type(column) == 'log':
-      # What is zero has no place on a logarithmic axis.
-      values = np.where(values > 0, values, np.nan)
-    line['y'] = values
-    return line[np.isfinite(line['y'])]
+  def _line(self, run: str, column: str) -> pd.DataFrame:
+    """Returns step, positions and y of what a run logged in a column."""
+    points = self.points[run]
+    if column not in points:
+      return points.iloc[:0]
+    points = points[np.isfinite(points[column])]
+    line = points[['step', *self.positions]].assign(y=points[column])
+    if column != 'train/loss' or len(line) < 2:
+      return line
+    window = max(1, round(len(line) * _SMOOTHING))
+    line['y'] = _running_mean(line['y'].to_numpy(), window)
+    # Towards the end ever fewer values would be averaged: the line would end in
+    # one step's noise.
+    return line[: len(line) - window // 2]
 
   def _mean(
-    self,
-    cell: _Cell,
-    lines: Sequence[pd.DataFrame],
-    panel: int,
-    when: dict[str, str],
-    kind: str,
-    points: int,
-  ) -> list[dict[str, Any]]:
-    """Returns the mean over seeds where all have a value, and their range."""
-    several = len(lines) > 1
+    self, panel: int, name: str, lines: Sequence[pd.DataFrame], kind: str
+  ) -> Iterator[dict[str, Any]]:
+    """Yields the range over seeds and their mean, where all have a value."""
     by_step = pd.concat(lines).groupby('step')
     mean = by_step.mean()[by_step.size() == len(lines)]
     if not len(mean):
-      return []
-    for end in ('min', 'max'):
-      mean[end] = by_step['y'].agg(end)
-    mean = _thinned(mean.reset_index(), points)
-    look = self._looks[cell.optimizer]
-    found = []
-    single = kind.partition('/')[0] not in _QUANTITIES
-    shown = {**when, 'seeds': 'mean'} if several and single else when
-    if several:
-      for end, fill in (('min', None), ('max', 'tonexty')):
-        band = self._trace(
-          cell, mean.assign(y=mean[end]), panel, shown, width=0
-        )
-        band['meta']['kind'] = (
-          f'{kind}, {"lowest" if fill is None else "highest"} seed'
-        )
-        band['hoverinfo'] = 'skip'
-        del band['hovertemplate']
-        if fill is not None:
-          band |= {
-            'fill': fill,
-            'fillcolor': theme.pale(look['color'], self._opacity),
-          }
-        found.append(band)
-    line = self._trace(cell, mean, panel, shown)
-    if several:
-      line['name'] += f', mean of {len(lines)} seeds'
-    line['meta']['kind'] = kind
-    if len(mean) <= _MARKED:
-      line |= {
-        'mode': 'lines+markers',
-        'marker': {'symbol': look['marker'], 'size': 5},
+      return
+    ends = by_step['y'].agg(['min', 'max'])
+    mean = _thinned(mean.join(ends).reset_index(), _POINTS['mean'])
+    suffix, when = '', {'kind': kind}
+    if len(lines) > 1:
+      suffix = f', mean of {len(lines)} seeds'
+      when['seeds'] = 'mean'
+      # Many bands over one another would hide the lines.
+      opacity = 0.2 if len(self.looks) <= 6 else 0.07
+      fill = {
+        'fill': 'tonexty',
+        'fillcolor': theme.pale(self.looks[name]['color'], opacity),
       }
-    return [*found, line]
+      for end, said, more in (('min', 'lowest', {}), ('max', 'highest', fill)):
+        yield self._trace(
+          panel,
+          name,
+          mean.assign(y=mean[end]),
+          f'{kind}, {said} seed',
+          when,
+          width=0,
+          hoverinfo='skip',
+          hovertemplate=None,
+          **more,
+        )
+    mode = 'lines+markers' if len(mean) <= _MARKED else 'lines'
+    yield self._trace(panel, name, mean, kind, when, suffix, mode=mode)
 
   def _trace(
     self,
-    cell: _Cell,
-    line: pd.DataFrame,
     panel: int,
-    when: dict[str, str],
+    optimizer: str,
+    line: pd.DataFrame,
+    kind: str,
+    when: Mapping[str, str],
+    suffix: str = '',
+    run: Mapping[str, Any] | None = None,
     width: float = 2.0,
+    **style: Any,
   ) -> dict[str, Any]:
     xs = {
       key: theme.rounded(line[key] / position.scale)
       for key, position in self.positions.items()
-      if key in line
+      if line[key].notna().all()
     }
     hover = ''.join(
-      f'<br>{_POSITIONS[key]}: %{{customdata[{i}]:.4~g}} {position.unit}'
-      for i, (key, position) in enumerate(self.positions.items())
-      if key in xs and None not in xs[key]
+      f'<br>{_POSITIONS[key]}: %{{customdata[{i}]:.4~g}} '
+      f'{self.positions[key].unit}'
+      for i, key in enumerate(xs)
     )
-    return {
-      'type': 'scatter',
-      'mode': 'lines',
-      'name': theme.text(words.name(cell.optimizer)),
-      'legendgroup': cell.optimizer,
-      'xs': {key: x for key, x in xs.items() if None not in x},
-      'y': theme.rounded(line['y']),
-      'line': theme.line(self._looks[cell.optimizer], width),
-      'hovertemplate': f'%{{y:.5~g}}{hover}<extra>%{{fullData.name}}</extra>',
-      'meta': {'optimizer': cell.optimizer, 'when': when},
-      **theme.panel(panel),
-    }
+    look = self.looks[optimizer]
+    meta = {key: run[key] for key in _META} if run else {}
+    return theme.trace(
+      optimizer,
+      panel,
+      [],
+      line['y'],
+      kind,
+      look,
+      {'when': when, **meta},
+      size=5,
+      xs=xs,
+      name=theme.text(words.name(optimizer)) + suffix,
+      **{
+        'mode': 'lines',
+        'line': {'color': look['color'], 'width': width, 'dash': look['dash']},
+        'hovertemplate': f'%{{y:.5~g}}{hover}<extra>%{{fullData.name}}</extra>',
+        **style,
+      },
+    )
+
+
+_META = ('run', 'seed', 'status')
 
 
 def _position(key: str, last: float) -> _Position:
   """Returns a horizontal axis that ends at `last`."""
   if key == 'flops':
     exponent = math.floor(math.log10(last))
-    return _Position(key, 10.0**exponent, words.power(exponent))
-  if key == 'seconds':
-    unit = words.time_unit(last)
-    return _Position(key, unit.scale, unit.label)
-  unit = words.count_unit(last)
-  label = _UNITS[unit.label] if unit.label else 'number'
-  return _Position(key, unit.scale, label)
+    scale, label = 10.0**exponent, words.power(exponent)
+  else:
+    unit = words.unit(key, [last])
+    scale, label = unit.scale, unit.label
+    if key == 'tokens':
+      label = _UNITS[label] if label else 'number'
+  return _Position(scale, label, f'{_POSITIONS[key]} ({label})')
 
 
 def _running_mean(values_P: np.ndarray, window: int) -> np.ndarray:
@@ -489,41 +285,3 @@ def _thinned(line: pd.DataFrame, points: int) -> pd.DataFrame:
     return line
   bins = np.arange(len(line) - 1) * (points - 1) // (len(line) - 1)
   return pd.concat([line[:-1].groupby(bins).mean(), line[-1:]])
-
-
-def _scored(points: pd.DataFrame) -> list[str]:
-  """Returns 'task/metric' of what a run was scored on repeatedly."""
-  found = []
-  for name in points.columns:
-    prefix, _, rest = name.partition('/')
-    task, _, metric = rest.rpartition('/')
-    if prefix == 'eval' and task and metric in ('acc', 'acc_norm'):
-      held = points.loc[points[name].notna(), 'run']
-      if len(held) and held.value_counts().max() > 1:
-        found.append(rest)
-  return scores_lib.ordered(found)
-
-
-def logged(points: pd.DataFrame) -> list[str]:
-  """Returns the logged quantities in the order of _QUANTITIES."""
-  order = list(_QUANTITIES)
-  held = [
-    name
-    for name in points.columns
-    if name.partition('/')[0] in _QUANTITIES and points[name].notna().any()
-  ]
-  return sorted(
-    held, key=lambda k: (order.index(k.partition('/')[0]), k.partition('/')[2])
-  )
-
-
-def quantity(key: str) -> str:
-  """Returns such as 'Update size, hidden'."""
-  base, _, part = key.partition('/')
-  name = _QUANTITIES[base][0]
-  return f'{name}, {part.replace("_", " ")}' if part else name
-
-
-def scale_type(key: str) -> str:
-  base = key.partition('/')[0]
-  return 'log' if base in _QUANTITIES and _QUANTITIES[base][1] else 'linear'

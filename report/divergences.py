@@ -85,8 +85,8 @@ def sentence(comparison: Comparison, group: str) -> str:
     f'{words.name(name)} diverges more often than {words.join(others)}'
     for name, others in by_worse.items()
   ]
-  p = words.p_value(shown['p_holm'].max())
-  return f'{text}; {words.join(said)} (p = {p}).'.replace('= <', '<')
+  p = words.p_equals(shown['p_holm'].max())
+  return f'{text}; {words.join(said)} ({p}).'
 
 
 def _pairs(comparison: Comparison, group: str) -> pd.DataFrame:

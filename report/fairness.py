@@ -46,14 +46,19 @@ _SAME = 1e-5
 # drawn, and how many they are at least.
 _EDGE, _DRAWS = 0.1, 6
 # Trials of study.trials=0: so many, and so many more for each hyperparameter.
-_TRIALS, _TRIALS_OF_EACH = 8, 4
-
-
-# How each optimizer was tuned.
+TRIALS, TRIALS_OF_EACH = 8, 4
 
 
 # Reasons that a sentence lists; the table of fairness has them all.
 _REASONS = 2
+_TUNING = (
+  'group optimizer cell trials planned pruned diverged tokens_per_trial tokens '
+  'flops seconds searched memories span best_lr chosen_lr below above edges '
+  'off due'
+).split()
+
+
+# How each optimizer was tuned.
 
 
 def tuning(tables_: Tables, compared: pd.DataFrame) -> pd.DataFrame:
@@ -77,72 +82,48 @@ def tuning(tables_: Tables, compared: pd.DataFrame) -> pd.DataFrame:
     ['group', 'optimizer'], sort=False
   ):
     cell = finals['cell'].iloc[0]
-    found = selection.searches(trials[trials['cell'] == cell])
+    found = [of for _, of in selection.searches(trials[trials['cell'] == cell])]
     row = {'group': group, 'optimizer': optimizer, 'cell': cell, 'trials': 0}
     if found:
-      # Of several proxies the largest is what final runs rest on.
-      row |= _tuned([of for _, of in found], finals, plans)
+      study = found[-1]['study'].iloc[0]
+      row |= _tuned(found, finals, plans[study] if study in plans else {})
     rows.append(row)
-  frame = pd.DataFrame(rows, columns=_TUNING if not rows else None)
-  for column in _TUNING:
-    if column not in frame:
-      frame[column] = None
-  return frame
-
-
-_TUNING = [
-  'group',
-  'optimizer',
-  'cell',
-  'trials',
-  'planned',
-  'pruned',
-  'diverged',
-  'tokens_per_trial',
-  'tokens',
-  'flops',
-  'seconds',
-  'searched',
-  'memories',
-  'span',
-  'best_lr',
-  'chosen_lr',
-  'below',
-  'above',
-  'edges',
-  'off',
-  'due',
-]
+  frame = pd.DataFrame(rows)
+  lacking = [column for column in _TUNING if column not in frame]
+  return frame.assign(**dict.fromkeys(lacking))
 
 
 def _tuned(
   searches: Sequence[pd.DataFrame],
   finals: pd.DataFrame,
-  plans: Mapping[str, Mapping[str, Any]],
+  plan: Mapping[str, Any],
 ) -> dict[str, Any]:
   trials = pd.concat(searches)
+  # Of several proxies the largest is what final runs rest on.
   last = searches[-1]
-  study = last['study'].iloc[0]
-  plan = plans[study] if study in plans else {}
   planned = _planned(last, plan)
   values = [tables.hyperparameters(run) for run in last.to_dict('records')]
-  names = [
-    name
-    for name in values[0]
-    if name == 'lr' or len({of[name] for of in values if name in of}) > 1
-  ]
-  names.sort(key=lambda name: name != 'lr')
+  tried = {
+    name: sorted({of[name] for of in values if name in of})
+    for name in sorted(values[0], key=lambda name: name != 'lr')
+  }
+  tried = {n: of for n, of in tried.items() if n == 'lr' or len(of) > 1}
+  by_hand = {
+    name: value
+    for name, value in values[0].items()
+    if name not in tried and _kind(name) == 'memories'
+  }
   row = {
     'trials': len(trials),
     'planned': int(planned.sum()) * len(searches),
     'pruned': int((trials['status'] == 'pruned').sum()),
     'diverged': int((trials['status'] == 'diverged').sum()),
     'tokens_per_trial': int(last['planned_tokens'].max()),
-    'searched': json.dumps(names),
-    'memories': json.dumps(_memories(values[0], names)),
+    'searched': json.dumps(list(tried)),
+    'memories': json.dumps(by_hand),
     'span': last['lr'][planned].max() / last['lr'][planned].min(),
     'chosen_lr': float(finals['lr'].iloc[0]),
-    'due': _due(len(names), plan, len(searches)),
+    'due': _due(len(tried), plan, len(searches)),
   }
   row |= {
     key: float(trials[key].sum())
@@ -155,25 +136,13 @@ def _tuned(
   if math.isinf(losses.min()):
     return row | {'edges': '[]', 'off': 'no trial finished'}
   best = values[int(losses.to_numpy().argmin())]
-  tried = {n: sorted({of[n] for of in values if n in of}) for n in names}
-  below, above = _sides(tried['lr'], best['lr'])
+  lower, higher = _sides(tried['lr'], best['lr'])
   return row | {
     'best_lr': best['lr'],
-    'below': below,
-    'above': above,
+    'below': len(lower),
+    'above': len(higher),
     'edges': json.dumps(_edges(tried, best)),
     'off': _off(tried, best, last.iloc[0], finals.iloc[0]),
-  }
-
-
-def _memories(
-  hyperparameters: Mapping[str, float], searched: Sequence[str]
-) -> dict[str, float]:
-  """Returns the memories that all trials share, since nobody searched them."""
-  return {
-    name: value
-    for name, value in hyperparameters.items()
-    if name in _KINDS and _KINDS[name] == 'memories' and name not in searched
   }
 
 
@@ -185,30 +154,8 @@ def _due(
     return None
   if plan['study.search'] == 'grid':
     return None
-  trials = _TRIALS + _TRIALS_OF_EACH * dimensions
+  trials = TRIALS + TRIALS_OF_EACH * dimensions
   return float(trials * plan['study.trial_seeds'] * searches)
-
-
-def _planned(trials: pd.DataFrame, plan: Mapping[str, Any]) -> pd.Series:
-  """Returns which trials the study set out with; others were added at an edge.
-
-  Those have rates beyond the planned ones, which is one rule for all.
-  """
-  key = f'study.lrs_{trials["optimizer"].iloc[0]}'
-  if key not in plan or tables.missing(plan[key]):
-    return trials['lr'].notna()
-  rates = json.loads(plan[key])
-  low, high = min(rates) * (1 - _SAME), max(rates) * (1 + _SAME)
-  inside = trials['lr'].between(low, high)
-  return inside if inside.any() else trials['lr'].notna()
-
-
-def _sides(tried: Sequence[float], chosen: float) -> tuple[int, int]:
-  """Returns how many of `tried` are lower and how many are higher."""
-  return (
-    sum(value < chosen * (1 - _SAME) for value in tried),
-    sum(value > chosen * (1 + _SAME) for value in tried),
-  )
 
 
 def _edges(
@@ -221,8 +168,8 @@ def _edges(
   """
   found = []
   for name, values in tried.items():
-    below, above = _sides(values, best[name])
-    at_end = (below == 0 and best[name] != 0) or above == 0
+    lower, higher = _sides(values, best[name])
+    at_end = (not lower and best[name] != 0) or not higher
     if name != 'lr' and len(values) >= _DRAWS and values[0] > 0:
       span = math.log(values[-1] / values[0])
       at = math.log(best[name] / values[0]) / span
@@ -230,6 +177,32 @@ def _edges(
     if at_end:
       found.append(name)
   return found
+
+
+def _planned(trials: pd.DataFrame, plan: Mapping[str, Any]) -> pd.Series:
+  """Returns which trials the study set out with; others were added at an edge.
+
+  Those have rates beyond the planned ones, which is one rule for all.
+  """
+  key = f'study.lrs_{trials["optimizer"].iloc[0]}'
+  every = trials['lr'].notna()
+  if key not in plan or tables.missing(plan[key]):
+    return every
+  rates = json.loads(plan[key])
+  inside = trials['lr'].between(
+    min(rates) * (1 - _SAME), max(rates) * (1 + _SAME)
+  )
+  return inside if inside.any() else every
+
+
+def _sides(
+  tried: Sequence[float], chosen: float
+) -> tuple[list[float], list[float]]:
+  """Returns those of `tried` that are lower and those that are higher."""
+  return (
+    [value for value in tried if value < chosen * (1 - _SAME)],
+    [value for value in tried if value > chosen * (1 + _SAME)],
+  )
 
 
 def _off(
@@ -245,14 +218,13 @@ def _off(
   """
   chosen = tables.hyperparameters(final)
   said = []
-  for name in tried:
+  for name, values in tried.items():
     if name not in chosen or math.isclose(
       chosen[name], best[name], rel_tol=1e-3, abs_tol=1e-12
     ):
       continue
+    lower, higher = _sides(values, best[name])
     if name == 'lr':
-      lower = [v for v in tried['lr'] if v < best['lr'] * (1 - _SAME)]
-      higher = [v for v in tried['lr'] if v > best['lr'] * (1 + _SAME)]
       if lower and higher and lower[-1] < chosen['lr'] < higher[0]:
         continue
     elif _is_horizon(name, chosen[name], best[name], trial, final):
@@ -272,20 +244,23 @@ def _is_horizon(
   final: Mapping[str, Any],
 ) -> bool:
   """Returns whether a value moved in proportion to the length or batch."""
-  if _KINDS.get(name) == 'memories':
+  # A memory b stands for the horizon 1 / (1 − b); a half-life is one.
+  if _kind(name) == 'memories' and not name.endswith('_half_life'):
     chosen, best = 1 - chosen, 1 - best
   if not chosen or not best:
     return False
   keys = ('planned_steps', 'planned_tokens', 'config.batch_size')
   factors = [final[k] / trial[k] for k in keys if k in trial]
-  ratio = chosen / best
   return any(
-    math.isclose(ratio, factor, rel_tol=0.02) for factor in factors if factor
-  ) or any(
-    math.isclose(ratio, 1 / factor, rel_tol=0.02)
+    math.isclose(chosen / best, factor**sign, rel_tol=0.02)
     for factor in factors
     if factor
+    for sign in (1, -1)
   )
+
+
+def _kind(name: str) -> str:
+  return _KINDS[name] if name in _KINDS else _OWN
 
 
 # The verdict on fairness.
@@ -303,8 +278,8 @@ def judge(tables_: Tables, tuned: pd.DataFrame) -> pd.DataFrame:
     cells = of.to_dict('records')
     refused = [('', 'withdrawn', text) for text in withdrawn.get(group, ())]
     refused += _unequal(cells)
-    said_beside = [*_by_hand(cells), *_at_edges(cells)]
-    for refuses, said in ((True, refused), (False, said_beside)):
+    beside = [*_by_hand(cells), *_at_edges(cells)]
+    for refuses, said in ((True, refused), (False, beside)):
       rows += [(group, *one, refuses) for one in said]
   return pd.DataFrame(rows, columns=columns)
 
@@ -413,8 +388,7 @@ def _unequal(tuned: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
 
 
 def _kinds(row: Mapping[str, Any]) -> set[str]:
-  names = json.loads(row['searched'])
-  return {_KINDS[name] if name in _KINDS else _OWN for name in names}
+  return set(map(_kind, json.loads(row['searched'])))
 
 
 def refusal(fairness: pd.DataFrame, group: str) -> str:
@@ -446,98 +420,47 @@ def sections(comparison: Comparison) -> list[section.Section]:
     '(or by one rule more for more hyperparameters), over as wide a span of '
     'rates, of the same kinds of hyperparameters, its best rate inside what '
     'was tried, and final runs at that best.',
-    _tuning_table(comparison),
   ]
   unequal = comparison.fairness
   if len(unequal):
-    columns = ['Group', 'Optimizer', 'What', 'Effect']
-    rows = [
-      [
-        words.named(row['group']),
-        words.name(row['optimizer']) or 'all',
-        row['text'],
-        'not ranked' if row['refuses'] else 'said beside the ranking',
-      ]
-      for _, row in unequal.iterrows()
-    ]
-    blocks.append(_words('What is unequal', columns, rows))
+    names = unequal['optimizer'].map(lambda name: words.name(name) or 'all')
+    effects = {True: 'not ranked', False: 'said beside the ranking'}
+    frame = unequal.assign(
+      group=unequal['group'].map(words.named),
+      who=names,
+      effect=unequal['refuses'].map(effects),
+    )
+    heads = {'group': 'Group', 'who': 'Optimizer', 'text': 'What'}
+    blocks.append(
+      _words('What is unequal', frame, heads | {'effect': 'Effect'})
+    )
   if len(comparison.left_out):
-    rows = comparison.left_out[['run', 'reason']].to_numpy().tolist()
-    blocks.append(_words('Runs left out', ['Run', 'Reason'], rows))
-  notes = _environments(comparison.compared)
-  if notes:
-    blocks += [section.Note(note) for note in notes]
+    heads = {'run': 'Run', 'reason': 'Reason'}
+    blocks.append(_words('Runs left out', comparison.left_out, heads))
+  blocks += map(section.Note, _environments(comparison.compared))
   return [section.Section('fairness', 'Was it fair?', blocks)]
 
 
 def _words(
-  title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
+  title: str, frame: pd.DataFrame, heads: Mapping[str, str]
 ) -> section.Table:
-  heads = [section.Column(name) for name in columns]
-  return section.Table(title, heads, rows, folded=len(rows) > 8, style='words')
-
-
-def _tuning_table(comparison: Comparison) -> section.Table:
-  tuned = comparison.tuning
-  tokens = words.count_unit(float(tuned['tokens_per_trial'].max() or 0))
-  seconds = words.unit('seconds', tuned['seconds'])
-  rows: list[list[section.Cell | str] | str] = []
-  for group, of in tuned.groupby('group', sort=False):
-    if tuned['group'].nunique() > 1:
-      rows.append(words.named(group))
-    for row in of.to_dict('records'):
-      head = section.Cell(
-        words.name(row['optimizer']), optimizer=row['optimizer']
-      )
-      if not row['trials']:
-        rows.append([head, section.Cell('none', style='bad'), *['–'] * 6])
-        continue
-      ended = [
-        f'{int(row[key])} {text}'
-        for key, text in (('diverged', 'diverged'), ('pruned', 'ended early'))
-        if row[key]
-      ]
-      added = int(row['trials'] - row['planned'])
-      ended += [f'{added} added at an edge'] if added else []
-      sides = '–'
-      if not tables.missing(row['below']):
-        sides = f'{int(row["below"])} lower, {int(row["above"])} higher tried'
-      names = json.loads(row['searched'])
-      if row['due'] == row['planned']:
-        ended.insert(0, f'{_TRIALS} + {_TRIALS_OF_EACH} × {len(names)}')
-      rows.append(
-        [
-          head,
-          section.Cell(str(int(row['planned'])), ', '.join(ended)),
-          tokens.number(row['tokens_per_trial']),
-          words.join(words.name(name) for name in names),
-          f'{row["span"]:.3g}×',
-          section.Cell(words.rate(row['best_lr']), sides),
-          words.rate(row['chosen_lr']),
-          seconds.number(row['seconds']),
-        ]
-      )
-  columns = [
-    section.Column('Optimizer'),
-    section.Column('Trials', number=True),
-    section.Column('Tokens of a trial', tokens.label, number=True),
-    section.Column('Searched'),
-    section.Column('Span of rates', number=True),
-    section.Column('Best rate', number=True),
-    section.Column('Rate of final runs', number=True),
-    section.Column('Time of all trials', seconds.label, number=True),
-  ]
-  return section.Table('Search of each optimizer', columns, rows, style='wide')
+  columns = {key: section.Column(name) for key, name in heads.items()}
+  folded = len(frame) > 8
+  return section.Table.of(title, frame, columns, folded=folded, style='words')
 
 
 def _environments(compared: pd.DataFrame) -> list[str]:
   """Says which versions, commits or devices differ among the compared runs."""
-  return [
-    f'{column.removeprefix("env.").replace("_", " ")} differs among the runs: '
-    f'{words.join(sorted(map(str, compared[column].dropna().unique())))}.'
+  columns = [
+    column
     for column in compared
     if column.startswith(
       ('env.git', 'env.versions.', 'env.python', 'env.device')
     )
-    and compared[column].dropna().nunique() > 1
+  ]
+  return [
+    f'{column.removeprefix("env.").replace("_", " ")} differs among the runs: '
+    f'{words.join(sorted(map(str, compared[column].dropna().unique())))}.'
+    for column in columns
+    if compared[column].nunique() > 1
   ]

@@ -1,7 +1,4 @@
-"""The report's page: its list of sections, and one HTML file that needs no net.
-
-Adding a figure touches its topic's file and `SECTIONS`.
-"""
+"""One HTML file that needs no net: sections, figures and their data."""
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,7 +52,7 @@ def write(
   figures = {
     f'plot-{figure.key}': figure.content
     for part in sections
-    for figure in section.figures(part.blocks)
+    for figure in part.figures
   }
   page = (
     _environment()
@@ -155,7 +152,12 @@ def _resource(name: str) -> Markup:
 
 def _script_json(value: Any) -> Markup:
   """Returns JSON that cannot end the script element that it stands in."""
-  dumped = json.dumps(_finite(value), separators=(',', ':'), allow_nan=False)
+  dumped = json.dumps(
+    _finite(value),
+    separators=(',', ':'),
+    allow_nan=False,
+    default=lambda number: number.item(),
+  )
   return Markup(dumped.replace('<', '\\u003c').replace('&', '\\u0026'))
 
 

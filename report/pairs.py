@@ -17,25 +17,29 @@ from rich.console import Console
 from rich.text import Text
 
 from steepest.eval import tasks
-from steepest.report import page, section, statistics, theme, words
+from steepest.report import (
+  differences,
+  page,
+  runs,
+  section,
+  statistics,
+  verdicts,
+  words,
+)
 
-_CONFIDENCE = 0.95
-_METRICS = ('acc', 'acc_norm', 'perplexity')
 _FILES = ('results.json', 'predictions.jsonl', 'requests.jsonl')
 _RULES = (
   'A and B answered the same questions: both the questions and the files that '
-  'hold them were checked to be equal. Accuracies are in %, their differences '
-  'in points. A − B is the mean of the differences question by question; its '
-  'standard error is their standard deviation over √n.',
-  'The 95 % interval and p are Student’s t for paired differences. “Only A” '
-  'and “only B” count the questions that one of them alone got right; '
-  'p (signs) is McNemar’s exact test of these two counts.',
+  'hold them were checked to be equal. A − B is the mean of the differences '
+  'question by question, of perplexities that of mean log-likelihoods of a '
+  'word; its standard error is their standard deviation over √n. The 95 % '
+  'interval and p are Student’s t for paired differences. “Only A” and “only '
+  'B” count the questions that one of them alone got right; p (signs) is '
+  'McNemar’s exact test of these two counts.',
   'p (all) is corrected for the number of rows (Holm 1979). A difference is '
-  'marked where it is below 0.05.',
-  'The score of a group is the mean over all of its questions. Perplexities '
-  'are tested as mean log-likelihoods of a word, and their difference is shown '
-  'as the ratio of A’s to B’s. Another training seed of either model would add '
-  'a spread that no number of questions shows.',
+  'marked where it is below 0.05. The score of a group is the mean over all of '
+  'its questions. Another training seed of either model would add a spread '
+  'that no number of questions shows.',
 )
 
 
@@ -69,7 +73,7 @@ class Pairing:
     first, second: the evaluations.
     pairs: task, metric, n (questions), first, second (the models' scores),
       value (first − second; of log-likelihoods for `perplexity`) and the other
-      fields of statistics.QuestionTest, p_all (p corrected for all rows).
+      numbers of statistics.question_test, p_all (p corrected for all rows).
     notes: what was left out, and what differs besides the model.
   """
 
@@ -134,10 +138,10 @@ def compare(first: Evaluation, second: Evaluation) -> Pairing:
       is none that both have.
   """
   found = [
-    {(t, m) for t, of in e.metrics.items() for m in _METRICS if m in of}
+    {(t, m) for t, of in e.metrics.items() for m in runs.METRICS if m in of}
     for e in (first, second)
   ]
-  shared = outermost(found[0] & found[1])
+  shared = _outermost(found[0] & found[1])
   if not shared:
     raise ValueError(
       f'{first.path} and {second.path} have no task in common: score both on '
@@ -161,8 +165,7 @@ def compare(first: Evaluation, second: Evaluation) -> Pairing:
       'first': float(first.metrics[task][metric]),
       'second': float(second.metrics[task][metric]),
     }
-    test = statistics.question_test(a[common], b[common])
-    rows.append(row | dataclasses.asdict(test))
+    rows.append(row | statistics.question_test(a[common], b[common]))
   pairs = pd.DataFrame(rows)
   pairs['p_all'] = math.nan
   known = pairs['p'].notna()
@@ -170,22 +173,9 @@ def compare(first: Evaluation, second: Evaluation) -> Pairing:
   return Pairing(first, second, pairs, _notes(first, second, found))
 
 
-def outermost(found: set[tuple[str, str]]) -> list[tuple[str, str]]:
-  """Returns (task, metric) pairs in the order of eval/tasks.py.
-
-  Tasks and groups inside a group that was scored are left out.
-  """
-  names = {task for task, _ in found}
-  inner: set[str] = set()
-  for group in names & set(tasks.GROUPS):
-    leaves = set(tasks.GROUPS[group])
-    inner |= leaves
-    inner |= {g for g, of in tasks.GROUPS.items() if set(of) < leaves}
-  order = [*tasks.TASKS, *tasks.GROUPS, *sorted(names)]
-  return sorted(
-    ((task, metric) for task, metric in found if task not in inner),
-    key=lambda of: (order.index(of[0]), _METRICS.index(of[1])),
-  )
+def _outermost(found: set[tuple[str, str]]) -> list[tuple[str, str]]:
+  frame = pd.DataFrame(found, columns=['task', 'metric'])
+  return verdicts.outermost(frame)
 
 
 def _leaves(task: str) -> tuple[str, ...]:
@@ -232,13 +222,11 @@ def _notes(
   first: Evaluation, second: Evaluation, found: Sequence[set[tuple[str, str]]]
 ) -> list[str]:
   notes = []
-  both = (first, found[0], found[1]), (second, found[1], found[0])
-  for e, own, other in both:
-    alone = {t for t, _ in own} - {t for t, _ in other}
-    outer = [t for t, _ in outermost({(t, 'acc') for t in alone})]
+  for e, own in zip((first, second), found, strict=True):
+    alone = {t for t, _ in own} - {t for t, _ in found[0] & found[1]}
+    outer = [t for t, _ in _outermost({(t, 'acc') for t in alone})]
     if outer:
       notes.append(f'only {e.path} has {", ".join(outer)}: not compared')
-  for e in (first, second):
     if e.info['truncated']:
       count = words.plural(int(e.info['truncated']), 'request')
       notes.append(
@@ -274,7 +262,7 @@ def summary(pairing: Pairing) -> str:
 
 
 def _holds(pairs: pd.DataFrame) -> pd.Series:
-  return pairs['p_all'] < 1 - _CONFIDENCE
+  return pairs['p_all'] < statistics.LEVEL
 
 
 def _name(pair: Mapping[str, Any]) -> str:
@@ -285,42 +273,26 @@ def table(pairing: Pairing) -> pd.DataFrame:
   """Returns the differences as texts, under the heads of the page."""
   rows = []
   for pair in pairing.pairs.to_dict('records'):
-    ratio = pair['metric'] == 'perplexity'
     unit = words.unit(f'{pair["task"]}/{pair["metric"]}')
-    change = _ratio if ratio else lambda v: _points(v, '+.1f')
-    # A ratio of perplexities falls as the log-likelihood rises.
-    ends = (pair['high'], pair['low']) if ratio else (pair['low'], pair['high'])
-    interval = ' to '.join(map(change, ends))
-    error = pair['stderr']
+    words_ = pair['metric'] == 'perplexity'
+    step = words.unit('eval_loss') if words_ else unit
     rows.append(
       {
         'Task': _name(pair),
         'Questions': f'{pair["n"]:,}',
         'A': unit.number(pair['first']),
         'B': unit.number(pair['second']),
-        'A − B': change(pair['value']),
-        '± error': words.MISSING
-        if math.isnan(error)
-        else f'{error:.3f} nats'
-        if ratio
-        else _points(error, '.1f'),
-        '95 %': words.MISSING if math.isnan(error) else interval,
-        'Only A': '' if ratio else f'{pair["first_only"]:,}',
-        'Only B': '' if ratio else f'{pair["second_only"]:,}',
+        'A − B': step.difference(pair['value']),
+        '± error': step.number(pair['stderr']),
+        '95 %': step.interval(pair['low'], pair['high']),
+        'Only A': '' if words_ else f'{pair["first_only"]:,}',
+        'Only B': '' if words_ else f'{pair["second_only"]:,}',
         'p': words.p_value(pair['p']),
         'p (signs)': words.p_value(pair['p_signs']),
         'p (all)': words.p_value(pair['p_all']),
       }
     )
   return pd.DataFrame(rows)
-
-
-def _points(value: float, form: str) -> str:
-  return f'{100 * value:{form}}'.replace('-', '−')
-
-
-def _ratio(value: float) -> str:
-  return f'× {math.exp(-value):.3f}'
 
 
 def print_table(pairing: Pairing, console: Console) -> None:
@@ -352,14 +324,16 @@ def write(
   out = pathlib.Path(out_dir)
   out.mkdir(parents=True, exist_ok=True)
   page.replace(out / 'compare.csv', pairing.pairs.to_csv(index=False))
-  shown = table(pairing)
-  marked = {(i, 0) for i, holds in enumerate(_holds(pairing.pairs)) if holds}
-  differences: list[section.Block] = [
-    *map(section.Alert, pairing.notes),
-    _figure(pairing),
-    section.Table.of(
-      shown, 'Differences', numbers=shown.columns[1:], marked=marked
-    ),
+  shown = table(pairing).assign(counts=_holds(pairing.pairs))
+  columns = {
+    name: section.Column(name, number=name != 'Task')
+    for name in shown.columns[:-1]
+  }
+  columns['Task'] = section.Column('Task', best='counts')
+  blocks: list[section.Block] = [
+    *(section.Note(note, 'warning') for note in pairing.notes),
+    *_figure(pairing),
+    section.Table.of('Differences', shown, columns),
   ]
   sides = zip('AB', (pairing.first, pairing.second), strict=True)
   return page.write(
@@ -367,63 +341,33 @@ def write(
     title='Two models on the same questions',
     subtitle=' · '.join(f'{side}: {e.model} ({e.path})' for side, e in sides),
     sections=[
-      section.Section('differences', summary(pairing), differences, False),
+      section.Section('differences', summary(pairing), blocks, False),
       section.Section('rules', 'What the numbers are', _RULES, False),
     ],
     origin=origin,
   )
 
 
-def _figure(pairing: Pairing) -> section.Figure:
-  pairs = pairing.pairs
-  pairs = pairs[pairs['metric'] != 'perplexity'].iloc[::-1]
-  names = [_name(pair) for pair in pairs.to_dict('records')]
-  layout = theme.layout([''], 28 * max(len(pairs), 2))
-  layout['margin'] |= {'t': 12, 'l': 132}
-  layout['xaxis'] |= {
-    'title': theme.title('A − B (points)'),
-    'zeroline': True,
-    'zerolinecolor': theme.INK,
-  }
-  layout['yaxis'] |= {
-    'tickvals': list(range(len(pairs))),
-    'ticktext': [theme.text(name) for name in names],
-    'range': [-0.6, len(pairs) - 0.4],
-  }
-  trace = {
-    'type': 'scatter',
-    'mode': 'markers',
-    'x': theme.rounded(100 * pairs['value']),
-    'y': list(range(len(pairs))),
-    'error_x': {
-      'type': 'data',
-      'array': theme.rounded(100 * (pairs['high'] - pairs['value'])),
-      'thickness': 1.6,
-      'width': 5,
-      'color': theme.INK,
-    },
-    'marker': {
-      'size': 9,
-      'color': [theme.INK if h else '#ffffff' for h in _holds(pairs)],
-      'line': {'color': theme.INK, 'width': 1.6},
-    },
-    'text': [theme.text(name) for name in names],
-    'hovertemplate': '%{text}: %{x:+.1f} ± %{error_x.array:.1f}<extra></extra>',
-    'meta': {'kind': 'difference', 'labels': names},
-    **theme.panel(1),
-  }
-  return section.Figure(
-    'differences',
-    'Differences of accuracies',
-    'Accuracy of A minus that of B with its 95 % interval; right of the line '
-    'A is better. Filled: the difference counts.',
-    {
-      'data': [trace],
-      'layout': layout,
-      'csv': {
-        'x': 'A − B (points)',
-        'y': None,
-        'error_x': 'half of the 95 % interval',
-      },
-    },
+def _figure(pairing: Pairing) -> list[section.Figure]:
+  pairs = pairing.pairs.assign(counts=_holds(pairing.pairs))
+  pairs = pairs[pairs['metric'] != 'perplexity']
+  if not len(pairs):
+    return []
+  points = {key: 100 * pairs[key] for key in ('value', 'low', 'high')}
+  frame = pairs.assign(
+    **points,
+    panel='',
+    optimizer='',
+    label=[_name(pair) for pair in pairs.to_dict('records')],
+    p_holm=pairs['p_all'],
   )
+  return [
+    differences.forest(
+      'differences',
+      frame,
+      'A − B (points)',
+      'Accuracy of A minus that of B with its 95 % interval; right of the line '
+      'A is better. Full marks: the difference counts.',
+      form='.1f',
+    )
+  ]

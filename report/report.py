@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 import datetime
 import json
-import math
 import os
 import pathlib
 import shlex
@@ -17,15 +16,12 @@ from steepest.report import (
   claims,
   curves,
   differences,
-  divergences,
   fairness,
-  layers,
   page,
   results,
   runs,
   scores,
   section,
-  sensitivity,
   sizes,
   speed,
   tables,
@@ -47,11 +43,7 @@ SECTIONS: tuple[Callable[[Comparison], list[section.Section]], ...] = (
   sizes.sections,
   speed.sections,
   scores.sections,
-  curves.scores,
-  sensitivity.sections,
   widths.sections,
-  curves.internals,
-  layers.sections,
   fairness.sections,
 )
 # Of a comparison, what its tables do not hold.
@@ -127,20 +119,14 @@ def write(
   origin = _origin(comparison, command)
   page.replace(out / 'report.json', _json(comparison, origin))
   answers = results.answers(comparison)
-  heads, rows, note = results.plain_table(comparison)
+  heads, rows = results.plain_table(comparison)
   text = words.render(
     'report.md.j2',
     subtitle=_subtitle(comparison),
     answers=answers,
-    without_mup=results.without_mup(comparison),
-    divergences={
-      words.named(group): said
-      for group in comparison.groups
-      if (said := divergences.sentence(comparison, group))
-    },
     heads=heads,
     rows=rows,
-    note=note,
+    notes=results.plain_notes(comparison),
     origin=origin,
   )
   page.replace(out / 'report.md', text)
@@ -164,23 +150,11 @@ def _json(comparison: Comparison, origin: dict[str, str]) -> str:
   }
   content: dict[str, Any] = {'origin': origin}
   content |= {name: _rows(frame) for name, frame in frames.items()}
-  return json.dumps(content, indent=1, allow_nan=False, default=_plain)
+  return json.dumps(content, indent=1, allow_nan=False)
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-  return [
-    {k: None if _no_number(v) else v for k, v in row.items()}
-    for row in frame.to_dict('records')
-  ]
-
-
-def _no_number(value: Any) -> bool:
-  return isinstance(value, float) and not math.isfinite(value)
-
-
-def _plain(value: Any) -> Any:
-  """Returns a number of NumPy as Python's."""
-  return value.item()
+  return json.loads(frame.to_json(orient='records', double_precision=15))
 
 
 def _subtitle(comparison: Comparison) -> str:

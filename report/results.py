@@ -1,6 +1,6 @@
 """The answer: a sentence or two for each group, and the table behind them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import math
 from typing import Any
 
@@ -24,6 +24,11 @@ _INSISTED = (
   'Ranked although the search was unequal, as was asked: no claim below is a '
   'fair one.'
 )
+_NOTE = (
+  '± is the standard deviation over seeds, of accuracies the standard error '
+  'over seeds and questions; ● better than every other optimizer, beyond '
+  'chance.'
+)
 
 
 def answers(comparison: Comparison) -> list[section.Answer]:
@@ -41,42 +46,39 @@ def answers(comparison: Comparison) -> list[section.Answer]:
 
 def _answer(comparison: Comparison, group: str) -> str:
   """Returns who has the lowest loss, and who wins what else."""
-  winner = comparison.winner(group, 'eval_loss')
-  text = (
-    f'No winner in validation loss: {comparison.reason(group, "eval_loss")}.'
-  )
-  if winner:
-    text = _lowest_loss(comparison, group, winner)
-  others: dict[str, list[str]] = {}
+  text = _lowest_loss(comparison, group)
   v = comparison.verdicts
-  for _, row in v[(v['group'] == group) & (v['winner'] != '')].iterrows():
-    # Training time and tokens per second are one measurement.
-    if row['column'] not in ('eval_loss', 'tokens_per_second'):
-      others.setdefault(row['winner'], []).append(words.column(row['column']))
-  if others:
-    parts = [
-      f'{words.name(name)} in {words.join(columns)}'
-      for name, columns in others.items()
-    ]
+  # Training time and tokens per second are one measurement.
+  rest = ~v['column'].isin(['eval_loss', 'tokens_per_second'])
+  won = v[(v['group'] == group) & (v['winner'] != '') & rest]
+  parts = [
+    f'{words.name(str(name))} in {words.join(map(words.column, of["column"]))}'
+    for name, of in won.groupby('winner', sort=False)
+  ]
+  if parts:
     text += f' Best beyond chance elsewhere: {words.join(parts)}.'
   return text
 
 
-def _lowest_loss(comparison: Comparison, group: str, winner: str) -> str:
-  c = comparison.cells
-  of = c[(c['group'] == group) & (c['column'] == 'eval_loss')]
-  of = of[of['mean'].notna()].sort_values('mean')
+def _lowest_loss(comparison: Comparison, group: str) -> str:
+  winner = comparison.winner(group, 'eval_loss')
+  if not winner:
+    return (
+      f'No winner in validation loss: {comparison.reason(group, "eval_loss")}.'
+    )
+  c, v = (
+    of[(of['group'] == group) & (of['column'] == 'eval_loss')]
+    for of in (comparison.cells, comparison.verdicts)
+  )
+  means = c.set_index('optimizer')['mean'].dropna().sort_values()
+  following = means.drop(winner).index[0]
   unit = words.unit('eval_loss')
-  mean = of.set_index('optimizer')['mean']
-  following = next(name for name in of['optimizer'] if name != winner)
-  v = comparison.verdicts
-  p = v[(v['group'] == group) & (v['column'] == 'eval_loss')]['p'].iloc[0]
-  gap = unit.difference(mean[following] - mean[winner]).removeprefix('+')
-  n = int(of.set_index('optimizer').loc[winner, 'n'])
+  gap = unit.difference(means[following] - means[winner]).removeprefix('+')
+  n = int(c.set_index('optimizer').loc[winner, 'n'])
   return (
     f'{words.name(winner)} ends with the lowest validation loss, '
-    f'{unit.text(mean[winner])}, {gap} below {words.name(following)} '
-    f'(p = {words.p_value(p)}, {words.plural(n, "seed")}).'.replace('= <', '<')
+    f'{unit.text(means[winner])}, {gap} below {words.name(following)} '
+    f'({words.p_equals(v["p"].iloc[0])}, {words.plural(n, "seed")}).'
   )
 
 
@@ -101,16 +103,31 @@ def sections(comparison: Comparison) -> list[section.Section]:
   """Returns the section of results."""
   blocks: list[section.Block] = []
   if comparison.insisted and comparison.fairness['refuses'].any():
-    blocks.append(section.Alert(_INSISTED))
+    blocks.append(section.Note(_INSISTED, 'warning'))
   if comparison.groups:
     blocks.append(table(comparison, _COLUMNS))
   else:
     blocks.append('No final run has ended yet.')
   blocks += map(section.Note, without_mup(comparison))
   blocks += divergences.blocks(comparison)
-  reasons = _reasons(comparison)
-  if len(reasons.rows):
-    blocks.append(reasons)
+  v = comparison.verdicts
+  unclaimed = v[v['reason'] != ''].groupby(['group', 'reason'], sort=False)
+  listed = unclaimed['column'].agg(
+    lambda of: words.capitalized(words.join(map(words.column, of)))
+  )
+  if len(listed):
+    frame = listed.reset_index()
+    frame['group'] = frame['group'].map(words.named)
+    heads = {'group': 'Group', 'column': 'Columns', 'reason': 'Reason'}
+    blocks.append(
+      section.Table.of(
+        'Why no winner is claimed',
+        frame,
+        {key: Column(title) for key, title in heads.items()},
+        folded=True,
+        style='words',
+      )
+    )
   return [section.Section('results', 'Results', blocks, folded=False)]
 
 
@@ -130,86 +147,48 @@ def without_mup(comparison: Comparison) -> list[str]:
 def table(comparison: Comparison, keys: Sequence[str]) -> section.Table:
   """Returns a row for each optimizer of each group, a column for each key."""
   cells = comparison.cells
-  keys = [
-    key for key in keys if cells[cells['column'] == key]['mean'].notna().any()
-  ]
-  units = {k: words.unit(k, cells[cells['column'] == k]['mean']) for k in keys}
-  columns = [Column('Optimizer'), Column('Seeds', number=True)]
-  columns += [
-    Column(words.head(key), units[key].label, number=True) for key in keys
-  ]
-  rows: list[list[Cell | str] | str] = []
+  known = set(cells[cells['mean'].notna()]['column'])
+  means = cells.groupby('column')['mean']
+  units = {k: words.unit(k, means.get_group(k)) for k in keys if k in known}
+  rows = []
   for group in comparison.groups:
-    of = cells[cells['group'] == group]
-    if len(comparison.groups) > 1:
-      rows.append(words.named(group))
-    for optimizer in sorted(of['optimizer'].unique()):
-      own = of[of['optimizer'] == optimizer].set_index('column')
-      row: list[Cell | str] = [
-        Cell(words.name(optimizer), optimizer=optimizer),
-        _seeds(own.iloc[0]),
-      ]
-      for key in keys:
+    of_group = cells[cells['group'] == group]
+    for optimizer, of in of_group.groupby('optimizer'):
+      own = of.set_index('column')
+      bad = int(own['diverged'].iloc[0])
+      note, style = (f'{bad} diverged', 'bad') if bad else ('', '')
+      seeds = Cell(str(own['seeds'].iloc[0]), note, style=style)
+      row = {'group': group, 'optimizer': optimizer, 'seeds': seeds}
+      for key, unit in units.items():
         wins = comparison.winner(group, key) == optimizer
-        cell = own.loc[key] if key in own.index else None
-        row.append(_cell(units[key], cell, wins))
+        row[key] = _cell(unit, own.loc[key], wins) if key in own.index else None
       rows.append(row)
-  return section.Table(
+  return section.Table.of(
     'Results',
-    columns,
-    rows,
-    note='Means over seeds, ± the standard deviation over seeds, of accuracies '
-    'the standard error over seeds and questions. Bold: better than every '
-    'other optimizer, beyond chance. docs/comparison.md defines each number.',
+    pd.DataFrame(rows),
+    {
+      'optimizer': Column('Optimizer'),
+      'seeds': Column('Seeds', number=True),
+      **{k: Column(words.head(k), of.label, True) for k, of in units.items()},
+    },
+    heading='group',
+    note=f'Means over seeds. {_NOTE} docs/comparison.md defines each number.',
     style='wide',
   )
 
 
-def _seeds(row: Any) -> Cell:
-  if not row['diverged']:
-    return Cell(str(row['seeds']))
-  return Cell(str(row['seeds']), f'{row["diverged"]} diverged', style='bad')
-
-
-def _cell(unit: words.Unit, row: Any, wins: bool) -> Cell:
-  if row is None or pd.isna(row['mean']):
-    return Cell(words.MISSING)
+def _cell(unit: words.Unit, row: Mapping[str, Any], wins: bool) -> Cell | None:
+  if pd.isna(row['mean']):
+    return None
   error = row['sd'] if math.isnan(row['chance']) else row['stderr']
-  note = f'± {unit.number(error)}' if error > 0 else ''
-  return Cell(
-    unit.number(row['mean']),
-    note,
-    value=float(row['mean']),
-    style='best' if wins else '',
-  )
+  # What is counted differs by rounding alone.
+  note = f'± {unit.number(error)}' if error > 1e-9 * row['mean'] else ''
+  style = 'best' if wins else ''
+  return Cell(unit.number(row['mean']), note, float(row['mean']), style=style)
 
 
-def _reasons(comparison: Comparison) -> section.Table:
-  """Returns why columns have no winner, equal reasons in one row."""
-  v = comparison.verdicts
-  rows = [
-    [words.named(group), words.capitalized(_listed(of['column'])), why]
-    for (group, why), of in v[v['reason'] != ''].groupby(
-      ['group', 'reason'], sort=False
-    )
-  ]
-  return section.Table(
-    'Why no winner is claimed',
-    [Column('Group'), Column('Columns'), Column('Reason')],
-    rows,
-    folded=True,
-    style='words',
-  )
-
-
-def _listed(columns: pd.Series) -> str:
-  return words.join(words.column(column) for column in columns)
-
-
-def plain_table(
-  comparison: Comparison,
-) -> tuple[list[str], list[list[str]], str]:
-  """Returns heads, rows and a note: the results as text, with every score."""
+def plain_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+  """Returns heads and rows: the results as text, with every score."""
   keys = [
     *_COLUMNS[:2],
     *(k for k in comparison.verdicts['column'].unique() if k not in _COLUMNS),
@@ -220,44 +199,14 @@ def plain_table(
     f'{column.title} ({column.unit})' if column.unit else column.title
     for column in held.columns
   ]
-  subject = words.named(comparison.groups[0]) if comparison.groups else ''
-  rows = []
+  subject, rows = '', []
   for row in held.rows:
     if isinstance(row, str):
       subject = row
-      continue
-    texts = [_plain(cell) for cell in row]
-    rows.append([f'{subject} {texts[0]}', *texts[1:]])
-  return (
-    heads,
-    rows,
-    (
-      '± is the standard deviation over seeds, of accuracies the standard '
-      'error over seeds and questions; ● better than every other optimizer, '
-      'beyond chance.'
-    ),
-  )
-
-
-def print_table(comparison: Comparison, console: Console) -> None:
-  """Prints the results, every benchmark's among them, and the answers."""
-  if comparison.insisted and comparison.fairness['refuses'].any():
-    console.print(_INSISTED, markup=False)
-  heads, rows, note = plain_table(comparison)
-  words.print_table(console, heads, rows)
-  for said in without_mup(comparison):
-    console.print(said, markup=False)
-  for answer in answers(comparison):
-    console.print(f'{answer.subject}: {answer.text}', markup=False)
-    console.print(f'  {answer.fairness}', markup=False)
-  for group in comparison.groups:
-    if said := divergences.sentence(comparison, group):
-      console.print(f'{words.named(group)}: {said}', markup=False)
-  for _, row in comparison.left_out.iterrows():
-    console.print(
-      f'  not compared: {row["run"]}: {row["reason"]}', markup=False
-    )
-  console.print(note, style='dim')
+    else:
+      first, *rest = map(_plain, row)
+      rows.append([f'{subject} {first}', *rest])
+  return heads, rows
 
 
 def _plain(cell: Cell | str) -> str:
@@ -265,3 +214,29 @@ def _plain(cell: Cell | str) -> str:
     return cell
   mark = '● ' if cell.style == 'best' else ''
   return mark + ' '.join(filter(None, (cell.text, cell.note)))
+
+
+def plain_notes(comparison: Comparison) -> list[str]:
+  """Returns the lines below the table where it is text."""
+  said = [
+    (words.named(group), divergences.sentence(comparison, group))
+    for group in comparison.groups
+  ]
+  diverged = [f'{group}: {text}' for group, text in said if text]
+  return [*without_mup(comparison), *diverged, _NOTE]
+
+
+def print_table(comparison: Comparison, console: Console) -> None:
+  """Prints the results, every benchmark's among them, and the answers."""
+  lines = []
+  if comparison.insisted and comparison.fairness['refuses'].any():
+    console.print(_INSISTED, markup=False)
+  words.print_table(console, *plain_table(comparison))
+  for answer in answers(comparison):
+    lines += [f'{answer.subject}: {answer.text}', f'  {answer.fairness}']
+  lines += [
+    f'  not compared: {run}: {reason}'
+    for run, reason in comparison.left_out[['run', 'reason']].to_numpy()
+  ]
+  for line in [*lines, *plain_notes(comparison)]:
+    console.print(line, markup=False)

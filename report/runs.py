@@ -19,50 +19,29 @@ from steepest.eval import tasks
 
 # Every run has these; anything else is read by whoever needs it.
 _REQUIRED = (
-  'seed',
-  'stage',
-  'steps',
-  'batch_size',
-  'model.name',
-  'model.width',
-  'model.num_layers',
-  'model.context',
-  'optimizer.name',
-  'optimizer.lr',
-  'parametrization.kind',
-)
+  'seed stage steps batch_size model.name model.width model.num_layers '
+  'model.context optimizer.name optimizer.lr parametrization.kind'
+).split()
 _SUMMARY = ('status', 'steps', 'tokens', 'seconds', 'data_fingerprint')
 _FINISHED = ('train_loss', 'eval_loss', 'tokens_per_second', 'flops')
-_METRICS = ('acc', 'acc_norm', 'perplexity')
+METRICS = ('acc', 'acc_norm', 'perplexity')
 # Logged points kept of a run, beside all that have an evaluation.
 _POINTS = 400
 
 
 COLUMNS = {
-  'points': ('run', 'step', 'tokens', 'seconds', 'train/loss', 'eval/loss'),
-  'scores': (
-    'run',
-    'task',
-    'metric',
-    'value',
-    'stderr',
-    'n',
-    'chance',
-    'questions',
-    'limit',
-  ),
-  'answers': ('run', 'task', 'metric', 'question', 'right'),
-  'sources': ('run', 'source', 'eval_loss', 'eval_bits_per_byte'),
-  'timing': (
-    'study',
-    'group',
-    'optimizer',
-    'repeat',
-    'seconds_per_step',
-    'device',
-    'commit',
-  ),
-  'studies': ('study',),
+  name: columns.split()
+  for name, columns in (
+    ('points', 'run step tokens seconds train/loss eval/loss'),
+    ('scores', 'run task metric value stderr n chance questions limit'),
+    ('answers', 'run task metric question right'),
+    ('sources', 'run source eval_loss eval_bits_per_byte'),
+    (
+      'timing',
+      'study group optimizer repeat seconds_per_step device commit',
+    ),
+    ('studies', 'study'),
+  )
 }
 
 
@@ -289,7 +268,7 @@ def _read_scores(path: pathlib.Path, name: str) -> dict[str, pd.DataFrame]:
   info = results['info']
   rows = []
   for task, metrics in results['metrics'].items():
-    for metric in _METRICS:
+    for metric in METRICS:
       if metric not in metrics:
         continue
       chance = metric != 'perplexity' and task in info['chance']

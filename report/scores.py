@@ -1,163 +1,147 @@
 """Benchmark scores at the end of training, beside chance and the loss."""
 
-from collections.abc import Iterable, Mapping, Sequence
-import dataclasses
+from collections.abc import Sequence
 import math
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from scipy import stats
 
-from steepest.report import tables, theme, verdicts, words
-from steepest.report.section import (
-  Block,
-  Cell,
-  Column,
-  Figure,
-  Fold,
-  Note,
-  Section,
-  Table,
-)
+from steepest.report import section, statistics, tables, theme, verdicts, words
+from steepest.report.section import Cell, Column
 
 # Of a benchmark's row, the share in which the optimizers' marks lie.
 _SPREAD = 0.7
-_ALPHA = 0.05
-# Cells up to which all orders are counted; beyond, as many random ones.
-_EXACT, _RESAMPLES = 7, 9999
+# Fewer optimizers than these agree by chance too often to be told.
+_FEWEST = 5
 
 
-@dataclasses.dataclass(frozen=True)
-class Agreement:
-  """Rank correlation of final loss and benchmark score over optimizers.
+def sections(comparison: tables.Comparison) -> list[section.Section]:
+  """Returns the section of scores at the end of training."""
+  cells = comparison.cells
+  held = cells[cells['column'].str.contains('/') & cells['mean'].notna()]
+  if not len(held):
+    return []
+  names = ordered(held['column'].unique())
+  accuracies = [name for name in names if not name.endswith('/perplexity')]
+  blocks: list[section.Block] = [_questions(comparison.tables.scores, names)]
+  if accuracies:
+    blocks.append(_figure(comparison, held, accuracies))
+  blocks.append(_table(comparison, held, names))
+  found = agreements(cells)
+  if len(found):
+    blocks.append(
+      section.Table.of(
+        'Does a lower loss come with better scores?',
+        found.assign(score=found['column'].map(words.head)),
+        {
+          'score': Column('Score'),
+          'tau': Column('Kendall’s τ', number=True, form='+.2f'),
+          'p': Column('p', number=True, form='.2g'),
+          'n': Column('Optimizers', number=True),
+        },
+        heading='group',
+        note='τ is 1 where a lower validation loss always comes with a better '
+        'score and −1 where it never does, over the optimizers’ means; no p '
+        f'for fewer than {_FEWEST} optimizers.',
+        folded=True,
+      )
+    )
+  return [section.Section('scores', 'Benchmarks', blocks)]
 
-  Attributes:
-    column: 'task/metric', or 'accuracy' for the mean over benchmarks.
-    tau: Kendall's tau-b of (−loss, score): 1 where a lower loss always comes
-      with a better score; NaN where all have the same of one.
-    p: two-sided, by permutation of the scores: all of them for up to seven
-      optimizers, else 9,999 drawn with a fixed seed.
-    n: optimizers.
-    reason: why nothing can be told; '' where p is to be read.
-  """
 
-  column: str
-  tau: float
-  p: float
-  n: int
-  reason: str
-
-
-def columns(cells: pd.DataFrame) -> list[str]:
-  """Returns the benchmarks' columns of a comparison, in their order."""
-  return ordered(column for column in set(cells['column']) if '/' in column)
-
-
-def ordered(found: Iterable[str]) -> list[str]:
+def ordered(columns: Sequence[str]) -> list[str]:
   """Returns 'task/metric' of the outermost tasks, in eval/tasks.py's order."""
-  pairs = [column.rpartition('/')[::2] for column in found]
+  pairs = [column.rpartition('/')[::2] for column in columns]
   frame = pd.DataFrame(pairs, columns=['task', 'metric'])
   return ['/'.join(pair) for pair in verdicts.outermost(frame)]
 
 
-def chances(scores: pd.DataFrame) -> dict[str, float]:
-  """Returns column → accuracy of guessing, where it is known."""
-  known = scores.dropna(subset=['chance'])
-  keys = known['task'] + '/' + known['metric']
-  return dict(zip(keys, known['chance'].astype(float), strict=True))
-
-
-def sections(comparison: tables.Comparison) -> list[Section]:
-  """Returns the section of scores at the end of training."""
-  names = columns(comparison.cells)
-  if not names:
-    return []
-  held = comparison.cells[comparison.cells['column'].isin(names)]
-  accuracies = [name for name in names if not name.endswith('/perplexity')]
-  blocks: list[Block] = [_questions(comparison.tables.scores, names)]
-  if accuracies:
-    blocks.append(_figure(comparison, held, accuracies))
-  blocks.append(_table(comparison, held, names))
-  blocks += _agreements(comparison, names)
-  return [Section('scores', 'Benchmarks', blocks)]
-
-
 def _questions(scores: pd.DataFrame, names: Sequence[str]) -> str:
   """Says how many questions were scored, in words."""
-  counts: dict[str, set[int]] = {}
-  limits: set[int] = set()
-  for task, metric, n, limit in zip(
-    scores['task'], scores['metric'], scores['n'], scores['limit'], strict=True
-  ):
-    if f'{task}/{metric}' in names:
-      counts.setdefault(words.name(task), set()).add(int(n))
-      if limit and not math.isnan(float(limit)):
-        limits.add(int(limit))
+  held = scores[(scores['task'] + '/' + scores['metric']).isin(names)]
   listed = words.join(
-    f'{task} {words.join((f"{n:,}" for n in sorted(of)), "or")}'
-    for task, of in counts.items()
+    f'{words.name(str(task))} '
+    + words.join((f'{n:,}' for n in sorted(set(of))), 'or')
+    for task, of in held.groupby('task', sort=False)['n']
   )
-  text = f'Questions scored: {listed}.'
+  limits = sorted({int(n) for n in held['limit'].dropna() if n})
   if limits:
-    most = words.join((f'{n:,}' for n in sorted(limits)), 'or')
-    return (
-      f'{text} Limited to {most} questions a task: these are not the scores of '
-      'the whole benchmarks.'
+    most = words.join((f'{n:,}' for n in limits), 'or')
+    listed += (
+      f'. Limited to {most} questions a task: these are not the scores of the '
+      'whole benchmarks'
     )
-  return text
+  return f'Questions scored: {listed}.'
 
 
 def _figure(
   comparison: tables.Comparison, held: pd.DataFrame, names: Sequence[str]
-) -> Figure:
+) -> section.Figure:
   """Draws accuracies with standard errors and chance, a panel a group.
 
   A row is a benchmark; the optimizers' marks lie below one another in it.
   """
+  held = held[held['column'].isin(names)]
   groups = [g for g in comparison.groups if g in set(held['group'])]
   optimizers = sorted(set(held['optimizer']))
   looks = theme.styles(comparison.tables.runs['optimizer'])
   row = max(34, 14 + 9 * len(optimizers))
+  labels = [theme.text(words.column(n)).rsplit(' ', 1) for n in names]
   layout = theme.layout(
-    [words.named(g) for g in groups], row * len(names), columns=2
+    [words.named(g) for g in groups],
+    row * len(names),
+    {'title': 'Accuracy (%)'},
+    {
+      'tickvals': list(range(len(names))),
+      'ticktext': ['<br>'.join(label) for label in labels],
+      'showgrid': False,
+      'range': [len(names) - 0.5, -0.5],
+      'fixedrange': True,
+    },
+    columns=2,
   )
   layout['margin']['l'] = 110
-  chance = chances(comparison.tables.scores)
+  places = held['column'].map({name: i for i, name in enumerate(names)})
+  offsets = held['optimizer'].map(
+    {
+      name: (i + 0.5) / len(optimizers) - 0.5
+      for i, name in enumerate(optimizers)
+    }
+  )
+  held = held.assign(place=places, y=places + _SPREAD * offsets)
   data: list[dict[str, Any]] = []
   for panel, group in enumerate(groups, 1):
-    of_group = held[held['group'] == group]
-    for optimizer, frame in of_group.groupby('optimizer'):
-      frame = frame.set_index('column')
-      shown = [name for name in names if name in frame.index]
-      offset = (optimizers.index(str(optimizer)) + 0.5) / len(optimizers) - 0.5
-      look = looks[str(optimizer)]
+    of_group = held[held['group'] == group].sort_values('place')
+    for name, of in of_group.groupby('optimizer'):
       data.append(
         theme.trace(
-          str(optimizer),
+          str(name),
           panel,
-          100 * frame['mean'][shown],
-          [names.index(name) + _SPREAD * offset for name in shown],
-          {'kind': 'score', 'labels': shown},
-          error_x=theme.error(100 * frame['stderr'][shown], look['color']),
-          marker=theme.marker(look, 8),
-          text=[theme.text(words.head(name)) for name in shown],
+          100 * of['mean'],
+          of['y'],
+          'score',
+          looks[str(name)],
+          {'labels': list(of['column'])},
+          errors={'error_x': 100 * of['stderr']},
+          text=[theme.text(words.head(column)) for column in of['column']],
           hovertemplate='%{text}<br>%{x:.1f} ± %{error_x.array:.1f} %'
           '<extra>%{fullData.name}</extra>',
         )
       )
+    chance = of_group.drop_duplicates('column').dropna(subset='chance')
     data.append(
-      _chance({i: chance[n] for i, n in enumerate(names) if n in chance}, panel)
+      theme.chance(
+        [100 * c for c in chance['chance'] for _ in range(3)],
+        [
+          None if end is None else place + end
+          for place in chance['place']
+          for end in (-0.44, 0.44, None)
+        ],
+        panel,
+      )
     )
-    layout[theme.axis('y', panel)] |= {
-      'tickvals': list(range(len(names))),
-      'ticktext': ['<br>'.join(_lines(name)) for name in names],
-      'showgrid': False,
-      'range': [len(names) - 0.5, -0.5],
-      'fixedrange': True,
-    }
-    layout[theme.axis('x', panel)]['title'] = theme.title('Accuracy (%)')
-  return Figure(
+  return section.Figure(
     'scores',
     'Benchmark accuracies with standard errors',
     'Mean over seeds, zero-shot unless the name says otherwise; whiskers are '
@@ -171,78 +155,41 @@ def _figure(
   )
 
 
-def _lines(column: str) -> tuple[str, str]:
-  task, _, metric = column.rpartition('/')
-  return theme.text(words.name(task)), theme.text(metric)
-
-
-def _chance(places: Mapping[int, float], panel: int) -> dict[str, Any]:
-  xs: list[float | None] = []
-  ys: list[float | None] = []
-  for place, value in sorted(places.items()):
-    xs += [100 * value, 100 * value, None]
-    ys += [place - 0.44, place + 0.44, None]
-  return {
-    'type': 'scatter',
-    'mode': 'lines',
-    'name': 'chance',
-    'legendgroup': 'chance',
-    'x': xs,
-    'y': ys,
-    'connectgaps': False,
-    'line': {'color': theme.INK, 'width': 2, 'dash': 'dot'},
-    'hovertemplate': 'chance %{x:.1f} %<extra></extra>',
-    'meta': {'kind': 'chance'},
-    **theme.panel(panel),
-  }
-
-
 def _table(
   comparison: tables.Comparison, held: pd.DataFrame, names: Sequence[str]
-) -> Table:
+) -> section.Table:
   """Returns mean ± standard error, a row an optimizer."""
-  rows: list[Sequence[Cell | str] | str] = []
-  for group in comparison.groups:
-    of_group = held[held['group'] == group]
-    if not len(of_group):
-      continue
-    rows.append(words.named(group))
-    for optimizer, frame in of_group.groupby('optimizer'):
-      by_column = frame.set_index('column')
-      row: list[Cell | str] = [
-        Cell(words.name(str(optimizer)), optimizer=str(optimizer))
-      ]
-      for name in names:
-        if name not in by_column.index:
-          row.append(words.MISSING)
-          continue
-        unit = words.unit(name)
-        mean = float(by_column['mean'][name])
-        won = comparison.winner(group, name) == optimizer
-        row.append(
-          Cell(
-            unit.number(mean),
-            f'± {unit.number(float(by_column["stderr"][name]))}',
-            mean,
-            style='best' if won else '',
-          )
-        )
-      rows.append(row)
-  return Table(
-    'Scores of every optimizer',
-    [
-      Column('Optimizer'),
-      *(
-        Column(
-          words.name(name.rpartition('/')[0]),
-          f'{name.rpartition("/")[2]}'
-          + (', %' if words.unit(name).label == '%' else ''),
-          True,
-        )
-        for name in names
+
+  def cell(row: Any) -> Cell:
+    unit = words.unit(row['column'])
+    won = comparison.winner(row['group'], row['column']) == row['optimizer']
+    return Cell(
+      unit.number(row['mean']),
+      f'± {unit.number(row["stderr"])}',
+      row['mean'],
+      style='best' if won else '',
+    )
+
+  held = held[held['column'].isin(names)]
+  held = held.assign(cell=[cell(row) for row in held.to_dict('records')])
+  wide = held.pivot(
+    index=['group', 'optimizer'], columns='column', values='cell'
+  ).reindex(pd.Index(comparison.groups), level='group')
+  heads = {
+    name: Column(
+      words.name(name.rpartition('/')[0]),
+      ', '.join(
+        filter(None, (name.rpartition('/')[2], words.unit(name).label))
       ),
-    ],
-    rows,
+      True,
+    )
+    for name in names
+  }
+  return section.Table.of(
+    'Scores of every optimizer',
+    wide.reset_index(),
+    {'optimizer': Column('Optimizer'), **heads},
+    heading='group',
     note='Mean over seeds ± standard error; seeds share their questions. ● is '
     'better than every other optimizer of its group after correction for their '
     'number.',
@@ -250,83 +197,25 @@ def _table(
   )
 
 
-def agreement(
-  column: str, losses: Sequence[float], scores: Sequence[float]
-) -> Agreement:
-  """Correlates the ranks of losses and scores, of which a higher is better."""
-  n = len(losses)
-  if n < 2 or len(set(losses)) < 2 or len(set(scores)) < 2:
-    return Agreement(column, math.nan, math.nan, n, 'all have the same')
-  good_N, score_N = -np.asarray(losses), np.asarray(scores)
-  tau = float(stats.kendalltau(good_N, score_N).statistic)
-  if 2 / math.factorial(n) > _ALPHA:
-    reason = f'{n} optimizers are too few to tell'
-    return Agreement(column, tau, math.nan, n, reason)
-  sign_NxN = np.sign(good_N[:, None] - good_N)
+def agreements(cells: pd.DataFrame) -> pd.DataFrame:
+  """Returns Kendall's rank correlation of loss and score over optimizers.
 
-  def concordance(x_PxN: np.ndarray, axis: int) -> np.ndarray:
-    """Returns τ but for its denominator, which all orders share."""
-    del axis  # The last one.
-    signs_PxNxN = np.sign(x_PxN[..., :, None] - x_PxN[..., None, :])
-    return (sign_NxN * signs_PxNxN).sum((-2, -1))
-
-  found = stats.permutation_test(
-    (score_N,),
-    concordance,
-    permutation_type='pairings',
-    vectorized=True,
-    n_resamples=math.factorial(n) if n <= _EXACT else _RESAMPLES,
-    rng=np.random.default_rng(0),
-  )
-  return Agreement(column, tau, float(found.pvalue), n, '')
-
-
-def _agreements(
-  comparison: tables.Comparison, names: Sequence[str]
-) -> list[Block]:
-  """Returns the table of whether a lower loss comes with better scores."""
-  rows: list[Sequence[Cell | str] | str] = []
-  for group in comparison.groups:
-    of_group = comparison.cells[comparison.cells['group'] == group]
-    means = of_group.pivot(index='optimizer', columns='column', values='mean')
+  Columns: group, column, tau (τ_b of −loss and score, over the optimizers'
+  means), p (two-sided, scipy's; NaN for fewer than five optimizers), n.
+  """
+  rows = []
+  for group, of in cells.groupby('group', sort=False):
+    means = of.pivot(index='optimizer', columns='column', values='mean')
     if 'eval_loss' not in means:
       continue
-    lines: list[Sequence[Cell | str]] = []
-    for name in [*names, 'accuracy']:
-      if name not in means or name.endswith('/perplexity'):
+    scored = [c for c in means if '/' in c and not c.endswith('/perplexity')]
+    for column in [*ordered(scored), verdicts.ACCURACY]:
+      if column not in means:
         continue
-      both = means[['eval_loss', name]].dropna()
-      if len(both) < 3:
+      both = means[['eval_loss', column]].dropna()
+      if len(both) < statistics.FEWEST_SEEDS:
         continue
-      found = agreement(name, list(both['eval_loss']), list(both[name]))
-      tau = '–' if math.isnan(found.tau) else f'{found.tau:+.2f}'
-      lines.append(
-        [
-          words.head(name),
-          Cell(tau.replace('-', '−')),
-          words.p_value(found.p),
-          str(found.n),
-          found.reason,
-        ]
-      )
-    if lines:
-      rows += [words.named(group), *lines]
-  if not rows:
-    return []
-  table = Table(
-    'Rank correlation of loss and scores',
-    [
-      Column('Score'),
-      Column('Kendall’s τ', number=True),
-      Column('p', number=True),
-      Column('Optimizers', number=True),
-      Column('Remark'),
-    ],
-    rows,
-  )
-  note = Note(
-    'τ is 1 where a lower validation loss always comes with a better score and '
-    '−1 where it never does, over the optimizers’ means; p by permutation.'
-  )
-  title = 'Does a lower loss come with better scores?'
-  return [Fold(title, [table, note])]
+      found = stats.kendalltau(-both['eval_loss'], both[column])
+      p = found.pvalue if len(both) >= _FEWEST else math.nan
+      rows.append((group, column, found.statistic, p, len(both)))
+  return pd.DataFrame(rows, columns=['group', 'column', 'tau', 'p', 'n'])

@@ -5,14 +5,16 @@ is HTML. A topic is one file with its table, its figure and its words. It has
 
     def sections(comparison: tables.Comparison) -> list[Section]
 
-(most return one or none) and page.py lists the topics in their order.
+(most return one or none) and report.py lists the topics in their order.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
 import pandas as pd
+
+from steepest.report import words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Cell:
     note: a smaller line below it.
     value: the number of which `text` is a rounding; shown while pointed at.
     optimizer: optimizer.name, whose line sample stands before the text.
-    style: 'best' (bold), 'ahead', 'bad', 'soft', or '' for plain.
+    style: 'best' (bold), 'bad', 'soft', or '' for plain.
     hint: shown while pointed at.
   """
 
@@ -45,12 +47,16 @@ class Column:
     unit: a smaller line below the title; all numbers of a column have one.
     number: whether its cells are right-aligned and never broken.
     over: title that neighbouring columns share; '' where none does.
+    form: format of the numbers that `Table.of` finds in it.
+    best: column of the frame that says which of its cells are bold.
   """
 
   title: str
   unit: str = ''
   number: bool = False
   over: str = ''
+  form: str = '.3g'
+  best: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,42 +83,43 @@ class Table:
   @classmethod
   def of(
     cls,
-    frame: pd.DataFrame,
     title: str,
-    numbers: Collection[str] = (),
-    marked: Collection[tuple[int, int]] = (),
-    muted: Collection[tuple[int, int]] = (),
+    frame: pd.DataFrame,
+    columns: Mapping[str, Column],
+    heading: str = '',
     **changes: Any,
   ) -> 'Table':
-    """Returns the table of a frame of texts, its columns' names the heads.
+    """Returns the table of a frame.
 
     Args:
-      frame: cells; None is shown as a dash.
       title: as above.
-      numbers: columns whose cells are numbers.
-      marked: (row, column) positions that stand out.
-      muted: likewise of those that are no comparison.
-      changes: of the other attributes.
+      frame: a row a row; cells are texts, numbers, Cells or missing.
+      columns: by the frame's columns; `optimizer` has the optimizers' names.
+      heading: column of the frame that stands over the rows that share it.
+      **changes: of the other attributes.
     """
-    return cls(
-      title,
-      [Column(name, number=name in numbers) for name in frame.columns],
-      [
-        [
-          Cell(
-            '–' if text is None else str(text),
-            style='best'
-            if (i, j) in marked
-            else 'soft'
-            if (i, j) in muted
-            else '',
-          )
-          for j, text in enumerate(row)
-        ]
-        for i, row in enumerate(frame.itertuples(index=False))
-      ],
-      **changes,
-    )
+    rows: list[Sequence[Cell | str] | str] = []
+    over = None
+    for row in frame.to_dict('records'):
+      if heading and row[heading] != over:
+        over = row[heading]
+        rows.append(words.named(over))
+      rows.append([_cell(key, row, column) for key, column in columns.items()])
+    return cls(title, list(columns.values()), rows, **changes)
+
+
+def _cell(key: Any, row: Mapping[Any, Any], column: Column) -> Cell | str:
+  value = row[key]
+  if isinstance(value, Cell):
+    return value
+  if key == 'optimizer':
+    return Cell(words.name(value), optimizer=value)
+  style = 'best' if column.best and row[column.best] else ''
+  if isinstance(value, str):
+    return Cell(value, style=style) if style else value
+  text = words.signed(value, column.form)
+  value = None if text == words.MISSING else float(value)
+  return Cell(text, value=value, style=style)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,34 +161,15 @@ class Figure:
 
 
 @dataclasses.dataclass(frozen=True)
-class Alert:
-  """A paragraph that must not be missed."""
-
-  text: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Note:
-  """A paragraph in smaller type."""
+  """A paragraph: 'note' in smaller type, 'warning' not to be missed."""
 
   text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Fold:
-  """Blocks that a click opens.
-
-  Attributes:
-    title: always seen.
-    blocks: in order.
-  """
-
-  title: str
-  blocks: Sequence['Block']
+  style: str = 'note'
 
 
 # A str is a paragraph.
-Block = str | Note | Alert | Table | Figure | Fold
+Block = str | Note | Table | Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,13 +189,18 @@ class Section:
   blocks: Sequence[Block]
   folded: bool = True
 
+  @property
+  def figures(self) -> list[Figure]:
+    """The figures among its blocks."""
+    return [block for block in self.blocks if isinstance(block, Figure)]
+
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
   """What the page says of one group of runs, at its top.
 
   Attributes:
-    subject: name of the group, such as 'GPT-2, 4 epochs'.
+    subject: name of the group, such as 'GPT-2, epochs 4'.
     text: one or two sentences.
     fair: whether the comparison is fair.
     fairness: why, or why not, in a sentence.
@@ -217,14 +210,3 @@ class Answer:
   text: str
   fair: bool
   fairness: str
-
-
-def figures(blocks: Sequence[Block]) -> list[Figure]:
-  """Returns the figures among blocks, folded ones too."""
-  found = []
-  for block in blocks:
-    if isinstance(block, Figure):
-      found.append(block)
-    elif isinstance(block, Fold):
-      found += figures(block.blocks)
-  return found

@@ -4,7 +4,7 @@ Those of a group that are alike in everything but the optimizer and its
 hyperparameters, and start from the same weights on the same batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,27 +17,11 @@ SHARED = ('decay_mode', 'clip_norm')
 # Without influence on losses and parameters. The data are compared by their
 # fingerprint, not by where they lie; the benchmarks by their questions.
 IRRELEVANT = (
-  'seed',
-  'microbatches',
-  'mesh.data',
-  'mesh.fsdp',
-  'mesh.tensor',
-  'mesh.sequence',
-  'model.remat',
-  'data.source',
-  'data.verify',
-  'eval_every',
-  'eval_tasks',
-  'eval_tasks_every',
-  'eval_tasks_limit',
-  'eval_tasks_data',
-  'checkpoint_every',
-  'checkpoints_kept',
-  'checkpoints_at',
-  'stall_seconds',
-  'stop_grace_seconds',
-  'wandb_project',
-)
+  'seed microbatches mesh.data mesh.fsdp mesh.tensor mesh.sequence model.remat '
+  'data.source data.verify eval_every eval_tasks eval_tasks_every '
+  'eval_tasks_limit eval_tasks_data checkpoint_every checkpoints_kept '
+  'checkpoints_at stall_seconds stop_grace_seconds wandb_project'
+).split()
 # By how much the losses before the first update may differ, relatively: they
 # are those of the same weights on the same batch, up to rounding.
 _ROUNDING = {'float32': 1e-4}
@@ -103,33 +87,41 @@ def _select(
     and column not in free
   ]
   told += [c for c in ('planned_tokens', 'data_fingerprint') if c in finals]
-  finals = _largest(finals, told, out)
-  cells = [
-    _one_setting(of, [*own, *searched], out)
-    for _, of in finals.groupby('optimizer', sort=True)
-  ]
+  finals = _alike(
+    finals, told, out, lambda of: (of['optimizer'].nunique(), len(of))
+  )
+  cells = []
+  for _, of in finals.groupby('optimizer', sort=True):
+    suffix = ' as in the other runs of its optimizer'
+    seeds = lambda of: of['seed'].nunique()
+    best = _alike(of, [*own, *searched], out, seeds, suffix)
+    repeated = best['seed'].duplicated()
+    out += [
+      (run, f'repeats seed {seed}')
+      for run, seed in best[repeated][['run', 'seed']].to_numpy()
+    ]
+    cells.append(best[~repeated])
   kept = _same_start(pd.concat(cells), out)
   return kept, out
 
 
-def _largest(
-  finals: pd.DataFrame, columns: Sequence[str], out: list[tuple[str, str]]
+def _alike(
+  runs: pd.DataFrame,
+  columns: Sequence[str],
+  out: list[tuple[str, str]],
+  size: Callable[[pd.DataFrame], Any],
+  suffix: str = '',
 ) -> pd.DataFrame:
   """Returns the largest set of runs that are equal in `columns`."""
-  keys = _keys(finals, columns)
-  sets = [finals[keys == key] for key in keys.unique()]
-  best = max(sets, key=lambda of: (of['optimizer'].nunique(), len(of)))
+  rows = runs[[*columns]].itertuples(index=False)
+  keys = pd.Series(['\0'.join(map(str, row)) for row in rows], runs.index)
+  sets = [runs[keys == key] for key in keys.unique()]
+  best = max(sets, key=size)
   for of in sets:
     if of is not best:
-      why = differences(of.iloc[0], best.iloc[0], columns)
+      why = differences(of.iloc[0], best.iloc[0], columns) + suffix
       out += [(run, why) for run in of['run']]
   return best
-
-
-def _keys(runs: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
-  """Returns a text for each run that tells whether it equals another one."""
-  rows = runs[[*columns]].itertuples(index=False)
-  return pd.Series(['\0'.join(map(str, row)) for row in rows], runs.index)
 
 
 def differences(
@@ -146,28 +138,6 @@ def differences(
 
 def _shown(value: Any) -> str:
   return 'absent' if pd.isna(value) else str(value)
-
-
-def _one_setting(
-  runs: pd.DataFrame, columns: Sequence[str], out: list[tuple[str, str]]
-) -> pd.DataFrame:
-  """Returns the runs of one optimizer's setting with most seeds, each once."""
-  keys = _keys(runs, columns)
-  settings = [runs[keys == key] for key in keys.unique()]
-  best = max(settings, key=lambda of: of['seed'].nunique())
-  for of in settings:
-    if of is not best:
-      why = differences(of.iloc[0], best.iloc[0], columns)
-      out += [
-        (run, f'{why} as in the other runs of its optimizer')
-        for run in of['run']
-      ]
-  repeated = best['seed'].duplicated()
-  out += [
-    (run, f'repeats seed {seed}')
-    for run, seed in zip(best['run'][repeated], best['seed'][repeated])
-  ]
-  return best[~repeated]
 
 
 def _same_start(runs: pd.DataFrame, out: list[tuple[str, str]]) -> pd.DataFrame:

@@ -10,27 +10,21 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 from typing import Any
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
 import pandas as pd
 from scipy import optimize
 
-from steepest.report import statistics, tables, theme, words
-from steepest.report.section import (
-  Block,
-  Cell,
-  Column,
-  Figure,
-  Note,
-  Section,
-  Table,
-)
+from steepest.report import section, statistics, tables, theme, words
+from steepest.report.section import Column
 
 BASELINE = 'adamw'
 # Three unknowns go through any three budgets: the fourth can contradict them.
 FEWEST = 4
-_ALPHAS = np.geomspace(0.005, 5.0, 120)
+# Exponents that are looked for.
+_ALPHAS = (0.005, 5.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,33 +79,23 @@ def fit(points: Sequence[tuple[float, float]]) -> Fit:
       f'{"is" if len(budgets) == 1 else "are"} {len(budgets)}'
     )
   unit = float(np.exp(np.log(tokens_P).mean()))
-  x_P = np.log(tokens_P / unit)
-
-  # For a given exponent, floor and scale are linear: a start for the search.
-  starts = []
-  for alpha in _ALPHAS:
-    design_Px2 = np.stack([np.ones_like(x_P), np.exp(-alpha * x_P)], axis=1)
-    (floor, scale), *_ = np.linalg.lstsq(design_Px2, losses_P, rcond=None)
-    error = np.sum((design_Px2 @ [floor, scale] - losses_P) ** 2)
-    starts.append((float(error), float(floor), float(scale), float(alpha)))
-  place = int(np.argmin([start[0] for start in starts]))
-  if place in (0, len(starts) - 1):
-    raise ValueError(
-      f'no exponent from {_ALPHAS[0]:g} to {_ALPHAS[-1]:g} fits the losses best'
+  low, high = _ALPHAS
+  with warnings.catch_warnings(action='ignore'):
+    (floor, scale, alpha), covariance_3x3 = optimize.curve_fit(
+      lambda x, floor, scale, alpha: floor + scale * np.exp(-alpha * x),
+      np.log(tokens_P / unit),
+      losses_P,
+      (losses_P.min() - np.ptp(losses_P), 2 * np.ptp(losses_P), 0.3),
+      bounds=([-np.inf, 0, low], [np.inf, np.inf, high]),
     )
-  found, covariance_3x3 = optimize.curve_fit(
-    lambda x, floor, scale, alpha: floor + scale * np.exp(-alpha * x),
-    x_P,
-    losses_P,
-    starts[place][1:],
-  )
-  if found[1] <= 0 or found[2] <= 0:
+  if scale < 1e-9:
     raise ValueError('the losses do not fall with the tokens')
-  floor, scale, alpha = map(float, found)
+  if not 1.01 * low < alpha < 0.99 * high:
+    raise ValueError(f'no exponent from {low:g} to {high:g} fits the losses')
   return Fit(
-    floor,
-    scale,
-    alpha,
+    float(floor),
+    float(scale),
+    float(alpha),
     unit,
     covariance_3x3,
     len(points) - 3,
@@ -176,27 +160,16 @@ def speedups(
       )
     except ValueError as error:
       reasons[model] = f'{words.name(BASELINE)}: {error}'
-    for (optimizer, tokens), of in runs.groupby(
-      ['optimizer', 'planned_tokens']
-    ):
-      losses = [float(loss) for loss in of['eval_loss']]
-      row = {
-        'model': model,
-        'optimizer': optimizer,
-        'tokens': float(tokens),
-        'loss': float(np.mean(losses)),
-        'n': len(losses),
-      }
-      if model in fits and optimizer != BASELINE:
+    for (name, tokens), of in runs.groupby(['optimizer', 'planned_tokens']):
+      losses = of['eval_loss'].to_numpy(float)
+      row = {'model': model, 'optimizer': name, 'tokens': float(tokens)}
+      row |= {'loss': losses.mean(), 'n': len(losses)}
+      if model in fits and name != BASELINE:
         curve = fits[model]
         ratio, low, high = speedup(curve, float(tokens), losses)
-        needed = ratio * float(tokens)
-        row |= {
-          'speedup': ratio,
-          'low': low,
-          'high': high,
-          'extrapolated': not curve.budgets[0] <= needed <= curve.budgets[-1],
-        }
+        inside = curve.budgets[0] <= ratio * tokens <= curve.budgets[-1]
+        row |= {'speedup': ratio, 'low': low, 'high': high}
+        row['extrapolated'] = not inside
       rows.append(row)
   columns = ['model', 'optimizer', 'tokens', 'loss', 'n', 'speedup', 'low']
   columns += ['high', 'extrapolated']
@@ -226,52 +199,63 @@ def _models(
   ]
 
 
-def sections(comparison: tables.Comparison) -> list[Section]:
+def sections(comparison: tables.Comparison) -> list[section.Section]:
   """Returns the section of loss over token budgets."""
   found, fits, reasons = speedups(comparison)
   if not len(found):
     return []
-  blocks: list[Block] = [
-    _figure(found, fits, theme.styles(comparison.tables.runs['optimizer']))
-  ]
+  looks = theme.styles(comparison.tables.runs['optimizer'])
+  unit = words.unit('tokens', found['tokens'])
+  blocks: list[section.Block] = [_figure(found, fits, looks, unit)]
   if fits:
-    blocks.append(_table(found, fits))
+    blocks.append(_table(found, fits, unit))
   blocks += [
-    Note(f'{words.named(model)}: no speed-up is read off a curve. {reason}.')
+    section.Note(
+      f'{words.named(model)}: no speed-up is read off a curve. {reason}.'
+    )
     for model, reason in reasons.items()
   ]
-  return [Section('sizes', 'Loss over token budgets', blocks)]
+  return [section.Section('sizes', 'Loss over token budgets', blocks)]
 
 
 def _figure(
   found: pd.DataFrame,
   fits: Mapping[str, Fit],
   looks: Mapping[str, Mapping[str, str]],
-) -> Figure:
-  models = list(dict.fromkeys(found['model']))
-  layout = theme.layout([words.named(model) for model in models], 280)
-  unit = words.unit('tokens', found['tokens'])
+  unit: words.Unit,
+) -> section.Figure:
+  by_model = dict(list(found.groupby('model', sort=False)))
+  budgets = sorted(set(found['tokens']))
+  label = f'Tokens ({unit.label})' if unit.label else 'Tokens'
+  layout = theme.layout(
+    [words.named(str(model)) for model in by_model],
+    280,
+    {
+      'title': label,
+      'type': 'log',
+      'tickvals': [theme.digits(b / unit.scale) for b in budgets],
+      'ticktext': [unit.number(b) for b in budgets],
+    },
+    {'title': 'Validation loss'},
+  )
   data: list[dict[str, Any]] = []
-  for panel, model in enumerate(models, 1):
-    of_model = found[found['model'] == model]
-    for optimizer, frame in of_model.groupby('optimizer'):
-      look = looks[str(optimizer)]
-      fitted = model in fits and optimizer == BASELINE
+  for panel, (model, of) in enumerate(by_model.items(), 1):
+    for name, own in of.groupby('optimizer'):
+      fitted = model in fits and name == BASELINE
       data.append(
         theme.trace(
-          str(optimizer),
+          str(name),
           panel,
-          frame['tokens'] / unit.scale,
-          frame['loss'],
-          {'kind': 'mean over seeds'},
+          own['tokens'] / unit.scale,
+          own['loss'],
+          'mean over seeds',
+          looks[str(name)],
           mode='markers' if fitted else 'lines+markers',
-          line=theme.line(look, 1.6),
-          marker=theme.marker(look, 8),
           hovertemplate='%{y:.4f}<extra>%{fullData.name}</extra>',
         )
       )
     if model in fits:
-      curve = fits[model]
+      curve = fits[str(model)]
       tokens_P = np.geomspace(curve.budgets[0], curve.budgets[-1], 60)
       data.append(
         theme.trace(
@@ -279,23 +263,13 @@ def _figure(
           panel,
           tokens_P / unit.scale,
           curve.loss(tokens_P),
-          {'kind': 'fit'},
+          'fit',
+          looks[BASELINE],
           mode='lines',
-          line=theme.line(looks[BASELINE], 1.6),
           hoverinfo='skip',
         )
       )
-    budgets = sorted(set(of_model['tokens']))
-    layout[theme.axis('x', panel)] |= {
-      'type': 'log',
-      'title': theme.title(
-        f'Tokens ({unit.label})' if unit.label else 'Tokens'
-      ),
-      'tickvals': [theme.digits(b / unit.scale) for b in budgets],
-      'ticktext': [unit.number(b) for b in budgets],
-    }
-    layout[theme.axis('y', panel)]['title'] = theme.title('Validation loss')
-  return Figure(
+  return section.Figure(
     'sizes',
     'Final validation loss over token budgets',
     'Final validation loss of runs trained to their end with each budget, '
@@ -304,45 +278,42 @@ def _figure(
     {
       'data': data,
       'layout': layout,
-      'csv': {'x': f'tokens ({unit.label})', 'y': 'loss (nats per token)'},
+      'csv': {'x': label.lower(), 'y': 'loss (nats per token)'},
     },
     optimizers=theme.names(found['optimizer']),
   )
 
 
-def _table(found: pd.DataFrame, fits: Mapping[str, Fit]) -> Table:
-  unit = words.unit('tokens', found['tokens'])
-  rows: list[Sequence[Cell | str] | str] = []
-  for model, curve in fits.items():
-    rows.append(
-      f'{words.named(model)}: {words.name(BASELINE)} has L(D) = '
-      f'{curve.floor:.3f} + {curve.scale:.3f}·(D / '
-      f'{words.count(curve.unit)})^−{curve.alpha:.3f}'
-    )
-    held = found[(found['model'] == model) & found['speedup'].notna()]
-    for row in held.to_dict('records'):
-      name = str(row['optimizer'])
-      rows.append(
-        [
-          Cell(words.name(name), optimizer=name),
-          unit.number(row['tokens']),
-          f'{row["loss"]:.4f}',
-          Cell(f'{row["speedup"]:.2f} ×', value=row['speedup']),
-          words.interval(row['low'], row['high'], '.2f'),
-          'beyond the budgets of the curve' if row['extrapolated'] else '',
-        ]
-      )
-  return Table(
+def _table(
+  found: pd.DataFrame, fits: Mapping[str, Fit], unit: words.Unit
+) -> section.Table:
+  heads = {
+    model: f'{words.named(model)}: {words.name(BASELINE)} has L(D) = '
+    f'{curve.floor:.3f} + {curve.scale:.3f}·(D / '
+    f'{words.count(curve.unit)})^−{curve.alpha:.3f}'
+    for model, curve in fits.items()
+  }
+  rows = found[found['speedup'].notna()]
+  ends = zip(rows['low'], rows['high'], strict=True)
+  far = 'beyond the budgets of the curve'
+  rows = rows.assign(
+    model=rows['model'].map(heads),
+    tokens=rows['tokens'].map(unit.number),
+    interval=[words.interval(*pair, '.2f') for pair in ends],
+    remark=[far if beyond else '' for beyond in rows['extrapolated']],
+  )
+  return section.Table.of(
     'Speed-ups',
-    [
-      Column('Optimizer'),
-      Column('Tokens', unit.label, True),
-      Column('Validation loss', number=True),
-      Column('Speed-up', number=True),
-      Column('95 % interval', number=True),
-      Column('Remark'),
-    ],
     rows,
+    {
+      'optimizer': Column('Optimizer'),
+      'tokens': Column('Tokens', unit.label, True),
+      'loss': Column('Validation loss', number=True, form='.4f'),
+      'speedup': Column('Speed-up', '×', True, form='.2f'),
+      'interval': Column('95 % interval', number=True),
+      'remark': Column('Remark'),
+    },
+    heading='model',
     note=f'Tokens that {words.name(BASELINE)} needs for the same loss by its '
     'fitted curve, over those used (arXiv 2509.02046).',
   )

@@ -1,4 +1,4 @@
-"""Times and costs: the timing pass, the trade-off, the way to AdamW's loss.
+"""Times: the timing pass, the trade-off, the way to AdamW's loss.
 
 A time is compared only where it was measured to be comparable: by the timing
 pass at the end of a study, in which the optimizers' steps alternate on one
@@ -7,14 +7,13 @@ machine, or by a throughput benchmark. Runs on a busy machine say little.
 
 from collections.abc import Sequence
 import dataclasses
-import itertools
 import math
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from steepest.report import section, statistics, tables, theme, words
+from steepest.report import section, statistics, theme, words
 from steepest.report.section import Cell, Column
 from steepest.report.tables import Comparison, Tables
 
@@ -22,17 +21,6 @@ from steepest.report.tables import Comparison, Tables
 AGREEMENT = 0.03
 # The optimizer that others are measured against.
 BASELINE = 'adamw'
-_SYMBOLS = (
-  'circle',
-  'square',
-  'diamond',
-  'triangle-up',
-  'triangle-down',
-  'cross',
-  'pentagon',
-  'hexagon',
-  'star',
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,54 +90,49 @@ def trade_off(comparison: Comparison) -> list[section.Section]:
   if not len(marks):
     return []
   unit = words.unit('seconds', marks['seconds'])
-  layout = theme.layout(['Training time and loss'], 400)
-  layout['xaxis']['title'] = theme.title(
-    f'Training time of a run ({unit.label})'
+  titles = f'Training time of a run ({unit.label})', 'Validation loss'
+  groups = list(marks['group'].unique())
+  layout = theme.layout(
+    [words.named(group) for group in groups],
+    400 if len(groups) == 1 else 300,
+    {'title': titles[0]},
+    {'title': f'{titles[1]} (nats per token)'},
+    narrowest=380,
+    columns=2,
   )
-  layout['yaxis']['title'] = theme.title('Validation loss (nats per token)')
-  times = marks['seconds'] / unit.scale
-  if times.max() - times.min() < 1e-6 * times.max():
-    # Plotly cannot label an axis of no width.
-    layout['xaxis']['range'] = [0.9 * times.max(), 1.1 * times.max()]
-  look = theme.styles(comparison.compared['optimizer'])
-  groups = list(dict.fromkeys(marks['group']))
-  data = [
-    _mark(row, look[row['optimizer']], groups, unit.scale)
-    for row in marks.to_dict('records')
-  ]
-  untimed = marks[~marks['timed']]
+  looks = theme.styles(comparison.compared['optimizer'])
+  data = []
+  for panel, group in enumerate(groups, 1):
+    of = marks[marks['group'] == group]
+    longest = of['seconds'].max() / unit.scale
+    if np.ptp(of['seconds']) / unit.scale < 1e-6 * longest:
+      # Plotly cannot label an axis of no width.
+      ends = [0.9 * longest, 1.1 * longest]
+      layout[theme.axis('x', panel)]['range'] = ends
+    data += [
+      _mark(row, looks[row['optimizer']], panel, unit.scale)
+      for row in of.to_dict('records')
+    ]
   caption = (
     'Means over seeds; bars are standard deviations over seeds. Open marks: '
     'another optimizer is shown to be faster and lower in loss. A label names '
     'a mean accuracy where it stands above chance and differs from another one.'
   )
-  if len(untimed):
+  if not marks['timed'].all():
     caption += (
       ' Dotted marks: times of unlike moments or machines, which are shown '
       'and not compared.'
     )
-  if len(groups) > 1:
-    shapes = zip(itertools.cycle(_SYMBOLS), groups)
-    caption += ' Shapes: ' + ', '.join(
-      f'{shape.replace("-", " ")} {words.named(group)}'
-      for shape, group in shapes
-    )
-    caption += '.'
+  csv = dict(zip('xy', titles, strict=True)) | {
+    'error_x': 'sd of the time over seeds',
+    'error_y': 'sd of the loss over seeds',
+  }
   figure = section.Figure(
     'trade-off',
     'Training time and validation loss of each optimizer',
     caption,
-    {
-      'data': data,
-      'layout': layout,
-      'csv': {
-        'x': layout['xaxis']['title']['text'],
-        'y': layout['yaxis']['title']['text'],
-        'error_x': 'sd of the time over seeds',
-        'error_y': 'sd of the loss over seeds',
-      },
-    },
-    optimizers={name: words.name(name) for name in marks['optimizer']},
+    {'data': data, 'layout': layout, 'csv': csv},
+    optimizers=theme.names(marks['optimizer']),
   )
   title = 'What a lower loss takes'
   return [section.Section('trade-off', title, [figure], folded=False)]
@@ -157,45 +140,44 @@ def trade_off(comparison: Comparison) -> list[section.Section]:
 
 def _marks(comparison: Comparison) -> pd.DataFrame:
   """Returns group, optimizer, seconds, loss and what is shown of each."""
-  c = comparison.cells
-  rows = []
+  parts = []
   for group in comparison.groups:
-    of = c[(c['group'] == group) & c['mean'].notna()]
-    table = {
-      key: of[of['column'] == key].set_index('optimizer') for key in _SEEN
-    }
-    losses, seconds, scores = (table[key] for key in _SEEN)
-    names = [name for name in losses.index if name in seconds.index]
+    of = comparison.cells
+    of = of[(of['group'] == group) & of['mean'].notna()]
+    wide = of.pivot(index='optimizer', columns='column', values=['mean', 'sd'])
+    wide = wide.reindex(
+      columns=pd.MultiIndex.from_product([['mean', 'sd'], _SEEN])
+    )
+    wide = wide.dropna(subset=[('mean', 'eval_loss'), ('mean', 'seconds')])
+    names = list(wide.index)
     timed = not timing(comparison.tables, group, names).reason
-    shown = _told_apart(comparison, group, 'eval_loss')
-    scored = {
-      n for pair in _told_apart(comparison, group, 'accuracy') for n in pair
+    seconds = wide['mean', 'seconds']
+    behind = {
+      worse
+      for better, worse in _told_apart(comparison, group, 'eval_loss')
+      if {better, worse} <= set(names)
+      and timed
+      and seconds[better] < seconds[worse] / (1 + AGREEMENT)
     }
-    for name in names:
-      behind = [
-        other
-        for other in names
-        if timed
-        and (other, name) in shown
-        and seconds['mean'][other] < seconds['mean'][name] / (1 + AGREEMENT)
-      ]
-      accuracy = math.nan
-      if name in scored and bool(scores['above_chance'][name]):
-        accuracy = scores['mean'][name]
-      rows.append(
+    apart = _told_apart(comparison, group, 'accuracy')
+    above = of[(of['column'] == 'accuracy') & of['above_chance'].eq(True)]
+    named = {n for pair in apart for n in pair} & set(above['optimizer'])
+    parts.append(
+      pd.DataFrame(
         {
           'group': group,
-          'optimizer': name,
-          'seconds': seconds['mean'][name],
-          'seconds_sd': seconds['sd'][name],
-          'loss': losses['mean'][name],
-          'loss_sd': losses['sd'][name],
-          'accuracy': accuracy,
+          'optimizer': names,
+          'seconds': seconds.to_numpy(),
+          'seconds_sd': wide['sd', 'seconds'].to_numpy(),
+          'loss': wide['mean', 'eval_loss'].to_numpy(),
+          'loss_sd': wide['sd', 'eval_loss'].to_numpy(),
+          'accuracy': wide['mean', 'accuracy'].where(wide.index.isin(named)),
           'timed': timed,
-          'behind': ', '.join(behind),
+          'behind': wide.index.isin(behind),
         }
       )
-  return pd.DataFrame(rows)
+    )
+  return pd.concat(parts) if parts else pd.DataFrame()
 
 
 _SEEN = ('eval_loss', 'seconds', 'accuracy')
@@ -205,7 +187,7 @@ def _told_apart(
   comparison: Comparison, group: str, column: str
 ) -> set[tuple[str, str]]:
   """Returns (better, worse) of every two that are shown to differ."""
-  if comparison.reason(group, column).startswith('not ranked'):
+  if comparison.refused(group):
     return set()
   p = comparison.pairs
   p = p[(p['group'] == group) & (p['column'] == column)]
@@ -220,64 +202,53 @@ def _told_apart(
 
 
 def _mark(
-  row: dict[str, Any],
-  look: dict[str, str],
-  groups: Sequence[str],
-  scale: float,
+  row: dict[str, Any], look: dict[str, str], panel: int, scale: float
 ) -> dict[str, Any]:
-  symbol = _SYMBOLS[groups.index(row['group']) % len(_SYMBOLS)]
-  bars = {'thickness': 1, 'width': 0, 'color': look['color'], 'type': 'data'}
   label = words.name(row['optimizer'])
   if not math.isnan(row['accuracy']):
     label += f', {row["accuracy"]:.1%}'
-  sd = [
-    None if math.isnan(v) else v for v in (row['seconds_sd'], row['loss_sd'])
-  ]
-  return {
-    'type': 'scatter',
-    'mode': 'markers+text',
-    'name': theme.text(f'{words.named(row["group"])}, {label}'),
-    'x': [theme.digits(row['seconds'] / scale)],
-    'y': [theme.digits(row['loss'])],
-    'error_x': {**bars, 'array': [None if sd[0] is None else sd[0] / scale]},
-    'error_y': {**bars, 'array': [sd[1]]},
-    'marker': {
-      'symbol': symbol
-      + ('-open' if row['behind'] or not row['timed'] else '')
-      + ('' if row['timed'] else '-dot'),
-      'size': 13,
-      'color': look['color'],
-      'line': {'width': 2, 'color': look['color']},
+  trace = theme.trace(
+    row['optimizer'],
+    panel,
+    [row['seconds'] / scale],
+    [row['loss']],
+    row['group'],
+    look,
+    errors={
+      'error_x': [row['seconds_sd'] / scale],
+      'error_y': [row['loss_sd']],
     },
-    'text': [theme.text(label)],
-    'textposition': 'top center',
-    'textfont': {'size': 12},
-    'cliponaxis': False,
-    'meta': {'kind': row['group'], 'optimizer': row['optimizer']},
-    **theme.panel(1),
-  }
+    size=13,
+    name=theme.text(label),
+    mode='markers+text',
+    text=[theme.text(label)],
+    textposition='top center',
+    textfont={'size': 12},
+    cliponaxis=False,
+  )
+  open_ = row['behind'] or not row['timed']
+  symbol = f'circle{"-open" * open_}{"-dot" * (not row["timed"])}'
+  line = {'width': 2, 'color': look['color']}
+  trace['marker'] |= {'symbol': symbol, 'line': line}
+  return trace
 
 
-# Time to the baseline's loss, and costs.
+# Time to the baseline's loss.
 
 
 def sections(comparison: Comparison) -> list[section.Section]:
-  """Returns what a run, its search and an optimizer's extra passes cost."""
-  blocks: list[section.Block] = []
-  if len(comparison.compared):
-    blocks.append(_costs(comparison))
+  """Returns how long each optimizer takes to the baseline's loss."""
   reached = to_target(comparison)
-  if len(reached):
-    blocks += [
-      'How long each optimizer takes to the final loss of AdamW’s run of the '
-      'same seed. Where the learning rate decays, a loss on the way is one '
-      'before the decay, so that a speed-up is a lower bound: a run planned to '
-      'end there would take less.',
-      _target_table(comparison, reached),
-    ]
-  if not blocks:
+  if not len(reached):
     return []
-  return [section.Section('speed', 'Costs and time to target', blocks)]
+  blocks = (
+    'How long each optimizer takes to the final loss of AdamW’s run of the '
+    'same seed. Where the learning rate decays, a loss on the way is one '
+    'before the decay, so that a speed-up is a lower bound: a run planned to '
+    'end there would take less.',
+    _target_table(comparison, reached),
+  )
+  return [section.Section('speed', 'Time to AdamW’s loss', blocks)]
 
 
 def to_target(comparison: Comparison) -> pd.DataFrame:
@@ -294,32 +265,37 @@ def to_target(comparison: Comparison) -> pd.DataFrame:
   done = done[(done['status'] == 'finished') & done['loss'].notna()]
   points = comparison.tables.points
   if 'eval/loss' not in points:
-    return pd.DataFrame(rows)
-  points = points[points['eval/loss'].notna() & points['run'].isin(done['run'])]
+    points = points.assign(**{'eval/loss': math.nan})
+  points = points[points['eval/loss'].notna()]
   curves = dict(list(points.groupby('run')))
-  for group, of in done.groupby('group', sort=False):
-    base = of[of['optimizer'] == BASELINE].set_index('seed')
-    for run in of[of['optimizer'] != BASELINE].to_dict('records'):
-      if run['seed'] not in base.index:
-        continue
-      target = base['loss'][run['seed']]
-      curve = curves.get(run['run'], points.iloc[:0])
-      tokens_P = np.append(curve['tokens'], run['tokens'])
-      losses_P = np.append(curve['eval/loss'], run['loss'])
-      tokens = crossing(tokens_P, statistics.smoothed(losses_P), target)
-      rows.append(
-        {
-          'group': group,
-          'optimizer': run['optimizer'],
-          'seed': run['seed'],
-          'tokens': tokens,
-          'share': tokens / run['tokens'],
-          'speedup': base['tokens'][run['seed']] / tokens,
-          'first': losses_P[0] <= target,
-          'gap': run['loss'] - target,
-        }
-      )
-  return pd.DataFrame(rows)
+  base = done[done['optimizer'] == BASELINE].set_index(['group', 'seed'])
+  for run in done[done['optimizer'] != BASELINE].to_dict('records'):
+    at = run['group'], run['seed']
+    if run['run'] not in curves or at not in base.index:
+      continue
+    target, curve = base['loss'][at], curves[run['run']]
+    losses_P = np.append(curve['eval/loss'], run['loss'])
+    tokens = crossing(
+      np.append(curve['tokens'], run['tokens']),
+      statistics.smoothed(losses_P),
+      target,
+    )
+    rows.append(
+      {
+        'group': run['group'],
+        'optimizer': run['optimizer'],
+        'seed': run['seed'],
+        'tokens': tokens,
+        'share': tokens / run['tokens'],
+        'speedup': base['tokens'][at] / tokens,
+        'first': losses_P[0] <= target,
+        'gap': run['loss'] - target,
+      }
+    )
+  return pd.DataFrame(rows, columns=_REACHED)
+
+
+_REACHED = 'group optimizer seed tokens share speedup first gap'.split()
 
 
 def crossing(x_P: np.ndarray, losses_P: np.ndarray, target: float) -> float:
@@ -339,108 +315,46 @@ def crossing(x_P: np.ndarray, losses_P: np.ndarray, target: float) -> float:
   i = int(below[0])
   if i == 0:
     return float(x_P[0])
-  before, after = losses_P[i - 1], losses_P[i]
-  share = (before - target) / (before - after)
-  return float(x_P[i - 1] + share * (x_P[i] - x_P[i - 1]))
+  pair = [i, i - 1]
+  return float(np.interp(target, losses_P[pair], x_P[pair]))
 
 
 def _target_table(
   comparison: Comparison, reached: pd.DataFrame
 ) -> section.Table:
-  rows: list[list[Cell | str] | str] = []
-  for group, of_group in reached.groupby('group', sort=False):
-    if reached['group'].nunique() > 1:
-      rows.append(words.named(group))
-    names = [BASELINE, *of_group['optimizer'].unique()]
-    timed = timing(comparison.tables, group, names)
-    for optimizer, of in of_group.groupby('optimizer'):
-      head = Cell(words.name(optimizer), optimizer=optimizer)
-      missed = of[of['tokens'].isna()]
-      if len(missed):
-        gap = words.unit('eval_loss').difference(missed['gap'].mean())
-        text = (
-          f'not reached by {len(missed)} of {words.plural(len(of), "seed")}'
-        )
-        rows.append([head, Cell(text, f'final loss {gap}'), '–', '–'])
-        continue
-      share = f'{of["share"].mean():.0%}'
+  rows = []
+  for (group, name), of in reached.groupby(['group', 'optimizer'], sort=False):
+    row = {'group': group, 'optimizer': name, 'tokens': None, 'hours': None}
+    missed = int(of['tokens'].isna().sum())
+    if missed:
+      gap = words.unit('eval_loss').difference(of['gap'].mean())
+      seeds = words.plural(len(of), 'seed')
+      share = Cell(f'not reached by {missed} of {seeds}', f'final loss {gap}')
+    else:
       bound = 'at most' if of['first'].any() else ''
-      tokens = _times(*statistics.ratio(of['speedup']))
-      hours: Cell | str = Cell('–', hint=timed.reason)
+      share = Cell(f'{of["share"].mean():.0%}', bound)
+      row['tokens'] = _times(of['speedup'])
+      timed = timing(comparison.tables, group, [BASELINE, name])
+      row['hours'] = Cell(words.MISSING, hint=timed.reason)
       if not timed.reason:
-        step = timed.seconds[BASELINE] / timed.seconds[optimizer]
-        hours = _times(*statistics.ratio(of['speedup'] * step))
-      rows.append([head, Cell(share, bound), tokens, hours])
-  columns = [
-    Column('Optimizer'),
-    Column('Share of the run', number=True),
-    Column('Fewer tokens', number=True),
-    Column('Less time', number=True),
-  ]
-  note = 'Geometric means over seeds with 95 % intervals; 2× is half as much.'
-  return section.Table('Time to AdamW’s loss', columns, rows, note=note)
-
-
-def _times(mean: float, low: float, high: float) -> Cell:
-  """Returns '1.25×' with its interval."""
-  return Cell(f'{mean:.2f}×', words.interval(low, high, '.2f'), value=mean)
-
-
-def _costs(comparison: Comparison) -> section.Table:
-  """Returns what a run and its search take, and an optimizer's state."""
-  done = comparison.compared
-  keys = [
-    key
-    for key in ('tokens', 'flops', 'seconds')
-    if key in done and key in comparison.tuning
-  ]
-  tuned = comparison.tuning.set_index(['group', 'optimizer'])
-  means = done.groupby(['group', 'optimizer'], sort=False)[keys].mean()
-  units = {key: words.unit(key, [*means[key], *tuned[key]]) for key in keys}
-  rows: list[list[Cell | str] | str] = []
-  for group, of in means.groupby('group', sort=False):
-    if len(comparison.groups) > 1:
-      rows.append(words.named(group))
-    for (_, optimizer), run in of.iterrows():
-      row: list[Cell | str] = [Cell(words.name(optimizer), optimizer=optimizer)]
-      for key in keys:
-        search = tuned[key].get((group, optimizer))
-        row.append(units[key].number(run[key]))
-        row.append(
-          words.MISSING if tables.missing(search) else units[key].number(search)
-        )
-      row += _state(done, group, optimizer)
-      rows.append(row)
-  columns = [Column('Optimizer')]
-  for key in keys:
-    title = words.head(key)
-    columns += [
-      Column('A run', units[key].label, number=True, over=title),
-      Column('Its search', units[key].label, number=True, over=title),
-    ]
-  columns += [
-    Column('Extra passes', number=True),
-    Column('Optimizer state', number=True),
-  ]
-  return section.Table(
-    'Costs',
-    columns,
-    rows,
-    note='A run: the mean over seeds. Its search: all trials together. Times '
-    'are those of the runs and their machines: training steps, without '
-    'compilation, evaluation and checkpoints. Extra passes: estimates of the '
-    'curvature in a run.',
-    style='wide',
+        step = timed.seconds[BASELINE] / timed.seconds[name]
+        row['hours'] = _times(of['speedup'] * step)
+    rows.append(row | {'share': share})
+  return section.Table.of(
+    'Time to AdamW’s loss',
+    pd.DataFrame(rows),
+    {
+      'optimizer': Column('Optimizer'),
+      'share': Column('Share of the run', number=True),
+      'tokens': Column('Fewer tokens', number=True),
+      'hours': Column('Less time', number=True),
+    },
+    heading='group',
+    note='Geometric means over seeds with 95 % intervals; 2× is half as much.',
   )
 
 
-def _state(done: pd.DataFrame, group: str, optimizer: str) -> list[Cell | str]:
-  of = done[(done['group'] == group) & (done['optimizer'] == optimizer)]
-  cells: list[Cell | str] = []
-  for key, written in (
-    ('curvature_passes', lambda v: f'{v:,.0f}'),
-    ('optimizer_state_bytes', words.byte_count),
-  ):
-    value = of[key].mean() if key in of else math.nan
-    cells.append(words.MISSING if math.isnan(value) else written(value))
-  return cells
+def _times(values: pd.Series) -> Cell:
+  """Returns '1.25×' with its interval."""
+  mean, low, high = statistics.ratio(values)
+  return Cell(f'{mean:.2f}×', words.interval(low, high, '.2f'), value=mean)

@@ -100,6 +100,27 @@ class Differences:
     reach = self.critical(level)
     return self.value - reach, self.value + reach
 
+  def row(self, comparisons: int = 1) -> dict[str, float]:
+    """Returns a single difference as a row of a table.
+
+    difference, stderr and n; low, high, p and detectable (beside so many
+    comparisons) where there are enough seeds.
+    """
+    found = {
+      'difference': float(self.value),
+      'stderr': float(self.stderr),
+      'n': self.n,
+    }
+    if self.n < FEWEST_SEEDS:
+      return found
+    low, high = self.interval()
+    return found | {
+      'low': float(low),
+      'high': float(high),
+      'p': float(self.p),
+      'detectable': float(self.detectable(comparisons)),
+    }
+
   def detectable(self, comparisons: int = 1) -> Array:
     """Returns the difference that would be seen with the chance POWER.
 
@@ -302,44 +323,27 @@ def smoothed(losses_P: ArrayLike) -> Array:
   return optimize.isotonic_regression(losses_P, increasing=False).x
 
 
-@dataclasses.dataclass(frozen=True)
-class QuestionTest:
-  """Two models on the same questions.
+def question_test(first_Q: ArrayLike, second_Q: ArrayLike) -> dict[str, float]:
+  """Compares two models question by question.
 
-  Attributes:
-    value: mean of the first minus mean of the second.
-    stderr: of `value`; NaN for one question.
-    low, high: 95 %, Student's t.
-    p: two-sided, Student's t for paired differences.
-    first_only, second_only: questions on which one of them had more.
-    p_signs: of these two counts alone (for right and wrong: McNemar's exact
-      test).
+  Returns:
+    value (mean of the first minus mean of the second), stderr (NaN for one
+    question), low, high (95 %), p (Student's t for paired differences);
+    first_only, second_only: questions on which one of them had more; p_signs,
+    of these two counts alone (for right and wrong: McNemar's exact test).
   """
-
-  value: float
-  stderr: float
-  low: float
-  high: float
-  p: float
-  first_only: int
-  second_only: int
-  p_signs: float
-
-
-def question_test(first_Q: ArrayLike, second_Q: ArrayLike) -> QuestionTest:
-  """Compares two models question by question."""
   found = paired(np.asarray(first_Q, np.float64), np.asarray(second_Q))
   difference_Q = np.asarray(first_Q, np.float64) - np.asarray(second_Q)
   more, less = int((difference_Q > 0).sum()), int((difference_Q < 0).sum())
   signs = stats.binomtest(more, more + less).pvalue if more + less else 1.0
   low, high = found.interval()
-  return QuestionTest(
-    float(found.value),
-    float(found.stderr),
-    float(low),
-    float(high),
-    float(found.p),
-    more,
-    less,
-    float(signs),
-  )
+  return {
+    'value': float(found.value),
+    'stderr': float(found.stderr),
+    'low': float(low),
+    'high': float(high),
+    'p': float(found.p),
+    'first_only': more,
+    'second_only': less,
+    'p_signs': float(signs),
+  }

@@ -30,16 +30,7 @@ AXIS_KEYS = {
   'schedule': 'schedule.kind',
 }
 # Columns of runs that tables from elsewhere need.
-_IDENTITY = (
-  'run',
-  'study',
-  'stage',
-  'status',
-  'architecture',
-  'optimizer',
-  'seed',
-  'lr',
-)
+_NEEDED = {'run', 'stage', 'status', 'architecture', 'optimizer', 'seed', 'lr'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,17 +147,24 @@ class Comparison:
     """The groups that have final runs, in the order they are shown."""
     return list(dict.fromkeys(self.verdicts['group']))
 
+  def refused(self, group: str) -> bool:
+    """Whether losses and scores of a group are not ranked: unequal search."""
+    of = self.fairness[self.fairness['group'] == group]
+    return bool(of['refuses'].any()) and not self.insisted
+
   def winner(self, group: str, column: str) -> str:
     """Returns the optimizer that wins a column; '' where none is claimed."""
-    v = self.verdicts
-    rows = v[(v['group'] == group) & (v['column'] == column)]
-    return str(rows['winner'].iloc[0]) if len(rows) else ''
+    return self._verdict(group, column)['winner']
 
   def reason(self, group: str, column: str) -> str:
     """Returns why no winner is claimed; '' where one is."""
+    return self._verdict(group, column)['reason']
+
+  def _verdict(self, group: str, column: str) -> dict[str, str]:
     v = self.verdicts
     rows = v[(v['group'] == group) & (v['column'] == column)]
-    return str(rows['reason'].iloc[0]) if len(rows) else 'not measured'
+    none = {'winner': '', 'reason': 'not measured'}
+    return next(iter(rows[list(none)].to_dict('records')), none)
 
 
 def read(
@@ -293,10 +291,9 @@ def hyperparameters(run: Mapping[str, Any]) -> dict[str, float]:
 def axes_label(axes: Mapping[str, Any]) -> str:
   """Returns 'epochs 4, batch size 32'; '' without axes."""
   return ', '.join(
-    f'{name.replace("_", " ")} {shown:,}'
-    if isinstance(shown, int | np.integer)
-    else f'{name.replace("_", " ")} {shown}'
-    for name, shown in axes.items()
+    f'{name.replace("_", " ")} '
+    + (f'{value:,}' if isinstance(value, int | np.integer) else str(value))
+    for name, value in axes.items()
   )
 
 
@@ -334,19 +331,10 @@ def _read_tables(directory: pathlib.Path) -> Tables:
     for frame in frames.values():
       if name in frame:
         frame[name] = frame[name].fillna('')
-  missing = {
-    'run',
-    'stage',
-    'status',
-    'architecture',
-    'optimizer',
-    'seed',
-    'lr',
-  }
-  missing -= set(frames['runs'].columns)
-  if missing:
+  lacking = _NEEDED - set(frames['runs'].columns)
+  if lacking:
     raise ValueError(
-      f'{directory}/runs: lacks {", ".join(sorted(missing))}; write the report '
+      f'{directory}/runs: lacks {", ".join(sorted(lacking))}; write the report '
       'again'
     )
   return Tables(**frames)
@@ -442,13 +430,12 @@ def _rank(value: Any) -> tuple[bool, Any]:
 
 def _declared(study: Mapping[str, Any]) -> list[str]:
   """Returns the axes that a study declares."""
-  found = []
-  for key, values in study.items():
-    for prefix in ('study.axis_', 'study.axes.'):
-      if key.startswith(prefix) and values not in ('', '[]'):
-        if not missing(values):
-          found.append(key.removeprefix(prefix))
-  return found
+  return [
+    key.removeprefix('study.axis_')
+    for key, values in study.items()
+    if key.startswith('study.axis_') and values not in ('', '[]')
+    if not missing(values)
+  ]
 
 
 def _own(study: Mapping[str, Any], name: str, stage: str) -> Any:

@@ -5,10 +5,9 @@ A figure is a dict of plain values: `data` and `layout` of Plotly, and
     without a name is left out.
   titles: key → title of the horizontal axes that a figure over a run's course
     can have; its traces hold their positions in `xs`, key → values, not in x.
-  types, names: option of the switch `quantity` → type and title of the vertical
-    axes.
-  limits: {'switch': name, 'of': option → range of each panel, 'types', 'names'}
-    where the vertical axes depend on a switch otherwise.
+  limits: {'switch': name, 'of': option → range of each panel} where the
+    vertical axes depend on a switch otherwise.
+  xnames: {'switch': name, 'of': option → horizontal axis} likewise.
 The `meta` of a trace has `kind` (a column of the CSV), `optimizer` and `seed`
 where it is of one, `run`, `labels` of its points, and `when`: switch → option
 under which it is shown.
@@ -25,7 +24,7 @@ import numpy as np
 from steepest.report import words
 
 # Okabe and Ito's colours, told apart by the colour-blind, and three more;
-# dashes, markers and patterns tell the same in grey.
+# dashes and markers tell the same in grey.
 _COLORS = (
   '#0072B2',
   '#D55E00',
@@ -39,10 +38,11 @@ _COLORS = (
 )
 _DASHES = ('solid', 'dash', 'dot', 'dashdot', 'longdash', 'longdashdot')
 _MARKERS = ('circle', 'square', 'diamond', 'triangle-up', 'cross', 'star')
-_PATTERNS = ('', '/', '.', 'x', '-', '+')
 _FIRST = ('adamw', 'lion', 'sophia')
 
 INK = '#1f2933'
+# Of what is of no optimizer.
+PLAIN = {'color': INK, 'dash': 'solid', 'marker': 'circle'}
 _MARGIN = {'l': 62, 'r': 12, 't': 34, 'b': 56}
 _GAP = 92  # between panels that lie below one another, in pixels
 _LINE = {
@@ -54,6 +54,17 @@ _LINE = {
   'ticklen': 4,
   'automargin': True,
 }
+_TITLE = {
+  'x': 0,
+  'yshift': 4,
+  'xref': 'paper',
+  'yref': 'paper',
+  'xanchor': 'left',
+  'yanchor': 'bottom',
+  'align': 'left',
+  'showarrow': False,
+  'font': {'size': 14},
+}
 _FONT = {
   'family': 'system-ui, -apple-system, "Segoe UI", Roboto, sans-serif',
   'size': 13,
@@ -62,10 +73,10 @@ _FONT = {
 
 
 def styles(optimizers: Iterable[str]) -> dict[str, dict[str, str]]:
-  """Returns optimizer → color, dash, marker and pattern.
+  """Returns optimizer → color, dash and marker.
 
   Pass all optimizers of the page, so that each looks the same in all figures.
-  Up to 54 differ in at least one of the four, up to six in each.
+  Up to 54 differ in at least one of the three, up to six in each.
   """
   names = set(optimizers)
   first = [name for name in _FIRST if name in names]
@@ -88,7 +99,6 @@ def _style(place: int) -> dict[str, str]:
     'color': _COLORS[color],
     'dash': _DASHES[form],
     'marker': _MARKERS[form],
-    'pattern': _PATTERNS[form],
   }
 
 
@@ -109,7 +119,12 @@ def text(value: object) -> str:
 
 
 def layout(
-  titles: Sequence[str], height: int, narrowest: int = 300, columns: int = 3
+  titles: Sequence[str],
+  height: int,
+  x: Mapping[str, Any],
+  y: Mapping[str, Any],
+  narrowest: int = 300,
+  columns: int = 3,
 ) -> dict[str, Any]:
   """Returns a layout with a panel for each title, below one another.
 
@@ -118,6 +133,8 @@ def layout(
   Args:
     titles: of the panels; their annotations come first.
     height: of a panel's plot area, in pixels.
+    x: Plotly's keys of all horizontal axes; `title` is a text.
+    y: likewise of the vertical ones.
     narrowest: width of a panel beside another, in pixels.
     columns: at most this many panels stand side by side.
   """
@@ -143,31 +160,18 @@ def layout(
   }
   for i, name in enumerate(titles):
     top = 1 - i * (height + _GAP) / inner
+    bottom = digits(max(0.0, top - height / inner))
     at = panel(i + 1)
-    figure[axis('x', i + 1)] = {
-      **_LINE,
-      'domain': [0.0, 1.0],
-      'anchor': at['yaxis'],
-    }
-    figure[axis('y', i + 1)] = {
-      **_LINE,
-      'domain': [digits(max(0.0, top - height / inner)), digits(top)],
-      'anchor': at['xaxis'],
-    }
+    for letter, keys, domain, anchor in (
+      ('x', x, [0.0, 1.0], at['yaxis']),
+      ('y', y, [bottom, digits(top)], at['xaxis']),
+    ):
+      made = {**_LINE, 'domain': domain, 'anchor': anchor, **keys}
+      if 'title' in keys:
+        made['title'] = title(keys['title'])
+      figure[axis(letter, i + 1)] = made
     figure['annotations'].append(
-      {
-        'text': f'<b>{text(name)}</b>',
-        'x': 0,
-        'y': digits(top),
-        'yshift': 4,
-        'xref': 'paper',
-        'yref': 'paper',
-        'xanchor': 'left',
-        'yanchor': 'bottom',
-        'align': 'left',
-        'showarrow': False,
-        'font': {'size': 14},
-      }
+      {**_TITLE, 'text': f'<b>{text(name)}</b>', 'y': digits(top)}
     )
   return figure
 
@@ -175,6 +179,43 @@ def layout(
 def title(name: str) -> dict[str, Any]:
   """Returns the title of an axis."""
   return {'text': name, 'font': {'size': 13}, 'standoff': 8}
+
+
+def chance(
+  x: Sequence[float | None], y: Sequence[float | None], number: int
+) -> dict[str, Any]:
+  """Returns the dotted line of what guessing gets, broken at None."""
+  return {
+    'type': 'scatter',
+    'mode': 'lines',
+    'name': 'chance',
+    'legendgroup': 'chance',
+    'x': list(x),
+    'y': list(y),
+    'line': {'color': INK, 'width': 2, 'dash': 'dot'},
+    'hoverinfo': 'skip',
+    'meta': {'kind': 'chance'},
+    **panel(number),
+  }
+
+
+def log_ticks(values: Iterable[float]) -> dict[str, Any]:
+  """Returns a logarithmic axis with labels at 1, and 3 or more, times 10ⁿ."""
+  known = [v for v in values if v > 0 and np.isfinite(v)] or [1.0]
+  low, high = np.log10(min(known)), np.log10(max(known))
+  steps = [1, 3] if high - low < 3 else [1]
+  if high - low < 1:
+    steps = [1, 2, 3, 5]
+  ticks = [
+    digits(step * 10.0**exponent)
+    for exponent in range(int(np.floor(low)), int(np.ceil(high)) + 1)
+    for step in steps
+  ]
+  return {
+    'type': 'log',
+    'tickvals': ticks,
+    'ticktext': [words.rate(tick) for tick in ticks],
+  }
 
 
 def axis(letter: str, number: int) -> str:
@@ -193,7 +234,11 @@ def trace(
   number: int,
   x: Iterable[float],
   y: Iterable[float],
-  meta: Mapping[str, Any],
+  kind: str,
+  look: Mapping[str, str],
+  meta: Mapping[str, Any] | None = None,
+  errors: Mapping[str, Iterable[float]] | None = None,
+  size: int = 7,
   **style: Any,
 ) -> dict[str, Any]:
   """Returns a trace of an optimizer in panel 1, 2, …, its numbers rounded.
@@ -203,9 +248,23 @@ def trace(
     number: of the panel.
     x: positions.
     y: heights.
-    meta: `kind` and `when`, see above.
+    kind: see above.
+    look: of `styles`: color, dash and marker.
+    meta: what else `meta` has.
+    errors: error_x, error_y: bars of equal length both ways.
+    size: of the marks.
     style: further keys of Plotly.
   """
+  bars = {
+    key: {
+      'type': 'data',
+      'array': rounded(values),
+      'thickness': 1.3,
+      'width': 3,
+      'color': look['color'],
+    }
+    for key, values in (errors or {}).items()
+  }
   return {
     'type': 'scatter',
     'mode': 'markers',
@@ -213,31 +272,13 @@ def trace(
     'legendgroup': optimizer,
     'x': rounded(x),
     'y': rounded(y),
-    'meta': {'optimizer': optimizer, **meta},
+    'line': {'color': look['color'], 'width': 2.0, 'dash': look['dash']},
+    'marker': {'symbol': look['marker'], 'size': size, 'color': look['color']},
+    'meta': {'kind': kind, 'optimizer': optimizer, **(meta or {})},
+    **bars,
     **panel(number),
     **style,
   }
-
-
-def marker(look: Mapping[str, str], size: int) -> dict[str, Any]:
-  """Returns the marker of an optimizer."""
-  return {'symbol': look['marker'], 'size': size, 'color': look['color']}
-
-
-def error(values: Iterable[float], color: str) -> dict[str, Any]:
-  """Returns error bars of equal length both ways."""
-  return {
-    'type': 'data',
-    'array': rounded(values),
-    'thickness': 1.3,
-    'width': 3,
-    'color': color,
-  }
-
-
-def line(look: Mapping[str, str], width: float = 2.0) -> dict[str, Any]:
-  """Returns the line of an optimizer."""
-  return {'color': look['color'], 'width': width, 'dash': look['dash']}
 
 
 def digits(value: float) -> float:

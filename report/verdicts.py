@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -82,9 +83,7 @@ def compare(
     for column in _columns(tables, runs):
       cells += _cells(group, column, runs)
       table, verdict = _decide(column, runs, reason)
-      table.insert(0, 'column', column.key)
-      table.insert(0, 'group', group)
-      pairs.append(table)
+      pairs.append(table.assign(group=group, column=column.key))
       verdicts.append({'group': group, 'column': column.key, **verdict})
     pairs.append(divergences.pairs(runs, bool(reason)).assign(group=group))
     for rows, verdict in _measured(tables, group, runs):
@@ -105,33 +104,12 @@ def compare(
   )
 
 
-_CELLS = [
-  'group',
-  'optimizer',
-  'column',
-  'mean',
-  'sd',
-  'stderr',
-  'n',
-  'seeds',
-  'diverged',
-  'chance',
-  'above_chance',
-]
-_PAIRS = [
-  'group',
-  'column',
-  'first',
-  'second',
-  'difference',
-  'stderr',
-  'low',
-  'high',
-  'p',
-  'p_holm',
-  'detectable',
-  'n',
-]
+_CELLS = (
+  'group optimizer column mean sd stderr n seeds diverged chance above_chance'
+).split()
+_PAIRS = (
+  'group column first second difference stderr low high p p_holm detectable n'
+).split()
 _VERDICTS = ['group', 'column', 'winner', 'reason', 'p', 'n']
 
 
@@ -171,12 +149,15 @@ def _columns(tables: Tables, runs: pd.DataFrame) -> list[Column]:
     if key in done and (values := _by_seed(done, key))
   ]
   scores = tables.scores[tables.scores['run'].isin(done['run'])]
-  found = [
-    _score_column(tables, done, scores, task, metric)
-    for task, metric in outermost(scores)
+  shown = outermost(scores)
+  columns += [_score_column(tables, done, '/'.join(of), [of]) for of in shown]
+  mean = [
+    (task, metric)
+    for task, metric in shown
+    if metric == ('acc_norm' if task in _BY_LENGTH else 'acc')
   ]
-  mean = mean_column(tables, done, scores)
-  return [*columns, *found, *([mean] if mean is not None else [])]
+  found = _score_column(tables, done, ACCURACY, mean) if len(mean) > 1 else None
+  return [*columns, found] if found and found.values else columns
 
 
 def _by_seed(runs: pd.DataFrame, key: str) -> dict[str, dict[int, float]]:
@@ -235,20 +216,50 @@ def answers(
 def _score_column(
   tables: Tables,
   runs: pd.DataFrame,
-  scores: pd.DataFrame,
-  task: str,
-  metric: str,
+  key: str,
+  parts: Sequence[tuple[str, str]],
 ) -> Column:
+  """Returns the mean over (task, metric) `parts`, each counted once.
+
+  Without values where runs scored unlike questions.
+  """
+  columns = [_scored(tables, runs, task, metric) for task, metric in parts]
+  values = {
+    name: {
+      seed: float(np.mean([of.values[name][seed] for of in columns]))
+      for seed in seeds
+      if all(seed in of.values.get(name, {}) for of in columns)
+    }
+    for name, seeds in columns[0].values.items()
+  }
+  if key.endswith('/perplexity'):
+    return Column(key, True, values)
+  if not all(of.values for of in columns):
+    values = {}
+  k = len(columns)
+
+  def variance(a: str, b: str, seeds: Sequence[int]) -> tuple[float, int]:
+    found = [of.variance(a, b, seeds) for of in columns if of.variance]
+    return sum(v for v, _ in found) / k**2, min(n for _, n in found)
+
+  errors = {
+    name: math.sqrt(sum(of.stderr[name] ** 2 for of in columns)) / k
+    for name in columns[0].stderr
+    if all(name in of.stderr for of in columns)
+  }
+  chance = float(np.mean([of.chance for of in columns]))
+  return Column(key, False, values, variance, errors, chance)
+
+
+def _scored(
+  tables: Tables, runs: pd.DataFrame, task: str, metric: str
+) -> Column:
+  """Returns one task's scores."""
+  scores = tables.scores
   of = scores[(scores['task'] == task) & (scores['metric'] == metric)]
   rows = runs.merge(of, on='run')
-  values = _by_seed(rows, 'value')
-  key = f'{task}/{metric}'
-  if metric == 'perplexity':
-    return Column(key, True, values)
-  errors = {
-    name: float(np.sqrt(np.mean(np.square(of['stderr']))))
-    for name, of in rows.groupby('optimizer')
-  }
+  squares = rows['stderr'].astype(float) ** 2
+  errors = (squares.groupby(rows['optimizer']).mean() ** 0.5).to_dict()
   n = int(rows['n'].iloc[0])
   table = answers(tables, rows, task, metric)
   run_of = rows.set_index(['optimizer', 'seed'])['run'].to_dict()
@@ -262,47 +273,8 @@ def _score_column(
     )
     return float(statistics.question_variance(first, second)), len(table)
 
-  if rows['questions'].nunique() > 1:
-    values = {}
-  return Column(key, False, values, variance, errors, rows['chance'].iloc[0])
-
-
-def mean_column(
-  tables: Tables, runs: pd.DataFrame, scores: pd.DataFrame
-) -> Column | None:
-  """Returns the mean accuracy over the benchmarks; None for fewer than two."""
-  metrics = {
-    task: metric
-    for task, metric in outermost(scores)
-    if metric == ('acc_norm' if task in _BY_LENGTH else 'acc')
-  }
-  parts = [
-    _score_column(tables, runs, scores, task, metric)
-    for task, metric in metrics.items()
-  ]
-  if len(parts) < 2 or any(not part.values for part in parts):
-    return None
-  values = {
-    optimizer: {
-      seed: float(np.mean([part.values[optimizer][seed] for part in parts]))
-      for seed in of
-      if all(seed in part.values.get(optimizer, {}) for part in parts)
-    }
-    for optimizer, of in parts[0].values.items()
-  }
-
-  def variance(a: str, b: str, seeds: Sequence[int]) -> tuple[float, int]:
-    found = [part.variance(a, b, seeds) for part in parts if part.variance]
-    total = sum(v for v, _ in found) / len(parts) ** 2
-    return total, min(n for _, n in found)
-
-  errors = {
-    name: math.sqrt(sum(part.stderr[name] ** 2 for part in parts)) / len(parts)
-    for name in parts[0].stderr
-    if all(name in part.stderr for part in parts)
-  }
-  chance = float(np.mean([part.chance for part in parts]))
-  return Column(ACCURACY, False, values, variance, errors, chance)
+  values = _by_seed(rows, 'value') if rows['questions'].nunique() < 2 else {}
+  return Column('', False, values, variance, errors, rows['chance'].iloc[0])
 
 
 def _cells(
@@ -345,15 +317,13 @@ def above_chance(column: Column, optimizer: str) -> bool:
 # Decisions.
 
 
-def difference(column: Column, a: str, b: str) -> statistics.Differences | None:
+def difference(column: Column, a: str, b: str) -> statistics.Differences:
   """Compares two optimizers over the seeds that both have finished."""
   first, second = column.values[a], column.values[b]
   seeds = sorted(first.keys() & second.keys())
   if len(seeds) >= min(len(first), len(second), statistics.FEWEST_SEEDS):
     x_S = np.array([first[seed] for seed in seeds])
     y_S = np.array([second[seed] for seed in seeds])
-    if not seeds:
-      return None
     if column.variance is None:
       return statistics.paired(x_S, y_S)
     return statistics.scored(x_S, y_S, *column.variance(a, b, seeds))
@@ -376,63 +346,29 @@ def _decide(
     reason: why nothing is ranked; '' where nothing speaks against it.
   """
   names = sorted(name for name in column.values if column.values[name])
+  k = len(names)
   n = min((len(column.values[name]) for name in names), default=0)
   verdict = {'winner': '', 'reason': reason, 'p': math.nan, 'n': n}
-  if len(names) < 2:
+  if k < 2:
+    why = 'there is one optimizer to compare'
     if not column.values:
       why = 'the runs scored unlike questions'
     elif runs['optimizer'].nunique() > 1:
       why = f'only {words.name(names[0])} finished any seed'
-    else:
-      why = 'there is one optimizer to compare'
-    return pd.DataFrame(columns=_PAIRS[2:]), verdict | {'reason': reason or why}
-  k = len(names)
-  means = np.array(
-    [np.mean(list(column.values[name].values())) for name in names]
-  )
-  best = int((means if column.lower else -means).argmin())
-  first_M, second_M = statistics.pairs(k)
-  found = [
-    difference(column, names[i], names[j])
-    for i, j in zip(first_M, second_M, strict=True)
-  ]
-  p_M = np.array(
-    [
-      math.nan
-      if one is None or one.n < statistics.FEWEST_SEEDS
-      else float(one.p)
-      for one in found
-    ]
-  )
+    return pd.DataFrame(), verdict | {'reason': reason or why}
+  means = [np.mean(list(column.values[name].values())) for name in names]
+  best = int(np.argmin(means) if column.lower else np.argmax(means))
+  pairs = pd.DataFrame(
+    {'first': a, 'second': b} | difference(column, a, b).row(k - 1)
+    for a, b in itertools.combinations(names, 2)
+  ).reindex(columns=_PAIRS)
   every = column.variance is None or statistics.holds_scores(n, k)
-  corrected_M = statistics.corrected(p_M, best, k, every)
-  rows = []
-  for i, j, one, p, p_holm in zip(
-    first_M, second_M, found, p_M, corrected_M, strict=True
-  ):
-    row = {'first': names[i], 'second': names[j], 'p': p, 'p_holm': p_holm}
-    if one is not None:
-      low, high = one.interval()
-      row |= {
-        'difference': float(one.value),
-        'stderr': float(one.stderr),
-        'n': one.n,
-      }
-      if one.n >= statistics.FEWEST_SEEDS:
-        row |= {
-          'low': float(low),
-          'high': float(high),
-          'detectable': float(one.detectable(k - 1)),
-        }
-    rows.append(row)
-  pairs = pd.DataFrame(rows, columns=_PAIRS[2:])
-  if reason:
-    return pairs, verdict
-  own = (first_M == best) | (second_M == best)
-  worst = (
-    corrected_M[own].max() if not np.isnan(corrected_M[own]).any() else math.nan
-  )
-  verdict |= _claim(column, runs, names[best], pairs[own], float(worst), k)
+  p_M = pairs['p'].to_numpy(float)
+  pairs['p_holm'] = statistics.corrected(p_M, best, k, every)
+  if not reason:
+    own = pairs[pairs[['first', 'second']].eq(names[best]).any(axis=1)]
+    worst = float(own['p_holm'].max(skipna=False))
+    verdict |= _claim(column, runs, names[best], own, worst, k)
   return pairs, verdict
 
 
@@ -497,34 +433,27 @@ def _measured(
   winner, why = speed.fastest(timed)
   found = []
   for key in TIMES:
-    rows = _cells(
-      group, Column(key, key == 'seconds', _by_seed(done, key)), runs
-    )
-    if not timed.reason:
-      steps, tokens = (
-        float(done[c].iloc[0]) for c in ('planned_steps', 'planned_tokens')
-      )
-      for row in rows:
-        if row['optimizer'] in timed.seconds:
-          seconds = timed.seconds[row['optimizer']] * steps
-          mean = seconds if key == 'seconds' else tokens / seconds
-          row |= {'mean': mean, 'sd': math.nan, 'n': timed.repeats}
-          row['stderr'] = math.nan
-    n = timed.repeats
-    verdict = {'column': key, 'winner': winner, 'reason': why, 'n': n}
-    found.append((rows, verdict))
+    column = Column(key, key == 'seconds', _by_seed(done, key))
+    rows = _cells(group, column, runs)
+    for row in rows if not timed.reason else ():
+      if row['optimizer'] in timed.seconds:
+        seconds = (
+          timed.seconds[row['optimizer']] * done['planned_steps'].iloc[0]
+        )
+        tokens = done['planned_tokens'].iloc[0]
+        mean = float(seconds if key == 'seconds' else tokens / seconds)
+        row |= {'mean': mean, 'sd': math.nan, 'n': timed.repeats}
+        row['stderr'] = math.nan
+    verdict = {'winner': winner, 'reason': why, 'n': timed.repeats}
+    found.append((rows, {'column': key, **verdict}))
   if 'flops' in done:
-    values = _by_seed(done, 'flops')
-    rows = _cells(group, Column('flops', True, values), runs)
-    ranked = sorted(
-      (np.mean(list(of.values())), name) for name, of in values.items()
-    )
-    verdict = {'column': 'flops', 'winner': '', 'reason': '', 'n': len(done)}
+    rows = _cells(group, Column('flops', True, _by_seed(done, 'flops')), runs)
+    ranked = done.groupby('optimizer')['flops'].mean().sort_values()
+    winner, why = str(ranked.index[0]), ''
     if len(ranked) < 2:
-      verdict['reason'] = 'there is one optimizer to compare'
-    elif ranked[1][0] <= ranked[0][0] * (1 + _EQUAL):
-      verdict['reason'] = 'equal: they are counted, and the same for several'
-    else:
-      verdict['winner'] = ranked[0][1]
-    found.append((rows, verdict))
+      winner, why = '', 'there is one optimizer to compare'
+    elif ranked.iloc[1] <= ranked.iloc[0] * (1 + _EQUAL):
+      winner, why = '', 'equal: they are counted, and the same for several'
+    verdict = {'winner': winner, 'reason': why, 'n': len(done)}
+    found.append((rows, {'column': 'flops', **verdict}))
   return found

@@ -80,7 +80,6 @@ _NAMES = {
   'mup': 'µP',
   'sp': 'standard parametrization',
 }
-_LOSSES = ('train_loss', 'eval_loss')
 
 
 # Labels that optimizers' own files give, of the runs at hand.
@@ -133,38 +132,6 @@ def plural(n: int, noun: str, nouns: str = '') -> str:
   return f'{n:,} {noun if n == 1 else nouns or noun + "s"}'
 
 
-def axis(key: str, value: object) -> str:
-  """Returns a value of an axis in words: '4 epochs', 'batches of 64'."""
-  if key == 'epochs' and isinstance(value, int):
-    return plural(value, 'epoch')
-  if key == 'tokens' and isinstance(value, (int, float)):
-    return f'{count(value)} tokens'
-  if key == 'batch_size':
-    return f'batches of {value}'
-  if key == 'schedule':
-    return f'{value} schedule'
-  if key == 'parametrization':
-    return name(str(value))
-  return f'{name(key).replace("_", " ")} {value}'
-
-
-def axes(values: Mapping[str, object]) -> str:
-  """Returns the values of all axes in words; '' for a study without any."""
-  return ', '.join(axis(key, value) for key, value in values.items())
-
-
-def group(architecture: str, values: Mapping[str, object]) -> str:
-  """Returns what a group of compared runs is called: 'GPT-2, 4 epochs'."""
-  return ', '.join(filter(None, (name(architecture), axes(values))))
-
-
-def cell(
-  architecture: str, optimizer: str, values: Mapping[str, object]
-) -> str:
-  """Returns what the runs of one optimizer are called."""
-  return group(f'{name(architecture)} {name(optimizer)}', values)
-
-
 @dataclasses.dataclass(frozen=True)
 class Unit:
   """How all numbers of one column are written.
@@ -172,7 +139,7 @@ class Unit:
   Attributes:
     label: 's', '%' …; '' for a number without a unit.
     scale: what a value is divided by.
-    form: format of the quotient, as str.format has it.
+    form: format of the quotient; 'scientific' for powers of ten.
     step: unit of a difference of two values where it is not `label`.
   """
 
@@ -193,30 +160,61 @@ class Unit:
     """Returns a value with its unit."""
     return self._with(self.number(value), self.label)
 
-  def difference(self, value: float | None) -> str:
-    """Returns a difference of two values with its sign and its unit."""
+  def change(self, value: float | None) -> str:
+    """Returns a difference of two values with its sign, without its unit."""
     if value is None or math.isnan(value):
       return MISSING
-    sign = '−' if value < 0 else '+'
-    return self._with(sign + self.number(abs(value)), self.step or self.label)
+    return ('−' if value < 0 else '+') + self.number(abs(value))
+
+  def difference(self, value: float | None) -> str:
+    """Returns a difference of two values with its sign and its unit."""
+    return self._with(self.change(value), self.step or self.label)
 
   def interval(self, low: float | None, high: float | None) -> str:
     """Returns the ends of a difference's interval, their unit once."""
     if low is None or high is None or math.isnan(low) or math.isnan(high):
       return MISSING
-    first = self.difference(low).partition(_SPACE)[0]
-    return f'{first} to {self.difference(high)}'
-
-  def spread(self, mean: float | None, error: float | None) -> str:
-    """Returns 'mean ± error', or the mean alone where no error is known."""
-    if error is None or math.isnan(error):
-      return self.number(mean)
-    return f'{self.number(mean)} ± {self.number(error)}'
+    return f'{self.change(low)} to {self.difference(high)}'
 
   def _with(self, number: str, label: str) -> str:
     if not label or number == MISSING:
       return number
     return f'{number}{_SPACE}{label}'
+
+
+_PLAIN = Unit('', 1.0, '.3g')
+_NATS = Unit('', 1.0, '.4f', 'nats')
+_SHARE = Unit('%', 0.01, '.1f', 'points')
+_KNOWN = {
+  'train_loss': _NATS,
+  'eval_loss': _NATS,
+  'eval_bits_per_byte': Unit('', 1.0, '.4f', 'bits per byte'),
+  'accuracy': _SHARE,
+  'flops': Unit('', 1.0, 'scientific', 'FLOPs'),
+}
+# The unit of a column is the first whose least value the largest one reaches.
+_COUNTS = (
+  *(
+    (least, Unit(label, scale, form))
+    for label, scale in (('T', 1e12), ('B', 1e9), ('M', 1e6), ('k', 1e3))
+    for least, form in ((10 * scale, '.1f'), (scale, '.2f'))
+  ),
+  (0, Unit('', 1.0, ',.0f')),
+)
+_BY_SIZE = {
+  'seconds': (
+    (7200, Unit('h', 3600, '.2f')),
+    (120, Unit('min', 60, '.2f')),
+    (10, Unit('s', 1.0, '.1f')),
+    (0, Unit('s', 1.0, '.2f')),
+  ),
+  'tokens_per_second': (
+    (100, Unit('', 1.0, ',.0f', 'tokens/s')),
+    (0, Unit('', 1.0, '.1f', 'tokens/s')),
+  ),
+  'parameters': _COUNTS,
+  'tokens': _COUNTS,
+}
 
 
 def unit(key: str, values: Iterable[float | None] = ()) -> Unit:
@@ -226,58 +224,23 @@ def unit(key: str, values: Iterable[float | None] = ()) -> Unit:
     key: as in summary.json, or 'task/metric'.
     values: of the column; the largest chooses the unit of all.
   """
-  known = [abs(v) for v in values if v is not None and math.isfinite(v)]
-  largest = max(known, default=0.0)
-  if key in _LOSSES:
-    return Unit('', 1.0, '.4f', 'nats')
-  if key == 'eval_bits_per_byte':
-    return Unit('', 1.0, '.4f', 'bits per byte')
-  if key.endswith('/perplexity'):
-    return Unit('', 1.0, '.3g')
-  if '/' in key or key == 'accuracy':
-    return Unit('%', 0.01, '.1f', 'points')
-  if key == 'seconds':
-    return time_unit(largest)
-  if key == 'tokens_per_second':
-    return Unit('', 1.0, ',.0f' if largest >= 100 else '.1f', 'tokens/s')
-  if key in ('parameters', 'tokens'):
-    return count_unit(largest)
-  if key == 'flops':
-    return Unit('', 1.0, 'scientific', 'FLOPs')
-  return Unit('', 1.0, '.3g')
-
-
-def time_unit(largest: float) -> Unit:
-  """Returns the unit of times up to `largest` seconds."""
-  if largest < 120:
-    return Unit('s', 1.0, '.2f' if largest < 10 else '.1f')
-  return Unit('min', 60.0, '.2f') if largest < 7200 else Unit('h', 3600, '.2f')
-
-
-def count_unit(largest: float) -> Unit:
-  """Returns the unit of counts up to `largest`."""
-  for scale, label in ((1e12, 'T'), (1e9, 'B'), (1e6, 'M'), (1e3, 'k')):
-    if largest >= scale:
-      return Unit(label, scale, '.2f' if largest < 10 * scale else '.1f')
-  return Unit('', 1.0, ',.0f')
+  if key in _BY_SIZE:
+    known = [abs(v) for v in values if v is not None and math.isfinite(v)]
+    largest = max(known, default=0.0)
+    return next(of for least, of in _BY_SIZE[key] if largest >= least)
+  if '/' in key and not key.endswith('/perplexity'):
+    return _SHARE
+  return _KNOWN[key] if key in _KNOWN else _PLAIN
 
 
 def duration(seconds: float) -> str:
   """Returns seconds as '85.3 s', '12.42 min' or '3.42 h'."""
-  return time_unit(abs(seconds)).text(seconds)
+  return unit('seconds', [seconds]).text(seconds)
 
 
 def count(value: float) -> str:
   """Returns a count as '950', '12.3 k', '124.4 M' or '2.70 B'."""
-  return count_unit(abs(value)).text(value)
-
-
-def byte_count(value: float) -> str:
-  """Returns bytes as '1.50 MiB'."""
-  for scale, label in ((2**30, 'GiB'), (2**20, 'MiB'), (2**10, 'KiB')):
-    if value >= scale:
-      return f'{value / scale:.2f}{_SPACE}{label}'
-  return f'{value:.0f}{_SPACE}B'
+  return unit('tokens', [value]).text(value)
 
 
 def scientific(value: float) -> str:
@@ -294,6 +257,13 @@ def power(exponent: int) -> str:
   return f'10{str(exponent).translate(superscript)}'
 
 
+def signed(value: float | None, form: str) -> str:
+  """Returns a number with a minus sign; a dash where there is none."""
+  if value is None or math.isnan(value):
+    return MISSING
+  return f'{value:{form}}'.replace('-', '−')
+
+
 def rate(lr: float | None) -> str:
   """Returns a learning rate as '0.0012' or '3e-05'."""
   return MISSING if lr is None or math.isnan(lr) else f'{lr:.3g}'
@@ -306,11 +276,16 @@ def p_value(value: float | None) -> str:
   return '< 0.0001' if value < 1e-4 else f'{value:.2g}'
 
 
+def p_equals(value: float) -> str:
+  """Returns 'p = 0.012' or 'p < 0.0001'."""
+  text = f'p = {p_value(value)}'.replace('= <', '<')
+  return text.replace(' ', _SPACE)
+
+
 def interval(low: float | None, high: float | None, form: str) -> str:
   """Returns '0.12 to 0.34', each end in the format `form`."""
-  if low is None or high is None or math.isnan(low) or math.isnan(high):
-    return MISSING
-  return f'{low:{form}} to {high:{form}}'.replace('-', '−')
+  ends = signed(low, form), signed(high, form)
+  return MISSING if MISSING in ends else ' to '.join(ends)
 
 
 def print_table(
@@ -365,11 +340,6 @@ def markdown(value: object) -> str:
   return re.sub(r'([\\`*_\[\]|])', r'\\\1', escaped)
 
 
-def code(value: object) -> str:
-  """Returns text for between back-ticks."""
-  return ' '.join(str(value).split()).replace('`', 'ˋ')
-
-
 def render(template: str, **values: Any) -> str:
   """Returns a Markdown template of report/templates/, filled in."""
   environment = jinja2.Environment(
@@ -381,5 +351,5 @@ def render(template: str, **values: Any) -> str:
     # Markdown, not HTML: templates say `|md` where text comes from files.
     autoescape=False,
   )
-  environment.filters |= {'md': markdown, 'code': code}
+  environment.filters |= {'md': markdown, 'p': p_value}
   return environment.get_template(template).render(**values)

@@ -12,6 +12,8 @@ const drawn = new Set();
 // The shown part of the runs' course, as shares of the longest.
 let span = [0, 1];
 const GAP = {x: 78, y: 92};
+// Share of the shown part whose losses need not be seen.
+const SKIPPED = 0.3;
 
 const traces = Object.values(figures).flatMap((figure) => figure.data);
 const linked = Object.keys(figures).filter((id) => figures[id].titles);
@@ -72,21 +74,18 @@ function frame(id) {
   const {panels} = figure.layout.meta;
   const end = reach();
   const [from, to] = span.map((share) => share * end);
-  const type = figure.types ? figure.types[state.quantity] : 'linear';
   const pad = 0.012 * (to - from);
   // The fall of the first steps would flatten all that follows.
-  const start = from + (figure.skip || 0) * (to - from);
+  const start = from + SKIPPED * (to - from);
   const changes = {};
   for (let panel = 1; panel <= panels; panel++) {
     const x = axisName('x', panel);
     const y = axisName('y', panel);
     changes[x + '.range'] = [from - pad, to + pad];
     changes[x + '.title.text'] = figure.titles[state.x];
-    changes[y + '.type'] = type;
-    if (figure.names) changes[y + '.title.text'] = figure.names[state.quantity];
     const found = heights(figure, panel, start, to);
     if (!found) continue;
-    let [low, high] = type === 'log' ? found.map(Math.log10) : found;
+    const [low, high] = found;
     const room = 0.06 * (high - low) || 0.05 * Math.abs(high) || 0.1;
     changes[y + '.range'] = [low - room, high + room];
   }
@@ -108,14 +107,9 @@ function limits(figure) {
     }
   }
   if (!figure.limits) return changes;
-  const {of, types, names} = figure.limits;
-  const chosen = state[figure.limits.switch];
-  (of[chosen] || []).forEach((range, i) => {
-    const y = axisName('y', i + 1);
-    // The type first: where it changes, Plotly works out a range.
-    if (types) changes[y + '.type'] = types[chosen];
-    changes[y + '.range'] = range;
-    if (names) changes[y + '.title.text'] = names[chosen];
+  const {of} = figure.limits;
+  (of[state[figure.limits.switch]] || []).forEach((range, i) => {
+    changes[axisName('y', i + 1) + '.range'] = range;
   });
   return changes;
 }
@@ -177,8 +171,10 @@ function arrange(layout, width) {
 const ROOM = {width: 620, marks: 8};
 
 function modes(figure, width) {
+  const {panels, narrowest, columns: most} = figure.layout.meta;
   const named = figure.data.filter((t) => /text/.test(t.mode || ''));
-  const bare = width < ROOM.width && named.length > ROOM.marks;
+  const beside = Math.max(1, Math.min(panels, most, Math.floor(width / narrowest)));
+  const bare = width / beside < ROOM.width && named.length / panels > ROOM.marks;
   return figure.data.map((trace) => {
     return bare && trace.mode ? trace.mode.replace('+text', '') : trace.mode;
   });

@@ -83,7 +83,7 @@ def test_fits_the_screen_and_reports_no_problem(page, tab, width, dark):
     "const s = p.querySelector('.main-svg');"
     'return [p.clientWidth, s.clientWidth, s.clientHeight];})'
   )
-  assert len(boxes) == len(_figures(page)) >= 8
+  assert len(boxes) == len(_figures(page)) >= 5
   assert all(drawn <= place and high > 100 for place, drawn, high in boxes)
   if width >= 1024:
     # Whole tables: none needs to be scrolled.
@@ -153,28 +153,17 @@ def test_every_figure_is_saved_as_svg_and_csv(page, tab):
     assert len(rows) == 1 + points
 
 
-def test_switches_legend_and_zoom_are_linked(page, tab):
+def test_switches_and_legend_are_linked(page, tab):
   tab.show(1440, 900)
   tab.open(page)
   tab.evaluate(_OPEN)
   click = "document.querySelector('%s').click()"
-  courses = ('plot-loss', 'plot-internals', 'plot-score-curves')
+  axis = "document.getElementById('plot-loss').layout.xaxis"
   tab.evaluate(click % '[data-value=flops]')
-  for key in courses:
-    title = tab.evaluate(
-      f"document.getElementById('{key}').layout.xaxis.title.text"
-    )
-    assert title.startswith('FLOPs')
-  # What is dragged in one figure is shown in the others.
-  tab.evaluate(
-    "Plotly.relayout('plot-internals', {'xaxis.range[0]': 0.1,"
-    " 'xaxis.range[1]': 0.2}).then(() => 0)"
-  )
-  low, high = tab.evaluate(
-    "document.getElementById('plot-loss').layout.xaxis.range"
-  )
-  assert low == pytest.approx(0.1, abs=0.01)
-  assert high == pytest.approx(0.2, abs=0.01)
+  assert tab.evaluate(f'{axis}.title.text').startswith('FLOPs')
+  low, high = tab.evaluate(f'{axis}.range')
+  tab.evaluate(click % '[data-value="0.75,1"]')
+  assert tab.evaluate(f'{axis}.range')[0] > low + 0.5 * (high - low)
   seeds = (
     "document.getElementById('plot-loss').data.filter((t) => t.visible &&"
     ' t.meta.seed !== undefined).length'
@@ -183,7 +172,7 @@ def test_switches_legend_and_zoom_are_linked(page, tab):
   tab.evaluate(click % '[data-value=single]')
   assert tab.evaluate(seeds) == 2 * 3 * 3
   tab.evaluate(click % '[data-optimizer=lion]')
-  for key in ('loss', 'tuning', 'scores', 'internals', 'trade-off'):
+  for key in ('loss', 'scores', 'trade-off'):
     shown = tab.evaluate(
       f"document.getElementById('plot-{key}').data.filter((t) => t.visible"
       ' !== false).map((t) => t.meta.optimizer)'

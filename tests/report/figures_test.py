@@ -5,16 +5,12 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
 from steepest.report import (
   axes,
   curves,
   differences,
-  layers,
   scores,
-  section,
-  sensitivity,
   sizes,
   tables,
   tuning,
@@ -24,8 +20,8 @@ from steepest.report import (
 
 
 def _figure(sections, key):
-  blocks = [block for part in sections for block in part.blocks]
-  return next(f for f in section.figures(blocks) if f.key == key).content
+  figures = [figure for part in sections for figure in part.figures]
+  return next(f for f in figures if f.key == key).content
 
 
 def _runs(**columns):
@@ -121,7 +117,7 @@ def test_differences_are_those_of_the_pairs(plant, optimizers):
     assert matrix['z'][i][j] == pytest.approx(pair['difference'], rel=1e-5)
     assert matrix['z'][j][i] == -matrix['z'][i][j]
     assert (matrix['text'][i][j] == '●') == (pair['p_holm'] < 0.05)
-  best = _figure(made, 'differences')['data']
+  best = _figure(made, 'leaders')['data']
   assert len(best) == 5 and all(t['x'][0] > 0 for t in best)
   for trace in best:
     half = trace['error_x']['array'][0]
@@ -158,15 +154,6 @@ def test_tuning_marks_are_the_trials(compared):
   assert drawn['y'] == pytest.approx(list(trials['loss']), rel=1e-5)
   diverged = [t for t in content['data'] if t['meta']['kind'] == 'diverged']
   assert {t['meta']['optimizer'] for t in diverged} == {'sophia'}
-
-
-def test_layers_are_averages_over_the_run(compared):
-  content = _figure(layers.sections(compared), 'layers')
-  for trace in content['data']:
-    if trace['meta']['kind'] == 'grad_norm':
-      # As study_runs.py logs them: 0.2 · 2^layer.
-      assert trace['meta']['labels'] == ['embedding', 'block_0', 'readout']
-      assert trace['y'] == pytest.approx([0.2, 0.4, 0.8], rel=1e-5)
 
 
 def test_planted_axes_and_budgets_are_found(study_runs, tmp_path):
@@ -240,7 +227,7 @@ def test_drift_of_a_planted_optimum_is_found():
     for lr in 2.0 ** np.arange(-14, -7)
   ]
   width, seed, lr, loss = map(list, zip(*rows, strict=True))
-  found = widths.transfers(
+  curves_ = widths.curves(
     _runs(
       stage='tune',
       status=['finished'] * len(rows),
@@ -252,66 +239,30 @@ def test_drift_of_a_planted_optimum_is_found():
       **{'config.parametrization.kind': 'sp', 'config.model.width': width},
     )
   )
-  (cell,) = found
-  assert cell.drift.value == pytest.approx(-0.5, abs=1e-6)
-  assert cell.drift.seeds == 3
-  for of in cell.widths:
-    best = -8 - 0.5 * math.log2(of.width)
-    assert of.optimum.value == pytest.approx(best, abs=1e-6)
+  found = widths.optima(curves_)
+  assert len(found) == 9
+  best = -8 - 0.5 * np.log2(found['width'])
+  np.testing.assert_allclose(found['best'], best, atol=1e-6)
   # The narrowest's best rate, 2^-10, is one doubling too high at width 64.
-  assert cell.widths[-1].cost.value == pytest.approx(0.1, abs=1e-6)
-
-
-def test_loss_off_the_best_value():
-  points = [(2.0**i, 3 + 0.1 * i * i) for i in range(-3, 4)]
-  assert sensitivity.loss_off(points, 2.0) == (pytest.approx(0.1), 'tried')
-  value, how = sensitivity.loss_off(points, 1.5)
-  assert how == 'interpolated' and 0 < value < 0.1
-  assert sensitivity.loss_off(points, 16.0) == (None, 'not tried')
-  points[-1] = (8.0, math.inf)
-  assert sensitivity.loss_off(points, 8.0) == (None, 'diverged')
-  assert sensitivity.loss_off(points, 6.0) == (None, 'not tried')
-
-
-def test_rate_sensitivity_of_a_parabola():
-  """The mean of x² over ±a is a²/3; dense points leave the cubics no room."""
-  x = np.linspace(-2, 2, 401)
-  points = [(math.exp(v), 3 + v * v) for v in x]
-  found = sensitivity.rate_sensitivity(points, 100.0, math.exp(-1), math.e)
-  assert found == pytest.approx(1 / 3, rel=1e-4)
-  # A loss above that of the first step counts as that one.
-  capped = sensitivity.rate_sensitivity(points, 3.25, math.exp(-1), math.e)
-  assert capped == pytest.approx((2 * 0.5**3 / 3 + 0.25) / 2, rel=1e-3)
-  with pytest.raises(ValueError, match='do not hold'):
-    sensitivity.rate_sensitivity(points, 4.0, math.exp(-3), 1.0)
-
-
-def test_what_mattered_is_what_was_planted():
-  rng = np.random.default_rng(0)
-  lr, decay = np.exp(rng.uniform(-3, 3, (2, 60)))
-  trials = pd.DataFrame(
-    {
-      'status': 'finished',
-      'loss': 3 + np.log(lr) ** 2 + 0.001 * np.log(decay),
-      'lr': lr,
-    }
-  )
-  values = pd.DataFrame({'lr': lr, 'weight_decay': decay})
-  search = tuning.Search('gpt2', 'adamw', trials, values, 0, trials.iloc[:0])
-  shares = sensitivity.importances(search)
-  assert shares['lr'] > 0.9
-  few = tuning.Search(
-    'gpt2', 'adamw', trials[:8], values[:8], 0, trials.iloc[:0]
-  )
-  assert sensitivity.importances(few) == {}
+  at_64 = found[found['width'] == 64]
+  np.testing.assert_allclose(at_64['cost'], 0.1, atol=1e-6)
+  (drift,) = widths.drifts(found)['mean']
+  assert drift == pytest.approx(-0.5, abs=1e-6)
 
 
 def test_agreement_of_loss_and_score():
   losses = [3.1, 3.2, 3.3, 3.4, 3.5]
   right = [0.5, 0.49, 0.45, 0.46, 0.4]
-  found = scores.agreement('x', losses, right)
-  wanted = stats.kendalltau([-loss for loss in losses], right, method='exact')
-  assert found.tau == pytest.approx(wanted.statistic)
-  assert found.p == pytest.approx(wanted.pvalue, abs=1e-9)
-  few = scores.agreement('x', losses[:3], right[:3])
-  assert math.isnan(few.p) and 'too few' in few.reason
+  rows = [
+    ('g', str(i), column, value)
+    for i, pair in enumerate(zip(losses, right, strict=True))
+    for column, value in zip(('eval_loss', 'piqa/acc'), pair, strict=True)
+  ]
+  cells = pd.DataFrame(rows, columns=['group', 'optimizer', 'column', 'mean'])
+  (found,) = scores.agreements(cells).to_dict('records')
+  # One of ten pairs is the other way round: of 120 orders 5 are as near, and
+  # as many to the opposite one.
+  assert found['tau'] == pytest.approx(0.8)
+  assert found['p'] == pytest.approx(2 * 5 / 120)
+  (few,) = scores.agreements(cells[:8]).to_dict('records')
+  assert math.isnan(few['p']) and few['n'] == 4

@@ -95,22 +95,22 @@ def test_error_of_right_and_wrong_by_hand():
   first = [1] * 10 + [0] * 4 + [1] * 6
   second = [0] * 10 + [1] * 4 + [1] * 6
   got = statistics.question_test(first, second)
-  assert got.value == pytest.approx(6 / 20)
+  assert got['value'] == pytest.approx(6 / 20)
   variance = (14 - 6**2 / 20) / 19 / 20
-  assert got.stderr == pytest.approx(math.sqrt(variance))
+  assert got['stderr'] == pytest.approx(math.sqrt(variance))
   # McNemar's exact test: b of b + c under a fair coin, both tails.
-  assert (got.first_only, got.second_only) == (10, 4)
+  assert (got['first_only'], got['second_only']) == (10, 4)
   tail = sum(math.comb(14, k) for k in range(5))
-  assert got.p_signs == pytest.approx(2 * tail / 2**14)
+  assert got['p_signs'] == pytest.approx(2 * tail / 2**14)
 
 
 def test_answers_without_a_spread():
   same = statistics.question_test(np.ones(5), np.ones(5))
-  assert (same.value, same.stderr, same.p, same.p_signs) == (0, 0, 1, 1)
+  assert [same[k] for k in ('value', 'stderr', 'p', 'p_signs')] == [0, 0, 1, 1]
   always = statistics.question_test(np.ones(5), np.zeros(5))
-  assert (always.value, always.p, always.first_only) == (1, 0, 5)
+  assert (always['value'], always['p'], always['first_only']) == (1, 0, 5)
   one = statistics.question_test(np.ones(1), np.zeros(1))
-  assert all(math.isnan(x) for x in (one.stderr, one.low, one.p))
+  assert all(math.isnan(one[key]) for key in ('stderr', 'low', 'p'))
 
 
 def test_pairs_are_those_of_the_answers(two):

@@ -90,15 +90,6 @@ def test_ratio_is_geometric():
   assert [low, high] == pytest.approx(np.exp([ends.low, ends.high]))
 
 
-def test_questions_are_paired_and_counted():
-  first, second = np.array([1, 1, 1, 0, 1, 1]), np.array([1, 0, 0, 0, 0, 0])
-  found = statistics.question_test(first, second)
-  assert (found.first_only, found.second_only) == (4, 0)
-  # McNemar: 4 of 4 one way.
-  assert found.p_signs == pytest.approx(2 * 0.5**4)
-  assert found.p == pytest.approx(stats.ttest_rel(first, second).pvalue)
-
-
 def test_divergences_are_fishers_exact_test():
   """All n of n against none of n: one table of C(2n, n), in either tail."""
   assert statistics.divergences((5, 5), (0, 5)) == pytest.approx(

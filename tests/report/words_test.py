@@ -19,7 +19,6 @@ _NAN = float('nan')
     (words.duration(85.31), '85.3 s'),
     (words.duration(745), '12.42 min'),
     (words.duration(12_312), '3.42 h'),
-    (words.byte_count(1.5 * 2**20), '1.50 MiB'),
     (words.scientific(2.934e15), '2.93 × 10¹⁵'),
     (words.scientific(0.0), '0'),
     (words.rate(3e-5), '3e-05'),
@@ -38,15 +37,6 @@ _NAN = float('nan')
     (words.head('arc_easy/acc_norm'), 'ARC-Easy acc_norm'),
     (words.head('mine/acc'), 'Mine acc'),
     (words.named('adamw beside gpt2'), 'AdamW beside GPT-2'),
-    (words.group('llama', {}), 'LLaMA'),
-    (
-      words.cell('gpt2', 'soap', {'epochs': 1, 'tokens': 1_966_080}),
-      'GPT-2 SOAP, 1 epoch, 1.97 M tokens',
-    ),
-    (
-      words.axes({'batch_size': 64, 'schedule': 'wsd', 'width': 128}),
-      'batches of 64, wsd schedule, width 128',
-    ),
   ],
 )
 def test_spelling(written, expected):
@@ -91,4 +81,3 @@ def test_a_wide_table_is_printed_in_pieces_that_fit():
 
 def test_markdown_text_cannot_leave_its_cell():
   assert words.markdown('a|b\n*c* <i>') == r'a\|b \*c\* &lt;i&gt;'
-  assert words.code('a`b') == 'aˋb'
