@@ -235,28 +235,12 @@ def _unlike(
   runs: pd.DataFrame, axis: str, own: pd.DataFrame, other: pd.DataFrame
 ) -> str:
   """Says in what two groups differ that the axis does not change."""
-  free = {*selection.IRRELEVANT}
-  if axis in tables.AXIS_KEYS:
-    free.add(tables.AXIS_KEYS[axis])
-  if axis in _FOLLOWS:
-    free |= {*_FOLLOWS[axis]}
+  free = [tables.AXIS_KEYS.get(axis, axis), *_FOLLOWS.get(axis, ())]
   searched = selection.searched_keys(runs, pd.concat([own, other]))
-  told = [
-    column
-    for column in own
-    if column.startswith('config.')
-    and not column.startswith(('config.study.', 'config.optimizer.'))
-    and column.removeprefix('config.') not in free
-    and column not in searched
-  ]
-  told += [f'config.optimizer.{key}' for key in selection.SHARED]
-  told += [
-    key for key in ('planned_tokens', 'data_fingerprint') if key not in free
-  ]
+  told = selection.told(own, searched, free)
   # Epochs are part of the data's fingerprint, so it cannot tell the corpus.
-  if axis == 'epochs':
+  if axis == 'epochs' and 'config.data.source' in own:
     told.append('config.data.source')
-  told = [column for column in told if column in own]
   return selection.differences(other.iloc[0], own.iloc[0], told)
 
 

@@ -63,6 +63,35 @@ def searched_keys(runs: pd.DataFrame, finals: pd.DataFrame) -> list[str]:
   ]
 
 
+def told(
+  runs: pd.DataFrame, searched: Sequence[str], free: Sequence[str] = ()
+) -> list[str]:
+  """Returns the columns in which runs of unlike optimizers have to be equal.
+
+  Args:
+    runs: with their columns.
+    searched: of searched_keys, which may differ.
+    free: what else may.
+  """
+  skipped = {*searched, *(f'config.{key}' for key in (*IRRELEVANT, *free))}
+  columns = [
+    column
+    for column in runs
+    if column.startswith('config.')
+    and not column.startswith('config.study.')
+    and not _is_own(column)
+    and column not in skipped
+  ]
+  others = ('planned_tokens', 'data_fingerprint')
+  return columns + [c for c in others if c in runs and c not in free]
+
+
+def _is_own(column: str) -> bool:
+  """Whether a column is an optimizer's own hyperparameter."""
+  _, prefix, key = column.partition('config.optimizer.')
+  return bool(prefix) and key not in SHARED
+
+
 def _select(
   finals: pd.DataFrame, searched: Sequence[str]
 ) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
@@ -72,29 +101,18 @@ def _select(
   finals = finals[~under_way]
   if not len(finals):
     return finals, out
-  own = [
-    column
-    for column in finals
-    if column.startswith('config.optimizer.')
-    and column.rpartition('.')[2] not in SHARED
-  ]
-  free = {*own, *searched, *(f'config.{key}' for key in IRRELEVANT)}
-  told = [
-    column
-    for column in finals
-    if column.startswith('config.')
-    and not column.startswith('config.study.')
-    and column not in free
-  ]
-  told += [c for c in ('planned_tokens', 'data_fingerprint') if c in finals]
+  own = [*filter(_is_own, finals), *searched]
   finals = _alike(
-    finals, told, out, lambda of: (of['optimizer'].nunique(), len(of))
+    finals,
+    told(finals, searched),
+    out,
+    lambda of: (of['optimizer'].nunique(), len(of)),
   )
   cells = []
   for _, of in finals.groupby('optimizer', sort=True):
     suffix = ' as in the other runs of its optimizer'
     seeds = lambda of: of['seed'].nunique()
-    best = _alike(of, [*own, *searched], out, seeds, suffix)
+    best = _alike(of, own, out, seeds, suffix)
     repeated = best['seed'].duplicated()
     out += [
       (run, f'repeats seed {seed}')

@@ -389,13 +389,9 @@ def _placed(tables: Tables) -> Tables:
 
 def axis_values(runs: pd.DataFrame, name: str) -> list[Any]:
   """Returns each run's value on an axis; tokens are those that it plans."""
-  if name == 'tokens':
-    column = 'planned_tokens'
-  elif name in AXIS_KEYS:
+  column = 'planned_tokens'
+  if name != 'tokens':
     column = f'config.{AXIS_KEYS[name]}'
-  else:
-    held = [c for c in runs if c.rpartition('.')[2] == name]
-    column = held[0] if held else ''
   if column not in runs:
     return [''] * len(runs)
   values = list(runs[column])
@@ -441,7 +437,7 @@ def _declared(study: Mapping[str, Any]) -> list[str]:
 def _own(study: Mapping[str, Any], name: str, stage: str) -> Any:
   """Returns the value of the study's own configuration; None if unknown."""
   if name != 'tokens':
-    key = AXIS_KEYS[name] if name in AXIS_KEYS else name
+    key = AXIS_KEYS[name]
     own = study[key] if key in study else None
     if name == 'width' and own is not None and 'study.width_ratio' in study:
       return int(own * (study['study.width_ratio'] if stage == 'final' else 1))

@@ -49,7 +49,7 @@ def test_page_is_one_file_that_loads_nothing(compared, tmp_path):
   assert not re.search(r'(src|href)="(?!data:|#)', text)
   assert text.count('id="plotly"') == 1
   ids = re.findall(r'<(?:section|details|div|main)[^>]* id="([^"]+)"', text)
-  assert len(ids) == len(set(ids)) > 15
+  assert len(ids) == len(set(ids)) > 12
 
 
 def test_answers_that_say_the_same_stand_once(tmp_path):
