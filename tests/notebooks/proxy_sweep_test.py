@@ -97,5 +97,10 @@ def test_the_sweep_runs(command_env, tmp_path, monkeypatch):
     json.loads(path.read_text())['optimizer']['lr']
     for path in tmp_path.glob('sweep/trials/*/*/config.json')
   }
-  (line,) = [t for t in figures[0]['data'] if t['meta']['kind'] == 'mean']
-  assert set(line['x']) == trials
+  marks = [
+    x
+    for trace in figures[0]['data']
+    if trace['meta']['kind'] in ('trial', 'ended early', 'diverged')
+    for x in trace['x']
+  ]
+  assert len(marks) == len(trials) and set(marks) == trials
