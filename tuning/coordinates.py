@@ -211,10 +211,14 @@ def write(
 
 def describe(settings: Settings) -> str:
   """Returns what is run, in a few words."""
-  return (
+  optimizer = find(settings.optimizer)
+  text = (
     f'{settings.steps} steps of {_BATCH} × {_CONTEXT} bytes, '
     f'{settings.seeds} seeds, learning rate {_lr(settings):g}'
   )
+  if optimizer.lr_factors is None:
+    text += f'. No µP rule is known for {optimizer.label}.'
+  return text
 
 
 class Size:

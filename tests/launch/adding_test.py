@@ -22,22 +22,25 @@ python() {
 }
 """
 # What makes it quick: the page's own commands take minutes.
-_SMALLER = {
-  'train': ['--config.steps=5', '--config.checkpoint_every=5'],
-  'study': [
-    *('--workers=1', '--config.data.source=shards:corpus'),
-    *('--config.model.width=16', '--config.model.num_layers=1'),
-    *('--config.model.context=16', '--config.batch_size=4'),
-    '--config.steps=4',
-    *('--config.eval_sequences=0', '--config.eval_tasks='),
-    *('--config.study.models=gpt2', '--config.study.target_steps=4'),
-    *('--config.study.seeds=1', '--config.study.trials=2'),
-    *(
-      '--config.study.max_extensions=50',
-      '--config.study.space_softness=(0.05,0.5)',
-    ),
-  ],
-  'coordcheck': ['--widths=32,128', '--seeds=1', '--steps=5'],
+_SMALLER: dict[str, dict[str, object]] = {
+  'train': {'config.steps': 5, 'config.checkpoint_every': 5},
+  'study': {
+    'workers': 1,
+    'config.data.source': 'shards:corpus',
+    'config.eval_sequences': 0,
+    'config.eval_tasks': '',
+    'config.model.num_layers': 1,
+    'config.model.context': 16,
+    'config.batch_size': 4,
+    'config.steps': 4,
+    'config.study.target_steps': 4,
+    'config.study.models': 'gpt2',
+    'config.study.seeds': 1,
+    'config.study.trials': 2,
+    'config.study.max_extensions': 50,
+    'config.study.space_softness': (0.05, 0.5),
+  },
+  'coordcheck': {'widths': '32,128', 'seeds': 1, 'steps': 5},
 }
 
 
@@ -93,13 +96,12 @@ def test_the_page_runs_from_a_wheel(python, fork_commands, tmp_path):
   for language, name, body in _BLOCK.findall(text):
     if name:
       (tmp_path / name).write_text(body, 'utf-8')
-    else:
-      assert language == 'sh'
+    elif language == 'sh':
       shell += body
-  commands = [
-    (name, [*arguments, *_SMALLER[name]] if name in _SMALLER else arguments)
-    for name, arguments in _commands(shell, python)
-  ]
+  commands = _commands(shell, python)
+  for name, arguments in commands:
+    if name in _SMALLER:
+      arguments += [f'--{key}={v}' for key, v in _SMALLER[name].items()]
   assert [name for name, _ in commands] == [
     *('prepare', 'train', 'study', 'coordcheck', 'train', 'evaluate')
   ]
