@@ -3,12 +3,12 @@
     python -m launch.study --config=experiments/axes_study.py \
         --workdir=runs/axes
 
-What: a LLaMA of 4 layers, 32 wide, whose matrices have 50 k parameters: its
-1 M tokens are 20 for each, and the study trains on once, twice and four times
-as many, with `wsd`; beside them cosine, and batches of a quarter and four times
-the size, each with rates of its own. Data as experiments/cpu_study.py says,
-three seeds. docs/results/axes has what came out of a run in which shorter
-budgets branched off the longest.
+What: a LLaMA of 4 layers, 32 wide (0.2 M parameters): 2 M tokens, twice and
+four times as many, with `wsd`; beside them cosine, and batches of a quarter and
+four times the size. Rates, memories, decay and Sophia's rho are searched in
+trials a quarter as long, anew for each batch size. Data as
+experiments/cpu_study.py says, three seeds. docs/results/axes says what would
+count, and has what came out.
 
 Hardware: two CPU cores.
 """
@@ -26,21 +26,22 @@ def get_config(arg: str = '') -> ConfigDict:
   config.model.num_heads = 2
   config.model.context = 128
   config.batch_size = 16
-  config.steps = 480
+  config.steps = 240
   config.schedule.kind = 'wsd'
-  config.schedule.warmup_steps = 40
-  # A run is far too short for the curvature's average to fill.
+  config.schedule.warmup = 0.08
+  # A trial is far too short for the curvature's average to fill.
   config.optimizer.hessian_bias_correction = True
   config.dtype.compute = 'float32'
-  config.eval_every = 240
+  config.eval_every = 480
   config.eval_sequences = 256
   config.checkpoint_every = 480
   config.checkpoints_kept = 1
   config.data.source = 'shards:runs/corpora/debian'
   config.data.verify = 'size'
   config.study.models = 'llama'
+  config.study.pruning = 'median'
   config.study.width_ratio = 1
-  config.study.target_steps = 480
+  config.study.target_steps = 960
   config.study.seeds = 3
   config.study.axis_tokens = (1, 2, 4)
   config.study.axis_schedule = ('wsd', 'cosine')

@@ -285,6 +285,8 @@ def _set_axes(study: ConfigDict) -> None:
   # Targets' widths over the proxies'; like on each axis, beside the study's own
   # value, width_ratio.
   study.axis_width = ()
+  # Targets' layers over the proxies'; see parametrization.depth_rule.
+  study.axis_depth = ()
   # Values of parametrization.kind.
   study.axis_parametrization = ()
   # Values of data.epochs.

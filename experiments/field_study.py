@@ -5,9 +5,10 @@
 
 What: LLaMA of 4 layers, proxies 32 wide, targets 64 wide (0.48 M parameters),
 1.2 M tokens of experiments/corpora/debian.md in a byte-level BPE of 2048
-entries, prepared as experiments/cpu_study.py says. Five learning rates in
-factors of two for each optimizer, five seeds. docs/results/field has what came
-out.
+entries, prepared as experiments/cpu_study.py says. For each optimizer all that
+its file has a range for, rates over a factor of sixteen; five seeds.
+docs/results/field has what came out of an earlier form of it, which searched
+rates alone.
 
 Hardware: two CPU cores.
 """
@@ -54,7 +55,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.model.context = 128
   config.batch_size = 16
   config.steps = 400
-  config.schedule.warmup_steps = 40
+  config.schedule.warmup = 0.1
   # A run is far too short for the curvature's average to fill.
   config.optimizer.hessian_bias_correction = True
   config.dtype.compute = 'float32'

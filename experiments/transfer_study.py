@@ -1,19 +1,23 @@
-"""Whether the best learning rate stays where it is as models widen.
+"""Whether the best rates and memories stay where they are as models grow.
 
     python -m launch.study --config=experiments/transfer_study.py:gpt2 \
         --workdir=runs/transfer-gpt2
 
 What: AdamW, Lion and Sophia-G in µP and in the standard parametrization, widths
-16 to 128 of 2 layers; at each a grid of rates in factors of two with three
-seeds, on real text (English prose and Python code) in a byte-level BPE of 512
-entries. Heads have 16 features at every width; their number grows. `:gpt2` or
-`:llama`, one model a study, since their curvatures, and so Sophia's rho, differ
-in scale. docs/results/transfer has what came out of an earlier form of it.
+16 to 128 of 2 layers; at each a grid of rates in factors of two with two seeds,
+on real text (English prose and Python code) in a byte-level BPE of 512 entries.
+Heads have 16 features at every width; their number grows. `:gpt2` or `:llama`,
+one model a study, since their curvatures, and so Sophia's rho, differ in scale.
+Half-lives are the same for all three optimizers. docs/results/transfer says
+what would count, and has what came out of an earlier form of it.
 
-Further words change one thing, in µP alone: `fixed_rho` (Sophia's rho does not
-grow with the width), `no_gain` (norms without gains), `zero_init` (readout and
-queries start at zero; LLaMA only, GPT-2's readout is tied) and the decay modes
-`independent`, `times_lr` and `times_role_lr`, each with a decay that is felt.
+Further words change one thing, in µP alone: `b1` and `b2` (half-lives in
+factors of four beside the rates, at the narrowest and the widest), `depth` (2
+to 8 layers under CompleteP instead of widths), `fixed_rho` (Sophia's rho does
+not grow with the width), `no_gain` (norms without gains), `zero_init` (readout
+and queries start at zero; LLaMA only, GPT-2's readout is tied) and the decay
+modes `independent`, `times_lr`, `times_role_lr` and `over_width`, each with a
+decay that is felt.
 
 Hardware: two CPU cores.
 """
@@ -24,8 +28,16 @@ from steepest.experiments import base
 
 # A fifth to a third of a weight in 300 steps. At Lion's best rate of 8e-3 all
 # modes take as much from a weight of the base.
-_DECAYS = {'independent': 2e-3, 'times_lr': 0.25, 'times_role_lr': 0.25}
-_CHANGES = ('fixed_rho', 'no_gain', 'zero_init', *_DECAYS)
+_DECAYS = {
+  'independent': 2e-3,
+  'times_lr': 0.25,
+  'times_role_lr': 0.25,
+  'over_width': 2e-3,
+}
+# Half-lives in tokens: 0.75 to 48 steps.
+_HALF_LIVES = (384, 1536, 6144, 24_576)
+_MEMORIES = ('b1', 'b2')
+_CHANGES = (*_MEMORIES, 'depth', 'fixed_rho', 'no_gain', 'zero_init', *_DECAYS)
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -39,7 +51,10 @@ def get_config(arg: str = '') -> ConfigDict:
   config.model.context = 64
   config.batch_size = 8
   config.steps = 300
-  config.schedule.warmup_steps = 30
+  config.schedule.warmup = 0.1
+  # Of 3 and 12 steps, for every optimizer.
+  config.optimizer.b1_half_life = 1536.0
+  config.optimizer.b2_half_life = 6144.0
   # A run is far too short for the curvature's average to fill.
   config.optimizer.hessian_bias_correction = True
   # At the base 10 to 50 % of the coordinates are unclipped near the best rate.
@@ -56,18 +71,28 @@ def get_config(arg: str = '') -> ConfigDict:
   study.lrs_adamw = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
   study.lrs_lion = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
   study.lrs_sophia = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
-  study.trial_seeds = 3
+  study.trial_seeds = 2
   study.width_ratio = 1
   study.axis_width = (1, 2, 4, 8)
   study.axis_parametrization = () if words & set(_CHANGES) else ('mup', 'sp')
   study.axes_mode = 'product'
   study.retune = 'width,parametrization'
   study.target_steps = config.steps
-  study.seeds = 3
+  # The trials are what is compared.
+  study.seeds = 1
   config.parametrization.scale_rho = 'fixed_rho' not in words
   config.model.norm_gain = 'no_gain' not in words
   config.model.zero_init_query = 'zero_init' in words
   config.model.zero_init_readout = 'zero_init' in words
+  for name in words & set(_MEMORIES):
+    study[f'space_{name}_half_life'] = _HALF_LIVES
+    study.axis_width, study.trial_seeds = (1, 8), 1
+    for optimizer in ('adamw', 'lion', 'sophia'):
+      study[f'lrs_{optimizer}'] = study[f'lrs_{optimizer}'][1:5]
+  if 'depth' in words:
+    config.parametrization.depth_rule = 'completep'
+    study.axis_width, study.axis_depth = (), (1, 2, 4)
+    study.retune = 'depth'
   for mode in words & set(_DECAYS):
     config.optimizer.decay_mode = mode
     config.optimizer.weight_decay = _DECAYS[mode]

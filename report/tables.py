@@ -24,6 +24,7 @@ from steepest.report import runs as runs_lib, words
 # Axis of a study → config key of its value; `tokens` is in no key.
 AXIS_KEYS = {
   'width': 'model.width',
+  'depth': 'model.num_layers',
   'parametrization': 'parametrization.kind',
   'epochs': 'data.epochs',
   'batch_size': 'batch_size',

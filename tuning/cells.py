@@ -111,6 +111,7 @@ def axes(config: ConfigDict) -> list[Axis]:
   kinds = ('sp', 'mup')
   return [
     _axis(config, 'width', config.study.width_ratio, int),
+    _axis(config, 'depth', 1, int),
     _axis(config, 'parametrization', config.parametrization.kind, kinds),
     _axis(config, 'epochs', config.data.epochs, int),
     _axis(config, 'batch_size', config.batch_size, int),
@@ -335,6 +336,8 @@ def _apply(run: ConfigDict, at: dict[str, Value], ratio: int) -> None:
   ratio = int(at['width']) if 'width' in at else ratio
   for key in ('width', 'num_heads', 'num_kv_heads', 'mlp_dim'):
     run.model[key] *= ratio
+  if 'depth' in at:
+    run.model.num_layers *= int(at['depth'])
   if 'parametrization' in at:
     run.parametrization.kind = at['parametrization']
   if 'epochs' in at:

@@ -25,6 +25,7 @@ _SIZES, _KINDS = [128, 256, 512, 1024], ['cosine', 'wsd', 'constant']
 _VALUES = st.fixed_dictionaries(
   {
     'axis_width': st.lists(st.integers(1, 3), unique=True),
+    'axis_depth': st.lists(st.integers(1, 3), unique=True),
     'axis_parametrization': st.lists(st.sampled_from(['sp']), unique=True),
     'axis_epochs': st.lists(st.integers(1, 8), unique=True),
     'axis_batch_size': st.lists(st.sampled_from(_SIZES), unique=True),
@@ -58,6 +59,7 @@ def test_every_target_has_a_directory_and_the_tokens_it_says(study, retune):
     assert run.steps * run.batch_size == share * own
     for axis, value in (
       ('width', run.model.width // config.model.width),
+      ('depth', run.model.num_layers // config.model.num_layers),
       ('parametrization', run.parametrization.kind),
       ('epochs', run.data.epochs),
       ('batch_size', run.batch_size),
@@ -198,7 +200,7 @@ def test_files_outside_name_no_directories(tmp_path, monkeypatch):
     ({'axis_parametrization': ('up',)}, 'there are sp, mup'),
     ({'axis_tokens': (1e-9,)}, 'steps of a run'),
     ({'axes_mode': 'all'}, 'one_at_a_time, product'),
-    ({'retune': 'epoch'}, 'there are width, parametrization, epochs, '),
+    ({'retune': 'epoch'}, 'there are width, depth, parametrization, '),
     ({'retune': 'width', 'axis_width': (3,)}, 'set study.width_ratio=1'),
     ({'target': {'mesh': {'fspd': 8}}}, 'study.target: .*fspd'),
     ({'target': {'mesh': {'fsdp': 'all'}}}, 'study.target: .*fsdp'),
