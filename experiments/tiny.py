@@ -12,7 +12,7 @@ from steepest.experiments import base
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  """`arg` is `gpt2|llama,adamw|lion|sophia`."""
+  """`arg` is `gpt2|llama,adamw|lion|sophia`, or another optimizer's name."""
   config, _ = base.with_variant(arg)
   config.model.num_layers = 2
   config.model.width = 64
@@ -20,7 +20,10 @@ def get_config(arg: str = '') -> ConfigDict:
   config.model.context = 64
   config.parametrization.base_width = 64
   config.parametrization.base_head_dim = 16
-  config.optimizer.lr = 1e-3 if config.optimizer.name == 'adamw' else 3e-4
+  # The others have the rate of their files.
+  lrs = {'adamw': 1e-3, 'lion': 3e-4, 'sophia': 3e-4}
+  if config.optimizer.name in lrs:
+    config.optimizer.lr = lrs[config.optimizer.name]
   config.optimizer.hessian_bias_correction = True
   config.schedule.warmup_steps = 10
   config.batch_size = 8

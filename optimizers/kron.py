@@ -23,6 +23,7 @@ from steepest.optimizers.trees import (
   array_in,
   average,
   box_like,
+  map_eps,
   zeros_like,
 )
 
@@ -238,13 +239,17 @@ OPTIMIZER = Optimizer(
   name='kron',
   label='PSGD Kron',
   reference='Li, arXiv 2211.04422; psgd_jax 0.2.9, kron.py',
-  transform=lambda h: scale_by_kron(
-    h.b1,
-    h.precond_lr,
-    h.update_probability,
-    h.kinds,
-    h.max_size_triangular,
-    h.memory_save_mode,
+  # Factors start at 1 and grow by a tenth a refit until gradients of any size
+  # are whitened: under µP all widths start with gradients of one size.
+  transform=map_eps(
+    lambda h: scale_by_kron(
+      h.b1,
+      h.precond_lr,
+      h.update_probability,
+      h.kinds,
+      h.max_size_triangular,
+      h.memory_save_mode,
+    )
   ),
   hyperparameters={
     # The authors': 3e-4 to 1e-3, a third of Adam's.
@@ -268,7 +273,7 @@ OPTIMIZER = Optimizer(
     ),
   },
   # No rule is published that we could read. Entries of a whitened momentum are
-  # about 1 at any width, as Adam's: see SOAP in docs/parametrization.md.
+  # about 1 at any width, as Adam's; what SOAP's row says holds here too.
   flops=_flops,
 )
 kron = alias(OPTIMIZER)
