@@ -106,6 +106,10 @@ def _print_plan(config: 'ConfigDict', planned: 'StepPlan', where: str) -> None:
   table.add_row('at the fullest moment', gib(planned.peak), 'estimate')
   table.add_row('may be used', gib(planned.capacity))
   console.print(table)
+  console.print(
+    f'an update of all parameters: {planned.update_flops:.3g} FLOP in matrix '
+    f'products, {gib(planned.update_bytes)} read and written'
+  )
   if planned.mfu is None:
     console.print(f'{planned.flops:.3g} FLOP a step; no MFU is known')
     return

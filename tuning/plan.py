@@ -26,7 +26,7 @@ from rich.table import Table
 from steepest.data import flat, manifest
 from steepest.models import attention, config as model_config
 from steepest.models.config import ModelConfig
-from steepest.optimizers import build
+from steepest.optimizers import build, costs
 from steepest.training import (
   chips,
   flops,
@@ -59,6 +59,8 @@ class StepPlan:
     peak: bytes of each device at the fullest moment.
     capacity: bytes of each device that may be used.
     flops: of all devices, by the convention of training/flops.py.
+    update_flops: of the optimizer's matrix products, beside these.
+    update_bytes: of all devices, that an update reads and writes.
     tokens: of all devices.
     seconds: not a number where no MFU is known.
     mfu: that the seconds assume; None where it is not known.
@@ -70,6 +72,8 @@ class StepPlan:
   peak: int
   capacity: int
   flops: float
+  update_flops: float
+  update_bytes: int
   tokens: int
   seconds: float
   mfu: chips.Mfu | None
@@ -159,13 +163,14 @@ def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
   tokens = config.batch_size * m.context
   params = setup.shapes.params
   of_step = flops.per_token(params, m) * tokens
+  update = costs.update_flops(setup.chain, params)
   count = flops.count(params)['parameters']
   mfu = chip.mfu(count)
   seconds = math.nan
   if mfu is not None:
     readout = 6.0 * m.vocab_size * m.width * tokens
     again = (of_step - readout) / 3 if m.remat == 'full' else 0.0
-    done = (of_step + again) * (1 + curvature)
+    done = (of_step + again) * (1 + curvature) + update
     seconds = done / (devices * chip.peak * mfu.share)
   return StepPlan(
     sizes,
@@ -174,6 +179,8 @@ def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
     peak,
     int(USABLE * chip.memory),
     of_step,
+    update,
+    costs.update_bytes(setup.chain, params),
     tokens,
     seconds,
     mfu,

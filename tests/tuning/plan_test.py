@@ -58,6 +58,15 @@ def test_parameters_flops_and_seconds_are_those_of_the_closed_forms():
   blocks = per_token - 6 * V * D
   wanted = found.seconds * (1 + blocks / per_token / 3) * 1.1
   assert again.seconds == pytest.approx(wanted)
+  # Five iterations of 2·(2·n·n·m + n·n·n), n the shorter side; AdamW has none,
+  # and reads gradients, and reads and writes parameters, two moments, a count.
+  muon = _plan('gpt2,muon')
+  products = L * (4 * 6 * D**3 + 2 * (4 * 4 * D**3 + 2 * D**3))
+  assert muon.update_flops == 5 * products
+  assert muon.seconds / found.seconds == pytest.approx(
+    1 + 5 * products / found.flops
+  )
+  assert (found.update_flops, found.update_bytes) == (0, 28 * parameters + 8)
 
 
 @pytest.mark.parametrize(
