@@ -1,6 +1,6 @@
 """Scores a model on benchmarks, alone or while it trains."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -14,7 +14,7 @@ from etils import epath
 import jax
 from jax.sharding import Mesh
 
-from steepest.data import benchmarks, tokenizers
+from steepest.data import benchmarks, files, tokenizers
 from steepest.data.tokenizers import Tokenizer
 from steepest.eval import (
   likelihoods,
@@ -78,12 +78,12 @@ class Results:
 
   def write(self, directory: pathlib.Path) -> None:
     """Writes results.json, requests.jsonl and predictions.jsonl."""
-    directory.mkdir(parents=True, exist_ok=True)
-    _write(directory / 'requests.jsonl', map(_line, self.rows))
-    _write(directory / 'predictions.jsonl', map(_line, self.predictions))
+    files.write(directory / 'requests.jsonl', _lines(self.rows))
+    files.write(directory / 'predictions.jsonl', _lines(self.predictions))
     results = {'info': self.info, 'metrics': self.metrics}
+    text = json.dumps(results, indent=1) + '\n'
     # Written last: where it exists, the others are complete.
-    _write(directory / 'results.json', [json.dumps(results, indent=1) + '\n'])
+    files.write(directory / 'results.json', [text.encode()])
 
 
 def prepare(
@@ -341,16 +341,6 @@ def _describe(path: pathlib.Path) -> dict[str, str]:
   }
 
 
-def _line(row: Mapping[str, Any]) -> str:
-  return json.dumps(row, ensure_ascii=False) + '\n'
-
-
-def _write(path: pathlib.Path, lines: Iterable[str]) -> None:
-  """Replaces the file at `path` as a whole."""
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-  try:
-    with temporary.open('w', encoding='utf-8') as file:
-      file.writelines(lines)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+def _lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+  for row in rows:
+    yield (json.dumps(row, ensure_ascii=False) + '\n').encode()

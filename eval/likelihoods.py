@@ -11,11 +11,10 @@ the work and most of the memory.
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
 import contextlib
 import dataclasses
 import math
-import queue
-import threading
 from typing import Any
 
 import jax
@@ -115,7 +114,7 @@ class ScoreFn:
     with contextlib.ExitStack() as stack:
       if self._mesh is not None:
         stack.enter_context(jax.set_mesh(self._mesh))
-      batches = stack.enter_context(_ahead(made))
+      batches = stack.enter_context(contextlib.closing(_ahead(made)))
       while True:
         batch = next(batches, None)
         if batch is not None:
@@ -265,43 +264,14 @@ def _distinct(
       yield number, target
 
 
-@contextlib.contextmanager
-def _ahead(
-  batches: Iterator[packing.Batch],
-) -> Iterator[Iterator[packing.Batch]]:
+def _ahead(batches: Iterator[packing.Batch]) -> Iterator[packing.Batch]:
   """Packs batches in a thread while the device computes others."""
-  made: queue.Queue[packing.Batch | BaseException | None]
-  made = queue.Queue(_AHEAD)
-  stopped = threading.Event()
-
-  def put(item: packing.Batch | BaseException | None) -> None:
-    while not stopped.is_set():
-      with contextlib.suppress(queue.Full):
-        return made.put(item, timeout=0.1)
-
-  def make() -> None:
-    try:
-      for batch in batches:
-        put(batch)
-        if stopped.is_set():
-          return
-      put(None)
-    except BaseException as error:  # Raised where the batches are awaited.
-      put(error)
-
-  def take() -> Iterator[packing.Batch]:
-    while (item := made.get()) is not None:
-      if isinstance(item, BaseException):
-        raise item
-      yield item
-
-  thread = threading.Thread(target=make, name='packing', daemon=True)
-  thread.start()
-  try:
-    yield take()
-  finally:
-    stopped.set()
-    thread.join()
+  with futures.ThreadPoolExecutor(1, 'packing') as pool:
+    take = lambda: pool.submit(next, batches, None)
+    made = collections.deque(take() for _ in range(_AHEAD))
+    while (batch := made.popleft().result()) is not None:
+      made.append(take())
+      yield batch
 
 
 def _collect(

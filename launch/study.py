@@ -171,11 +171,9 @@ def _plan(config: 'ConfigDict', chip: str, devices: int) -> None:
 
 
 def _write_config(config: 'ConfigDict', workdir: pathlib.Path) -> None:
-  path = workdir / 'config.json'
-  temporary = path.with_name(f'.{path.name}.tmp')
-  values = json.loads(config.to_json())
-  temporary.write_text(json.dumps(values, indent=2) + '\n', 'utf-8')
-  os.replace(temporary, path)
+  from steepest.training import metrics
+
+  metrics.write_json(workdir / 'config.json', json.loads(config.to_json()))
 
 
 def _report(workdir: pathlib.Path, seconds: float) -> None:

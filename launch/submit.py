@@ -261,11 +261,10 @@ def _hand_over(submission: 'jobs.Submission') -> None:
     raise FileNotFoundError(
       f'no {program} here: {hint}, or add --dry_run to see what it would get'
     )
+  from steepest.data import files
+
   for path, text in submission.files.items():
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.tmp')
-    temporary.write_text(text, 'utf-8')
-    os.replace(temporary, path)
+    files.write(path, [text.encode()])
     print(f'wrote {path}')
   for argv in submission.commands:
     done = subprocess.run(argv, check=False)

@@ -95,8 +95,8 @@ class MetricWriter:
     """
     with self._tensorboard_may_fail():
       self._tensorboard.flush()
-    self._write_waiting()
     with _named(self._path):
+      self._write_waiting()
       os.fsync(self._file.fileno())
 
   def close(self) -> None:
@@ -110,8 +110,7 @@ class MetricWriter:
 
   def _write_waiting(self) -> None:
     while self._waiting:
-      with _named(self._path):
-        written = self._file.write(self._waiting)
+      written = self._file.write(self._waiting)
       self._waiting = self._waiting[written:]
 
   @contextlib.contextmanager
@@ -242,10 +241,18 @@ def _row(line: str, where: str) -> dict[str, Any]:
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
   """Writes JSON to a temporary name beside `path`, then renames."""
-  path = pathlib.Path(path)
+  _replace(pathlib.Path(path), json.dumps(value, indent=2) + '\n')
+
+
+def _keep_rows_before(path: pathlib.Path, first_step: int) -> None:
+  rows = [r for r in read_rows(path.parent) if r['step'] < first_step]
+  _replace(path, ''.join(json.dumps(row) + '\n' for row in rows))
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
   temporary = path.with_name(f'.{path.name}.tmp')
   with _named(path):
-    temporary.write_text(json.dumps(value, indent=2) + '\n', 'utf-8')
+    temporary.write_text(text, 'utf-8')
   os.replace(temporary, path)
 
 
@@ -256,13 +263,3 @@ def _named(path: pathlib.Path) -> Iterator[None]:
     yield
   except OSError as error:
     raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _keep_rows_before(path: pathlib.Path, first_step: int) -> None:
-  rows = [r for r in read_rows(path.parent) if r['step'] < first_step]
-  temporary = path.with_name(f'.{path.name}.tmp')
-  with _named(path):
-    temporary.write_text(
-      ''.join(json.dumps(row) + '\n' for row in rows), 'utf-8'
-    )
-  os.replace(temporary, path)

@@ -11,6 +11,8 @@ import pathlib
 from typing import Any
 import uuid
 
+from steepest.data import files
+
 _ID = 'wandb-id.txt'
 # Of the names of metrics that are of one layer; training/loop.py logs them.
 _LAYER = '/layer/'
@@ -73,9 +75,7 @@ class WandbWriter:
       self._give_up(error)
       return
     if not known:
-      temporary = path.with_name(f'.{_ID}.tmp')
-      temporary.write_text(name, 'utf-8')
-      os.replace(temporary, path)
+      files.write(path, [name.encode()])
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Sends one row."""
