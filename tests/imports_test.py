@@ -13,7 +13,7 @@ _ROOT = pathlib.Path(__file__).parent.parent
 #   experiments ← outside.py alone: models, optimizers, eval
 #        │        models   optimizers   data
 #        └──────────┴──────────┴─────────┤
-#                            training    │    eval ← data's texts alone
+#                            training    │    eval ← data's texts, files
 #                                └── tuning ──┘ in worker.py alone
 #                                      │
 #   report ← runs on disk, eval.tasks  │
@@ -25,7 +25,10 @@ _ALLOWED = {
   'optimizers': ('experiments.outside',),
   'data': (),
   'training': (*_KEYS, 'models', 'optimizers', 'data'),
-  'eval': ('experiments.outside', 'data.tokenizers', 'data.benchmarks'),
+  'eval': (
+    'experiments.outside',
+    *('data.tokenizers', 'data.benchmarks', 'data.files'),
+  ),
   'tuning': (*_KEYS, 'models', 'optimizers', 'data', 'training'),
   'report': ('eval.tasks',),
   'launch': (
