@@ -237,8 +237,8 @@ class Optimizer:
 
   def __post_init__(self):
     # It names directories.
-    if not re.fullmatch(r'\w+', self.name, re.ASCII):
-      raise ValueError(f'name={self.name!r}: give letters, digits and _')
+    if not re.fullmatch(r'\w[\w-]*', self.name, re.ASCII):
+      raise ValueError(f'name={self.name!r}: give letters, digits, - and _')
     if not callable(self.transform):
       raise ValueError('transform: give a function of the hyperparameters')
     own = dict(self.hyperparameters)

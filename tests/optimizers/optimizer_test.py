@@ -39,7 +39,7 @@ def test_a_file_elsewhere_is_an_optimizer(tmp_path, monkeypatch, setup, draw):
     ('raise SystemExit(2)', 'cannot be imported: SystemExit: 2'),
     ('x =', 'SyntaxError: .*line 1'),
     ('import nowhere', 'ModuleNotFoundError: No module named .nowhere'),
-    (_MOMENTUM.replace("'momentum'", "'a/b'"), 'give letters, digits and _'),
+    (_MOMENTUM.replace("'momentum'", "'a/b'"), 'give letters, digits, - and'),
     (_MOMENTUM.replace("'lr': Hyper(0.1, range=(1e-3, 1.0)), ", ''), "'lr' is"),
     (_MOMENTUM.replace('(1e-3, 1.0)', '(1.0, 1e-3)'), 'lowest value first'),
     (_MOMENTUM.replace('Hyper(0.9)', '0.9'), r"\['b1'\]: give a Hyper"),
