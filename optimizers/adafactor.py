@@ -36,27 +36,23 @@ def scale_by_adafactor(
     eps: added to squared gradients.
   """
 
-  def decay(step: jax.Array, exponent: float) -> jax.Array:
-    return jnp.minimum(b2, 1 - (step + 1.0) ** -exponent)
-
+  decay = lambda step, exponent: jnp.minimum(b2, 1 - (step + 1.0) ** -exponent)
   scale = optax.scale_by_factored_rms(epsilon=eps, decay_rate_fn=decay)
-  clip = optax.clip_by_block_rms(1.0)
-  momentum = optax.ema(b1, debias=False)
+  clip, average = optax.clip_by_block_rms(1.0), optax.ema(b1, debias=False)
 
   def init(params: Any) -> Any:
     # Means of rows and columns are small: every device has them whole.
     boxes = jax.tree.leaves(params, is_leaf=lambda x: hasattr(x, 'names'))
-    return scale.init([array_in(p) for p in boxes]), momentum.init(params)
+    return scale.init([array_in(p) for p in boxes]), average.init(params)
 
   def update(grads: Any, state: Any, params: Any = None):
     del params
-    leaves, structure = jax.tree.leaves(grads), jax.tree.structure(grads)
+    leaves, structure = jax.tree.flatten(grads)
     # Of parameters it wants the shapes alone.
     leaves, factors = scale.update(leaves, state[0], leaves)
-    leaves, _ = clip.update(leaves, optax.EmptyState())
-    clipped = jax.tree.unflatten(structure, leaves)
-    updates, average = momentum.update(clipped, state[1])
-    return updates, (factors, average)
+    clipped, _ = clip.update(structure.unflatten(leaves), optax.EmptyState())
+    updates, averages = average.update(clipped, state[1])
+    return updates, (factors, averages)
 
   return optax.GradientTransformation(init, update)
 

@@ -50,9 +50,9 @@ def scale_by_prodigy(
     grads = jax.tree.map(lambda r, g: r * g, lr_factors, grads)
     params = jax.tree.map(over, lr_factors, params)
     updates, state = prodigy.update(grads, state, params)
-    rate = learning_rate
-    inverse = jnp.where(rate > 0, -1 / jnp.where(rate > 0, rate, 1), 0)
-    return jax.tree.map(lambda u: u * inverse, updates), state
+    # At a rate of 0 all updates are 0.
+    rate = jnp.where(learning_rate > 0, -learning_rate, 1)
+    return jax.tree.map(lambda u: u / rate, updates), state
 
   return optax.GradientTransformation(init, update)
 
