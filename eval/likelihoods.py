@@ -10,7 +10,13 @@ the work and most of the memory.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import (
+  Callable,
+  Generator,
+  Iterable,
+  Iterator,
+  Sequence,
+)
 from concurrent import futures
 import contextlib
 import dataclasses
@@ -264,7 +270,9 @@ def _distinct(
       yield number, target
 
 
-def _ahead(batches: Iterator[packing.Batch]) -> Iterator[packing.Batch]:
+def _ahead(
+  batches: Iterator[packing.Batch],
+) -> Generator[packing.Batch, None, None]:
   """Packs batches in a thread while the device computes others."""
   with futures.ThreadPoolExecutor(1, 'packing') as pool:
     take = lambda: pool.submit(next, batches, None)
