@@ -50,7 +50,8 @@ def scale_by_adafactor(
     leaves, structure = jax.tree.flatten(grads)
     # Of parameters it wants the shapes alone.
     leaves, factors = scale.update(leaves, state[0], leaves)
-    clipped, _ = clip.update(structure.unflatten(leaves), optax.EmptyState())
+    leaves, _ = clip.update(leaves, optax.EmptyState())
+    clipped = jax.tree.unflatten(structure, leaves)
     updates, averages = average.update(clipped, state[1])
     return updates, (factors, averages)
 
