@@ -25,7 +25,7 @@ OPTIMIZER = Optimizer(
     'b2': memory(0.95),
     'eps': epsilon(1e-8, factor='eps'),
   },
-  # The authors report that one rate serves all widths. For that a step must
+  # The authors find that rates carry over across widths. For that a step must
   # not align with its inputs; early in training it does, and its spectral norm
   # is then near the Frobenius norm that is held: hence 1/√m, derived here.
   lr_factors={**MUP, 'hidden': 'spectral'},

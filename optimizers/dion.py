@@ -104,7 +104,7 @@ def _flops(kind: str, shape: tuple[int, ...], static: Any) -> float:
 OPTIMIZER = Optimizer(
   name='dion',
   label='Dion',
-  reference='Ahn et al., arXiv 2504.05295, algorithm 1',
+  reference='Ahn et al., arXiv 2504.05295',
   transform=lambda h: scale_by_dion(h.b1, h.rank_fraction),
   hyperparameters={
     # The authors': 0.01 by default, 0.02 for 160M parameters.

@@ -69,7 +69,7 @@ def scale_by_mars(
 OPTIMIZER = Optimizer(
   name='mars',
   label='MARS',
-  reference='Yuan et al., arXiv 2411.10438, algorithm 2',
+  reference='Yuan et al., arXiv 2411.10438',
   transform=lambda h: scale_by_mars(h.b1, h.b2, h.eps, h.gamma),
   hyperparameters={
     # The authors': 3e-3 by default, 6e-3 for GPT-2 small.

@@ -145,8 +145,9 @@ OPTIMIZER = Optimizer(
     'b1': momentum(0.95, meaning='Decay rate of what is orthogonalised.'),
     'newton_schulz': muon.PRECISION,
   },
-  # The authors find one rate for all widths; a matrix of norm √fan_out that
-  # turns by one angle has steps of one spectral norm (arXiv 2310.17813).
+  # The authors find that rates carry over across widths; a matrix of norm
+  # √fan_out that turns by one angle has steps of one spectral norm, as arXiv
+  # 2310.17813 asks for.
   lr_factors={**MUP, 'hidden': 'norm'},
   moves=('hidden',),
   flops=lambda _, shape, static: muon.newton_schulz_flops(shape, _ITERATIONS),

@@ -87,7 +87,7 @@ def _rows(parameter: Any) -> Any:
 OPTIMIZER = Optimizer(
   name='normuon',
   label='NorMuon',
-  reference='Li et al., arXiv 2510.05491, algorithm 1',
+  reference='Li et al., arXiv 2510.05491',
   transform=lambda h: scale_by_normuon(h.b1, h.b2, h.scale, h.newton_schulz),
   hyperparameters={
     # The authors', in three repositories: 0.01, 0.02 and 0.035.

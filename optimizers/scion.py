@@ -74,7 +74,7 @@ def _flops(kind: str, shape: tuple[int, ...], static: Any) -> float:
 OPTIMIZER = Optimizer(
   name='scion',
   label='Scion',
-  reference='Pethick et al., arXiv 2502.07529, algorithm 2',
+  reference='Pethick et al., arXiv 2502.07529',
   transform=lambda h: scale_by_scion(
     h.b1, h.radius, h.outer_radius, h.vector_radius, h.kinds, h.newton_schulz
   ),
@@ -95,7 +95,7 @@ OPTIMIZER = Optimizer(
     'newton_schulz': muon.PRECISION,
   },
   decay_mode='times_lr',
-  # Norms under which rates carry over (the paper's section 4): 1 for hidden
+  # Norms under which rates carry over (the paper's claim): 1 for hidden
   # matrices; the sign over the width meets the readout's 1/m a second time.
   lr_factors=dict.fromkeys(ROLES, 'norm'),
   flops=_flops,
