@@ -72,7 +72,8 @@ def tuning(tables_: Tables, compared: pd.DataFrame) -> pd.DataFrame:
   above (how many tried rates are lower and higher than the best one), edges
   (JSON list of names whose best value is the lowest or highest tried), off (in
   words, where final runs are not at what the search found), due (trials by the
-  rule for what is searched; None: not by rule). Without a search: 0 trials.
+  rule for what is searched; None: not by rule), full (all was searched that the
+  optimizer's file has a range for). Without a search: 0 trials.
   """
   runs = tables_.runs
   trials = runs[(runs['stage'] == 'tune') & (runs['status'] != 'unfinished')]
@@ -124,6 +125,9 @@ def _tuned(
     'span': last['lr'][planned].max() / last['lr'][planned].min(),
     'chosen_lr': float(finals['lr'].iloc[0]),
     'due': _due(len(tried), plan, len(searches)),
+    'full': 'study.space' in plan
+    and plan['study.space'] == 'all'
+    and plan['study.search'] != 'grid',
   }
   row |= {
     key: float(trials[key].sum())
@@ -278,7 +282,10 @@ def judge(tables_: Tables, tuned: pd.DataFrame) -> pd.DataFrame:
     cells = of.to_dict('records')
     refused = [('', 'withdrawn', text) for text in withdrawn.get(group, ())]
     refused += _unequal(cells)
+    searched = [row for row in cells if row['trials']]
     beside = [*_by_hand(cells), *_at_edges(cells)]
+    # Of what has no range in its own file.
+    beside += _lacking([row for row in searched if row['full']], searched)
     for refuses, said in ((True, refused), (False, beside)):
       rows += [(group, *one, refuses) for one in said]
   return pd.DataFrame(rows, columns=columns)
@@ -359,7 +366,6 @@ def _unequal(tuned: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
         for row in tuned
       ]
   widest = max((row['span'] for row in tuned), default=1.0)
-  kinds = {row['optimizer']: _kinds(row) for row in tuned}
   for row in tuned:
     optimizer = row['optimizer']
     if math.log(row['span']) < _NARROWER * math.log(widest):
@@ -373,16 +379,32 @@ def _unequal(tuned: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
       said.append((optimizer, 'edge', text))
     if row['off']:
       said.append((optimizer, 'final runs', row['off']))
-    for other, found in kinds.items():
-      lacking = sorted(found - kinds[optimizer] - {_OWN})
-      if _OWN in found - kinds[optimizer]:
-        lacking += sorted(_FULL - kinds[optimizer] - {*lacking})
+  return said + _lacking([row for row in tuned if not row['full']], tuned)
+
+
+def _lacking(
+  rows: Sequence[Mapping[str, Any]], tuned: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str, str]]:
+  """Returns (optimizer, subject, text) of kinds that others alone searched.
+
+  Args:
+    rows: that are looked at.
+    tuned: all of a group that were searched.
+  """
+  said = []
+  for row in rows:
+    own = _kinds(row)
+    for other in tuned:
+      found = _kinds(other)
+      lacking = sorted(found - own - {_OWN})
+      if _OWN in found - own:
+        lacking += sorted(_FULL - own - {*lacking})
       if lacking:
         text = (
           f'no search of {words.join(lacking)}, beside that of '
-          f'{words.join(sorted(found))} for {words.name(other)}'
+          f'{words.join(sorted(found))} for {words.name(other["optimizer"])}'
         )
-        said.append((optimizer, 'hyperparameters', text))
+        said.append((row['optimizer'], 'hyperparameters', text))
         break
   return said
 

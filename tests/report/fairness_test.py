@@ -114,6 +114,21 @@ def test_more_trials_for_more_hyperparameters_are_fair_by_the_rule(
   ]
 
 
+def test_an_optimizer_whose_file_has_no_decay_is_ranked_with_a_remark(
+  plant, tmp_path
+):
+  decay = lambda i: {'optimizer__decay_timescale': 0.1 * 2 ** (i * 3 % 4)}
+  plant(_LOSSES, tried={'lion': decay})
+  plan = json.loads((tmp_path / 'study/config.json').read_text())
+  plan['study'] |= {'search': 'sobol', 'trials': 4, 'space': 'all'}
+  (tmp_path / 'study/config.json').write_text(json.dumps(plan))
+  found = verdicts.compare(tables.read([tmp_path / 'study']))
+  assert found.winner('gpt2', 'eval_loss') == 'adamw'
+  said = found.fairness.set_index('subject').loc['hyperparameters']
+  assert said['optimizer'] == 'adamw' and not said['refuses']
+  assert said['text'].startswith('no search of weight decay, beside that')
+
+
 @pytest.mark.parametrize(
   ('changes', 'text'),
   [
