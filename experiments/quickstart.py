@@ -41,6 +41,6 @@ def get_config(arg: str = '') -> ConfigDict:
   config.study.target_steps = 600
   config.study.seeds = 2
   config.study.lrs_adamw = (4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
-  config.study.lrs_lion = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
-  config.study.lrs_sophia = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+  config.study.lrs_lion = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+  config.study.lrs_sophia = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
   return config
