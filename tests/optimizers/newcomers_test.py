@@ -189,6 +189,24 @@ def test_iterations_in_bfloat16_are_near():
   assert 1e-4 < jnp.abs(wide - narrow).max() < 3e-2
 
 
+@pytest.mark.parametrize(
+  'mode, shape, factors',
+  [
+    ('', (3, 4), [(3, 3), (4, 4)]),
+    ('', (1, 4), [(1,), (4, 4)]),
+    ('one_diag', (3, 4), [(3, 3), (4,)]),
+    # Ties: the last axis as PyTorch has it, a kernel's inputs.
+    ('one_diag', (4, 4), [(4,), (4, 4)]),
+    ('all_diag', (3, 4), [(3,), (4,)]),
+    ('', (3, 9), [(3, 3), (9,)]),
+  ],
+)
+def test_krons_diagonals(mode, shape, factors):
+  transform = _make('kron', memory_save_mode=mode, max_size_triangular=8)
+  state = transform.init({'w': jnp.zeros(shape)})
+  assert [f.shape for f in state.inner.factors[0]] == factors
+
+
 def test_kron_refits_when_it_is_due():
   """A counter that reaches 1 / probability: 2.5 is every third step."""
   transform = _make('kron', update_probability=0.4)
