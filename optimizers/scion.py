@@ -51,8 +51,8 @@ def scale_by_scion(
       (orthogonal,) = muon.orthogonalize([d], precision)
       return radius * muon.fan_ratio(d.shape) ** 0.5 * orthogonal
     if kind in ('embedding', 'readout'):
-      width = d.shape[-1 if kind == 'embedding' else -2]
-      return outer_radius / width * jnp.sign(d)
+      # Both are V×D.
+      return outer_radius / d.shape[-1] * jnp.sign(d)
     rms = jnp.sqrt((d * d).mean(-1, keepdims=True))
     return vector_radius * d / (rms + _EPS)
 

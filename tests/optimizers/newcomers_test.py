@@ -220,3 +220,25 @@ def test_kron_refits_when_it_is_due():
     if (before != state.inner.factors[0][0]).any():
       refitted.append(t + 1)
   assert refitted == [3, 6, 9]
+
+
+def test_scions_balls_by_role(setup, plain):
+  """The first step from momentum 0: radius·sign / width of V×D, both ends."""
+  shapes = {'embedding': (20, 6), 'readout': (20, 6), 'gain': (6,)}
+  params = {k: jnp.zeros(s) for k, s in shapes.items()}
+  rng = np.random.default_rng(0)
+  grads = {k: jnp.asarray(rng.normal(size=s)) for k, s in shapes.items()}
+  of = setup(
+    'scion',
+    {k: plain(k, norm=2.0 if k == 'readout' else 1.0) for k in shapes},
+    lr=0.5,
+    outer_radius=30.0,
+    vector_radius=4.0,
+    clip_norm=0.0,
+  )
+  found, _, _ = of.update(grads, of.chain.init(params), params)
+  for name, size in (('embedding', 30 / 6), ('readout', 2 * 30 / 6)):
+    wanted = -0.5 * size * np.sign(grads[name])
+    np.testing.assert_allclose(found[name], wanted, rtol=1e-6)
+  rms = np.sqrt(np.mean(np.asarray(found['gain']) ** 2))
+  assert rms == pytest.approx(0.5 * 4)
