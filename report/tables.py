@@ -286,6 +286,9 @@ def hyperparameters(run: Mapping[str, Any]) -> dict[str, float]:
     plain = _HORIZONS[name] if name in _HORIZONS else name[: -len('_half_life')]
     if name in found:
       found.pop(plain if found[name] else name, None)
+    if name not in _HORIZONS and name in found and found[name] <= 1:
+      # A share of the run, beside others' tokens.
+      found[name] *= float(run['planned_tokens'])
   return found
 
 

@@ -64,8 +64,10 @@ def trials(found: tables.Tables) -> pd.DataFrame:
     cell, optimizer = of['cell'].iloc[0], of['optimizer'].iloc[0]
     finals = runs[(runs['stage'] == 'final') & (runs['cell'] == cell)]
     used = values.loc[of['loss'].astype(float).idxmin()].to_dict()
+    # Shares of a run are shown as the proxies' tokens.
+    length = {'planned_tokens': rows[0]['planned_tokens']}
     for final in finals.head(1).to_dict('records'):
-      used |= tables.hyperparameters(final)
+      used |= tables.hyperparameters({**final, **length})
     for name in sorted(varied, key=lambda name: (name != 'lr', name)):
       frame = pd.DataFrame(
         {
@@ -96,7 +98,8 @@ def _label(name: str) -> str:
     return 'Peak learning rate'
   if name in _MEMORIES:
     return f'1 − {words.name(name)}'
-  return words.capitalized(words.name(name).replace('_', ' '))
+  unit = ' (tokens)' if name.endswith('_half_life') else ''
+  return words.capitalized(words.name(name).replace('_', ' ')) + unit
 
 
 def _figure(

@@ -40,6 +40,10 @@ def test_a_run_is_a_row(study):
   assert run['first_loss'] == _rows(path)[0]['train/loss']
   assert tables.config(run, 'optimizer.betas') == config['optimizer']['betas']
   assert tables.hyperparameters(run)['b2'] == config['optimizer']['betas'][1]
+  # A horizon stands for what it decides; shares of the run in its tokens.
+  share = {**run, 'config.optimizer.b2_half_life': 0.25}
+  held = tables.hyperparameters(share)
+  assert held['b2_half_life'] == run['planned_tokens'] / 4 and 'b2' not in held
   # Trials served the final runs of the same cell.
   assert run['cell'] == runs.loc['trials/gpt2-sophia/lr=0.0008', 'cell']
   diverged = runs.loc['trials/gpt2-sophia/lr=0.0032']
