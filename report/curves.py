@@ -143,14 +143,13 @@ class _Draw:
     for run in runs[runs['status'] == 'diverged'].to_dict('records'):
       logged = self.points[run['run']]
       # Where it ended its loss is off the panel.
-      lowest = logged['train/loss'].min()
-      if math.isnan(lowest):
+      if 'train/loss' not in logged or logged['train/loss'].isna().all():
         continue
       color = self.looks[run['optimizer']]['color']
       yield self._trace(
         panel,
         run['optimizer'],
-        logged.tail(1).assign(y=lowest),
+        logged.tail(1).assign(y=logged['train/loss'].min()),
         'mark',
         {},
         f', seed {run["seed"]}',

@@ -1,8 +1,7 @@
 """How often seeds diverge: counts, compared by Fisher's exact test."""
 
-from collections.abc import Mapping
+import itertools
 import math
-from typing import Any
 
 import pandas as pd
 
@@ -24,60 +23,49 @@ def pairs(runs: pd.DataFrame, withheld: bool) -> pd.DataFrame:
     runs: the compared ones of a group, each ended.
     withheld: whether nothing is claimed of the group: p is NaN.
   """
-  bad = (
-    (runs['status'] == 'diverged')
-    .groupby(runs['optimizer'])
-    .agg(['sum', 'size'])
-  )
-  if not bad['sum'].any():
+  bad = _counts(runs)
+  if not any(n for n, _ in bad.values()) or len(bad) < 2:
     return pd.DataFrame()
-  first_M, second_M = statistics.pairs(len(bad))
-  rows = []
-  for i, j in zip(first_M, second_M, strict=True):
-    (a, n), (b, m) = (map(int, bad.iloc[k]) for k in (i, j))
-    rows.append(
-      {
-        'column': COLUMN,
-        'first': bad.index[i],
-        'second': bad.index[j],
-        'difference': a / n - b / m,
-        'p': statistics.divergences((a, n), (b, m)),
-        'n': min(n, m),
-      }
-    )
-  found = pd.DataFrame(rows)
-  if withheld or not rows:
-    return found.assign(p=math.nan, p_holm=math.nan)
+  found = pd.DataFrame(
+    {
+      'column': COLUMN,
+      'first': a,
+      'second': b,
+      'difference': bad[a][0] / bad[a][1] - bad[b][0] / bad[b][1],
+      'p': math.nan if withheld else statistics.divergences(bad[a], bad[b]),
+      'n': min(bad[a][1], bad[b][1]),
+    }
+    for a, b in itertools.combinations(bad, 2)
+  )
   return found.assign(p_holm=statistics.holm(found['p']))
 
 
-def counts(comparison: Comparison, group: str) -> dict[str, str]:
-  """Returns optimizer → '2 of 4', of those with a seed that diverged."""
-  runs = comparison.compared
-  runs = runs[runs['group'] == group]
+def _counts(runs: pd.DataFrame) -> dict[str, tuple[int, int]]:
+  """Returns optimizer → diverged seeds, and all."""
   return {
-    str(name): f'{(of == "diverged").sum()} of {len(of)}'
+    str(name): (int((of == 'diverged').sum()), len(of))
     for name, of in runs.groupby('optimizer')['status']
-    if (of == 'diverged').any()
   }
 
 
 def sentence(comparison: Comparison, group: str) -> str:
   """Says which optimizers diverged, and which do so more often; ''."""
-  found = counts(comparison, group)
-  if not found:
+  runs, rows = comparison.compared, comparison.pairs
+  bad = _counts(runs[runs['group'] == group])
+  listed = [
+    f'{words.name(name)} in {n} of {of}' for name, (n, of) in bad.items() if n
+  ]
+  if not listed:
     return ''
-  listed = [f'{words.name(name)} in {n}' for name, n in found.items()]
   text = f'Seeds that diverged: {words.join(listed)}'
-  rows = _pairs(comparison, group)
+  rows = rows[(rows['group'] == group) & (rows['column'] == COLUMN)]
   if rows['p'].isna().all():
     return f'{text}; not compared, as losses are not.'
   shown = rows[rows['p_holm'] < statistics.LEVEL]
   by_worse: dict[str, list[str]] = {}
   for row in shown.to_dict('records'):
-    worse, other = row['first'], row['second']
-    if row['difference'] < 0:
-      worse, other = other, worse
+    sides = row['first'], row['second']
+    worse, other = sides if row['difference'] > 0 else sides[::-1]
     by_worse.setdefault(worse, []).append(words.name(other))
   if not by_worse:
     return f'{text}; no optimizer is shown to diverge more often than another.'
@@ -89,52 +77,36 @@ def sentence(comparison: Comparison, group: str) -> str:
   return f'{text}; {words.join(said)} ({p}).'
 
 
-def _pairs(comparison: Comparison, group: str) -> pd.DataFrame:
-  rows = comparison.pairs
-  return rows[(rows['group'] == group) & (rows['column'] == COLUMN)]
-
-
 def blocks(comparison: Comparison) -> list[section.Block]:
   """Returns a sentence a group, and the table of pairs behind them."""
   said = {g: sentence(comparison, g) for g in comparison.groups}
   found: list[section.Block] = [
-    f'{words.named(group)}: {text}' if len(said) > 1 else text
-    for group, text in said.items()
-    if text
+    f'{words.named(group)}: {text}' for group, text in said.items() if text
   ]
-  return [*found, _table(comparison)] if found else []
-
-
-def _table(comparison: Comparison) -> section.Table:
-  rows: list[list[section.Cell | str] | str] = []
-  for group in comparison.groups:
-    known = counts(comparison, group)
-    held = _pairs(comparison, group)
-    held = held[held['first'].isin(known) | held['second'].isin(known)]
-    if len(held):
-      rows.append(words.named(group))
-    rows += [_row(row, known) for row in held.to_dict('records')]
-  return section.Table(
+  rows = comparison.pairs
+  # Two that differ in nothing are no pair to look at.
+  rows = rows[(rows['column'] == COLUMN) & (rows['difference'] != 0)]
+  if not len(rows):
+    return found
+  names = (rows[side].map(words.name) for side in ('first', 'second'))
+  frame = rows.assign(
+    pair=[' − '.join(both) for both in zip(*names, strict=True)],
+    points=100 * rows['difference'],
+    p=rows['p'].map(words.p_value),
+    p_holm=rows['p_holm'].map(words.p_value),
+  )
+  columns = {
+    'pair': Column('Pair'),
+    'points': Column('Share of diverged seeds', 'points', True, form='+.0f'),
+    'p': Column('p', number=True),
+    'p_holm': Column('p, corrected', number=True),
+  }
+  table = section.Table.of(
     'How often seeds diverged',
-    [
-      Column('Pair'),
-      Column('Diverged'),
-      Column('p', number=True),
-      Column('p, corrected', number=True),
-    ],
-    rows,
+    frame,
+    columns,
+    heading='group',
     note='Fisher’s exact test; corrected for all pairs of the group (Holm).',
     folded=True,
   )
-
-
-def _row(
-  row: Mapping[str, Any], known: Mapping[str, str]
-) -> list[section.Cell | str]:
-  sides = row['first'], row['second']
-  return [
-    ' and '.join(map(words.name, sides)),
-    ', '.join(known[name] if name in known else 'none' for name in sides),
-    words.p_value(row['p']),
-    words.p_value(row['p_holm']),
-  ]
+  return [*found, table]

@@ -98,6 +98,15 @@ def test_divergences_are_compared_as_counts(plant):
   assert 'Lion diverges more often than AdamW and Sophia (p = 0.024)' in said
 
 
+def test_divergences_after_an_unequal_search_are_not_compared(plant):
+  losses = _losses((0.0, 0.1, 0.1))
+  losses['lion'] = [None] * 5
+  found = plant(losses, rates={'adamw': ()})
+  assert divergences.sentence(found, 'gpt2') == (
+    'Seeds that diverged: Lion in 5 of 5; not compared, as losses are not.'
+  )
+
+
 def test_winner_is_claimed_beside_one_that_diverged_and_is_worse(plant):
   losses = _losses((0.0, 0.1, 0.1))
   losses['lion'][1] = None
