@@ -34,14 +34,16 @@ def sections(comparison: tables.Comparison) -> list[Section]:
   pairs['counts'] = pairs['p_holm'] < statistics.LEVEL
   if not len(pairs):
     return []
+  reasons: dict[str, list[str]] = {}
+  for group in refused:
+    if group in set(pairs['group']):
+      reason = comparison.reason(group, 'eval_loss')
+      reasons.setdefault(reason, []).append(words.named(group))
   blocks: list[Block] = [
     Note(
-      f'{words.named(g)}: {comparison.reason(g, "eval_loss")}. No difference '
-      'below is a claim.',
-      'warning',
+      f'{" · ".join(of)}: {reason}. No difference below is a claim.', 'warning'
     )
-    for g in refused
-    if g in set(pairs['group'])
+    for reason, of in reasons.items()
   ]
   sizes = pairs.groupby('group')['first'].transform('nunique') + 1
   few, many = pairs[sizes <= _FEW], pairs[sizes > _FEW]

@@ -118,6 +118,9 @@ def sections(comparison: Comparison) -> list[section.Section]:
   if len(listed):
     frame = listed.reset_index()
     frame['group'] = frame['group'].map(words.named)
+    # Groups that say the same stand in one row.
+    by = ['column', 'reason']
+    frame = frame.groupby(by, sort=False)['group'].agg(' · '.join).reset_index()
     heads = {'group': 'Group', 'column': 'Columns', 'reason': 'Reason'}
     blocks.append(
       section.Table.of(
