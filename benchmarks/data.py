@@ -5,11 +5,14 @@
     python benchmarks/data.py 'corpus/*.jsonl' shards
 
 Compares tokenizing, per second of one core's time, and shuffled windows, per
-second on the clock from one process; rounds of the sides alternate.
+second on the clock from one process; rounds of the sides alternate. Says how
+much text a process that reads for others gives them per second of its time, and
+how much one whose tasks read for themselves; and what a shard takes.
 """
 
 import argparse
 from collections.abc import Callable
+import gzip
 import os
 import pathlib
 import statistics
@@ -24,14 +27,18 @@ from etils import epath
 from ml_collections import ConfigDict
 import numpy as np
 import tokenizers as hf
+import zstandard
 
-from steepest.data import manifest as manifests, pipeline
+from steepest.data import files, manifest as manifests, pipeline, shards
 from steepest.data.preparing import documents, tokenize
+from steepest.tuning import engine
 
 _ROUNDS = 5
 # Text of each file that is tokenized, in bytes.
 _TEXT = 1 << 20
 _TOKENS = 20_000_000
+# Bytes that are read for others, in chunks as those of a preparation.
+_FED, _CHUNK = 1 << 27, 1 << 22
 _BATCH = 512
 
 
@@ -46,18 +53,19 @@ def main() -> None:
   load = lambda: print(f'load: {os.getloadavg()[0]:.1f} on {os.cpu_count()}')
   load()
   _tokenizing(arguments.text, arguments.shards)
+  _feeding(arguments.text)
+  _cutting(arguments.shards)
   for context in (1024, 2048):
     _reading(arguments.shards, context)
   load()
 
 
-def _tokenizing(text: str, shards: pathlib.Path) -> None:
+def _tokenizing(text: str, home: pathlib.Path) -> None:
   """Compares tokenize.write with a plain encode_batch of its text."""
-  blocks = [
-    next(iter(found.blocks(_TEXT)))
-    for found in documents.find(text)
-    if found.bytes
+  pieces = [
+    next(found.pieces(_TEXT)) for found in documents.find(text) if found.bytes
   ]
+  blocks = [next(documents.blocks(piece, _TEXT)) for piece in pieces]
   texts = [
     item.text
     for block in blocks
@@ -65,10 +73,11 @@ def _tokenizing(text: str, shards: pathlib.Path) -> None:
     if isinstance(item, documents.Document)
   ]
   size = sum(len(t.encode()) for t in texts) / 1e6
-  backend = hf.Tokenizer.from_file(str(shards / 'tokenizer.json'))
+  backend = hf.Tokenizer.from_file(str(home / 'tokenizer.json'))
   with tempfile.TemporaryDirectory() as folder:
-    rules = tokenize.Rules(pathlib.Path(folder), shards, '', 0, '', ())
-    task = tokenize.Task(0, blocks, tokenize.Position(0, 0))
+    directory = pathlib.Path(folder)
+    rules = tokenize.Rules(directory, _TEXT, home, '', 0, '', ())
+    task = tokenize.Task(0, pieces)
     ours, plain, fast = _alternate(
       lambda: tokenize.write(rules, task),
       lambda: backend.encode_batch(texts),
@@ -83,14 +92,79 @@ def _tokenizing(text: str, shards: pathlib.Path) -> None:
   )
 
 
-def _reading(shards: pathlib.Path, context: int) -> None:
+def _feeding(text: str) -> None:
+  """Compares a process that reads for others with tasks that read."""
+  found = [f for f in documents.find(text) if f.name.endswith('.jsonl')]
+  content = b''.join(pathlib.Path(f.name).read_bytes() for f in found)
+  content *= -(-_FED // len(content))
+  size = len(content) / 1e6
+  with (
+    tempfile.TemporaryDirectory() as folder,
+    engine.local([engine.Place()] * 2) as pool,
+  ):
+    for suffix, compress in (
+      ('', bytes),
+      ('.gz', gzip.compress),
+      ('.zst', zstandard.compress),
+    ):
+      path = pathlib.Path(folder) / f'text.jsonl{suffix}'
+      path.write_bytes(compress(content))
+      (one,) = documents.find(str(path))
+      whole = documents.Piece(one.name, one.bytes)
+      blocks = lambda whole=whole: documents.blocks(whole, _CHUNK)
+      pieces = lambda one=one: one.pieces(_CHUNK)
+      fed, apart = _alternate(
+        lambda blocks=blocks: list(pool.run(_take, blocks())),
+        lambda pieces=pieces: list(pool.run(_read, pieces())),
+        clock=time.process_time,
+      )
+      print(
+        f'{size:.0f} MB of jsonl{suffix}: a process that reads for others '
+        f'gives them {size / fed:.0f} MB per second of its time, one whose '
+        f'tasks read {size / apart:.0f}'
+      )
+
+
+def _take(block: documents.Block) -> int:
+  return block.bytes
+
+
+def _read(piece: documents.Piece) -> int:
+  return sum(block.bytes for block in documents.blocks(piece, _CHUNK))
+
+
+def _cutting(home: pathlib.Path) -> None:
+  """Times writing a shard and its checksums, as the third stage does."""
+  manifest = manifests.load(home)
+  held = max(manifest.shards, key=lambda s: s.tokens)
+  path = epath.Path(home) / held.name
+  source = array_record_data_source.ArrayRecordDataSource([str(path)])
+  dtype = np.dtype(manifest.dtype)
+  records = [np.frombuffer(source[i], dtype) for i in range(len(source))]
+  tokens_N = np.concatenate([r[:-1] for r in records] + [records[-1][-1:]])
+  with tempfile.TemporaryDirectory() as folder:
+    out = pathlib.Path(folder) / held.name
+
+    def cut() -> None:
+      shards.write(out, tokens_N, manifest.record_tokens)
+      files.sha256(epath.Path(out))
+      files.sampled_sha256(epath.Path(out))
+
+    (seconds,) = _alternate(cut, clock=time.process_time)
+  print(
+    f'a shard of {held.tokens / 1e6:.1f} M tokens: '
+    f'{held.tokens / seconds / 1e6:.1f} M tokens per second of one core'
+  )
+
+
+def _reading(home: pathlib.Path, context: int) -> None:
   """Compares shuffled windows with reads that do nothing else."""
   steps = _TOKENS // (_BATCH * context)
-  manifest = manifests.load(shards)
+  manifest = manifests.load(home)
   source = max(manifest.sources, key=lambda n: manifest.sources[n].tokens)
   held = manifest.select('train', source)
   records = array_record_data_source.ArrayRecordDataSource(
-    [str(epath.Path(shards) / s.name) for s in held]
+    [str(epath.Path(home) / s.name) for s in held]
   )
   dtype = np.dtype(manifest.dtype)
   generator = np.random.default_rng(0)
@@ -101,7 +175,7 @@ def _reading(shards: pathlib.Path, context: int) -> None:
     mapped = np.memmap(file.name, dtype, 'r')
 
     def grain_windows() -> None:
-      data = _open(shards, context, steps)
+      data = _open(home, context, steps)
       for _ in data.train(0):
         pass
 
@@ -130,14 +204,14 @@ def _reading(shards: pathlib.Path, context: int) -> None:
   )
 
 
-def _open(shards: pathlib.Path, context: int, steps: int) -> pipeline.Data:
+def _open(home: pathlib.Path, context: int, steps: int) -> pipeline.Data:
   # As many passes as that takes.
   held = sum(
-    s.tokens for s in manifests.load(shards).shards if s.split == 'train'
+    s.tokens for s in manifests.load(home).shards if s.split == 'train'
   )
   config = ConfigDict(
     {
-      'source': f'shards:{shards}',
+      'source': f'shards:{home}',
       'mixture': '',
       'shuffle': True,
       'epochs': 1 + steps * _BATCH * context // held * 11 // 10,

@@ -198,7 +198,7 @@ def _resume(
     for left in part.iterdir():
       if left.name not in kept:
         shutil.rmtree(left) if left.is_dir() else left.unlink()
-    tokenize.keep(part / 'chunks', tokenize.Position(same, 0))
+    tokenize.keep(part / 'chunks', [i.name for i in found[:same]])
     files.write(path, [json.dumps(job).encode()])
   for left in part.rglob('*.part'):
     left.unlink(missing_ok=True)
@@ -225,7 +225,8 @@ class _Preparation:
     tokenizer = self._tokenizer(cache)
     if (out / manifests.NAME).exists():
       return manifests.load(out)
-    chunks = self._tokenize(tokenizer, cache)
+    finished = self._tokenize(tokenizer, cache)
+    chunks = [chunk for done in finished for chunk in done.chunks]
     distinct, found = self._sort(chunks)
     out.mkdir(exist_ok=True)
     plans = cutting.plan(
@@ -233,10 +234,10 @@ class _Preparation:
     )
     shards = self._cut(plans)
     tokenizer.save(out)
-    self._lines('rejects', len(chunks))
+    self._lines('rejects', finished)
     contaminated = None
     if options.decontaminate:
-      self._lines('contaminated', len(chunks))
+      self._lines('contaminated', finished)
       counts: collections.Counter[str] = collections.Counter()
       for chunk in chunks:
         counts.update(chunk.contaminated)
@@ -292,48 +293,52 @@ class _Preparation:
 
   def _tokenize(
     self, tokenizer: tokenizers.Tokenizer, cache: pathlib.Path | None
-  ) -> list[tokenize.Chunk]:
-    """Brings the whole input into chunks; returns them in order."""
+  ) -> list[tokenize.Done]:
+    """Brings the whole input into chunks; returns the tasks in order."""
     options, directory = self.options, self.part / 'chunks'
     if tokenizer.eos_id is None:
       tokenizer.encode_documents([])
     benchmarks: list[pathlib.Path] = []
     if options.decontaminate:
       benchmarks = decontamination.find(options.decontaminate_data, cache)
+    low, high = _CHUNK_BYTES
+    size = high
+    if all(i.mtime_ns for i in self.found):
+      size = min(max(sum(i.bytes for i in self.found) // _CHUNKS, low), high)
     rules = tokenize.Rules(
       directory,
+      size,
       self.part / 'tokenizer',
       options.source,
       options.seed,
       options.decontaminate,
       tuple(benchmarks),
     )
-    low, high = _CHUNK_BYTES
-    size = high
-    if all(i.mtime_ns for i in self.found):
-      size = min(max(sum(i.bytes for i in self.found) // _CHUNKS, low), high)
-    done = dict(enumerate(tokenize.load_all(directory)))
-    after = done[len(done) - 1].after if done else tokenize.Position(0, 0)
+    every = list(tokenize.tasks(self.found, size))
+    if len(every) > tokenize.MOST_TASKS:
+      raise ValueError(
+        f'{len(every):,} tasks of {size:,} bytes: prepare the input in parts'
+      )
+    loaded = (tokenize.load(directory, task) for task in every)
+    done = {one.task.number: one for one in loaded if one is not None}
     tally = _Tally(options.max_rejected)
-    for chunk in done.values():
-      tally.add(chunk)
-    task = self.progress.add_task('tokenizing', total=len(self.found))
-    tasks = tokenize.tasks(self.found, size, len(done), after)
-    for number, chunk in self.run(
-      functools.partial(tokenize.write, rules), tasks
-    ):
-      done[number] = chunk
-      tally.add(chunk)
+    for one in done.values():
+      tally.add(one)
+    shown = self.progress.add_task('tokenizing', total=len(every))
+    missing = [task for task in every if task.number not in done]
+    for one in self.run(functools.partial(tokenize.write, rules), missing):
+      done[one.task.number] = one
+      tally.add(one)
       tally.check(_EARLY)
       self.progress.update(
-        task,
-        completed=chunk.after.input,
+        shown,
+        completed=len(done),
         description=f'tokenizing: {tally.documents:,} documents, '
         f'{tally.tokens:,} tokens',
       )
-    self.progress.update(task, completed=len(self.found))
+    self.progress.update(shown, completed=len(every))
     tally.check(0)
-    return [done[number] for number in range(len(done))]
+    return [done[task.number] for task in every]
 
   def _sort(
     self, chunks: list[tokenize.Chunk]
@@ -368,8 +373,8 @@ class _Preparation:
       self.progress.advance(task)
     return [s for s in done.values() if s is not None]
 
-  def _lines(self, kind: str, count: int) -> None:
-    lines = tokenize.load_lines(self.part / 'chunks', range(count), kind)
+  def _lines(self, kind: str, finished: Iterable[tokenize.Done]) -> None:
+    lines = tokenize.load_lines(self.part / 'chunks', finished, kind)
     files.write(self.part / 'out' / f'{kind}.jsonl', lines)
 
 
@@ -379,18 +384,19 @@ class _Tally:
   def __init__(self, most: float):
     self._most = most
     self.documents = self.tokens = self._rejected = 0
-    self._first: tuple[Any, ...] | None = None
+    # Number and pieces of the first task with a bad line, and that line.
+    self._first: tuple[int, list[documents.Piece], dict[str, Any]] | None = None
 
-  def add(self, chunk: tokenize.Chunk) -> None:
-    """Counts a chunk."""
-    self.documents += chunk.documents
-    self.tokens += chunk.tokens
-    self._rejected += chunk.rejected
-    if chunk.first_reject is not None:
-      first = tuple(
-        chunk.first_reject[k] for k in ('file', 'line', 'reason', 'quoted')
-      )
-      self._first = min(self._first or first, first)
+  def add(self, done: tokenize.Done) -> None:
+    """Counts the chunks of a task."""
+    task = done.task
+    for chunk in done.chunks:
+      self.documents += chunk.documents
+      self.tokens += chunk.tokens
+      self._rejected += chunk.rejected
+      bad = chunk.first_reject
+      if bad and (self._first is None or task.number < self._first[0]):
+        self._first = task.number, task.pieces, bad
 
   def check(self, least: int) -> None:
     """Raises a ValueError when too much of at least `least` lines is bad."""
@@ -398,11 +404,15 @@ class _Tally:
     if self._first is None or lines < least:
       return
     if bad > _FEW_REJECTS and bad > self._most * lines:
-      file, line, reason, quoted = self._first
+      _, pieces, first = self._first
+      line = first['line']
+      for piece in pieces:
+        if piece.input == first['file'] and piece.bytes and piece.end:
+          line += documents.lines_before(piece.input, piece.begin)
       raise ValueError(
         f'{bad} of {lines} lines give no document, more than '
-        f'--max_rejected={self._most:g}; the first is line {line} of {file} '
-        f'({reason}): {quoted}'
+        f'--max_rejected={self._most:g}; the first is line {line} of '
+        f'{first["file"]} ({first["reason"]}): {first["quoted"]}'
       )
 
 

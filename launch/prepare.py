@@ -12,6 +12,7 @@ command goes on where it was; the result is the same, byte for byte.
 """
 
 from collections.abc import Callable
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -34,6 +35,12 @@ def main() -> None:
   workers = flags.DEFINE_integer(
     'workers', 0, 'Processes that tokenize; 0: one for each core.'
   )
+  address = flags.DEFINE_string(
+    'engine',
+    '',
+    'HOST:PORT of a running Ray, or auto, whose machines do it '
+    '(docs/launching.md); default: this machine alone.',
+  )
   define: dict[Any, Callable[..., flags.FlagHolder]] = {
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
@@ -48,13 +55,18 @@ def main() -> None:
     )
   cli.run(
     lambda: _run(
-      describe.value, workers.value, {n: v.value for n, v in values.items()}
+      describe.value,
+      workers.value,
+      address.value,
+      {n: v.value for n, v in values.items()},
     ),
     __doc__,
   )
 
 
-def _run(describe: str | None, workers: int, values: dict[str, Any]) -> None:
+def _run(
+  describe: str | None, workers: int, address: str, values: dict[str, Any]
+) -> None:
   # Read by the tokenizers library when it starts its threads.
   if workers == 1:
     os.environ['RAYON_NUM_THREADS'] = '1'
@@ -78,14 +90,17 @@ def _run(describe: str | None, workers: int, values: dict[str, Any]) -> None:
     directory = pathlib.Path(values['decontaminate_data']).absolute()
     values['decontaminate_data'] = str(directory)
   options = prepare.Options(**values)
-  count = workers or prepare.processes(options.inputs)
   logs = prepare.unfinished(options.out) / 'logs'
-  with engine.local([engine.Place()] * count, logs) as pool:
-    manifest = prepare.prepare(
-      options,
-      Console(stderr=True),
-      pool.run if count > 1 else map,
-    )
+  console = Console(stderr=True)
+  with contextlib.ExitStack() as stack:
+    run: prepare.Run = map
+    if address:
+      machines = stack.enter_context(engine.machines(address, workers))
+      run = stack.enter_context(machines.cores(logs)).run
+    elif (count := workers or prepare.processes(options.inputs)) > 1:
+      places = [engine.Place()] * count
+      run = stack.enter_context(engine.local(places, logs)).run
+    manifest = prepare.prepare(options, console, run)
   for note in manifest.notes:
     print(f'note: {note}', file=sys.stderr)
   print(

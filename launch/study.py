@@ -19,7 +19,7 @@ import os
 import pathlib
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -116,7 +116,7 @@ def _study(
 
   start = time.perf_counter()
   with locks.hold(workdir, 'at this study'):
-    with _machines(workers, address) as machines:
+    with engine.machines(address, workers) as machines:
       config = corpus.ready(config, workdir)
       study = tuning_study.Study(config, workdir)
       _write_config(config, workdir)
@@ -135,21 +135,6 @@ def _study(
             study.raise_failures()
             timing.run(config, workdir, slots)
     _report(workdir, time.perf_counter() - start)
-
-
-def _machines(workers: int, address: str) -> Any:
-  """Returns what gives engines: this machine, or those of a Ray."""
-  if not address:
-    from steepest.tuning import engine
-
-    return engine.Machine(workers)
-  try:
-    from steepest.tuning import ray_engine
-  except ImportError as error:
-    raise OSError(
-      f"--engine={address} needs Ray: pip install 'steepest[ray]'"
-    ) from error
-  return ray_engine.Cluster(address, workers)
 
 
 def _plan(config: 'ConfigDict', chip: str, devices: int) -> None:

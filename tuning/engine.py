@@ -353,6 +353,27 @@ class Machine:
     return local(places(size, self._workers)[:most], logs)
 
 
+def machines(address: str, workers: int = 0) -> Any:
+  """Returns what gives engines: this machine, or those of a Ray.
+
+  Args:
+    address: '', or as for ray_engine.Cluster.
+    workers: slots at most; 0: as many as there are.
+
+  Raises:
+    OSError: Ray is not installed, or not there.
+  """
+  if not address:
+    return Machine(workers)
+  try:
+    from steepest.tuning import ray_engine
+  except ImportError as error:
+    raise OSError(
+      f"--engine={address} needs Ray: pip install 'steepest[ray]'"
+    ) from error
+  return ray_engine.Cluster(address, workers)
+
+
 def places(size: int, most: int = 0) -> list[Place]:
   """Returns the slots of this machine, of `size` devices each.
 

@@ -17,6 +17,7 @@ import logging
 import os
 import pathlib
 import socket
+import sys
 import threading
 from typing import Any, NamedTuple
 
@@ -97,6 +98,10 @@ class Cluster:
     """Returns slots of `size` devices each, at most so many."""
     most = min(most, self._workers or most)
     return RayEngine(self._resource, size, most, logs)
+
+  def cores(self, logs: pathlib.Path) -> 'RayEngine':
+    """Returns a slot for each core."""
+    return RayEngine('CPU', 1, self._workers or sys.maxsize, logs)
 
 
 class RayEngine(engine.Engine):
@@ -184,6 +189,7 @@ class RayEngine(engine.Engine):
             at,
             self._size if self._resource == 'CPU' else 0,
             self._logs / f'worker-{slot}.log',
+            os.getcwd(),
           )
         )
       return self._actors[slot]
@@ -212,7 +218,11 @@ class RayEngine(engine.Engine):
 class _Worker:
   """The process of a slot."""
 
-  def __init__(self, slot: int, at: _Slot, cores: int, log: pathlib.Path):
+  def __init__(
+    self, slot: int, at: _Slot, cores: int, log: pathlib.Path, directory: str
+  ):
+    # Where relative paths begin.
+    os.chdir(directory)
     own: tuple[int, ...] = ()
     if cores:
       # Ray counts cores, but leaves processes to choose among all of them.

@@ -1,11 +1,14 @@
 """Documents out of local files, and out of datasets of the hub and of TFDS.
 
-JSON lines, Parquet and plain text are read in blocks, which are parsed apart,
-in any process.
+An input is divided into pieces, each of which a process reads by itself: a
+block of lines, a compressed or other file, a file or some rows of a dataset. A
+piece is read in blocks, which are parsed at once.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
 import glob
+import importlib.util
 import io
 import itertools
 import json
@@ -25,6 +28,8 @@ _COLUMNS = ('text', 'meta', 'source')
 # Rows in a block of a Parquet file or of a dataset; bytes in one of lines.
 _ROWS = 512
 _BLOCK = 1 << 20
+# Rows of a TFDS dataset that a process reads at a time.
+_PIECE_ROWS = 8192
 # Characters of a rejected line that are quoted.
 _QUOTED = 200
 
@@ -51,7 +56,8 @@ class Block(NamedTuple):
   Attributes:
     file: name under which rejects are reported.
     stem: source of the documents that name none.
-    first: number of its first line or row.
+    first: number of its first line or row; of lines, counted from where the
+      piece begins.
     content: lines of JSON, one document's bytes (`text`), or rows.
     text: whether the content is one document.
   """
@@ -72,6 +78,23 @@ class Block(NamedTuple):
     return self.content.nbytes
 
 
+class Piece(NamedTuple):
+  """A part of an input, which is read by itself.
+
+  Attributes:
+    input: the input's name.
+    bytes: about its size on the disk, 0 where that is not known.
+    begin: first byte of a file of lines, whose lines are those that begin in
+      the piece; first row of a TFDS dataset; number of a file of a hub's.
+    end: where the next piece begins; 0: the piece is the whole input.
+  """
+
+  input: str
+  bytes: int
+  begin: int = 0
+  end: int = 0
+
+
 class Input(NamedTuple):
   """A file or a dataset.
 
@@ -79,14 +102,27 @@ class Input(NamedTuple):
     name: path, or 'hf:…' or 'tfds:…'.
     bytes: size of a file, 0 for a dataset.
     mtime_ns: of a file, 0 for a dataset.
-    blocks: yields its blocks, those of lines about as large as asked; the
-      same ones each time.
   """
 
   name: str
   bytes: int
   mtime_ns: int
-  blocks: Callable[[int], Iterator[Block]]
+
+  def pieces(self, size: int) -> Iterator[Piece]:
+    """Yields its pieces, those of lines of `size` bytes; the same each time.
+
+    Raises:
+      OSError: a dataset cannot be opened.
+    """
+    kind, name = _dataset(self.name)
+    if kind:
+      yield from _dataset_pieces(self.name, kind, name)
+    elif _is_lines(path := pathlib.Path(self.name)) and not _compression(path):
+      for begin in range(0, self.bytes, size):
+        end = min(begin + size, self.bytes)
+        yield Piece(self.name, end - begin, begin, end)
+    else:
+      yield Piece(self.name, self.bytes)
 
 
 def find(spec: str) -> list[Input]:
@@ -104,10 +140,11 @@ def find(spec: str) -> list[Input]:
   """
   found: dict[str, Input] = {}
   for item in spec.split(','):
-    kind, _, name = item.partition(':')
-    if kind in ('hf', 'tfds') and name:
-      rows = _hub_rows(name) if kind == 'hf' else _tfds_rows(name)
-      found[item] = Input(item, 0, 0, _dataset_blocks(item, rows))
+    kind, name = _dataset(item)
+    if kind:
+      if kind == 'hf':
+        _check_hub(name)
+      found[item] = Input(item, 0, 0)
     else:
       found |= {str(path): _file(path) for path in _paths(item)}
   return sorted(found.values(), key=lambda i: pathlib.PurePath(i.name))
@@ -125,22 +162,29 @@ def read(found: Iterable[Input]) -> Iterator[Document | Reject]:
     ValueError: a file as a whole is damaged.
   """
   for one in found:
-    for block in one.blocks(_BLOCK):
+    for block in blocks(Piece(one.name, one.bytes), _BLOCK):
       for _, item in parse(block):
         yield item
 
 
-def _blocks(path: pathlib.Path, size: int) -> Iterator[Block]:
-  """Yields a file in blocks of whole lines, about `size` bytes each.
+def blocks(piece: Piece, size: int) -> Iterator[Block]:
+  """Yields a piece in blocks of whole lines, about `size` bytes each.
 
   Raises:
-    ValueError: the file as a whole is damaged.
+    OSError: a dataset cannot be read.
+    ValueError: a file as a whole is damaged.
   """
-  kinds = [s.lower() for s in path.suffixes]
+  kind, name = _dataset(piece.input)
+  if kind:
+    yield from _dataset_blocks(piece, kind, name)
+    return
+  path = pathlib.Path(piece.input)
   try:
-    if kinds and kinds[-1] == '.parquet':
+    if path.suffix.lower() == '.parquet':
       yield from _row_blocks(path)
-    elif any(kind in _JSON_LINES for kind in kinds[-2:]):
+    elif piece.end:
+      yield from _lines_within(path, piece)
+    elif _is_lines(path):
       yield from _line_blocks(path, size)
     else:
       with _open(path) as file:
@@ -184,12 +228,25 @@ def _paths(pattern: str) -> list[pathlib.Path]:
 
 def _file(path: pathlib.Path) -> Input:
   stat = path.stat()
-  return Input(
-    str(path),
-    stat.st_size,
-    stat.st_mtime_ns,
-    lambda size: _blocks(path, size),
-  )
+  return Input(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+def _is_lines(path: pathlib.Path) -> bool:
+  return any(s.lower() in _JSON_LINES for s in path.suffixes[-2:])
+
+
+def _compression(path: pathlib.Path) -> str | None:
+  return _COMPRESSED.get(path.suffix.lower())
+
+
+def lines_before(name: str, begin: int) -> int:
+  """Returns how many lines of a file begin before a byte of it."""
+  count, last = 0, b'\n'
+  with open(name, 'rb') as file:
+    while begin > 0 and (content := file.read(min(begin, _BLOCK))):
+      count, last = count + content.count(b'\n'), content[-1:]
+      begin -= len(content)
+  return count + (last != b'\n')
 
 
 def _stem(path: pathlib.Path) -> str:
@@ -201,12 +258,27 @@ def _stem(path: pathlib.Path) -> str:
 
 
 def _open(path: pathlib.Path) -> io.BufferedIOBase:
-  compression = _COMPRESSED.get(path.suffix.lower())
+  compression = _compression(path)
   if compression is None:
     return path.open('rb')
   # Unlike gzip's and zstandard's readers, Arrow's raises where a file of
   # either format is cut short.
   return io.BufferedReader(pa.input_stream(str(path), compression), 1 << 20)
+
+
+def _lines_within(path: pathlib.Path, piece: Piece) -> Iterator[Block]:
+  """Yields one block of the lines that begin in a piece."""
+  with _open(path) as file:
+    if piece.begin:
+      # The line that holds the byte before belongs to the piece before.
+      file.seek(piece.begin - 1)
+      file.readline()
+    if (rest := piece.end - file.tell()) <= 0:
+      return
+    content = file.read(rest)
+    if not content.endswith(b'\n'):
+      content += file.readline()
+  yield Block(str(path), _stem(path), 1, content)
 
 
 def _line_blocks(path: pathlib.Path, size: int) -> Iterator[Block]:
@@ -233,26 +305,59 @@ def _row_blocks(path: pathlib.Path) -> Iterator[Block]:
 # ---------------------------------------------------------------- datasets
 
 
-def _dataset_blocks(
-  name: str, read: Callable[[], Iterable[Mapping[str, Any]]]
-) -> Callable[[int], Iterator[Block]]:
-  """Returns a function that yields the rows of a dataset as blocks."""
-  stem = pathlib.PurePath(name.split(':')[1]).name
+def _dataset(name: str) -> tuple[str, str]:
+  """Returns 'hf' or 'tfds' and what follows; '' and '' of a file."""
+  kind, _, rest = name.partition(':')
+  return (kind, rest) if kind in ('hf', 'tfds') and rest else ('', '')
 
-  def blocks(size: int) -> Iterator[Block]:
-    del size  # Rows are counted: their sizes are known only later.
-    try:
-      rows = iter(read())
-      for first in itertools.count(1, _ROWS):
-        batch = [_plain(row) for row in itertools.islice(rows, _ROWS)]
-        if not batch:
-          return
-        yield Block(name, stem, first, batch)
-    except Exception as error:  # Those of a library, which share no class.
-      line = downloads.first_line(error)
-      raise OSError(f'--input={name}: {line}') from error
 
-  return blocks
+def _dataset_pieces(item: str, kind: str, name: str) -> Iterator[Piece]:
+  with _told(item):
+    if kind == 'hf':
+      ends = range(1, _hub(name).num_shards + 1)
+    else:
+      count = len(_tfds(name))
+      ends = range(_PIECE_ROWS, count + _PIECE_ROWS, _PIECE_ROWS)
+  for end in ends:
+    yield Piece(item, 0, end - ends.step, end)
+
+
+def _dataset_blocks(piece: Piece, kind: str, name: str) -> Iterator[Block]:
+  """Yields the rows of a piece of a dataset.
+
+  Rows of a hub's dataset are counted within each of its files.
+  """
+  item, stem = piece.input, pathlib.PurePath(name.partition(':')[0]).name
+  first = 1
+  with _told(item):
+    rows: Any
+    if kind == 'hf':
+      rows = _hub(name)
+      if piece.end:
+        rows = rows.shard(num_shards=rows.num_shards, index=piece.begin)
+        item = f'{item}#{piece.begin}'
+    else:
+      source = _tfds(name)
+      end = min(piece.end or len(source), len(source))
+      rows = (source[i] for i in range(piece.begin, end))
+      first = piece.begin + 1
+    iterator = iter(rows)
+    # Rows are counted: their sizes are known only later.
+    for number in itertools.count(first, _ROWS):
+      batch = [_plain(row) for row in itertools.islice(iterator, _ROWS)]
+      if not batch:
+        return
+      yield Block(item, stem, number, batch)
+
+
+@contextlib.contextmanager
+def _told(item: str) -> Iterator[None]:
+  """Tells errors of a dataset's library, which share no class, in a line."""
+  try:
+    yield
+  except Exception as error:
+    line = downloads.first_line(error)
+    raise OSError(f'--input={item}: {line}') from error
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,37 +371,39 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _hub_rows(name: str) -> Callable[[], Iterable[Mapping[str, Any]]]:
-  try:
-    import datasets
-  except ImportError as error:
+def _check_hub(name: str) -> None:
+  """Raises where a dataset of the hub cannot be read or is not well named."""
+  if importlib.util.find_spec('datasets') is None:
     raise OSError(
       f'--input=hf:{name} needs the package datasets: pip install '
       "'steepest[hub]'"
-    ) from error
-  dataset, config, split, *rest = [*name.split(':'), '', '', '']
-  if rest[0]:
+    )
+  if name.count(':') > 2:
     raise ValueError(
       f'--input=hf:{name}: write hf:DATASET, hf:DATASET:CONFIG or '
       'hf:DATASET:CONFIG:SPLIT'
     )
-  return lambda: datasets.load_dataset(
+
+
+def _hub(name: str) -> Any:
+  """Opens a dataset of the hub as a stream."""
+  import datasets
+
+  dataset, config, split, *_ = [*name.split(':'), '', '']
+  return datasets.load_dataset(
     dataset, config or None, split=split or 'train', streaming=True
   )
 
 
-def _tfds_rows(name: str) -> Callable[[], Iterable[Mapping[str, Any]]]:
+def _tfds(name: str) -> Sequence[Mapping[str, Any]]:
+  """Opens a dataset of TFDS, any row of which can be read."""
+  import tensorflow_datasets as tfds
+
   dataset, _, split = name.partition(':')
-
-  def read() -> Iterable[Mapping[str, Any]]:
-    import tensorflow_datasets as tfds
-
-    if os.path.isdir(dataset):
-      builder = tfds.builder_from_directory(dataset)
-      return builder.as_data_source(split=split or 'train')
-    return tfds.data_source(dataset, split=split or 'train')
-
-  return read
+  if os.path.isdir(dataset):
+    builder = tfds.builder_from_directory(dataset)
+    return builder.as_data_source(split=split or 'train')
+  return tfds.data_source(dataset, split=split or 'train')
 
 
 # ----------------------------------------------------------------- records

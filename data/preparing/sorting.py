@@ -132,13 +132,13 @@ class Sorting:
   def _partition(self, advance: Callable[[], None]) -> None:
     """Appends every document to its part."""
     numbers = {name: i for i, name in enumerate(self._names)}
-    for number, chunk in enumerate(self._chunks):
+    for chunk in self._chunks:
       advance()
-      index_D = tokenize.load_index(self._chunk_directory, number)
+      index_D = tokenize.load_index(self._chunk_directory, chunk.number)
       all_D = np.zeros(len(index_D), _DOCUMENT)
       for field in ('high', 'low', 'offset', 'length', 'bytes'):
         all_D[field] = index_D[field]
-      all_D['place'] = (np.uint64(number) << _CHUNK_BITS) + np.arange(
+      all_D['place'] = (np.uint64(chunk.number) << _CHUNK_BITS) + np.arange(
         len(index_D), dtype=np.uint64
       )
       own = np.array([numbers[name] for name in chunk.sources], np.uint32)

@@ -34,23 +34,18 @@ INDEX = np.dtype(
     ('source', '<u4'),
   ]
 )
+# Bits of a chunk's number that count the chunks of a task; 20 are the task's.
+_PART_BITS = 12
+MOST_TASKS = 1 << 20
 # Characters that are tokenized at a time.
 _CHARACTERS = 1 << 20
 
 
-class Position(NamedTuple):
-  """A place in the inputs: before a block of one of them."""
-
-  input: int
-  block: int
-
-
 class Task(NamedTuple):
-  """The blocks of a chunk, and where the next one begins."""
+  """Pieces that a process reads by itself; some chunks come of them."""
 
   number: int
-  blocks: list[documents.Block]
-  after: Position
+  pieces: list[documents.Piece]
 
 
 class Rules(NamedTuple):
@@ -58,6 +53,7 @@ class Rules(NamedTuple):
 
   Attributes:
     directory: of the chunks.
+    size: bytes of a chunk's text, which ends with the block that reaches them.
     tokenizer: directory of the tokenizer.json.
     source: the source of all documents; '': as the files say.
     seed: fixes the order of documents.
@@ -67,6 +63,7 @@ class Rules(NamedTuple):
   """
 
   directory: pathlib.Path
+  size: int
   tokenizer: pathlib.Path
   source: str
   seed: int
@@ -78,7 +75,8 @@ class Chunk(NamedTuple):
   """What became of the lines of a chunk.
 
   Attributes:
-    after: where the next chunk begins.
+    number: by which chunks are in the order of the input: the task's in the
+      upper bits, then which one of its chunks it is.
     sources: names of the sources in the index.
     documents: rows of the index.
     tokens: of all documents.
@@ -87,7 +85,7 @@ class Chunk(NamedTuple):
     contaminated: documents by source that repeat a benchmark.
   """
 
-  after: Position
+  number: int
   sources: list[str]
   documents: int
   tokens: int
@@ -96,48 +94,52 @@ class Chunk(NamedTuple):
   contaminated: dict[str, int]
 
 
-def tasks(
-  found: list[documents.Input], size: int, number: int, start: Position
-) -> Iterator[Task]:
-  """Yields the chunks from some place of the inputs on.
+class Done(NamedTuple):
+  """A task that is done.
+
+  Attributes:
+    task: that it was.
+    lines: in each of its pieces that is a block of lines, 0 in others.
+    chunks: what came of it.
+  """
+
+  task: Task
+  lines: list[int]
+  chunks: list[Chunk]
+
+
+def tasks(found: Iterable[documents.Input], size: int) -> Iterator[Task]:
+  """Yields the tasks of some inputs; small files are read together.
 
   Args:
     found: the inputs.
-    size: bytes of a chunk, which ends with the block that reaches it.
-    number: of the first chunk.
-    start: where it begins.
+    size: bytes of a block of lines, and of small files together.
   """
-  blocks: list[documents.Block] = []
-  total = 0
-  for i in range(start.input, len(found)):
-    skipped = start.block if i == start.input else 0
-    for j, block in enumerate(found[i].blocks(size)):
-      if j < skipped:
-        continue
-      if total >= size:
-        yield Task(number, blocks, Position(i, j))
-        number, blocks, total = number + 1, [], 0
-      blocks.append(block)
-      total += block.bytes
-  if blocks:
-    yield Task(number, blocks, Position(len(found), 0))
+  pieces: list[documents.Piece] = []
+  number, total = 0, 0
+  for one in found:
+    for piece in one.pieces(size):
+      # Nobody knows how much is in a piece of a dataset.
+      held = piece.bytes or size
+      if pieces and total + held > size:
+        yield Task(number, pieces)
+        number, pieces, total = number + 1, [], 0
+      pieces.append(piece)
+      total += held
+  if pieces:
+    yield Task(number, pieces)
 
 
-def load(directory: pathlib.Path, number: int) -> Chunk | None:
-  """Returns a chunk that is on disk, None where it is not."""
-  path = _path(directory, number, 'json')
+def load(directory: pathlib.Path, task: Task) -> Done | None:
+  """Returns what a task came to; None where it is not on disk."""
+  path = _done(directory, task.number)
   if not path.exists():
     return None
-  chunk = Chunk(**json.loads(path.read_text('utf-8')))
-  return chunk._replace(after=Position(*chunk.after))
-
-
-def load_all(directory: pathlib.Path) -> list[Chunk]:
-  """Returns the chunks on disk up to the first that is missing."""
-  chunks: list[Chunk] = []
-  while (chunk := load(directory, len(chunks))) is not None:
-    chunks.append(chunk)
-  return chunks
+  pieces, lines, chunks = json.loads(path.read_text('utf-8'))
+  if [documents.Piece(*piece) for piece in pieces] != task.pieces:
+    # The inputs were others.
+    return None
+  return Done(task, lines, [Chunk(**chunk) for chunk in chunks])
 
 
 def load_index(directory: pathlib.Path, number: int) -> np.ndarray:
@@ -146,23 +148,31 @@ def load_index(directory: pathlib.Path, number: int) -> np.ndarray:
 
 
 def load_lines(
-  directory: pathlib.Path, numbers: Iterable[int], kind: str
+  directory: pathlib.Path, finished: Iterable[Done], kind: str
 ) -> Iterator[bytes]:
-  """Yields the 'rejects' or the 'contaminated' lines of some chunks."""
-  for number in numbers:
-    path = _path(directory, number, kind)
-    if path.exists():
-      yield path.read_bytes()
+  """Yields the 'rejects' or 'contaminated' lines of tasks, in their order.
+
+  A line's number in its file is known now that all before it are counted.
+  """
+  before: collections.Counter[str] = collections.Counter()
+  for done in finished:
+    for chunk in done.chunks:
+      path = _path(directory, chunk.number, kind)
+      for line in path.open('rb') if path.exists() else ():
+        row = json.loads(line)
+        row['line'] += before[row['file']]
+        yield (json.dumps(row) + '\n').encode()
+    for piece, count in zip(done.task.pieces, done.lines):
+      before[piece.input] += count
 
 
-def keep(directory: pathlib.Path, before: Position) -> None:
-  """Discards the chunks that do not end before a place of the inputs."""
-  number = 0
-  while (chunk := load(directory, number)) and chunk.after <= before:
-    number += 1
-  for path in directory.glob('*/*'):
-    if int(path.name.partition('.')[0]) >= number:
-      path.unlink(missing_ok=True)
+def keep(directory: pathlib.Path, inputs: Iterable[str]) -> None:
+  """Discards the tasks that have read anything but these inputs."""
+  same = set(inputs)
+  for path in directory.glob('*/*.json'):
+    pieces, _, _ = json.loads(path.read_text('utf-8'))
+    if not all(name in same for name, *_ in pieces):
+      path.unlink()
 
 
 def tokens_path(directory: pathlib.Path, number: int) -> pathlib.Path:
@@ -173,15 +183,12 @@ def tokens_path(directory: pathlib.Path, number: int) -> pathlib.Path:
 def save(
   directory: pathlib.Path,
   number: int,
-  chunk: Chunk,
   index_D: np.ndarray,
   tokens: Iterable[np.ndarray],
 ) -> None:
-  """Writes a chunk; its .json comes last and says that it is complete."""
+  """Writes the documents of a chunk."""
   files.write(tokens_path(directory, number), (t.data for t in tokens))
   files.write(_path(directory, number, 'index'), [index_D.data])
-  text = json.dumps(chunk._asdict())
-  files.write(_path(directory, number, 'json'), [text.encode()])
 
 
 def order_keys(high_D: np.ndarray, seed: int) -> np.ndarray:
@@ -197,11 +204,51 @@ def order_keys(high_D: np.ndarray, seed: int) -> np.ndarray:
   return x ^ (x >> np.uint64(31))
 
 
-def write(rules: Rules, task: Task) -> tuple[int, Chunk]:
-  """Tokenizes and writes a chunk; returns its number and what it holds."""
+def write(rules: Rules, task: Task) -> Done:
+  """Reads, tokenizes and writes the chunks of a task; returns what they hold.
+
+  Raises:
+    ValueError: a file is damaged, or has too many chunks.
+  """
+  chunks: list[Chunk] = []
+  lines: list[int] = []
+  blocks: list[documents.Block] = []
+
+  def flush() -> None:
+    if len(chunks) >> _PART_BITS:
+      raise ValueError(
+        f'{task.pieces[-1].input} has more text than '
+        f'{rules.size << _PART_BITS} bytes: divide it'
+      )
+    number = (task.number << _PART_BITS) + len(chunks)
+    chunks.append(_write(rules, number, blocks))
+    blocks.clear()
+
+  with files.room_for(rules.directory.parent):
+    for piece in task.pieces:
+      lines.append(0)
+      for block in documents.blocks(piece, rules.size):
+        blocks.append(block)
+        if piece.end and isinstance(block.content, bytes):
+          lines[-1] += block.content.count(b'\n')
+        if sum(b.bytes for b in blocks) >= rules.size:
+          flush()
+    if blocks:
+      flush()
+    # It says that all of the task is there.
+    said = [task.pieces, lines, [chunk._asdict() for chunk in chunks]]
+    path = _done(rules.directory, task.number)
+    files.write(path, [json.dumps(said).encode()])
+  return Done(task, lines, chunks)
+
+
+def _write(
+  rules: Rules, number: int, blocks: Iterable[documents.Block]
+) -> Chunk:
+  """Tokenizes and writes a chunk; returns what it holds."""
   tokenizer = _tokenizer(rules.tokenizer)
   dtype = manifests.token_dtype(tokenizer.vocab_size)
-  kept, rejects, contaminated = _read(rules, task.blocks)
+  kept, rejects, contaminated = _read(rules, blocks)
   index_D = np.zeros(len(kept), INDEX)
   names: dict[str, int] = {}
   tokens: list[np.ndarray] = []
@@ -217,8 +264,15 @@ def write(rules: Rules, task: Task) -> tuple[int, Chunk]:
   )
   ends_D = np.cumsum(index_D['length'][order_D], dtype=np.uint64)
   index_D['offset'][order_D] = ends_D - index_D['length'][order_D]
-  chunk = Chunk(
-    task.after,
+  for kind, lines in (('rejects', rejects), ('contaminated', contaminated)):
+    path = _path(rules.directory, number, kind)
+    # Of an earlier state of the input.
+    path.unlink(missing_ok=True)
+    if lines:
+      files.write(path, ((json.dumps(line) + '\n').encode() for line in lines))
+  save(rules.directory, number, index_D, (tokens[i] for i in order_D))
+  return Chunk(
+    number,
     list(names),
     len(kept),
     int(index_D['length'].sum(dtype=np.int64)),
@@ -226,19 +280,16 @@ def write(rules: Rules, task: Task) -> tuple[int, Chunk]:
     rejects[0] if rejects else None,
     dict(collections.Counter(line['source'] for line in contaminated)),
   )
-  with files.room_for(rules.directory.parent):
-    for kind, lines in (('rejects', rejects), ('contaminated', contaminated)):
-      if lines:
-        content = ((json.dumps(line) + '\n').encode() for line in lines)
-        files.write(_path(rules.directory, task.number, kind), content)
-    in_order = (tokens[i] for i in order_D)
-    save(rules.directory, task.number, chunk, index_D, in_order)
-  return task.number, chunk
 
 
 def _path(directory: pathlib.Path, number: int, kind: str) -> pathlib.Path:
+  task, part = number >> _PART_BITS, number & ((1 << _PART_BITS) - 1)
   # A directory of some hundred thousand files would be slow.
-  return directory / f'{number // 1000:05d}' / f'{number:08d}.{kind}'
+  return directory / f'{task // 1000:05d}' / f'{task:08d}-{part:04d}.{kind}'
+
+
+def _done(directory: pathlib.Path, task: int) -> pathlib.Path:
+  return directory / f'{task // 1000:05d}' / f'{task:08d}.json'
 
 
 def _read(

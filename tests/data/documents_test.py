@@ -60,6 +60,31 @@ def test_damaged_files_are_named(files):
     assert '\n' not in str(error.value).strip()
 
 
+@pytest.mark.parametrize('size', [1, 7, 40, 64, 1000])
+def test_pieces_are_the_whole_file_wherever_they_are_cut(tmp_path, size):
+  """Each line is in the piece in which it begins."""
+  lines = [*(f'{{"text": "{"x" * i}"}}' for i in range(1, 30)), '', '{"bad"']
+  for end in ('\n', '\n\n', ''):
+    path = tmp_path / 'part.jsonl'
+    path.write_text('\n'.join(lines) + end)
+    (one,) = documents.find(str(path))
+    pieces = list(one.pieces(size))
+    assert len(pieces) == -(-path.stat().st_size // size)
+    blocks = [b for piece in pieces for b in documents.blocks(piece, size)]
+    assert b''.join(b.content for b in blocks) == path.read_bytes()
+    found = [item for b in blocks for _, item in documents.parse(b)]
+    assert [d.text for d in found[:-1]] == ['x' * i for i in range(1, 30)]
+    # Lines of a piece are counted from its beginning.
+    *_, (piece, bad) = [
+      (piece, item)
+      for piece in pieces
+      for block in documents.blocks(piece, size)
+      for _, item in documents.parse(block)
+    ]
+    before = documents.lines_before(one.name, piece.begin)
+    assert before + bad.line == 31
+
+
 def test_any_other_file_is_one_document(tmp_path):
   (tmp_path / 'a.b.py').write_text('x = 1\n')
   (tmp_path / 'c.txt.gz').write_bytes(gzip.compress(b'text\n'))

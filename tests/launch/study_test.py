@@ -1,6 +1,7 @@
 """Whole studies on the command line, killed and resumed."""
 
 from collections.abc import Mapping
+import contextlib
 import json
 import os
 import pathlib
@@ -186,31 +187,46 @@ def test_errors_take_one_line(shards, tmp_path):
   assert f'(process {os.getpid()}, host ' in second.stderr.splitlines()[-1]
 
 
+_RAY = {'RAY_AUTH_MODE': 'token', 'RAY_AUTH_TOKEN': 64 * 'a'}
+
+
+class _Ray:
+  """A Ray of one node, and others that come and go, of one core each."""
+
+  def __init__(self):
+    with self._started_on(min):
+      # Reads the variables.
+      cluster_utils = pytest.importorskip('ray.cluster_utils')
+      head = {'include_dashboard': False}
+      self._cluster = cluster_utils.Cluster(True, head_node_args=head)
+    self.address = self._cluster.address
+    self.close = self._cluster.shutdown
+
+  def add(self):
+    with self._started_on(max):
+      return self._cluster.add_node()
+
+  def lose(self, node):
+    self._cluster.remove_node(node, allow_graceful=False)
+
+  @contextlib.contextmanager
+  def _started_on(self, choose):
+    cores = os.sched_getaffinity(0)
+    with pytest.MonkeyPatch.context() as patch:
+      for name, value in {**_RAY, **_flags()}.items():
+        patch.setenv(name, value)
+      os.sched_setaffinity(0, {choose(cores)})
+      try:
+        yield
+      finally:
+        os.sched_setaffinity(0, cores)
+
+
 @pytest.fixture(scope='module')
 def nodes():
-  """Two nodes of one core each, and a function that takes the second away."""
-  patch = pytest.MonkeyPatch()
-  for name, value in {**_RAY, **_flags()}.items():
-    patch.setenv(name, value)
-  # Reads the variables.
-  cluster_utils = pytest.importorskip('ray.cluster_utils')
-  cores = os.sched_getaffinity(0)
-  os.sched_setaffinity(0, {min(cores)})
-  cluster = cluster_utils.Cluster(
-    initialize_head=True, head_node_args={'include_dashboard': False}
-  )
-  os.sched_setaffinity(0, {max(cores)})
-  second = cluster.add_node()
-  os.sched_setaffinity(0, cores)
-  patch.undo()
-  yield (
-    cluster.address,
-    lambda: cluster.remove_node(second, allow_graceful=False),
-  )
-  cluster.shutdown()
-
-
-_RAY = {'RAY_AUTH_MODE': 'token', 'RAY_AUTH_TOKEN': 64 * 'a'}
+  ray = _Ray()
+  yield ray
+  ray.close()
 
 
 def _attempts(workdir: pathlib.Path) -> list[dict[str, object]]:
@@ -224,8 +240,11 @@ def test_a_study_on_two_nodes_survives_its_driver_and_a_node(
   shards, whole, nodes, tmp_path
 ):
   """Its results are those of one process, bit for bit."""
-  address, lose = nodes
-  command = [*_command(shards, tmp_path, 0, **_STUDY), f'--engine={address}']
+  second = nodes.add()
+  command = [
+    *_command(shards, tmp_path, 0, **_STUDY),
+    f'--engine={nodes.address}',
+  ]
   process = _start(command, _RAY)
   _wait_for(process, tmp_path, 'trials/*/*/metrics.jsonl')
   process.kill()
@@ -234,10 +253,43 @@ def test_a_study_on_two_nodes_survives_its_driver_and_a_node(
   while len({attempt['node'] for attempt in _attempts(tmp_path)}) < 2:
     assert process.poll() is None, process.communicate()
     time.sleep(0.05)
-  lose()
+  nodes.lose(second)
   out, err = process.communicate(timeout=600)
   assert process.returncode == 0, (out, err)
   assert _left(tmp_path) == _left(whole)
+
+
+def test_shards_of_two_nodes_are_those_of_one_process(nodes, tmp_path):
+  """Also where one of the nodes is lost in the middle."""
+  for i in range(40):
+    lines = (
+      f'{{"text": "document {i} {j} {"word " * j}"}}' for j in range(300)
+    )
+    (tmp_path / f'{i}.jsonl').write_text('\n'.join([*lines, '{"bad"', '']))
+  command = [
+    sys.executable,
+    '-m',
+    'launch.prepare',
+    '--tokenizer=bpe-train:300',
+  ]
+  command += [f'--input={tmp_path}/*.jsonl', '--shard_tokens=100000']
+  one, two = tmp_path / 'one', tmp_path / 'two'
+  alone = _run([*command, f'--out={one}', '--workers=1'])
+  assert alone.returncode == 0, alone.stderr
+  second = nodes.add()
+  process = _start(
+    [*command, f'--out={two}', f'--engine={nodes.address}'], _RAY
+  )
+  _wait_for(process, tmp_path, '.two.part/chunks/*/*.json')
+  nodes.lose(second)
+  out, err = process.communicate(timeout=600)
+  assert process.returncode == 0, (out, err)
+  names = sorted(path.name for path in one.iterdir())
+  assert len(names) > 20 and names == sorted(p.name for p in two.iterdir())
+  for name in names:
+    assert (one / name).read_bytes() == (two / name).read_bytes(), name
+  rejected = (one / 'rejects.jsonl').read_text().splitlines()
+  assert [json.loads(line)['line'] for line in rejected] == [301] * 40
 
 
 def test_a_wrong_token_is_refused(shards, nodes, tmp_path):
@@ -247,11 +299,13 @@ def test_a_wrong_token_is_refused(shards, nodes, tmp_path):
     # Seconds that Ray tries it for.
     'RAY_NUM_REDIS_GET_RETRIES': '1',
   }
-  command = [*_command(shards, tmp_path, 0), f'--engine={nodes[0]}']
+  command = [*_command(shards, tmp_path, 0), f'--engine={nodes.address}']
   refused = _run(command, wrong)
   assert refused.returncode == 1
   last = refused.stderr.splitlines()[-1]
-  assert last.startswith(f'error: --engine={nodes[0]}: no Ray there that takes')
+  assert last.startswith(
+    f'error: --engine={nodes.address}: no Ray there that takes'
+  )
   open_ = _run(command, {**_RAY, 'RAY_AUTH_MODE': 'disabled'})
   assert open_.returncode == 1
   assert 'set RAY_AUTH_MODE=token' in open_.stderr.splitlines()[-1]
