@@ -216,8 +216,8 @@ def get_study_config() -> ConfigDict:
   """Returns the base with the keys that only launch.study reads."""
   c = get_config().unlock()
   c.study = study = ConfigDict()
-  # Cells are models × optimizers, comma-separated; optimizers='all': every file
-  # in optimizers/.
+  # Cells are models × optimizers, names or paths (./mine.py), comma-separated;
+  # optimizers='all': every file in optimizers/.
   study.models = 'gpt2,llama'
   study.optimizers = 'adamw,lion,sophia'
   _set_search(study)

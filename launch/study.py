@@ -53,7 +53,8 @@ def main() -> None:
   optimizers = flags.DEFINE_string(
     'optimizers',
     None,
-    'What is compared, comma-separated, or all: every one in optimizers/ '
+    'What is compared, comma-separated, names or ./mine.py, or all: every one '
+    'in optimizers/ '
     '(default: study.optimizers of the recipe).',
   )
   plan = flags.DEFINE_bool('plan', False, 'Plan only; train nothing.')
