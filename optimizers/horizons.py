@@ -57,7 +57,8 @@ def apply(
       rate is 1 in float32.
   """
   of_run = steps * of_step
-  own = find(optimizer.name).hyperparameters
+  found = find(optimizer.name)
+  own, mode = found.hyperparameters, found.decay_mode or optimizer.decay_mode
   betas = pair(optimizer.betas)
   for name, hyper in own.items():
     if hyper.scale not in ('half_life', 'timescale'):
@@ -81,7 +82,7 @@ def apply(
         optimizer[name] = b
     elif horizon:
       decay = 1 / (horizon * steps)
-      if optimizer.decay_mode.startswith('times_'):
+      if mode.startswith('times_'):
         decay /= _setting(optimizer, own, 'lr')
       optimizer[name] = decay
   if betas:

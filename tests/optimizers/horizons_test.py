@@ -20,8 +20,7 @@ def _resolved(batch_size=4, steps=1000, context=32, **keys):
 
 def _tokens_to_half(b, tokens):
   """Steps an average that holds 1 through zero gradients until it has half."""
-  held = passed = 0
-  held = 1.0
+  held, passed = 1.0, 0
   while held > 0.5 + 1e-9:
     held, passed = b * held, passed + tokens
   return passed
@@ -83,8 +82,8 @@ def test_warm_up_is_tokens_or_a_share():
 def test_every_optimizer_takes_its_horizons_and_no_other():
   for name in names():
     own = find(name).hyperparameters
-    given = {f'{n}_half_life': 0.1 for n, x in own.items() if x.below == 1.0}
-    given.pop('b1_half_life', None) if name == 'schedule_free' else None
+    memories = [n for n, x in own.items() if x.scale == 'half_life']
+    given = {f'{n}_half_life': 0.1 for n in memories}
     held = _resolved(name=name, **given).optimizer
     plain = _resolved(name=name).optimizer
     shown = dict(zip(('b1', 'b2'), held.betas)) | dict(held.items())
