@@ -132,11 +132,7 @@ def setup(
     is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
   )
   chain = build.build(o, spec.schedule, factors)
-  if chain.wants_curvature:
-    mesh_lib.check_subset(
-      mesh.shape, spec.batch_size, chain.static['hessian_subset']
-    )
-  return Setup(
+  made = Setup(
     module,
     model,
     chain,
@@ -144,11 +140,13 @@ def setup(
     _shapes(chain, mesh, boxed),
     spec.batch_size,
     spec.microbatches,
-    *(
-      (chain.static['hessian_estimator'], chain.static['hessian_subset'])
-      if chain.wants_curvature
-      else ()
-    ),
+  )
+  if not chain.wants_curvature:
+    return made
+  subset = chain.static['hessian_subset']
+  mesh_lib.check_subset(mesh.shape, spec.batch_size, subset)
+  return dataclasses.replace(
+    made, estimator=chain.static['hessian_estimator'], subset=subset
   )
 
 
