@@ -164,7 +164,7 @@ def _check_records(
   shard: manifests.Shard,
 ) -> None:
   path = directory / shard.name
-  found = _records(str(path), files.stamp(path), manifest.dtype, mode)
+  found = _records(path, manifest.dtype, mode)
   expected = (shard.records, {manifest.record_tokens + 1})
   if found[:2] != expected:
     raise ValueError(
@@ -179,14 +179,13 @@ def _check_records(
     )
 
 
-@functools.lru_cache(maxsize=65536)
+@files.once
 def _records(
-  path: str, stamp: files.Stamp, dtype: str, mode: str
+  path: epath.Path, dtype: str, mode: str
 ) -> tuple[int, set[int], int]:
   """Returns number of records, their lengths in tokens and the largest id."""
-  del stamp  # Tells a changed file from a known one.
   reader = array_record_module.ArrayRecordReader(
-    path, options='readahead_buffer_size:0'
+    str(path), options='readahead_buffer_size:0'
   )
   count = reader.num_records()
   step = _RECORDS if mode == 'full' else max(count - 1, 1)

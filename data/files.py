@@ -4,17 +4,18 @@ A hash is remembered as long as the file, local or in a bucket, keeps its size
 and time.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import errno
 import functools
 import hashlib
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from etils import epath
 
+_T = TypeVar('_T')
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The sampled hash reads this many places of a file, and bytes at each.
 _SAMPLES = 16
@@ -76,28 +77,35 @@ def stamp(path: epath.Path) -> Stamp:
   return Stamp(remote.length, remote.mtime)
 
 
+def once(fn: Callable[..., _T]) -> Callable[..., _T]:
+  """Remembers fn(path, …) as long as the file keeps its size and time."""
+
+  @functools.lru_cache(maxsize=65536)
+  def known(path: epath.Path, stamp: Stamp, *args: Any) -> _T:
+    del stamp  # Tells a changed file from a known one.
+    return fn(path, *args)
+
+  @functools.wraps(fn)
+  def remembered(path: epath.Path, *args: Any) -> _T:
+    return known(path, stamp(path), *args)
+
+  return remembered
+
+
+@once
 def sha256(path: epath.Path) -> str:
   """Returns the hash of a whole file."""
-  return _sha256(path, stamp(path))
-
-
-def sampled_sha256(path: epath.Path) -> str:
-  """Returns the hash of a file's size and of 16 places spread over it."""
-  return _sampled_sha256(path, stamp(path))
-
-
-@functools.lru_cache(maxsize=65536)
-def _sha256(path: epath.Path, stamp: Stamp) -> str:
-  del stamp  # Tells a changed file from a known one.
   with path.open('rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-@functools.lru_cache(maxsize=65536)
-def _sampled_sha256(path: epath.Path, stamp: Stamp) -> str:
-  digest = hashlib.sha256(stamp.bytes.to_bytes(8, 'little'))
+@once
+def sampled_sha256(path: epath.Path) -> str:
+  """Returns the hash of a file's size and of 16 places spread over it."""
+  size = stamp(path).bytes
+  digest = hashlib.sha256(size.to_bytes(8, 'little'))
   with path.open('rb') as file:
     for i in range(_SAMPLES):
-      file.seek(max(stamp.bytes - _SAMPLE_BYTES, 0) * i // (_SAMPLES - 1))
+      file.seek(max(size - _SAMPLE_BYTES, 0) * i // (_SAMPLES - 1))
       digest.update(file.read(_SAMPLE_BYTES))
   return digest.hexdigest()

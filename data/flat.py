@@ -4,13 +4,14 @@ T is the context, n some windows, N the tokens of a file.
 """
 
 from collections.abc import Sequence
-import functools
 import hashlib
 import os
 import pathlib
 from typing import NamedTuple
 
 import numpy as np
+
+from steepest.data import files
 
 # llm.c's header: 256 int32, of which magic, version and number of tokens are
 # used (dev/data/data_common.py there).
@@ -73,18 +74,9 @@ def open_tokens(path: pathlib.Path) -> np.ndarray:
   )
 
 
+@files.once
 def contents(path: pathlib.Path) -> Contents:
-  """Reads a file once and returns its hash and largest token id.
-
-  Opening an unchanged file again in the same process costs nothing.
-  """
-  stat = path.stat()
-  return _contents(path, stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=64)
-def _contents(path: pathlib.Path, size: int, mtime_ns: int) -> Contents:
-  del size, mtime_ns  # They only tell a changed file from a known one.
+  """Reads a file and returns its hash and largest token id."""
   tokens_N = open_tokens(path)
   digest, max_id = hashlib.sha256(), 0
   for start in range(0, len(tokens_N), _CHUNK):
