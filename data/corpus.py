@@ -1,4 +1,4 @@
-"""Real text to train on without a corpus of one's own, out of packages.
+"""A small corpus of real text, out of Python packages.
 
 No document that repeats 13 words of a scored benchmark gets in.
 """

@@ -88,10 +88,12 @@ class Callbacks:
 
 
 class Ended(ValueError):
-  """A run is over before its last step, after `steps` steps.
+  """A run is over before its last step.
 
   Attributes:
-    status: and `summary`: what summary.json holds.
+    status: how it ended, as in summary.json.
+    steps: done.
+    summary: what summary.json holds.
   """
 
   status = ''
@@ -103,7 +105,7 @@ class Ended(ValueError):
 
 
 class Diverged(Ended):
-  """A logged number of step `steps`, counted from 0, is not finite."""
+  """A logged number is not finite after `steps` steps."""
 
   status = 'diverged'
 

@@ -62,7 +62,8 @@ def sizes(config: ConfigDict, devices: int) -> dict[str, int]:
   """Returns the size of each axis of the `mesh` slice on so many devices.
 
   Raises:
-    ValueError: it asks for more of them, or -1 does not divide them.
+    ValueError: a size is not positive, there are too few devices, or -1 does
+      not divide them.
   """
   found = {axis: config[axis] for axis in AXES}
   if any(n < 1 and (axis, n) != ('data', -1) for axis, n in found.items()):
