@@ -129,7 +129,7 @@ class RayEngine(engine.Engine):
     self._next = 0
     self._actors: dict[int, Any] = {}
     self._lock = threading.RLock()
-    if not self.slots:
+    if not any(_count(node, resource) >= size for node in _alive()):
       raise ValueError(
         f'a run of {size} {resource}s: no machine of this engine has as many; '
         'use a smaller mesh (study.trial_mesh, study.target)'
@@ -137,6 +137,11 @@ class RayEngine(engine.Engine):
 
   @property
   def slots(self) -> Sequence[int]:
+    """Numbers of the slots that there are now.
+
+    Raises:
+      JobFailedError: all machines are lost.
+    """
     with self._lock:
       nodes = {node['NodeID']: node for node in _alive()}
       for number, slot in list(self._slots.items()):
@@ -149,6 +154,11 @@ class RayEngine(engine.Engine):
           if len(self._slots) < self._most:
             self._slots[self._next] = _Slot(name, index)
             self._next += 1
+      if not self._slots:
+        raise engine.JobFailedError(
+          'no machine is left in the engine: run the same command again when '
+          'there is one'
+        )
       return sorted(self._slots)
 
   def _call(
@@ -199,11 +209,6 @@ class RayEngine(engine.Engine):
     left = self.slots
     if slot in left or self._closed:
       return None
-    if not left:
-      raise engine.JobFailedError(
-        'no machine is left in the engine: run the same command again when '
-        'there is one'
-      )
     return min(left, key=lambda number: self._load[number])
 
   def _stop(self) -> None:

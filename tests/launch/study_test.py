@@ -13,6 +13,7 @@ import time
 import pytest
 
 from steepest.data import locks, prepare
+from steepest.tuning import engine
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 _ONE = '--xla_force_host_platform_device_count=1'
@@ -310,3 +311,25 @@ def test_a_wrong_token_is_refused(shards, nodes, tmp_path):
   assert open_.returncode == 1
   assert 'set RAY_AUTH_MODE=token' in open_.stderr.splitlines()[-1]
   assert not list(tmp_path.glob('trials'))
+
+
+def test_slots_follow_the_nodes(monkeypatch, tmp_path):
+  """Without Ray: nodes are what it would say of them."""
+  ray_engine = pytest.importorskip('steepest.tuning.ray_engine')
+  nodes = [
+    {'NodeID': name, 'Alive': True, 'Resources': {'GPU': 8.0, 'CPU': 64.0}}
+    for name in 'ab'
+  ]
+  monkeypatch.setattr(ray_engine.ray, 'nodes', lambda: nodes)
+  slots = ray_engine.RayEngine('GPU', 3, 9, tmp_path)
+  assert list(slots.slots) == [0, 1, 2, 3]
+  nodes[0]['Alive'] = False
+  assert list(slots.slots) == [2, 3]
+  nodes.append({**nodes[1], 'NodeID': 'c'})
+  assert list(slots.slots) == [2, 3, 4, 5]
+  assert len(ray_engine.RayEngine('CPU', 1, 9, tmp_path).slots) == 9
+  with pytest.raises(ValueError, match='a run of 16 GPUs: no machine'):
+    ray_engine.RayEngine('GPU', 16, 9, tmp_path)
+  nodes.clear()
+  with pytest.raises(engine.JobFailedError, match='no machine is left'):
+    _ = slots.slots
