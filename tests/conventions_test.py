@@ -5,8 +5,6 @@ import functools
 import pathlib
 import re
 
-import pytest
-
 from steepest.experiments import base
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -21,81 +19,83 @@ _FOLDERS = (
   'report',
   'launch',
 )
-_FILES = sorted(p for f in _FOLDERS for p in (_ROOT / f).rglob('*.py'))
-_TESTS = sorted((_ROOT / 'tests').rglob('*.py'))
+_FILES = {
+  path.relative_to(_ROOT).as_posix(): ast.parse(path.read_text('utf-8'))
+  for folder in _FOLDERS
+  for path in sorted((_ROOT / folder).rglob('*.py'))
+}
 _MOST_KEYS = 100
 # One list of keys, not a flow of control.
 _LISTS = ('get_config',)
 
 
-def _relative(path: pathlib.Path) -> str:
-  return path.relative_to(_ROOT).as_posix()
+def _text(name: str) -> str:
+  return (_ROOT / name).read_text('utf-8')
 
 
-@pytest.mark.parametrize('path', _FILES, ids=_relative)
-def test_files_and_functions_are_short(path):
-  text = path.read_text('utf-8')
-  assert len(text.splitlines()) <= 600
-  for node in ast.walk(ast.parse(text)):
-    if isinstance(node, ast.FunctionDef):
-      lines = node.end_lineno - node.body[0].lineno + 1
-      if ast.get_docstring(node):
-        lines -= node.body[0].end_lineno - node.body[0].lineno + 1
-      if node.name not in _LISTS:
-        assert lines <= 60, f'{node.name} has {lines} lines'
+def _nodes(*kinds):
+  """Yields (file, node) of all nodes of some kinds."""
+  for name, tree in _FILES.items():
+    yield from ((name, n) for n in ast.walk(tree) if isinstance(n, kinds))
 
 
-@pytest.mark.parametrize('path', _FILES + _TESTS, ids=_relative)
-def test_no_drawer_for_everything(path):
-  assert path.stem not in ('utils', 'util', 'helpers', 'common', 'misc')
+def test_files_and_functions_are_short():
+  for name in _FILES:
+    most = 600
+    if re.fullmatch(r'experiments/(?!base)\w+\.py', name):
+      most = 120
+    assert len(_text(name).splitlines()) <= most, name
+  for name, node in _nodes(ast.FunctionDef):
+    lines = node.end_lineno - node.body[0].lineno + 1
+    if ast.get_docstring(node):
+      lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+    if node.name not in _LISTS:
+      assert lines <= 60, f'{name}: {node.name} has {lines} lines'
 
 
-def test_recipes_are_short():
-  for path in (_ROOT / 'experiments').glob('*.py'):
-    if path.stem != 'base':
-      assert len(path.read_text('utf-8').splitlines()) <= 120, path
+def test_no_drawer_for_everything():
+  tests = (path.as_posix() for path in (_ROOT / 'tests').rglob('*.py'))
+  for name in (*_FILES, *tests):
+    stem = pathlib.Path(name).stem
+    assert stem not in ('utils', 'util', 'helpers', 'common', 'misc'), name
 
 
-@pytest.mark.parametrize('path', _FILES, ids=_relative)
-def test_configuration_has_no_defaults_elsewhere(path):
+def test_configuration_has_no_defaults_elsewhere():
   """Every key exists in base.py; `.get('key', …)` would hide a mistake."""
-  for node in ast.walk(ast.parse(path.read_text('utf-8'))):
-    if (
-      isinstance(node, ast.Call)
-      and isinstance(node.func, ast.Attribute)
-      and node.func.attr in ('get', 'get_ref', 'get_oneway_ref')
-    ):
-      holder = ast.unparse(node.func.value)
-      assert not re.search(r'config|\bcfg\b', holder), ast.unparse(node)
+  for name, node in _nodes(ast.Call):
+    if isinstance(node.func, ast.Attribute):
+      if node.func.attr in ('get', 'get_ref', 'get_oneway_ref'):
+        holder = ast.unparse(node.func.value)
+        said = f'{name}: {ast.unparse(node)}'
+        assert not re.search(r'config|\bcfg\b', holder), said
 
 
-@pytest.mark.parametrize('path', _FILES, ids=_relative)
-def test_no_pickle_is_loaded(path):
-  for node in ast.walk(ast.parse(path.read_text('utf-8'))):
-    if isinstance(node, ast.Call):
-      call = ast.unparse(node.func)
-      assert call not in ('pickle.load', 'pickle.loads', 'torch.load'), call
-      # Members of archives are read, never put where their names say.
-      assert not re.search(r'extractall|unpack_archive', call), call
-      for keyword in node.keywords:
-        if keyword.arg == 'allow_pickle':
-          assert ast.unparse(keyword.value) == 'False', ast.unparse(node)
+def test_no_pickle_is_loaded():
+  for name, node in _nodes(ast.Call):
+    call = ast.unparse(node.func)
+    said = f'{name}: {ast.unparse(node)}'
+    assert call not in ('pickle.load', 'pickle.loads', 'torch.load'), said
+    # Members of archives are read, never put where their names say.
+    assert not re.search(r'extractall|unpack_archive', call), said
+    for keyword in node.keywords:
+      if keyword.arg == 'allow_pickle':
+        assert ast.unparse(keyword.value) == 'False', said
 
 
-@pytest.mark.parametrize('path', _FILES, ids=_relative)
-def test_functions_and_files_say_what_they_do(path):
-  tree = ast.parse(path.read_text('utf-8'))
-  if path.name == '__init__.py':
-    return
-  assert ast.get_docstring(tree), 'the file has no docstring'
-  nodes = [*tree.body]
-  for node in tree.body:
-    if isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
-      nodes += node.body
-  for node in nodes:
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-      if not node.name.startswith('_') and not _trivial(node):
-        assert ast.get_docstring(node), f'{node.name} has no docstring'
+def test_functions_and_files_say_what_they_do():
+  for name, tree in _FILES.items():
+    if name.endswith('__init__.py'):
+      continue
+    assert ast.get_docstring(tree), f'{name} has no docstring'
+    nodes = [*tree.body]
+    for node in tree.body:
+      if isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
+        nodes += node.body
+    for node in nodes:
+      if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        if not node.name.startswith('_') and not _trivial(node):
+          said = f'{name}: {node.name} has no docstring'
+          assert ast.get_docstring(node), said
 
 
 def _trivial(node: ast.FunctionDef | ast.ClassDef) -> bool:
@@ -105,7 +105,7 @@ def _trivial(node: ast.FunctionDef | ast.ClassDef) -> bool:
 
 def _keys_and_comments() -> list[tuple[str, str]]:
   """Returns each assignment to a key in base.py and the line above it."""
-  lines = (_ROOT / 'experiments' / 'base.py').read_text('utf-8').splitlines()
+  lines = _text('experiments/base.py').splitlines()
   found = []
   for above, line in zip(lines, lines[1:]):
     match = re.match(r'  \w+\.(\w+) = (?!.*ConfigDict)', line)
@@ -148,7 +148,6 @@ def test_real_valued_defaults_are_floats():
 _FORBIDDEN = re.compile(r'/(?:work|tmp|root|home|Users)/|localhost:\d')
 
 
-@pytest.mark.parametrize('path', _FILES, ids=_relative)
-def test_no_machine_is_named(path):
-  found = _FORBIDDEN.search(path.read_text('utf-8'))
-  assert not found, found
+def test_no_machine_is_named():
+  for name in _FILES:
+    assert not (found := _FORBIDDEN.search(_text(name))), (name, found)

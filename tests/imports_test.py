@@ -38,9 +38,11 @@ _ALLOWED = {
 }
 # The one file of its folder that may import more.
 _MORE = {'tuning/worker.py': ('eval',)}
-_FILES = sorted(
-  path for folder in _ALLOWED for path in (_ROOT / folder).rglob('*.py')
-)
+_FILES = {
+  path.relative_to(_ROOT).as_posix(): ast.parse(path.read_text('utf-8'))
+  for folder in _ALLOWED
+  for path in sorted((_ROOT / folder).rglob('*.py'))
+}
 # Not dependencies of the product, or slow to import for nothing.
 _BANNED = ('tensorflow', 'torch', 'transformers', 'pickle', 'lm_eval')
 # Optional: imported by functions of these files.
@@ -50,23 +52,20 @@ _OPTIONAL = {
 }
 
 
-def _relative(path: pathlib.Path) -> str:
-  return path.relative_to(_ROOT).as_posix()
+def _imports() -> Iterator[tuple[str, str]]:
+  """Yields each file with the full name of everything that it imports."""
+  for file, tree in _FILES.items():
+    for node in ast.walk(tree):
+      if isinstance(node, ast.Import):
+        yield from ((file, alias.name) for alias in node.names)
+      elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, f'{file}: relative import'
+        yield from ((file, f'{node.module}.{a.name}') for a in node.names)
 
 
-def _imports(path: pathlib.Path) -> Iterator[str]:
-  """Yields the full name of everything that a file imports."""
-  for node in ast.walk(ast.parse(path.read_text('utf-8'))):
-    if isinstance(node, ast.Import):
-      yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom):
-      assert node.level == 0, f'{path}: relative import'
-      yield from (f'{node.module}.{alias.name}' for alias in node.names)
-
-
-def _entry(path: pathlib.Path) -> bool:
+def _entry(file: str) -> bool:
   """Whether a file is a command."""
-  return "__name__ == '__main__'" in path.read_text('utf-8')
+  return "__name__ == '__main__'" in (_ROOT / file).read_text('utf-8')
 
 
 def _within(name: str, parents: tuple[str, ...]) -> bool:
@@ -78,77 +77,71 @@ def test_all_folders_are_known():
   assert found == set(_ALLOWED)
 
 
-@pytest.mark.parametrize('path', _FILES, ids=_relative)
-def test_imports_only_what_its_folder_may(path):
-  folder = path.relative_to(_ROOT).parts[0]
-  allowed = (folder, *_ALLOWED[folder])
-  if (key := _relative(path)) in _MORE:
-    allowed += _MORE[key]
-  for name in _imports(path):
+def test_imports_only_what_its_folder_may():
+  for file, name in _imports():
+    folder = file.partition('/')[0]
+    allowed = (folder, *_ALLOWED[folder])
+    if file in _MORE:
+      allowed += _MORE[file]
     if name.startswith('steepest.'):
       # `from steepest import models` names a folder, for its __path__.
-      assert _within(name.removeprefix('steepest.'), allowed), name
+      said = f'{file} imports {name}'
+      assert _within(name.removeprefix('steepest.'), allowed), said
 
 
-@pytest.mark.parametrize('path', _FILES, ids=_relative)
-def test_folders_are_imported_through_the_namespace(path):
-  for name in _imports(path):
-    assert name.partition('.')[0] not in _ALLOWED, f'write steepest.{name}'
+def test_folders_are_imported_through_the_namespace():
+  for file, name in _imports():
+    assert name.partition('.')[0] not in _ALLOWED, f'{file}: steepest.{name}'
 
 
-@pytest.mark.parametrize('path', _FILES, ids=_relative)
-def test_imports_nothing_banned(path):
-  allowed = _OPTIONAL[key] if (key := _relative(path)) in _OPTIONAL else ()
-  for name in _imports(path):
-    assert not _within(name, _BANNED) or _within(name, allowed), name
+def test_imports_nothing_banned():
+  for file, name in _imports():
+    allowed = _OPTIONAL[file] if file in _OPTIONAL else ()
+    banned = _within(name, _BANNED) and not _within(name, allowed)
     # Its metric_writers import TensorFlow.
-    assert not name.startswith('clu.metric_writers'), name
+    banned |= name.startswith('clu.metric_writers')
+    assert not banned, f'{file} imports {name}'
 
 
 @pytest.mark.parametrize('file', _OPTIONAL)
 def test_optional_packages_are_imported_by_functions(file):
-  tree = ast.parse((_ROOT / file).read_text('utf-8'))
-  for statement in tree.body:
+  for statement in _FILES[file].body:
     if isinstance(statement, ast.Import | ast.ImportFrom):
       assert not _within(ast.unparse(statement).split()[1], _OPTIONAL[file])
 
 
-@pytest.mark.parametrize(
-  'path',
-  [p for p in (_ROOT / 'experiments').glob('*.py') if p.stem != 'outside'],
-  ids=_relative,
-)
-def test_recipes_import_configurations_alone(path):
-  for name in _imports(path):
-    root = name.partition('.')[0]
-    assert root in ('ml_collections', 'steepest', 'difflib', 'typing'), name
+def test_recipes_import_configurations_alone():
+  allowed = ('ml_collections', 'steepest', 'difflib', 'typing')
+  for file, name in _imports():
+    if file.count('/') == 1 and file.startswith('experiments/'):
+      recipe = not file.endswith('outside.py')
+      assert not recipe or name.partition('.')[0] in allowed, (file, name)
 
 
-@pytest.mark.parametrize('path', _FILES, ids=_relative)
-def test_commands_do_not_import_one_another(path):
-  entries = {
-    f'steepest.launch.{p.stem}'
-    for p in (_ROOT / 'launch').glob('*.py')
-    if _entry(p)
-  }
-  for name in _imports(path):
-    assert not _within(name, tuple(entries)), name
+def test_commands_do_not_import_one_another():
+  entries = tuple(
+    f'steepest.{file.removesuffix(".py").replace("/", ".")}'
+    for file in _FILES
+    if file.startswith('launch/') and file.count('/') == 1 and _entry(file)
+  )
+  assert 'steepest.launch.train' in entries
+  for file, name in _imports():
+    assert not _within(name, entries), f'{file} imports {name}'
 
 
-@pytest.mark.parametrize('path', _FILES, ids=_relative)
-def test_only_commands_define_flags(path):
-  calls = [
-    node
-    for node in ast.walk(ast.parse(path.read_text('utf-8')))
-    if isinstance(node, ast.Call)
-    and isinstance(node.func, ast.Attribute)
-    and node.func.attr.startswith('DEFINE_')
-  ]
-  # launch/cli.py has --config for those commands that call it.
-  if calls and _relative(path) != 'launch/cli.py':
-    assert path.parent.name == 'launch' and _entry(path)
-  tree = ast.parse(path.read_text('utf-8'))
-  top = [n for n in tree.body if not isinstance(n, ast.FunctionDef)]
-  for statement in top:
-    for node in ast.walk(statement):
-      assert node not in calls, 'importing a command defines no flags'
+def test_only_commands_define_flags():
+  for file, tree in _FILES.items():
+    calls = [
+      node
+      for node in ast.walk(tree)
+      if isinstance(node, ast.Call)
+      and isinstance(node.func, ast.Attribute)
+      and node.func.attr.startswith('DEFINE_')
+    ]
+    # launch/cli.py has --config for those commands that call it.
+    if calls and file != 'launch/cli.py':
+      assert file.startswith('launch/') and _entry(file), file
+    for statement in tree.body:
+      if not isinstance(statement, ast.FunctionDef):
+        for node in ast.walk(statement):
+          assert node not in calls, f'importing {file} defines flags'

@@ -179,13 +179,11 @@ def test_measuring_changes_nothing_but_what_is_measured(name, setup, draw):
   update = jax.jit(chain.update)
   params, grads = draw(0), draw(1)
   state = chain.init(params)
-  _, _, always = update(grads, state, params, 0, hypers)
   yes = update(grads, state, params, 0, hypers, jnp.bool_(True))
   no = update(grads, state, params, 0, hypers, jnp.bool_(False))
   jax.tree.map(np.testing.assert_array_equal, yes[:2], no[:2])
-  assert yes[2].keys() == no[2].keys() == always.keys()
-  for key, value in always.items():
-    np.testing.assert_allclose(yes[2][key], value, rtol=1e-5, err_msg=key)
+  assert yes[2].keys() == no[2].keys()
+  for key, value in yes[2].items():
     # What takes matrix products is measured on the way.
     products = chain.optimizer.flops is not optimizer.no_products
     measured = key not in role_statistics.MEASURED or products
