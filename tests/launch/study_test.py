@@ -120,6 +120,17 @@ def _wait_for(process: subprocess.Popen[str], root: pathlib.Path, glob: str):
     time.sleep(0.02)
 
 
+def _workers(pid: int) -> list[int]:
+  """Returns the process ids of a study's workers."""
+  found = []
+  for children in pathlib.Path(f'/proc/{pid}/task').glob('*/children'):
+    with contextlib.suppress(OSError):  # A process that has ended.
+      for child in children.read_text().split():
+        if 'spawn_main' in pathlib.Path(f'/proc/{child}/cmdline').read_text():
+          found.append(int(child))
+  return found
+
+
 _STUDY = {'search': 'sobol', 'trials': 4, 'optimizers': 'sophia'}
 
 
@@ -144,15 +155,10 @@ def test_a_study_survives_kills_of_its_worker_and_of_its_driver(
   """Killed workers are replaced, and so is the driver, by the same command."""
   study, killed = _STUDY, tmp_path / 'killed'
   process = _start(_command(shards, killed, 2, **study))
+  while len(workers := _workers(process.pid)) < 2:
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.02)
   _wait_for(process, killed, 'trials/*/*/metrics.jsonl')
-  threads = pathlib.Path(f'/proc/{process.pid}/task').glob('*/children')
-  names = {
-    pid: pathlib.Path(f'/proc/{pid}/cmdline').read_text()
-    for children in threads
-    for pid in children.read_text().split()
-  }
-  workers = [int(pid) for pid, name in names.items() if 'spawn_main' in name]
-  assert len(workers) == 2
   os.kill(workers[0], signal.SIGKILL)
   # Killed while a target trains: its search is done, its steps are not.
   _wait_for(process, killed, 'finals/*/*/metrics.jsonl')
