@@ -75,32 +75,37 @@ def sections(comparison: tables.Comparison) -> list[section.Section]:
   )
   crossed = interactions(comparison)
   if len(crossed):
-    names = (crossed[key].map(words.name) for key in ('first', 'second'))
-    crossed = crossed.assign(
-      pair=[' − '.join(pair) for pair in zip(*names, strict=True)],
-      counts=crossed['p_holm'] < statistics.LEVEL,
-      swapped=crossed['order'] == 'swapped',
-    )
-    side = 'nats', True, 'Difference of loss', '+.4f'
-    blocks.append(
-      section.Table.of(
-        'Does an axis change who is ahead?',
-        differences.with_numbers(crossed),
-        {
-          'pair': Column('Optimizers'),
-          'before': Column('Before', *side),
-          'after': Column('After', *side),
-          **numbers,
-          'order': Column('Order', best='swapped'),
-        },
-        heading='change',
-        note='The order is kept or swapped where the difference between the '
-        'two is beyond chance before and after; else it is not resolved.',
-        folded=True,
-      )
-    )
+    blocks.append(_interaction_table(crossed, numbers))
   title = 'What the axes of the study change'
   return [section.Section('axes', title, blocks)]
+
+
+def _interaction_table(
+  crossed: pd.DataFrame, numbers: dict[str, Column]
+) -> section.Table:
+  """Returns the table of what each axis does to two optimizers' difference."""
+  names = (crossed[key].map(words.name) for key in ('first', 'second'))
+  crossed = crossed.assign(
+    pair=[' − '.join(pair) for pair in zip(*names, strict=True)],
+    counts=crossed['p_holm'] < statistics.LEVEL,
+    swapped=crossed['order'] == 'swapped',
+  )
+  side = 'nats', True, 'Difference of loss', '+.4f'
+  return section.Table.of(
+    'Does an axis change who is ahead?',
+    differences.with_numbers(crossed),
+    {
+      'pair': Column('Optimizers'),
+      'before': Column('Before', *side),
+      'after': Column('After', *side),
+      **numbers,
+      'order': Column('Order', best='swapped'),
+    },
+    heading='change',
+    note='The order is kept or swapped where the difference between the '
+    'two is beyond chance before and after; else it is not resolved.',
+    folded=True,
+  )
 
 
 def effects(comparison: tables.Comparison) -> pd.DataFrame:

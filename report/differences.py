@@ -34,17 +34,8 @@ def sections(comparison: tables.Comparison) -> list[Section]:
   pairs['counts'] = pairs['p_holm'] < statistics.LEVEL
   if not len(pairs):
     return []
-  reasons: dict[str, list[str]] = {}
-  for group in refused:
-    if group in set(pairs['group']):
-      reason = comparison.reason(group, 'eval_loss')
-      reasons.setdefault(reason, []).append(words.named(group))
-  blocks: list[Block] = [
-    Note(
-      f'{" · ".join(of)}: {reason}. No difference below is a claim.', 'warning'
-    )
-    for reason, of in reasons.items()
-  ]
+  shown = set(pairs['group'])
+  blocks = _warnings(comparison, [g for g in refused if g in shown])
   sizes = pairs.groupby('group')['first'].transform('nunique') + 1
   few, many = pairs[sizes <= _FEW], pairs[sizes > _FEW]
   if len(few):
@@ -83,6 +74,20 @@ def sections(comparison: tables.Comparison) -> list[Section]:
   blocks.append(_table(pairs))
   title = 'Differences between optimizers'
   return [Section('differences', title, blocks, folded=False)]
+
+
+def _warnings(comparison: tables.Comparison, refused: list[str]) -> list[Block]:
+  """Returns a note for each reason why groups are not compared."""
+  reasons: dict[str, list[str]] = {}
+  for group in refused:
+    reason = comparison.reason(group, 'eval_loss')
+    reasons.setdefault(reason, []).append(words.named(group))
+  return [
+    Note(
+      f'{" · ".join(of)}: {reason}. No difference below is a claim.', 'warning'
+    )
+    for reason, of in reasons.items()
+  ]
 
 
 def forest(

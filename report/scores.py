@@ -103,11 +103,9 @@ def _figure(
   )
   layout['margin']['l'] = 110
   places = held['column'].map({name: i for i, name in enumerate(names)})
+  count = len(optimizers)
   offsets = held['optimizer'].map(
-    {
-      name: (i + 0.5) / len(optimizers) - 0.5
-      for i, name in enumerate(optimizers)
-    }
+    {name: (i + 0.5) / count - 0.5 for i, name in enumerate(optimizers)}
   )
   held = held.assign(place=places, y=places + _SPREAD * offsets)
   data: list[dict[str, Any]] = []
@@ -129,18 +127,7 @@ def _figure(
           '<extra>%{fullData.name}</extra>',
         )
       )
-    chance = of_group.drop_duplicates('column').dropna(subset='chance')
-    data.append(
-      theme.chance(
-        [100 * c for c in chance['chance'] for _ in range(3)],
-        [
-          None if end is None else place + end
-          for place in chance['place']
-          for end in (-0.44, 0.44, None)
-        ],
-        panel,
-      )
-    )
+    data.append(_guessing(of_group, panel))
   return section.Figure(
     'scores',
     'Benchmark accuracies with standard errors',
@@ -152,6 +139,20 @@ def _figure(
       'csv': {'x': 'accuracy (%)', 'error_x': 'standard error (points)'},
     },
     optimizers=theme.names(optimizers),
+  )
+
+
+def _guessing(of_group: pd.DataFrame, panel: int) -> dict[str, Any]:
+  """Draws the accuracy of guessing through each benchmark's row."""
+  chance = of_group.drop_duplicates('column').dropna(subset='chance')
+  return theme.chance(
+    [100 * c for c in chance['chance'] for _ in range(3)],
+    [
+      None if end is None else place + end
+      for place in chance['place']
+      for end in (-0.44, 0.44, None)
+    ],
+    panel,
   )
 
 

@@ -174,32 +174,7 @@ def _curves(found: pd.DataFrame, means: pd.DataFrame) -> section.Figure:
       look = theme.PLAIN | {'color': colors[width]}
       cell = tuple(of.iloc[0][[*CELL, 'width']])
       at = panels.index(str(panel)) + 1
-      name = f'width {width}'
-      mean, error = _level(of.pivot(index='lr', columns='seed', values='loss'))
-      star = means.loc[cell]
-      for kind, x, y, style in (
-        (name, mean.index, mean, {'errors': {'error_y': error}}),
-        (
-          f'{name}, best',
-          [2 ** star['best', 'mean']],
-          [star['loss', 'mean']],
-          {'mode': 'markers', 'size': 13},
-        ),
-      ):
-        trace = theme.trace(
-          name,
-          at,
-          x,
-          y,
-          kind,
-          look,
-          {'optimizer': None, 'when': {'transfer': optimizer}},
-          hovertemplate=f'%{{y:.4f}} at %{{x:.3~g}}<extra>{kind}</extra>',
-          **{'mode': 'lines+markers', **style},
-        )
-        if 'best' in kind:
-          trace['marker']['symbol'] = 'star'
-        data.append(trace)
+      data += _width(f'width {width}', at, of, means.loc[cell], look)
   names = {o: words.name(o) for o in optimizers}
   return section.Figure(
     'transfer',
@@ -220,6 +195,38 @@ def _curves(found: pd.DataFrame, means: pd.DataFrame) -> section.Figure:
     },
     [section.Switch('transfer', 'Optimizer', names)],
   )
+
+
+def _width(
+  name: str, panel: int, of: pd.DataFrame, star: pd.Series, look: dict[str, Any]
+) -> list[dict[str, Any]]:
+  """Draws the line of a width and an optimizer, and a star at its best rate."""
+  mean, error = _level(of.pivot(index='lr', columns='seed', values='loss'))
+  traces = []
+  for kind, x, y, style in (
+    (name, mean.index, mean, {'errors': {'error_y': error}}),
+    (
+      f'{name}, best',
+      [2 ** star['best', 'mean']],
+      [star['loss', 'mean']],
+      {'mode': 'markers', 'size': 13},
+    ),
+  ):
+    trace = theme.trace(
+      name,
+      panel,
+      x,
+      y,
+      kind,
+      look,
+      {'optimizer': None, 'when': {'transfer': of['optimizer'].iloc[0]}},
+      hovertemplate=f'%{{y:.4f}} at %{{x:.3~g}}<extra>{kind}</extra>',
+      **{'mode': 'lines+markers', **style},
+    )
+    if 'best' in kind:
+      trace['marker']['symbol'] = 'star'
+    traces.append(trace)
+  return traces
 
 
 def _level(by_rate: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
