@@ -190,7 +190,7 @@ class _Draw:
       when['seeds'] = 'mean'
       # Many bands over one another would hide the lines.
       opacity = 0.2 if len(self.looks) <= 6 else 0.07
-      fill = {
+      fill: dict[str, Any] = {
         'fill': 'tonexty',
         'fillcolor': theme.pale(self.looks[name]['color'], opacity),
       }

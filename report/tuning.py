@@ -197,7 +197,7 @@ def _trials(
       made.append(trace | {'cliponaxis': False})
   mean = done.groupby('x')['loss'].mean()
   if of['alone'].all():
-    line = {'mode': 'lines', 'hoverinfo': 'skip'}
+    line: dict[str, Any] = {'mode': 'lines', 'hoverinfo': 'skip'}
     at = mean.index, mean, 'mean', look, {'when': when}
     made.append(theme.trace(optimizer, panel, *at, **line))
   hover = '%{y:.4f} at %{x:.3~g}<extra>%{fullData.name}</extra>'

@@ -149,7 +149,10 @@ def sections(comparison: tables.Comparison) -> list[Section]:
   ]
   best = optima(found)
   means = best.groupby([*CELL, 'width'])[list(_MEASURED)].agg(['mean', 'sem'])
-  blocks = [_curves(found, means), _table(found, best, means)]
+  blocks: list[section.Block] = [
+    _curves(found, means),
+    _table(found, best, means),
+  ]
   return [Section('widths', 'The best rate over widths', blocks)]
 
 
@@ -202,16 +205,13 @@ def _width(
 ) -> list[dict[str, Any]]:
   """Draws the line of a width and an optimizer, and a star at its best rate."""
   mean, error = _level(of.pivot(index='lr', columns='seed', values='loss'))
-  traces = []
-  for kind, x, y, style in (
+  best = [2 ** star['best', 'mean']], [star['loss', 'mean']]
+  drawn: list[tuple[str, Any, Any, dict[str, Any]]] = [
     (name, mean.index, mean, {'errors': {'error_y': error}}),
-    (
-      f'{name}, best',
-      [2 ** star['best', 'mean']],
-      [star['loss', 'mean']],
-      {'mode': 'markers', 'size': 13},
-    ),
-  ):
+    (f'{name}, best', *best, {'mode': 'markers', 'size': 13}),
+  ]
+  traces = []
+  for kind, x, y, style in drawn:
     trace = theme.trace(
       name,
       panel,
