@@ -19,10 +19,8 @@ _PACKAGES = [
   for name in (folder, *(f'{folder}.{s}' for s in find_packages(folder)))
 ]
 _TEST = [
-  'chex',
   'hypothesis',
   'ipykernel',
-  'matplotlib',
   'mypy',
   'nbclient',
   'pytest',
@@ -74,7 +72,6 @@ setup(
   extras_require={
     'cuda': ['jax[cuda13]'],
     'tpu': ['jax[tpu]'],
-    'figures': ['matplotlib'],
     # Reads shards at gs:// addresses.
     'gcs': ['gcsfs'],
     'wandb': ['wandb'],
