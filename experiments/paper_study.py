@@ -1,7 +1,7 @@
 """The comparison of arXiv 2507.08472: 12 runs of 2.7 B parameters, tuned.
 
     python -m launch.study --plan --config=experiments/paper_study.py \
-        --chip=h100 --devices=64
+        --targets=slurm --chip=h100 --devices=64
 
 What: {GPT-2, LLaMA} × {AdamW, Lion, Sophia-G} × {60 B tokens once, 15 B four
 times}: rates, memories, decay and ρ are searched on the proxies of
@@ -11,10 +11,10 @@ has to share so that its losses can be compared: GPT-2's tokenizer for both
 models, and for LLaMA an MLP ten times as wide as the proxy's. One seed, as in
 the paper: with one nothing is known of chance.
 
-Hardware: --plan says what each part takes on given chips. launch.study trains
-a target on the devices of one machine, here 8 of 80 GB; over several machines
-launch.submit starts the runs one by one. No scores are given here: none has
-been measured yet.
+Hardware: --plan says what each part takes on given chips. Trials take one chip
+each; a target takes the devices of one machine, here 8 of 80 GB, or with
+--targets as many machines as --devices need, as a job of its own
+(docs/launching.md). No scores are given here: none has been measured yet.
 """
 
 from ml_collections import ConfigDict

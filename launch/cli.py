@@ -1,5 +1,6 @@
 """How every command starts and ends: flags, help, one-line errors."""
 
+import argparse
 from collections.abc import Callable, Iterable
 import contextlib
 import difflib
@@ -20,6 +21,8 @@ from steepest.training import processes
 
 # Characters of an error: values that it quotes may have any number.
 _LONGEST = 800
+# launch/submitters/ has a file for each.
+PLACES = ('local', 'slurm', 'sky', 'xmanager', 'files')
 _HELP = ('--help', '-help', '-h', '--helpshort', '--helpfull')
 
 
@@ -107,6 +110,42 @@ def define_config() -> flags.FlagHolder:
     # Of optimizers; training/config.py refuses what none of them has.
     accept_new_attributes=True,
   )
+
+
+def define_place() -> Callable[[], argparse.Namespace]:
+  """Defines what runs elsewhere need; returns what reads the flags' values."""
+  whole, many = flags.DEFINE_integer, flags.DEFINE_multi_string
+  defined = [
+    flags.DEFINE_string(
+      'chip', '', "h100, h200, a100, v5e, v5p or v6e; '': no accelerator."
+    ),
+    whole('devices', 1, 'Accelerators of a run.', lower_bound=1),
+    whole(
+      'nodes',
+      1,
+      'Machines of a study, all their accelerators (slurm); else machines that '
+      '--processes share, or with a --chip as many as --devices need.',
+      lower_bound=1,
+    ),
+    whole(
+      'processes',
+      0,
+      'Processes of a run; 0: one a GPU or TPU machine, else one. Of a study: '
+      'most runs side by side.',
+      lower_bound=0,
+    ),
+    whole(
+      'restarts', 3, 'Times to start again without progress.', lower_bound=0
+    ),
+    flags.DEFINE_float(
+      'hours', None, 'Limit of a run (default: from the plan).', lower_bound=0.1
+    ),
+    many('option', [], 'KEY=VALUE of the place.'),
+    many('env', [], 'NAME=VALUE of the runs; no secrets.'),
+    flags.DEFINE_bool('check', True, 'Refuse what will not fit.'),
+    flags.DEFINE_bool('dry_run', False, 'Print, submit nothing.'),
+  ]
+  return lambda: argparse.Namespace(**{f.name: f.value for f in defined})
 
 
 def overrides(holder: flags.FlagHolder) -> dict[str, object]:

@@ -5,6 +5,9 @@
 For every model × optimizer: a search on a proxy (study.search), µP transfer of
 the best values to a wider target, target runs with several seeds, benchmark
 scores; then the report. Started again, it skips what is done and goes on.
+--targets=slurm|sky|xmanager|files sends each target out as a job of its own,
+as launch.submit sends runs (--chip, --devices, …); started again, the study
+collects those that have finished.
 
     python -m launch.study --plan --config=experiments/paper_study.py \\
         --chip=h100 --devices=64
@@ -27,6 +30,8 @@ from steepest.launch import cli
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
+
+  from steepest.launch.submitters.targets import Targets
 
 _DOES_NOT_FIT = 3
 
@@ -58,20 +63,35 @@ def main() -> None:
     '(default: study.optimizers of the recipe).',
   )
   plan = flags.DEFINE_bool('plan', False, 'Plan only; train nothing.')
-  chip = flags.DEFINE_string(
-    'chip', 'h100', '--plan: h100, h200, a100 (80 GB), v5e, v5p or v6e.'
+  targets = flags.DEFINE_enum(
+    'targets',
+    None,
+    [place for place in cli.PLACES if place != 'local'],
+    'Where each target goes as a job of its own (default: they train here).',
   )
-  devices = flags.DEFINE_integer(
-    'devices', 1, '--plan: chips in all.', lower_bound=1
-  )
+  options = cli.define_place()
 
   def start() -> None:
-    study = _config(config, optimizers.value)
+    study, given = _config(config, optimizers.value), options()
     if plan.value:
-      _plan(study, chip.value, devices.value)
+      away = targets.value is not None
+      _plan(study, given.chip or 'h100', given.devices, away)
       return
     directory = pathlib.Path(workdir.value or cli.default_workdir(config))
-    _study(study, directory.absolute(), workers.value, address.value)
+    directory = directory.absolute()
+    sent = None
+    if targets.value is not None:
+      from steepest.launch.submitters import targets as elsewhere
+
+      sent = elsewhere.Targets(targets.value, given, directory)
+    if given.dry_run:
+      if sent is None:
+        raise ValueError('--dry_run is of --targets; --plan says what it takes')
+      print(sent.describe(study))
+      return
+    if sent is not None:
+      sent.check(study)
+    _study(study, directory, workers.value, address.value, sent)
 
   cli.run(start, __doc__)
 
@@ -109,7 +129,11 @@ def _config(holder: flags.FlagHolder, optimizers: str | None) -> 'ConfigDict':
 
 
 def _study(
-  config: 'ConfigDict', workdir: pathlib.Path, workers: int, address: str
+  config: 'ConfigDict',
+  workdir: pathlib.Path,
+  workers: int,
+  address: str,
+  targets: 'Targets | None',
 ) -> None:
   from steepest.data import corpus, locks
   from steepest.training import processes
@@ -119,9 +143,11 @@ def _study(
   with locks.hold(workdir, 'at this study'):
     with engine.machines(address, workers) as machines:
       config = corpus.ready(config, workdir)
-      study = tuning_study.Study(config, workdir)
+      send = targets.send if targets else None
+      study = tuning_study.Study(config, workdir, send)
       _write_config(config, workdir)
-      phases = tuning_study.phases(config, machines.machine)
+      away = targets is not None
+      phases = tuning_study.phases(config, machines.machine, away)
       if not processes.has_accelerator():
         # Should this process be a slot.
         most = max(size for _, size in phases)
@@ -134,11 +160,12 @@ def _study(
           tuning_study.run(study, slots, kinds)
           if kinds is phases[-1][0]:
             study.raise_failures()
-            timing.run(config, workdir, slots)
+            if not away:
+              timing.run(config, workdir, slots)
     _report(workdir, time.perf_counter() - start)
 
 
-def _plan(config: 'ConfigDict', chip: str, devices: int) -> None:
+def _plan(config: 'ConfigDict', chip: str, devices: int, away: bool) -> None:
   # Nothing here needs an accelerator, and one may be in use.
   import jax
 
@@ -149,7 +176,9 @@ def _plan(config: 'ConfigDict', chip: str, devices: int) -> None:
 
   console = Console(columns=140)
   with console.status('planning'):
-    found = plan.stages(config, chips.find(chip), devices)
+    # As a job of its own a target has all of them.
+    machine = devices if away else 0
+    found = plan.stages(config, chips.find(chip), devices, machine)
   console.print(plan.table(found))
   print(plan.summary(found, chip, devices))
   if not all(stage.plan.fits for stage in found):

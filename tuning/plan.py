@@ -361,8 +361,8 @@ def stages(
     config: of the study.
     chip: what it runs on.
     devices: how many of them.
-    machine: those that data=-1 of a target's mesh fills, the most that a run
-      has; 0: of one machine.
+    machine: those that data=-1 of a target's mesh fills, the most that it has;
+      0: of one machine.
 
   Raises:
     ValueError: the configuration does not fit together, or the mesh not the
@@ -378,7 +378,7 @@ def stages(
   for cell in dict.fromkeys(cells.search_of(config, c) for c in every):
     run = cells.trial_config(config, cell, {}, 0)
     count = search.count(config, cell.optimizer) * config.study.trial_seeds
-    step = plan(run, chip, _devices(run, machine))
+    step = plan(run, chip, _devices(run, min(machine, chip.host)))
     found.append(Stage(cell, 'tune', count, run.steps, step))
   for cell in every:
     run = cells.target_config(config, cell, {}, 0)

@@ -65,8 +65,19 @@ class Study:
     failures: cell → why nothing more of it is done.
   """
 
-  def __init__(self, config: ConfigDict, workdir: pathlib.Path):
+  def __init__(
+    self,
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    send: Callable[[list[Run]], None] | None = None,
+  ):
     """Opens the searches.
+
+    Args:
+      config: of the study.
+      workdir: of the study.
+      send: takes the targets of a cell once its search is done, those that have
+        not ended, and they are no runs for slots; None: they are.
 
     Raises:
       ValueError: the configuration does not fit together, or a search was
@@ -75,6 +86,7 @@ class Study:
     self.config = config
     self.workdir = workdir
     self.failures: dict[Cell, str] = {}
+    self._send = send
     self.cells = cells.cells(config)
     self._open = [cell for cell in self.cells if not self._done(cell)]
     self._search_of = {c: cells.search_of(config, c) for c in self.cells}
@@ -107,7 +119,8 @@ class Study:
     open_ = [self._search_of[cell] for cell in self._open]
     for cell in dict.fromkeys(open_):
       trials = search.at_once(self.config, cell.optimizer) * keys.trial_seeds
-      counts = {'trials': trials, 'targets': keys.seeds * open_.count(cell)}
+      targets = 0 if self._send else keys.seeds * open_.count(cell)
+      counts = {'trials': trials, 'targets': targets}
       most += max(counts[kind] for kind in kinds)
     return most
 
@@ -116,8 +129,8 @@ class Study:
     found = []
     for cell in dict.fromkeys(self._search_of[cell] for cell in self._open):
       found += self._trial_runs(cell, 0, {})[:1]
-    for cell in self._open:
-      found += self._target_runs(cell, {})[:1]
+    for cell in self._open if self._send is None else ():
+      found += target_runs(self.config, self.workdir, cell, {})[:1]
     return found
 
   def take(self, slot: int, kinds: Collection[str] = KINDS) -> Run | None:
@@ -160,9 +173,9 @@ class Study:
       for cell in dict.fromkeys(self._search_of.values()):
         for number in range(search.count(self.config, cell.optimizer)):
           found += self._trial_runs(cell, number, {})
-    if 'targets' in kinds:
+    if 'targets' in kinds and self._send is None:
       for cell in self.cells:
-        found += self._target_runs(cell, {})
+        found += target_runs(self.config, self.workdir, cell, {})
     return found
 
   def raise_failures(self) -> None:
@@ -230,8 +243,12 @@ class Study:
 
   def _targets(self, cell: Cell) -> list[Run]:
     """Returns the targets that may begin; notes when all have ended."""
-    runs = self._target_runs(cell, self._best[self._search_of[cell]])
+    best = self._best[self._search_of[cell]]
+    runs = target_runs(self.config, self.workdir, cell, best)
     waiting = [run for run in runs if not self._has_ended(run)]
+    if waiting and self._send is not None:
+      self._send(waiting)
+      waiting = []
     if not waiting:
       self._open.remove(cell)
     return self._idle(waiting)
@@ -254,17 +271,6 @@ class Study:
       found.append(Run(Stage(cell, 'trials'), at, config, label, number))
     self._runs[key] = found
     return found
-
-  def _target_runs(self, cell: Cell, values: Values) -> list[Run]:
-    return [
-      Run(
-        Stage(cell, 'targets'),
-        cells.target_dir(self.workdir, cell, seed),
-        cells.target_config(self.config, cell, values, seed),
-        f'{cell} seed={seed}',
-      )
-      for seed in range(self.config.study.seeds)
-    ]
 
   def _has_ended(self, run: Run) -> bool:
     if run.directory not in self._ended:
@@ -310,8 +316,23 @@ class Study:
         self._open.remove(cell)
 
 
+def target_runs(
+  config: ConfigDict, workdir: pathlib.Path, cell: Cell, values: Values
+) -> list[Run]:
+  """Returns the targets of a cell with the values of a search."""
+  return [
+    Run(
+      Stage(cell, 'targets'),
+      cells.target_dir(workdir, cell, seed),
+      cells.target_config(config, cell, values, seed),
+      f'{cell} seed={seed}',
+    )
+    for seed in range(config.study.seeds)
+  ]
+
+
 def phases(
-  config: ConfigDict, machine: int
+  config: ConfigDict, machine: int, away: bool = False
 ) -> list[tuple[tuple[str, ...], int]]:
   """Returns which kinds of runs a study does at once, and their devices.
 
@@ -320,10 +341,14 @@ def phases(
   Args:
     config: of the study.
     machine: see `cells.devices`.
+    away: whether targets take no devices, as they are sent away.
   """
+  trials = cells.devices(config.study.trial_mesh, machine)
+  if away:
+    return [(KINDS, trials)]
   target = cells.target_config(config, cells.cells(config)[0], {}, 0)
   sizes = {
-    'trials': cells.devices(config.study.trial_mesh, machine),
+    'trials': trials,
     'targets': cells.devices(target.mesh, machine),
   }
   if len(set(sizes.values())) == 1:

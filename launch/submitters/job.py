@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 from steepest.experiments import base
 from steepest.training import chips
 
+# What training exits with when a signal stopped it: training/interrupts.py.
+STOPPED = 75
 # Parts of names whose values would end up in scripts and logs.
 _SECRET = re.compile(r'key|token|secret|passw|credential', re.IGNORECASE)
 
@@ -80,6 +82,11 @@ class Job:
   def is_gpu(self) -> bool:
     """Whether the accelerators are GPUs."""
     return bool(self.chip) and chips.find(self.chip).is_gpu
+
+  @property
+  def is_study(self) -> bool:
+    """Whether the runs are studies: a process each, with slots of its own."""
+    return self.module.endswith('.study')
 
   @property
   def hosts(self) -> int:

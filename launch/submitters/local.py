@@ -23,8 +23,6 @@ from steepest.launch.submitters import job as jobs
 OPTIONS = {
   'grace_seconds': ('60', 'From asking processes to stop to killing them.'),
 }
-# What training exits with when a signal stopped it: training/interrupts.py.
-_STOPPED = 75
 _POLL_SECONDS = 0.1
 # Seconds that the others get when one process has ended badly.
 _AFTER_FAILURE = 5.0
@@ -95,7 +93,7 @@ class Supervisor:
       failure = self._once()
       if self._asked.number is not None:
         print(f'stopped by signal {self._asked.number}', file=sys.stderr)
-        sys.exit(_STOPPED)
+        sys.exit(jobs.STOPPED)
       if failure is None:
         return
       if self._diverged():

@@ -24,8 +24,6 @@ OPTIONS = {
 }
 _OWN = ('python', 'setup')
 
-# What training exits with when a signal stopped it: training/interrupts.py.
-_STOPPED = 75
 
 _BODY = r"""
 set -u
@@ -33,7 +31,7 @@ cd -- {root}
 {setup}case "${{SLURM_ARRAY_TASK_ID:-0}}" in
 {cases}
 esac
-{exports}
+{exports}{ray}
 # What would not be lost: checkpoints, and the runs of a study that have ended.
 kept() {{
   find "$workdir" -path '*/checkpoints/*' -prune ! -name '*[!0-9]*' -print \
@@ -44,8 +42,7 @@ rows() {{ cksum "$workdir/metrics.jsonl" 2> /dev/null; }}
 futile=0
 while :; do
   kept=$(kept) rows=$(rows)
-  # Not at once: who was asked to stop leaves one after the other.
-  srun --kill-on-bad-exit=0 --wait={wait} "$@"
+  srun {step} "$@"
   status=$?
   case $status in
     0) exit 0 ;;
@@ -70,6 +67,34 @@ while :; do
   echo "status $status: again from the last checkpoint" >&2
 done
 """
+# A study on several nodes: each has a task with a Ray of this job alone, the
+# first one the study too. Only what a task started is ended.
+_RAY = r"""
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export FIRST=$first:$(( 20000 + SLURM_JOB_ID % 10000 ))
+export PYTHON={python} RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+export RAY_AUTH_TOKEN
+node='
+  up() {{ (: < "/dev/tcp/${{FIRST%:*}}/${{FIRST#*:}}") 2> /dev/null; }}
+  ray() {{
+    "$PYTHON" -m ray.scripts.scripts start --block --disable-usage-stats \
+      --num-cpus="$SLURM_CPUS_ON_NODE" "$@" > /dev/null &
+  }}
+  if (( SLURM_NODEID )); then
+    until up; do sleep 1; done
+    ray --address="$FIRST"
+    while up; do sleep 1; done
+    kill $!
+    exit 0
+  fi
+  ray --head --port="${{FIRST#*:}}" --include-dashboard=false
+  until up || ! kill -0 $!; do sleep 1; done
+  "$@" --engine="$FIRST"
+  status=$?
+  kill $!
+  exit $status'
+"""
 # Seconds before the end of the time that a run starts to save.
 _WARNING = 300
 # Seconds that the others have once one process has ended.
@@ -87,9 +112,18 @@ def submission(job: jobs.Job) -> jobs.Submission:
 
 
 def _script(job: jobs.Job) -> str:
+  python = job.options['python']
+  several = job.is_study and job.hosts > 1
+  # Not at once: who was asked to stop leaves one after the other.
+  step = f'--kill-on-bad-exit=0 --wait={_WAIT}'
+  if job.is_study:
+    # Its slots are pinned to cores by the study.
+    step += ' --cpu-bind=none'
+  if several:
+    step += ' bash -c "$node" node'
   cases = []
   for i, unit in enumerate(job.units):
-    line = shlex.join(unit.command(job.options['python'], job.module))
+    line = shlex.join(unit.command(python, job.module))
     cases.append(
       f'{i}) workdir={shlex.quote(unit.workdir)}\n  set -- {line} ;;'
     )
@@ -103,9 +137,10 @@ def _script(job: jobs.Job) -> str:
     setup=f'{setup}\n' if setup else '',
     cases='\n'.join(cases),
     exports=''.join(f'{line}\n' for line in exports),
+    ray=_RAY.format(python=shlex.quote(python)) if several else '',
+    step=step,
     restarts=job.restarts,
-    stopped=_STOPPED,
-    wait=_WAIT,
+    stopped=jobs.STOPPED,
   )
   return f'#!/bin/bash\n{_directives(job)}\n{body}'
 
@@ -113,6 +148,8 @@ def _script(job: jobs.Job) -> str:
 def _directives(job: jobs.Job) -> str:
   sweep = len(job.units) > 1
   tasks = job.per_host or max(1, job.processes // job.hosts)
+  if job.is_study:
+    tasks = 1
   log = job.folder / ('%x-%A_%a.log' if sweep else '%x-%j.log')
   values = {
     'job-name': job.name,
@@ -127,6 +164,9 @@ def _directives(job: jobs.Job) -> str:
   }
   values |= {k: v for k, v in job.options.items() if k not in _OWN}
   lines = [f'#SBATCH --{key}={_directive(v)}' for key, v in values.items()]
+  if job.is_study and 'cpus-per-task' not in job.options:
+    # All cores are slots, or feed the accelerators.
+    lines.append('#SBATCH --exclusive')
   return '\n'.join([*lines, '#SBATCH --requeue'])
 
 

@@ -1,6 +1,7 @@
 """Runs under a SLURM of three nodes that these tests start on this machine."""
 
 from collections.abc import Callable, Iterator
+import importlib.util
 import json
 import os
 import pathlib
@@ -79,6 +80,24 @@ if end < 0:
   os.kill(os.getpid(), -end)
 sys.exit(end)
 """
+_STUDY = (
+  '--config=experiments/quickstart.py',
+  f'--config.data.source=flat:{_ROOT}/tests/golden/tokens.npy',
+  '--config.eval_tasks=',
+  '--config.eval_sequences=0',
+  '--config.model.num_layers=1',
+  '--config.model.width=16',
+  '--config.model.context=16',
+  '--config.batch_size=4',
+  '--config.steps=12',
+  '--config.study.models=gpt2',
+  '--config.study.optimizers=adamw,lion',
+  '--config.study.search=sobol',
+  '--config.study.trials=2',
+  '--config.study.seeds=1',
+  '--config.study.target_steps=20',
+  '--config.study.max_extensions=9',
+)
 _TRAIN = (
   '--config=experiments/tiny.py:gpt2,adamw',
   f'--config.data.source=flat:{_ROOT}/tests/golden/tokens.npy',
@@ -216,7 +235,7 @@ class Cluster:
 def _until(
   reached: Callable[[], Any], what: str, more: Callable[[], str] = str
 ) -> Any:
-  end = time.monotonic() + 150
+  end = time.monotonic() + 300
   while not (found := reached()):
     assert time.monotonic() < end, f'{what} {more()}'
     time.sleep(0.1)
@@ -241,6 +260,10 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
     cluster.submit('killed', [5, 'wait', -9], [10, 0], **two)
     for name in ('whole', 'stopped'):
       cluster.submit(name, module='steepest.launch.train', **train)
+    if importlib.util.find_spec('ray'):
+      study = {'module': 'steepest.launch.study', 'root': _ROOT, 'nodes': 2}
+      one = ('cpus-per-task=1',)
+      cluster.submit('study', words=lambda _: _STUDY, options=one, **study)
     cluster.submit('array', [5, 0], points=('run', _NASTY), **two)
     cluster.submit('futile', [5, -9])
     cluster.submit('mistaken', [0, 1])
@@ -329,3 +352,16 @@ def test_a_killed_task_starts_all_again(cluster):
     ['one', 'one'],
     ['two', 'two'],
   ]
+
+
+def test_a_study_runs_on_all_nodes_of_its_allocation(cluster):
+  pytest.importorskip('ray')
+  ended = cluster.end('study')
+  assert ended['JobState'] == 'COMPLETED', cluster.log('study')
+  run = cluster.directory / 'study' / 'run'
+  assert (run / 'report' / 'report.html').exists()
+  attempts = [
+    json.loads(path.read_text('utf-8'))['attempt']
+    for path in run.rglob('env.json')
+  ]
+  assert len({attempt['node'] for attempt in attempts}) == 2

@@ -17,16 +17,19 @@ _STUDY = '--config=experiments/quickstart.py'
 _DRY_RUNS = {
   'slurm': ['--to=slurm', '--sweep=seed=0,1'],
   'xmanager': ['--to=xmanager'],
+  'sky': ['--to=sky'],
   'tpu': ['--to=xmanager', '--chip=v6e'],
 }
 _STUDIES = {
   'slurm study': ['--to=slurm'],
   'local study': ['--to=local'],
-  'large study': ['--to=slurm', '--chip=h100', '--devices=8'],
+  'large study': ['--to=slurm', '--chip=h100', '--nodes=4'],
+  'wide study': ['--to=sky', '--chip=h100', '--devices=16'],
 }
 _MISSING = {
   'sbatch': ['--to=slurm'],
   'xmanager': ['--to=xmanager'],
+  'sky': ['--to=sky'],
 }
 _MISTAKES = {
   'give KEY=VALUE': ['--to=slurm', _GPT2, '--option=partition'],
@@ -134,16 +137,21 @@ def test_the_papers_target_on_64_devices(run_command, tmp_path, words):
   assert not (tmp_path / 'paper').exists()
 
 
-def test_a_study_is_one_process_with_workers_of_its_own(submitted):
+def test_a_study_is_one_process_a_machine(submitted):
   results, folder = submitted
-  slurm, local, large = (results[name] for name in _STUDIES)
+  slurm, local, large, wide = (results[name] for name in _STUDIES)
   assert slurm.code == local.code == 0, slurm.err + local.err
   assert '#SBATCH --array' not in slurm.out
   assert '#SBATCH --ntasks-per-node=1' in slurm.out
   for dry_run in (slurm, local):
     assert f'launch.study {_STUDY} --workers=3 --workdir=' in dry_run.out
   assert 'STEEPEST_PROCESSES' not in local.out
-  assert 'trains on one' in large.err
+  # A Ray, and a task on each machine.
+  assert '#SBATCH --nodes=4\n#SBATCH --ntasks-per-node=1\n' in large.out
+  assert '#SBATCH --gpus-per-node=8\n' in large.out
+  assert large.out.count('"$@" --engine="$FIRST"') == 1
+  assert 'RAY_AUTH_MODE' not in slurm.out
+  assert 'a study has one machine there, not 2' in wide.err
 
 
 @pytest.mark.parametrize('program', _MISSING)

@@ -1,6 +1,7 @@
 """What is submitted, held by golden files, and safe from what names contain."""
 
 import asyncio
+import json
 import math
 import os
 import pathlib
@@ -10,8 +11,16 @@ import sys
 from unittest import mock
 
 import pytest
+import yaml
 
-from steepest.launch.submitters import job as jobs, local, slurm, xmanager
+from steepest.launch.submitters import (
+  files,
+  job as jobs,
+  local,
+  sky,
+  slurm,
+  xmanager,
+)
 from steepest.training import chips
 
 _GOLDEN = pathlib.Path(__file__).parent.parent / 'golden' / 'submit'
@@ -73,11 +82,19 @@ _FORMS = {
     options={'executor': 'local', 'memory_gib': '512', 'mount': '/data'},
   ),
   'xmanager_tpu': lambda: _job(xmanager, 'v5p', 64),
+  'sky_sweep': lambda: _job(
+    sky,
+    points=_SWEEP,
+    workdir='/bucket/gpt2',
+    options={'bucket': 'gs://lab', 'infra': 'gcp', 'use_spot': 'true'},
+  ),
+  'sky_tpu': lambda: _job(sky, 'v5p', 64),
+  'files': lambda: _job(files, points=_SWEEP),
 }
 
 
 def _place(name):
-  for module in (slurm, xmanager):
+  for module in (slurm, xmanager, sky, files):
     if name.startswith(module.__name__.rpartition('.')[2]):
       return module
   raise ValueError(name)
@@ -115,6 +132,82 @@ def test_a_directive_with_quotes_is_refused():
     slurm.submission(job)
 
 
+def _nasty(place, **changed) -> jobs.Job:
+  unit = jobs.Unit(f'/x/{_NASTY}', (f'--config.data.source={_NASTY}',), _NASTY)
+  changed = {'environment': {'NASTY': _NASTY}, **changed}
+  return _job(place, units=(unit,), **changed)
+
+
+def test_tasks_of_sky_hold_exactly_the_words():
+  job = _nasty(sky, root=pathlib.Path(f'/{_NASTY}'))
+  task = yaml.safe_load(_only_file(sky.submission(job)))
+  lines = task['run'].splitlines()
+  [unit] = job.units
+  assert shlex.split(lines[-1]) == unit.command('python', job.module)
+  assert task['envs'] == job.environment
+  assert task['workdir'] == f'/{_NASTY}'
+  # The machines, as SkyPilot says who they are.
+  said = 'set -u\n' + '\n'.join(lines[:-1]) + '\nenv'
+  skys = {'NODE_IPS': '10.0.0.1\n10.0.0.2', 'NUM_NODES': '2', 'NODE_RANK': '1'}
+  done = subprocess.run(
+    ['bash', '-c', said],
+    env={f'SKYPILOT_{key}': value for key, value in skys.items()},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert {
+    'STEEPEST_COORDINATOR=10.0.0.1:8476',
+    'STEEPEST_PROCESSES=2',
+    'STEEPEST_PROCESS=1',
+  } < set(done.stdout.splitlines())
+
+
+_LOAD = """
+import json, sys
+import sky
+for path in sys.argv[1:]:
+  task = sky.Task.from_yaml(path)
+  [resources] = task.resources
+  print(json.dumps({
+    'nodes': task.num_nodes,
+    'accelerators': resources.accelerators,
+    'spot': resources.use_spot,
+    'recovery': resources.job_recovery,
+    'mounts': {k: v.source for k, v in task.storage_mounts.items()},
+  }))
+"""
+
+
+@pytest.mark.slow
+def test_sky_loads_the_tasks(tmp_path):
+  """By SkyPilot itself, whose pins clash with ours: 460 MB of its own."""
+  python = tmp_path / 'venv' / 'bin' / 'python'
+  subprocess.run([sys.executable, '-m', 'venv', tmp_path / 'venv'], check=True)
+  pip = [python, '-m', 'pip', 'install', '--quiet', 'skypilot==0.14.1']
+  subprocess.run(pip, check=True)
+  paths = []
+  for name in ('sky_sweep', 'sky_tpu'):
+    texts = sky.submission(_FORMS[name]()).files.values()
+    for i, text in enumerate(texts):
+      # The source has to be there.
+      text = text.replace('/src/steepest', str(tmp_path))
+      paths.append(tmp_path / f'{name}-{i}.yaml')
+      paths[-1].write_text(text, 'utf-8')
+  env = {'HOME': str(tmp_path), 'PATH': os.environ['PATH']}
+  done = subprocess.run(
+    [python, '-c', _LOAD, *paths], env=env, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  *sweep, tpu = map(json.loads, done.stdout.splitlines())
+  recovery = {'max_restarts_on_errors': 3, 'recover_on_exit_codes': [75]}
+  recovery['strategy'] = None
+  gpus = {'nodes': 2, 'accelerators': {'H100': 8}, 'spot': True}
+  mounts = {'/bucket': 'gs://lab'}
+  assert sweep == [{**gpus, 'recovery': recovery, 'mounts': mounts}] * 2
+  assert (tpu['nodes'], tpu['accelerators']) == (1, {'tpu-v5p-128': 1})
+
+
 def _globals(job, monkeypatch):
   """Returns what a launch script defines, XManager's own parts apart."""
   package = mock.MagicMock()
@@ -126,8 +219,8 @@ def _globals(job, monkeypatch):
 
 
 def test_launch_scripts_hold_exactly_the_words(monkeypatch):
-  unit = jobs.Unit(f'/x/{_NASTY}', (f'--config.data.source={_NASTY}',))
-  job = _job(xmanager, units=(unit,), root=pathlib.Path(f'/{_NASTY}'))
+  job = _nasty(xmanager, root=pathlib.Path(f'/{_NASTY}'))
+  [unit] = job.units
   found = _globals(job, monkeypatch)
   assert found['_UNITS'] == [unit.command('python', job.module)[3:]]
   assert found['_ROOT'] == f'/{_NASTY}'

@@ -1,0 +1,225 @@
+"""What every place has in common: flags, plans, and handing over."""
+
+import argparse
+import dataclasses
+import importlib
+import os
+import pathlib
+import shutil
+import subprocess
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from steepest.data import files
+from steepest.launch.submitters import job as jobs
+from steepest.training import chips
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
+
+  from steepest.tuning.plan import StepPlan
+
+# Places that see this machine's files.
+_SAME_FILES = ('local', 'slurm', 'files')
+# JAX would leave a quarter of a GPU's memory unused.
+_GPU_MEMORY = {'XLA_PYTHON_CLIENT_MEM_FRACTION': '.95'}
+# Of the planned time: a run's limit.
+_MARGIN = 1.25
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+
+
+def workdir_of(place: str, workdir: str) -> str:
+  """Returns a run's directory as the machines see it.
+
+  Raises:
+    ValueError: it has unprintable characters.
+  """
+  if place in _SAME_FILES:
+    workdir = os.path.abspath(workdir)
+  if not workdir.isprintable():
+    raise ValueError(f'--workdir={workdir!r}: has unprintable characters')
+  return workdir
+
+
+def describe(
+  place: str,
+  options: argparse.Namespace,
+  units: list[jobs.Unit],
+  name: str,
+  home: str,
+  study: bool = False,
+) -> jobs.Job:
+  """Returns a job by the flags of launch/cli.py.
+
+  Args:
+    place: where it runs.
+    options: values of the flags.
+    units: runs.
+    name: of the job.
+    home: directory of all runs, as the machines see it.
+    study: whether a unit is a study.
+
+  Raises:
+    ValueError: flags do not fit together.
+  """
+  is_gpu = bool(options.chip) and chips.find(options.chip).is_gpu
+  devices, processes = options.devices, 0 if study else options.processes
+  if study and options.chip and options.nodes > 1:
+    devices = options.nodes * chips.find(options.chip).host
+  if not options.chip and devices > 1:
+    raise ValueError(f'--devices={devices}: of which --chip?')
+  if not options.chip and processes % options.nodes:
+    raise ValueError(
+      f'--processes={processes} do not divide over --nodes={options.nodes}'
+    )
+  if not processes and place == 'local' and is_gpu:
+    processes = devices
+  folder = pathlib.Path('runs', jobs.name_of(pathlib.PurePath(home).name))
+  job = jobs.Job(
+    name,
+    f'steepest.launch.{"study" if study else "train"}',
+    tuple(units),
+    ROOT,
+    (pathlib.Path(home) if place in _SAME_FILES else folder) / 'submit',
+    options.chip,
+    devices,
+    options.nodes,
+    processes,
+    options.restarts,
+    options.hours,
+    (_GPU_MEMORY if is_gpu else {}) | jobs.environment(options.env),
+    jobs.options(options.option, _module(place).OPTIONS, place),
+  )
+  if study and job.hosts > 1 and place != 'slurm':
+    raise ValueError(
+      f'--to={place}: a study has one machine there, not {job.hosts}; its '
+      '--targets may have more, and so has --engine (docs/launching.md)'
+    )
+  return job
+
+
+def prepare(
+  place: str, job: jobs.Job, configs: 'list[ConfigDict]', check: bool
+) -> tuple[jobs.Job, jobs.Submission, str]:
+  """Plans the runs of a job; nothing is touched.
+
+  Args:
+    place: where it runs.
+    job: what runs.
+    configs: of the units; none of a study.
+    check: whether to refuse what does not fit.
+
+  Returns:
+    The job with its limit of time, what the place would get, and all of it as
+    a text.
+
+  Raises:
+    ValueError: a run does not fit, or the place has no such machines.
+  """
+  plans, why_none = _plans(job, configs)
+  over = max([plan.peak - plan.capacity for plan in plans], default=0) / 2**30
+  if check and over > 0:
+    raise ValueError(
+      f'does not fit, by {over:.1f} GiB a device (launch.bench --plan says of '
+      'what); --nocheck submits it all the same'
+    )
+  hours = [plan.hours(config.steps) for plan, config in zip(plans, configs)]
+  if hours and job.hours is None:
+    # Evaluation, compilation and checkpoints come on top.
+    limit = round(_MARGIN * max(hours) + 0.5, 1)
+    job = dataclasses.replace(job, hours=limit)
+  submission = _module(place).submission(job)
+  summary = _summary(job, place, plans, hours, why_none)
+  return job, submission, '\n'.join([*summary, submission.describe()])
+
+
+def _module(place: str) -> ModuleType:
+  return importlib.import_module(f'steepest.launch.submitters.{place}')
+
+
+def _plans(
+  job: jobs.Job, configs: 'list[ConfigDict]'
+) -> 'tuple[list[StepPlan], str]':
+  """Returns the plan of each run, or why there are none."""
+  if not job.chip:
+    return [], 'no accelerator'
+  if not configs:
+    return [], 'launch.study --plan has those of a study'
+  import jax
+
+  # Nothing here needs an accelerator, and one may be in use.
+  jax.config.update('jax_platforms', 'cpu')
+  from steepest.training import config as validation
+  from steepest.tuning import plan
+
+  found = []
+  for config in configs:
+    validation.check_ranges(config)
+    try:
+      found.append(plan.plan(config, chips.find(job.chip), job.devices))
+    except ValueError as error:
+      if 'set model.vocab_size' in str(error):
+        return [], str(error)
+      raise
+  return found, ''
+
+
+def _summary(
+  job: jobs.Job,
+  place: str,
+  plans: 'list[StepPlan]',
+  hours: list[float],
+  why_none: str,
+) -> list[str]:
+  """Returns lines that say what is to run."""
+  runs = 'one run' if len(job.units) == 1 else f'{len(job.units)} runs'
+  lines = [f'# {job.name}: {runs} of {job.module} on {place}']
+  if job.chip:
+    # One process a GPU with SLURM, else one a machine.
+    processes = {'slurm': job.devices, 'local': max(job.processes, 1)}
+    if job.is_study:
+      processes = {}
+    lines.append(
+      f'# each: {job.devices} × {job.chip}, machines: {job.hosts} of '
+      f'{job.per_host}, processes: {processes.get(place, job.hosts)}'
+    )
+  elif job.processes > 1:
+    lines.append(f'# each: {job.processes} processes')
+  if why_none:
+    lines.append(f'# no plan: {why_none}')
+  for unit, plan, of_run in zip(job.units, plans, hours):
+    mesh = ' '.join(f'{axis}={size}' for axis, size in plan.mesh.items())
+    lines.append(
+      f'# {unit.point or "plan"}: mesh {mesh}; {plan.peak / 2**30:.1f} of '
+      f'{plan.capacity / 2**30:.1f} GiB a device; {plan.seconds:.3f} s a step; '
+      f'{of_run:.1f} h'
+    )
+  return lines
+
+
+def check_program(submission: jobs.Submission) -> None:
+  """Raises a FileNotFoundError if what takes a submission is not here."""
+  program, hint = submission.needs
+  if program and shutil.which(program) is None:
+    raise FileNotFoundError(
+      f'no {program} here: {hint}, or add --dry_run to see what it would get'
+    )
+
+
+def hand_over(place: str, job: jobs.Job, submission: jobs.Submission) -> None:
+  """Writes the files and runs the commands; local runs have ended then.
+
+  Raises:
+    OSError: a program is missing or failed.
+  """
+  if place == 'local':
+    _module(place).run(job)
+    return
+  check_program(submission)
+  for path, text in submission.files.items():
+    files.write(path, [text.encode()])
+    print(f'wrote {path}')
+  for argv in submission.commands:
+    done = subprocess.run(argv, check=False)
+    if done.returncode:
+      raise ChildProcessError(f'{argv[0]} ended with {done.returncode}')

@@ -1,0 +1,121 @@
+"""SkyPilot: a task file a run, for any cloud, Kubernetes and TPU VMs.
+
+Managed jobs (`sky jobs launch`) find machines, again where spot ones are taken
+away, and start again what fails; the run goes on from its last checkpoint,
+which the machines need to share: in a bucket that is mounted. Each machine is
+one process; SkyPilot tells it which, and the address of the first. A slice of
+TPUs is one node, whose machines JAX knows.
+"""
+
+import json
+import shlex
+import textwrap
+
+from steepest.launch.submitters import job as jobs
+from steepest.training import chips
+
+OPTIONS = {
+  'bucket': ('', 'Mounted at /bucket, as in gs://NAME: --workdir=/bucket/RUN.'),
+  '*': (
+    '',
+    'Any other: a key of resources, such as infra, use_spot or image_id.',
+  ),
+}
+_GPUS = {'h100': 'H100', 'h200': 'H200', 'a100': 'A100-80GB'}
+# By generation, and what a slice's name counts of a chip.
+_TPUS = {'v5e': ('v5litepod', 1), 'v5p': ('v5p', 2), 'v6e': ('v6e', 1)}
+# Of the first machine.
+_PORT = 8476
+
+
+def submission(job: jobs.Job) -> jobs.Submission:
+  """Returns a task file for each run, and the commands that start them.
+
+  Raises:
+    ValueError: there is no such slice of TPUs.
+  """
+  files, commands = {}, []
+  for i, unit in enumerate(job.units):
+    number = f'-{i}' if len(job.units) > 1 else ''
+    path = job.folder / f'{job.name}{number}.yaml'
+    files[path] = _task(job, unit, f'{job.name}{number}')
+    # -d: the jobs are SkyPilot's now, and the next one is to start.
+    commands.append(('sky', 'jobs', 'launch', '-y', '-d', str(path)))
+  hint = 'pip install skypilot in an environment of its own'
+  return jobs.Submission(files, tuple(commands), ('sky', hint))
+
+
+def _task(job: jobs.Job, unit: jobs.Unit, name: str) -> str:
+  tpu = bool(job.chip) and not job.is_gpu
+  nodes = 1 if tpu else job.hosts
+  run = []
+  environment = dict(job.environment)
+  if tpu and job.hosts > 1:
+    environment['STEEPEST_DISTRIBUTED'] = 'auto'
+  elif nodes > 1:
+    run += [
+      'first=$(head -n 1 <<< "$SKYPILOT_NODE_IPS")',
+      f'export STEEPEST_COORDINATOR=$first:{_PORT}',
+      'export STEEPEST_PROCESSES=$SKYPILOT_NUM_NODES',
+      'export STEEPEST_PROCESS=$SKYPILOT_NODE_RANK',
+    ]
+  run.append(shlex.join(unit.command('python', job.module)))
+  extra = 'tpu' if tpu else 'cuda' if job.chip else 'test'
+  bucket = job.options['bucket']
+  own = {k: v for k, v in job.options.items() if k != 'bucket'}
+  task = {
+    'name': name,
+    # With what .gitignore leaves of it.
+    'workdir': str(job.root),
+    'num_nodes': nodes,
+    'resources': {
+      **_accelerators(job),
+      'job_recovery': {
+        'max_restarts_on_errors': job.restarts,
+        # What asks to be started again is no error.
+        'recover_on_exit_codes': [jobs.STOPPED],
+      },
+      **{key: _value(value) for key, value in own.items()},
+    },
+    **(
+      {'file_mounts': {'/bucket': {'source': bucket, 'mode': 'MOUNT'}}}
+      if bucket
+      else {}
+    ),
+    'envs': environment,
+    'setup': f"pip install -c constraints.txt -e '.[{extra}]'",
+    'run': '\n'.join(run),
+  }
+  return _yaml(task)
+
+
+def _accelerators(job: jobs.Job) -> dict[str, object]:
+  if not job.chip:
+    return {}
+  if job.is_gpu:
+    return {'accelerators': {_GPUS[job.chip]: job.per_host}}
+  # Raises where there is no such slice.
+  chips.topology(job.chip, job.devices)
+  generation, cores = _TPUS[job.chip]
+  return {'accelerators': {f'tpu-{generation}-{cores * job.devices}': 1}}
+
+
+def _value(text: str) -> object:
+  """Returns true, false and whole numbers as what they are."""
+  words = {'true': True, 'false': False}
+  return int(text) if text.isdigit() else words.get(text, text)
+
+
+def _yaml(values: dict[str, object], indent: str = '') -> str:
+  """Returns YAML; JSON's strings, numbers and lists are YAML's too."""
+  lines = []
+  for key, value in values.items():
+    name = f'{indent}{json.dumps(key) if "/" in key else key}:'
+    if isinstance(value, dict) and value:
+      lines.append(f'{name}\n{_yaml(value, f"{indent}  ")}'.rstrip())
+    elif key == 'run':
+      text = textwrap.indent(str(value), f'{indent}  ')
+      lines.append(f'{name} |\n{text}')
+    else:
+      lines.append(f'{name} {json.dumps(value, ensure_ascii=False)}')
+  return '\n'.join(lines) + '\n'

@@ -1,0 +1,111 @@
+"""Targets of a study as jobs of their own, where there is room for them.
+
+Each goes out as launch.submit sends a run, once the search that it waits for
+is done; `sent.json` in its directory says where to and when.
+"""
+
+import argparse
+from collections.abc import Sequence
+import datetime
+import json
+import pathlib
+
+from ml_collections import ConfigDict
+
+from steepest.experiments import base
+from steepest.launch.submitters import job as jobs, places
+from steepest.training import metrics
+from steepest.tuning import cells
+from steepest.tuning.study import Run, target_runs
+
+_SENT = 'sent.json'
+
+
+def overrides(config: ConfigDict) -> tuple[str, ...]:
+  """Returns the flags of launch.train for a run: what base.py has otherwise."""
+  own = base.flatten(base.get_config())
+  values = {
+    key: value
+    for key, value in base.flatten(config).items()
+    if key not in own or value != own[key]
+  }
+  return ('--config=experiments/base.py', *jobs.overrides(values))
+
+
+class Targets:
+  """Sends the targets of a study to a place."""
+
+  def __init__(
+    self, place: str, options: argparse.Namespace, workdir: pathlib.Path
+  ):
+    """Sends nothing yet.
+
+    Args:
+      place: as in launch/cli.py.
+      options: values of the flags of launch/cli.py.
+      workdir: of the study.
+    """
+    self._place, self._options, self._home = place, options, str(workdir)
+
+  def check(self, config: ConfigDict) -> None:
+    """Raises what would be raised when targets are sent, and sends nothing.
+
+    Args:
+      config: of the study; rates are its proxies'.
+    """
+    for runs in self._runs(config):
+      _, submission, _ = self._prepare(runs)
+      places.check_program(submission)
+
+  def describe(self, config: ConfigDict) -> str:
+    """Returns what would be sent, without what searches are yet to find."""
+    return '\n'.join(self._prepare(runs)[-1] for runs in self._runs(config))
+
+  def _runs(self, config: ConfigDict) -> list[list[Run]]:
+    home = pathlib.Path(self._home)
+    return [target_runs(config, home, cell, {}) for cell in cells.cells(config)]
+
+  def send(self, runs: Sequence[Run]) -> None:
+    """Sends the targets of a cell but for those that are on their way.
+
+    Raises:
+      ValueError: one does not fit, or the place has no such machines.
+      OSError: a program is missing or failed.
+    """
+    new = []
+    for run in runs:
+      path = run.directory / _SENT
+      if not path.exists():
+        new.append(run)
+        continue
+      sent = json.loads(path.read_text('utf-8'))
+      print(
+        f'{run.label}: sent to {sent["to"]} at {sent["at"]}, not done yet; '
+        f'delete {path} to send it again'
+      )
+    if not new:
+      return
+    job, submission, _ = self._prepare(new)
+    places.hand_over(self._place, job, submission)
+    for run in new:
+      run.directory.mkdir(parents=True, exist_ok=True)
+      now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+      metrics.write_json(run.directory / _SENT, {'to': self._place, 'at': now})
+
+  def _prepare(
+    self, runs: Sequence[Run]
+  ) -> tuple[jobs.Job, jobs.Submission, str]:
+    """Returns the targets of a cell, a unit a seed, as a place gets them."""
+    units = [
+      jobs.Unit(str(run.directory), overrides(run.config), run.directory.name)
+      for run in runs
+    ]
+    job = places.describe(
+      self._place,
+      self._options,
+      units,
+      jobs.name_of(str(runs[0].stage.cell)),
+      self._home,
+    )
+    configs = [run.config for run in runs]
+    return places.prepare(self._place, job, configs, self._options.check)
