@@ -89,13 +89,14 @@ def _fairness(comparison: Comparison, group: str, refusal: str) -> str:
   tuned = tuned[tuned['group'] == group]
   if not len(tuned):
     return 'Nothing was searched.'
-  trials = int(tuned['planned'].iloc[0])
+  least, most = int(tuned['planned'].min()), int(tuned['planned'].max())
+  fewer = f'{least} to ' if least < most else ''
   notes = comparison.fairness
   notes = notes[(notes['group'] == group) & (notes['subject'] == 'memories')]
   hand = ' Memories were set by hand and are unlike.' if len(notes) else ''
   return (
-    f'{words.plural(trials, "trial")} of equal length for each optimizer, over '
-    f'equal spans of rates; the best ones lie inside what was tried.{hand}'
+    f'{fewer}{words.plural(most, "trial")} of equal length for each optimizer, '
+    f'over equal spans of rates; the best ones lie inside what was tried.{hand}'
   )
 
 
