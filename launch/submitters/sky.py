@@ -7,9 +7,9 @@ one process; SkyPilot tells it which, and the address of the first. A slice of
 TPUs is one node, whose machines JAX knows.
 """
 
-import json
 import shlex
-import textwrap
+
+import yaml
 
 from steepest.launch.submitters import job as jobs
 from steepest.training import chips
@@ -86,7 +86,9 @@ def _task(job: jobs.Job, unit: jobs.Unit, name: str) -> str:
     'setup': f"pip install -c constraints.txt -e '.[{extra}]'",
     'run': '\n'.join(run),
   }
-  return _yaml(task)
+  return yaml.dump(
+    task, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6
+  )
 
 
 def _accelerators(job: jobs.Job) -> dict[str, object]:
@@ -106,16 +108,13 @@ def _value(text: str) -> object:
   return int(text) if text.isdigit() else words.get(text, text)
 
 
-def _yaml(values: dict[str, object], indent: str = '') -> str:
-  """Returns YAML; JSON's strings, numbers and lists are YAML's too."""
-  lines = []
-  for key, value in values.items():
-    name = f'{indent}{json.dumps(key) if "/" in key else key}:'
-    if isinstance(value, dict) and value:
-      lines.append(f'{name}\n{_yaml(value, f"{indent}  ")}'.rstrip())
-    elif key == 'run':
-      text = textwrap.indent(str(value), f'{indent}  ')
-      lines.append(f'{name} |\n{text}')
-    else:
-      lines.append(f'{name} {json.dumps(value, ensure_ascii=False)}')
-  return '\n'.join(lines) + '\n'
+class _Dumper(yaml.SafeDumper):
+  """Shows texts of several lines as such."""
+
+
+def _text(dumper: _Dumper, text: str) -> yaml.Node:
+  style = '|' if '\n' in text else None
+  return dumper.represent_scalar('tag:yaml.org,2002:str', text, style=style)
+
+
+_Dumper.add_representer(str, _text)
