@@ -217,7 +217,8 @@ def _start(
     if lost is not None and not restart:
       raise ValueError(
         f'{checkpointer.directory} had a checkpoint of step {lost} and has '
-        'none now: restore it, or begin at the first step with --restart'
+        'none now: restore it, delete the run, or begin at the first step '
+        'with launch.train --restart'
       )
     return init(), 0
   if latest > record.config.steps:

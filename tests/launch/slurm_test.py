@@ -355,7 +355,7 @@ def test_a_killed_task_starts_all_again(cluster):
 
 
 def test_a_study_runs_on_all_nodes_of_its_allocation(cluster):
-  pytest.importorskip('ray')
+  pytest.importorskip('steepest.tuning.ray_engine')
   ended = cluster.end('study')
   assert ended['JobState'] == 'COMPLETED', cluster.log('study')
   run = cluster.directory / 'study' / 'run'
