@@ -2,7 +2,7 @@
 
     make quickstart
 
-Targets of 0.3 to 0.4 M parameters, proxies a quarter as wide, 8 MB of English
+Targets of 0.3 to 0.5 M parameters, proxies a quarter as wide, 8 MB of English
 prose and Python code, a byte-level BPE of 2048 entries. Rate, memories and
 decay, for Sophia ρ too, are found in trials a fifth as long as a target; µP and
 horizons carry them over. Too small to say which optimizer is best for a real
