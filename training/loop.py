@@ -232,16 +232,16 @@ def _start(
       f'{record.workdir} was trained on other data than data.source gives '
       'now: restore the data or use another --workdir'
     )
-  if 'rows' in metadata:
-    held = record.count_rows(latest)
-    if held != metadata['rows']:
-      found = (
-        f'{record.workdir / "metrics.jsonl"} has {held} rows before step '
-        f'{latest}, {metadata["rows"]} were written'
-      )
-      if not restart:
-        raise ValueError(f'{found}: restore it, or go on with --restart')
-      record.tell('metrics', found)
+  held = record.count_rows(latest)
+  # Checkpoints of earlier versions do not say how many there were.
+  if 'rows' in metadata and held != metadata['rows']:
+    found = (
+      f'{record.workdir / "metrics.jsonl"} has {held} rows before step '
+      f'{latest}, {metadata["rows"]} were written'
+    )
+    if not restart:
+      raise ValueError(f'{found}: restore it, or go on with --restart')
+    record.tell('metrics', found)
   record.seconds |= metadata['seconds']
   record.losses = metadata['losses']
   return state, latest

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from steepest.training import loop, metrics
+from steepest.training import checkpoint, loop, metrics
 from steepest.training.interrupts import Stopped
 from steepest.training.loop import Callbacks, Diverged, Pruned, Validation
 from steepest.training.loss import cross_entropy
@@ -204,6 +204,26 @@ def test_lost_rows_are_missed(train, tmp_path):
   train(checkpoint_every=3, restart=True)
   assert [row['step'] for row in _rows(tmp_path)] == [0, 1, 5, 6]
   assert '5 were written' in (tmp_path / 'events.jsonl').read_text()
+
+
+def test_a_run_whose_checkpoints_count_no_rows_goes_on(train, tmp_path):
+  def stop_at(steps):
+    with pytest.raises(Stopped):
+      train(
+        callbacks=Callbacks(stop=lambda done: done == steps),
+        checkpoint_every=7,
+      )
+
+  stop_at(2)
+  # As earlier versions saved it.
+  saved = tmp_path / 'checkpoints' / '2'
+  books = saved / 'books' / 'metadata'
+  metadata = json.loads(books.read_text())
+  assert metadata.pop('rows') == 2
+  books.write_text(json.dumps(metadata))
+  checkpoint.write_checksums(saved)
+  stop_at(4)
+  assert train(checkpoint_every=7)['steps'] == 7
 
 
 def test_a_signal_that_ends_the_compiler_is_a_stop(train, monkeypatch):
