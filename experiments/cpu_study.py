@@ -2,16 +2,16 @@
 
     python -m launch.study --config=experiments/cpu_study.py --workdir=runs/cpu
 
-What: 4 layers, proxies 32 wide, targets 64 wide (0.3 M and 0.5 M parameters),
-4.9 M tokens of experiments/corpora/debian.md in a byte-level BPE of 2048
-entries, more than ten a parameter, read once or a quarter of them four times.
+What: 4 layers, proxies 32 wide, targets 64 wide (0.3 M parameters), 3.5 M tokens
+of experiments/corpora/debian.md in a byte-level BPE of 1024 entries, more than
+ten a parameter, read once or a quarter of them four times.
 Rates, memories, decay and Sophia's rho are searched in trials a fifth as long
 and carried over; four seeds. docs/results/study says what would count, and has
 what came out.
 
     python experiments/corpora/debian.py --out=corpus
     python -m launch.prepare --input='corpus/*.jsonl' \
-        --tokenizer=bpe-train:2048 --out=runs/corpora/debian \
+        --tokenizer=bpe-train:1024 --out=runs/corpora/debian \
         --shard_tokens=8388608
 
 Hardware: two CPU cores.
@@ -30,14 +30,14 @@ def get_config(arg: str = '') -> ConfigDict:
   config.model.num_heads = 2
   config.model.context = 128
   config.batch_size = 16
-  config.steps = 480
+  config.steps = 340
   config.schedule.warmup = 0.05
   # A trial is far too short for the curvature's average to fill.
   config.optimizer.hessian_bias_correction = True
   config.dtype.compute = 'float32'
-  config.eval_every = 600
+  config.eval_every = 425
   config.eval_sequences = 128
-  config.checkpoint_every = 600
+  config.checkpoint_every = 425
   config.checkpoints_kept = 1
   config.eval_tasks = 'arc_easy,arc_challenge,hellaswag,mmlu'
   # One standard error of a score is about 3 %.
@@ -45,7 +45,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.data.source = 'shards:runs/corpora/debian'
   config.data.verify = 'size'
   config.study.pruning = 'median'
-  config.study.target_steps = 2400
+  config.study.target_steps = 1700
   config.study.seeds = 4
   config.study.axis_epochs = (1, 4)
   config.study.lrs_adamw = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
