@@ -45,6 +45,9 @@ def main() -> None:
   chip = flags.DEFINE_string(
     'chip', 'h100', 'h100, h200, a100 (80 GB), v5e, v5p, v6e or cpu.'
   )
+  slices = flags.DEFINE_integer(
+    'slices', 1, 'Slices of TPUs that they are in.', lower_bound=1
+  )
   compile_ = flags.DEFINE_bool(
     'compile', False, 'Compile the step and read what comes out.'
   )
@@ -52,12 +55,15 @@ def main() -> None:
   def command() -> None:
     if not plan.value and not compile_.value:
       raise ValueError('give --plan or --compile; benchmarks/ measures speed')
-    _bench(cli.required(config), devices.value, chip.value, compile_.value)
+    config_ = cli.required(config)
+    _bench(config_, devices.value, slices.value, chip.value, compile_.value)
 
   cli.run(command, __doc__)
 
 
-def _bench(config: 'ConfigDict', count: int, name: str, compile_: bool) -> None:
+def _bench(
+  config: 'ConfigDict', count: int, slices: int, name: str, compile_: bool
+) -> None:
   import jax
 
   if name == 'cpu':
@@ -71,7 +77,7 @@ def _bench(config: 'ConfigDict', count: int, name: str, compile_: bool) -> None:
   validation.check_ranges(config)
   chip = chips.host() if name == 'cpu' else chips.find(name)
   # First, since planning wakes JAX's backends.
-  devices = compiled.devices(chip, name, count) if compile_ else []
+  devices = compiled.devices(chip, name, count, slices) if compile_ else []
   planned = plan.plan(config, chip, count)
   _print_plan(config, planned, f'{count} × {name}')
   peak = planned.peak

@@ -88,9 +88,7 @@ def replicate(params: Any) -> tuple[Any, Mesh | None]:
     return params, sharding.mesh
   if jax.device_count() == 1:
     return params, None
-  mesh = jax.make_mesh(
-    (jax.device_count(),), ('data',), axis_types=(AxisType.Auto,)
-  )
+  mesh = Mesh(jax.devices(), ('data',), axis_types=(AxisType.Auto,))
   return jax.device_put(params, mesh_lib.replicated(mesh)), mesh
 
 

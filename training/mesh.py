@@ -13,6 +13,7 @@ from absl import logging
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
+from jax.experimental import mesh_utils
 from jax.sharding import (
   AbstractMesh,
   AxisType,
@@ -100,12 +101,39 @@ def make_mesh(
       f'mesh: {found} leaves devices of the {jax.process_count()} processes '
       'idle: set mesh.data=-1'
     )
-  return jax.make_mesh(
-    tuple(found.values()),
+  return Mesh(
+    _arranged(found, devices[:needed]),
     AXES,
     axis_types=(AxisType.Auto,) * len(AXES),
-    devices=devices[:needed],
   )
+
+
+def _arranged(
+  found: Mapping[str, int], devices: list[jax.Device]
+) -> np.ndarray:
+  """Returns devices as an array of the axes' sizes, near ones beside another.
+
+  Axes that send more lie along the links of the chips. Where the devices are
+  in slices that only a slower network joins, `data` goes over these, and the
+  axes after it only by what they are more.
+  """
+  slices = len({getattr(device, 'slice_index', None) for device in devices})
+  outer, left = [], slices
+  for size in found.values():
+    outer.append(math.gcd(size, left))
+    left //= outer[-1]
+  inner = [size // n for size, n in zip(found.values(), outer)]
+  # Where sizes are no grid of the chips', two may share one of its dimensions.
+  how: dict[str, Any] = {'devices': devices, 'allow_split_physical_axes': True}
+  try:
+    if slices == 1:
+      return mesh_utils.create_device_mesh(inner, **how)
+    return mesh_utils.create_hybrid_device_mesh(inner, outer, **how)
+  except (AssertionError, NotImplementedError, ValueError) as error:
+    raise ValueError(
+      f'mesh: {dict(found)} does not lie on {len(devices)} devices in '
+      f'slices={slices}: use all devices of each slice'
+    ) from error
 
 
 def shardings(mesh: Mesh | AbstractMesh, specs: Any) -> Any:

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import time
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -95,8 +96,16 @@ class Compiled:
   text: str
 
 
-def devices(chip: chips.Chip, name: str, count: int) -> list[jax.Device]:
+def devices(
+  chip: chips.Chip, name: str, count: int, slices: int = 1
+) -> list[jax.Device]:
   """Returns `count` devices to compile for, of this machine if it has them.
+
+  Args:
+    chip: what they are.
+    name: of the chip.
+    count: of all slices.
+    slices: of TPUs, all alike, which only a slower network joins.
 
   Raises:
     ValueError: there are none, or too few.
@@ -121,14 +130,16 @@ def devices(chip: chips.Chip, name: str, count: int) -> list[jax.Device]:
     shape = f'{-(-count // chip.host)}x1x{min(count, chip.host)}'
     platform, wanted = 'cuda', ''
   else:
-    platform, shape = 'tpu', chips.topology(name, count, larger=True)
-    wanted = f'{name}:{shape}'
+    platform, each = 'tpu', -(-count // slices)
+    wanted = f'{name}:{chips.topology(name, each, larger=slices == 1)}'
     # There is no metadata server to ask.
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   try:
-    options = {}
+    options: dict[str, Any] = {}
     if chip.is_gpu:
       options = {'topology': shape, 'target_config': _target(chip)}
+    elif slices > 1:
+      options = {'num_slices': slices}
     found = topologies.get_topology_desc(wanted, platform, **options)
     return list(found.devices)[:count]
   except Exception as error:

@@ -1,5 +1,8 @@
 """Eight simulated devices give what one gives, so do micro-batches."""
 
+import dataclasses
+import itertools
+
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -293,6 +296,64 @@ def test_minus_one_takes_the_devices_that_are_left(configure):
   config = configure('gpt2', 'adamw', mesh__data=-1, mesh__tensor=2)
   shape = mesh_lib.make_mesh(config.mesh).shape
   assert shape == {'data': 4, 'fsdp': 1, 'tensor': 2, 'sequence': 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chip:
+  """A TPU of a slice, as much of it as JAX asks for where meshes are laid."""
+
+  id: int
+  coords: tuple[int, int, int]
+  slice_index: int
+  device_kind: str
+  platform: str = 'tpu'
+  core_on_chip: int = 0
+
+
+def _slices(kind, shape, count):
+  places = itertools.product(range(count), *map(range, reversed(shape)))
+  return [_Chip(i, (x, y, z), n, kind) for i, (n, z, y, x) in enumerate(places)]
+
+
+@pytest.mark.parametrize(
+  'kind, shape, count, mesh, over',
+  [
+    # What docs/scaling.md has for v5p: neither is a grid of the chips'.
+    ('TPU v5', (4, 4, 4), 1, (2, 32, 1, 1), {}),
+    ('TPU v5', (4, 8, 8), 1, (2, 128, 1, 1), {}),
+    ('TPU v5', (4, 4, 4), 1, (8, 8, 1, 1), {}),
+    ('TPU v5', (2, 2, 2), 1, (1, 4, 2, 1), {}),
+    ('TPU v6 lite', (8, 8, 1), 1, (1, 64, 1, 1), {}),
+    ('TPU v5 lite', (4, 4, 1), 2, (2, 16, 1, 1), {0: 2}),
+    ('TPU v5 lite', (4, 4, 1), 2, (4, 4, 2, 1), {0: 2}),
+    # Copies of the model that are larger than a slice.
+    ('TPU v5 lite', (2, 2, 1), 4, (2, 8, 1, 1), {0: 2, 1: 2}),
+  ],
+)
+def test_meshes_lie_on_slices(configure, kind, shape, count, mesh, over):
+  config = configure('gpt2', 'adamw')
+  config.mesh.update(dict(zip(mesh_lib.AXES, mesh)))
+  chips = _slices(kind, shape, count)
+  found = mesh_lib.make_mesh(config.mesh, chips).devices
+  assert found.shape == mesh and sorted(d.id for d in found.flat) == list(
+    range(len(chips))
+  )
+  # Only along the axes of `over` does a slice end.
+  slices = np.vectorize(lambda d: d.slice_index)(found)
+  for axis in range(4):
+    ends = np.count_nonzero(np.diff(slices, axis=axis).any(_but(axis)))
+    assert ends == over.get(axis, 1) - 1
+
+
+def _but(axis):
+  return tuple(i for i in range(4) if i != axis)
+
+
+def test_part_of_a_slice_is_refused(configure):
+  config = configure('gpt2', 'adamw', mesh__data=6)
+  chips = _slices('TPU v5 lite', (2, 2, 1), 2)
+  with pytest.raises(ValueError, match='slices=2: use all devices of each'):
+    mesh_lib.make_mesh(config.mesh, chips)
 
 
 def test_a_batch_is_split_over_data_and_fsdp(
