@@ -1,5 +1,6 @@
 """Eight simulated devices, strict shapes, and where outside data lies."""
 
+import json
 import os
 import pathlib
 
@@ -85,6 +86,52 @@ def write_model():
     return directory
 
   return write
+
+
+@pytest.fixture(scope='session')
+def computed():
+  """(workdir) → its logged rows, without what the clock decides."""
+  timed = {'seconds', 'data/wait_seconds', 'tokens_per_second', 'mfu'}
+
+  def rows(workdir):
+    lines = (workdir / 'metrics.jsonl').read_text('utf-8').splitlines()
+    kept = lambda row: {k: v for k, v in row.items() if k not in timed}
+    return [kept(json.loads(line)) for line in lines]
+
+  return rows
+
+
+@pytest.fixture(scope='session')
+def saved():
+  """(workdir, steps) → arrays of a checkpoint, by Orbax without our code."""
+
+  def arrays(workdir, steps):
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      tree = reader.restore(workdir / 'checkpoints' / str(steps) / 'state')
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(p): np.asarray(leaf) for p, leaf in leaves}
+
+  return arrays
+
+
+@pytest.fixture(scope='session')
+def check_same(computed, saved):
+  """Asserts that two runs computed and saved the same, bit for bit."""
+
+  def check(workdir, other, steps):
+    import numpy as np
+
+    assert computed(workdir) == computed(other)
+    assert [row['step'] for row in computed(workdir)] == list(range(steps))
+    ours, theirs = saved(workdir, steps), saved(other, steps)
+    assert ours.keys() == theirs.keys()
+    for path, value in ours.items():
+      np.testing.assert_array_equal(value, theirs[path], err_msg=path)
+
+  return check
 
 
 @pytest.fixture(scope='session')

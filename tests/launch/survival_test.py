@@ -11,12 +11,10 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
-_TIMED = ('seconds', 'data/wait_seconds', 'tokens_per_second', 'mfu')
-_EVERY = 2
+_STEPS = 40
 
 # Imports once, then forks for each run; no device is touched before.
 _FORKER = """
@@ -46,17 +44,18 @@ for line in sys.stdin:
 class _Run:
   """One run of launch.train, started as often as it takes."""
 
-  def __init__(self, workdir, steps, log, env):
-    self.workdir = workdir
+  def __init__(self, workdir, variant, steps, env):
+    self.workdir, self.log = workdir, workdir.with_suffix('.log')
     self._argv = [
       'launch/train.py',
-      '--config=experiments/tiny.py:llama,sophia',
+      f'--config=experiments/tiny.py:{variant}',
       '--config.data.source=flat:tests/golden/tokens.npy',
       '--config.data.epochs=40',
       '--config.model.width=32',
       '--config.model.context=32',
+      '--config.microbatches=2',
       f'--config.steps={steps}',
-      f'--config.checkpoint_every={_EVERY}',
+      '--config.checkpoint_every=2',
       f'--workdir={workdir}',
     ]
     self._forker = subprocess.Popen(
@@ -65,7 +64,7 @@ class _Run:
       env=env,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
-      stderr=log.open('a'),
+      stderr=self.log.open('a'),
       text=True,
     )
 
@@ -125,13 +124,33 @@ def _is_zombie(pid):
   return stat.rpartition(')')[2].split()[0] == 'Z'
 
 
+@pytest.fixture(scope='module')
+def compiled_once(command_env, tmp_path_factory):
+  """Has JAX keep what is compiled: the first start does it for the others.
+
+  Each of a user's starts compiles: so do those of `whole` and the slow tests.
+  """
+  return {
+    **command_env,
+    'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled')),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+
+
+@pytest.fixture(scope='module')
+def whole(command_env, tmp_path_factory):
+  """The directory of a run that nothing disturbs."""
+  workdir = tmp_path_factory.mktemp('whole') / 'run'
+  _finish(_Run(workdir, 'llama,sophia', _STEPS, command_env))
+  return workdir
+
+
 @pytest.fixture
-def make_run(command_env, tmp_path):
+def make_run(compiled_once, tmp_path):
   runs = []
 
-  def fn(name, steps, **env):
-    log = tmp_path / f'{name}.log'
-    runs.append(_Run(tmp_path / name, steps, log, {**command_env, **env}))
+  def fn(name, steps=_STEPS, variant='llama,sophia', env=compiled_once):
+    runs.append(_Run(tmp_path / name, variant, steps, env))
     return runs[-1]
 
   yield fn
@@ -139,30 +158,10 @@ def make_run(command_env, tmp_path):
     run.close()
 
 
-def _computed(workdir):
-  lines = (workdir / 'metrics.jsonl').read_text('utf-8').splitlines()
-  rows = [json.loads(line) for line in lines]
-  return [{k: v for k, v in r.items() if k not in _TIMED} for r in rows]
-
-
-def _arrays(workdir, steps):
-  """All arrays of a checkpoint, read by Orbax without our code."""
-  import jax
-  import orbax.checkpoint as ocp
-
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    tree = reader.restore(workdir / 'checkpoints' / str(steps) / 'state')
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(p): np.asarray(leaf) for p, leaf in leaves}
-
-
-def _check_same(parts, whole, steps):
-  assert _computed(parts) == _computed(whole)
-  assert [row['step'] for row in _computed(parts)] == list(range(steps))
-  ours, theirs = _arrays(parts, steps), _arrays(whole, steps)
-  assert ours.keys() == theirs.keys()
-  for path, value in ours.items():
-    np.testing.assert_array_equal(value, theirs[path], err_msg=path)
+def _finish(run):
+  run.start()
+  assert run.wait() == 0, run.log.read_text()
+  run.close()
 
 
 def _kill_somewhere(run, pid, rng):
@@ -185,47 +184,61 @@ def _kill_somewhere(run, pid, rng):
   return run.wait() == -signal.SIGKILL
 
 
-@pytest.mark.parametrize(
-  'kills, steps', [(3, 24), pytest.param(50, 400, marks=pytest.mark.slow)]
-)
-def test_killed_anywhere_is_bit_for_bit_uninterrupted(
-  make_run, tmp_path, kills, steps
-):
-  """At start-up, while a checkpoint is written or verified, and between."""
-  # The slow test compiles as users do.
-  env = {'XLA_FLAGS': ''} if kills > 3 else {}
-  whole, parts = (make_run(name, steps, **env) for name in ('whole', 'parts'))
+def _kill_and_finish(run, kills):
   rng = random.Random(kills)
   survived = 0
-  while survived < kills and _kill_somewhere(parts, parts.start(), rng):
+  while survived < kills and _kill_somewhere(run, run.start(), rng):
     survived += 1
   assert survived == kills
-  parts.start()
-  assert parts.wait() == 0
-  whole.start()
-  assert whole.wait() == 0
-  _check_same(parts.workdir, whole.workdir, steps)
+  _finish(run)
 
 
-def test_sigterm_saves_and_going_on_is_no_interruption(make_run, tmp_path):
-  steps = 40
-  whole, parts = make_run('whole', steps), make_run('parts', steps)
+def test_killed_anywhere_is_bit_for_bit_uninterrupted(
+  make_run, whole, check_same
+):
+  """At start-up, while a checkpoint is written or verified, and between."""
+  parts = make_run('parts')
+  _kill_and_finish(parts, 3)
+  check_same(parts.workdir, whole, _STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'variant, kills, steps',
+  [
+    ('llama,sophia', 50, 400),
+    *((v, 3, 120) for v in ('gpt2,adamw', 'gpt2,lion', 'gpt2,sophia')),
+    ('llama,adamw', 3, 120),
+  ],
+)
+def test_each_start_compiles_as_users_do(
+  make_run, command_env, check_same, variant, kills, steps
+):
+  env = {**command_env, 'XLA_FLAGS': ''}
+  whole, parts = (
+    make_run(name, steps, variant, env) for name in ('whole', 'parts')
+  )
+  _kill_and_finish(parts, kills)
+  _finish(whole)
+  check_same(parts.workdir, whole.workdir, steps)
+
+
+def test_sigterm_saves_and_going_on_is_no_interruption(
+  make_run, whole, computed, check_same
+):
+  parts = make_run('parts')
   for number in (signal.SIGTERM, signal.SIGINT):
     pid = parts.start()
     assert parts.until_new(pid, set(parts.steps()[0]))
     os.kill(pid, number)
     assert parts.wait() == 75
     kept = max(parts.steps()[0])
-    assert [row['step'] for row in _computed(parts.workdir)] == list(
-      range(kept)
-    )
-    said = (tmp_path / 'parts.log').read_text()
-    assert f'stopped after {kept} of {steps} steps' in said
+    assert [row['step'] for row in computed(parts.workdir)] == list(range(kept))
+    said = parts.log.read_text()
+    assert f'stopped after {kept} of {_STEPS} steps' in said
     assert number.name in said
-  for run in (parts, whole):
-    run.start()
-    assert run.wait() == 0
-  _check_same(parts.workdir, whole.workdir, steps)
+  _finish(parts)
+  check_same(parts.workdir, whole, _STEPS)
 
 
 def test_a_second_signal_leaves_at_once(make_run):

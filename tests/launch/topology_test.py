@@ -3,8 +3,6 @@
 Others of several processes: distributed_test.py.
 """
 
-import json
-
 import numpy as np
 import pytest
 
@@ -57,17 +55,3 @@ def test_eight_devices_then_four_two_and_one(
     np.testing.assert_allclose(
       got, [row[name] for row in wanted], rtol=1e-5, err_msg=name
     )
-
-
-def test_what_a_run_leaves_holds_no_secret(tmp_path, monkeypatch, golden):
-  """Not in env.json, nor anywhere else that people share."""
-  monkeypatch.chdir(golden.parent.parent)
-  secret = 'hf_0123456789abcdef'
-  for name in ('HF_TOKEN', 'WANDB_API_KEY', 'AWS_SECRET_ACCESS_KEY'):
-    monkeypatch.setenv(name, secret)
-  config = tiny.get_config('gpt2,lion')
-  config.update_from_flattened_dict({**_COMMON, 'steps': 3, 'mesh.data': 1})
-  assemble.train(config, tmp_path)
-  files = [path for path in tmp_path.rglob('*') if path.is_file()]
-  assert json.loads((tmp_path / 'env.json').read_text())['versions']
-  assert not [path for path in files if secret.encode() in path.read_bytes()]
