@@ -13,8 +13,6 @@ from steepest.experiments import tiny
 from steepest.models import llama
 from steepest.training import attempt, loading, run as assemble
 
-_TIMED = ('seconds', 'data/wait_seconds', 'tokens_per_second')
-
 
 @pytest.fixture
 def configure(golden):
@@ -44,34 +42,27 @@ def configure(golden):
   return fn
 
 
-def _rows(workdir):
-  rows = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
-  return [{k: v for k, v in row.items() if k not in _TIMED} for row in rows]
-
-
-def _state(workdir, steps):
-  import orbax.checkpoint as ocp
-
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    return reader.restore(workdir / 'checkpoints' / str(steps) / 'state')
-
-
 @pytest.mark.parametrize('variant', ['llama,lion', 'gpt2,sophia'])
-def test_k_steps_and_k_more_are_2k_steps(configure, tmp_path, variant):
+def test_k_steps_and_k_more_are_2k_steps(
+  configure, tmp_path, check_same, variant
+):
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-  seen = []
-  assemble.train(configure(variant), whole, on_row=seen.append)
+  assemble.train(configure(variant), whole)
   assemble.train(configure(variant, steps=3), parts)
-  summary = assemble.train(configure(variant), parts)
-  assert _rows(whole) == _rows(parts)
-  assert len(seen) == len(_rows(whole)) == summary['steps'] == 6
-  jax.tree.map(
-    np.testing.assert_array_equal, _state(whole, 6), _state(parts, 6)
+  summary, ended = parts / 'summary.json', []
+  assert summary.exists()
+  found = assemble.train(
+    configure(variant), parts, on_row=lambda row: ended.append(summary.exists())
   )
-  assert summary['curvature_passes'] == (3 if 'sophia' in variant else 0)
+  check_same(parts, whole, 6)
+  # While it goes on, no summary says that it has ended.
+  assert ended == [False] * 3 and summary.exists()
+  assert found['curvature_passes'] == (3 if 'sophia' in variant else 0)
 
 
-def test_an_attempt_stops_once_another_has_the_run(configure, tmp_path):
+def test_an_attempt_stops_once_another_has_the_run(
+  configure, tmp_path, check_same
+):
   """A machine was cut off, its run was done elsewhere, and it is back."""
   whole, run = tmp_path / 'whole', tmp_path / 'run'
   assemble.train(configure('gpt2,adamw'), whole)
@@ -90,21 +81,7 @@ def test_an_attempt_stops_once_another_has_the_run(configure, tmp_path):
   with pytest.raises(attempt.Superseded, match='run: attempt 2 has taken'):
     assemble.train(configure('gpt2,adamw'), run, on_row=meanwhile)
   assert left == [files()]
-  assert _rows(run) == _rows(whole)
-  jax.tree.map(np.testing.assert_array_equal, _state(run, 6), _state(whole, 6))
-
-
-def test_a_run_that_goes_on_has_no_summary(configure, tmp_path):
-  summary = tmp_path / 'run' / 'summary.json'
-  assemble.train(configure('gpt2,lion', steps=3), tmp_path / 'run')
-  assert summary.exists()
-  seen = []
-  assemble.train(
-    configure('gpt2,lion'),
-    tmp_path / 'run',
-    on_row=lambda row: seen.append(summary.exists()),
-  )
-  assert seen == [False] * 3 and summary.exists()
+  check_same(run, whole, 6)
 
 
 def test_a_run_whose_directory_is_removed_stops(configure, tmp_path):
@@ -162,22 +139,26 @@ def test_a_run_older_than_a_key_goes_on(configure, tmp_path):
 
 
 def test_an_imported_model_is_its_own_base(
-  configure, golden, tmp_path, logits_of, write_model
+  configure, golden, tmp_path, computed, logits_of, write_model
 ):
-  """The recipe's base width is 64: no factor of µP may touch the import."""
-  shapes = {'width': 32, 'context': 16, 'scale': 9.0}
+  """The recipe's base width is 64: no factor of µP may touch the import.
+
+  Of the model's 24 positions the run takes the first 16.
+  """
+  shapes = {'width': 32, 'context': 24, 'scale': 9.0}
   directory = write_model(tmp_path / 'hf', 'gpt2', 'text', 262, **shapes)
   spec = f'hf:{directory}'
   config = configure('gpt2,adamw', steps=1, data__shuffle=False)
   assert config.parametrization.base_width == 64
   config.model.init_from = spec
-  assemble.train(config, tmp_path / 'run')
+  said = {'model.context': 16}
+  assemble.train(config, tmp_path / 'run', overrides=said)
   loaded = loading.load_model(spec)
   tokens = np.load(golden / 'tokens.npy')[: 8 * 16 + 1].astype(np.int32)
   logits = logits_of(loaded, tokens[:-1].reshape(8, 16))
   losses = -jax.nn.log_softmax(logits).reshape(8 * 16, -1)
   wanted = losses[np.arange(8 * 16), tokens[1:]].mean()
-  (row,) = _rows(tmp_path / 'run')
+  (row,) = computed(tmp_path / 'run')
   assert row['train/loss'] == pytest.approx(float(wanted), rel=1e-5)
 
 
@@ -193,7 +174,7 @@ def test_a_model_file_outside_trains_as_inside(configure, tmp_path):
   assert losses[0] == losses[1]
 
 
-def test_a_trained_model_is_read_back(configure, tmp_path, logits_of):
+def test_a_trained_model_is_read_back(configure, tmp_path, saved, logits_of):
   workdir = tmp_path / 'run'
   tokenizer = tokenizers.train_bpe(iter(['some text of no weight'] * 9), 270)
   config = configure('llama,adamw', model__vocab_size=tokenizer.vocab_size)
@@ -207,20 +188,24 @@ def test_a_trained_model_is_read_back(configure, tmp_path, logits_of):
   assert loaded.description['steps'] == 6
   assert loaded.max_length == 16
   assert loaded.tokenizer.sha256 == tokenizer.sha256
-  saved = _state(workdir, 6)
-  params = saved['params'] if isinstance(saved, dict) else saved.params
-  jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+  arrays = saved(workdir, 6)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(loaded.params):
+    held = arrays[f"['params']{jax.tree_util.keystr(path)}"]
+    np.testing.assert_array_equal(leaf, held)
   logits = logits_of(loaded, np.zeros((1, 5), np.int32))
   assert logits.shape == (1, 5, tokenizer.vocab_size)
   assert np.isfinite(logits).all()
   # One of a larger machine is read here.
-  saved = json.loads((workdir / 'config.json').read_text('utf-8'))
-  saved['mesh'] |= {'data': 2, 'fsdp': 16, 'tensor': 3}
-  (workdir / 'config.json').write_text(json.dumps(saved), 'utf-8')
+  config = json.loads((workdir / 'config.json').read_text('utf-8'))
+  config['mesh'] |= {'data': 2, 'fsdp': 16, 'tensor': 3}
+  (workdir / 'config.json').write_text(json.dumps(config), 'utf-8')
   got = loading.load_model(f'ckpt:{workdir}').params
   jax.tree.map(np.testing.assert_array_equal, got, loaded.params)
   kernel = got['block_0']['query']['kernel']
   assert not kernel.sharding.is_fully_replicated
+  shutil.rmtree(workdir / 'checkpoints')
+  with pytest.raises(FileNotFoundError, match='no complete checkpoint'):
+    loading.load_model(f'ckpt:{workdir}')
 
 
 @pytest.mark.parametrize(
@@ -235,12 +220,3 @@ def test_a_trained_model_is_read_back(configure, tmp_path, logits_of):
 def test_models_that_are_not_there(spec, said):
   with pytest.raises((ValueError, FileNotFoundError), match=said):
     loading.load_model(spec)
-
-
-def test_a_run_without_checkpoints_cannot_be_read(configure, tmp_path):
-  config = configure('gpt2,lion', checkpoint_every=0)
-  assemble.train(config, tmp_path / 'run')
-  tokenizer = tokenizers.train_bpe(iter(['some text'] * 9), 262)
-  tokenizer.save(tmp_path / 'run')
-  with pytest.raises(FileNotFoundError, match='no complete checkpoint'):
-    loading.load_model(f'ckpt:{tmp_path / "run"}')
