@@ -71,9 +71,6 @@ def test_matrix_methods_leave_vectors_to_their_own_adamw():
   )
   rest = optax.adamw(0.03, 0.8, 0.95, 1e-8, weight_decay=0.1)
   np.testing.assert_allclose(got['b'], _train(rest)[0]['b'], rtol=2e-5)
-  step = np.asarray(_PARAMS['w'] - _train(muon.muon(1.0), 1)[0]['w'])
-  values = np.linalg.svd(step, compute_uv=False) / (0.2 * 6**0.5)
-  assert 0.6 < values.min() < values.max() < 1.3
 
 
 def test_curvature_is_optional_and_sophias_alone():

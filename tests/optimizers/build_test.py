@@ -1,6 +1,7 @@
 """The chain by hand: clip, role factors, decay modes, schedule, statistics."""
 
 import dataclasses
+import functools
 
 from hypothesis import given, settings, strategies as st
 import jax
@@ -172,15 +173,31 @@ def test_what_cannot_be_is_refused(name, key, value, said, setup):
     setup(name, **{key: value})
 
 
+_WSD = {'kind': 'wsd', 'warmup_steps': 2, 'decay_fraction': 0.5}
+
+
+@pytest.fixture(scope='module')
+def compiled(setup):
+  """(name) → a chain and one program of its update, which measures or not."""
+
+  @functools.cache
+  def make(name):
+    chain = setup(name, schedule=_WSD).chain
+    return chain, jax.jit(chain.update)
+
+  return make
+
+
 @pytest.mark.parametrize('name', optimizer.names())
-def test_measuring_changes_nothing_but_what_is_measured(name, setup, draw):
+def test_measuring_changes_nothing_but_what_is_measured(
+  name, compiled, setup, draw
+):
   """One program: what is not asked for is zero, and costs no bit."""
-  chain, hypers = setup(name)
-  update = jax.jit(chain.update)
+  (chain, update), hypers = compiled(name), setup(name).hypers
   params, grads = draw(0), draw(1)
   state = chain.init(params)
-  yes = update(grads, state, params, 0, hypers, jnp.bool_(True))
-  no = update(grads, state, params, 0, hypers, jnp.bool_(False))
+  yes = update(grads, state, params, 0, hypers, True)
+  no = update(grads, state, params, 0, hypers, False)
   jax.tree.map(np.testing.assert_array_equal, yes[:2], no[:2])
   assert yes[2].keys() == no[2].keys()
   for key, value in yes[2].items():
@@ -189,6 +206,23 @@ def test_measuring_changes_nothing_but_what_is_measured(name, setup, draw):
     measured = key not in role_statistics.MEASURED or products
     wanted = value if measured else np.zeros_like(value)
     np.testing.assert_allclose(no[2][key], wanted, rtol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize('name', optimizer.names())
+def test_first_steps_depend_on_the_length_only_where_it_is_said(
+  name, compiled, setup, draw
+):
+  """So that runs of unlike lengths could share them."""
+  chain, update = compiled(name)
+  ends = []
+  for steps in (12, 24):
+    hypers = setup(name, steps=steps, schedule=_WSD).hypers
+    params, state = draw(0), chain.init(draw(0))
+    for t in range(5):
+      params, state, _ = update(draw(t + 1), state, params, t, hypers, False)
+    ends.append(jax.device_get(params))
+  equal = all(np.array_equal(ends[0][k], ends[1][k]) for k in params)
+  assert equal != optimizer.find(name).depends_on_steps
 
 
 @pytest.mark.parametrize('name', ['adamw', 'lion', 'sophia'])

@@ -180,23 +180,6 @@ def test_muon(make):
   _agree([got for got, _ in _ours(make('muon'), _params())], wanted)
 
 
-def test_muon_of_stacked_layers_is_that_of_each(make):
-  shapes = {**_SHAPES, 'hidden': (3, 6, 10)}
-  stacked = _params(shapes)
-  setup = make('muon')
-  grads = _grads(stacked, 0)
-  new, _, _ = setup.chain.update(
-    grads, setup.chain.init(stacked), stacked, 0, setup.hypers
-  )
-  for i in range(3):
-    pick = lambda tree, i=i: {**tree, 'hidden': tree['hidden'][i]}
-    one = pick(stacked)
-    wanted, _, _ = setup.chain.update(
-      pick(grads), setup.chain.init(one), one, 0, setup.hypers
-    )
-    np.testing.assert_allclose(new['hidden'][i], wanted['hidden'], rtol=1e-4)
-
-
 def test_muons_singular_values_are_near_those_of_the_scaling(make):
   """0.2·√max(6, 10) times about 1, as five iterations leave them."""
   setup = make('muon', weight_decay=0.0, lr=1.0)

@@ -65,15 +65,3 @@ def test_ends_at_the_final_fraction(kind):
   assert all(a >= b for a, b in zip(s[10:], s[11:]))
   if kind == 'wsd':
     assert s[80] == 1 and s[81] < 1
-
-
-def test_constant_stays():
-  s = [_factor('constant', jnp.int32(t), 9.0, 0.0, 0.1, 0.2) for t in range(9)]
-  np.testing.assert_array_equal(s, 1)
-
-
-def test_hyperparameters_are_traced():
-  before = _factor._cache_size()
-  for steps in (10.0, 20.0, 30.0):
-    _factor('cosine', jnp.int32(3), steps, steps / 5, 0.1, 0.5)
-  assert _factor._cache_size() <= before + 1
