@@ -16,6 +16,31 @@ from steepest.training import chips
 
 # What training exits with when a signal stopped it: training/interrupts.py.
 STOPPED = 75
+# What each machine of a study of several does: a Ray of this job alone, which
+# the first one heads, where the study, "$@", runs too. Only what a machine
+# started is ended. FIRST is the head's HOST:PORT, RANK the machine's number,
+# CPUS what it has; the token of RAY_AUTH_TOKEN is the same everywhere.
+RAY_NODE = r"""
+export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+up() { (: < "/dev/tcp/${FIRST%:*}/${FIRST#*:}") 2> /dev/null; }
+ray() {
+  "$PYTHON" -m ray.scripts.scripts start --block --disable-usage-stats \
+    --num-cpus="$CPUS" "$@" > /dev/null &
+}
+if (( RANK )); then
+  until up; do sleep 1; done
+  ray --address="$FIRST"
+  while up; do sleep 1; done
+  kill $!
+  exit 0
+fi
+ray --head --port="${FIRST#*:}" --include-dashboard=false
+until up || ! kill -0 $!; do sleep 1; done
+"$@" --engine="$FIRST"
+status=$?
+kill $!
+exit $status
+"""
 # Parts of names whose values would end up in scripts and logs.
 _SECRET = re.compile(r'key|token|secret|passw|credential', re.IGNORECASE)
 
@@ -108,16 +133,21 @@ class Submission:
     files: text by path, written first.
     commands: argv of each, run one after the other.
     needs: the program that they need, and how to get it.
+    secrets: environment variables of the commands, with values drawn anew.
   """
 
   files: dict[pathlib.Path, str]
   commands: tuple[tuple[str, ...], ...]
   needs: tuple[str, str]
+  secrets: tuple[str, ...] = ()
 
   def describe(self) -> str:
     """Returns all of it as a text."""
     parts = [f'--- {path}\n{text}' for path, text in self.files.items()]
-    parts += [f'$ {shlex.join(argv)}' for argv in self.commands]
+    drawn = [f'{name}=$(openssl rand -hex 32)' for name in self.secrets]
+    parts += [
+      ' '.join(['$', *drawn, shlex.join(argv)]) for argv in self.commands
+    ]
     return '\n'.join(parts)
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import os
 import pathlib
+import secrets
 import shutil
 import subprocess
 from types import ModuleType
@@ -90,7 +91,7 @@ def describe(
     (_GPU_MEMORY if is_gpu else {}) | jobs.environment(options.env),
     jobs.options(options.option, _module(place).OPTIONS, place),
   )
-  if study and job.hosts > 1 and place != 'slurm':
+  if study and job.hosts > 1 and place not in ('slurm', 'sky'):
     raise ValueError(
       f'--to={place}: a study has one machine there, not {job.hosts}; its '
       '--targets may have more, and so has --engine (docs/launching.md)'
@@ -220,6 +221,7 @@ def hand_over(place: str, job: jobs.Job, submission: jobs.Submission) -> None:
     files.write(path, [text.encode()])
     print(f'wrote {path}')
   for argv in submission.commands:
-    done = subprocess.run(argv, check=False)
+    drawn = {name: secrets.token_hex(32) for name in submission.secrets}
+    done = subprocess.run(argv, env=os.environ | drawn, check=False)
     if done.returncode:
       raise ChildProcessError(f'{argv[0]} ended with {done.returncode}')

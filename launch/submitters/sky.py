@@ -4,7 +4,8 @@ Managed jobs (`sky jobs launch`) find machines, again where spot ones are taken
 away, and start again what fails; the run goes on from its last checkpoint,
 which the machines need to share: in a bucket that is mounted. Each machine is
 one process; SkyPilot tells it which, and the address of the first. A slice of
-TPUs is one node, whose machines JAX knows.
+TPUs is one node, whose machines JAX knows. The machines of a study of several
+are those of a Ray of its own, beside SkyPilot's.
 """
 
 import shlex
@@ -24,8 +25,10 @@ OPTIONS = {
 _GPUS = {'h100': 'H100', 'h200': 'H200', 'a100': 'A100-80GB'}
 # By generation, and what a slice's name counts of a chip.
 _TPUS = {'v5e': ('v5litepod', 1), 'v5p': ('v5p', 2), 'v6e': ('v6e', 1)}
-# Of the first machine.
+# Of the first machine. SkyPilot's own Ray has 6380.
 _PORT = 8476
+_FIRST = 'first=$(head -n 1 <<< "$SKYPILOT_NODE_IPS")'
+_TOKEN = 'RAY_AUTH_TOKEN'
 
 
 def submission(job: jobs.Job) -> jobs.Submission:
@@ -35,14 +38,16 @@ def submission(job: jobs.Job) -> jobs.Submission:
     ValueError: there is no such slice of TPUs.
   """
   files, commands = {}, []
+  secrets = (_TOKEN,) if job.is_study and job.hosts > 1 else ()
   for i, unit in enumerate(job.units):
     number = f'-{i}' if len(job.units) > 1 else ''
     path = job.folder / f'{job.name}{number}.yaml'
     files[path] = _task(job, unit, f'{job.name}{number}')
     # -d: the jobs are SkyPilot's now, and the next one is to start.
-    commands.append(('sky', 'jobs', 'launch', '-y', '-d', str(path)))
+    secret = [f'--secret={name}' for name in secrets]
+    commands.append(('sky', 'jobs', 'launch', '-y', '-d', *secret, str(path)))
   hint = 'pip install skypilot in an environment of its own'
-  return jobs.Submission(files, tuple(commands), ('sky', hint))
+  return jobs.Submission(files, tuple(commands), ('sky', hint), secrets)
 
 
 def _task(job: jobs.Job, unit: jobs.Unit, name: str) -> str:
@@ -50,17 +55,34 @@ def _task(job: jobs.Job, unit: jobs.Unit, name: str) -> str:
   nodes = 1 if tpu else job.hosts
   run = []
   environment = dict(job.environment)
+  command = shlex.join(unit.command('python', job.module))
   if tpu and job.hosts > 1:
+    if job.is_study:
+      raise ValueError(
+        f'{job.devices} × {job.chip}: a study has one machine of TPUs, not '
+        f'{job.hosts}; its --targets may have more (docs/launching.md)'
+      )
     environment['STEEPEST_DISTRIBUTED'] = 'auto'
+  elif nodes > 1 and job.is_study:
+    run += [
+      _FIRST,
+      f'export FIRST=$first:{_PORT} PYTHON=python',
+      'RANK=$SKYPILOT_NODE_RANK CPUS=$(nproc)',
+      f': "${{{_TOKEN}:?start this with sky jobs launch --secret={_TOKEN}}}"',
+      f'set -- {command}',
+    ]
+    command = jobs.RAY_NODE.strip()
   elif nodes > 1:
     run += [
-      'first=$(head -n 1 <<< "$SKYPILOT_NODE_IPS")',
+      _FIRST,
       f'export STEEPEST_COORDINATOR=$first:{_PORT}',
       'export STEEPEST_PROCESSES=$SKYPILOT_NUM_NODES',
       'export STEEPEST_PROCESS=$SKYPILOT_NODE_RANK',
     ]
-  run.append(shlex.join(unit.command('python', job.module)))
-  extra = 'tpu' if tpu else 'cuda' if job.chip else 'test'
+  run.append(command)
+  extras = 'tpu' if tpu else 'cuda' if job.chip else 'test'
+  if nodes > 1 and job.is_study:
+    extras += ',ray'
   bucket = job.options['bucket']
   own = {k: v for k, v in job.options.items() if k != 'bucket'}
   task = {
@@ -83,7 +105,7 @@ def _task(job: jobs.Job, unit: jobs.Unit, name: str) -> str:
       else {}
     ),
     'envs': environment,
-    'setup': f"pip install -c constraints.txt -e '.[{extra}]'",
+    'setup': f"pip install -c constraints.txt -e '.[{extras}]'",
     'run': '\n'.join(run),
   }
   return yaml.dump(

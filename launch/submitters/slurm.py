@@ -11,6 +11,7 @@ of times without progress.
 
 import re
 import shlex
+import textwrap
 
 from steepest.launch.submitters import job as jobs
 
@@ -67,33 +68,16 @@ while :; do
   echo "status $status: again from the last checkpoint" >&2
 done
 """
-# A study on several nodes: each has a task with a Ray of this job alone, the
-# first one the study too. Only what a task started is ended.
+# A study on several nodes, one task each: what a task does.
 _RAY = r"""
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export FIRST=$first:$(( 20000 + SLURM_JOB_ID % 10000 ))
-export PYTHON={python} RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+export PYTHON={python}
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_TOKEN
 node='
-  up() {{ (: < "/dev/tcp/${{FIRST%:*}}/${{FIRST#*:}}") 2> /dev/null; }}
-  ray() {{
-    "$PYTHON" -m ray.scripts.scripts start --block --disable-usage-stats \
-      --num-cpus="$SLURM_CPUS_ON_NODE" "$@" > /dev/null &
-  }}
-  if (( SLURM_NODEID )); then
-    until up; do sleep 1; done
-    ray --address="$FIRST"
-    while up; do sleep 1; done
-    kill $!
-    exit 0
-  fi
-  ray --head --port="${{FIRST#*:}}" --include-dashboard=false
-  until up || ! kill -0 $!; do sleep 1; done
-  "$@" --engine="$FIRST"
-  status=$?
-  kill $!
-  exit $status'
+  RANK=$SLURM_NODEID CPUS=$SLURM_CPUS_ON_NODE
+{node}'
 """
 # Seconds before the end of the time that a run starts to save.
 _WARNING = 300
@@ -137,12 +121,17 @@ def _script(job: jobs.Job) -> str:
     setup=f'{setup}\n' if setup else '',
     cases='\n'.join(cases),
     exports=''.join(f'{line}\n' for line in exports),
-    ray=_RAY.format(python=shlex.quote(python)) if several else '',
+    ray=_ray(python) if several else '',
     step=step,
     restarts=job.restarts,
     stopped=jobs.STOPPED,
   )
   return f'#!/bin/bash\n{_directives(job)}\n{body}'
+
+
+def _ray(python: str) -> str:
+  node = textwrap.indent(jobs.RAY_NODE.strip(), '  ')
+  return _RAY.format(python=shlex.quote(python), node=node)
 
 
 def _directives(job: jobs.Job) -> str:

@@ -25,6 +25,7 @@ _STUDIES = {
   'local study': ['--to=local'],
   'large study': ['--to=slurm', '--chip=h100', '--nodes=4'],
   'wide study': ['--to=sky', '--chip=h100', '--devices=16'],
+  'pod study': ['--to=sky', '--chip=v5p', '--devices=64'],
 }
 _MISSING = {
   'sbatch': ['--to=slurm'],
@@ -139,7 +140,7 @@ def test_the_papers_target_on_64_devices(run_command, tmp_path, words):
 
 def test_a_study_is_one_process_a_machine(submitted):
   results, folder = submitted
-  slurm, local, large, wide = (results[name] for name in _STUDIES)
+  slurm, local, large, wide, pod = (results[name] for name in _STUDIES)
   assert slurm.code == local.code == 0, slurm.err + local.err
   assert '#SBATCH --array' not in slurm.out
   assert '#SBATCH --ntasks-per-node=1' in slurm.out
@@ -151,7 +152,9 @@ def test_a_study_is_one_process_a_machine(submitted):
   assert '#SBATCH --gpus-per-node=8\n' in large.out
   assert large.out.count('"$@" --engine="$FIRST"') == 1
   assert 'RAY_AUTH_MODE' not in slurm.out
-  assert 'a study has one machine there, not 2' in wide.err
+  assert wide.out.count('"$@" --engine="$FIRST"') == 1
+  assert 'num_nodes: 2' in wide.out and '[cuda,ray]' in wide.out
+  assert 'a study has one machine of TPUs, not 16' in pod.err
 
 
 @pytest.mark.parametrize('program', _MISSING)

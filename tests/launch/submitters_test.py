@@ -89,6 +89,7 @@ _FORMS = {
     options={'bucket': 'gs://lab', 'infra': 'gcp', 'use_spot': 'true'},
   ),
   'sky_tpu': lambda: _job(sky, 'v5p', 64),
+  'sky_study': lambda: _job(sky, module='steepest.launch.study'),
   'files': lambda: _job(files, points=_SWEEP),
 }
 
@@ -163,6 +164,30 @@ def test_tasks_of_sky_hold_exactly_the_words():
   } < set(done.stdout.splitlines())
 
 
+def test_a_study_of_sky_is_told_its_machines():
+  job = _nasty(sky, module='steepest.launch.study')
+  submission = sky.submission(job)
+  start = yaml.safe_load(_only_file(submission))['run']
+  start, _, _ = start.partition(jobs.RAY_NODE.strip())
+  known = {'SKYPILOT_NODE_IPS': '10.0.0.1\n10.0.0.2', 'SKYPILOT_NODE_RANK': '1'}
+
+  def shell(environment):
+    return subprocess.run(
+      ['bash', '-c', f'{start}\necho $FIRST $RANK; printf "%s\\n" "$@"'],
+      env=known | environment,
+      capture_output=True,
+      text=True,
+    )
+
+  done = shell({'RAY_AUTH_TOKEN': 'secret', 'PATH': os.environ['PATH']})
+  [unit] = job.units
+  command = unit.command('python', job.module)
+  assert done.stdout.splitlines() == ['10.0.0.1:8476 1', *command]
+  assert '--secret=RAY_AUTH_TOKEN' in shell({}).stderr
+  [argv] = submission.commands
+  assert '--secret=RAY_AUTH_TOKEN' in argv
+
+
 _LOAD = """
 import json, sys
 import sky
@@ -187,7 +212,7 @@ def test_sky_loads_the_tasks(tmp_path):
   pip = [python, '-m', 'pip', 'install', '--quiet', 'skypilot==0.14.1']
   subprocess.run(pip, check=True)
   paths = []
-  for name in ('sky_sweep', 'sky_tpu'):
+  for name in ('sky_sweep', 'sky_tpu', 'sky_study'):
     texts = sky.submission(_FORMS[name]()).files.values()
     for i, text in enumerate(texts):
       # The source has to be there.
@@ -201,13 +226,14 @@ def test_sky_loads_the_tasks(tmp_path):
   assert done.returncode == 0, done.stderr
   # Between what SkyPilot says of its own first use.
   lines = [x for x in done.stdout.splitlines() if x.startswith('{')]
-  *sweep, tpu = map(json.loads, lines)
+  *sweep, tpu, study = map(json.loads, lines)
   recovery = {'max_restarts_on_errors': 3, 'recover_on_exit_codes': [75]}
   recovery['strategy'] = None
   gpus = {'nodes': 2, 'accelerators': {'H100': 8}, 'spot': True}
   mounts = {'/bucket': 'gs://lab'}
   assert sweep == [{**gpus, 'recovery': recovery, 'mounts': mounts}] * 2
   assert (tpu['nodes'], tpu['accelerators']) == (1, {'tpu-v5p-128': 1})
+  assert (study['nodes'], study['accelerators']) == (2, {'H100': 8})
 
 
 def _globals(job, monkeypatch):
