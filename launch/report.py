@@ -67,14 +67,14 @@ def main() -> None:
     else:
       # --help need not wait for the plot library.
       from steepest.data.terminal import Console
-      from steepest.report import report
+      from steepest.report import report, runs as runs_lib
       from steepest.training import config
 
       path = report.run(
         runs.value,
         out.value,
         command,
-        config.of_earlier_runs(),
+        runs_lib.Known(**config.known()),
         Console(columns=120),
         insist=insist.value,
         step_times=step_times.value,

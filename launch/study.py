@@ -194,13 +194,13 @@ def _write_config(config: 'ConfigDict', workdir: pathlib.Path) -> None:
 def _report(workdir: pathlib.Path, seconds: float) -> None:
   # --help need not wait for the plot library.
   from steepest.data.terminal import Console
-  from steepest.report import report
+  from steepest.report import report, runs
   from steepest.training import config as training_config
 
   command = ['python', '-m', 'launch.study', *sys.argv[1:]]
-  earlier = training_config.of_earlier_runs()
+  known = runs.Known(**training_config.known())
   path = report.run(
-    [workdir], workdir / 'report', command, earlier, Console(columns=120)
+    [workdir], workdir / 'report', command, known, Console(columns=120)
   )
   print(f'computed for {seconds / 60:.1f} minutes')
   print(f'report: {path}')

@@ -6,7 +6,6 @@ from zero sooner than the accuracies of two models on unlike questions.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -16,6 +15,7 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
+from steepest.data import reading
 from steepest.eval import tasks
 from steepest.report import (
   differences,
@@ -28,6 +28,21 @@ from steepest.report import (
 )
 
 _FILES = ('results.json', 'predictions.jsonl', 'requests.jsonl')
+# What else than a report is read of them, by reading.KINDS.
+_INFO = {
+  'model': 'text',
+  'limit': 'count',
+  'max_length': 'count',
+  'shots': 'object',
+  'tokenizer': 'object',
+  'truncated': 'count',
+}
+_REQUEST = {
+  'task': 'text',
+  'doc_id': 'text, number or list of them',
+  'is_greedy': 'truth value',
+  'loglikelihood': 'number',
+}
 _RULES = (
   'A and B answered the same questions: both the questions and the files that '
   'hold them were checked to be equal. A − B is the mean of the differences '
@@ -99,35 +114,28 @@ def read(directory: str | os.PathLike[str]) -> Evaluation:
         f'{path}: no {name}; --compare takes directories that launch.evaluate '
         'wrote, or workdirs of runs that scored tasks'
       )
-  try:
-    results = json.loads((path / 'results.json').read_text('utf-8'))
-    rows = [
-      (r['task'], r['metric'], r['doc_id'], float(r['pred'] == r['gold']))
-      for r in _rows(path / 'predictions.jsonl')
-    ]
-    # Tasks of one continuation have their answers in the requests.
-    metrics = results['metrics']
-    of_words = {name for name, of in metrics.items() if 'perplexity' in of}
-    for r in _rows(path / 'requests.jsonl') if of_words else ():
-      if r['task'] in of_words:
-        at = r['task'], r['doc_id']
-        rows.append((at[0], 'acc', at[1], float(r['is_greedy'])))
-        rows.append((at[0], 'perplexity', at[1], float(r['loglikelihood'])))
-    results['info']['model'], results['info']['data']
-  except (json.JSONDecodeError, KeyError, TypeError) as error:
-    raise ValueError(
-      f'{path}: results.json, predictions.jsonl or requests.jsonl is damaged '
-      f'({error!r}): evaluate again'
-    ) from None
+  info, metrics = runs.read_results(path / 'results.json')
+  reading.require(info, _INFO, f'{path}/results.json: info', 'evaluate again')
+  where = f'{path}/results.json: tokenizer'
+  reading.require(info['tokenizer'], {'sha256': 'text'}, where)
+  rows = [
+    (r['task'], r['metric'], r['doc_id'], float(r['pred'] == r['gold']))
+    for r in runs.read_predictions(path / 'predictions.jsonl')
+  ]
+  # Tasks of one continuation have their answers in the requests.
+  of_words = {name for name, of in metrics.items() if 'perplexity' in of}
+  requests = reading.json_lines(path / 'requests.jsonl', 'evaluate again')
+  for number, r in enumerate(requests if of_words else (), 1):
+    where = f'{path}/requests.jsonl, row {number}'
+    reading.require(r, _REQUEST, where, 'evaluate again')
+    if r['task'] in of_words:
+      at = r['task'], r['doc_id']
+      rows.append((at[0], 'acc', at[1], float(r['is_greedy'])))
+      rows.append((at[0], 'perplexity', at[1], float(r['loglikelihood'])))
   columns = ['task', 'metric', 'question', 'value']
   answers = pd.DataFrame(rows, columns=columns)
   answers = answers.drop_duplicates(columns[:3], keep='last')
-  return Evaluation(path, results['info'], metrics, answers)
-
-
-def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
-  with path.open(encoding='utf-8') as lines:
-    return [json.loads(line) for line in lines]
+  return Evaluation(path, info, metrics, answers)
 
 
 def compare(first: Evaluation, second: Evaluation) -> Pairing:

@@ -1,6 +1,6 @@
 """Writes a report: a page that needs no network, and the tables behind it."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import datetime
 import json
 import os
@@ -63,7 +63,7 @@ def run(
   paths: Sequence[str | os.PathLike[str]],
   out_dir: str | os.PathLike[str],
   command: Sequence[str],
-  earlier: tuple[Mapping[str, Any], Collection[str]],
+  known: runs.Known,
   console: Console,
   insist: bool = False,
   step_times: str = '',
@@ -75,7 +75,7 @@ def run(
     paths: of runs, or of a report's tables.
     out_dir: as in `write`.
     command: likewise.
-    earlier: defaults and ignored keys of `tables.read`.
+    known: as in `tables.read`.
     console: for the table of results.
     insist: as in verdicts.compare.
     step_times: file of `runs.read_timing`; '': the studies' own.
@@ -84,7 +84,7 @@ def run(
   Returns:
     The path of report.html.
   """
-  found = tables.read(paths, *earlier)
+  found = tables.read(paths, known)
   timing = runs.read_timing(pathlib.Path(step_times)) if step_times else None
   comparison = verdicts.compare(found, insist, timing)
   path = write(comparison, out_dir, command)

@@ -5,28 +5,81 @@ metrics.jsonl, summary.json, eval/results.json, eval/predictions.jsonl, and of a
 study config.json and timing.json.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import json
 import math
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+from pyarrow import json as arrow_json
 
+from steepest.data import reading
 from steepest.eval import tasks
 
 # Every run has these; anything else is read by whoever needs it.
 _REQUIRED = (
-  'seed stage steps batch_size model.name model.width model.num_layers '
-  'model.context optimizer.name optimizer.lr parametrization.kind'
-).split()
-_SUMMARY = ('status', 'steps', 'tokens', 'seconds', 'data_fingerprint')
-_FINISHED = ('train_loss', 'eval_loss', 'tokens_per_second', 'flops')
+  dict.fromkeys(
+    'stage model.name optimizer.name parametrization.kind'.split(), 'text'
+  )
+  | dict.fromkeys(
+    'steps batch_size model.width model.num_layers model.context'.split(),
+    'count above 0',
+  )
+  | {'seed': 'count', 'optimizer.lr': 'number above 0'}
+)
+# File → what its keys hold, by reading.KINDS.
+_STATUSES = ('finished', 'diverged', 'pruned')
+_SUMMARY = {
+  'status': 'text',
+  'steps': 'count',
+  'tokens': 'count',
+  'seconds': 'number of at least 0',
+  'data_fingerprint': 'text',
+  'diverged_at_step': '?count or null',
+  'mfu': '?number or null',
+  'eval_loss_by_source': '?object or null',
+  'eval_bits_per_byte_by_source': '?object or null',
+  'curvature_passes': '?count or null',
+  'parameters': '?count above 0 or null',
+  'parameters_without_embeddings': '?count or null',
+  'optimizer_state_bytes': '?number or null',
+  'peak_memory_bytes': '?number or null',
+} | {
+  f'{what}_seconds': '?number or null'
+  for what in ('data_wait', 'compile', 'eval', 'checkpoint')
+}
+_FINISHED = {
+  'train_loss': 'number',
+  'eval_loss': 'number or null',
+  'tokens_per_second': 'number above 0',
+  'flops': 'number above 0',
+}
+_ENV = {
+  'devices': '?list of texts',
+  'device_kind': '?text',
+  'optimizer': '?object',
+  'versions': '?object',
+}
+_INFO = {'data': 'object of objects', 'limit': '?count'}
+_PREDICTION = {
+  'task': 'text',
+  'metric': 'text',
+  'doc_id': 'text, number or list of them',
+  'pred': 'text, number or list of them',
+  'gold': 'text, number or list of them',
+}
+_TIMING = {'device': 'text', 'commit': 'text', 'groups': 'list of objects'}
+_GROUP = {'group': 'object', 'repeats': 'list of objects'}
+_AGAIN = 'write the file again or remove the run'
 METRICS = ('acc', 'acc_norm', 'perplexity')
 # Logged points kept of a run, beside all that have an evaluation.
 _POINTS = 400
+# Bytes of rows that are read at a time.
+_BLOCK = 1 << 24
 
 
 COLUMNS = {
@@ -45,6 +98,23 @@ COLUMNS = {
 }
 
 
+class Known(NamedTuple):
+  """What is known of configurations, today's and earlier ones.
+
+  Attributes:
+    defaults: groups and keys; what a run's config lacks, because it was made
+      before there was the key, is taken from here.
+    ignored: keys that have no effect.
+    study: defaults of the group that studies add.
+    ranges: key → least and largest value.
+  """
+
+  defaults: Mapping[str, Any] = {}
+  ignored: Collection[str] = ()
+  study: Mapping[str, Any] = {}
+  ranges: Mapping[str, tuple[float, float]] = {}
+
+
 def directories_in(root: pathlib.Path) -> Iterator[pathlib.Path]:
   """Yields every run directory at or under `root`."""
   for directory, children, files in os.walk(root):
@@ -55,16 +125,13 @@ def directories_in(root: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def read(
-  directories: Mapping[pathlib.Path, pathlib.Path],
-  defaults: dict[str, Any],
-  ignored: Collection[str],
+  directories: Mapping[pathlib.Path, pathlib.Path], known: Known
 ) -> dict[str, pd.DataFrame]:
   """Returns the frames of `tables.Tables` by name.
 
   Args:
     directories: resolved path → path as it was given.
-    defaults: leaves that a config may lack.
-    ignored: leaves that have no effect.
+    known: of their configurations.
 
   Raises:
     ValueError: a file is not valid or lacks a key.
@@ -78,25 +145,11 @@ def read(
     if study is not None and study not in studies:
       studies[study] = os.path.relpath(study, shared)
       parts['studies'].append(
-        {'study': studies[study]} | flatten(_read_json(study / 'config.json'))
+        {'study': studies[study]} | flatten(_read_config(study, known))
       )
       parts['timing'] += _timing(study, studies[study])
-    try:
-      run, points = _read_run(path, name, defaults, ignored)
-      scored = _read_scores(path, name)
-    except (
-      ArithmeticError,
-      AttributeError,
-      LookupError,
-      TypeError,
-      ValueError,
-    ) as error:
-      if str(path) in str(error):
-        raise
-      raise ValueError(
-        f'{path}: holds what no run writes ({type(error).__name__}: {error}); '
-        'remove the run or write its files again'
-      ) from error
+    run, points = _read_run(path, name, known)
+    scored = _read_scores(path, name)
     run['study'] = '' if study is None else studies[study]
     parts['runs'].append(run)
     parts['points'].append(points)
@@ -121,37 +174,81 @@ def _study_of(directory: pathlib.Path) -> pathlib.Path | None:
   for parent in directory.parents[:4]:
     path = parent / 'config.json'
     if path.exists():
-      return parent if 'study' in _read_json(path) else None
+      config = reading.json_object(path, _AGAIN)
+      return parent if 'study' in config else None
   return None
 
 
+def _read_config(directory: pathlib.Path, known: Known) -> dict[str, Any]:
+  """Returns a config.json whose values are of the kinds of the defaults."""
+  path = directory / 'config.json'
+  config = reading.json_object(path, _AGAIN)
+  defaults = {**known.defaults, 'study': known.study}
+  _check_config(config, defaults, str(path))
+  for key, value in flatten(config).items():
+    least, most = known.ranges[key] if key in known.ranges else (None, None)
+    if least is not None and value is not None and not least <= value <= most:
+      raise ValueError(
+        f'{path}: {key} is {value}, not of {least:g} to {most:g}; {_AGAIN}'
+      )
+  return config
+
+
+def _check_config(
+  config: Mapping[str, Any], defaults: Any, where: str, prefix: str = ''
+) -> None:
+  kinds = {}
+  for key, held in config.items():
+    default = defaults[key] if key in defaults else None
+    if isinstance(held, dict) and (isinstance(default, dict) or not default):
+      _check_config(held, default or {}, where, f'{prefix}{key}.')
+    else:
+      kinds[f'{prefix}{key}'] = _kind(key, default)
+  held = {f'{prefix}{key}': value for key, value in config.items()}
+  reading.require(held, kinds, where, _AGAIN)
+
+
+def _kind(key: str, default: Any) -> str:
+  """Returns what a key of a config holds, by reading.KINDS."""
+  if key.startswith(('lrs_', 'space_')):
+    return 'list of numbers'
+  for kind, name in (
+    (bool, 'truth value'),
+    (int, 'whole number'),
+    (float, 'number'),
+    (str, 'text, number or list of them'),
+    (dict, 'object'),
+  ):
+    if isinstance(default, kind):
+      return name
+  return 'text, number or list of them'
+
+
 def _read_run(
-  path: pathlib.Path,
-  name: str,
-  defaults: dict[str, Any],
-  ignored: Collection[str],
+  path: pathlib.Path, name: str, known: Known
 ) -> tuple[dict[str, Any], pd.DataFrame]:
   """Returns a run's row and its logged points."""
-  leaves = flatten(_read_json(path / 'config.json'))
-  given = {key: value for key, value in leaves.items() if value is not None}
-  _require(given, _REQUIRED, path / 'config.json')
-  leaves = defaults | leaves
+  leaves = flatten(_read_config(path, known))
+  for key, kind in _REQUIRED.items():
+    reading.require(leaves, {key: kind}, f'{path}/config.json', _AGAIN)
+  leaves = flatten(known.defaults) | leaves
   if leaves['stage'] not in ('tune', 'final'):
     raise ValueError(
       f'{path}/config.json: stage is {leaves["stage"]!r}; known are tune and '
       'final'
     )
-  env = _read_json(path / 'env.json') if (path / 'env.json').exists() else {}
+  env: dict[str, Any] = {}
+  if (path / 'env.json').exists():
+    env = reading.json_object(path / 'env.json', _AGAIN)
+    reading.require(env, _ENV, f'{path}/env.json', _AGAIN)
   summary = None
   if (path / 'summary.json').exists():
-    summary = _read_json(path / 'summary.json')
-    _require(summary, _SUMMARY, path / 'summary.json')
-    if summary['status'] == 'finished':
-      _require(summary, _FINISHED, path / 'summary.json')
+    summary = _read_summary(path / 'summary.json')
   points = _read_points(path / 'metrics.jsonl')
   optimizer = _stem(leaves['optimizer.name'])
   if optimizer != leaves['optimizer.name'] and 'optimizer' in env:
-    optimizer = str(env['optimizer']['name'])
+    reading.require(env['optimizer'], {'name': 'text'}, f'{path}/env.json')
+    optimizer = env['optimizer']['name']
   row = {
     'run': name,
     'stage': leaves['stage'],
@@ -178,7 +275,7 @@ def _read_run(
         loss = summary['eval_loss']
         row['loss'] = float(summary['train_loss'] if loss is None else loss)
     row['sources'] = _sources(name, summary)
-  row |= {f'config.{k}': v for k, v in leaves.items() if k not in ignored}
+  row |= {f'config.{k}': v for k, v in leaves.items() if k not in known.ignored}
   devices = env['devices'] if 'devices' in env else []
   kind = env['device_kind'] if 'device_kind' in env else 'unknown device'
   row |= {f'env.{k}': v for k, v in flatten(env).items() if k != 'devices'}
@@ -192,6 +289,28 @@ def _read_run(
 def _stem(name: str) -> str:
   """Returns what a model or an optimizer at a path is called."""
   return pathlib.Path(name).stem if name.endswith('.py') else name
+
+
+def _read_summary(path: pathlib.Path) -> dict[str, Any]:
+  summary = reading.json_object(path, _AGAIN)
+  reading.require(summary, _SUMMARY, str(path), _AGAIN)
+  if summary['status'] not in _STATUSES:
+    raise ValueError(
+      f'{path}: status is {summary["status"]!r}; known are '
+      f'{", ".join(_STATUSES)}'
+    )
+  kinds = _FINISHED
+  if summary['status'] != 'finished':
+    kinds = {
+      k: f'?{v.removesuffix(" or null")} or null' for k, v in kinds.items()
+    }
+  reading.require(summary, kinds, str(path), _AGAIN)
+  for name in ('eval_loss_by_source', 'eval_bits_per_byte_by_source'):
+    if name in summary:
+      held = summary[name] or {}
+      numbers = dict.fromkeys(held, 'number or null')
+      reading.require(held, numbers, f'{path}: {name}', _AGAIN)
+  return summary
 
 
 def _first_loss(points: pd.DataFrame) -> float:
@@ -214,65 +333,107 @@ def _sources(name: str, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _read_points(path: pathlib.Path) -> pd.DataFrame:
   """Reads metrics.jsonl; a long run's points are thinned (see `Tables`)."""
-  rows = _read_rows(path)
+  regular = _regular(_count_rows(path))
+  sums, counts, lasts = [], [], []
+  rows = points = 0
+  for frame in _frames(path):
+    index_P = np.arange(rows, rows + len(frame))
+    evaluations = [n for n in frame if n.startswith('eval/')]
+    ends_P = np.isin(index_P, regular)
+    ends_P |= frame[evaluations].notna().any(axis=1).to_numpy()
+    # A point has the rows up to one of these.
+    point_P = points + np.cumsum(ends_P) - ends_P
+    of_point = frame.groupby(point_P)
+    sums.append(of_point.sum())
+    counts.append(of_point.count())
+    lasts.append(of_point.nth(-1).set_axis(np.unique(point_P)))
+    rows, points = rows + len(frame), points + int(ends_P.sum())
   if not rows:
     return pd.DataFrame(columns=['step', 'tokens', 'seconds'])
-  names = list(dict.fromkeys(name for row in rows for name in row))
-  values_CxP = np.array(
-    [
-      [
-        math.nan if name not in row or row[name] is None else row[name]
-        for row in rows
-      ]
-      for name in names
-    ],
-    np.float64,
-  )
+  total, count = (pd.concat(of).groupby(level=0).sum() for of in (sums, counts))
+  means = total / count
+  last = pd.concat(lasts).groupby(level=0).nth(-1)
   # Step, tokens, seconds and rate are those of a point's last row.
-  last = [n in ('step', 'tokens', 'seconds', 'lr') for n in names]
-  evaluated_P = np.zeros(len(rows), bool)
-  for i, name in enumerate(names):
-    if name.startswith('eval/'):
-      evaluated_P |= ~np.isnan(values_CxP[i])
-  ends = _ends(evaluated_P)
-  starts = np.concatenate([[0], ends[:-1] + 1])
-  counts = np.add.reduceat(~np.isnan(values_CxP), starts, axis=1)
-  sums = np.add.reduceat(
-    np.nan_to_num(values_CxP, posinf=math.inf, neginf=-math.inf), starts, axis=1
-  )
-  with np.errstate(invalid='ignore', divide='ignore'):
-    means = sums / counts
-  means[last] = values_CxP[last][:, ends]
-  frame = pd.DataFrame(means.T, columns=names)
-  steps_P = values_CxP[names.index('step')] if 'step' in names else [math.nan]
-  if not np.all(np.isfinite(steps_P)):
-    raise ValueError(f'{path}: a row has no step; remove the run')
-  frame['step'] = frame['step'].astype(np.int64)
-  return frame
+  for name in ('step', 'tokens', 'seconds', 'lr'):
+    if name in means:
+      means[name] = last[name]
+  means['step'] = means['step'].astype(np.int64)
+  return means.reset_index(drop=True)
 
 
-def _ends(evaluated_P: np.ndarray) -> np.ndarray:
-  """Returns the rows that a thinned curve's points end with, rising."""
-  n = evaluated_P.size
-  regular = np.linspace(0, n - 1, min(n, _POINTS)).round().astype(int)
-  kept = np.flatnonzero(evaluated_P)
-  return np.unique(np.concatenate([[0], regular, kept, [n - 1]]))
+def _regular(n: int) -> np.ndarray:
+  """Returns the rows that a thinned curve's points end with, evaluations
+  aside."""
+  return np.linspace(0, n - 1, min(n, _POINTS)).round().astype(int)
+
+
+def _count_rows(path: pathlib.Path) -> int:
+  """Returns how many rows a file has, without one that is cut short."""
+  count = 0
+  with path.open('rb') as file:
+    while content := file.read(_BLOCK):
+      count += content.count(b'\n')
+  _, last = next(reading.lines_backwards(path), (0, b'\n'))
+  if not last.endswith(b'\n'):
+    count += len(list(reading.objects([last], str(path), growing=True)))
+  return count
+
+
+def _frames(path: pathlib.Path) -> Iterator[pd.DataFrame]:
+  """Yields the rows of metrics.jsonl, many at a time, all of numbers.
+
+  Raises:
+    ValueError: a row holds anything else; names it.
+  """
+  hint = 'start the run again from its checkpoint or remove it'
+  for first, content in reading.line_blocks(path, _BLOCK):
+    frame = _numbers(content)
+    if frame is None:
+      lines = content.splitlines(keepends=True)
+      rows = list(reading.objects(lines, str(path), first, hint, growing=True))
+      for row in rows:
+        where = f'{path}, step {reading.shown(row.get("step"))}'
+        kinds = dict.fromkeys(row, 'number or null') | {'step': 'count'}
+        reading.require(row, kinds, where, hint)
+      frame = pd.DataFrame(rows, dtype=np.float64)
+    if len(frame):
+      yield frame
+
+
+def _numbers(content: bytes) -> pd.DataFrame | None:
+  """Returns rows of numbers; None where anything is out of the ordinary."""
+  options = arrow_json.ReadOptions(block_size=len(content) + 1)
+  try:
+    table = arrow_json.read_json(pa.BufferReader(content), options)
+  except pa.ArrowException:
+    return None
+  kinds = pa.types
+  for field in table.schema:
+    if not kinds.is_integer(field.type) and not kinds.is_floating(field.type):
+      return None
+  frame = table.to_pandas().astype(np.float64)
+  steps = frame.get('step')
+  if steps is None or not (steps >= 0).all() or steps.max() >= 1 << 53:
+    return None
+  return None if np.isinf(frame.to_numpy()).any() else frame
 
 
 def _read_scores(path: pathlib.Path, name: str) -> dict[str, pd.DataFrame]:
   """Returns a run's scores and answers; {} where nothing was scored."""
   if not (path / 'eval' / 'results.json').exists():
     return {}
-  results = _read_json(path / 'eval' / 'results.json')
-  _require(results, ('info', 'metrics'), path / 'eval' / 'results.json')
-  info = results['info']
+  where = path / 'eval' / 'results.json'
+  info, scores = read_results(where)
+  chances = {'chance': 'object of numbers'}
+  reading.require(info, chances, f'{where}: info', 'evaluate again')
   rows = []
-  for task, metrics in results['metrics'].items():
+  for task, metrics in scores.items():
     for metric in METRICS:
       if metric not in metrics:
         continue
       chance = metric != 'perplexity' and task in info['chance']
-      error = metrics[f'{metric}_stderr']
+      stderr = f'{metric}_stderr'
+      error = metrics[stderr] if stderr in metrics else None
       rows.append(
         {
           'run': name,
@@ -290,7 +451,7 @@ def _read_scores(path: pathlib.Path, name: str) -> dict[str, pd.DataFrame]:
   tables = {'scores': pd.DataFrame(rows, columns=list(COLUMNS['scores']))}
   predictions = path / 'eval' / 'predictions.jsonl'
   if predictions.exists():
-    answers = pd.DataFrame(_read_rows(predictions))
+    answers = pd.DataFrame(read_predictions(predictions))
     if len(answers):
       tables['answers'] = pd.DataFrame(
         {
@@ -302,6 +463,46 @@ def _read_scores(path: pathlib.Path, name: str) -> dict[str, pd.DataFrame]:
         }
       )
   return tables
+
+
+def read_results(
+  path: pathlib.Path,
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+  """Returns how scores came about, and task → its scores, of a results.json.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: it is damaged.
+  """
+  results = reading.json_object(path, 'evaluate again')
+  kinds = {'info': 'object', 'metrics': 'object of objects'}
+  reading.require(results, kinds, str(path), 'evaluate again')
+  info, scores = results['info'], results['metrics']
+  reading.require(info, _INFO, f'{path}: info', 'evaluate again')
+  for entry in info['data'].values():
+    reading.require(entry, {'sha256': 'text'}, f'{path}: data')
+  for task, of in scores.items():
+    kinds = {'n': 'count above 0'}
+    for metric in METRICS:
+      if metric in of:
+        kinds |= {metric: 'number', f'{metric}_stderr': '?number or null'}
+    reading.require(of, kinds, f'{path}: {task}', 'evaluate again')
+  return info, scores
+
+
+def read_predictions(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the rows of a predictions.jsonl.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: a row is damaged; names it.
+  """
+  rows: list[dict[str, Any]] = []
+  for row in reading.json_lines(path, 'evaluate again'):
+    where = f'{path}, row {len(rows) + 1}'
+    reading.require(row, _PREDICTION, where, 'evaluate again')
+    rows.append({key: row[key] for key in _PREDICTION})
+  return rows
 
 
 def _questions(info: Mapping[str, Any], task: str, n: int) -> str:
@@ -334,15 +535,24 @@ def read_timing(path: pathlib.Path, study: str = '') -> list[dict[str, Any]]:
   Raises:
     ValueError: the file is not of that form.
   """
-  timing = _read_json(path)
-  _require(timing, ('device', 'commit', 'groups'), path)
+  timing = reading.json_object(path)
+  reading.require(timing, _TIMING, str(path))
   rows = []
   for entry in timing['groups']:
-    _require(entry, ('group', 'repeats'), path)
+    reading.require(entry, _GROUP, f'{path}: a group')
+    reading.require(
+      entry['group'], {'architecture': 'text'}, f'{path}: a group'
+    )
     counts: dict[str, int] = {}
     for repeat in entry['repeats']:
-      _require(repeat, ('optimizer', 'seconds_per_step'), path)
-      optimizer = repeat['optimizer']
+      reading.require(repeat, {'optimizer': 'text'}, f'{path}: a repeat')
+      optimizer, seconds = repeat['optimizer'], repeat.get('seconds_per_step')
+      times = seconds if isinstance(seconds, list) and seconds else [seconds]
+      if not all(map(reading.KINDS['number above 0'], times)):
+        raise ValueError(
+          f'{path}: seconds_per_step of {optimizer} is '
+          f'{reading.shown(seconds)}; give numbers above 0'
+        )
       counts[optimizer] = counts.setdefault(optimizer, 0) + 1
       rows.append(
         {
@@ -350,48 +560,11 @@ def read_timing(path: pathlib.Path, study: str = '') -> list[dict[str, Any]]:
           'group': json.dumps(entry['group']),
           'optimizer': optimizer,
           'repeat': counts[optimizer],
-          'seconds_per_step': float(np.median(repeat['seconds_per_step'])),
+          'seconds_per_step': float(np.median(times)),
           'device': timing['device'],
           'commit': timing['commit'],
         }
       )
-  return rows
-
-
-# Files.
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    value = json.loads(path.read_text('utf-8'))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise ValueError(
-      f'{path}: not valid JSON ({error}); remove the run or write the file '
-      'again'
-    ) from error
-  if not isinstance(value, dict):
-    raise ValueError(f'{path}: holds no JSON object; write the file again')
-  return value
-
-
-def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Reads JSON lines; an unfinished last line is one being written."""
-  lines = path.read_bytes().split(b'\n')
-  rows = []
-  for number, line in enumerate(lines, 1):
-    if not line.strip():
-      continue
-    try:
-      rows.append(json.loads(line))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-      if number == len(lines):
-        break
-      raise ValueError(
-        f'{path}:{number}: not valid JSON; start the run again from its '
-        'checkpoint or remove it'
-      ) from error
-    if not isinstance(rows[-1], dict):
-      raise ValueError(f'{path}:{number}: not a JSON object; remove the run')
   return rows
 
 
@@ -406,14 +579,3 @@ def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     else:
       leaves[f'{prefix}{key}'] = value
   return leaves
-
-
-def _require(
-  values: Mapping[str, Any], keys: Iterable[str], path: pathlib.Path
-) -> None:
-  lacking = [key for key in keys if key not in values]
-  if lacking:
-    raise ValueError(
-      f'{path}: lacks {", ".join(lacking)}; it was written by another '
-      'version: run it again'
-    )

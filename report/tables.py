@@ -8,7 +8,7 @@ with their columns. A topic of the report takes a `Comparison`, which is the
 tables and what verdicts.py concludes from them.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import json
 import math
@@ -170,8 +170,7 @@ class Comparison:
 
 def read(
   paths: Iterable[str | os.PathLike[str]],
-  defaults: Mapping[str, Any] | None = None,
-  ignored: Collection[str] = (),
+  known: runs_lib.Known | None = None,
 ) -> Tables:
   """Reads every run at or under `paths`, each once.
 
@@ -180,9 +179,7 @@ def read(
 
   Args:
     paths: run directories, directories that hold some, or a report's tables.
-    defaults: a config's groups and keys; what a run's config lacks, because it
-      was made before there was the key, is taken from here.
-    ignored: keys of configs that have no effect.
+    known: of their configurations; None: nothing.
 
   Raises:
     FileNotFoundError: a path does not exist or holds no run.
@@ -208,8 +205,7 @@ def read(
       found.setdefault(directory.resolve(), directory)
   frames = []
   if found:
-    leaves = runs_lib.flatten(defaults or {})
-    frames.append(Tables(**runs_lib.read(found, leaves, ignored)))
+    frames.append(Tables(**runs_lib.read(found, known or runs_lib.Known())))
   joined = _joined([*frames, *written])
   words.take_labels(_labels(joined.runs))
   return _placed(joined)

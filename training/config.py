@@ -378,18 +378,20 @@ def _first_line(error: Exception) -> str:
   return f'{type(error).__name__}: {text[0][:200]}'
 
 
-def of_earlier_runs() -> tuple[dict[str, Any], frozenset[str]]:
-  """Returns how to read the configurations of runs of earlier versions.
+def known() -> dict[str, Any]:
+  """Returns how to read configurations, those of earlier versions too.
 
   Returns:
-    What a key that a run lacks stands for: the default, and of removed keys the
-    value with which they did nothing; and keys that never did anything.
+    Of `report.runs.Known`: defaults are what a key that a run lacks stands for,
+    of removed keys the value with which they did nothing.
   """
   effective = {k: v for k, v in _REMOVED.items() if v is not _ANY}
-  return (
-    as_json(base.get_config()) | effective,
-    frozenset(_REMOVED) - frozenset(effective),
-  )
+  return {
+    'defaults': as_json(base.get_config()) | effective,
+    'ignored': frozenset(_REMOVED) - frozenset(effective),
+    'study': as_json(base.get_study_config())['study'],
+    'ranges': _RANGES,
+  }
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:

@@ -26,6 +26,9 @@ from steepest.training.interrupts import StallTimer, Stopped
 from steepest.training.state import Setup, TrainState
 from steepest.training.step import compile_step, eval_loss
 
+# Rows of which one has the numbers of each layer: most of a row is theirs.
+_LAYERS_EVERY = 10
+
 
 class Data(Protocol):
   """What the loop reads; data/pipeline.py has it."""
@@ -63,6 +66,10 @@ class LoopConfig:
   def written(self, step: int) -> bool:
     """Returns whether the row of a step is written."""
     return step % self.log_every == 0 or self.due(step + 1)
+
+  def whole(self, step: int) -> bool:
+    """Returns whether the row of a step has the numbers of each layer."""
+    return step % (_LAYERS_EVERY * self.log_every) == 0 or self.due(step + 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,8 +319,7 @@ class _Record:
 
   def count_rows(self, first: int) -> int:
     """Counts, and returns, the rows of the steps before `first`."""
-    rows = metrics.read_rows(self.workdir)
-    self._rows = sum(row['step'] < first for row in rows)
+    self._rows, _ = metrics.rows_before(self.workdir, first)
     return self._rows
 
   def tell(self, kind: str, text: str) -> None:
@@ -389,7 +395,12 @@ class _Record:
       row['mfu'] = achieved / self._peak
     if always or self.config.written(step):
       self._callbacks.check()
-      values = {k: v for k, v in row.items() if k != 'step'}
+      whole = self.config.whole(step)
+      values = {
+        k: v
+        for k, v in row.items()
+        if k != 'step' and (whole or '/layer/' not in k)
+      }
       for writer in self._writers:
         writer.write_scalars(step, values)
       self._rows += 1
@@ -463,7 +474,7 @@ class _Record:
     finished, diverged = status == 'finished', status == 'diverged'
     values = summary.summarise(
       self.setup,
-      [] if diverged else metrics.read_rows(self.workdir),
+      [] if diverged else metrics.last_rows(self.workdir, summary.TAIL),
       steps,
       self.seconds,
       self.losses if finished else {},

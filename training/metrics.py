@@ -3,8 +3,9 @@
 The writers' methods are those of clu.metric_writers, which needs TensorFlow.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -16,9 +17,12 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
-from steepest.data import terminal
+from steepest.data import reading, terminal
 
 EVENTS = 'events.jsonl'
+_DELETE = 'delete that line'
+# Bytes read at a time where lines are counted.
+_BLOCK = 1 << 20
 
 
 class Writer(Protocol):
@@ -58,7 +62,9 @@ class MetricWriter:
     """
     self._path = pathlib.Path(workdir) / 'metrics.jsonl'
     if self._path.exists():
-      _keep_rows_before(self._path, first_step)
+      _, size = rows_before(workdir, first_step)
+      with _named(self._path):
+        os.truncate(self._path, size)
     # Unbuffered: what was written is known when there is no room for the rest.
     self._file = self._path.open('ab', buffering=0)
     self._waiting = b''
@@ -219,34 +225,79 @@ def read_rows(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   path = pathlib.Path(workdir) / 'metrics.jsonl'
   if not path.exists():
     return []
-  # Bytes that are no text make a row no JSON, which is told with its line.
-  lines = path.read_text('utf-8', 'replace').splitlines(keepends=True)
-  # A killed run may leave half a line at the end.
-  return [
-    _row(line, f'{path}, line {number}')
-    for number, line in enumerate(lines, 1)
-    if line.endswith('\n')
-  ]
+  with path.open('rb') as file:
+    # A killed run may leave half a line at the end.
+    whole = (line for line in file if line.endswith(b'\n'))
+    return [_checked(row, path) for row in _objects(whole, path)]
 
 
-def _row(line: str, where: str) -> dict[str, Any]:
-  try:
-    row = json.loads(line)
-  except ValueError as error:
-    raise ValueError(f'{where}: {error}: delete that line') from error
-  if not isinstance(row, dict) or not isinstance(row.get('step'), int):
-    raise ValueError(f'{where}: no row with a step: delete that line')
+def last_rows(
+  workdir: str | os.PathLike[str], share: float
+) -> list[dict[str, Any]]:
+  """Returns the last rows of metrics.jsonl: a share of them, one at least.
+
+  Raises:
+    ValueError: one of them is damaged.
+  """
+  path = pathlib.Path(workdir) / 'metrics.jsonl'
+  if not path.exists():
+    return []
+  count = max(1, round(_count_lines(path, path.stat().st_size) * share))
+  last = itertools.islice(_backwards(path), count)
+  return [row for _, row in last][::-1]
+
+
+def rows_before(
+  workdir: str | os.PathLike[str], first_step: int
+) -> tuple[int, int]:
+  """Returns how many rows earlier steps have, and how many bytes.
+
+  Only what comes after them is looked at: a run may have a million.
+
+  Raises:
+    ValueError: a row is damaged.
+  """
+  path = pathlib.Path(workdir) / 'metrics.jsonl'
+  if path.exists():
+    for end, row in _backwards(path):
+      if row['step'] < first_step:
+        return _count_lines(path, end), end
+  return 0, 0
+
+
+def _backwards(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Yields where each row ends, and the row, from the last on."""
+  for begin, line in reading.lines_backwards(path):
+    if line.endswith(b'\n'):
+      for row in _objects([line], f'{path}, from byte {begin} on'):
+        yield begin + len(line), _checked(row, path)
+
+
+def _objects(
+  lines: Iterable[bytes], where: str | pathlib.Path
+) -> Iterator[dict[str, Any]]:
+  return reading.objects(lines, str(where), hint=_DELETE)
+
+
+def _checked(row: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
+  kinds = {'step': 'count', 'train/loss': '?number'}
+  where = f'{path}, a row of step {reading.shown(row.get("step"))}'
+  reading.require(row, kinds, where, _DELETE)
   return row
+
+
+def _count_lines(path: pathlib.Path, size: int) -> int:
+  """Returns how many lines end within the first bytes of a file."""
+  count = 0
+  with path.open('rb') as file:
+    while size > 0 and (content := file.read(min(size, _BLOCK))):
+      count, size = count + content.count(b'\n'), size - len(content)
+  return count
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
   """Writes JSON to a temporary name beside `path`, then renames."""
   _replace(pathlib.Path(path), json.dumps(value, indent=2) + '\n')
-
-
-def _keep_rows_before(path: pathlib.Path, first_step: int) -> None:
-  rows = [r for r in read_rows(path.parent) if r['step'] < first_step]
-  _replace(path, ''.join(json.dumps(row) + '\n' for row in rows))
 
 
 def _replace(path: pathlib.Path, text: str) -> None:

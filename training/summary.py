@@ -11,6 +11,9 @@ from steepest.optimizers import costs
 from steepest.training import flops
 from steepest.training.state import Setup
 
+# Share of the rows whose mean is the training loss of the run.
+TAIL = 0.05
+
 
 def summarise(
   setup: Setup,
@@ -25,7 +28,7 @@ def summarise(
 
   Args:
     setup: that trained it.
-    rows: of metrics.jsonl.
+    rows: the last TAIL of metrics.jsonl.
     steps: done.
     seconds: spent on 'train', 'data', 'eval', 'checkpoint' and 'compile'.
     losses: the last validation losses, as logged.
@@ -34,7 +37,6 @@ def summarise(
   """
   tokens = steps * setup.batch_size * setup.model.context
   flops_per_token = flops.per_token(setup.shapes.params, setup.model)
-  tail = rows[-max(1, round(len(rows) * 0.05)) :]
   cost = flops.of_estimate(setup.estimator, setup.subset)
   memory = setup.mesh.local_devices[0].memory_stats() or {}
   peak = 'peak_bytes_in_use'
@@ -47,7 +49,7 @@ def summarise(
     'eval_seconds': seconds['eval'],
     'checkpoint_seconds': seconds['checkpoint'],
     'train_loss': (
-      float(np.mean([row['train/loss'] for row in tail])) if tail else None
+      float(np.mean([row['train/loss'] for row in rows])) if rows else None
     ),
     'eval_loss': losses['eval/loss'] if losses else None,
     'eval_loss_by_source': {

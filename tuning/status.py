@@ -4,12 +4,14 @@
 goes on, `TrainingDisplay` the one of this process.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
-import json
+import itertools
 import math
 import os
 import pathlib
+import re
 import threading
 import time
 from typing import Any, Self
@@ -22,11 +24,24 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from steepest.data import reading
 from steepest.data.terminal import Console
 from steepest.experiments import outside
 
-# Bytes read at once from the end of a file that may have a million rows.
-_CHUNK = 2**15
+# What is read of each file, by reading.KINDS.
+_CONFIG = {'steps': '?count', 'checkpoint_every': '?count'}
+_SUMMARY = {'status': '?text', 'steps': '?count'}
+_ROW = {
+  'step': 'count',
+  'tokens': 'count',
+  'seconds': 'number of at least 0',
+  'data/wait_seconds': 'number of at least 0',
+  'tokens_per_second': 'number above 0',
+  'train/loss': 'number, finite or not',
+  'mfu': '?number',
+}
+_EVENT = {'time': 'number', 'kind': 'text', 'step': 'count'}
+_STEPS = re.compile('0|[1-9][0-9]{0,17}')
 # Rows that slope, rate and data wait are taken from.
 _RECENT = 50
 # Events that may be news.
@@ -101,15 +116,29 @@ def find(roots: Sequence[str]) -> list[pathlib.Path]:
   for root in map(pathlib.Path, roots):
     if not root.is_dir():
       raise FileNotFoundError(f'{root}: no such directory')
-    runs = [p.parent for p in sorted(root.rglob('config.json')) if _is_run(p)]
+    runs = list(_runs(root))
     if not runs and not (root / 'config.json').exists():
       raise FileNotFoundError(f'{root}: holds no run yet, no config.json')
     found |= dict.fromkeys(runs)
   return list(found)
 
 
-def _is_run(path: pathlib.Path) -> bool:
-  config = _read_json(path)
+def _runs(root: pathlib.Path) -> Iterator[pathlib.Path]:
+  # What a run that trains or is deleted takes away is passed over.
+  for name, folders, files in os.walk(root):
+    folders.sort()
+    folder = pathlib.Path(name)
+    if 'config.json' in files and _is_run(folder, files):
+      folders.clear()
+      yield folder
+
+
+def _is_run(folder: pathlib.Path, files: Sequence[str]) -> bool:
+  try:
+    config = reading.json_object(folder / 'config.json')
+  except (OSError, ValueError):
+    # It may be a model's, or a run's that nobody can read.
+    return 'metrics.jsonl' in files
   # A study's own file has its keys; models have a config.json too.
   return 'steps' in config and 'study' not in config
 
@@ -118,16 +147,23 @@ def read(run: pathlib.Path, now: float) -> Status:
   """Returns where a run stands at the time `now`, as of time.time()."""
   try:
     return _read(run, now)
-  except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-    # What is wrong with one run hides no other.
-    said = f'cannot be read: {type(error).__name__}: {error}'.splitlines()[0]
+  except Exception as error:
+    # What is wrong with one run, whatever it is, hides no other.
+    said = ' '.join(f'{error}'.replace(f'{run}{os.sep}', '').split())
+    said = f'cannot be read: {type(error).__name__}: {said}'
     return Status(run, 'unreadable', 0, 0, alarms=(said[:200],))
 
 
 def _read(run: pathlib.Path, now: float) -> Status:
-  config = _read_json(run / 'config.json')
-  summary = _read_json(run / 'summary.json')
+  config = reading.json_object(run / 'config.json')
+  reading.require(config, _CONFIG, 'config.json')
+  summary: dict[str, Any] = {}
+  with contextlib.suppress(FileNotFoundError):
+    summary = reading.json_object(run / 'summary.json')
+    reading.require(summary, _SUMMARY, 'summary.json')
   rows = _tail(run / 'metrics.jsonl', _RECENT)
+  for row in rows:
+    reading.require(row, _ROW, 'metrics.jsonl')
   steps = config['steps'] if 'steps' in config else 0
   state = 'running' if rows else 'waiting'
   if 'status' in summary and _is_last(summary, steps):
@@ -141,8 +177,8 @@ def _read(run: pathlib.Path, now: float) -> Status:
       values['left'] = per_step * max(0, steps - rows[-1]['step'] - 1)
   newest = _newest_checkpoint(run / 'checkpoints')
   if newest is not None:
-    values['checkpoint'] = int(newest.name)
-    values['checkpoint_age'] = max(0.0, now - newest.stat().st_mtime)
+    values['checkpoint'], written = newest
+    values['checkpoint_age'] = max(0.0, now - written)
   done = rows[-1]['step'] + 1 if rows else 0
   found = Status(run, state, done, steps, **values)
   alarms = _alarms(found, config, rows, now)
@@ -159,7 +195,7 @@ def table(found: Sequence[Status], rows: int | None) -> Table:
   if len(shown) < len(found):
     title += f'; {len(found) - len(shown)} not shown'
   view = Table(
-    'run', title=title, title_justify='left', box=None, pad_edge=False
+    'run', title=Text(title), title_justify='left', box=None, pad_edge=False
   )
   for column in _COLUMNS:
     view.add_column(column, justify='right', no_wrap=True)
@@ -176,7 +212,7 @@ def table(found: Sequence[Status], rows: int | None) -> Table:
       _number(s.mfu, '.1%'),
       _number(s.wait, '.0%'),
       '–' if s.checkpoint is None else f'{s.checkpoint}{age}',
-      s.state if s.left is None else _clock(s.left),
+      Text(s.state if s.left is None else _clock(s.left)),
       Text('; '.join(s.alarms), style='bold red'),
     )
   return view
@@ -243,16 +279,20 @@ def _news(path: pathlib.Path, now: float) -> list[str]:
   """Returns what happened to a run of late, the latest of each kind."""
   latest = {}
   for event in _tail(path, _EVENTS):
-    if 'time' in event and now - event['time'] < _NEWS:
+    reading.require(event, _EVENT, path.name)
+    if now - event['time'] < _NEWS:
       latest[event['kind']] = f'{event["kind"]} at step {event["step"]}'
   return list(latest.values())
 
 
-def _newest_checkpoint(folder: pathlib.Path) -> pathlib.Path | None:
-  if not folder.is_dir():
-    return None
-  complete = [p for p in folder.iterdir() if p.name.isdigit()]
-  return max(complete, key=lambda p: int(p.name), default=None)
+def _newest_checkpoint(folder: pathlib.Path) -> tuple[int, float] | None:
+  """Returns the steps of the newest checkpoint and when it was written."""
+  names = os.listdir(folder) if folder.is_dir() else []
+  for steps in sorted(map(int, filter(_STEPS.fullmatch, names)), reverse=True):
+    # It may be deleted or put aside meanwhile.
+    with contextlib.suppress(OSError):
+      return steps, (folder / str(steps)).stat().st_mtime
+  return None
 
 
 def _is_last(summary: dict[str, Any], steps: int) -> bool:
@@ -264,26 +304,10 @@ def _tail(path: pathlib.Path, count: int) -> list[dict[str, Any]]:
   """Returns the last rows of a file of JSON lines, complete ones only."""
   if not path.exists():
     return []
-  data = b''
-  with path.open('rb') as file:
-    start = file.seek(0, 2)
-    # One more than the rows: the first may be cut.
-    while start and data.count(b'\n') <= count:
-      size = min(start, max(_CHUNK, len(data)))
-      start = file.seek(start - size)
-      data = file.read(size) + data
-  lines = data.splitlines(keepends=True)[1 if start else 0 :]
-  complete = [line for line in lines if line.endswith(b'\n')]
-  return [json.loads(line) for line in complete[-count:]]
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    value = json.loads(path.read_text('utf-8'))
-  except (OSError, ValueError):
-    # Not there yet, or not ours.
-    return {}
-  return value if isinstance(value, dict) else {}
+  lines = (line for _, line in reading.lines_backwards(path))
+  complete = (line for line in lines if line.endswith(b'\n'))
+  last = list(itertools.islice(complete, count))[::-1]
+  return list(reading.objects(last, f'the end of {path.name}'))
 
 
 def _names(paths: Sequence[pathlib.Path]) -> list[str]:
@@ -295,7 +319,9 @@ def _names(paths: Sequence[pathlib.Path]) -> list[str]:
 
 
 def _number(value: float | None, form: str) -> str:
-  return '–' if value is None else format(value, form)
+  if value is None:
+    return '–'
+  return format(value, form if abs(value) < 1e12 else '.3g')
 
 
 def _clock(seconds: float) -> str:

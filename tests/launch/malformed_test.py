@@ -4,6 +4,7 @@ Each valid file is changed, as bytes and, where it is JSON, as JSON. What reads
 it then does its work, or raises a ValueError or OSError that names the file.
 """
 
+import importlib.util
 import io
 import json
 import pathlib
@@ -340,6 +341,58 @@ def _checksums(directory):
   return lambda: checkpoint.verify(directory), ['checksums.json', 'state']
 
 
+# ----------------------------------------------------------- whole commands
+
+
+def _report(directory):
+  from rich.console import Console
+
+  from steepest.report import report, runs
+  from steepest.training import config
+
+  helper = pathlib.Path(__file__).parents[1] / 'report' / 'study_runs.py'
+  spec = importlib.util.spec_from_file_location('study_runs', helper)
+  study_runs = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(study_runs)
+  study_runs.write_study(directory, ('gpt2',), ('adamw', 'lion'))
+  for rows in directory.rglob('metrics.jsonl'):
+    rows.write_text(''.join(rows.read_text().splitlines(True)[::8]))
+  known = runs.Known(**config.known())
+  console = Console(file=io.StringIO(), width=120)
+  out = directory.with_name('out')
+  trial, final = 'trials/gpt2-adamw/lr=0.004', 'finals/gpt2-adamw/seed=0'
+  names = ['config', f'{trial}/config', f'{trial}/summary']
+  names += [
+    f'{final}/{n}' for n in ('config', 'summary', 'env', 'eval/results')
+  ]
+  names = [f'{name}.json' for name in names]
+  names += [f'{final}/{n}.jsonl' for n in ('metrics', 'eval/predictions')]
+  return lambda: report.run([directory], out, [], known, console), names
+
+
+def _watch(directory):
+  from rich.console import Console
+
+  from steepest.tuning import status
+
+  _, names = _run(directory)
+  row = '{"step": 3, "data/wait_seconds": 0.1, "tokens_per_second": 9.5, '
+  row += '"tokens": 4, "seconds": 1.5, "mfu": 0.4, "train/loss": 3.0}\n'
+  (directory / 'metrics.jsonl').write_text(row + row.replace('3', '5'))
+  event = {'step': 3, 'kind': 'metrics', 'text': 'x', 'time': 2e9}
+  (directory / 'events.jsonl').write_text(json.dumps(event) + '\n')
+  console = Console(file=io.StringIO(), width=160)
+
+  def read():
+    found = [status.read(run, 2e9) for run in status.find([str(directory)])]
+    console.print(status.table(found, None))
+    for one in found:
+      if one.state == 'unreadable':
+        raise ValueError(f'{one.path}: {one.alarms}')
+
+  return read, [*names, 'events.jsonl']
+
+
 _READERS = {
   fn.__name__.strip('_'): fn
   for fn in (
@@ -353,8 +406,12 @@ _READERS = {
     _run,
     _restart,
     _checksums,
+    _report,
+    _watch,
   )
 }
+# Whole commands take a second.
+_FEWER = {'report': 10}
 
 
 def _fuzz(make, directory, examples):
@@ -372,7 +429,7 @@ def _fuzz(make, directory, examples):
     deadline=None,
     database=None,
     # The ordinary run always tries the same, the slow one ever others.
-    derandomize=examples == _FEW,
+    derandomize=examples <= _FEW,
     suppress_health_check=list(HealthCheck),
   )
   @given(strategy)
@@ -397,7 +454,8 @@ def _fuzz(make, directory, examples):
 
 @pytest.mark.parametrize('reader', _READERS)
 def test_malformed_files_get_a_clear_error(tmp_path, reader):
-  _fuzz(_READERS[reader], tmp_path / 'given', _FEW)
+  few = _FEWER[reader] if reader in _FEWER else _FEW
+  _fuzz(_READERS[reader], tmp_path / 'given', few)
 
 
 @pytest.mark.slow

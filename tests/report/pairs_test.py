@@ -183,7 +183,7 @@ def test_no_task_in_common_is_refused(two):
 
 def test_missing_and_damaged_files_are_named(two):
   (two[0] / 'predictions.jsonl').write_text('{', 'utf-8')
-  with pytest.raises(ValueError, match='is damaged'):
+  with pytest.raises(ValueError, match=r'predictions\.jsonl, line 1'):
     pairs.read(two[0])
   (two[0] / 'predictions.jsonl').unlink()
   with pytest.raises(FileNotFoundError, match=r'no predictions\.jsonl'):

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steepest.report import report, tables, verdicts
+from steepest.report import report, runs, tables, verdicts
+from steepest.training import config as config_lib
 
 
 @pytest.fixture(scope='module')
@@ -21,6 +22,11 @@ def run_dir(study_runs, tmp_path):
   config = study_runs.config('gpt2', 'adamw', 0, 'final', steps=3000)
   study_runs.write_run(tmp_path / 'run', config, 3.0, rows=3000)
   return tmp_path / 'run'
+
+
+@pytest.fixture
+def known():
+  return runs.Known(**config_lib.known())
 
 
 def _rows(run_dir):
@@ -94,7 +100,7 @@ def test_a_half_written_last_line_is_none(run_dir):
     ('config.json', '{', 'not valid JSON'),
     ('config.json', '[]', 'holds no JSON object'),
     ('config.json', '{"seed": 1}', 'lacks stage'),
-    ('metrics.jsonl', '{\n{"step": 0}\n', 'metrics.jsonl:1: not valid JSON'),
+    ('metrics.jsonl', '{\n{"step": 0}\n', 'line 1: not valid JSON'),
     ('metrics.jsonl', '3\n', 'not a JSON object'),
     ('summary.json', '{"status": "finished"}', 'lacks steps'),
     ('env.json', 'x', 'not valid JSON'),
@@ -105,6 +111,50 @@ def test_damaged_files_are_named(run_dir, file, content, message):
   with pytest.raises(ValueError, match=message) as error:
     tables.read([run_dir])
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('file', 'path', 'value'),
+  [
+    ('config.json', ('optimizer', 'betas', 1), 10**400),
+    ('config.json', ('model', 'num_layers'), 'x'),
+    ('config.json', ('steps',), -1),
+    ('config.json', ('seed',), ['[' * 100_000]),
+    ('summary.json', ('status',), 5),
+    ('summary.json', ('eval_loss_by_source',), {'web': 'low'}),
+    ('env.json', ('device_kind',), {}),
+    ('metrics.jsonl', ('lr',), True),
+    ('metrics.jsonl', ('step',), 1e308),
+    ('eval/predictions.jsonl', ('doc_id',), [[1]]),
+    ('eval/results.json', ('metrics', 'mmlu', 'acc'), '\ud800'),
+    ('../config.json', ('study', 'lrs_lion'), [1e-3, 'x']),
+    ('../timing.json', ('groups', 0, 'repeats', 1), None),
+    ('../timing.json', ('device',), []),
+  ],
+)
+def test_values_of_other_kinds_are_named(
+  study_runs, run_dir, known, file, path, value
+):
+  study_runs.write_scores(run_dir, {'mmlu/acc': [0, 1, 1]})
+  plan = {'study': {'lrs_lion': [1e-3, 2e-3]}}
+  (run_dir.parent / 'config.json').write_text(json.dumps(plan))
+  repeat = {'optimizer': 'lion', 'seconds_per_step': [0.1, 0.2]}
+  groups = [{'group': {'architecture': 'gpt2'}, 'repeats': [repeat] * 2}]
+  timing = {'device': 'cpu', 'commit': 'abc', 'groups': groups}
+  (run_dir.parent / 'timing.json').write_text(json.dumps(timing))
+  tables.read([run_dir.parent], known)
+  first, *others = (run_dir / file).read_text().splitlines()
+  content = json.loads(first)
+  *parents, last = path
+  place = content
+  for key in parents:
+    place = place[key]
+  place[last] = value
+  changed = json.dumps(content).replace('"[[', '[[')
+  (run_dir / file).write_text('\n'.join([changed, *others]))
+  with pytest.raises(ValueError, match=file.removeprefix('../')) as error:
+    tables.read([run_dir.parent], known)
+  assert len(str(error.value)) < 500 and '\n' not in str(error.value)
 
 
 def test_what_is_not_there_is_named(tmp_path):
@@ -137,7 +187,8 @@ def test_keys_that_older_runs_lack_have_the_default(run_dir):
   config['data']['old'] = 1
   (run_dir / 'config.json').write_text(json.dumps(config))
   defaults = {'optimizer': {'clip_norm': 1.0}, 'dtype.moments': 'float32'}
-  run = tables.read([run_dir], defaults, ['data.old']).runs.iloc[0]
+  known = runs.Known(defaults, ['data.old'])
+  run = tables.read([run_dir], known).runs.iloc[0]
   assert run['config.optimizer.clip_norm'] == 1.0
   assert run['config.dtype.moments'] == 'float32'
   assert 'config.data.old' not in run

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 
 import pytest
 from rich.console import Console
 
+from steepest.data import reading
 from steepest.tuning import status
 
 _NOW = 1_800_000_000.0
@@ -149,17 +151,17 @@ def test_only_the_end_of_a_long_file_is_read(tmp_path, monkeypatch, layers):
   names = [f'update_rms/layer/block_{i}' for i in range(layers)]
   run = _run(tmp_path / 'a', losses, steps=2000, **dict.fromkeys(names, 1e-5))
   parsed = []
-  loads = json.loads
+  parse = reading.parse
   monkeypatch.setattr(
-    json, 'loads', lambda text: parsed.append(text) or loads(text)
+    reading, 'parse', lambda text: parsed.append(text) or parse(text)
   )
   found = status.read(run, _NOW)
   assert found.done == 1000
   assert found.slope == pytest.approx(-0.1)
   assert found.tokens_per_second == pytest.approx(2000)
   assert found.alarms == ()
-  # 50 rows and config.json.
-  assert len(parsed) < 55
+  # 50 rows, and config.json twice.
+  assert 50 < len(parsed) < 55
 
 
 @pytest.mark.parametrize(
@@ -171,6 +173,12 @@ def test_only_the_end_of_a_long_file_is_read(tmp_path, monkeypatch, layers):
     ('events.jsonl', '{"time": "now"}\n'),
     ('summary.json', '{"status": "finished"}'),
     ('config.json', '{"steps": "many"}'),
+    ('config.json', '{"steps": 1' + '0' * 400 + '}'),
+    ('config.json', '[' * 100_000),
+    ('metrics.jsonl', '[' * 100_000 + '\n'),
+    ('summary.json', '{"status": 5, "steps": 30}'),
+    ('summary.json', '{"status": "[/x]", "steps": "\\ud800"}'),
+    ('events.jsonl', '{"time": 1e999, "kind": {}, "step": 3}\n'),
   ],
 )
 def test_a_damaged_run_hides_no_other(tmp_path, name, text):
@@ -187,6 +195,39 @@ def test_a_damaged_run_hides_no_other(tmp_path, name, text):
   with console.capture() as captured:
     console.print(status.table([good, damaged], None))
   assert '30/100' in captured.get() and 'cannot be read' in captured.get()
+
+
+def test_markup_and_numbers_beyond_reason_are_shown(tmp_path):
+  ended = {'status': '[/x]', 'steps': 100}
+  runs = [
+    _run(tmp_path / 'a', _line(0, 9), summary=ended),
+    _run(tmp_path / 'b', [1e308, -1e308, 1e308], tokens_per_second=1e-320),
+  ]
+  console = Console(width=200, color_system=None)
+  with console.capture() as captured:
+    console.print(status.table([status.read(r, _NOW) for r in runs], None))
+  assert captured.get().count('[/x]') == 2
+
+
+def test_checkpoints_and_runs_that_vanish_meanwhile_are_passed_over(
+  tmp_path, monkeypatch
+):
+  run = _run(tmp_path / 'a', _line(-0.01, 30), checkpoints=(20,))
+  # As one that is listed and then deleted.
+  (run / 'checkpoints' / '40').symlink_to(tmp_path / 'gone')
+  assert status.read(run, _NOW).checkpoint == 20
+  gone = _run(tmp_path / 'b' / 'c', _line(-0.01, 30))
+  walk = os.walk
+
+  def removing(root):
+    for at, folders, files in walk(root):
+      if at == str(gone):
+        shutil.rmtree(gone)
+      yield at, folders, files
+
+  monkeypatch.setattr(os, 'walk', removing)
+  found = [status.read(p, _NOW).state for p in status.find([str(tmp_path)])]
+  assert found == ['running', 'unreadable']
 
 
 def test_the_view_puts_what_matters_first(tmp_path):

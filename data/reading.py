@@ -1,0 +1,330 @@
+"""How JSON and tables that others wrote are read: a value, or one clear line.
+
+Whatever a file holds, what comes back has limits: of bytes, of depth, and of
+numbers. Anything else is a ValueError that names the file and the place.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import gzip
+import json
+import math
+import os
+import pathlib
+import re
+from typing import Any, cast
+import zlib
+
+import pyarrow as pa
+from pyarrow import parquet
+
+# Bytes of a file of JSON, or of a line. Brackets that are open at once.
+_MOST_BYTES = 1 << 28
+_DEPTH = 100
+# Bytes read at once from the end of a file.
+_CHUNK = 1 << 15
+# The escape of one half of a pair of UTF-16; both halves make a character.
+_HALF = re.compile(r'\\u[dD][89a-fA-F]')
+
+Check = Callable[[Any], bool]
+
+
+def _number(value: Any) -> bool:
+  # To Python, true and false are numbers; to JSON they are not.
+  return type(value) in (int, float) and math.isfinite(value)
+
+
+def _whole(value: Any) -> bool:
+  # What a float holds exactly, as most programs keep a number.
+  return type(value) is int and abs(value) < 1 << 53
+
+
+def _text(value: Any) -> bool:
+  return isinstance(value, str)
+
+
+def _list_of(*checks: Check) -> Check:
+  return lambda held: (
+    isinstance(held, list) and any(all(map(check, held)) for check in checks)
+  )
+
+
+def _plain(value: Any) -> bool:
+  return value is None or isinstance(value, (str, bool)) or _number(value)
+
+
+# What a value may be, by a name that errors use too.
+KINDS: dict[str, Check] = {
+  'text': _text,
+  'truth value': lambda v: isinstance(v, bool),
+  'number': _number,
+  'number, finite or not': lambda v: type(v) in (int, float),
+  'number of at least 0': lambda v: _number(v) and v >= 0,
+  'number above 0': lambda v: _number(v) and v > 0,
+  'whole number': _whole,
+  'count': lambda v: _whole(v) and v >= 0,
+  'count above 0': lambda v: _whole(v) and v > 0,
+  'object': lambda v: isinstance(v, dict),
+  'object of objects': lambda v: (
+    isinstance(v, dict) and all(isinstance(h, dict) for h in v.values())
+  ),
+  'object of numbers': lambda v: (
+    isinstance(v, dict) and all(map(_number, v.values()))
+  ),
+  'list of objects': _list_of(lambda v: isinstance(v, dict)),
+  'list of texts': _list_of(_text),
+  'list of numbers': _list_of(_number),
+  'list of numbers or texts': _list_of(_number, _text),
+  'text, number or list of them': lambda v: (
+    _plain(v) or _list_of(_number, _text)(v)
+  ),
+}
+
+
+def parse(text: str | bytes) -> Any:
+  """Returns the value of a JSON text, whose whole numbers beyond 64 bits are
+  floats.
+
+  Raises:
+    ValueError: it is no JSON, or is nested too deeply.
+  """
+  try:
+    if isinstance(text, bytes):
+      text = text.decode('utf-8-sig')
+    value = _DECODER.decode(text)
+  except RecursionError:
+    raise ValueError(f'is nested more than {_DEPTH} deep') from None
+  # More brackets than that are rare, and may stand side by side.
+  if text.count('[') + text.count('{') > _DEPTH:
+    _check_depth(value)
+  return value
+
+
+def value(text: str | bytes, where: str, hint: str = '') -> Any:
+  """Returns the value of a JSON text, all of it text with a UTF-8.
+
+  Args:
+    text: of it.
+    where: it is from, which errors begin with.
+    hint: what to do, which errors end with.
+
+  Raises:
+    ValueError: it is not so.
+  """
+  try:
+    found = parse(text)
+    escaped = text.decode() if isinstance(text, bytes) else text
+    if _HALF.search(escaped):
+      json.dumps(found, ensure_ascii=False).encode()
+  except UnicodeEncodeError:
+    raise _bad(where, 'holds half of a surrogate pair', hint) from None
+  except ValueError as error:
+    raise _bad(where, f'not valid JSON ({error})', hint) from error
+  return found
+
+
+def json_object(path: os.PathLike[str], hint: str = '') -> dict[str, Any]:
+  """Returns the object that a file of JSON holds.
+
+  Args:
+    path: of the file; of a bucket, with its own way to open.
+    hint: what to do where it is damaged.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it is too long, or holds something else.
+  """
+  with cast(pathlib.Path, path).open('rb') as file:
+    text = file.read(_MOST_BYTES + 1)
+  if len(text) > _MOST_BYTES:
+    raise _bad(str(path), f'longer than {_MOST_BYTES:,} bytes', hint)
+  found = value(text, str(path), hint)
+  if not isinstance(found, dict):
+    raise _bad(str(path), 'holds no JSON object', hint)
+  return found
+
+
+def json_lines(
+  path: pathlib.Path, hint: str = '', growing: bool = False
+) -> Iterator[dict[str, Any]]:
+  """Yields the objects of a file of JSON lines, gzipped or not.
+
+  Args:
+    path: of the file.
+    hint: what to do where it is damaged.
+    growing: whether a last line that is cut short is left out: it is being
+      written.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: a line is too long or no object; names it.
+  """
+  opened = cast(Any, gzip.open if path.suffix == '.gz' else open)
+  try:
+    with opened(path, 'rb') as file:
+      # Not splitlines(): strings may hold U+2028 and the like.
+      lines = iter(lambda: file.readline(_MOST_BYTES + 1), b'')
+      yield from objects(lines, str(path), 1, hint, growing)
+  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    raise _bad(str(path), f'is damaged or cut short: {error}') from error
+
+
+def line_blocks(
+  path: pathlib.Path, size: int, most: int = _MOST_BYTES
+) -> Iterator[tuple[int, bytes]]:
+  """Yields whole lines of a file together, and the number of the first.
+
+  Args:
+    path: of the file.
+    size: bytes of a block, which ends with the line that reaches them.
+    most: bytes of a line.
+
+  Raises:
+    ValueError: a line is longer.
+  """
+  with path.open('rb') as file:
+    number = 1
+    while content := file.read(size):
+      if not content.endswith(b'\n'):
+        content += (rest := file.readline(most))
+        if len(rest) == most:
+          at = number + content.count(b'\n')
+          raise _bad(f'{path}, line {at}', f'longer than {most:,} bytes')
+      yield number, content
+      number += content.count(b'\n')
+
+
+def lines_backwards(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
+  """Yields where each line of a file begins, and the line, from the last on.
+
+  Raises:
+    ValueError: a line is too long.
+  """
+  with path.open('rb') as file:
+    begin = file.seek(0, os.SEEK_END)
+    rest = b''
+    while begin:
+      # A long line would be copied over and over.
+      size = min(begin, max(_CHUNK, len(rest)))
+      begin = file.seek(begin - size)
+      *whole, last = (file.read(size) + rest).split(b'\n')
+      first, *others = [line + b'\n' for line in whole] + [last] * bool(last)
+      at = begin + len(first) + sum(map(len, others))
+      for line in reversed(others):
+        at -= len(line)
+        yield at, line
+      rest = first
+      if len(rest) > _MOST_BYTES:
+        raise _bad(str(path), f'a line is longer than {_MOST_BYTES:,} bytes')
+    if rest:
+      yield 0, rest
+
+
+def objects(
+  lines: Iterable[bytes],
+  where: str,
+  first: int = 1,
+  hint: str = '',
+  growing: bool = False,
+) -> Iterator[dict[str, Any]]:
+  """Yields the objects of lines, of which blank ones are none.
+
+  Args:
+    lines: with their ends.
+    where: the file that they are of.
+    first: number of the first of them.
+    hint: as for `json_lines`, and so is `growing`.
+
+  Raises:
+    ValueError: a line is too long or no object; names it.
+  """
+  for number, line in enumerate(lines, first):
+    if not line.strip():
+      continue
+    at = f'{where}, line {number}'
+    if len(line) > _MOST_BYTES:
+      raise _bad(at, f'longer than {_MOST_BYTES:,} bytes', hint)
+    try:
+      found = value(line, at, hint)
+    except ValueError:
+      if growing and not line.endswith(b'\n'):
+        return
+      raise
+    if not isinstance(found, dict):
+      raise _bad(at, 'not a JSON object', hint)
+    yield found
+
+
+def table(path: os.PathLike[str], columns: list[str] | None = None) -> pa.Table:
+  """Returns a parquet file.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it is damaged.
+  """
+  try:
+    return parquet.read_table(path, columns=columns)
+  except (pa.ArrowException, UnicodeError) as error:
+    line = str(error).splitlines()[0]
+    raise _bad(str(path), f'is no parquet file: {line}') from error
+
+
+def require(
+  held: Mapping[str, Any],
+  kinds: Mapping[str, str],
+  where: str,
+  hint: str = '',
+) -> None:
+  """Raises a ValueError that names the first value that is not of its kind.
+
+  Args:
+    held: an object.
+    kinds: key → a name of KINDS; ' or null' behind it lets null pass too, '?'
+      in front of it lets the key lack.
+    where: the object is from.
+    hint: what to do.
+  """
+  for key, kind in kinds.items():
+    if key not in held:
+      if not kind.startswith('?'):
+        raise _bad(where, f'lacks {key}', hint)
+      continue
+    plain = kind.removeprefix('?')
+    if held[key] is None and plain.endswith(' or null'):
+      continue
+    plain = plain.removesuffix(' or null')
+    if not KINDS[plain](held[key]):
+      raise _bad(where, f'{key} is {shown(held[key])}, no {plain}', hint)
+
+
+def shown(held: Any) -> str:
+  """Returns the beginning of a value in ASCII."""
+  return ascii(held)[:80]
+
+
+def _bad(where: str, what: str, hint: str = '') -> ValueError:
+  return ValueError(f'{where}: {what}' + (f'; {hint}' if hint else ''))
+
+
+def _integer(digits: str) -> int | float:
+  if len(digits) < 19:
+    return int(digits)
+  number = float(digits)
+  return int(digits) if abs(number) < 2**63 else number
+
+
+def _check_depth(value: Any) -> None:
+  level, held = 0, [value]
+  while held:
+    if level > _DEPTH:
+      raise ValueError(f'is nested more than {_DEPTH} deep')
+    level += 1
+    inner: list[Any] = []
+    for one in held:
+      if isinstance(one, dict):
+        inner += one.values()
+      elif isinstance(one, list):
+        inner += one
+    held = [one for one in inner if isinstance(one, (dict, list))]
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer)
