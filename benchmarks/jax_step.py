@@ -1,6 +1,6 @@
 """Training steps of this project, timed.
 
-    python benchmarks/jax_step.py SHAPE
+    python -m benchmarks.jax_step SHAPE
 
 The counterpart of pytorch_baseline.py, with `profile` in SHAPE besides: whether
 to list the operations that take longest and their seconds in a step.
@@ -19,7 +19,7 @@ import tempfile
 import time
 from typing import Any
 
-if hasattr(os, 'sched_setaffinity'):
+if __name__ == '__main__' and hasattr(os, 'sched_setaffinity'):
   from steepest.training import processes
 
   # Before JAX starts, as in every run.
@@ -28,10 +28,12 @@ if hasattr(os, 'sched_setaffinity'):
   processes.keep_memory()
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 
 from steepest.experiments import base
 from steepest.models import config as model_config
+from steepest.models.config import ModelConfig
 from steepest.optimizers import build
 from steepest.training import chips, flops, mesh, run, state, step
 
@@ -39,28 +41,35 @@ _PROFILED = 5
 _LISTED = 15
 
 
+def configure(shape: dict[str, Any]) -> tuple[ConfigDict, ModelConfig]:
+  """Returns a run's configuration on one device, and its model."""
+  config = base.get_config().unlock()
+  base.set_model(config, shape['model'])
+  base.set_optimizer(config, shape['optimizer'])
+  config.model.update(
+    num_layers=shape['layers'],
+    width=shape['width'],
+    num_heads=shape['heads'],
+    mlp_dim=shape['mlp'],
+    vocab_size=shape['vocab'],
+    context=shape['context'],
+    bias=False,
+    remat=shape['remat'],
+  )
+  config.optimizer.hessian_subset = shape['hessian_subset']
+  config.parametrization.kind = 'sp'
+  config.batch_size = shape['batch']
+  config.mesh.data = 1
+  config.dtype.compute = shape['dtype']
+  model = model_config.resolve(config.model, shape['vocab'], config.dtype)
+  return config, model
+
+
 class Trainer:
   """Compiled step, state and one batch of random tokens."""
 
   def __init__(self, shape: dict[str, Any]):
-    config = base.get_config().unlock()
-    base.set_model(config, shape['model'])
-    base.set_optimizer(config, shape['optimizer'])
-    config.model.update(
-      num_layers=shape['layers'],
-      width=shape['width'],
-      num_heads=shape['heads'],
-      mlp_dim=shape['mlp'],
-      context=shape['context'],
-      bias=False,
-      remat=shape['remat'],
-    )
-    config.optimizer.hessian_subset = shape['hessian_subset']
-    config.parametrization.kind = 'sp'
-    config.batch_size = shape['batch']
-    config.mesh.data = 1
-    config.dtype.compute = shape['dtype']
-    model = model_config.resolve(config.model, shape['vocab'], config.dtype)
+    config, model = configure(shape)
     self.setup = run.make_setup(config, model)
     rng = np.random.default_rng(0)
     size = shape['batch'], shape['context'] + 1
@@ -77,7 +86,7 @@ class Trainer:
     self.seed = put(np.uint32(0))
     self.state = state.init(self.setup, 0)
     # Without and with what is measured where a row is written.
-    self._flags = put((np.bool_(False), np.bool_(True)))
+    self.flags = put((np.bool_(False), np.bool_(True)))
     self._steps = 0
     self._log_every = config.log_every
     self._clock = time.perf_counter
@@ -90,7 +99,7 @@ class Trainer:
     self._steps += 1
     compiled = step.compile_step(self.setup, self.hypers)
     self.state, _ = compiled(
-      self.state, self.batch, self.hypers, self.seed, self._flags[measure]
+      self.state, self.batch, self.hypers, self.seed, self.flags[measure]
     )
 
   def seconds(self, count: int) -> float:

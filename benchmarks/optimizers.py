@@ -1,15 +1,17 @@
 """What an optimizer's update costs.
 
-    python benchmarks/optimizers.py [NAME ...]
+    python -m benchmarks.optimizers [NAME ...]
 
 Times the chain's update (clip, direction, role factors, decay, schedule) of a
-GPT-2's parameters on zeros and ones of memory that is donated, as a training
-step does, and prints for each optimizer, or those named: milliseconds, the
+GPT-2's random parameters in memory that is donated, as a training step does,
+and prints for each optimizer, or those named: milliseconds, the
 time that its bytes take at the bandwidth of a copy measured here, their ratio,
 bytes a parameter that it moves, bytes a parameter of state, and the FLOPs a
 parameter of matrix products.
 """
 
+import dataclasses
+import functools
 import sys
 import time
 from typing import Any
@@ -20,15 +22,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from steepest.experiments import base
-from steepest.models import config as model_config
+from benchmarks import jax_step, shapes
 from steepest.optimizers import build, costs, optimizer
 from steepest.training import run
 from steepest.training.state import Setup
 
-_CPU = jax.default_backend() == 'cpu'
-# Layers and width of the model whose parameters are updated.
-_LAYERS, _WIDTH, _VOCAB = (12, 768, 4096) if _CPU else (12, 768, 50_304)
+# Updates that are timed.
 _ROUNDS = 7
 
 
@@ -38,16 +37,19 @@ def main() -> None:
   for name in names:
     optimizer.find(name)
   console = Console(width=100)
-  bandwidth = _copy_bandwidth()
+  row, numbers = shapes.GPU['124m'], 2**28
+  if jax.default_backend() == 'cpu':
+    row, numbers = dataclasses.replace(row, vocab=4096), 2**27
+  bandwidth = copy_bandwidth(numbers)
   console.print(
     f'{jax.devices()[0].device_kind}, copy at {bandwidth / 1e9:.1f} GB/s'
   )
-  console.print(_costs(names, bandwidth))
+  console.print(_costs(row, names, bandwidth))
 
 
-def _copy_bandwidth() -> float:
-  """Returns bytes read and written a second by x + 1 of much memory."""
-  x = jnp.zeros(2**27 if _CPU else 2**28, jnp.float32)
+def copy_bandwidth(size: int) -> float:
+  """Returns bytes read and written a second by x + 1 of so many numbers."""
+  x = jnp.zeros(size, jnp.float32)
   add = jax.jit(lambda x: x + 1, donate_argnums=0)
   x = jax.block_until_ready(add(x))
   seconds = []
@@ -58,21 +60,16 @@ def _copy_bandwidth() -> float:
   return 2 * x.nbytes / min(seconds)
 
 
-def _setup(name: str) -> tuple[Setup, Any]:
+def setup_of(row: shapes.Row, name: str) -> tuple[Setup, Any]:
   """Returns the optimizer's setup on one device, and its hyperparameters."""
-  config, _ = base.with_variant(f'gpt2,{name}')
-  config.model.update(
-    num_layers=_LAYERS, width=_WIDTH, num_heads=_WIDTH // 64, vocab_size=_VOCAB
-  )
-  config.mesh.data = 1
-  model = model_config.resolve(config.model, _VOCAB, config.dtype)
+  config, model = jax_step.configure(row.shape(optimizer=name))
   hypers = build.hyperparameters(
     config.optimizer, config.schedule, config.steps
   )
   return run.make_setup(config, model), hypers
 
 
-def _costs(names: list[str], bandwidth: float) -> Table:
+def _costs(row: shapes.Row, names: list[str], bandwidth: float) -> Table:
   table = Table('optimizer', box=None, pad_edge=False)
   for column in (
     'update ms',
@@ -84,30 +81,27 @@ def _costs(names: list[str], bandwidth: float) -> Table:
   ):
     table.add_column(column, justify='right')
   for name in names:
-    setup, hypers = _setup(name)
-    chain, shapes = setup.chain, setup.shapes.params
-    size = sum(x.size for x in jax.tree.leaves(shapes))
-    moved = costs.update_bytes(chain, shapes)
-    seconds = _seconds(chain, shapes, hypers)
+    setup, hypers = setup_of(row, name)
+    chain, params = setup.chain, setup.shapes.params
+    size = sum(x.size for x in jax.tree.leaves(params))
+    moved = costs.update_bytes(chain, params)
+    seconds = update_seconds(setup, hypers)
     table.add_row(
       name,
       f'{1e3 * seconds:.2f}',
       f'{1e3 * moved / bandwidth:.2f}',
       f'{seconds * bandwidth / moved:.2f}',
       f'{moved / size:.1f}',
-      f'{costs.state_bytes(chain, shapes) / size:.1f}',
-      f'{costs.update_flops(chain, shapes) / size:.0f}',
+      f'{costs.state_bytes(chain, params) / size:.1f}',
+      f'{costs.update_flops(chain, params) / size:.0f}',
     )
   return table
 
 
-def _seconds(chain: build.Chain, shapes: Any, hypers: Any) -> float:
+def update_seconds(setup: Setup, hypers: Any) -> float:
   """Returns an update's time, the least as of the copy."""
-  rng = np.random.default_rng(0)
-  make = lambda: jax.tree.map(
-    lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype) / 100, shapes
-  )
-  params, grads = make(), make()
+  chain = setup.chain
+  params, grads = (_random(setup.shapes.params, seed) for seed in (0, 1))
   state = jax.jit(chain.init)(params)
   update = jax.jit(
     lambda params, state, grads, step, measure: chain.update(
@@ -126,6 +120,20 @@ def _seconds(chain: build.Chain, shapes: Any, hypers: Any) -> float:
     jax.block_until_ready((params, state))
     found.append(time.perf_counter() - start)
   return min(found[2:])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _drawn(shape: tuple[int, ...], key: jax.Array) -> jax.Array:
+  return jax.random.normal(key, shape, jnp.float32) / 100
+
+
+def _random(shapes: Any, seed: int) -> Any:
+  """Draws numbers on the device, where there may be billions."""
+  leaves, structure = jax.tree.flatten(shapes)
+  keys = jax.random.split(jax.random.key(seed), len(leaves))
+  return structure.unflatten(
+    [_drawn(s.shape, key) for s, key in zip(leaves, keys, strict=True)]
+  )
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """Training speed side by side with PyTorch, on whatever device there is.
 
-    python benchmarks/throughput.py --rows=proxy --torch_python=PYTHON
+    python -m benchmarks.throughput --rows=proxy --torch_python=PYTHON
 
 Two processes in turn, never at once, and anew for each round:
 benchmarks/jax_step.py here, and benchmarks/pytorch_baseline.py under PYTHON,
@@ -9,7 +9,6 @@ and the median of the rounds' ratios. Steps of Sophia estimate curvature as
 often as a run does. With --profile, the longest operations of ours besides.
 """
 
-import dataclasses
 import json
 import pathlib
 import statistics
@@ -19,6 +18,8 @@ from typing import Any
 
 from absl import app, flags
 from rich.console import Console
+
+from benchmarks import shapes
 
 _ROWS = flags.DEFINE_list(
   'rows', 'proxy', 'Names of rows or of groups (gpu, proxy), comma-separated.'
@@ -44,48 +45,12 @@ _PROFILE = flags.DEFINE_bool('profile', False, 'List the longest operations.')
 
 # What each side measures in a round.
 _NUMBERS = ('step_seconds', 'compile_seconds', 'bytes')
-_HERE = pathlib.Path(__file__).parent
-# Layers times width squared from which on a model takes fewer steps.
-_LARGE = 10**8
-
-
-@dataclasses.dataclass(frozen=True)
-class _Row:
-  """Shapes, as reference figures have them."""
-
-  model: str
-  layers: int
-  width: int
-  heads: int
-  mlp: int
-  vocab: int
-  batch: int
-  context: int
-  dtype: str = 'bfloat16'
-
-
-_GPU = {
-  '124m': _Row('gpt2', 12, 768, 12, 3072, 50_304, 64, 1024),
-  '124m-12': _Row('gpt2', 12, 768, 12, 3072, 50_304, 12, 1024),
-  '51m': _Row('gpt2', 8, 512, 8, 2048, 50_304, 64, 1024),
-  '2.65b': _Row('gpt2', 32, 2560, 32, 10_240, 50_304, 4, 2048),
-  '2.65b-20': _Row('gpt2', 32, 2560, 20, 10_240, 50_304, 4, 2048),
-  'llama': _Row('llama', 12, 768, 12, 2048, 32_000, 64, 1024),
-  'llama-2.7b': _Row('llama', 32, 2560, 20, 6912, 32_000, 4, 2048),
-}
-_CPU = {
-  '0.34m': _Row('gpt2', 4, 64, 4, 256, 2048, 16, 128, 'float32'),
-  '1.07m': _Row('gpt2', 4, 128, 8, 512, 2048, 16, 128, 'float32'),
-  '12.3m': _Row('gpt2', 6, 384, 6, 1536, 4096, 4, 256, 'float32'),
-  'llama-0.5m': _Row('llama', 4, 64, 4, 192, 2048, 16, 128, 'float32'),
-}
-_GROUPS = {'gpu': list(_GPU), 'proxy': list(_CPU)}
 
 
 def main(_: list[str]) -> None:
   """Prints the table."""
-  names = [n for word in _ROWS.value for n in _GROUPS.get(word, [word])]
-  rows = {**_GPU, **_CPU}
+  names = [n for word in _ROWS.value for n in shapes.GROUPS.get(word, [word])]
+  rows = {**shapes.GPU, **shapes.CPU}
   for name in names:
     if name not in rows:
       raise app.UsageError(f'--rows: {name}: there are {", ".join(rows)}')
@@ -117,41 +82,38 @@ def main(_: list[str]) -> None:
         print(f'  {seconds * 1e3:9.3f}  {operation}')
 
 
-def _measure(row: _Row, optimizer: str) -> list[dict[str, Any]]:
+def _measure(row: shapes.Row, optimizer: str) -> list[dict[str, Any]]:
   """Returns what each side says of itself in one round, ours first."""
-  large = row.layers * row.width**2 > _LARGE
-  shape = {
-    **dataclasses.asdict(row),
-    'one_core': _ONE_CORE.value,
-    'steps': -(-_STEPS.value // (4 if large else 1)),
-  }
-  ours = {
-    **shape,
-    'optimizer': optimizer,
-    'remat': _REMAT.value,
-    'hessian_subset': _SUBSET.value,
-    'profile': _PROFILE.value,
-  }
-  sides = [_run(sys.executable, 'jax_step.py', ours)]
+  shape = row.shape(
+    optimizer=optimizer,
+    steps=-(-_STEPS.value // (4 if row.large else 1)),
+    one_core=_ONE_CORE.value,
+    remat=_REMAT.value,
+    hessian_subset=_SUBSET.value,
+    profile=_PROFILE.value,
+  )
+  sides = [_run([sys.executable, '-m', 'benchmarks.jax_step'], shape)]
   if _PYTHON.value:
-    sides.append(_run(_PYTHON.value, 'pytorch_baseline.py', shape))
+    baseline = str(pathlib.Path(__file__).parent / 'pytorch_baseline.py')
+    sides.append(_run([_PYTHON.value, baseline], shape))
   counts = {side['parameters'] for side in sides}
   if len(counts) > 1:
     raise ValueError(f'the two models have {counts} parameters')
   return sides
 
 
-def _run(python: str, file: str, shape: dict[str, Any]) -> dict[str, Any]:
-  command = [python, str(_HERE / file), json.dumps(shape)]
-  done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+def _run(command: list[str], shape: dict[str, Any]) -> dict[str, Any]:
+  done = subprocess.run(
+    [*command, json.dumps(shape)], stdout=subprocess.PIPE, text=True
+  )
   if done.returncode:
-    raise OSError(f'{file} failed: see its error above')
+    raise OSError(f'{command[-1]} failed: see its error above')
   # Libraries may print too.
   return json.loads(done.stdout.splitlines()[-1])
 
 
 def _lines(
-  name: str, row: _Row, optimizer: str, rounds: list[list[dict[str, Any]]]
+  name: str, row: shapes.Row, optimizer: str, rounds: list[list[dict[str, Any]]]
 ) -> list[str]:
   about = rounds[0][0]
   tokens = row.batch * row.context
