@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.complete
 STUDY ?= runs/quickstart
 
-.PHONY: install quickstart reports test slow check clean
+.PHONY: install quickstart reports test slow lowest check dist clean
 
 install: $(STAMP)
 
@@ -32,6 +32,14 @@ test: install
 slow: install
 	$(BIN)/python -m pytest -m slow
 
+# With the oldest versions that setup.py allows.
+lowest:
+	$(PYTHON) -m venv --clear build/lowest
+	build/lowest/bin/python -m pip install --quiet uv
+	build/lowest/bin/uv pip install --python build/lowest/bin/python \
+	  --resolution lowest-direct --editable '.[test]'
+	build/lowest/bin/python -m pytest
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,5 +48,9 @@ check: install
 	  ln -sfn ../../$$f .typing/steepest/$$f; done
 	MYPYPATH=.typing $(BIN)/mypy -p steepest
 
+# An sdist, and the wheel that is built from it.
+dist: install
+	$(BIN)/python -m build --no-isolation --outdir dist
+
 clean:
-	rm -rf .venv .typing build *.egg-info
+	rm -rf .venv .typing build dist *.egg-info

@@ -1,4 +1,9 @@
-"""Maps the top-level folders to sub-packages of the namespace `steepest`."""
+"""Maps the top-level folders to sub-packages of the namespace `steepest`.
+
+The version is the git tag's (setuptools-scm, pyproject.toml).
+"""
+
+import pathlib
 
 from setuptools import find_packages, setup
 
@@ -18,57 +23,68 @@ _PACKAGES = [
   for folder in _FOLDERS
   for name in (folder, *(f'{folder}.{s}' for s in find_packages(folder)))
 ]
+# The lower bounds are the oldest versions that `make lowest` has run its tests
+# with, the pins of constraints.txt the newest. What comes after an upper bound
+# may break.
+_REQUIRES = [
+  'absl-py>=2.1,<3',
+  'array_record>=0.8.1,<0.9',
+  'clu>=0.0.12,<0.1',
+  'etils[epath]>=1.12,<2',
+  'flax>=0.12,<0.13',
+  'grain>=0.2.12,<0.3',
+  # tensorflow-datasets uses it without declaring it.
+  'importlib_resources>=6.4,<8',
+  'jax>=0.10.2,<0.12',
+  'jinja2>=3.1,<4',
+  'ml_collections>=1.1,<2',
+  'numpy>=2,<3',
+  'optax>=0.2.6,<0.3',
+  'optuna>=4.5,<6',
+  'orbax-checkpoint>=0.11.25,<0.13',
+  'pandas>=2.2.3,<4',
+  'plotly>=6,<8',
+  'pyarrow>=18,<27',
+  'PyYAML>=6,<7',
+  'rich>=13.9,<16',
+  'safetensors>=0.5,<0.9',
+  'scipy>=1.14,<2',
+  'sentencepiece>=0.2,<0.3',
+  'tensorboardX>=2.6.2,<3',
+  'tensorflow-datasets>=4.9.9,<5',
+  'tokenizers>=0.21,<0.24',
+  'tqdm>=4.66,<5',
+  'zstandard>=0.23,<0.26',
+]
 _TEST = [
-  'hypothesis',
-  'ipykernel',
-  'mypy',
-  'nbclient',
-  'pytest',
-  'pytest-xdist',
+  # Both build the wheel that docs/adding.md is run from.
+  'build>=1.2',
+  'setuptools-scm>=8',
+  'hypothesis>=6.150',
+  'ipykernel>=6.29',
+  'mypy>=2.4',
+  'nbclient>=0.10',
+  'packaging>=24',
+  'pytest>=8.4',
+  'pytest-xdist>=3.8',
   'ray==2.60.0',
-  'ruff',
-  # Builds the wheel that docs/adding.md is run from.
-  'setuptools>=70.1',
+  'ruff>=0.17',
+  'setuptools>=77',
 ]
 
 setup(
   name='steepest',
-  version='0.1.0',
   description='Which optimizer gets my language model furthest on a budget?',
+  long_description=pathlib.Path(__file__)
+  .with_name('README.md')
+  .read_text('utf-8'),
+  long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=_PACKAGES,
   package_dir={f'steepest.{folder}': folder for folder in _FOLDERS},
-  package_data={'steepest.report': ['templates/*']},
-  install_requires=[
-    'absl-py',
-    'array_record',
-    'clu',
-    'etils[epath]',
-    'flax',
-    'grain',
-    # tensorflow-datasets uses it without declaring it.
-    'importlib_resources',
-    'jax',
-    'jinja2',
-    'ml_collections',
-    'numpy',
-    'optax',
-    'optuna',
-    'orbax-checkpoint',
-    'pandas',
-    'plotly',
-    'pyarrow',
-    'PyYAML',
-    'rich',
-    'safetensors',
-    'scipy',
-    'sentencepiece',
-    'tensorboardX',
-    'tensorflow-datasets',
-    'tokenizers',
-    'zstandard',
-  ],
+  package_data={'': ['py.typed'], 'steepest.report': ['templates/*']},
+  install_requires=_REQUIRES,
   extras_require={
     'cuda': ['jax[cuda13]'],
     'tpu': ['jax[tpu]'],

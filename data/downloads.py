@@ -87,7 +87,7 @@ def hub_files(
       import huggingface_hub
     except ImportError as error:
       raise OSError(
-        f'{dataset} needs the package huggingface_hub: pip install it'
+        f"{dataset} needs huggingface_hub: pip install 'steepest[hub]'"
       ) from error
     try:
       folder = pathlib.Path(

@@ -3,9 +3,9 @@
     python -m launch.harness --model steepest \\
         --model_args model=ckpt:runs/tiny --tasks gsm8k --limit 100
 
-Needs the package lm-eval (pip install -e '.[harness]'). Everything but --model
-and --model_args is the harness's own: see its --help. Tasks that this project
-has itself are scored by launch.evaluate with the same prompts and metrics.
+Needs lm-eval (pip install 'steepest[harness]'). Everything but --model and
+--model_args is the harness's own: see its --help. Tasks that this project has
+itself are scored by launch.evaluate with the same prompts and metrics.
 """
 
 import multiprocessing
@@ -20,7 +20,7 @@ def main() -> None:
     from lm_eval import __main__ as command
   except ImportError as error:
     line = f'the package lm-eval cannot be imported ({error})'
-    sys.exit(f"error: {line}: pip install -e '.[harness]'")
+    sys.exit(f"error: {line}: pip install 'steepest[harness]'")
   harness.register(_load)
   # The harness starts processes for its bootstraps; after a fork the threads
   # of JAX would be missing in them.

@@ -64,11 +64,13 @@ def _submit(
   # A study has a process a machine, which has slots for its runs.
   many = study and options.processes > 1
   own = (f'--workers={options.processes}',) if many else ()
+  given = config_flags.get_config_filename(flags.FLAGS[holder.name])
+  recipe = places.recipe_of(place, given)
   units, configs = [], []
   for point, values in jobs.sweep(config, sweep) if sweep else [('', {})]:
     directory = f'{home}/{point}' if point else home
     arguments = (
-      f'--config={_recipe(holder)}',
+      f'--config={recipe}',
       *jobs.overrides(fixed | values),
       *own,
       *words,
@@ -79,25 +81,11 @@ def _submit(
     configs.append(changed)
   name = jobs.name_of(pathlib.PurePath(home).name)
   job = places.describe(place, options, units, name, home, study)
-  job, submission, text = places.prepare(
-    place, job, [] if study else configs, options.check
-  )
+  job, submission, text = places.prepare(place, job, configs, options.check)
   if options.dry_run:
     print(text)
   else:
     places.hand_over(place, job, submission)
-
-
-def _recipe(holder: flags.FlagHolder) -> str:
-  """Returns --config as any machine with the source finds it."""
-  from steepest.launch.submitters import places
-
-  found = config_flags.get_config_filename(flags.FLAGS[holder.name])
-  path, colon, variant = found.partition(':')
-  resolved = pathlib.Path(path).resolve()
-  if resolved.is_relative_to(places.ROOT):
-    path = resolved.relative_to(places.ROOT).as_posix()
-  return f'{path}{colon}{variant}'
 
 
 if __name__ == '__main__':

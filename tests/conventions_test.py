@@ -5,6 +5,9 @@ import functools
 import pathlib
 import re
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from steepest.experiments import base
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -19,6 +22,8 @@ _FOLDERS = (
   'report',
   'launch',
 )
+# Lists of setup.py.
+_REQUIREMENTS = ('_REQUIRES', '_TEST')
 _FILES = {
   path.relative_to(_ROOT).as_posix(): ast.parse(path.read_text('utf-8'))
   for folder in _FOLDERS
@@ -151,3 +156,23 @@ _FORBIDDEN = re.compile(r'/(?:work|tmp|root|home|Users)/|localhost:\d')
 def test_no_machine_is_named():
   for name in _FILES:
     assert not (found := _FORBIDDEN.search(_text(name))), (name, found)
+
+
+def test_pins_lie_within_the_bounds_of_what_is_installed():
+  """constraints.txt is the newest that was tested, setup.py says from where."""
+  assigned = {
+    node.targets[0].id: ast.literal_eval(node.value)
+    for node in ast.parse(_text('setup.py')).body
+    if isinstance(node, ast.Assign) and node.targets[0].id in _REQUIREMENTS
+  }
+  assert assigned.keys() == set(_REQUIREMENTS)
+  pins = [Requirement(line) for line in _text('constraints.txt').splitlines()]
+  for requirement in map(Requirement, sum(assigned.values(), [])):
+    name = canonicalize_name(requirement.name)
+    pinned = [p for p in pins if canonicalize_name(p.name) == name]
+    assert pinned, f'constraints.txt has no {requirement}'
+    for [pin] in (p.specifier for p in pinned):
+      assert requirement.specifier.contains(pin.version), f'{requirement} {pin}'
+    if requirement in map(Requirement, assigned['_REQUIRES']):
+      bounds = {bound.operator for bound in requirement.specifier}
+      assert bounds == {'>=', '<'}, requirement

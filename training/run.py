@@ -258,7 +258,7 @@ def _writers(
     return lambda warn: []
   if importlib.util.find_spec('wandb') is None:
     raise ValueError(
-      f'wandb_project={config.wandb_project!r} needs: '
+      f'wandb_project={config.wandb_project!r} needs wandb: '
       "pip install 'steepest[wandb]'"
     )
   return lambda warn: [WandbWriter(workdir, config.wandb_project, warn)]

@@ -46,7 +46,7 @@ class WandbWriter:
       import wandb
     except ImportError as error:
       raise ValueError(
-        f"wandb_project={project!r} needs: pip install 'steepest[wandb]'"
+        f"wandb_project={project!r} needs wandb: pip install 'steepest[wandb]'"
       ) from error
     workdir = pathlib.Path(workdir)
     self._warn = warn

@@ -375,8 +375,7 @@ def _check_hub(name: str) -> None:
   """Raises where a dataset of the hub cannot be read or is not well named."""
   if importlib.util.find_spec('datasets') is None:
     raise OSError(
-      f'--input=hf:{name} needs the package datasets: pip install '
-      "'steepest[hub]'"
+      f"--input=hf:{name} needs datasets: pip install 'steepest[hub]'"
     )
   if name.count(':') > 2:
     raise ValueError(

@@ -72,7 +72,7 @@ class Job:
     name: lower-case letters, digits and dashes.
     module: Python module of the command.
     units: runs, independent of each other.
-    root: directory of the source on this machine.
+    root: directory that commands run in, or that the place is sent.
     folder: where this machine keeps what is submitted.
     chip: accelerator as in training/chips.py; '': none.
     devices: accelerators of one run; without them, of no meaning.

@@ -12,7 +12,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from steepest.data import files
-from steepest.launch.submitters import job as jobs
+from steepest.experiments import base
+from steepest.launch.submitters import inputs, job as jobs
 from steepest.training import chips
 
 if TYPE_CHECKING:
@@ -26,7 +27,42 @@ _SAME_FILES = ('local', 'slurm', 'files')
 _GPU_MEMORY = {'XLA_PYTHON_CLIENT_MEM_FRACTION': '.95'}
 # Of the planned time: a run's limit.
 _MARGIN = 1.25
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+# The checkout that this file is of; of an installation, a directory that holds
+# no setup.py.
+_SOURCE = pathlib.Path(__file__).resolve().parent.parent.parent
+
+
+def root_of(place: str) -> pathlib.Path:
+  """Returns where a place runs its commands: here, or in a copy of the source.
+
+  Places without this machine's files get the checkout; of an installation, the
+  directory that the command is given in.
+  """
+  sent = place not in _SAME_FILES and (_SOURCE / 'setup.py').exists()
+  return _SOURCE if sent else pathlib.Path.cwd()
+
+
+def recipe_of(place: str, spec: str) -> str:
+  """Returns a recipe, FILE.py[:VARIANT], as the machines find it.
+
+  Those that are shipped are experiments/F.py on any machine.
+
+  Raises:
+    ValueError: it is not in the directory that the place is sent.
+  """
+  path, colon, variant = spec.partition(':')
+  found, shipped = pathlib.Path(path).resolve(), pathlib.Path(base.__file__)
+  root = root_of(place)
+  if found.is_relative_to(shipped.resolve().parent):
+    path = f'experiments/{found.relative_to(shipped.resolve().parent)}'
+  elif place not in _SAME_FILES:
+    if not found.is_relative_to(root):
+      raise ValueError(
+        f'--config={path}: --to={place} is sent {root}, which does not hold '
+        'it: copy it there'
+      )
+    path = found.relative_to(root).as_posix()
+  return f'{path}{colon}{variant}'
 
 
 def workdir_of(place: str, workdir: str) -> str:
@@ -80,7 +116,7 @@ def describe(
     name,
     f'steepest.launch.{"study" if study else "train"}',
     tuple(units),
-    ROOT,
+    root_of(place),
     (pathlib.Path(home) if place in _SAME_FILES else folder) / 'submit',
     options.chip,
     devices,
@@ -91,6 +127,15 @@ def describe(
     (_GPU_MEMORY if is_gpu else {}) | jobs.environment(options.env),
     jobs.options(options.option, _module(place).OPTIONS, place),
   )
+  installs = 'install' in job.options and job.options['install']
+  if place not in _SAME_FILES and not installs:
+    if not (job.root / 'setup.py').exists():
+      raise ValueError(
+        f'--to={place}: sends a checkout of steepest, and this is an '
+        'installation: run it in one'
+        + ', or add --option=install=WHAT'
+        * ('install' in job.options)
+      )
   if study and job.hosts > 1 and place not in ('slurm', 'sky'):
     raise ValueError(
       f'--to={place}: a study has one machine there, not {job.hosts}; its '
@@ -102,21 +147,28 @@ def describe(
 def prepare(
   place: str, job: jobs.Job, configs: 'list[ConfigDict]', check: bool
 ) -> tuple[jobs.Job, jobs.Submission, str]:
-  """Plans the runs of a job; nothing is touched.
+  """Plans the runs of a job, and looks for what they read; nothing is touched.
 
   Args:
     place: where it runs.
     job: what runs.
-    configs: of the units; none of a study.
-    check: whether to refuse what does not fit.
+    configs: of the units.
+    check: whether to refuse what does not fit, or lacks what it reads.
 
   Returns:
     The job with its limit of time, what the place would get, and all of it as
     a text.
 
   Raises:
+    FileNotFoundError: what a run reads is not where it says.
     ValueError: a run does not fit, or the place has no such machines.
   """
+  unseen = []
+  for name in inputs.read_by(configs):
+    if place not in _SAME_FILES or '://' in name:
+      unseen.append(name)
+    elif check:
+      inputs.check(name)
   plans, why_none = _plans(job, configs)
   over = max([plan.peak - plan.capacity for plan in plans], default=0) / 2**30
   if check and over > 0:
@@ -131,6 +183,7 @@ def prepare(
     job = dataclasses.replace(job, hours=limit)
   submission = _module(place).submission(job)
   summary = _summary(job, place, plans, hours, why_none)
+  summary += [f'# read there, not looked for from here: {n}' for n in unseen]
   return job, submission, '\n'.join([*summary, submission.describe()])
 
 
@@ -144,7 +197,7 @@ def _plans(
   """Returns the plan of each run, or why there are none."""
   if not job.chip:
     return [], 'no accelerator'
-  if not configs:
+  if job.is_study:
     return [], 'launch.study --plan has those of a study'
   import jax
 

@@ -17,11 +17,17 @@ from steepest.training import chips
 
 OPTIONS = {
   'bucket': ('', 'Mounted at /bucket, as in gs://NAME: --workdir=/bucket/RUN.'),
+  'install': (
+    '',
+    "What pip installs there, such as 'steepest[cuda] @ git+URL' or a wheel in "
+    "this directory; '': the checkout.",
+  ),
   '*': (
     '',
     'Any other: a key of resources, such as infra, use_spot or image_id.',
   ),
 }
+_OWN = ('bucket', 'install')
 _GPUS = {'h100': 'H100', 'h200': 'H200', 'a100': 'A100-80GB'}
 # By generation, and what a slice's name counts of a chip.
 _TPUS = {'v5e': ('v5litepod', 1), 'v5p': ('v5p', 2), 'v6e': ('v6e', 1)}
@@ -84,7 +90,10 @@ def _task(job: jobs.Job, unit: jobs.Unit, name: str) -> str:
   if nodes > 1 and job.is_study:
     extras += ',ray'
   bucket = job.options['bucket']
-  own = {k: v for k, v in job.options.items() if k != 'bucket'}
+  own = {k: v for k, v in job.options.items() if k not in _OWN}
+  install = f"-c constraints.txt -e '.[{extras}]'"
+  if job.options['install']:
+    install = shlex.quote(job.options['install'])
   task = {
     'name': name,
     # With what .gitignore leaves of it.
@@ -105,7 +114,7 @@ def _task(job: jobs.Job, unit: jobs.Unit, name: str) -> str:
       else {}
     ),
     'envs': environment,
-    'setup': f"pip install -c constraints.txt -e '.[{extras}]'",
+    'setup': f'pip install {install}',
     'run': '\n'.join(run),
   }
   return yaml.dump(

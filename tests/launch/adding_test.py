@@ -4,13 +4,7 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import subprocess
-import sys
-import venv
-import zipfile
-
-import pytest
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _BLOCK = re.compile(r'^```(\w+) ?(\S*)\n(.*?)^```', re.M | re.S)
@@ -44,35 +38,6 @@ _SMALLER: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.fixture(scope='module')
-def python(tmp_path_factory) -> pathlib.Path:
-  """An interpreter that has the project from a wheel."""
-  pytest.importorskip('setuptools.command.bdist_wheel')
-  where = tmp_path_factory.mktemp('wheel')
-  source = where / 'source'
-  # Building leaves files beside the source.
-  for file in _ROOT.iterdir():
-    if (file / '__init__.py').exists():
-      shutil.copytree(file, source / file.name)
-  for name in ('setup.py', 'pyproject.toml'):
-    shutil.copy(_ROOT / name, source)
-  command = [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps']
-  command += ['--no-index', '--no-build-isolation', '--wheel-dir', where]
-  subprocess.run([*command, source], check=True)
-  venv.create(where / 'venv', symlinks=True)
-  [site] = (where / 'venv').glob('lib/python*/site-packages')
-  others = [path for path in sys.path if path.endswith('-packages')]
-  (site / 'others.pth').write_text('\n'.join(others))
-  # That is what installing a wheel of Python alone does.
-  [wheel] = where.glob('*.whl')
-  zipfile.ZipFile(wheel).extractall(site)
-  found = where / 'venv' / 'bin' / 'python'
-  code = 'from steepest.launch import train; print(train.__file__)'
-  done = subprocess.run([found, '-c', code], capture_output=True, text=True)
-  assert done.stdout.startswith(str(site)), done
-  return found
-
-
 def _commands(text: str, python: pathlib.Path) -> list[tuple[str, list[str]]]:
   """Returns the launch commands in lines of shell and their arguments."""
   path = f'{python.parent}:{os.environ["PATH"]}'
@@ -90,7 +55,7 @@ def _commands(text: str, python: pathlib.Path) -> list[tuple[str, list[str]]]:
   return found
 
 
-def test_the_page_runs_from_a_wheel(python, fork_commands, tmp_path):
+def test_the_page_runs_from_a_wheel(installed, fork_commands, tmp_path):
   text = (_ROOT / 'docs' / 'adding.md').read_text('utf-8')
   shell = ''
   for language, name, body in _BLOCK.findall(text):
@@ -98,7 +63,7 @@ def test_the_page_runs_from_a_wheel(python, fork_commands, tmp_path):
       (tmp_path / name).write_text(body, 'utf-8')
     elif language == 'sh':
       shell += body
-  commands = _commands(shell, python)
+  commands = _commands(shell, installed)
   for name, arguments in commands:
     if name in _SMALLER:
       arguments += [f'--{key}={v}' for key, v in _SMALLER[name].items()]
@@ -106,7 +71,7 @@ def test_the_page_runs_from_a_wheel(python, fork_commands, tmp_path):
     *('prepare', 'train', 'study', 'coordcheck', 'train', 'evaluate')
   ]
   for (name, _), result in zip(
-    commands, fork_commands(commands, str(python), tmp_path), strict=True
+    commands, fork_commands(commands, str(installed), tmp_path), strict=True
   ):
     assert result.code == 0, (name, result.err)
 

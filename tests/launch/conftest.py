@@ -1,10 +1,14 @@
-"""Runs commands one after the other without paying for start-up each time."""
+"""Runs commands, here or from a wheel, with one start-up for all of them."""
 
 import json
+import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from typing import NamedTuple
+import venv
+import zipfile
 
 import pytest
 
@@ -78,3 +82,55 @@ def fork_commands(command_env, tmp_path_factory):
     ]
 
   return run
+
+
+@pytest.fixture(scope='session')
+def installed(tmp_path_factory) -> pathlib.Path:
+  """An interpreter that has version 9.8.7 from the wheel of `make dist`."""
+  for package in ('build', 'setuptools_scm'):
+    pytest.importorskip(package)
+  where = tmp_path_factory.mktemp('wheel')
+  source = where / 'source'
+  # Building leaves files beside the source, and takes what git knows.
+  not_built = ('.*', '__pycache__', '*.egg-info', 'build', 'dist', 'runs')
+  ignore = shutil.ignore_patterns(*not_built, 'docs', 'tests')
+  shutil.copytree(_ROOT, source, ignore=ignore)
+  git = ['git', '-C', source, '-c', 'user.name=x', '-c', 'user.email=x']
+  for words in (
+    ['init', '--quiet'],
+    ['add', '.'],
+    ['commit', '--quiet', '--message=x'],
+    ['tag', 'v9.8.7'],
+  ):
+    subprocess.run([*git, *words], check=True)
+  # Neither environment nor index are made or asked.
+  make = ['make', '--directory', source, '--assume-old=.venv/.complete']
+  tools = where / 'tools'
+  tools.mkdir()
+  (tools / 'python').symlink_to(sys.executable)
+  path = os.pathsep.join(p for p in sys.path if p.endswith('-packages'))
+  subprocess.run(
+    [*make, 'dist', f'BIN={tools}'],
+    env={**os.environ, 'PYTHONPATH': path},
+    check=True,
+    capture_output=True,
+  )
+  assert (source / 'dist' / 'steepest-9.8.7.tar.gz').is_file()
+  venv.create(where / 'venv', symlinks=True)
+  [site] = (where / 'venv').glob('lib/python*/site-packages')
+  others = [path for path in sys.path if path.endswith('-packages')]
+  (site / 'others.pth').write_text('\n'.join(others))
+  # That is what installing a wheel of Python alone does.
+  [wheel] = (source / 'dist').glob('*.whl')
+  zipfile.ZipFile(wheel).extractall(site)
+  found = where / 'venv' / 'bin' / 'python'
+  code = (
+    'from importlib import metadata; from steepest.launch import train; '
+    'print(train.__file__, metadata.version("steepest"))'
+  )
+  done = subprocess.run(
+    [found, '-c', code], cwd=where, capture_output=True, text=True
+  )
+  path, version = done.stdout.split()
+  assert path.startswith(str(site)) and version == '9.8.7', done
+  return found

@@ -10,6 +10,7 @@ from steepest.launch.submitters import job as jobs
 
 _TINY = '--config=experiments/tiny.py:gpt2,adamw'
 _GPT2 = '--config=experiments/gpt2_124m.py:lion'
+_DATA = '--config.data.source=flat:tests/golden/tokens.npy'
 _CHIPS = ('--chip=h100', '--devices=16')
 
 
@@ -43,7 +44,14 @@ _MISTAKES = {
   '--chip=tpu: there are h100': ['--to=slurm', _GPT2, '--chip=tpu'],
   'give --to=local|slurm': [_GPT2],
   'does not fit, by': [
-    *('--to=slurm', _GPT2, '--chip=v5e', '--config.microbatches=1')
+    *('--to=slurm', _GPT2, _DATA, '--chip=v5e', '--config.microbatches=1')
+  ],
+  'gpt2/manifest.json is not there; --nocheck submits': [
+    *('--to=slurm', _GPT2)
+  ],
+  'data.source=: nothing to train on': ['--to=local', _TINY],
+  'model.init_from=hf:gone: /': [
+    *('--to=files', _TINY, _DATA, '--config.model.init_from=hf:gone')
   ],
 }
 
@@ -60,16 +68,16 @@ def submitted(fork_commands, tmp_path_factory):
   workdir = f'--workdir={folder}/it'
   # Two layers are traced sooner than twelve.
   small = ('--config.model.num_layers=2', '--config.optimizer.lr=1e-4')
-  large = [_GPT2, *_CHIPS, workdir, *small, '--dry_run']
+  large = [_GPT2, _DATA, *_CHIPS, workdir, *small, '--dry_run']
   study = [_STUDY, '--processes=3', workdir, '--dry_run']
-  local = ['--to=local', _TINY, workdir, '--processes=2', '--dry_run']
+  local = ['--to=local', _TINY, _DATA, workdir, '--processes=2', '--dry_run']
   commands = {
     'local': local,
     # Later flags count.
     **{name: [*large, *words] for name, words in _DRY_RUNS.items()},
     **{name: [*study, *words] for name, words in _STUDIES.items()},
     **{
-      f'no {name} here': [*words, workdir, _TINY]
+      f'no {name} here': [*words, workdir, _TINY, _DATA]
       for name, words in _MISSING.items()
     },
     **{name: [*words, '--dry_run'] for name, words in _MISTAKES.items()},
@@ -92,6 +100,9 @@ def test_dry_runs_print_all_and_leave_nothing(submitted):
     assert ' h\n' in out
     assert '--config.optimizer.lr=0.0001' in out
   slurm, local = results['slurm'].out, results['local'].out
+  # Other machines' files cannot be seen from here.
+  unseen = '# read there, not looked for from here: data.source=flat:tests'
+  assert unseen in results['sky'].out and unseen not in slurm
   assert '# seed=1: mesh' in slurm and '#SBATCH --array=0-1' in slurm
   assert '# no plan: no accelerator' in local
   # Without it JAX takes three quarters of a GPU's memory.
@@ -117,6 +128,7 @@ def test_the_papers_target_on_64_devices(run_command, tmp_path, words):
   done = run_command(
     'submit',
     '--config=experiments/paper_target.py:llama,sophia,single',
+    _DATA,
     '--config.model.vocab_size=50304',
     '--chip=h100',
     f'--workdir={tmp_path}/paper',
