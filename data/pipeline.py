@@ -273,17 +273,50 @@ def _open_corpus(
       }
       for split in ('train', 'validation')
     )
-    hashes = [s.sha256 for s in manifest.shards]
-    return Corpus(
-      train,
-      validation,
-      manifest.tokenizer.vocab_size,
-      str(path),
-      json.dumps([hashes, manifest.tokenizer.sha256]),
-      manifest.bytes_per_token(),
-    )
+    return _of_shards(train, validation, path, manifest)
+  if kind == 'tfds' and name:
+    return _open_tfds(name, context, vocab_size, tokenizer)
   raise ValueError(
-    f'data.source={config.source!r}: write shards:DIR or flat:FILE'
+    f'data.source={config.source!r}: write shards:DIR or flat:FILE, or '
+    'tfds:NAME'
+  )
+
+
+def _open_tfds(
+  name: str, context: int, vocab_size: int, tokenizer: str | None
+) -> Corpus:
+  # TFDS takes seconds to import.
+  from steepest.data import tfds_tokens
+
+  found = tfds_tokens.open_dataset(name, context)
+  train, validation = (
+    found.windows[s] if s in found.windows else {} for s in manifests.SPLITS
+  )
+  if found.manifest is None:
+    if not vocab_size:
+      raise ValueError(f'tfds:{name} does not say it: set model.vocab_size')
+    return Corpus(train, validation, vocab_size, None, found.content, {})
+  checks.check_tokenizer(found.directory, found.manifest, tokenizer)
+  checks.check_fit(found.directory, found.manifest, context, vocab_size)
+  return _of_shards(train, validation, found.directory, found.manifest)
+
+
+def _of_shards(
+  train: Mapping[str, orders.Windows],
+  validation: Mapping[str, orders.Windows],
+  directory: epath.Path,
+  manifest: manifests.Manifest,
+) -> Corpus:
+  """Returns the corpus of shards, whichever way their records are read."""
+  return Corpus(
+    train,
+    validation,
+    manifest.tokenizer.vocab_size,
+    str(directory),
+    json.dumps(
+      [[s.sha256 for s in manifest.shards], manifest.tokenizer.sha256]
+    ),
+    manifest.bytes_per_token(),
   )
 
 

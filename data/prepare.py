@@ -75,7 +75,7 @@ def prepare(
   # What a link leads to is replaced, not the link.
   options = dataclasses.replace(options, out=options.out.resolve())
   options.check()
-  found = documents.find(options.inputs)
+  found = documents.find(options.inputs, options.text_field)
   named = [{'name': i.name, 'bytes': i.bytes} for i in found]
   if (manifest := _existing(options, named)) is not None:
     # It may have been stopped just before it cleaned up.

@@ -1,10 +1,11 @@
-"""Token shards as a TFDS dataset, for programs that read those.
+"""Token shards as a TFDS dataset, for training and for other programs.
 
     tfds_builder.SteepestTokens(shards='shards', data_dir='tfds').build()
     source = tfds.data_source('steepest_tokens', data_dir='tfds', split='train')
 
 R + 1 tokens a record, as in the shards. Neither writing nor reading needs
-TensorFlow. Training reads the shards themselves (data.source=shards:DIR).
+TensorFlow. data.source=tfds:steepest_tokens trains on it, with the batches of
+the shards themselves: their manifest and tokenizer lie beside the records.
 """
 
 from collections.abc import Iterator
@@ -55,6 +56,11 @@ class SteepestTokens(tfds.core.GeneratorBasedBuilder):
       register_checksums=False, try_download_gcs=False
     )
     self.download_and_prepare(download_config=config)
+    for path in (
+      *self._shards.glob('tokenizer*'),
+      self._shards / manifests.NAME,
+    ):
+      path.copy(epath.Path(self.data_dir) / path.name, overwrite=True)
 
   def _info(self) -> tfds.core.DatasetInfo:
     return self.dataset_info_from_configs(

@@ -176,8 +176,8 @@ def get_config() -> ConfigDict:
   schedule.decay_fraction = 0.2
 
   c.data = data = ConfigDict()
-  # 'shards:DIR' (launch.prepare) or 'flat:FILE' (.npy, or .bin of nanoGPT
-  # and llm.c).
+  # 'shards:DIR' (launch.prepare), 'flat:FILE' (.npy, or .bin of nanoGPT and
+  # llm.c) or 'tfds:NAME' (examples of `tokens`; a name or a directory).
   data.source = ''
   # 'NAME:WEIGHT,…' of the sources; '': in proportion to their tokens.
   data.mixture = ''

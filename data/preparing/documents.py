@@ -7,6 +7,7 @@ piece is read in blocks, which are parsed at once.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
+import difflib
 import glob
 import importlib.util
 import io
@@ -20,11 +21,15 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from steepest.data import downloads
+from steepest.data.preparing.options import SAMPLES
 
 _JSON_LINES = ('.jsonl', '.json', '.ndjson')
 _COMPRESSED = {'.gz': 'gzip', '.zst': 'zstd'}
-# What is read of a record.
-_COLUMNS = ('text', 'meta', 'source')
+# What is read of a record beside its text.
+_COLUMNS = ('meta', 'source')
+# Documents of an input that is one text, at least, and bytes of one at most.
+_CUTS = 64
+_CUT = 1 << 16
 # Rows in a block of a Parquet file or of a dataset; bytes in one of lines.
 _ROWS = 512
 _BLOCK = 1 << 20
@@ -60,6 +65,7 @@ class Block(NamedTuple):
       piece begins.
     content: lines of JSON, one document's bytes (`text`), or rows.
     text: whether the content is one document.
+    field: of a line or row that holds the text.
   """
 
   file: str
@@ -67,12 +73,13 @@ class Block(NamedTuple):
   first: int
   content: bytes | pa.RecordBatch | list[dict[str, Any]]
   text: bool = False
+  field: str = 'text'
 
   @property
   def bytes(self) -> int:
     """About its size."""
     if isinstance(self.content, list):
-      return sum(len(str(row.get('text'))) for row in self.content)
+      return sum(len(str(row.get(self.field))) for row in self.content)
     if isinstance(self.content, bytes):
       return len(self.content)
     return self.content.nbytes
@@ -87,12 +94,17 @@ class Piece(NamedTuple):
     begin: first byte of a file of lines, whose lines are those that begin in
       the piece; first row of a TFDS dataset; number of a file of a hub's.
     end: where the next piece begins; 0: the piece is the whole input.
+    field: of a line or row that holds the text.
+    cut: bytes of a document, about, that a text is cut into at ends of lines;
+      0: it is one document.
   """
 
   input: str
   bytes: int
   begin: int = 0
   end: int = 0
+  field: str = 'text'
+  cut: int = 0
 
 
 class Input(NamedTuple):
@@ -102,11 +114,14 @@ class Input(NamedTuple):
     name: path, or 'hf:…' or 'tfds:…'.
     bytes: size of a file, 0 for a dataset.
     mtime_ns: of a file, 0 for a dataset.
+    field, cut: as of its pieces.
   """
 
   name: str
   bytes: int
   mtime_ns: int
+  field: str = 'text'
+  cut: int = 0
 
   def pieces(self, size: int) -> Iterator[Piece]:
     """Yields its pieces, those of lines of `size` bytes; the same each time.
@@ -114,25 +129,32 @@ class Input(NamedTuple):
     Raises:
       OSError: a dataset cannot be opened.
     """
+    whole = Piece(self.name, self.bytes, 0, 0, self.field, self.cut)
     kind, name = _dataset(self.name)
     if kind:
-      yield from _dataset_pieces(self.name, kind, name)
+      for begin, end in _dataset_pieces(self.name, kind, name):
+        yield whole._replace(begin=begin, end=end)
     elif _is_lines(path := pathlib.Path(self.name)) and not _compression(path):
       for begin in range(0, self.bytes, size):
         end = min(begin + size, self.bytes)
-        yield Piece(self.name, end - begin, begin, end)
+        yield whole._replace(bytes=end - begin, begin=begin, end=end)
     else:
-      yield Piece(self.name, self.bytes)
+      yield whole
 
 
-def find(spec: str) -> list[Input]:
+def find(spec: str, field: str = 'text') -> list[Input]:
   """Returns the inputs of a comma-separated list, sorted, each once.
 
+  An input that is one file of text is cut into documents, so that some of them
+  can be kept for validation.
+
   Args:
-    spec: globs of local files, 'hf:DATASET[:CONFIG[:SPLIT]]' (a dataset of
-      the Hugging Face hub, or a local directory of that layout) and
+    spec: globs of local files, names of options.SAMPLES,
+      'hf:DATASET[:CONFIG[:SPLIT]]' (a dataset of the Hugging Face hub, or a
+      local directory of that layout) and
       'tfds:NAME[:SPLIT]' (a TFDS dataset with a text, or the directory of a
       prepared one). SPLIT is 'train' by default.
+    field: of a record that holds the text.
 
   Raises:
     FileNotFoundError: a glob matches no file.
@@ -140,13 +162,18 @@ def find(spec: str) -> list[Input]:
   """
   found: dict[str, Input] = {}
   for item in spec.split(','):
+    item = SAMPLES[item][0] if item in SAMPLES else item
     kind, name = _dataset(item)
     if kind:
       if kind == 'hf':
         _check_hub(name)
-      found[item] = Input(item, 0, 0)
+      found[item] = Input(item, 0, 0, field)
     else:
-      found |= {str(path): _file(path) for path in _paths(item)}
+      found |= {str(p): _file(p, field) for p in _paths(item)}
+  if len(found) == 1:
+    [(name, one)] = found.items()
+    if one.mtime_ns and _is_text(pathlib.Path(name)):
+      found[name] = one._replace(cut=min(_CUT, one.bytes // _CUTS + 1))
   return sorted(found.values(), key=lambda i: pathlib.PurePath(i.name))
 
 
@@ -154,15 +181,17 @@ def read(found: Iterable[Input]) -> Iterator[Document | Reject]:
   """Yields the documents of some inputs, in order.
 
   A `.jsonl` (also `.gz`, `.zst`) or `.parquet` file holds one in each line or
-  row, under `text`; any other file is one document. The source is
+  row; any other file is one document, or is cut into some. The source is
   `meta.redpajama_set_name`, else `meta.source`, else `source`, else the
-  file's name without its suffixes.
+  file's name without its suffixes. Of a source that is a path, such as
+  cc/2019-30/en_head_0000.json.gz/line14, the first folder counts.
 
   Raises:
     ValueError: a file as a whole is damaged.
   """
   for one in found:
-    for block in blocks(Piece(one.name, one.bytes), _BLOCK):
+    piece = Piece(one.name, one.bytes, 0, 0, one.field, one.cut)
+    for block in blocks(piece, _BLOCK):
       for _, item in parse(block):
         yield item
 
@@ -174,6 +203,11 @@ def blocks(piece: Piece, size: int) -> Iterator[Block]:
     OSError: a dataset cannot be read.
     ValueError: a file as a whole is damaged.
   """
+  for block in _blocks(piece, size):
+    yield block._replace(field=piece.field)
+
+
+def _blocks(piece: Piece, size: int) -> Iterator[Block]:
   kind, name = _dataset(piece.input)
   if kind:
     yield from _dataset_blocks(piece, kind, name)
@@ -181,11 +215,14 @@ def blocks(piece: Piece, size: int) -> Iterator[Block]:
   path = pathlib.Path(piece.input)
   try:
     if path.suffix.lower() == '.parquet':
-      yield from _row_blocks(path)
+      yield from _row_blocks(path, piece.field)
     elif piece.end:
       yield from _lines_within(path, piece)
     elif _is_lines(path):
       yield from _line_blocks(path, size)
+    elif piece.cut:
+      for block in _line_blocks(path, piece.cut):
+        yield block._replace(text=True)
     else:
       with _open(path) as file:
         yield Block(str(path), _stem(path), 1, file.read(), text=True)
@@ -198,7 +235,7 @@ def parse(block: Block) -> Iterator[tuple[int, Document | Reject]]:
   content = block.content
   if block.text:
     assert isinstance(content, bytes)
-    yield 1, _document(block, 1, content)
+    yield block.first, _document(block, block.first, content)
   elif isinstance(content, bytes):
     for number, line in enumerate(content.split(b'\n'), block.first):
       if line.strip():
@@ -222,13 +259,19 @@ def _paths(pattern: str) -> list[pathlib.Path]:
   files = [p for p in paths if p.is_file()]
   if not files:
     hint = ': write DIR/*' if pathlib.Path(pattern).is_dir() else ''
+    if near := difflib.get_close_matches(pattern, SAMPLES, 1):
+      hint = f'; did you mean {near[0]}?'
     raise FileNotFoundError(f'no file matches --input={pattern!r}{hint}')
   return files
 
 
-def _file(path: pathlib.Path) -> Input:
+def _file(path: pathlib.Path, field: str) -> Input:
   stat = path.stat()
-  return Input(str(path), stat.st_size, stat.st_mtime_ns)
+  return Input(str(path), stat.st_size, stat.st_mtime_ns, field)
+
+
+def _is_text(path: pathlib.Path) -> bool:
+  return not _is_lines(path) and path.suffix.lower() != '.parquet'
 
 
 def _is_lines(path: pathlib.Path) -> bool:
@@ -290,12 +333,15 @@ def _line_blocks(path: pathlib.Path, size: int) -> Iterator[Block]:
       number += content.count(b'\n')
 
 
-def _row_blocks(path: pathlib.Path) -> Iterator[Block]:
+def _row_blocks(path: pathlib.Path, field: str) -> Iterator[Block]:
   with parquet.ParquetFile(path) as file:
-    names = set(file.schema_arrow.names)
-    if 'text' not in names:
-      raise ValueError(f'{path} has no column `text`')
-    columns = [c for c in _COLUMNS if c in names]
+    names = file.schema_arrow.names
+    if field not in names:
+      raise ValueError(
+        f'{path} has no column `{field}`: --text_field=COLUMN of '
+        f'{", ".join(names)}'
+      )
+    columns = [c for c in (field, *_COLUMNS) if c in names]
     number = 1
     for rows in file.iter_batches(_ROWS, columns=columns):
       yield Block(str(path), _stem(path), number, rows)
@@ -311,7 +357,10 @@ def _dataset(name: str) -> tuple[str, str]:
   return (kind, rest) if kind in ('hf', 'tfds') and rest else ('', '')
 
 
-def _dataset_pieces(item: str, kind: str, name: str) -> Iterator[Piece]:
+def _dataset_pieces(
+  item: str, kind: str, name: str
+) -> Iterator[tuple[int, int]]:
+  """Yields where each piece of a dataset begins and ends."""
   with _told(item):
     if kind == 'hf':
       ends = range(1, _hub(name).num_shards + 1)
@@ -319,7 +368,7 @@ def _dataset_pieces(item: str, kind: str, name: str) -> Iterator[Piece]:
       count = len(_tfds(name))
       ends = range(_PIECE_ROWS, count + _PIECE_ROWS, _PIECE_ROWS)
   for end in ends:
-    yield Piece(item, 0, end - ends.step, end)
+    yield end - ends.step, end
 
 
 def _dataset_blocks(piece: Piece, kind: str, name: str) -> Iterator[Block]:
@@ -344,7 +393,9 @@ def _dataset_blocks(piece: Piece, kind: str, name: str) -> Iterator[Block]:
     iterator = iter(rows)
     # Rows are counted: their sizes are known only later.
     for number in itertools.count(first, _ROWS):
-      batch = [_plain(row) for row in itertools.islice(iterator, _ROWS)]
+      batch = [
+        _plain(row, piece.field) for row in itertools.islice(iterator, _ROWS)
+      ]
       if not batch:
         return
       yield Block(item, stem, number, batch)
@@ -360,13 +411,13 @@ def _told(item: str) -> Iterator[None]:
     raise OSError(f'--input={item}: {line}') from error
 
 
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(row: Mapping[str, Any], field: str) -> dict[str, Any]:
   """Keeps the columns that are read; TFDS gives text as bytes."""
   return {
     k: row[k].decode(errors='surrogateescape')
     if isinstance(row[k], bytes)
     else row[k]
-    for k in _COLUMNS
+    for k in (field, *_COLUMNS)
     if k in row
   }
 
@@ -421,9 +472,9 @@ def _from_line(block: Block, number: int, line: bytes) -> Document | Reject:
 def _from_record(
   block: Block, number: int, record: dict[str, Any]
 ) -> Document | Reject:
-  text = record.get('text')
+  text = record.get(block.field)
   if not isinstance(text, str):
-    return _reject(block, number, 'no `text`', str(record))
+    return _reject(block, number, f'no `{block.field}`', str(record))
   return _document(block, number, text, _source(record))
 
 
@@ -455,7 +506,9 @@ def _source(record: dict[str, Any]) -> str | None:
     meta.get('source'),
     record.get('source'),
   )
-  return next((n for n in named if isinstance(n, str) and n), None)
+  # Of each line's own path, the first folder.
+  texts = (n.strip('/').partition('/')[0] for n in named if isinstance(n, str))
+  return next((n for n in texts if n and not n.endswith(':')), None)
 
 
 def _reject(

@@ -6,6 +6,15 @@ from typing import Any
 
 from steepest.data import manifest as manifests
 
+# Datasets of the hub by name: where they are, and their sizes.
+SAMPLES = {
+  'slimpajama-6b': ('hf:DKYoon/SlimPajama-6B', '6 B tokens, 14 GB'),
+  'fineweb-edu': (
+    'hf:HuggingFaceFW/fineweb-edu:sample-10BT',
+    '10 B tokens, 28.5 GB',
+  ),
+}
+
 
 def _option(help: str, **default: Any) -> Any:
   return dataclasses.field(metadata={'help': help}, **default)
@@ -16,8 +25,9 @@ class Options:
   """Arguments of a preparation; metadata['help'] of a field is its meaning."""
 
   inputs: str = _option(
-    'Comma-separated globs, hf:DATASET[:CONFIG[:SPLIT]] (also a local copy) or '
-    'tfds:NAME[:SPLIT] (also the directory of one).'
+    'Comma-separated globs, hf:DATASET[:CONFIG[:SPLIT]] (also a local copy), '
+    'tfds:NAME[:SPLIT] (also the directory of one), or a sample by name: '
+    f'{", ".join(f"{n} ({size})" for n, (_, size) in SAMPLES.items())}.'
   )
   tokenizer: str = _option(
     'gpt2, gpt2:DIR, hf:FILE, llama:FILE, or bpe-train:N for a new one of N '
@@ -34,6 +44,10 @@ class Options:
   seed: int = _option('Fixes the order of documents.', default=0)
   source: str = _option(
     'Source of all documents, whatever the files say.', default=''
+  )
+  text_field: str = _option(
+    'Key or column that holds the text of JSON lines, Parquet and datasets.',
+    default='text',
   )
   max_rejected: float = _option(
     'Share of the lines that may be bad; more stop the job, ten never do.',

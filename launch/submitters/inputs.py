@@ -8,7 +8,11 @@ from ml_collections import ConfigDict
 from steepest.experiments import base
 
 # What names a file or a directory, and what lies in that directory.
-_FILES = {'flat': '', 'hub': '', 'shards': 'manifest.json', 'hf': 'config.json'}
+_FILES = {
+  **dict.fromkeys(('flat', 'hub', 'tfds'), ''),
+  'shards': 'manifest.json',
+  'hf': 'config.json',
+}
 
 
 def read_by(configs: Iterable[ConfigDict]) -> list[str]:
@@ -26,6 +30,9 @@ def check(name: str) -> None:
   if not value:
     raise FileNotFoundError(f'{name}: nothing to train on: give shards:DIR')
   kind, _, rest = value.partition(':')
+  if kind == 'tfds' and '/' not in rest:
+    # TFDS knows the name, here or there.
+    return
   path = pathlib.Path(rest if kind in _FILES else value).expanduser()
   if kind in _FILES:
     path /= _FILES[kind]

@@ -95,6 +95,54 @@ def test_any_other_file_is_one_document(tmp_path):
   assert reject.reason == 'no Unicode'
 
 
+def test_one_text_alone_is_cut_into_documents(tmp_path, console):
+  """Or nothing of it could be kept for validation."""
+  text = ''.join(f'Line {i}: {i * i} and ünïcödé.\n' for i in range(20_000))
+  (tmp_path / 'book.txt').write_text(text)
+  (tmp_path / 'book.txt.gz').write_bytes(gzip.compress(text.encode()))
+  for name in ('book.txt', 'book.txt.gz'):
+    read = _read(str(tmp_path / name))
+    assert ''.join(d.text for d in read) == text
+    assert len(read) >= 60 and {d.source for d in read} == {'book'}
+  made = prepare.prepare(
+    prepare.Options(f'{tmp_path}/*.txt', 'bpe-train:300', tmp_path / 'shards'),
+    console,
+  )
+  held = made.validation['book']
+  assert made.documents > 60 and not made.notes
+  assert 0 < held.tokens <= 0.05 * made.tokens
+
+
+@pytest.mark.parametrize('field', ['content', 'raw'])
+def test_the_text_may_have_another_name(files, field):
+  records = [{**r, field: r['text'].upper()} for r in _RECORDS]
+  lines, *_, table = files
+  lines.write_text('\n'.join(json.dumps(r) for r in records))
+  columns = {n: [r.get(n) for r in records] for n in (field, 'meta', 'source')}
+  parquet.write_table(pa.table(columns), table)
+  for path in (lines, table):
+    read = list(documents.read(documents.find(str(path), field)))
+    assert [d.text for d in read] == [r['text'].upper() for r in _RECORDS]
+    assert [d.source for d in read] == _SOURCES
+  with pytest.raises(ValueError, match=f'--text_field=COLUMN of {field}, meta'):
+    _read(str(table))
+  row = documents._plain({field: b'x', 'id': 3}, field)
+  assert row == {field: 'x'}
+
+
+def test_a_sources_path_counts_by_its_first_folder(tmp_path):
+  named = {
+    'cc/2019-30/en_head_0000.json.gz/line14': 'cc',
+    '/arxiv/0704.txt': 'arxiv',
+    'https://example.org/x': 'part',
+    'c4': 'c4',
+  }
+  path = tmp_path / 'part.jsonl'
+  lines = [json.dumps({'text': 'x', 'source': source}) for source in named]
+  path.write_text('\n'.join(lines))
+  assert [d.source for d in _read(str(path))] == list(named.values())
+
+
 def test_bad_lines_are_told_and_quoted(tmp_path):
   lines = {
     b'{"text": ': 'no JSON',
@@ -148,7 +196,8 @@ def test_redpajama_sample_is_read_whole(conformance):
   assert len({d.text for d in read}) == len(read) - 1
   assert max(len(d.text.encode()) for d in read) == 1_395_542
   assert {d.source for d in found['c4-rp']} == {'c4'}
-  assert all(d.source.startswith('cc/') for d in found['cc'])
+  # Of cc/2019-30/en_head_0000.json.gz/line14, and so on.
+  assert {d.source for d in found['cc']} == {'cc'}
   assert {d.source for d in found['wiki']} == {'part-0'}
 
 
@@ -191,6 +240,39 @@ def test_hub_rows_are_documents(tmp_path, console, shards_dir):
   with pytest.raises(OSError, match='--input=hf:.*test') as error:
     _read(f'hf:{mirror}::test')
   assert '\n' not in str(error.value)
+
+
+def test_samples_by_name_are_what_lies_on_the_hub(tmp_path, monkeypatch):
+  """As directories of the names and layouts that they have there."""
+  pytest.importorskip('datasets')
+  monkeypatch.chdir(tmp_path)
+  slim = [
+    {'text': f'row {i}', 'meta': {'redpajama_set_name': f'RedPajama{i % 2}'}}
+    for i in range(9)
+  ]
+  web = [{'text': f'page {i}', 'id': f'{i}', 'score': 3.5} for i in range(9)]
+  # The name of a configuration and where its files are, as on its card.
+  card = (
+    '---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n'
+    '    path: data/*/*\n- config_name: sample-10BT\n  data_files:\n'
+    '  - split: train\n    path: sample/10BT/*\n---\n'
+  )
+  for directory, name, rows in (
+    ('DKYoon/SlimPajama-6B/data', 'train-00000-of-00001', slim),
+    ('DKYoon/SlimPajama-6B/data', 'test-00000-of-00001', slim[:1]),
+    ('HuggingFaceFW/fineweb-edu/sample/10BT', '000_00000', web),
+    ('HuggingFaceFW/fineweb-edu/data/CC-MAIN-2013-20', '000_00000', web[:1]),
+  ):
+    path = tmp_path / directory / f'{name}.parquet'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pa.Table.from_pylist(rows), path)
+  (tmp_path / 'HuggingFaceFW/fineweb-edu/README.md').write_text(card)
+  assert _read('slimpajama-6b') == [
+    (r['text'], r['meta']['redpajama_set_name']) for r in slim
+  ]
+  assert _read('fineweb-edu') == [(r['text'], 'fineweb-edu') for r in web]
+  with pytest.raises(FileNotFoundError, match='did you mean slimpajama-6b'):
+    _read('slimpajama6b')
 
 
 _TFDS = """
@@ -240,7 +322,7 @@ def test_tfds_examples_are_documents(tmp_path):
 
 
 def test_a_damaged_text_of_a_dataset_is_a_reject():
-  row = documents._plain({'text': b'\xff\xfe', 'source': 'x', 'id': 3})
+  row = documents._plain({'text': b'\xff\xfe', 'source': 'x', 'id': 3}, 'text')
   block = documents.Block('hf:x', 'x', 5, [row, {'source': 'x'}])
   first, second = (item for _, item in documents.parse(block))
   assert (first.line, first.reason) == (5, 'no Unicode')
