@@ -140,6 +140,12 @@ def define_place() -> Callable[[], argparse.Namespace]:
     flags.DEFINE_float(
       'hours', None, 'Limit of a run (default: from the plan).', lower_bound=0.1
     ),
+    flags.DEFINE_float(
+      'minutes',
+      None,
+      'Time that a study has: it does what fits, saves and stops.',
+      lower_bound=0.0,
+    ),
     many('option', [], 'KEY=VALUE of the place.'),
     many('env', [], 'NAME=VALUE of the runs; no secrets.'),
     flags.DEFINE_bool('check', True, 'Refuse what will not fit.'),

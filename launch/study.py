@@ -15,6 +15,9 @@ collects those that have finished.
 says what a study would take on chips that are not here: runs, memory and
 GPU-hours of the trials and targets of each cell. Exit status 0: all of it fits;
 3: a run does not; 1: an error.
+
+With --minutes=N it says what will be done in them, does that in the order of
+its worth, saves and stops; the plan says the same of other chips.
 """
 
 import json
@@ -75,7 +78,7 @@ def main() -> None:
     study, given = _config(config, optimizers.value), options()
     if plan.value:
       away = targets.value is not None
-      _plan(study, given.chip or 'h100', given.devices, away)
+      _plan(study, given.chip or 'h100', given.devices, away, given.minutes)
       return
     directory = pathlib.Path(workdir.value or cli.default_workdir(config))
     directory = directory.absolute()
@@ -91,7 +94,7 @@ def main() -> None:
       return
     if sent is not None:
       sent.check(study)
-    _study(study, directory, workers.value, address.value, sent)
+    _study(study, directory, workers.value, address.value, sent, given.minutes)
 
   cli.run(start, __doc__)
 
@@ -103,28 +106,12 @@ def _config(holder: flags.FlagHolder, optimizers: str | None) -> 'ConfigDict':
     raise ValueError(
       '--config is no study: start from experiments/quickstart.py'
     )
-  from steepest.models import config as model_config
-  from steepest.training import config as validation
-  from steepest.tuning import cells, search
+  from steepest.tuning import search, study
 
-  validation.check_ranges(config)
   config.study.optimizers = optimizers or config.study.optimizers
-  validation.make_absolute(config)
-  config.study.optimizers = ','.join(cells.optimizers(config))
+  study.complete(config)
   for note in search.notes(config):
     print(f'note: {note}', file=sys.stderr)
-  search.complete(config)
-  for cell in cells.cells(config):
-    # Hours before the first of them would find it out.
-    target = cells.target_config(config, cell, {}, 0)
-    try:
-      cells.search_of(config, cell)
-      validation.check_ranges(target)
-      model_config.resolve(target.model, config.study.vocab_size, target.dtype)
-    except ValueError as error:
-      keys = ['width_ratio', *(f'axis_{name}' for name, _ in cell.point)]
-      given = ', '.join(f'study.{key}={config.study[key]}' for key in keys)
-      raise ValueError(f'targets of {cell}, {given}: {error}') from error
   return config
 
 
@@ -134,12 +121,18 @@ def _study(
   workers: int,
   address: str,
   targets: 'Targets | None',
+  minutes: float | None,
 ) -> None:
   from steepest.data import corpus, locks
   from steepest.training import processes
-  from steepest.tuning import engine, study as tuning_study, timing
+  from steepest.tuning import (
+    budget as budgets,
+    engine,
+    study as tuning_study,
+    timing,
+  )
 
-  start = time.perf_counter()
+  start, budget = time.perf_counter(), budgets.Budget(minutes)
   with locks.hold(workdir, 'at this study'):
     with engine.machines(address, workers) as machines:
       config = corpus.ready(config, workdir)
@@ -157,22 +150,31 @@ def _study(
         with machines.engine(size, most, workdir / 'logs') as slots:
           if kinds is phases[0][0]:
             tuning_study.check(study, slots, machines.machine)
-          tuning_study.run(study, slots, kinds)
+          tuning_study.run(study, slots, kinds, budget)
           if kinds is phases[-1][0]:
             study.raise_failures()
-            if not away:
+            if not away and study.over and budget.left > 0:
               timing.run(config, workdir, slots)
-    _report(workdir, time.perf_counter() - start)
+    if left := len(study.left()) if minutes is not None else 0:
+      print(f'time is up with {left} runs left: the same command goes on')
+    if study.has_results:
+      _report(workdir, time.perf_counter() - start)
 
 
-def _plan(config: 'ConfigDict', chip: str, devices: int, away: bool) -> None:
+def _plan(
+  config: 'ConfigDict',
+  chip: str,
+  devices: int,
+  away: bool,
+  minutes: float | None,
+) -> None:
   # Nothing here needs an accelerator, and one may be in use.
   import jax
 
   jax.config.update('jax_platforms', 'cpu')
   from steepest.data.terminal import Console
   from steepest.training import chips
-  from steepest.tuning import plan
+  from steepest.tuning import budget, plan
 
   console = Console(columns=140)
   with console.status('planning'):
@@ -181,6 +183,8 @@ def _plan(config: 'ConfigDict', chip: str, devices: int, away: bool) -> None:
     found = plan.stages(config, chips.find(chip), devices, machine)
   console.print(plan.table(found))
   print(plan.summary(found, chip, devices))
+  if minutes is not None:
+    print(budget.within(found, devices, minutes))
   if not all(stage.plan.fits for stage in found):
     sys.exit(_DOES_NOT_FIT)
 

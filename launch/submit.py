@@ -59,6 +59,8 @@ def _submit(
   from steepest.launch.submitters import job as jobs, places
 
   study = 'study' in config
+  if options.minutes is not None and not study:
+    raise ValueError('--minutes is of studies; a run has --hours')
   home = places.workdir_of(place, workdir or cli.default_workdir(holder))
   fixed = cli.overrides(holder)
   # A study has a process a machine, which has slots for its runs.
@@ -66,6 +68,7 @@ def _submit(
   own = (f'--workers={options.processes}',) if many else ()
   given = config_flags.get_config_filename(flags.FLAGS[holder.name])
   recipe = places.recipe_of(place, given)
+  within = () if options.minutes is None else (f'--minutes={options.minutes}',)
   units, configs = [], []
   for point, values in jobs.sweep(config, sweep) if sweep else [('', {})]:
     directory = f'{home}/{point}' if point else home
@@ -73,6 +76,7 @@ def _submit(
       f'--config={recipe}',
       *jobs.overrides(fixed | values),
       *own,
+      *within,
       *words,
     )
     units.append(jobs.Unit(directory, arguments, point))

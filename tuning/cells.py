@@ -12,6 +12,7 @@ keys are `study.axis_*` in experiments/base.py.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import itertools
+import json
 import math
 import pathlib
 from typing import Any
@@ -289,6 +290,23 @@ def ended(config: ConfigDict, workdir: pathlib.Path) -> float | None:
   except (Diverged, Pruned):
     return math.inf
   return None if summary is None else loss_of(summary)
+
+
+def outcome(workdir: pathlib.Path) -> dict[str, Any]:
+  """Returns what a run left when it ended, {} while it has not."""
+  path = workdir / 'summary.json'
+  return json.loads(path.read_text('utf-8')) if path.exists() else {}
+
+
+def has_ended(workdir: pathlib.Path) -> bool:
+  """Returns whether a run has ended, however it did."""
+  return 'status' in outcome(workdir)
+
+
+def ending(workdir: pathlib.Path) -> str:
+  """Returns how a run ended: 'finished', 'diverged' or 'pruned'."""
+  found = outcome(workdir)
+  return str(found['status']) if 'status' in found else 'not ended'
 
 
 def loss_of(summary: Mapping[str, Any]) -> float:

@@ -335,6 +335,7 @@ class Stage:
     runs: how many.
     steps: of a run.
     plan: of a step.
+    search: cell whose trials come first; None of trials.
   """
 
   cell: Cell
@@ -342,6 +343,7 @@ class Stage:
   runs: int
   steps: int
   plan: StepPlan
+  search: Cell | None = None
 
   @property
   def hours(self) -> float:
@@ -383,7 +385,8 @@ def stages(
   for cell in every:
     run = cells.target_config(config, cell, {}, 0)
     step = plan(run, chip, _devices(run, machine))
-    found.append(Stage(cell, 'train', config.study.seeds, run.steps, step))
+    of = cells.search_of(config, cell)
+    found.append(Stage(cell, 'train', config.study.seeds, run.steps, step, of))
   return found
 
 

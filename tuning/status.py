@@ -448,10 +448,11 @@ class StudyDisplay:
     mean = math.fsum(self._weights.values()) / len(self._weights)
     self._weights.setdefault(directory, mean)
 
-  def end(self, slot: int, text: str) -> None:
-    """Shows that the run of a slot has ended, and how."""
+  def end(self, slot: int, text: str, stopped: bool = False) -> None:
+    """Shows that the run of a slot has ended, and how, or was stopped."""
     directory, _ = self._running.pop(slot)
-    self._ended.add(directory)
+    if not stopped:
+      self._ended.add(directory)
     self.say(text)
 
   def say(self, text: str) -> None:

@@ -4,7 +4,7 @@ What is done stands in the run directories and in the searches' journal alone,
 so that a study that was killed goes on with the same command.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent import futures
 import json
 import math
@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from steepest.optimizers.optimizer import find
-from steepest.training import config as config_lib, flops, metrics
-from steepest.tuning import cells, pruning, search, worker
+from steepest.models import config as model_config
+from steepest.training import config as config_lib, metrics
+from steepest.tuning import budget as budget_lib, cells, pruning, search, worker
+from steepest.tuning.budget import Budget, weight
 from steepest.tuning.cells import Cell
 from steepest.tuning.engine import Engine, JobFailedError
 from steepest.tuning.search import Search, Values
@@ -24,13 +25,6 @@ from steepest.tuning.status import StudyDisplay
 
 # What a stage consists of.
 KINDS = ('trials', 'targets')
-_TIMES = (
-  'seconds',
-  'data_wait_seconds',
-  'compile_seconds',
-  'eval_seconds',
-  'checkpoint_seconds',
-)
 
 
 class Stage(NamedTuple):
@@ -48,14 +42,14 @@ class Run(NamedTuple):
     directory: of the run.
     config: of the run.
     label: the run in a few words.
-    number: of the trial; 0 for targets.
+    number: of the trial, or the target's seed.
   """
 
   stage: Stage
   directory: pathlib.Path
   config: ConfigDict
   label: str
-  number: int = 0
+  number: int
 
 
 class Study:
@@ -88,6 +82,7 @@ class Study:
     self.failures: dict[Cell, str] = {}
     self._send = send
     self.cells = cells.cells(config)
+    self._points = cells.points(config)
     self._open = [cell for cell in self.cells if not self._done(cell)]
     self._search_of = {c: cells.search_of(config, c) for c in self.cells}
     self._searches: dict[Cell, Search] = {}
@@ -113,6 +108,16 @@ class Study:
     """Whether every cell is done or has failed."""
     return not self._open and not self._running
 
+  @property
+  def has_results(self) -> bool:
+    """Whether a target has ended."""
+    seeds = range(self.config.study.seeds)
+    return any(
+      cells.has_ended(cells.target_dir(self.workdir, cell, seed))
+      for cell in self.cells
+      for seed in seeds
+    )
+
   def breadth(self, kinds: Collection[str] = KINDS) -> int:
     """Returns how many runs of some kinds can be under way at once."""
     keys, most = self.config.study, 0
@@ -133,38 +138,69 @@ class Study:
       found += target_runs(self.config, self.workdir, cell, {})[:1]
     return found
 
-  def take(self, slot: int, kinds: Collection[str] = KINDS) -> Run | None:
+  def take(
+    self,
+    slot: int,
+    kinds: Collection[str] = KINDS,
+    fits: Callable[[Run, bool], bool] | None = None,
+  ) -> Run | None:
     """Returns what an idle slot does next; None if there is nothing now.
 
     A slot stays with what it has compiled, then takes what no other is at,
     then joins in.
+
+    Args:
+      slot: that is idle.
+      kinds: of runs that it may do.
+      fits: (run, whether the slot has compiled it) → whether there is time for
+        it; then cells take turns.
     """
     run, known = None, -1
     # A search that ends makes room for targets: look again.
     while run is None and known != len(self._best):
       known = len(self._best)
-      run = self._find(slot, kinds)
+      found = self._find(slot, kinds, fits)
+      if fits is None:
+        run = next(found, None)
+      else:
+        run = min(found, key=self.turn, default=None)
     if run is not None:
       self._running[slot] = run
       self._last[slot] = run.stage
     return run
 
-  def end(self, slot: int, loss: float | None, error: str | None) -> Run:
-    """Notes how the run of a slot ended: its loss, or an error."""
+  def end(
+    self,
+    slot: int,
+    loss: float | None,
+    error: str | None,
+    stopped: bool = False,
+  ) -> Run:
+    """Notes how the run of a slot ended: its loss, an error, or not yet."""
     run = self._running.pop(slot)
     if error is not None:
       self._fail(run.stage, error)
-    else:
+    elif not stopped:
       self._ended[run.directory] = math.inf if loss is None else loss
     return run
 
-  def job(self, run: Run) -> dict[str, Any]:
+  def job(self, run: Run, deadline: float | None = None) -> dict[str, Any]:
     """Returns a run as `worker.train` takes it."""
     return {
+      'deadline': deadline,
       'config': json.loads(run.config.to_json()),
       'directory': str(run.directory),
       'finished': self._finished_curves(run),
     }
+
+  def waiting(self) -> list[Run]:
+    """Returns all runs that may begin now."""
+    found, known = [], -1
+    while known != len(self._best):
+      known = len(self._best)
+      stages = self._order(-1)
+      found = [run for stage in stages for run in self._waiting(stage)]
+    return found
 
   def planned(self, kinds: Collection[str] = KINDS) -> list[Run]:
     """Returns all runs, without those by which searches may be extended."""
@@ -175,8 +211,33 @@ class Study:
           found += self._trial_runs(cell, number, {})
     if 'targets' in kinds and self._send is None:
       for cell in self.cells:
-        found += target_runs(self.config, self.workdir, cell, {})
+        if cell not in self._runs:
+          runs = target_runs(self.config, self.workdir, cell, {})
+          self._runs[cell] = runs
+        found += self._runs[cell]
     return found
+
+  def left(self, kinds: Collection[str] = KINDS) -> list[Run]:
+    """Returns those of `planned` that have not ended, as cells take turns."""
+    found = self.planned(kinds)
+    left = [run for run in found if not cells.has_ended(run.directory)]
+    return sorted(left, key=self.turn)
+
+  def needs(self, run: Run) -> Stage | None:
+    """Returns the trials that have to be done before a run, if any."""
+    if run.stage.kind == 'trials':
+      return None
+    return Stage(self._search_of[run.stage.cell], 'trials')
+
+  def turn(self, run: Run) -> tuple[bool, int, int]:
+    """Returns the place of a run where all cells take turns.
+
+    Searches come before targets, the study's own point before those of axes.
+    """
+    cell, kind = run.stage
+    count = search.count(self.config, cell.optimizer)
+    turn = budget_lib.turn(kind, run.number, count)
+    return kind == 'targets', self._points.index(cell.point), turn
 
   def raise_failures(self) -> None:
     """Raises a ValueError that names the cells that failed, if any did."""
@@ -188,27 +249,38 @@ class Study:
     """Returns what the search of a cell has found; None while it goes on."""
     return self._best.get(self._search_of[cell])
 
-  def _find(self, slot: int, kinds: Collection[str]) -> Run | None:
+  def _find(
+    self,
+    slot: int,
+    kinds: Collection[str],
+    fits: Callable[[Run, bool], bool] | None,
+  ) -> Iterator[Run]:
+    """Yields what a slot may do, of each stage a run, the best one first."""
     known = len(self._best)
     taken = {run.stage for run in self._running.values()}
     for joins in (False, True):
       for stage in self._order(slot):
-        if stage.kind not in kinds or (stage in taken and not joins):
+        if stage.kind not in kinds or (stage in taken) != joins:
           continue
-        try:
-          waiting = (
-            self._trials(stage.cell)
-            if stage.kind == 'trials'
-            else self._targets(stage.cell)
-          )
-        except ValueError as error:
-          self._fail(stage, ' '.join(str(error).split()))
-          continue
-        if waiting:
-          return waiting[0]
-        if known != len(self._best):
-          return None
-    return None
+        waiting = self._waiting(stage)
+        compiled = slot in self._last and (
+          _program(stage) == _program(self._last[slot])
+        )
+        yield from [
+          run for run in waiting if fits is None or fits(run, compiled)
+        ][:1]
+        if known != len(self._best) and fits is None:
+          return
+
+  def _waiting(self, stage: Stage) -> list[Run]:
+    """Returns the runs of a stage that may begin; gives up one that fails."""
+    try:
+      if stage.kind == 'trials':
+        return self._trials(stage.cell)
+      return self._targets(stage.cell)
+    except ValueError as error:
+      self._fail(stage, ' '.join(str(error).split()))
+      return []
 
   def _order(self, slot: int) -> list[Stage]:
     wanted = dict.fromkeys(self._search_of[cell] for cell in self._open)
@@ -283,7 +355,7 @@ class Study:
   def _done(self, cell: Cell) -> bool:
     """Returns whether all targets of a cell are there."""
     return all(
-      has_ended(cells.target_dir(self.workdir, cell, seed))
+      cells.has_ended(cells.target_dir(self.workdir, cell, seed))
       for seed in range(self.config.study.seeds)
     )
 
@@ -316,6 +388,30 @@ class Study:
         self._open.remove(cell)
 
 
+def complete(config: ConfigDict) -> None:
+  """Checks a study's configuration, and names its optimizers and rates.
+
+  Raises:
+    ValueError: it does not fit together; hours before the first target would
+      find it out.
+  """
+  config_lib.check_ranges(config)
+  config_lib.make_absolute(config)
+  config.study.optimizers = ','.join(cells.optimizers(config))
+  search.check(config)
+  search.complete(config)
+  for cell in cells.cells(config):
+    target = cells.target_config(config, cell, {}, 0)
+    try:
+      cells.search_of(config, cell)
+      config_lib.check_ranges(target)
+      model_config.resolve(target.model, config.study.vocab_size, target.dtype)
+    except ValueError as error:
+      keys = ['width_ratio', *(f'axis_{name}' for name, _ in cell.point)]
+      given = ', '.join(f'study.{key}={config.study[key]}' for key in keys)
+      raise ValueError(f'targets of {cell}, {given}: {error}') from error
+
+
 def target_runs(
   config: ConfigDict, workdir: pathlib.Path, cell: Cell, values: Values
 ) -> list[Run]:
@@ -326,6 +422,7 @@ def target_runs(
       cells.target_dir(workdir, cell, seed),
       cells.target_config(config, cell, values, seed),
       f'{cell} seed={seed}',
+      seed,
     )
     for seed in range(config.study.seeds)
   ]
@@ -376,29 +473,41 @@ def check(study: Study, engine: Engine, machine: int) -> None:
     engine.submit(engine.slots[0], worker.check, {'runs': runs}).result()
 
 
-def run(study: Study, engine: Engine, kinds: Collection[str] = KINDS) -> None:
-  """Does all runs of some kinds and shows how far it is."""
+def run(
+  study: Study,
+  engine: Engine,
+  kinds: Collection[str] = KINDS,
+  budget: Budget | None = None,
+) -> None:
+  """Does all runs of some kinds that fit, and shows how far it is."""
   if study.over:
     return
-  if said := estimate(study, engine, kinds):
+  budget = budget or Budget()
+  if said := budget.estimate(study, engine, kinds):
     print(said, flush=True)
   planned = {r.directory: weight(r.config) for r in study.planned(kinds)}
-  ended = [directory for directory in planned if has_ended(directory)]
+  ended = [directory for directory in planned if cells.has_ended(directory)]
   with StudyDisplay(planned, ended, engine.slots) as display:
-    _run(study, engine, kinds, display)
+    _run(study, engine, kinds, budget, display)
 
 
 def _run(
-  study: Study, engine: Engine, kinds: Collection[str], display: StudyDisplay
+  study: Study,
+  engine: Engine,
+  kinds: Collection[str],
+  budget: Budget,
+  display: StudyDisplay,
 ) -> None:
   pending: dict[futures.Future[Any], int] = {}
+  fits = None if budget.deadline is None else budget.fits
   told: set[Cell] = set()
   while True:
     # A slot whose result is yet to be noted is not free, idle as it may be.
     for slot in sorted(set(engine.slots) - set(pending.values())):
-      if (taken := study.take(slot, kinds)) is not None:
+      if (taken := study.take(slot, kinds, fits)) is not None:
         display.begin(slot, taken.directory, taken.label)
-        pending[engine.submit(slot, worker.train, study.job(taken))] = slot
+        job = study.job(taken, budget.deadline)
+        pending[engine.submit(slot, worker.train, job)] = slot
     for cell in study.cells:
       if cell in told:
         continue
@@ -418,78 +527,16 @@ def _run(
         loss = future.result()
       except JobFailedError as failure:
         error = str(failure)
-      ended = study.end(slot, loss, error)
-      text = f'loss {loss:.4f}' if loss is not None else ending(ended.directory)
-      display.end(slot, f'{ended.label}: {error or text}')
-
-
-def estimate(
-  study: Study, engine: Engine, kinds: Collection[str] = KINDS
-) -> str:
-  """Says how long the runs that are left take, and where that is from.
-
-  From what finished runs took; before there is one, from some steps of the
-  first run, which are timed.
-  """
-  planned = study.planned(kinds)
-  left = [run for run in planned if not has_ended(run.directory)]
-  if not left:
-    return ''
-  paces: dict[tuple[str, str, str], list[float]] = {}
-  for run in planned:
-    summary = _summary(run.directory)
-    if summary and summary['status'] == 'finished':
-      seconds = math.fsum(summary[key] for key in _TIMES if key in summary)
-      paces.setdefault(_kind(run), []).append(seconds / weight(run.config))
-  source = f'as {sum(map(len, paces.values()))} finished runs took'
-  if not paces:
-    job = {'config': json.loads(left[0].config.to_json())}
-    try:
-      seconds = engine.submit(engine.slots[0], worker.time_steps, job).result()
-    except JobFailedError:
-      # The run itself will say what is wrong.
-      return f'{len(left)} runs to do'
-    whole = seconds * left[0].config.steps / weight(left[0].config)
-    paces = {_kind(left[0]): [whole]}
-    source = 'by some timed steps, validation and benchmarks not counted'
-  total = math.fsum(weight(run.config) * _pace(run, paces) for run in left)
-  slots = len(engine.slots)
-  return (
-    f'about {_duration(total / slots)} on {_count(slots, "worker")} for '
-    f'{_count(len(left), "run")}, {source}'
-  )
-
-
-def weight(config: ConfigDict) -> float:
-  """Returns what a run computes, in arbitrary units.
-
-  Tokens × parameters of its blocks and readout, and what curvature adds.
-  """
-  width, layers = config.model.width, config.model.num_layers
-  # Twelve width² a block, and a readout of a few thousand entries.
-  size = 12 * layers * width**2 + 2048 * width
-  found = float(config.steps * config.batch_size * config.model.context * size)
-  o = config_lib.resolve(config).optimizer
-  if find(o.name).curvature is not None:
-    cost = flops.of_estimate(o.hessian_estimator, o.hessian_subset)
-    found *= 1 + cost / o.hessian_every
-  return found
-
-
-def has_ended(directory: pathlib.Path) -> bool:
-  """Returns whether a run has ended, however it did."""
-  return 'status' in _summary(directory)
-
-
-def ending(directory: pathlib.Path) -> str:
-  """Returns how a run ended: 'finished', 'diverged' or 'pruned'."""
-  summary = _summary(directory)
-  return str(summary['status']) if 'status' in summary else 'not ended'
-
-
-def _summary(directory: pathlib.Path) -> dict[str, Any]:
-  path = directory / 'summary.json'
-  return json.loads(path.read_text('utf-8')) if path.exists() else {}
+      stopped = loss == worker.STOPPED
+      loss = None if stopped else loss
+      ended = study.end(slot, loss, error, stopped)
+      text = cells.ending(ended.directory)
+      if loss is not None:
+        budget.add(ended)
+        text = f'loss {loss:.4f}'
+      display.end(slot, f'{ended.label}: {error or text}', stopped)
+    if fits is not None and (said := budget.change(study, engine, kinds)):
+      display.say(said)
 
 
 def _refuse_older(
@@ -506,35 +553,8 @@ def _refuse_older(
       )
 
 
-def _kind(run: Run) -> tuple[str, str, str]:
-  return run.stage.kind, run.stage.cell.model, run.stage.cell.optimizer
-
-
-def _pace(run: Run, paces: Mapping[tuple[str, str, str], list[float]]) -> float:
-  """Returns seconds per unit of weight.
-
-  Of runs of the same kind, model and optimizer; where there are none, of the
-  same kind and model, of the same kind, or of any.
-  """
-  key: Callable[[int], list[list[float]]] = lambda n: [
-    values for kind, values in paces.items() if kind[:n] == _kind(run)[:n]
-  ]
-  known = next(found for n in (3, 2, 1, 0) if (found := key(n)))
-  return statistics.fmean(statistics.median(values) for values in known)
-
-
 def _program(stage: Stage) -> tuple[object, ...]:
   """Returns what runs that share a compilation have in common."""
   free = ('epochs', 'tokens')
   compiled = [at for at in stage.cell.point if at[0] not in free]
   return stage.kind, stage.cell.model, stage.cell.optimizer, compiled
-
-
-def _count(number: int, noun: str) -> str:
-  return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
-
-
-def _duration(seconds: float) -> str:
-  if seconds < 5400:
-    return _count(max(1, round(seconds / 60)), 'minute')
-  return f'{seconds / 3600:.1f} hours'

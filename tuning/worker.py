@@ -1,8 +1,10 @@
 """What a slot of the engine does: jobs are dictionaries of JSON values."""
 
+import json
 import math
 import pathlib
 import tempfile
+import time
 from typing import Any
 
 import jax
@@ -15,27 +17,32 @@ from steepest.training import (
   processes,
   run as training_run,
 )
+from steepest.training.interrupts import Stopped
 from steepest.training.loop import Diverged, Pruned
 from steepest.tuning import cells, plan, pruning
 
+# Of a run that its deadline ended.
+STOPPED = 'stopped'
 # Steps that are timed before a study begins.
 _STEPS = 10
 
 
-def train(job: dict[str, Any]) -> float | None:
+def train(job: dict[str, Any]) -> float | str | None:
   """Trains a run unless it is done, and returns the loss to compare.
 
   Args:
     job: `config` and `directory` of the run, and `finished`: the curves of the
-      trials by which it may be ended early, None where it may not.
+      trials by which it may be ended early, None where it may not; and
+      `deadline`: when it saves and stops as time.time() tells it, or None.
 
   Returns:
     The validation loss, or the training loss where none is read; None if the
-    run diverged or was ended early.
+    run diverged or was ended early; STOPPED at the deadline.
   """
   processes.keep_memory()
   config = ConfigDict(job['config'])
   directory = pathlib.Path(job['directory'])
+  deadline = math.inf if job['deadline'] is None else job['deadline']
   loss = cells.ended(config, directory)
   if loss is None:
     pruner = None
@@ -53,6 +60,7 @@ def train(job: dict[str, Any]) -> float | None:
         config,
         directory,
         on_row=on_row,
+        stop=lambda steps: time.time() >= deadline,
         make_evaluate=evaluation.evaluator(
           config.eval_tasks, config.eval_tasks_data, config.eval_tasks_limit
         ),
@@ -60,6 +68,8 @@ def train(job: dict[str, Any]) -> float | None:
       loss = cells.loss_of(summary)
     except (Diverged, Pruned):
       return None
+    except Stopped:
+      return STOPPED
   return loss if math.isfinite(loss) else None
 
 
@@ -107,8 +117,8 @@ def _check(config: ConfigDict, devices: int) -> None:
     )
 
 
-def time_steps(job: dict[str, Any]) -> float:
-  """Returns the seconds of a step of a run that is thrown away.
+def time_steps(job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns summary and env.json of the first steps of a run, thrown away.
 
   What is compiled for it serves the run later.
   """
@@ -122,4 +132,5 @@ def time_steps(job: dict[str, Any]) -> float:
   )
   with tempfile.TemporaryDirectory() as directory:
     summary = training_run.train(config, directory)
-  return float(summary['seconds']) / config.steps
+    env = (pathlib.Path(directory) / 'env.json').read_text('utf-8')
+  return summary, json.loads(env)

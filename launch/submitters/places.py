@@ -27,6 +27,9 @@ _SAME_FILES = ('local', 'slurm', 'files')
 _GPU_MEMORY = {'XLA_PYTHON_CLIENT_MEM_FRACTION': '.95'}
 # Of the planned time: a run's limit.
 _MARGIN = 1.25
+# Minutes that a study has beside its own: it starts, and writes its report
+# before the signal that comes five minutes before the end.
+_AROUND = 15
 # The checkout that this file is of; of an installation, a directory that holds
 # no setup.py.
 _SOURCE = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -111,6 +114,9 @@ def describe(
     )
   if not processes and place == 'local' and is_gpu:
     processes = devices
+  hours = options.hours
+  if study and hours is None and options.minutes is not None:
+    hours = (options.minutes + _AROUND) / 60
   folder = pathlib.Path('runs', jobs.name_of(pathlib.PurePath(home).name))
   job = jobs.Job(
     name,
@@ -123,7 +129,7 @@ def describe(
     options.nodes,
     processes,
     options.restarts,
-    options.hours,
+    hours,
     (_GPU_MEMORY if is_gpu else {}) | jobs.environment(options.env),
     jobs.options(options.option, _module(place).OPTIONS, place),
   )

@@ -180,6 +180,23 @@ def test_a_study_survives_kills_of_its_worker_and_of_its_driver(
   assert config['study']['trials'] == 4
 
 
+def test_a_study_stops_when_its_time_is_up_and_goes_on(shards, whole, tmp_path):
+  command = _command(shards, tmp_path, 1, **_STUDY)
+  none = _run([*command, '--minutes=0'])
+  assert none.returncode == 0, none.stderr
+  assert '0 minutes on 1 worker are enough for 0 of 6 runs, by' in none.stdout
+  said = 'time is up with 6 runs left: the same command goes on'
+  assert none.stdout.splitlines()[-1] == said
+  assert not _left(tmp_path)
+  # However much is done in it.
+  some = _run([*command, '--minutes=0.2'])
+  assert some.returncode == 0, some.stderr
+  rest = _run([*command, '--minutes=600'])
+  assert rest.returncode == 0, rest.stderr
+  assert rest.stdout.splitlines()[-1].startswith('report: ')
+  assert _left(tmp_path) == _left(whole)
+
+
 def test_errors_take_one_line(shards, tmp_path):
   """A cell that fails is named, and so is its reason."""
   study = {'optimizers': 'sophia', 'search': 'grid'}

@@ -24,6 +24,7 @@ _DRY_RUNS = {
 _STUDIES = {
   'slurm study': ['--to=slurm'],
   'local study': ['--to=local'],
+  'short study': ['--to=slurm', '--minutes=45'],
   'large study': ['--to=slurm', '--chip=h100', '--nodes=4'],
   'wide study': ['--to=sky', '--chip=h100', '--devices=16'],
   'pod study': ['--to=sky', '--chip=v5p', '--devices=64'],
@@ -40,6 +41,7 @@ _MISTAKES = {
     *('--to=slurm', _GPT2, '--sweep=optimizer.rl=1')
   ],
   'secrets do not belong': ['--to=slurm', _GPT2, '--env=WANDB_API_KEY=1'],
+  'a run has --hours': ['--to=slurm', _GPT2, '--minutes=9'],
   'of which --chip?': ['--to=slurm', _GPT2, '--devices=8'],
   '--chip=tpu: there are h100': ['--to=slurm', _GPT2, '--chip=tpu'],
   'give --to=local|slurm': [_GPT2],
@@ -152,13 +154,16 @@ def test_the_papers_target_on_64_devices(run_command, tmp_path, words):
 
 def test_a_study_is_one_process_a_machine(submitted):
   results, folder = submitted
-  slurm, local, large, wide, pod = (results[name] for name in _STUDIES)
+  slurm, local, short, large, wide, pod = (results[name] for name in _STUDIES)
   assert slurm.code == local.code == 0, slurm.err + local.err
   assert '#SBATCH --array' not in slurm.out
   assert '#SBATCH --ntasks-per-node=1' in slurm.out
   for dry_run in (slurm, local):
     assert f'launch.study {_STUDY} --workers=3 --workdir=' in dry_run.out
   assert 'STEEPEST_PROCESSES' not in local.out
+  # Its own time, and a quarter of an hour around it.
+  assert '#SBATCH --time=1:00:00\n' in short.out
+  assert ' --workers=3 --minutes=45.0 --workdir=' in short.out
   # A Ray, and a task on each machine.
   assert '#SBATCH --nodes=4\n#SBATCH --ntasks-per-node=1\n' in large.out
   assert '#SBATCH --gpus-per-node=8\n' in large.out

@@ -1,5 +1,6 @@
 """What comes next in a study, with runs that are only pretended."""
 
+import collections
 import json
 import math
 import os
@@ -12,7 +13,6 @@ from steepest.experiments import base
 from steepest.training import config as config_lib
 from steepest.tuning import (
   cells,
-  engine,
   pruning,
   search,
   study as studies,
@@ -254,61 +254,63 @@ def test_searches_of_an_earlier_version_are_refused_until_they_are_over(
   assert studies.Study(config, tmp_path).over
 
 
-def test_what_is_left_takes_as_long_as_its_like_did(tmp_path):
-  config = _config(models='gpt2', seeds=1)
-  study = studies.Study(config, tmp_path)
-  runs = study.planned()
-  assert len(runs) == 2 * 4 + 2
-  with engine.InProcess() as slots:
-    # Nothing can be read, so nothing can be timed.
-    assert studies.estimate(study, slots) == '10 runs to do'
-  adamw, sophia = (
-    [r for r in runs if str(r.stage.cell) == f'gpt2-{name}' and r.number]
-    for name in ('adamw', 'sophia')
+@pytest.mark.parametrize('slots', [1, 3])
+def test_cells_take_turns_where_the_time_may_end(slots, tmp_path):
+  config = _config(
+    models='gpt2',
+    optimizers='adamw,lion,sophia',
+    search='sobol',
+    trials=8,
+    axis_epochs=(4,),
+    seeds=3,
+    lrs_lion=_LRS,
   )
+  wanted = _Slots(config, tmp_path / 'wanted')
+  wanted.finish()
+  found = _Slots(config, tmp_path / 'found')
+  trials, targets = collections.Counter(), collections.Counter()
+  order = random.Random(slots)
+  while not found.study.over:
+    for slot in set(range(slots)) - set(found.busy):
+      if (
+        run := found.study.take(slot, fits=lambda run, compiled: True)
+      ) is None:
+        continue
+      found.busy[slot] = run
+      cell, kind = run.stage
+      if kind == 'trials':
+        trials[cell.optimizer] += 1
+        # Whenever the time ends, none is further by more than a quarter.
+        counts = [trials[name] for name in ('adamw', 'lion', 'sophia')]
+        assert max(counts) - min(counts) <= 2 or min(counts) >= 8
+        continue
+      targets[cell.point, cell.optimizer] += 1
+      counts = [
+        [targets[point, name] for name in ('adamw', 'lion', 'sophia')]
+        for point in cells.points(config)
+      ]
+      # Searches come first, and the study's own point before another. Of
+      # several slots some have nothing else to do while a search ends.
+      if slots == 1:
+        assert all(max(of) - min(of) <= 1 for of in counts)
+        assert len(trials) == 3 and set(trials.values()) == {8}
+        assert not cell.point or counts[0] == [3, 3, 3]
+    if found.busy:
+      found.end(order.choice(sorted(found.busy)))
+  assert _left(tmp_path / 'found') == _left(tmp_path / 'wanted')
 
-  def finish(run, **seconds):
-    run.directory.mkdir(parents=True)
-    summary = {'status': 'finished', **seconds}
-    (run.directory / 'summary.json').write_text(json.dumps(summary))
 
-  for run in adamw:
-    finish(run, seconds=9e4, eval_seconds=9e3, compile_seconds=1e3)
-  ended = {run.directory for run in adamw}
-  weights = [
-    studies.weight(run.config) for run in runs if run.directory not in ended
-  ]
-  pace = 1e5 / studies.weight(adamw[0].config)
-  hours = pace * math.fsum(weights) / 3600
-  with engine.local([engine.Place()] * 2) as slots:
-    assert studies.estimate(study, slots) == (
-      f'about {hours / 2:.1f} hours on 2 workers for 7 runs, as 3 finished '
-      'runs took'
-    )
-  # What is nearest to a run counts: its model and optimizer first.
-  for run in sophia:
-    finish(run, seconds=1e5)
-  left = [run for run in runs if not studies.has_ended(run.directory)]
-  paces = [1e5 / studies.weight(of[0].config) for of in (adamw, sophia)]
-  # No target has ended: they take as long as all that has.
-  of_targets = [math.fsum(paces) / 2] * 2
-  seconds = math.fsum(
-    pace * studies.weight(run.config)
-    for pace, run in zip([*paces, *of_targets], left, strict=True)
-  )
-  with engine.InProcess() as slots:
-    said = studies.estimate(study, slots)
-  assert said.startswith(f'about {seconds / 3600:.1f} hours on 1 worker for 4')
-
-
-def test_runs_are_weighed_by_what_they_compute():
-  config = base.get_study_config()
-  config.optimizer.name = 'adamw'
-  adamw = studies.weight(config)
-  config.optimizer.name = 'sophia'
-  # A curvature estimate is another pass forward and back, every ten steps.
-  assert studies.weight(config) == pytest.approx(1.1 * adamw)
-  config.optimizer.hessian_subset = 2
-  assert studies.weight(config) == pytest.approx(1.05 * adamw)
-  config.steps *= 2
-  assert studies.weight(config) == pytest.approx(2.1 * adamw)
+def test_what_does_not_fit_is_not_begun_and_comes_later(tmp_path):
+  slots = _Slots(_config(models='gpt2'), tmp_path)
+  short = lambda run, compiled: run.stage.cell.optimizer == 'sophia'
+  done = []
+  while (run := slots.study.take(0, fits=short)) is not None:
+    slots.busy[0] = run
+    slots.end(0)
+    done.append(run)
+  assert {run.stage.cell.optimizer for run in done} == {'sophia'}
+  assert len(slots.study.left()) == 4 + 2
+  # A run that was stopped has not ended.
+  run = slots.study.take(0)
+  slots.study.end(0, None, None, stopped=True)
+  assert slots.study.take(0).directory == run.directory

@@ -2,11 +2,12 @@
 
 import json
 import pathlib
+import types
 
 import pytest
 
 from steepest.experiments import base
-from steepest.tuning import engine, study as studies
+from steepest.tuning import engine, study as studies, worker
 
 _TOKENS = pathlib.Path(__file__).parent.parent / 'golden' / 'tokens.npy'
 
@@ -75,3 +76,21 @@ def test_trials_have_the_mesh_of_trials_and_targets_their_own(tmp_path):
     for path in tmp_path.rglob('env.json')
   ]
   assert {attempt['number'] for attempt in attempts} == {1}
+
+
+def test_a_run_saves_at_the_deadline_and_goes_on_from_there(
+  tmp_path, monkeypatch
+):
+  config = _config(checkpoint_every=100, eval_sequences=2)
+  study = studies.Study(config, tmp_path / 'whole')
+  run = study.planned(('targets',))[0]
+  loss = worker.train(study.job(run))
+  # The clock reaches the deadline with the second step.
+  clock = iter([4.0, 5.0])
+  with monkeypatch.context() as patch:
+    patch.setattr(worker, 'time', types.SimpleNamespace(time=clock.__next__))
+    stopped = study.job(run, 5.0) | {'directory': str(tmp_path / 'stopped')}
+    assert worker.train(stopped) == worker.STOPPED
+  assert not (tmp_path / 'stopped' / 'summary.json').exists()
+  assert next((tmp_path / 'stopped' / 'checkpoints').glob('[0-9]*')).name == '2'
+  assert worker.train({**stopped, 'deadline': None}) == loss
