@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
+import contextlib
 import dataclasses
 import os
 import time
@@ -106,18 +107,26 @@ def compile_all(
       if begun and time.monotonic() > until:
         say(form=name, left_out='no time left to compile it')
         continue
-      lowered = variant.lower(trainer.setup, trainer.hypers)
-      begun[name] = pool.submit(compiled, lowered, variant.options)
+      with failing(name, say):
+        lowered = variant.lower(trainer.setup, trainer.hypers)
+        begun[name] = pool.submit(compiled, lowered, variant.options)
     for name, future in begun.items():
-      variant, trainer = forms[name]
-      try:
+      with failing(name, say):
         step, seconds = future.result()
-      except jax.errors.JaxRuntimeError as error:
-        say(form=name, failed=str(error).splitlines()[0])
-        continue
-      program = found[name] = Program(variant, trainer, step)
-      say(form=name, compile_seconds=seconds, GB=program.bytes / 1e9)
+        program = Program(*forms[name], step)
+        say(form=name, compile_seconds=seconds, GB=program.bytes / 1e9)
+        found[name] = program
   return found
+
+
+@contextlib.contextmanager
+def failing(name: str, say: Callable[..., None]) -> Iterator[None]:
+  """Says what goes wrong with a form, whatever it is: the others go on."""
+  try:
+    yield
+  except Exception as error:
+    first = (str(error).splitlines() or [''])[0]
+    say(form=name, failed=f'{type(error).__name__}: {first}')
 
 
 def rounds(

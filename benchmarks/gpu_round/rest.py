@@ -7,6 +7,7 @@ import os
 import pathlib
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import sysconfig
@@ -30,11 +31,12 @@ _STEPS = {
   'sophia, whole batch': ('sophia', 1),
   'sophia, half of it': ('sophia', 2),
 }
-# A multiple of the steps from one estimate to the next.
-_TIMED = 20
+# Of a round; a multiple of the steps from one estimate to the next.
+_COUNT = 20
 _UPDATES = ('adamw', 'lion', 'sophia')
-# Seconds of the whole that the steps may compile, and be timed until.
-_COMPILE, _UNTIL = 0.2, 0.35
+# Shares of the time after which no step compiles, none is timed, and no other
+# update is.
+_COMPILED, _TIMED, _UPDATED = 0.15, 0.3, 0.4
 # Steps between checkpoints and between rows of a run, and all of them.
 _SAVED, _LOGGED, _TRAINED = 20, 5, 60
 
@@ -52,8 +54,8 @@ def run(
   """
   start = time.monotonic()
   at = lambda share: start + share * (until - start)
-  _steps(row, at(_COMPILE), at(_UNTIL), say)
-  _updates({'124m': row, '2.65b': large}, at(0.5), say)
+  _steps(row, at(_COMPILED), at(_TIMED), say)
+  _updates({'2.65b': large, '124m': row}, at(_UPDATED), say)
   with tempfile.TemporaryDirectory() as folder:
     try:
       _commands(row, pathlib.Path(folder), until, say)
@@ -73,26 +75,27 @@ def _steps(
     config, _ = jax_step.configure(shape)
     planned[name] = plan.plan(config, chips.of(device) or chips.host(), 1)
   compiled = programs.compile_all(forms, compile_until, say)
-  for name, program in compiled.items():
-    say(form=name, **program.first())
   found: dict[str, list[float]] = {}
   timed = {name: program.seconds for name, program in compiled.items()}
-  for number, name, seconds in programs.rounds(timed, _TIMED, until):
+  for number, name, seconds in programs.rounds(timed, _COUNT, until):
     say(form=name, round=number, ms=1e3 * seconds)
     found.setdefault(name, []).append(seconds)
-  for name, all_ in found.items():
-    seconds, of = min(all_), planned[name]
-    values = {'ms': 1e3 * seconds, 'over_adamw': seconds / min(found['adamw'])}
+  medians = {name: statistics.median(all_) for name, all_ in found.items()}
+  for name, seconds in medians.items():
+    of = planned[name]
+    values = {'median_ms': 1e3 * seconds, 'rounds': len(found[name])}
+    if 'adamw' in medians:
+      values['over_adamw'] = seconds / medians['adamw']
     if not math.isnan(of.seconds):
       values['planned_ms'] = 1e3 * of.seconds
       values['error_of_time'] = of.seconds / seconds - 1
     values['planned_GB'] = of.peak / 1e9
     values['error_of_memory'] = of.peak / compiled[name].bytes - 1
-    say(form=name, least=True, **values)
-  statistics = device.memory_stats()
-  if statistics:
+    say(form=name, **values)
+  memory = device.memory_stats()
+  if memory:
     # Of all that was compiled and run so far.
-    say(what='memory', peak_GB=statistics['peak_bytes_in_use'] / 1e9)
+    say(what='memory', peak_GB=memory['peak_bytes_in_use'] / 1e9)
 
 
 def _updates(
@@ -147,16 +150,29 @@ def _commands(
   evaluate = ['evaluate', f'--model=ckpt:{workdir}', '--tasks=arc_easy']
   evaluate += [f'--data={questions}', f'--out={folder / "scores"}']
 
-  def finish(arguments: list[str]) -> None:
+  # This process keeps what it has of the device's memory; what one run compiles
+  # the next one finds.
+  environment = {
+    **os.environ,
+    'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.4',
+    'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
+  }
+  command = lambda of: [sys.executable, '-m', f'launch.{of[0]}', *of[1:]]
+
+  def finish(of: list[str]) -> None:
     start = time.monotonic()
-    process = _start(arguments)
-    code = process.wait(max(1.0, until - start))
-    say(command=arguments[0], exit=code, seconds=time.monotonic() - start)
-    if code:
-      raise OSError(f'launch.{arguments[0]} failed: see its error above')
+    subprocess.run(
+      command(of),
+      env=environment,
+      stdout=sys.stderr,
+      timeout=max(1.0, until - start),
+      check=True,
+    )
+    say(command=of[0], seconds=time.monotonic() - start)
 
   finish([*prepare, f'--out={shards}'])
-  saved = _kill(_start(train), workdir / 'checkpoints', until)
+  process = subprocess.Popen(command(train), env=environment, stdout=sys.stderr)
+  saved = _kill(process, workdir / 'checkpoints', until)
   before = dict(_losses(workdir / 'metrics.jsonl'))
   say(what='killed', checkpoint=saved, row=max(before, default=None))
   finish(train)
@@ -179,18 +195,6 @@ def _commands(
   finish(evaluate)
   scores = json.loads((folder / 'scores/results.json').read_text())
   say(what='scores', **scores['metrics']['arc_easy'])
-
-
-def _start(arguments: list[str]) -> subprocess.Popen[bytes]:
-  """Starts a command of the project; its output goes to standard error."""
-  # This process keeps what it has of the device's memory.
-  environment = {**os.environ, 'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.4'}
-  name, *rest = arguments
-  return subprocess.Popen(
-    [sys.executable, '-m', f'launch.{name}', *rest],
-    env=environment,
-    stdout=sys.stderr,
-  )
 
 
 def _kill(

@@ -161,12 +161,9 @@ def _row(name: str, until: float, torch: PyTorch | None) -> None:
   compiled = programs.compile_all(forms, now + _COMPILING * (until - now), tell)
   timed = {}
   for form, program in compiled.items():
-    try:
+    with programs.failing(form, tell):
       tell(form=form, **program.first())
-    except jax.errors.JaxRuntimeError as error:
-      tell(form=form, failed=str(error).splitlines()[0])
-      continue
-    timed[form] = program.seconds
+      timed[form] = program.seconds
   if torch is not None:
     tell(form=_PYTORCH, **torch.answer(), ended=torch.ended)
     if not torch.ended:

@@ -50,7 +50,7 @@ class Variant:
     """Returns what this form carries from step to step."""
     if not self.carries_copy:
       return state
-    return state, jax.jit(functools.partial(_copies, setup))(state.params)
+    return state, _compiled_copies(setup)(state.params)
 
   def plain(self, held: Any) -> TrainState:
     """Returns the training state of what `state` returned."""
@@ -114,6 +114,11 @@ def _copies(setup: Setup, params: Any) -> list[jax.Array]:
   chosen = jax.tree.leaves(_is_product(setup))
   used = jax.tree.leaves(step_lib.rounded(setup, params))
   return [u for u, is_chosen in zip(used, chosen, strict=True) if is_chosen]
+
+
+@functools.lru_cache(maxsize=1)
+def _compiled_copies(setup: Setup) -> Any:
+  return jax.jit(functools.partial(_copies, setup))
 
 
 def _step_with_copy(

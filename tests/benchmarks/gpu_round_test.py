@@ -64,8 +64,8 @@ def _dry_run(env, *args):
 
 
 def test_forms_take_the_same_steps(command_env):
-  # `all` has every patch of a row.
-  forms = ('as it is', 'all', 'cross-entropy kernel')
+  # Between them they have every patch of a row.
+  forms = ('as it is', 'all but the kernel', 'all')
   lines = _dry_run(
     command_env,
     '--part=variants',
@@ -80,10 +80,14 @@ def test_forms_take_the_same_steps(command_env):
     of = [line for line in lines if 'row' in line and line['row'] == row]
     assert {x['form'] for x in of if 'median_ms' in x} == set(forms)
     first = {x['form']: x for x in of if 'loss 1' in x}
-    for name in ('loss 1', 'gradient norm 1', 'loss 2', 'gradient norm 2'):
-      found = [first[form][name] for form in forms]
-      # All differ by how bfloat16 is rounded alone.
-      np.testing.assert_allclose(found, found[0], rtol=2**-8)
+    for step in (1, 2):
+      losses, norms = (
+        [first[form][f'{name} {step}'] for form in forms]
+        for name in ('loss', 'gradient norm')
+      )
+      # By how bfloat16 is rounded alone. An update lowers the loss by more.
+      np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
+      np.testing.assert_allclose(norms, norms[0], rtol=1e-3)
 
 
 @pytest.mark.slow
