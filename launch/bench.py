@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from steepest.launch import cli
+from steepest.training import chips
 
 if TYPE_CHECKING:
   import jax
@@ -43,8 +44,9 @@ def main() -> None:
     'devices', 1, 'Chips that it runs on.', lower_bound=1
   )
   chip = flags.DEFINE_string(
-    'chip', 'h100', 'h100, h200, a100 (80 GB), v5e, v5p, v6e or cpu.'
+    'chip', 'h100', f'{", ".join(chips.CHIPS)}, or cpu.'
   )
+  price = cli.define_price()
   slices = flags.DEFINE_integer(
     'slices', 1, 'Slices of TPUs that they are in.', lower_bound=1
   )
@@ -56,13 +58,25 @@ def main() -> None:
     if not plan.value and not compile_.value:
       raise ValueError('give --plan or --compile; benchmarks/ measures speed')
     config_ = cli.required(config)
-    _bench(config_, devices.value, slices.value, chip.value, compile_.value)
+    _bench(
+      config_,
+      devices.value,
+      slices.value,
+      chip.value,
+      compile_.value,
+      price.value,
+    )
 
   cli.run(command, __doc__)
 
 
 def _bench(
-  config: 'ConfigDict', count: int, slices: int, name: str, compile_: bool
+  config: 'ConfigDict',
+  count: int,
+  slices: int,
+  name: str,
+  compile_: bool,
+  price: float,
 ) -> None:
   import jax
 
@@ -71,15 +85,16 @@ def _bench(
   if name == 'cpu' or not compile_:
     # Planning needs no accelerator, and one may be in use.
     jax.config.update('jax_platforms', 'cpu')
-  from steepest.training import chips, config as validation
+  from steepest.training import config as validation
   from steepest.tuning import compiled, plan
 
   validation.check_ranges(config)
+  name = name if name == 'cpu' else chips.name_of(name)
   chip = chips.host() if name == 'cpu' else chips.find(name)
   # First, since planning wakes JAX's backends.
   devices = compiled.devices(chip, name, count, slices) if compile_ else []
   planned = plan.plan(config, chip, count)
-  _print_plan(config, planned, f'{count} × {name}')
+  _print_plan(config, planned, f'{count} × {name}', price)
   peak = planned.peak
   if compile_:
     peak = _compile(config, devices, planned)
@@ -91,10 +106,13 @@ def _bench(
     sys.exit(_DOES_NOT_FIT)
 
 
-def _print_plan(config: 'ConfigDict', planned: 'StepPlan', where: str) -> None:
+def _print_plan(
+  config: 'ConfigDict', planned: 'StepPlan', where: str, price: float
+) -> None:
   from rich.table import Table
 
   from steepest.data.terminal import Console
+  from steepest.tuning import plan
 
   console = Console(soft_wrap=True)
   sizes = ' '.join(f'{axis}={n}' for axis, n in planned.mesh.items())
@@ -116,14 +134,22 @@ def _print_plan(config: 'ConfigDict', planned: 'StepPlan', where: str) -> None:
     f'an update of all parameters: {planned.update_flops:.3g} FLOP in matrix '
     f'products, {gib(planned.update_bytes)} read and written'
   )
+  kept = config.checkpoints_kept if config.checkpoint_every else 0
+  console.print(
+    f'a checkpoint: {gib(planned.checkpoint)} before it is compressed, '
+    f'{kept} kept and one more while it is written'
+    if kept
+    else 'no checkpoints: checkpoint_every=0'
+  )
   if planned.mfu is None:
     console.print(f'{planned.flops:.3g} FLOP a step; no MFU is known')
     return
+  hours = planned.hours(config.steps)
   console.print(
     f'{planned.flops:.3g} FLOP a step: {planned.seconds:.3g} s and '
     f'{planned.tokens / planned.seconds:,.0f} tokens/s at {planned.basis}\n'
     f'{config.steps * planned.tokens / 1e9:,.2f} G tokens: '
-    f'{planned.hours(config.steps):,.1f} h'
+    f'{hours:,.1f} h{plan.cost(hours * planned.devices, price)}'
   )
 
 

@@ -17,7 +17,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from steepest.data import terminal
-from steepest.training import processes
+from steepest.training import chips, processes
 
 # Characters of an error: values that it quotes may have any number.
 _LONGEST = 800
@@ -117,7 +117,7 @@ def define_place() -> Callable[[], argparse.Namespace]:
   whole, many = flags.DEFINE_integer, flags.DEFINE_multi_string
   defined = [
     flags.DEFINE_string(
-      'chip', '', "h100, h200, a100, v5e, v5p or v6e; '': no accelerator."
+      'chip', '', f"{', '.join(chips.CHIPS)}; '': no accelerator."
     ),
     whole('devices', 1, 'Accelerators of a run.', lower_bound=1),
     whole(
@@ -152,6 +152,13 @@ def define_place() -> Callable[[], argparse.Namespace]:
     flags.DEFINE_bool('dry_run', False, 'Print, submit nothing.'),
   ]
   return lambda: argparse.Namespace(**{f.name: f.value for f in defined})
+
+
+def define_price() -> flags.FlagHolder:
+  """Defines --price."""
+  return flags.DEFINE_float(
+    'price', 0.0, 'Dollars for an hour of one chip, with --plan.', lower_bound=0
+  )
 
 
 def overrides(holder: flags.FlagHolder) -> dict[str, object]:

@@ -20,6 +20,7 @@ With --minutes=N it says what will be done in them, does that in the order of
 its worth, saves and stops; the plan says the same of other chips.
 """
 
+import argparse
 import json
 import os
 import pathlib
@@ -66,6 +67,7 @@ def main() -> None:
     '(default: study.optimizers of the recipe).',
   )
   plan = flags.DEFINE_bool('plan', False, 'Plan only; train nothing.')
+  price = cli.define_price()
   targets = flags.DEFINE_enum(
     'targets',
     None,
@@ -78,7 +80,7 @@ def main() -> None:
     study, given = _config(config, optimizers.value), options()
     if plan.value:
       away = targets.value is not None
-      _plan(study, given.chip or 'h100', given.devices, away, given.minutes)
+      _plan(study, given, away, price.value)
       return
     directory = pathlib.Path(workdir.value or cli.default_workdir(config))
     directory = directory.absolute()
@@ -162,11 +164,7 @@ def _study(
 
 
 def _plan(
-  config: 'ConfigDict',
-  chip: str,
-  devices: int,
-  away: bool,
-  minutes: float | None,
+  config: 'ConfigDict', given: argparse.Namespace, away: bool, price: float
 ) -> None:
   # Nothing here needs an accelerator, and one may be in use.
   import jax
@@ -178,13 +176,14 @@ def _plan(
 
   console = Console(columns=140)
   with console.status('planning'):
+    chip, devices = chips.name_of(given.chip or 'h100'), given.devices
     # As a job of its own a target has all of them.
     machine = devices if away else 0
     found = plan.stages(config, chips.find(chip), devices, machine)
   console.print(plan.table(found))
-  print(plan.summary(found, chip, devices))
-  if minutes is not None:
-    print(budget.within(found, devices, minutes))
+  print(plan.summary(found, chip, devices, price))
+  if given.minutes is not None and all(stage.plan.mfu for stage in found):
+    print(budget.within(found, devices, given.minutes))
   if not all(stage.plan.fits for stage in found):
     sys.exit(_DOES_NOT_FIT)
 

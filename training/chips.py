@@ -1,16 +1,19 @@
 """Accelerators: what their makers say of them, and the MFU measured on them.
 
-Peaks and memories are those of the data sheets "H100 Tensor Core GPU", "H200
-Tensor Core GPU" and "A100 80GB" (SXM forms, dense rates) and of the pages "TPU
-v5e", "TPU v5p" and "TPU v6e" of the Cloud TPU documentation, which also have
-the slices. Descriptions for XLA are those of OpenXLA,
+Each chip names its source: dense rates of the SXM form where there are several,
+with sums in float32. Memories are what the sheets say; where the chip keeps
+error-correcting codes in the memory itself (GDDR6), what they leave of it, 15
+of 16 parts. Slices of TPUs are those of the Cloud TPU documentation.
+Descriptions for XLA are those of OpenXLA,
 xla/backends/gpu/target_config/specs, read there from such devices.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
+import difflib
 import math
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -49,8 +52,9 @@ class Chip:
   """One kind of accelerator.
 
   Attributes:
+    source: of peak and memory.
     kinds: parts of the names that JAX has for it.
-    peak: dense bfloat16 FLOP/s.
+    peak: dense bfloat16 FLOP/s; of the T4, which has none, float16.
     memory: bytes.
     host: chips of one machine, as providers rent them.
     attention: the kernel that keeps no L×L scores for the backward pass:
@@ -61,6 +65,7 @@ class Chip:
       `capability` and feature `extension`.
   """
 
+  source: str
   kinds: tuple[str, ...]
   peak: float
   memory: int
@@ -72,7 +77,8 @@ class Chip:
 
   @property
   def is_gpu(self) -> bool:
-    return self.attention == 'cudnn'
+    """Whether it is one; else it is a TPU, or the CPU."""
+    return self.attention != 'splash' and not math.isnan(self.peak)
 
   def mfu(self, parameters: float) -> Mfu | None:
     """Returns the MFU measured on the model nearest in size."""
@@ -110,6 +116,7 @@ _MAXTEXT = 'MaxText on'
 
 CHIPS = {
   'h100': Chip(
+    'NVIDIA, H100 Tensor Core GPU data sheet',
     ('H100',),
     989.4e12,
     80 * _GIB,
@@ -128,6 +135,7 @@ CHIPS = {
     },
   ),
   'h200': Chip(
+    'NVIDIA, H200 Tensor Core GPU data sheet',
     ('H200',),
     989.4e12,
     141 * _GIB,
@@ -142,6 +150,7 @@ CHIPS = {
     },
   ),
   'a100': Chip(
+    'NVIDIA, A100 80GB data sheet',
     ('A100',),
     312e12,
     80 * _GIB,
@@ -169,6 +178,7 @@ CHIPS = {
     },
   ),
   'v5e': Chip(
+    'Cloud TPU documentation, TPU v5e',
     ('TPU v5 lite', 'TPU v5e'),
     197e12,
     16 * _GIB,
@@ -178,6 +188,7 @@ CHIPS = {
     _FLAT,
   ),
   'v5p': Chip(
+    'Cloud TPU documentation, TPU v5p',
     ('TPU v5p', 'TPU v5'),
     459e12,
     95 * _GIB,
@@ -187,6 +198,7 @@ CHIPS = {
     _CUBES,
   ),
   'v6e': Chip(
+    'Cloud TPU documentation, TPU v6e',
     ('TPU v6 lite', 'TPU v6e'),
     918e12,
     32 * _GIB,
@@ -195,26 +207,119 @@ CHIPS = {
     (Mfu(8e9, 0.455, f'{_MAXTEXT} 256 v6e'),),
     _FLAT,
   ),
+  'v7': Chip(
+    # JAX has two devices a chip, each with half of it.
+    'Cloud TPU documentation, TPU7x',
+    ('TPU7x',),
+    2307e12 / 2,
+    96 * _GIB,
+    8,
+    'splash',
+  ),
+  'b200': Chip(
+    'NVIDIA, HGX B200 data sheet',
+    ('B200',),
+    2250e12,
+    180 * _GIB,
+    8,
+    'cudnn',
+  ),
+  'gh200': Chip(
+    'NVIDIA, GH200 Grace Hopper Superchip data sheet, 96 GB',
+    ('GH200',),
+    989.4e12,
+    96 * _GIB,
+    1,
+    'cudnn',
+  ),
+  'l40s': Chip(
+    'NVIDIA, L40S data sheet',
+    ('L40S',),
+    362.05e12,
+    45 * _GIB,
+    8,
+    'cudnn',
+  ),
+  'a10g': Chip(
+    'NVIDIA and AWS, A10G data sheet',
+    ('A10G',),
+    70e12,
+    45 * _GIB // 2,
+    8,
+    'cudnn',
+  ),
+  'rtx4090': Chip(
+    'NVIDIA, Ada GPU architecture white paper',
+    ('RTX 4090',),
+    165.2e12,
+    24 * _GIB,
+    8,
+    'cudnn',
+  ),
+  'rtx5090': Chip(
+    'NVIDIA, RTX Blackwell GPU architecture white paper',
+    ('RTX 5090',),
+    209.5e12,
+    32 * _GIB,
+    8,
+    'cudnn',
+  ),
+  't4': Chip(
+    'NVIDIA, T4 Tensor Core GPU data sheet',
+    ('Tesla T4',),
+    65e12,
+    15 * _GIB,
+    8,
+    '',
+  ),
+  'mi300x': Chip(
+    'AMD, Instinct MI300X data sheet',
+    ('MI300X',),
+    1307.4e12,
+    192 * _GIB,
+    8,
+    '',
+  ),
 }
 # Others on which a run may find itself.
-_OTHER_PEAKS = {'H100 PCIe': 756e12, 'TPU v4': 275e12}
+_OTHER_PEAKS = {'GB200': 2500e12, 'H100 PCIe': 756e12, 'TPU v4': 275e12}
+
+
+def name_of(text: str) -> str:
+  """Returns the chip's name as CHIPS has it, however it is written.
+
+  Raises:
+    ValueError: there is none of that name; says which is nearest.
+  """
+  name = re.sub(r'[^a-z0-9]', '', text.lower())
+  among(name, CHIPS, f'--chip={text}: there are')
+  return name
+
+
+def among(name: str, known: Iterable[str], said: str) -> None:
+  """Raises a ValueError where a name is not among the known ones.
+
+  Args:
+    name: that is looked for.
+    known: all there are, in the message after the nearest.
+    said: how the message begins.
+  """
+  if name in known:
+    return
+  near = difflib.get_close_matches(name, known, 1)
+  hint = f'; did you mean {near[0]}?' if near else ''
+  raise ValueError(f'{said} {", ".join(known)}{hint}')
 
 
 def find(name: str) -> Chip:
-  """Returns the chip of that name.
-
-  Raises:
-    ValueError: there is none.
-  """
-  if name not in CHIPS:
-    raise ValueError(f'--chip={name}: there are {", ".join(CHIPS)}')
-  return CHIPS[name]
+  """Returns the chip of that name; raises as `name_of` does."""
+  return CHIPS[name_of(name)]
 
 
 def host() -> Chip:
   """Returns this machine as a chip: its memory, and no peak."""
   pages, size = os.sysconf('SC_PHYS_PAGES'), os.sysconf('SC_PAGE_SIZE')
-  return Chip(('cpu',), math.nan, pages * size, 1, '')
+  return Chip('this machine', ('cpu',), math.nan, pages * size, 1, '')
 
 
 def of(device: 'jax.Device') -> Chip | None:
@@ -249,6 +354,8 @@ def topology(name: str, devices: int, larger: bool = False) -> str:
     ValueError: there is no such slice.
   """
   sizes = {math.prod(map(int, s.split('x'))): s for s in CHIPS[name].slices}
+  if not sizes:
+    raise ValueError(f'--chip={name}: no slices of it are known here')
   fits = [n for n in sizes if n >= devices] if larger else [devices]
   if not fits or fits[0] not in sizes:
     raise ValueError(

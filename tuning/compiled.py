@@ -125,6 +125,9 @@ def devices(
     return here[:count]
   from jax.experimental import topologies
 
+  if chip.is_gpu and not chip.xla:
+    described = [n for n, c in chips.CHIPS.items() if c.xla or c.slices]
+    chips.among(name, described, f'--chip={name}: --compile knows')
   if chip.is_gpu:
     # Groups that fast links join, machines of a group, GPUs of a machine.
     shape = f'{-(-count // chip.host)}x1x{min(count, chip.host)}'

@@ -64,6 +64,7 @@ class StepPlan:
     tokens: of all devices.
     seconds: not a number where no MFU is known.
     mfu: that the seconds assume; None where it is not known.
+    checkpoint: bytes of one, before it is compressed.
   """
 
   mesh: dict[str, int]
@@ -77,6 +78,7 @@ class StepPlan:
   tokens: int
   seconds: float
   mfu: chips.Mfu | None
+  checkpoint: int
 
   @property
   def devices(self) -> int:
@@ -184,6 +186,7 @@ def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
     tokens,
     seconds,
     mfu,
+    _bytes(setup.shapes),
   )
 
 
@@ -400,25 +403,42 @@ def _devices(run: ConfigDict, machine: int) -> int:
   return count
 
 
-def summary(found: Sequence[Stage], chip: str, devices: int) -> str:
-  """Returns what a study takes in all."""
+def summary(
+  found: Sequence[Stage], chip: str, devices: int, price: float = 0.0
+) -> str:
+  """Returns what a study takes in all.
+
+  Args:
+    found: its stages.
+    chip: name of the chip.
+    devices: how many of them.
+    price: of an hour of one, in dollars; 0: not told.
+  """
   of = lambda kind: sum(stage.hours for stage in found if stage.kind == kind)
   tune, train = of('tune'), of('train')
   total = tune + train
   runs = sum(stage.runs for stage in found)
+  if math.isnan(total):
+    return f'{runs} runs; no MFU of {chip} is known, so no hours are'
   far = [f'\nat {stage.plan.basis}' for stage in found if stage.plan.far]
   return (
     f'{runs} runs, {_number(total)} {chip}-hours: {_number(tune)} for tuning '
     f'({tune / total:.1%}) and {_number(train)} for targets '
     f'({train / total:.1%}); {_number(total / devices / 24)} days on '
-    f'{devices} chip{"s" * (devices > 1)}' + ''.join(far[:1])
+    f'{devices} chip{"s" * (devices > 1)}{cost(total, price)}'
+    + ''.join(far[:1])
   )
+
+
+def cost(hours: float, price: float) -> str:
+  """Returns what chip-hours cost, as the end of a sentence; '' at no price."""
+  return f', ${hours * price:,.2f} at ${price:g} a chip-hour' if price else ''
 
 
 def table(found: Sequence[Stage]) -> Table:
   """Returns a row for each stage."""
-  heads = ('stage', 'runs', 'tokens', 'chips', 'memory', 'step', 'chip-hours')
-  shown = Table(*heads, box=None, pad_edge=False)
+  heads = ('stage', 'runs', 'tokens', 'chips', 'memory', 'checkpoint', 'step')
+  shown = Table(*heads, 'chip-hours', box=None, pad_edge=False)
   for column in shown.columns[1:]:
     column.justify = 'right'
   for stage in found:
@@ -430,8 +450,9 @@ def table(found: Sequence[Stage]) -> Table:
       _tokens(stage.steps * step.tokens),
       str(step.devices),
       f'{step.peak / 2**30:.3g} of {step.capacity / 2**30:.3g} GiB{fits}',
-      f'{step.seconds:.3g} s',
-      _number(stage.hours),
+      f'{step.checkpoint / 2**30:.3g} GiB',
+      f'{step.seconds:.3g} s' if step.mfu else '–',
+      _number(stage.hours) if step.mfu else '–',
     )
   return shown
 

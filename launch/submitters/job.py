@@ -220,23 +220,26 @@ def options(
 
   Args:
     texts: of --option.
-    known: default and meaning by key; with a key '*', any other goes too.
+    known: default and meaning by key; with a key '*', any other goes too but
+      for what is nearly one of these or of the names that its default lists.
     place: its name.
 
   Raises:
     ValueError: one is malformed or unknown.
   """
   found = {key: default for key, (default, _) in known.items() if key != '*'}
+  others = known['*'][0].split() if '*' in known else []
   for text in texts:
     key, equals, value = text.partition('=')
     if not equals or not re.fullmatch(r'[a-z][a-z0-9_-]*', key):
       raise ValueError(f'--option={text}: give KEY=VALUE')
-    if key not in known and '*' not in known:
-      near = difflib.get_close_matches(key, known, 1)
-      hint = f'did you mean {near[0]}? ' if near else ''
-      raise ValueError(
-        f'--option={key}: {hint}--to={place} has {", ".join(known)}'
-      )
+    if key not in (names := [*known, *others]):
+      near = difflib.get_close_matches(key, names, 1, 0.85 if others else 0.6)
+      if near or not others:
+        hint = f'did you mean {near[0]}? ' if near else ''
+        raise ValueError(
+          f'--option={key}: {hint}--to={place} has {", ".join(known)}'
+        )
     if '\n' in value:
       raise ValueError(f'--option={key}: one line only')
     found[key] = value

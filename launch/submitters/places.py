@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib
+import math
 import os
 import pathlib
 import secrets
@@ -102,13 +103,14 @@ def describe(
   Raises:
     ValueError: flags do not fit together.
   """
-  is_gpu = bool(options.chip) and chips.find(options.chip).is_gpu
+  chip = chips.name_of(options.chip) if options.chip else ''
+  is_gpu = bool(chip) and chips.find(chip).is_gpu
   devices, processes = options.devices, 0 if study else options.processes
-  if study and options.chip and options.nodes > 1:
-    devices = options.nodes * chips.find(options.chip).host
-  if not options.chip and devices > 1:
+  if study and chip and options.nodes > 1:
+    devices = options.nodes * chips.find(chip).host
+  if not chip and devices > 1:
     raise ValueError(f'--devices={devices}: of which --chip?')
-  if not options.chip and processes % options.nodes:
+  if not chip and processes % options.nodes:
     raise ValueError(
       f'--processes={processes} do not divide over --nodes={options.nodes}'
     )
@@ -124,7 +126,7 @@ def describe(
     tuple(units),
     root_of(place),
     (pathlib.Path(home) if place in _SAME_FILES else folder) / 'submit',
-    options.chip,
+    chip,
     devices,
     options.nodes,
     processes,
@@ -183,7 +185,7 @@ def prepare(
       'what); --nocheck submits it all the same'
     )
   hours = [plan.hours(config.steps) for plan, config in zip(plans, configs)]
-  if hours and job.hours is None:
+  if hours and job.hours is None and not math.isnan(max(hours)):
     # Evaluation, compilation and checkpoints come on top.
     limit = round(_MARGIN * max(hours) + 0.5, 1)
     job = dataclasses.replace(job, hours=limit)
@@ -251,8 +253,12 @@ def _summary(
     mesh = ' '.join(f'{axis}={size}' for axis, size in plan.mesh.items())
     lines.append(
       f'# {unit.point or "plan"}: mesh {mesh}; {plan.peak / 2**30:.1f} of '
-      f'{plan.capacity / 2**30:.1f} GiB a device; {plan.seconds:.3f} s a step; '
-      f'{of_run:.1f} h'
+      f'{plan.capacity / 2**30:.1f} GiB a device; '
+      + (
+        f'{plan.seconds:.3f} s a step; {of_run:.1f} h'
+        if plan.mfu
+        else 'no MFU is known, so no hours are'
+      )
     )
   return lines
 

@@ -15,6 +15,12 @@ import yaml
 from steepest.launch.submitters import job as jobs
 from steepest.training import chips
 
+# Keys of a task's resources, so that misspelt ones are found here.
+_RESOURCES = """
+  accelerator_args accelerators any_of autostop cloud cpus disk_size disk_tier
+  image_id infra instance_type job_recovery labels local_disk max_hourly_cost
+  memory network_tier ordered ports priority region use_spot zone
+"""
 OPTIONS = {
   'bucket': ('', 'Mounted at /bucket, as in gs://NAME: --workdir=/bucket/RUN.'),
   'install': (
@@ -23,12 +29,15 @@ OPTIONS = {
     "this directory; '': the checkout.",
   ),
   '*': (
-    '',
+    _RESOURCES,
     'Any other: a key of resources, such as infra, use_spot or image_id.',
   ),
 }
 _OWN = ('bucket', 'install')
-_GPUS = {'h100': 'H100', 'h200': 'H200', 'a100': 'A100-80GB'}
+_GPUS = {
+  **{name: name.upper() for name, chip in chips.CHIPS.items() if chip.is_gpu},
+  'a100': 'A100-80GB',
+}
 # By generation, and what a slice's name counts of a chip.
 _TPUS = {'v5e': ('v5litepod', 1), 'v5p': ('v5p', 2), 'v6e': ('v6e', 1)}
 # Of the first machine. SkyPilot's own Ray has 6380.
@@ -86,14 +95,8 @@ def _task(job: jobs.Job, unit: jobs.Unit, name: str) -> str:
       'export STEEPEST_PROCESS=$SKYPILOT_NODE_RANK',
     ]
   run.append(command)
-  extras = 'tpu' if tpu else 'cuda' if job.chip else 'test'
-  if nodes > 1 and job.is_study:
-    extras += ',ray'
   bucket = job.options['bucket']
   own = {k: v for k, v in job.options.items() if k not in _OWN}
-  install = f"-c constraints.txt -e '.[{extras}]'"
-  if job.options['install']:
-    install = shlex.quote(job.options['install'])
   task = {
     'name': name,
     # With what .gitignore leaves of it.
@@ -114,7 +117,7 @@ def _task(job: jobs.Job, unit: jobs.Unit, name: str) -> str:
       else {}
     ),
     'envs': environment,
-    'setup': f'pip install {install}',
+    'setup': f'pip install {_installed(job)}',
     'run': '\n'.join(run),
   }
   return yaml.dump(
@@ -122,11 +125,22 @@ def _task(job: jobs.Job, unit: jobs.Unit, name: str) -> str:
   )
 
 
+def _installed(job: jobs.Job) -> str:
+  """Returns what pip installs on the machines."""
+  if job.options['install']:
+    return shlex.quote(job.options['install'])
+  extras = 'test' if not job.chip else 'cuda' if job.is_gpu else 'tpu'
+  if job.is_study and job.is_gpu and job.hosts > 1:
+    extras += ',ray'
+  return f"-c constraints.txt -e '.[{extras}]'"
+
+
 def _accelerators(job: jobs.Job) -> dict[str, object]:
   if not job.chip:
     return {}
   if job.is_gpu:
     return {'accelerators': {_GPUS[job.chip]: job.per_host}}
+  chips.among(job.chip, [*_GPUS, *_TPUS], f'--chip={job.chip}: --to=sky has')
   # Raises where there is no such slice.
   chips.topology(job.chip, job.devices)
   generation, cores = _TPUS[job.chip]

@@ -15,11 +15,28 @@ import textwrap
 
 from steepest.launch.submitters import job as jobs
 
+# Long options of sbatch 24.05, so that misspelt ones are found here; plugins of
+# a cluster add others.
+_SBATCH = """
+  account acctg-freq array batch bb bbf begin chdir clusters comment constraint
+  contiguous core-spec cores-per-socket cpu-freq cpus-per-gpu cpus-per-task
+  deadline delay-boot dependency distribution error exclude exclusive export
+  export-file extra extra-node-info get-user-env gid gpu-bind gpu-freq gpus
+  gpus-per-node gpus-per-socket gpus-per-task gres gres-flags hint hold input
+  job-name kill-on-invalid-dep licenses mail-type mail-user mcs-label mem
+  mem-bind mem-per-cpu mem-per-gpu mincpus network nice no-kill no-requeue
+  nodefile nodelist nodes ntasks ntasks-per-core ntasks-per-gpu ntasks-per-node
+  ntasks-per-socket open-mode output overcommit oversubscribe partition power
+  prefer priority profile propagate qos reboot requeue reservation signal
+  sockets-per-node spread-job switches thread-spec threads-per-core time
+  time-min tmp tres-bind tres-per-task uid use-min-nodes wait wait-all-nodes
+  wckey
+"""
 OPTIONS = {
   'python': ('python', 'Python of the machines.'),
   'setup': ('', 'Shell line that runs first, such as `. .venv/bin/activate`.'),
   '*': (
-    '',
+    _SBATCH,
     'Any other: a long option of sbatch, such as partition or account.',
   ),
 }

@@ -188,6 +188,9 @@ def submission(job: jobs.Job) -> jobs.Submission:
     raise ValueError(
       f'--option=executor={executor}: there are {", ".join(_EXECUTORS)}'
     )
+  if executor != 'local' and job.chip:
+    said = f'--chip={job.chip}: --to=xmanager has'
+    chips.among(job.chip, _RESOURCES, said)
   if executor == 'local' and job.hosts > 1:
     raise ValueError('--option=executor=local: has one machine only')
   path = job.folder / f'{job.name.replace("-", "_")}_xm.py'

@@ -6,9 +6,9 @@ _GPT2 = '--config=experiments/gpt2_124m.py:adamw'
 
 
 def test_exit_status_says_whether_it_fits(fork_commands):
-  small, large = fork_commands(
+  small, large, unknown = fork_commands(
     [
-      ('bench', ['--plan', _GPT2, '--devices=8', '--chip=h100']),
+      ('bench', ['--plan', _GPT2, '--devices=8', '--chip=H100', '--price=2.5']),
       (
         'bench',
         [
@@ -19,6 +19,7 @@ def test_exit_status_says_whether_it_fits(fork_commands):
           '--config.microbatches=1',
         ],
       ),
+      ('bench', ['--plan', _GPT2, '--chip=L40S']),
     ]
   )
   assert small.code == 0, small.err
@@ -30,8 +31,18 @@ def test_exit_status_says_whether_it_fits(fork_commands):
   ):
     assert re.search(rf'{part} +\d+\.\d\d GiB +{how}', small.out)
   assert re.search(r'an MFU of 40\.7%, measured with 0\.124 G', small.out)
-  assert re.search(r'10\.49 G tokens: \d+\.\d h', small.out)
+  [(hours, dollars)] = re.findall(
+    r'10\.49 G tokens: (\d+\.\d) h, \$(\S+) at \$2\.5 a chip-hour', small.out
+  )
+  assert abs(float(dollars) / (8 * 2.5) - float(hours)) <= 0.05
+  # Parameters and two moments in float32.
+  [parameters, checkpoint] = (
+    float(re.search(rf'{part} +(\d+\.\d\d) GiB', small.out)[1])
+    for part in ('parameters', 'a checkpoint:')
+  )
+  assert abs(checkpoint - 3 * parameters) < 0.02
   assert large.code == 3, large.err
+  assert unknown.code == 0 and 'no MFU is known' in unknown.out
   assert re.search(r'does not fit, by \d+\.\d GiB a device', large.out)
 
 

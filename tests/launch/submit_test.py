@@ -37,6 +37,12 @@ _MISSING = {
 _MISTAKES = {
   'give KEY=VALUE': ['--to=slurm', _GPT2, '--option=partition'],
   'did you mean image': ['--to=xmanager', _GPT2, '--option=imag=x'],
+  'did you mean partition?': ['--to=slurm', _GPT2, '--option=partion=gpu'],
+  'did you mean use_spot?': ['--to=sky', _GPT2, '--option=usespot=true'],
+  '--to=xmanager has h100, h200, a100, v5e, v5p, v6e; did you mean h200?': [
+    *('--to=xmanager', _GPT2, '--chip=B200')
+  ],
+  'did you mean rtx4090?': ['--to=slurm', _GPT2, '--chip=RTX4909'],
   'did you mean optimizer.lr': [
     *('--to=slurm', _GPT2, '--sweep=optimizer.rl=1')
   ],

@@ -17,11 +17,27 @@ from steepest.training import chips
     ('TPU v5p', 459e12),
     ('TPU v4', 275e12),
     ('TPU v6 lite', 918e12),
+    ('TPU7x', 2307e12 / 2),
+    ('NVIDIA GH200 480GB', 989.4e12),
+    ('NVIDIA GB200', 2500e12),
+    ('NVIDIA L40S', 362.05e12),
+    ('NVIDIA GeForce RTX 5090', 209.5e12),
+    ('Tesla T4', 65e12),
+    ('AMD Instinct MI300X', 1307.4e12),
     ('cpu', None),
   ],
 )
 def test_peaks_by_the_devices_name(kind, peak):
   assert chips.peak(types.SimpleNamespace(device_kind=kind)) == peak
+
+
+@pytest.mark.parametrize('text', ['B200', 'GH200', 'RTX 4090', 'MI300X', 'V7'])
+def test_names_are_taken_in_any_case_and_the_nearest_is_told(text):
+  chip = chips.find(text)
+  assert chip is chips.CHIPS[text.lower().replace(' ', '')]
+  assert chip.source and chip.is_gpu == (text != 'V7')
+  with pytest.raises(ValueError, match=f'--chip={text}x: .*; did you mean '):
+    chips.find(f'{text}x')
 
 
 @pytest.mark.parametrize('name', ['h100', 'h200', 'a100'])

@@ -125,7 +125,10 @@ def test_the_state_is_what_a_device_holds_when_training_begins():
   size = lambda tree: sum(
     x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree)
   )
-  memory = _plan('llama,sophia', keys, devices=8).memory
+  planned = _plan('llama,sophia', keys, devices=8)
+  # What a checkpoint holds is whole.
+  assert planned.checkpoint == sum(x.nbytes for x in jax.tree.leaves(first))
+  memory = planned.memory
   assert memory['parameters'] == size(first.params)
   assert memory['optimizer'] == size(first.opt_state)
 
