@@ -203,6 +203,9 @@ def get_config() -> ConfigDict:
   mesh.tensor = 1
   # Ways in which sequences are split.
   mesh.sequence = 1
+  # Whether copies of the model keep a part each of the optimizer's state
+  # (ZeRO-1, arXiv 1910.02054), not all of it.
+  mesh.shard_optimizer_over_data = False
 
   c.dtype = dtype = ConfigDict()
   # Parameters and the optimizer's state: 'float32'.
@@ -222,7 +225,8 @@ def get_study_config() -> ConfigDict:
   study.optimizers = 'adamw,lion,sophia'
   _set_search(study)
   # Devices of a trial, as `mesh`; targets have the mesh of the recipe.
-  study.trial_mesh = ConfigDict(dict.fromkeys(c.mesh, 1))
+  study.trial_mesh = c.mesh.copy_and_resolve_references()
+  study.trial_mesh.data = 1
   # Targets' width over the proxies' (heads grow, head_dim stays).
   study.width_ratio = 2
   # Steps of a target run; `steps` are those of a trial.

@@ -5,12 +5,16 @@ V vocabulary, I inputs, O outputs.
 """
 
 from collections.abc import Callable
-from typing import Any
+import functools
+import math
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
+import numpy as np
 
 from steepest.models import attention, remat
 from steepest.models.config import ModelConfig
@@ -196,10 +200,84 @@ def embedding(module: nn.Module, rules: Parametrization) -> jax.Array:
 def look_up(
   embedding_VxD: jax.Array, tokens_BxL: jax.Array, dtype: DTypeLike
 ) -> jax.Array:
-  """Returns the tokens' rows, B×L×D."""
-  # The table is gathered like any weight, not the rows that are looked up.
-  whole_VxD = nn.with_logical_constraint(embedding_VxD, ('vocab', 'features'))
-  return whole_VxD[tokens_BxL].astype(dtype)
+  """Returns the tokens' rows, B×L×D, in a dtype.
+
+  On a mesh the table is gathered like any weight, in that dtype, not the rows
+  that are looked up; and its gradient is summed in float32 on each device, then
+  sent in that dtype, as those of matrices are.
+  """
+  if jax.sharding.get_abstract_mesh().size <= 1:
+    return embedding_VxD[tokens_BxL].astype(dtype)
+  # Here, since the backward pass is traced where logical axes mean nothing.
+  of_tokens = nn.logical_to_mesh_axes(('batch', 'length'))
+  of_table = nn.logical_to_mesh_axes(('vocab', 'width'))
+  spread = _Spread(jnp.dtype(dtype), of_tokens, of_table)
+  return _look_up(embedding_VxD, tokens_BxL, spread)
+
+
+class _Spread(NamedTuple):
+  """The dtype that is sent, and how a mesh splits tokens and table."""
+
+  dtype: np.dtype
+  of_tokens: Any
+  of_table: Any
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _look_up(
+  embedding_VxD: jax.Array, tokens_BxL: jax.Array, spread: _Spread
+) -> jax.Array:
+  whole_VxD = nn.with_logical_constraint(
+    embedding_VxD.astype(spread.dtype), ('vocab', 'features')
+  )
+  return whole_VxD[tokens_BxL]
+
+
+def _look_up_forward(
+  embedding_VxD: jax.Array, tokens_BxL: jax.Array, spread: _Spread
+):
+  # Of the table, the backward pass needs its rows' number and its dtype.
+  like_Vx0 = jnp.zeros_like(embedding_VxD, shape=(embedding_VxD.shape[0], 0))
+  return _look_up(embedding_VxD, tokens_BxL, spread), (like_Vx0, tokens_BxL)
+
+
+def _look_up_backward(
+  spread: _Spread, residuals: tuple[jax.Array, jax.Array], g_BxLxD: jax.Array
+):
+  dtype, of_tokens, of_table = spread
+  like_Vx0, tokens_BxL = residuals
+  vocab, width = (_names(axes) for axes in of_table)
+  shape = jax.sharding.get_abstract_mesh().shape
+  rows = like_Vx0.shape[0] // math.prod(shape[axis] for axis in vocab)
+
+  def on_device(tokens: jax.Array, g: jax.Array) -> jax.Array:
+    row = tokens - jax.lax.axis_index(vocab) * rows
+    row = jnp.where((row >= 0) & (row < rows), row, rows)
+    sums = jnp.zeros((rows, g.shape[-1]), jnp.float32)
+    sums = sums.at[row].add(g.astype(jnp.float32), mode='drop').astype(dtype)
+    sent = [
+      axis for axes in of_tokens for axis in _names(axes) if shape[axis] > 1
+    ]
+    for axis in width:
+      if axis in sent:
+        sums = jax.lax.psum_scatter(sums, axis, scatter_dimension=1, tiled=True)
+    return jax.lax.psum(sums, [axis for axis in sent if axis not in width])
+
+  gradient_VxD = jax.shard_map(
+    on_device,
+    in_specs=(of_tokens, PartitionSpec(*of_tokens, None)),
+    out_specs=of_table,
+    check_vma=False,
+  )(tokens_BxL, g_BxLxD)
+  return gradient_VxD.astype(like_Vx0.dtype), None
+
+
+_look_up.defvjp(_look_up_forward, _look_up_backward)
+
+
+def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  """Returns the axes of the mesh in an entry of a PartitionSpec."""
+  return (axes,) if isinstance(axes, str) else axes or ()
 
 
 def read_out(

@@ -210,6 +210,7 @@ class Chain:
     factors: a tree like the parameters.
     cautious: decay only where it does not work against the update.
     cautious_updates: leave out what the gradient points away from.
+    layout: PartitionSpecs like the parameters; None: unknown.
   """
 
   optimizer: Optimizer
@@ -219,6 +220,7 @@ class Chain:
   factors: Any
   cautious: bool = False
   cautious_updates: bool = False
+  layout: Any = None
 
   @property
   def wants_curvature(self) -> bool:
@@ -382,6 +384,7 @@ class Chain:
       kinds=each(lambda f: f.kind),
       lr_factors=each(self._lr_factor),
       eps_factors=each(lambda f: f.eps),
+      layout=self.layout,
     )
 
   def _scaled(self, value: Any, factor: str) -> Any:
@@ -412,13 +415,16 @@ class Chain:
     return lr * (lr_factor * u + decayed)
 
 
-def build(optimizer: ConfigDict, schedule: ConfigDict, factors: Any) -> Chain:
+def build(
+  optimizer: ConfigDict, schedule: ConfigDict, factors: Any, layout: Any = None
+) -> Chain:
   """Returns the chain of a run.
 
   Args:
     optimizer: the `optimizer` slice.
     schedule: the `schedule` slice.
     factors: a tree like the parameters, see `Factors`.
+    layout: PartitionSpecs like the parameters; None: unknown.
 
   Raises:
     ValueError: a name is unknown, or the optimizer's file is wrong.
@@ -439,6 +445,7 @@ def build(optimizer: ConfigDict, schedule: ConfigDict, factors: Any) -> Chain:
     factors=factors,
     cautious=optimizer.cautious,
     cautious_updates=optimizer.cautious_updates,
+    layout=layout,
   )
 
 

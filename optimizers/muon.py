@@ -4,12 +4,13 @@ What orthogonalises momentum elsewhere in this folder takes its Newton-Schulz
 iterations from here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import math
 from typing import Any
 
 import jax
 from jax import numpy as jnp
+from jax.sharding import AbstractMesh, PartitionSpec
 import optax
 from optax import contrib
 
@@ -22,6 +23,8 @@ RMS = 0.2
 # Jordan's coefficients; singular values end between 0.68 and 1.13.
 JORDAN = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
+# How a mesh splits each of some matrices; None: not at all, or unknown.
+Layout = Sequence[PartitionSpec] | None
 _AXES = contrib.MuonDimensionNumbers(-2, -1)
 PRECISION = Hyper(
   'momentum',
@@ -37,6 +40,7 @@ def orthogonalize(
   coefficients: tuple[float, float, float] = JORDAN,
   iterations: int = _ITERATIONS,
   eps: float = 1e-7,
+  layout: Layout = None,
 ) -> list[jax.Array]:
   """Returns U·Vᵀ of each U·Σ·Vᵀ, up to singular values near 1.
 
@@ -49,6 +53,7 @@ def orthogonalize(
     coefficients: a, b and c.
     iterations: how often.
     eps: added to the norm.
+    layout: how a mesh splits each matrix; each device then gets whole ones.
   """
   newton_schulz = contrib.scale_by_muon(
     coefficients,
@@ -62,8 +67,70 @@ def orthogonalize(
   wide = list(matrices)
   if precision == 'bfloat16':
     matrices = [x.astype(jnp.bfloat16) for x in wide]
-  found, _ = newton_schulz.update(list(matrices), newton_schulz.init(wide))
+
+  def iterate(xs: Sequence[jax.Array]) -> list[jax.Array]:
+    return newton_schulz.update(list(xs), newton_schulz.init(list(xs)))[0]
+
+  mesh = jax.sharding.get_abstract_mesh()
+  if layout is None or mesh.size <= 1:
+    found = iterate(matrices)
+  else:
+    found = _each_on_one_device(iterate, matrices, layout, mesh)
   return [x.astype(w.dtype) for x, w in zip(found, wide)]
+
+
+def _each_on_one_device(
+  fn: Callable[[Sequence[jax.Array]], list[jax.Array]],
+  matrices: Sequence[jax.Array],
+  layout: Sequence[PartitionSpec],
+  mesh: AbstractMesh,
+) -> list[jax.Array]:
+  """Returns fn(matrices), where no matrix is computed by two devices.
+
+  Matrices alike in shape and layout are stacked, and the stacks dealt out: for
+  that each device sends what it has once, and the results once.
+  """
+  alike: dict[Any, list[int]] = {}
+  for i, (x, spec) in enumerate(zip(matrices, layout, strict=True)):
+    alike.setdefault((x.shape, spec), []).append(i)
+  found: list[jax.Array] = list(matrices)
+  for (shape, spec), members in alike.items():
+    count, before = len(members), len(shape) - 2
+    stack = jnp.stack([matrices[i] for i in members])
+    stack = stack.reshape(-1, *shape[before:])
+    # As many for each device.
+    extra = -stack.shape[0] % mesh.size
+    stack = jnp.pad(stack, ((0, extra), (0, 0), (0, 0)))
+    stages = _stages(tuple(spec)[before:], mesh)
+    for stage in stages:
+      stack = jax.lax.with_sharding_constraint(stack, stage)
+    (stack,) = fn([stack])
+    for stage in reversed(stages):
+      stack = jax.lax.with_sharding_constraint(stack, stage)
+    results = stack[: stack.shape[0] - extra].reshape(count, *shape)
+    for n, i in enumerate(members):
+      found[i] = results[n]
+  return found
+
+
+def _stages(spec: Sequence[Any], mesh: AbstractMesh) -> list[PartitionSpec]:
+  """Returns layouts of a stack of matrices, from theirs to one of whole ones.
+
+  Each moves one axis of the mesh, which an exchange between devices does.
+
+  Args:
+    spec: axes of the mesh along rows and columns.
+    mesh: of the devices.
+  """
+  axes = lambda entry: (entry,) if isinstance(entry, str) else entry or ()
+  rows, columns = (axes(x) for x in (*spec, None, None)[:2])
+  idle = tuple(a for a in mesh.axis_names if a not in (*rows, *columns))
+  return [
+    PartitionSpec(None, rows, columns),
+    PartitionSpec(idle, rows, columns),
+    PartitionSpec((*idle, *rows), None, columns),
+    PartitionSpec((*idle, *rows, *columns)),
+  ]
 
 
 def nesterov(b1: Number, m: Any, grads: Any) -> tuple[Any, Any]:
@@ -85,7 +152,10 @@ def newton_schulz_flops(shape: tuple[int, ...], iterations: int) -> float:
 
 
 def scale_by_muon(
-  b1: float, scale: str = 'rms', precision: str = 'momentum'
+  b1: float,
+  scale: str = 'rms',
+  precision: str = 'momentum',
+  layout: Layout = None,
 ) -> optax.GradientTransformation:
   r"""Orthogonalised Nesterov momentum of matrices, a list of leaves.
 
@@ -101,6 +171,7 @@ def scale_by_muon(
     b1: decay of the momentum, a number or traced scalar.
     scale: 'rms', or 'shape' for Jordan's factor.
     precision: see orthogonalize.
+    layout: see orthogonalize.
   """
   # Its momentum, divided by its norm: no iteration yet.
   muon = contrib.scale_by_muon(
@@ -116,7 +187,7 @@ def scale_by_muon(
 
   def update(grads: Any, state: Any, params: Any = None):
     updates, state = muon.update(grads, state, params)
-    updates = orthogonalize(updates, precision, eps=1e-8)
+    updates = orthogonalize(updates, precision, eps=1e-8, layout=layout)
     return [u * factor(u.shape) for u in updates], state
 
   return optax.GradientTransformation(muon.init, update)
@@ -126,7 +197,7 @@ OPTIMIZER = Optimizer(
   name='muon',
   label='Muon',
   reference='Jordan et al. 2024; Liu et al., arXiv 2502.16982, equation 4',
-  transform=lambda h: scale_by_muon(h.b1, h.scale, h.newton_schulz),
+  transform=lambda h: scale_by_muon(h.b1, h.scale, h.newton_schulz, h.layout),
   hyperparameters={
     'lr': lr(6e-4, range=(1e-3, 8e-3)),
     'b1': momentum(0.95, meaning='Decay rate of what is orthogonalised.'),

@@ -86,7 +86,9 @@ def _radius(p: jax.Array) -> jax.Array:
 
 
 def scale_by_muonh(
-  b1: float, precision: str = 'momentum'
+  b1: float,
+  precision: str = 'momentum',
+  layout: muon.Layout = None,
 ) -> optax.GradientTransformation:
   """Nesterov momentum, orthogonalised to singular values of 1, and its norm.
 
@@ -96,12 +98,16 @@ def scale_by_muonh(
   Args:
     b1: decay of the momentum, a number or traced scalar.
     precision: of the Newton-Schulz iterations, see muon.orthogonalize.
+    layout: see muon.orthogonalize.
   """
 
   def update(grads: Any, m: Any, params: Any = None):
     del params
     directions, m = muon.nesterov(b1, m, grads)
-    return muon.orthogonalize(directions, precision, _EXACT, _ITERATIONS), m
+    orthogonal = muon.orthogonalize(
+      directions, precision, _EXACT, _ITERATIONS, layout=layout
+    )
+    return orthogonal, m
 
   return hyperball(optax.GradientTransformation(zeros_like, update))
 
@@ -137,7 +143,7 @@ OPTIMIZER = Optimizer(
   name='muonh',
   label='MuonH',
   reference='Wen et al., arXiv 2606.16899',
-  transform=lambda h: scale_by_muonh(h.b1, h.newton_schulz),
+  transform=lambda h: scale_by_muonh(h.b1, h.newton_schulz, h.layout),
   path=on_sphere,
   remark=zeros,
   hyperparameters={

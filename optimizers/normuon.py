@@ -31,7 +31,11 @@ class ScaleByNorMuonState(NamedTuple):
 
 
 def scale_by_normuon(
-  b1: float, b2: float, scale: str = 'shape', precision: str = 'momentum'
+  b1: float,
+  b2: float,
+  scale: str = 'shape',
+  precision: str = 'momentum',
+  layout: muon.Layout = None,
 ) -> optax.GradientTransformation:
   r"""Orthogonalised momentum whose rows, one an output, get one size.
 
@@ -51,6 +55,7 @@ def scale_by_normuon(
     b2: decay of the rows' mean squares.
     scale: 'shape', that of the code, or 'rms', that of the paper.
     precision: of the Newton-Schulz iterations, see muon.orthogonalize.
+    layout: see muon.orthogonalize.
   """
 
   def init(params: Any) -> ScaleByNorMuonState:
@@ -60,7 +65,7 @@ def scale_by_normuon(
     del params
     directions, m = muon.nesterov(b1, state.m, grads)
     updates, vs = [], []
-    orthogonal = muon.orthogonalize(directions, precision)
+    orthogonal = muon.orthogonalize(directions, precision, layout=layout)
     for o, v in zip(orthogonal, state.v):
       v = b2 * v + (1 - b2) * (o * o).mean(-2)
       n = o / (jnp.sqrt(v)[..., None, :] + _EPS)
@@ -88,7 +93,9 @@ OPTIMIZER = Optimizer(
   name='normuon',
   label='NorMuon',
   reference='Li et al., arXiv 2510.05491',
-  transform=lambda h: scale_by_normuon(h.b1, h.b2, h.scale, h.newton_schulz),
+  transform=lambda h: scale_by_normuon(
+    h.b1, h.b2, h.scale, h.newton_schulz, h.layout
+  ),
   hyperparameters={
     # The authors', in three repositories: 0.01, 0.02 and 0.035.
     'lr': lr(0.02, range=(0.007, 0.056)),

@@ -186,7 +186,8 @@ class Optimizer:
       has each hyperparameter by name, a number or, with a `factor`, a tree;
       also `learning_rate` (s_t·lr), `step` (steps done before), `steps` (of
       the run), and as trees `kinds` (roles) and `lr_factors`, `eps_factors`
-      (numbers).
+      (numbers); and `layout`, how a mesh splits parameters
+      (PartitionSpecs), None where that is not known.
     hyperparameters: by name; `weight_decay`, with `curvature` the `hessian_…`
       and, where roles are left to AdamW, the `auxiliary_…` are added.
     lr_factors: role → column of the µP table, or a function of the static

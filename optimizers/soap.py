@@ -107,7 +107,8 @@ def _init_matrix(parameter: Any) -> MatrixState:
     if size > _LONGEST:
       return None
     whole = (*shape[:-2], size, size)
-    box = lambda x: box_like(parameter, x, (*before, side, None))
+    # Split like the matrix: rows by this side's axis, columns by the other's.
+    box = lambda x: box_like(parameter, x, (*before, side, -3 - side))
     return Basis(
       box(jnp.zeros(whole, dtype)),
       box(jnp.broadcast_to(jnp.eye(size, dtype=dtype), whole)),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import functools
 import math
 import os
+import re
 from typing import Any
 
 from absl import logging
@@ -25,6 +26,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from steepest.models.config import ModelConfig
+from steepest.training import chips
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence')
 
@@ -47,12 +49,13 @@ RULES_OF_A_COPY = (('batch', 'fsdp'), *RULES[1:])
 
 
 _SCHEDULER = 'xla_gpu_enable_latency_hiding_scheduler'
+_FUSED_GATHER = 'xla_tpu_enable_async_collective_fusion_fuse_all_gather'
 _OPTIONS: dict[str, dict[str, bool]] = {
   'gpu': {_SCHEDULER: True},
   'tpu': {
     'xla_enable_async_all_gather': True,
     'xla_tpu_enable_async_collective_fusion': True,
-    'xla_tpu_enable_async_collective_fusion_fuse_all_gather': True,
+    _FUSED_GATHER: True,
     'xla_tpu_enable_async_collective_fusion_multiple_steps': True,
     'xla_tpu_overlap_compute_collective_tc': True,
   },
@@ -140,6 +143,34 @@ def shardings(mesh: Mesh | AbstractMesh, specs: Any) -> Any:
   """Returns NamedShardings of a tree of logical PartitionSpecs."""
   # Flax's annotation does not know that abstract meshes do too.
   return nn.logical_to_mesh_sharding(specs, mesh, RULES)  # type: ignore
+
+
+def even(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
+  """Returns a sharding without the mesh axes that do not divide an array."""
+  spec = [
+    axes if size % _parts(sharding, axes) == 0 else None
+    for size, axes in zip(shape, sharding.spec)
+  ]
+  return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+
+
+def over_data(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
+  """Returns a sharding that splits one of an array's axes over `data`, too.
+
+  That is the first one that divides; vectors and scalars stay as they are.
+  """
+  spec = [*sharding.spec, *[None] * len(shape)][: len(shape)]
+  for i, axes in enumerate(spec if len(shape) > 1 else ()):
+    own = (axes,) if isinstance(axes, str) else axes or ()
+    if shape[i] % _parts(sharding, (*own, 'data')) == 0:
+      spec[i] = (*own, 'data')
+      break
+  return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+
+
+def _parts(sharding: NamedSharding, axes: Any) -> int:
+  names = (axes,) if isinstance(axes, str) else axes or ()
+  return math.prod(sharding.mesh.shape[name] for name in names)
 
 
 def batch_shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
@@ -316,8 +347,9 @@ def compiler_options(mesh: Mesh, remat: str) -> dict[str, str | bool]:
   """Returns XLA's options for a mesh; what the user set in XLA_FLAGS stays.
 
   Only what makers document, and only between several devices: collectives run
-  beside computation. docs/scaling.md says where each is from. Each is tried on
-  an empty program first, since options come and go with versions of XLA.
+  beside computation. docs/scaling.md says where each is from. What a small
+  program that gathers, scatters and reduces does not compile with is left out:
+  options come and go with versions of XLA.
 
   Args:
     mesh: what is compiled for.
@@ -327,29 +359,57 @@ def compiler_options(mesh: Mesh, remat: str) -> dict[str, str | bool]:
   device = mesh.devices.flat[0]
   if mesh.size == 1 or device.platform not in _OPTIONS:
     return {}
-  own = os.environ.get('XLA_FLAGS', '') + os.environ.get('LIBTPU_INIT_ARGS', '')
+  given = ' '.join(os.getenv(k, '') for k in ('XLA_FLAGS', 'LIBTPU_INIT_ARGS'))
+  own = re.findall(r'--(\w+)', given)
   wanted = dict(_OPTIONS[device.platform])
   if _SCHEDULER in wanted and remat == 'full':
     # Not left out: XLA's own default is to have it.
     wanted[_SCHEDULER] = False
-  return {
-    name: value
-    for name, value in wanted.items()
-    if f'--{name}' not in own and _accepts(name, value, mesh)
-  }
+  if device.device_kind not in chips.CHIPS['v5e'].kinds:
+    # Libtpu 0.0.48 says that it may give wrong results on others, and refuses
+    # it; 0.0.42 takes it.
+    wanted.pop(_FUSED_GATHER, None)
+  asked = [(k, v) for k, v in wanted.items() if k not in own]
+  return dict(_accepted(tuple(asked), mesh))
+
+
+_Options = tuple[tuple[str, str | bool], ...]
 
 
 @functools.cache
-def _accepts(name: str, value: bool, mesh: Mesh) -> bool:
-  """Returns whether this version of XLA has an option; logs it if not."""
+def _accepted(options: _Options, mesh: Mesh) -> _Options:
+  """Returns the options that this XLA takes together; logs the others."""
+  if not _refusal(options, mesh):
+    return options
+  kept: _Options = ()
+  for option in options:
+    if said := _refusal((*kept, option), mesh):
+      logging.warning('XLA option %s left out: %s', option[0], said)
+    else:
+      kept += (option,)
+  return kept
+
+
+def _refusal(options: _Options, mesh: Mesh) -> str:
+  """Returns what the compiler says against options, '' if nothing.
+
+  Some it checks only where there is a collective that they concern.
+  """
+  split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
   shape = jax.ShapeDtypeStruct(
-    (), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec())
+    (8 * mesh.size, 256), jnp.bfloat16, sharding=split
   )
+
+  def loss(weights: jax.Array, rows: jax.Array) -> jax.Array:
+    whole = jax.lax.with_sharding_constraint(weights, PartitionSpec())
+    return jnp.square(rows @ whole.T).astype(jnp.float32).mean()
+
   try:
     with jax.set_mesh(mesh):
-      lowered = jax.jit(lambda x: x).lower(shape)
-    lowered.compile(compiler_options={name: value})
+      step = jax.jit(
+        jax.value_and_grad(loss), out_shardings=(replicated(mesh), split)
+      )
+      step.lower(shape, shape).compile(compiler_options=dict(options))
   except jax.errors.JaxRuntimeError as error:
-    logging.warning('XLA option left out: %s', str(error).splitlines()[0])
-    return False
-  return True
+    return str(error).splitlines()[0]
+  return ''

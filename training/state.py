@@ -131,13 +131,16 @@ def setup(
     boxed,
     is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
   )
-  chain = build.build(o, spec.schedule, factors)
+  layout = jax.tree.map(
+    lambda s: s.spec, mesh_lib.shardings(mesh, nn.get_partition_spec(boxed))
+  )
+  chain = build.build(o, spec.schedule, factors, layout)
   made = Setup(
     module,
     model,
     chain,
     mesh,
-    _shapes(chain, mesh, boxed),
+    _shapes(chain, mesh, boxed, spec.mesh.shard_optimizer_over_data),
     spec.batch_size,
     spec.microbatches,
   )
@@ -227,14 +230,20 @@ def _first(chain: Chain, params: Any) -> TrainState:
   return TrainState(jnp.zeros([], jnp.int32), params, chain.init(params))
 
 
-def _shapes(chain: Chain, mesh: Mesh, boxed: Any) -> TrainState:
+def _shapes(
+  chain: Chain, mesh: Mesh, boxed: Any, over_data: bool
+) -> TrainState:
   # Boxes survive zeros_like, so moments get their parameter's axes.
   state = jax.eval_shape(functools.partial(_first, chain), boxed)
   shardings = mesh_lib.shardings(mesh, nn.get_partition_spec(state))
-  return jax.tree.map(
+  shapes = jax.tree.map(
     lambda s, sharding: jax.ShapeDtypeStruct(
-      s.shape, s.dtype, sharding=sharding
+      s.shape, s.dtype, sharding=mesh_lib.even(sharding, s.shape)
     ),
     nn.unbox(state),
     shardings,
   )
+  if not over_data:
+    return shapes
+  split = lambda s: s.update(sharding=mesh_lib.over_data(s.sharding, s.shape))
+  return shapes._replace(opt_state=jax.tree.map(split, shapes.opt_state))

@@ -24,6 +24,7 @@ from steepest.models import config as model_config
 from steepest.optimizers import optimizer as optimizer_lib, schedules
 from steepest.training import config as config_lib, run as training_run
 from steepest.training.loop import Diverged, Pruned
+from steepest.training.mesh import AXES
 
 MODES = ('one_at_a_time', 'product')
 
@@ -238,7 +239,7 @@ def devices(mesh: ConfigDict, machine: int) -> int:
   Raises:
     ValueError: a size makes no sense, or the machine does not divide.
   """
-  sizes = dict(mesh)
+  sizes = {axis: mesh[axis] for axis in AXES}
   rest = math.prod(n for axis, n in sizes.items() if axis != 'data')
   if rest < 1 or min(sizes.values()) < -1 or sizes['data'] == 0:
     raise ValueError(f'mesh: {sizes}: must be positive (data: or -1)')

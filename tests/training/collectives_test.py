@@ -157,7 +157,11 @@ def test_split_parameters_are_gathered_once_a_pass(compiled, name, optimizer):
   sizes = {math.prod(s.shape) for s in jax.tree.leaves(setup.shapes.params)}
   assert all(math.prod(s) in sizes for c in gathers for s in c.shapes)
   assert min(c.elements for c in gathers) >= _WIDTH
-  assert {c.kind for c in found} == {'all-gather', 'all-reduce'}
+  kinds = {'all-gather', 'all-reduce', 'reduce-scatter'}
+  assert {c.kind for c in found} == kinds
+  # What looks tokens up scatters its gradient itself, once each.
+  scattered = [s for c in _of_kind(found, 'reduce-scatter') for s in c.shapes]
+  assert scattered == [(_VOCAB, _WIDTH // 8)] * (1 + (optimizer == 'sophia'))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +212,7 @@ def test_micro_batches_gather_no_parameter_again(compiled, optimizer):
     model__num_layers=1,
   )
   loop = [c for c in found if c.in_loop]
-  assert {c.kind for c in loop} == {'all-reduce'}
+  assert {c.kind for c in loop} == {'all-reduce', 'reduce-scatter'}
   assert all('Model' in c.source or 'jvp' in c.source for c in loop)
   # No logits: of what has a batch, at most the stream.
   for c in found:
@@ -268,3 +272,19 @@ def test_a_subset_moves_nothing(compiled, mesh, subset, estimator):
   for kind in _KINDS:
     assert len(part[kind]) <= len(whole[kind]), kind
     assert sum(part[kind]) <= sum(whole[kind]), kind
+
+
+def test_muon_deals_whole_matrices_out(compiled):
+  """No more is sent than one gather of all momenta, twice."""
+  setup, found = compiled('llama', 'muon', mesh__fsdp=8, model__num_layers=4)
+  of_update = [c for c in found if 'Model' not in c.source]
+  sent = _of_kind(of_update, 'all-to-all')
+  momenta = sum(
+    x.size for x in jax.tree.leaves(setup.shapes.opt_state.matrices)
+  )
+  # Four matrices a group of eight devices: as many again are filled up.
+  assert 0 < sum(c.elements for c in sent) <= 2 * 2 * momenta // 8
+  # Beside them, norms.
+  others = [c for c in of_update if c.kind != 'all-to-all']
+  assert {c.kind for c in others} == {'all-reduce'}
+  assert all(math.prod(s) <= _WIDTH for c in others for s in c.shapes)
