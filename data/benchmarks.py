@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import zipfile
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from steepest.data import downloads, files
+from steepest.data import downloads, files, reading
 
 Row = dict[str, Any]
 
@@ -206,19 +205,10 @@ def _from_hub(
   rows: list[Row] = []
   for _, path in found:
     if path.suffix == '.jsonl':
-      lines = path.read_text('utf-8').split('\n')
-      rows += [json.loads(line) for line in lines if line]
+      rows += reading.json_lines(path)
     else:
-      rows += _parquet(path)
+      rows += reading.table(path).to_pylist()
   return f'{dataset}: {", ".join(name for name, _ in found)}', rows
-
-
-def _parquet(path: pathlib.Path) -> list[Row]:
-  try:
-    return pq.read_table(path).to_pylist()
-  except pa.ArrowInvalid as error:
-    line = downloads.first_line(error)
-    raise ValueError(f'{path} is no parquet file: {line}') from error
 
 
 # --------------------------------------------------------------- the table

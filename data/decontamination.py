@@ -5,8 +5,6 @@ A piece is 13 words in a row, as in GPT-3's overlap analysis (arXiv
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-import gzip
-import json
 import os
 import pathlib
 import re
@@ -14,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from steepest.data import benchmarks
+from steepest.data import benchmarks, reading
 
 _RUN = 13
 # Odd, so that every power is invertible modulo 2^64 and no word drops out.
@@ -74,14 +72,13 @@ def texts(paths: Iterable[pathlib.Path]) -> Iterator[str]:
   """
   for path in paths:
     known = path.name.partition('.')[0] in benchmarks.SCORED
-    opener = gzip.open if path.suffix == '.gz' else open
-    with opener(path, 'rt', encoding='utf-8') as file:
-      for number, line in enumerate(file, 1):
-        try:
-          row = json.loads(line)
-        except ValueError as error:
-          raise ValueError(f'{path}: line {number} is no JSON') from error
+    for number, row in enumerate(reading.json_lines(path), 1):
+      try:
         yield from _questions(row) if known else _strings(row)
+      except (KeyError, TypeError) as error:
+        raise ValueError(
+          f'{path}, record {number}: no question with choices ({error!r})'
+        ) from error
 
 
 def _questions(row: dict[str, Any]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from steepest.data import files
+from steepest.data import files, reading
 
 # Raised when a reader of the former version could not read the files. The
 # first one lacks the fields that have defaults below.
@@ -135,7 +135,7 @@ def load(directory: epath.PathLike) -> Manifest:
       f'no {NAME} in {directory}: is it the --out of a finished launch.prepare?'
     )
   try:
-    content = json.loads(path.read_text())
+    content = reading.parse(path.read_text())
     version = content['version']
     if version not in _READABLE:
       raise ValueError(

@@ -285,7 +285,9 @@ class _Preparation:
       return tokenizer
     if not (directory / 'tokenizer.json').exists():
       self.progress.add_task('training the tokenizer', total=None)
-      tokenizer = tokenizers.train_bpe(_training_texts(self.found), int(size))
+      tokenizer = tokenizers.train_bpe(
+        _training_texts(self.found, self.options.document_bytes), int(size)
+      )
       tokenizer.save(directory)
     tokenizer = tokenizers.load(f'hf:{directory}')
     tokenizer.name = self.options.tokenizer
@@ -308,6 +310,7 @@ class _Preparation:
     rules = tokenize.Rules(
       directory,
       size,
+      options.document_bytes,
       self.part / 'tokenizer',
       options.source,
       options.seed,
@@ -416,9 +419,11 @@ class _Tally:
       )
 
 
-def _training_texts(found: Sequence[documents.Input]) -> Iterator[str]:
+def _training_texts(
+  found: Sequence[documents.Input], most: int
+) -> Iterator[str]:
   characters = 0
-  for document in documents.read(found):
+  for document in documents.read(found, most):
     if isinstance(document, documents.Document):
       yield document.text
       characters += len(document.text)

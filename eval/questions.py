@@ -4,13 +4,12 @@ The rules are those of lm-evaluation-harness 0.4.13.
 """
 
 import collections
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
-import gzip
-import json
 import pathlib
 import random
 
+from steepest.data import reading
 from steepest.eval.tasks import Document, Example, Task
 
 # The harness's seed for the examples that questions draw.
@@ -46,27 +45,6 @@ def find_file(directory: pathlib.Path, stem: str) -> pathlib.Path:
     f'no {stem}.jsonl or {stem}.jsonl.gz in {directory}: give --data the '
     'directory that holds the benchmark documents'
   )
-
-
-def read_jsonl(path: pathlib.Path) -> Iterator[Document]:
-  """Yields the objects of a JSON-lines file, gzipped or not.
-
-  Raises:
-    ValueError: a line is no JSON object; names it.
-  """
-  opened = gzip.open if path.suffix == '.gz' else open
-  with opened(path, 'rb') as lines:
-    # Not splitlines(): strings may hold U+2028 and the like.
-    for number, line in enumerate(lines, start=1):
-      if not line.strip():
-        continue
-      try:
-        doc = json.loads(line)
-      except (ValueError, RecursionError) as error:
-        raise ValueError(f'{path}, line {number}: {error}') from error
-      if not isinstance(doc, dict):
-        raise ValueError(f'{path}, line {number}: not a JSON object')
-      yield doc
 
 
 def read_questions(
@@ -151,7 +129,7 @@ def stems(tasks: Sequence[Task]) -> list[str]:
 def _by_subject(path: pathlib.Path) -> dict[str | None, list[Document]]:
   """Returns the documents of each subject; under None, all of them."""
   groups: dict[str | None, list[Document]] = collections.defaultdict(list)
-  for doc in read_jsonl(path):
+  for doc in reading.json_lines(path):
     groups[None].append(doc)
     if 'subject' in doc:
       groups[doc['subject']].append(doc)

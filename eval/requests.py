@@ -7,9 +7,18 @@ from collections.abc import Sequence
 import dataclasses
 import pathlib
 
+from steepest.data import reading
 from steepest.data.tokenizers import Tokenizer
-from steepest.eval.questions import Question, read_jsonl
+from steepest.eval.questions import Question
 
+# What a line of given pairs holds, by reading.KINDS.
+_FIELDS = {
+  'task': 'text',
+  'doc_id': 'text, number or list of them',
+  'choice': 'text, number or list of them',
+  'context': 'text',
+  'continuation': 'text',
+}
 # Requests tokenised at a time.
 _CHUNK = 4096
 
@@ -129,21 +138,8 @@ def read_requests(path: pathlib.Path, tokenizer: Tokenizer) -> list[Request]:
   """
   keys = []
   pairs = []
-  for number, row in enumerate(read_jsonl(path), start=1):
-    for field in ('task', 'doc_id', 'choice', 'context', 'continuation'):
-      if field not in row:
-        raise ValueError(
-          f'{path}, request {number}: no field {field!r}; each line has task, '
-          'doc_id, choice, context and continuation'
-        )
-    if not (
-      isinstance(row['context'], str)
-      and isinstance(row['continuation'], str)
-      and isinstance(row['task'], str)
-    ):
-      raise ValueError(
-        f'{path}, request {number}: task, context and continuation must be text'
-      )
+  for number, row in enumerate(reading.json_lines(path), start=1):
+    reading.require(row, _FIELDS, f'{path}, request {number}')
     keys.append((row['task'], row['doc_id'], row['choice']))
     pairs.append((row['context'], row['continuation']))
   return _requests(tokenizer, keys, pairs)

@@ -1,7 +1,6 @@
 """GPT-2 and LLaMA models from directories in Hugging Face's layout."""
 
 from collections.abc import Iterator
-import json
 import math
 import os
 import pathlib
@@ -11,6 +10,7 @@ from flax import traverse_util
 import numpy as np
 from safetensors import safe_open
 
+from steepest.data import reading
 from steepest.models.config import ModelConfig
 
 _ACTIVATIONS = {
@@ -87,6 +87,8 @@ _LAYOUTS = {
   ),
 }
 _READOUT = 'lm_head.weight'
+# Types of safetensors that weights are read from.
+_DTYPES = ('F64', 'F32', 'F16', 'BF16')
 
 
 def tensors(model: ModelConfig) -> Iterator[Tensor]:
@@ -147,12 +149,7 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     raise FileNotFoundError(
       f'no {path}: give hf:DIR with config.json and *.safetensors'
     )
-  try:
-    config = json.loads(path.read_text('utf-8'))
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f'{path} is not JSON: {error}') from None
-  if not isinstance(config, dict):
-    raise ValueError(f'{path} is not a JSON object')
+  config = reading.json_object(path)
   readers = {'gpt2': _gpt2_config, 'llama': _llama_config}
   kind = config['model_type'] if 'model_type' in config else None
   if not isinstance(kind, str) or kind not in readers:
@@ -327,6 +324,12 @@ class _Tensors:
     full = self._find(name)
     self._left.discard(full)
     with safe_open(self._file[full], 'numpy') as reader:
+      dtype = reader.get_slice(full).get_dtype()
+      if dtype not in _DTYPES:
+        raise ValueError(
+          f'{self._file[full]}: tensor {full} is of type {dtype}; convert it '
+          f'to one of {", ".join(_DTYPES)}'
+        )
       value = reader.get_tensor(full)
     if value.shape != shape:
       raise ValueError(
@@ -356,18 +359,18 @@ def _find_files(directory: pathlib.Path) -> list[pathlib.Path]:
   index = directory / 'model.safetensors.index.json'
   one = directory / 'model.safetensors'
   if index.exists():
-    try:
-      names = set(json.loads(index.read_text('utf-8'))['weight_map'].values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-      raise ValueError(f'{index} has no weight_map: fetch it again') from None
-    for name in sorted(map(str, names)):
+    hint = 'fetch it again'
+    held = reading.json_object(index, hint)
+    reading.require(held, {'weight_map': 'object'}, str(index), hint)
+    names = set(map(str, held['weight_map'].values()))
+    for name in sorted(names):
       if pathlib.PurePath(name).name != name or '\0' in name:
         raise ValueError(f'{index} names {name!r}, which is no file beside it')
       if not (directory / name).is_file():
         raise FileNotFoundError(
           f'{directory / name}, named in {index}, is gone'
         )
-    return [directory / name for name in sorted(map(str, names))]
+    return [directory / name for name in sorted(names)]
   files = [one] if one.exists() else sorted(directory.glob('*.safetensors'))
   if not files:
     raise FileNotFoundError(f'no *.safetensors in {directory}')

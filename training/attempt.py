@@ -6,12 +6,12 @@ it again before it adds to what the directory holds.
 """
 
 from collections.abc import Mapping
-import json
 import os
 import pathlib
 from typing import Any
 import uuid
 
+from steepest.data import reading
 from steepest.training import environment, metrics
 
 _FILE = 'env.json'
@@ -70,8 +70,12 @@ def _read(workdir: pathlib.Path) -> dict[str, Any] | None:
   if not path.exists():
     return None
   try:
-    env = json.loads(path.read_text('utf-8'))
-    return env['attempt'] if 'attempt' in env else None
+    env = reading.json_object(path)
+    reading.require(env, {'attempt': '?object'}, str(path))
+    attempt = env['attempt'] if 'attempt' in env else None
+    if attempt is not None:
+      reading.require(attempt, {'number': 'count'}, str(path))
+    return attempt
   except ValueError:
     # Damaged: whoever begins writes another.
     return None

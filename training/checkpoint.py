@@ -15,16 +15,26 @@ import threading
 from typing import Any
 
 import jax
+from jax import numpy as jnp
 from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
+from steepest.data import reading
 from steepest.training.metrics import write_json
 from steepest.training.state import TrainState
 
 CHECKSUMS = 'checksums.json'
 # Beside the directory, so that it is seen when that was emptied.
 _LATEST = 'latest_checkpoint.json'
+# What the loop keeps beside the state, by reading.KINDS.
+_BOOKS = {
+  'seconds': 'object of numbers',
+  'losses': 'object of numbers',
+  'data_fingerprint': 'text',
+  'shapes': 'object',
+  'rows': '?count',
+}
 # What the first process tells the others when there is no step to tell.
 _NONE, _DAMAGED = -1, -2
 
@@ -100,7 +110,7 @@ class Checkpointer:
     if not path.exists():
       return None
     try:
-      return int(json.loads(path.read_text('utf-8'))['steps'])
+      return int(reading.parse(path.read_text('utf-8'))['steps'])
     except (ValueError, KeyError, TypeError) as error:
       raise ValueError(f'{path} is damaged: {error!r}: delete it') from error
 
@@ -149,6 +159,12 @@ class Checkpointer:
       steps,
       args=ocp.args.Composite(state=ocp.args.StandardRestore(target)),
     )
+    bad = _not_finite(restored['state'])
+    if bad:
+      raise ValueError(
+        f'checkpoint {self.directory / str(steps)}: {bad} holds numbers that '
+        'are not finite, which no run saves: restore it or delete it'
+      )
     return restored['state'], metadata
 
   def restore_params(self, target: Any, steps: int) -> Any:
@@ -166,9 +182,15 @@ class Checkpointer:
 
   def metadata(self, steps: int) -> dict[str, Any]:
     """Returns the JSON values saved beside the state."""
-    restored = self._manager.restore(
-      steps, args=ocp.args.Composite(books=ocp.args.JsonRestore())
-    )
+    where = str(self.directory / str(steps))
+    try:
+      restored = self._manager.restore(
+        steps, args=ocp.args.Composite(books=ocp.args.JsonRestore())
+      )
+    except (ValueError, RecursionError) as error:
+      line = str(error).partition('\n')[0]
+      raise ValueError(f'checkpoint {where}: damaged: {line}') from error
+    reading.require(restored['books'], _BOOKS, f'checkpoint {where}')
     return restored['books']
 
   def wait(self) -> None:
@@ -322,7 +344,7 @@ def verify(directory: pathlib.Path) -> None:
     ValueError: names the first file that is not what was written.
   """
   try:
-    files = json.loads((directory / CHECKSUMS).read_text('utf-8'))['files']
+    files = reading.parse((directory / CHECKSUMS).read_text('utf-8'))['files']
     wanted = {
       name: (int(file['bytes']), str(file['sha256']))
       for name, file in files.items()
@@ -347,6 +369,22 @@ def verify(directory: pathlib.Path) -> None:
 def _sha256(path: pathlib.Path) -> str:
   with path.open('rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+@jax.jit
+def _finite(leaves: list[jax.Array]) -> list[jax.Array]:
+  return [jnp.isfinite(leaf).all() for leaf in leaves]
+
+
+def _not_finite(state: Any) -> str:
+  """Returns the path of a leaf with a number that is not finite, or ''."""
+  leaves = {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    if jnp.issubdtype(leaf.dtype, jnp.floating)
+  }
+  finite = jax.device_get(_finite(list(leaves.values())))
+  return next((name for name, ok in zip(leaves, finite) if not ok), '')
 
 
 def _shapes(params: Any) -> dict[str, list[int]]:

@@ -13,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from steepest.data import reading
 from steepest.experiments import base, outside
 from steepest.models import config as model_config, huggingface
 from steepest.models.config import ModelConfig
@@ -333,7 +334,7 @@ def _read_config(path: pathlib.Path) -> tuple[ConfigDict, dict[str, Any]]:
   removed: dict[str, Any] = {}
   try:
     with config.unlocked():
-      config.update(json.loads(path.read_text('utf-8')))
+      config.update(reading.parse(path.read_text('utf-8')))
       for key, value in base.flatten(config).items():
         if value is None:
           raise ValueError(f'{key} is null')
@@ -358,7 +359,7 @@ def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
   if not path.exists():
     return None
   try:
-    summary = json.loads(path.read_text('utf-8'))
+    summary = reading.parse(path.read_text('utf-8'))
     kinds = {'status': str, 'steps': int}
     if summary['status'] == 'diverged':
       kinds['diverged_at_step'] = int

@@ -18,10 +18,10 @@ import pathlib
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-from pyarrow import parquet
+from pyarrow import compute, parquet
 
-from steepest.data import downloads
-from steepest.data.preparing.options import SAMPLES
+from steepest.data import downloads, reading
+from steepest.data.preparing.options import DOCUMENT_BYTES, SAMPLES
 
 _JSON_LINES = ('.jsonl', '.json', '.ndjson')
 _COMPRESSED = {'.gz': 'gzip', '.zst': 'zstd'}
@@ -32,11 +32,14 @@ _CUTS = 64
 _CUT = 1 << 16
 # Rows in a block of a Parquet file or of a dataset; bytes in one of lines.
 _ROWS = 512
+_ROW_BYTES = 1 << 25
 _BLOCK = 1 << 20
 # Rows of a TFDS dataset that a process reads at a time.
 _PIECE_ROWS = 8192
 # Characters of a rejected line that are quoted.
 _QUOTED = 200
+# Fields of `meta` that name a source.
+_SOURCES = ('redpajama_set_name', 'source')
 
 
 class Document(NamedTuple):
@@ -66,6 +69,7 @@ class Block(NamedTuple):
     content: lines of JSON, one document's bytes (`text`), or rows.
     text: whether the content is one document.
     field: of a line or row that holds the text.
+    most: bytes of a document or a line at most.
   """
 
   file: str
@@ -74,6 +78,7 @@ class Block(NamedTuple):
   content: bytes | pa.RecordBatch | list[dict[str, Any]]
   text: bool = False
   field: str = 'text'
+  most: int = DOCUMENT_BYTES
 
   @property
   def bytes(self) -> int:
@@ -177,7 +182,9 @@ def find(spec: str, field: str = 'text') -> list[Input]:
   return sorted(found.values(), key=lambda i: pathlib.PurePath(i.name))
 
 
-def read(found: Iterable[Input]) -> Iterator[Document | Reject]:
+def read(
+  found: Iterable[Input], most: int = DOCUMENT_BYTES
+) -> Iterator[Document | Reject]:
   """Yields the documents of some inputs, in order.
 
   A `.jsonl` (also `.gz`, `.zst`) or `.parquet` file holds one in each line or
@@ -191,42 +198,51 @@ def read(found: Iterable[Input]) -> Iterator[Document | Reject]:
   """
   for one in found:
     piece = Piece(one.name, one.bytes, 0, 0, one.field, one.cut)
-    for block in blocks(piece, _BLOCK):
+    for block in blocks(piece, _BLOCK, most):
       for _, item in parse(block):
         yield item
 
 
-def blocks(piece: Piece, size: int) -> Iterator[Block]:
+def blocks(
+  piece: Piece, size: int, most: int = DOCUMENT_BYTES
+) -> Iterator[Block]:
   """Yields a piece in blocks of whole lines, about `size` bytes each.
+
+  Args:
+    piece: of an input.
+    size: of a block.
+    most: bytes of a document or a line; no more are kept of a longer one, which
+      becomes a reject.
 
   Raises:
     OSError: a dataset cannot be read.
     ValueError: a file as a whole is damaged.
   """
-  for block in _blocks(piece, size):
-    yield block._replace(field=piece.field)
-
-
-def _blocks(piece: Piece, size: int) -> Iterator[Block]:
   kind, name = _dataset(piece.input)
+  found = _blocks(piece, size, most)
   if kind:
-    yield from _dataset_blocks(piece, kind, name)
-    return
+    found = _dataset_blocks(piece, kind, name)
+  for block in found:
+    yield block._replace(field=piece.field, most=most)
+
+
+def _blocks(piece: Piece, size: int, most: int) -> Iterator[Block]:
   path = pathlib.Path(piece.input)
   try:
     if path.suffix.lower() == '.parquet':
       yield from _row_blocks(path, piece.field)
     elif piece.end:
-      yield from _lines_within(path, piece)
+      yield from _lines_within(path, piece, most)
     elif _is_lines(path):
-      yield from _line_blocks(path, size)
+      yield from _line_blocks(path, size, most)
     elif piece.cut:
-      for block in _line_blocks(path, piece.cut):
+      for block in _line_blocks(path, piece.cut, most):
         yield block._replace(text=True)
     else:
       with _open(path) as file:
-        yield Block(str(path), _stem(path), 1, file.read(), text=True)
-  except (pa.ArrowException, OSError, EOFError) as error:
+        content = file.read(most + 1)
+        yield Block(str(path), _stem(path), 1, content, text=True)
+  except (pa.ArrowException, OSError, EOFError, UnicodeError) as error:
     raise ValueError(f'{path} is damaged or cut short: {error}') from error
 
 
@@ -241,7 +257,7 @@ def parse(block: Block) -> Iterator[tuple[int, Document | Reject]]:
       if line.strip():
         yield number, _from_line(block, number, line)
   else:
-    rows = content if isinstance(content, list) else content.to_pylist()
+    rows = content if isinstance(content, list) else _rows(content)
     for number, row in enumerate(rows, block.first):
       yield number, _from_record(block, number, row)
 
@@ -309,28 +325,42 @@ def _open(path: pathlib.Path) -> io.BufferedIOBase:
   return io.BufferedReader(pa.input_stream(str(path), compression), 1 << 20)
 
 
-def _lines_within(path: pathlib.Path, piece: Piece) -> Iterator[Block]:
+def _lines_within(
+  path: pathlib.Path, piece: Piece, most: int
+) -> Iterator[Block]:
   """Yields one block of the lines that begin in a piece."""
   with _open(path) as file:
     if piece.begin:
       # The line that holds the byte before belongs to the piece before.
       file.seek(piece.begin - 1)
-      file.readline()
-    if (rest := piece.end - file.tell()) <= 0:
-      return
-    content = file.read(rest)
-    if not content.endswith(b'\n'):
-      content += file.readline()
-  yield Block(str(path), _stem(path), 1, content)
+      _skip_line(file)
+    if (rest := piece.end - file.tell()) > 0:
+      content = _finish_line(file, file.read(rest), most)
+      yield Block(str(path), _stem(path), 1, content)
 
 
-def _line_blocks(path: pathlib.Path, size: int) -> Iterator[Block]:
+def _line_blocks(path: pathlib.Path, size: int, most: int) -> Iterator[Block]:
   with _open(path) as file:
     number = 1
     while content := file.read(size):
-      content += file.readline()
+      content = _finish_line(file, content, most)
       yield Block(str(path), _stem(path), number, content)
       number += content.count(b'\n')
+
+
+def _finish_line(file: io.BufferedIOBase, content: bytes, most: int) -> bytes:
+  """Returns content to the end of its last line, of one too long enough."""
+  have = len(content) - (content.rfind(b'\n') + 1)
+  rest = file.readline(max(0, most + 1 - have)) if have else b''
+  if have + len(rest) > most and not rest.endswith(b'\n'):
+    _skip_line(file)
+    rest += b'\n'
+  return content + rest
+
+
+def _skip_line(file: io.BufferedIOBase) -> None:
+  while (part := file.readline(_BLOCK)) and not part.endswith(b'\n'):
+    pass
 
 
 def _row_blocks(path: pathlib.Path, field: str) -> Iterator[Block]:
@@ -343,9 +373,46 @@ def _row_blocks(path: pathlib.Path, field: str) -> Iterator[Block]:
       )
     columns = [c for c in (field, *_COLUMNS) if c in names]
     number = 1
-    for rows in file.iter_batches(_ROWS, columns=columns):
-      yield Block(str(path), _stem(path), number, rows)
-      number += len(rows)
+    for group in range(file.num_row_groups):
+      about = file.metadata.row_group(group)
+      # Rows of large documents are read a few at a time.
+      fit = _ROW_BYTES * about.num_rows // max(1, about.total_byte_size)
+      count = min(max(1, fit), _ROWS)
+      for rows in file.iter_batches(count, [group], columns):
+        yield Block(str(path), _stem(path), number, rows)
+        number += len(rows)
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+  """Yields rows whose texts are bytes, which may be no UTF-8.
+
+  Whatever else a row holds, such as dates that Python has none for, stays
+  unread.
+  """
+  columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+  values: dict[str, list[Any]] = {}
+  for name, column in columns.items():
+    if name == 'meta' and pa.types.is_struct(column.type):
+      inner = [column.type.field(i).name for i in range(column.type.num_fields)]
+      fields = {
+        n: _texts(compute.struct_field(column, n))
+        for n in _SOURCES
+        if n in inner
+      }
+      values[name] = [dict(zip(fields, row)) for row in zip(*fields.values())]
+    else:
+      values[name] = _texts(column)
+  for row in zip(*values.values()):
+    yield dict(zip(values, row))
+
+
+def _texts(column: pa.Array) -> list[bytes | None]:
+  kind = column.type
+  if pa.types.is_dictionary(kind):
+    column, kind = column.dictionary_decode(), kind.value_type
+  if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    return column.cast(pa.large_binary()).to_pylist()
+  return [None] * len(column)
 
 
 # ---------------------------------------------------------------- datasets
@@ -460,9 +527,11 @@ def _tfds(name: str) -> Sequence[Mapping[str, Any]]:
 
 
 def _from_line(block: Block, number: int, line: bytes) -> Document | Reject:
+  if len(line) > block.most:
+    return _reject(block, number, f'longer than {block.most} bytes', line)
   try:
-    record = json.loads(line)
-  except (ValueError, RecursionError):
+    record = reading.parse(line)
+  except ValueError:
     return _reject(block, number, 'no JSON', line)
   if not isinstance(record, dict):
     return _reject(block, number, 'no JSON object', line)
@@ -473,42 +542,56 @@ def _from_record(
   block: Block, number: int, record: dict[str, Any]
 ) -> Document | Reject:
   text = record.get(block.field)
-  if not isinstance(text, str):
+  if not isinstance(text, (str, bytes)):
     return _reject(block, number, f'no `{block.field}`', str(record))
-  return _document(block, number, text, _source(record))
+  try:
+    source = _source(record)
+  except ValueError:
+    return _reject(block, number, 'no source to be read', str(record))
+  return _document(block, number, text, source)
 
 
 def _document(
   block: Block, number: int, text: str | bytes, source: str | None = None
 ) -> Document | Reject:
+  if len(text) > block.most:
+    return _reject(block, number, f'longer than {block.most} bytes', text)
   try:
     # A lone surrogate, which JSON can spell, has no UTF-8 either.
     text = text.decode() if isinstance(text, bytes) else text
-    text.encode()
+    size = len(text.encode())
   except UnicodeError:
     return _reject(block, number, 'no Unicode', text)
+  if size > block.most:
+    return _reject(block, number, f'longer than {block.most} bytes', text)
   if not text.strip():
     return _reject(block, number, 'empty', text)
   return Document(text, source or block.stem)
 
 
 def _source(record: dict[str, Any]) -> str | None:
+  """Returns what a record says of its source, None where it says nothing.
+
+  Raises:
+    ValueError: it is no Unicode, or nested too deeply.
+  """
   meta = record.get('meta')
-  if isinstance(meta, str):
+  if isinstance(meta, (str, bytes)):
     try:
-      meta = json.loads(meta)
-    except ValueError:
+      meta = reading.parse(meta)
+    except json.JSONDecodeError:
       meta = None
   if not isinstance(meta, dict):
     meta = {}
-  named = (
-    meta.get('redpajama_set_name'),
-    meta.get('source'),
-    record.get('source'),
-  )
-  # Of each line's own path, the first folder.
-  texts = (n.strip('/').partition('/')[0] for n in named if isinstance(n, str))
-  return next((n for n in texts if n and not n.endswith(':')), None)
+  for name in (*(meta.get(key) for key in _SOURCES), record.get('source')):
+    if isinstance(name, (str, bytes)):
+      name = name.decode() if isinstance(name, bytes) else name
+      name.encode()
+      # Of each line's own path, the first folder.
+      folder = name.strip('/').partition('/')[0]
+      if folder and not folder.endswith(':'):
+        return folder
+  return None
 
 
 def _reject(

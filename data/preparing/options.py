@@ -14,6 +14,8 @@ SAMPLES = {
     '10 B tokens, 28.5 GB',
   ),
 }
+# Bytes of a document, or of a line that holds one, at most.
+DOCUMENT_BYTES = 1 << 26
 
 
 def _option(help: str, **default: Any) -> Any:
@@ -53,6 +55,11 @@ class Options:
     'Share of the lines that may be bad; more stop the job, ten never do.',
     default=0.01,
   )
+  document_bytes: int = _option(
+    'Bytes of a document, and of a line that holds one, at most; longer ones '
+    'are bad lines.',
+    default=DOCUMENT_BYTES,
+  )
   decontaminate: str = _option(
     'What is done with documents that share 13 words in a row with a scored '
     "benchmark: 'drop' or 'report'; both write contaminated.jsonl.",
@@ -84,6 +91,11 @@ class Options:
         self.shard_tokens >= manifests.RECORD_TOKENS,
         'shard_tokens',
         f'a record alone has {manifests.RECORD_TOKENS}',
+      ),
+      (
+        1 <= self.document_bytes <= 1 << 28,
+        'document_bytes',
+        f'give 1 to {1 << 28}',
       ),
       (
         0 <= self.max_rejected <= 1,

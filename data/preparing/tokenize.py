@@ -54,6 +54,7 @@ class Rules(NamedTuple):
   Attributes:
     directory: of the chunks.
     size: bytes of a chunk's text, which ends with the block that reaches them.
+    most: bytes of a document.
     tokenizer: directory of the tokenizer.json.
     source: the source of all documents; '': as the files say.
     seed: fixes the order of documents.
@@ -64,6 +65,7 @@ class Rules(NamedTuple):
 
   directory: pathlib.Path
   size: int
+  most: int
   tokenizer: pathlib.Path
   source: str
   seed: int
@@ -227,7 +229,7 @@ def write(rules: Rules, task: Task) -> Done:
   with files.room_for(rules.directory.parent):
     for piece in task.pieces:
       lines.append(0)
-      for block in documents.blocks(piece, rules.size):
+      for block in documents.blocks(piece, rules.size, rules.most):
         blocks.append(block)
         if piece.end and isinstance(block.content, bytes):
           lines[-1] += block.content.count(b'\n')
@@ -303,6 +305,7 @@ def _read(
   for block in blocks:
     lines, found = [], []
     for line, item in documents.parse(block):
+      item = _cuttable(rules, block, line, item)
       if isinstance(item, documents.Reject):
         rejects.append(item._asdict())
       else:
@@ -321,6 +324,22 @@ def _read(
   return kept, rejects, contaminated
 
 
+def _cuttable(
+  rules: Rules,
+  block: documents.Block,
+  line: int,
+  item: documents.Document | documents.Reject,
+) -> documents.Document | documents.Reject:
+  """Returns what `parse` gave, or a reject of a text that cannot be cut."""
+  if isinstance(item, documents.Document):
+    try:
+      collections.deque(_tokenizer(rules.tokenizer).parts(item.text), 0)
+    except ValueError as error:
+      quoted = documents.quote(item.text)
+      return documents.Reject(block.file, line, str(error), quoted)
+  return item
+
+
 def _encode(
   tokenizer: tokenizers.Tokenizer,
   kept: list[documents.Document],
@@ -333,7 +352,7 @@ def _encode(
     characters += len(document.text)
     if characters >= _CHARACTERS or i + 1 == len(kept):
       ids = tokenizer.encode_documents([d.text for d in batch])
-      yield from zip(batch, (np.array(d, dtype) for d in ids))
+      yield from zip(batch, (d.astype(dtype) for d in ids))
       batch, characters = [], 0
 
 

@@ -14,7 +14,7 @@ import tarfile
 
 import pytest
 
-from steepest.data import tokenizers
+from steepest.data import reading, tokenizers
 from steepest.eval import (
   evaluation,
   metrics,
@@ -61,7 +61,7 @@ def kit(conformance, tmp_path_factory) -> pathlib.Path:
 
 def _expected(kit: pathlib.Path, model: str) -> Iterator[dict]:
   path = kit / 'expected' / f'{model}.jsonl'
-  return questions_lib.read_jsonl(path)
+  return reading.json_lines(path)
 
 
 def _expected_metrics(kit: pathlib.Path, model: str) -> dict:
@@ -106,7 +106,7 @@ def test_strings_and_ids(kit, model):
 
 @pytest.mark.parametrize('name', _SHOTS)
 def test_shots(kit, tmp_path, name):
-  docs = list(questions_lib.read_jsonl(kit / 'docs' / f'{name}.jsonl'))
+  docs = list(reading.json_lines(kit / 'docs' / f'{name}.jsonl'))
   files = {name: docs[:12], f'{name}_train': docs[12:]}
   for stem, part in files.items():
     lines = [json.dumps(doc) + '\n' for doc in part]
@@ -254,7 +254,7 @@ def test_given_pairs(run_command, kit, tmp_path, model):
   out = tmp_path / 'out'
   _run(run_command, kit, model, out, f'--requests={given}')
   if model == 'llama_stories260k':
-    rows = questions_lib.read_jsonl(out / 'requests.jsonl')
+    rows = reading.json_lines(out / 'requests.jsonl')
     [first, _] = [row for row in rows if row['task'] == 'bug']
     assert first['loglikelihood'] == pytest.approx(-0.48, abs=0.01)
   done = subprocess.run(

@@ -104,5 +104,9 @@ def test_given_pairs_need_their_fields(tmp_path, tokenizer):
   assert (request.doc_id, request.context) == (7, 'The ')
   assert request.continuation_ids == tuple(tokenizer.encode(' capital'))
   path.write_text(json.dumps(pair))
-  with pytest.raises(ValueError, match="request 1: no field 'continuation'"):
+  with pytest.raises(ValueError, match='request 1: lacks continuation'):
+    requests.read_requests(path, tokenizer)
+  # JSON can spell half a character, which has no tokens.
+  path.write_text(json.dumps({**pair, 'continuation': '\ud800'}))
+  with pytest.raises(ValueError, match='pairs.jsonl, line 1: .* surrogate'):
     requests.read_requests(path, tokenizer)

@@ -131,7 +131,7 @@ def test_shards(copy, golden, name):
   with pytest.raises(ValueError, match='which is no file beside it'):
     _read(directory)
   path.write_text('[]', 'utf-8')
-  with pytest.raises(ValueError, match='has no weight_map'):
+  with pytest.raises(ValueError, match='holds no JSON object'):
     _read(directory)
 
 
@@ -244,8 +244,18 @@ def test_missing_files_are_named(copy, tmp_path):
   with pytest.raises(FileNotFoundError, match=r'no \*\.safetensors'):
     huggingface.read_params(directory, model)
   (directory / 'config.json').write_text('{', 'utf-8')
-  with pytest.raises(ValueError, match='is not JSON'):
+  with pytest.raises(ValueError, match='not valid JSON'):
     huggingface.read_config(directory)
   (directory / 'config.json').write_text('{"model_type": "gpt2"}', 'utf-8')
   with pytest.raises(ValueError, match="key 'n_layer' is missing"):
     huggingface.read_config(directory)
+
+
+def test_weights_of_a_type_without_a_reader_are_named(copy):
+  directory = copy('gpt2')
+  path = directory / 'model.safetensors'
+  tensors = _tensors(directory)
+  small = {n: t.astype(ml_dtypes.float8_e4m3fn) for n, t in tensors.items()}
+  safetensors.save_file(small, path)
+  with pytest.raises(ValueError, match=r'model\.safetensors: .* type F8_E4M3'):
+    _read(directory)

@@ -101,6 +101,28 @@ def test_another_models_checkpoint_is_refused(
   writer.close()
 
 
+def test_numbers_that_are_not_finite_are_caught(tmp_path, trained):
+  """As of an edited checkpoint, whose checksums were written anew."""
+  setup, state = trained('sophia')
+  leaves, tree = jax.tree.flatten(state)
+  floating = [x for x in leaves if np.issubdtype(x.dtype, np.floating)]
+  spoilt = [
+    x.at[(0,) * x.ndim].set(np.inf) if x is floating[-1] else x for x in leaves
+  ]
+  writer = Checkpointer(tmp_path, 1)
+  writer.save(jax.tree.unflatten(tree, spoilt), 3, _BOOKS)
+  writer.wait()
+  with pytest.raises(ValueError, match='checkpoint .*/3: .* not finite'):
+    writer.restore(setup.shapes, 3)
+  [books] = (tmp_path / '3' / 'books').glob('metadata')
+  text = books.read_text()
+  for number in ('9' * 5000, '"x"', '1e999'):
+    books.write_text(text.replace('1.25', number))
+    with pytest.raises(ValueError, match='checkpoint .*/3: '):
+      writer.metadata(3)
+  writer.close()
+
+
 def _damage(path, how):
   data = bytearray(path.read_bytes())
   if how == 'truncated':
