@@ -1,4 +1,4 @@
-"""The GPU round on a CPU: its kernel, and both parts with tiny shapes."""
+"""The GPU round on a CPU: its kernels, and both parts with tiny shapes."""
 
 import importlib.util
 import json
@@ -17,13 +17,17 @@ _ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope='module')
-def kernel():
-  """The file, which is not part of the package."""
-  path = _ROOT / 'benchmarks/gpu_round/cross_entropy.py'
-  spec = importlib.util.spec_from_file_location('cross_entropy', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+def load():
+  """Returns a file by its name; none is part of the package."""
+
+  def load_file(name):
+    path = _ROOT / f'benchmarks/gpu_round/{name}.py'
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+  return load_file
 
 
 def _value_and_gradient(fn, logits_BxLxV, labels_BxL):
@@ -33,9 +37,10 @@ def _value_and_gradient(fn, logits_BxLxV, labels_BxL):
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize('V', [64, 300])
-def test_kernel_is_the_plain_form(kernel, monkeypatch, dtype, V):
+def test_cross_entropy_is_the_plain_form(load, dtype, V):
+  kernel = load('cross_entropy')
   # A row is whole pieces, or ends within one.
-  monkeypatch.setattr(kernel, '_PIECE', 64)
+  kernel._PIECE = 64
   rng = np.random.default_rng(V)
   logits = jnp.asarray(rng.normal(scale=30, size=(2, 5, V)), dtype)
   labels = rng.integers(0, V, (2, 5)).astype(np.int32)
@@ -48,6 +53,40 @@ def test_kernel_is_the_plain_form(kernel, monkeypatch, dtype, V):
   # Of entries up to 1 / tokens; bfloat16 may round the other way.
   limit = 1e-7 if dtype == jnp.float32 else 2**-9 / 10
   np.testing.assert_allclose(wide(gradient), wide(plain), rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('centred', [True, False])
+def test_gradients_behind_a_norm_are_those_of_its_formula(load, dtype, centred):
+  norms = load('norms')
+  # Several programs, several tokens at once, features short of a power of two.
+  norms._PARTS, norms._NUMBERS = 4, 128
+  rng = np.random.default_rng(0)
+  x, of_x, of_y = (
+    jnp.asarray(rng.normal(size=(2, 8, 48)), dtype) for _ in range(3)
+  )
+  gain = jnp.asarray(rng.normal(size=48), jnp.float32)
+
+  def plain(x, gain):
+    wide = x.astype(jnp.float32)
+    y = wide - centred * wide.mean(-1, keepdims=True)
+    y /= jnp.sqrt((y * y).mean(-1, keepdims=True) + 1e-5)
+    return x, (y * gain[None, None]).astype(x.dtype)
+
+  kernel = lambda x, gain: norms.normalized(x, gain, 1e-5, centred)
+  gradients = lambda fn: jax.jit(
+    lambda x, gain: jax.vjp(fn, x, gain)[1]((of_x, of_y))
+  )(x, gain)
+  # bfloat16: the last bit of numbers up to 8, once more where they are added.
+  for found, expected, atol in zip(
+    gradients(kernel),
+    gradients(plain),
+    (1e-5 if dtype == jnp.float32 else 2**-4, 1e-5),
+    strict=True,
+  ):
+    assert found.dtype == expected.dtype
+    wide = np.asarray(found, np.float32), np.asarray(expected, np.float32)
+    np.testing.assert_allclose(*wide, rtol=0, atol=atol)
 
 
 def _dry_run(env, *args):
@@ -65,7 +104,7 @@ def _dry_run(env, *args):
 
 def test_forms_take_the_same_steps(command_env):
   # Between them they have every patch of a row.
-  forms = ('as it is', 'all but the kernel', 'all')
+  forms = ('as it is', 'all but kernels', 'all')
   lines = _dry_run(
     command_env,
     '--part=variants',
