@@ -1,4 +1,7 @@
-"""GPT-2 and LLaMA models from directories in Hugging Face's layout."""
+"""GPT-2 and LLaMA models from directories in Hugging Face's layout.
+
+LLaMA with normalised queries and keys is Qwen3 there.
+"""
 
 from collections.abc import Iterator
 import math
@@ -102,8 +105,8 @@ def tensors(model: ModelConfig) -> Iterator[Tensor]:
     'K': model.num_kv_heads * model.head_dim,
   }
 
-  def norm(name: str, path: str) -> Iterator[Tensor]:
-    yield Tensor(f'{name}.weight', (f'{path}/gain',), (D,))
+  def norm(name: str, path: str, size: int = D) -> Iterator[Tensor]:
+    yield Tensor(f'{name}.weight', (f'{path}/gain',), (size,))
     if gpt2:
       yield Tensor(f'{name}.bias', (f'{path}/bias',), (D,))
 
@@ -114,6 +117,10 @@ def tensors(model: ModelConfig) -> Iterator[Tensor]:
     theirs, ours = f'{layout.blocks}.{i}', f'block_{i}'
     for name, path in layout.norms:
       yield from norm(f'{theirs}.{name}', f'{ours}/{path}')
+    if model.qk_norm:
+      for kind in ('query', 'key'):
+        theirs_norm = f'{theirs}.self_attn.{kind[0]}_norm'
+        yield from norm(theirs_norm, f'{ours}/{kind}_norm', model.head_dim)
     for name, paths, letter, letters in layout.linears:
       into, out = sizes[letter], sum(sizes[letter] for letter in letters)
       yield Tensor(
@@ -142,7 +149,8 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: there is no config.json.
-    ValueError: it is neither GPT-2 nor LLaMA, or has a part that we lack.
+    ValueError: it is neither GPT-2 nor LLaMA nor Qwen3, or has a part that we
+      lack.
   """
   path = pathlib.Path(directory) / 'config.json'
   if not path.exists():
@@ -150,14 +158,18 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
       f'no {path}: give hf:DIR with config.json and *.safetensors'
     )
   config = reading.json_object(path)
-  readers = {'gpt2': _gpt2_config, 'llama': _llama_config}
+  readers = {
+    'gpt2': _gpt2_config,
+    'llama': _llama_config,
+    'qwen3': _qwen3_config,
+  }
   kind = config['model_type'] if 'model_type' in config else None
   if not isinstance(kind, str) or kind not in readers:
     raise ValueError(
       f'{path}: model_type {kind!r} is not one of {", ".join(readers)}'
     )
   try:
-    found = {'name': kind, **readers[kind](config)}
+    found = {'name': kind.replace('qwen3', 'llama'), **readers[kind](config)}
     _check_types(found)
     return found
   except KeyError as error:
@@ -230,9 +242,20 @@ def _llama_config(c: dict[str, Any]) -> dict[str, Any]:
   }
 
 
+def _qwen3_config(c: dict[str, Any]) -> dict[str, Any]:
+  """Returns LLaMA's keys, and that queries and keys are normalised."""
+  if _or(c, 'use_sliding_window', False):
+    raise ValueError('use_sliding_window=True is not supported')
+  if _or(c, 'attention_bias', False):
+    raise ValueError('attention_bias without biases in the MLP: not supported')
+  # Its class has 128 where the file says nothing.
+  head_dim = _or(c, 'head_dim', 128)
+  return {**_llama_config({**c, 'head_dim': head_dim}), 'qk_norm': True}
+
+
 def _check_types(found: dict[str, Any]) -> None:
   for key, value in found.items():
-    if key in ('bias', 'tie_embeddings'):
+    if key in ('bias', 'tie_embeddings', 'qk_norm'):
       fits = isinstance(value, bool)
     elif key in ('name', 'activation'):
       fits = isinstance(value, str)
@@ -289,11 +312,11 @@ def check_layout(model: ModelConfig) -> None:
       f'model.name={model.name}: transformers has no such model, only '
       f'{", ".join(_LAYOUTS)} can be imported or exported'
     )
-  if model.qk_norm:
+  if model.qk_norm and (model.name != 'llama' or model.bias):
     raise ValueError(
-      f"model.qk_norm=True: transformers' {model.name} does not normalise "
-      'queries and keys, so such a model can be neither imported nor exported; '
-      'train with model.qk_norm=False'
+      f'model.qk_norm=True: of {model.name}, bias={model.bias}, transformers '
+      'has no such class, so the model can be neither imported nor exported; '
+      'its Qwen3 is llama without biases'
     )
 
 

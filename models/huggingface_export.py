@@ -3,8 +3,9 @@
 That layout has no multipliers, so the parametrization's are folded into the
 weights: the readout's into the final normalisation (a tied embedding stays as
 it is), the attention scale beyond 1/√head_dim into the query projection, the
-residual branches' into the matrices that write to the residual stream. A
-factor of 1 leaves every bit as it is.
+residual branches' into the matrices that write to the residual stream. Where
+queries are normalised, their gain takes the attention scale; LLaMA is Qwen3
+then. A factor of 1 leaves every bit as it is.
 """
 
 import json
@@ -55,10 +56,9 @@ def write(
   special = {'bos_token_id': bos_id, 'eos_token_id': eos_id}
   config = describe(model) | special | {'pad_token_id': None}
   flat = traverse_util.flatten_dict(jax.device_get(params), sep='/')
-  folded = {path: _fold(path, value, rules) for path, value in flat.items()}
   safetensors.save_file(
     {
-      huggingface.full_name(model, tensor): _collect(tensor, folded)
+      huggingface.full_name(model, tensor): _collect(tensor, flat, rules)
       for tensor in huggingface.tensors(model)
     },
     directory / 'model.safetensors',
@@ -73,9 +73,10 @@ def write(
 def _fold(path: str, value: np.ndarray, rules: Parametrization) -> np.ndarray:
   """Returns a parameter times the multiplier of what it computes."""
   layer = path.split('/')[-2] if '/' in path else path
+  attention = 'query_norm' if rules.model.qk_norm else 'query'
   factor = {
     'norm': rules.readout_multiplier,
-    'query': rules.attention_scale / rules.model.head_dim**-0.5,
+    attention: rules.attention_scale / rules.model.head_dim**-0.5,
     'output': rules.residual_multiplier,
     'mlp_down': rules.residual_multiplier,
   }
@@ -84,7 +85,9 @@ def _fold(path: str, value: np.ndarray, rules: Parametrization) -> np.ndarray:
 
 
 def _collect(
-  tensor: huggingface.Tensor, params: dict[str, np.ndarray]
+  tensor: huggingface.Tensor,
+  params: dict[str, np.ndarray],
+  rules: Parametrization,
 ) -> np.ndarray:
   """Returns a tensor made of our parameters.
 
@@ -92,12 +95,12 @@ def _collect(
   are 0 and 1.
   """
   size = tensor.shape[0] // len(tensor.paths)
-  parts = [
+  held = lambda path: (
     params[path]
     if path in params
     else np.full(size, path.endswith('/gain'), np.float32)
-    for path in tensor.paths
-  ]
+  )
+  parts = [_fold(path, held(path), rules) for path in tensor.paths]
   value = np.concatenate(parts, -1)
   return np.ascontiguousarray(value.T if tensor.transposed else value)
 
@@ -129,9 +132,10 @@ def _gpt2_config(model: ModelConfig) -> dict[str, Any]:
 
 
 def _llama_config(model: ModelConfig) -> dict[str, Any]:
+  kind = 'qwen3' if model.qk_norm else 'llama'
   return {
-    'architectures': ['LlamaForCausalLM'],
-    'model_type': 'llama',
+    'architectures': [f'{kind.capitalize()}ForCausalLM'],
+    'model_type': kind,
     'attention_bias': model.bias,
     'head_dim': model.head_dim,
     'hidden_act': _ACTIVATIONS[model.activation],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 from flax import traverse_util
 import jax
@@ -35,6 +36,12 @@ _VARIANTS = {
     'llama',
     {'model.num_kv_heads': 2, 'model.rope_base': 5e5, 'model.head_dim': 24},
   ),
+  # Their Qwen3.
+  'llama, normalised queries and keys, wider heads': (
+    'llama',
+    {'model.qk_norm': True, 'model.num_kv_heads': 2, 'model.head_dim': 24},
+  ),
+  'llama without gains': ('llama', {'model.norm_gain': False}),
 }
 _MULTIPLIERS = {
   'sp': {'parametrization.kind': 'sp'},
@@ -56,7 +63,7 @@ _CASES = [
   (variant, multipliers)
   for variant in _VARIANTS
   for multipliers in _MULTIPLIERS
-  if multipliers == 'sp' or 'narrow' in variant or 'wider' in variant
+  if multipliers == 'sp' or re.search('narrow|wider|gains', variant)
 ]
 _EXACT = ('sp', 'mup at its base')
 _LENGTH = 24
@@ -138,8 +145,9 @@ def test_logits_stay_what_they_were(tmp_path, variant, multipliers):
     params = traverse_util.flatten_dict(params, sep='/')
     assert params.keys() <= read.keys()
     for path, value in read.items():
-      # Only GPT-2's biases can be more than there were.
-      np.testing.assert_array_equal(value, params.get(path, np.float32(0)))
+      # Only GPT-2's biases and gains can be more than there were.
+      absent = np.float32(path.endswith('gain'))
+      np.testing.assert_array_equal(value, params.get(path, absent))
   else:
     assert rules.readout_multiplier != 1
     assert rules.attention_scale != rules.model.head_dim**-0.5
@@ -179,7 +187,7 @@ def test_whoever_reads_the_configuration_reads_the_weights(tmp_path):
   'keys, said',
   [
     ({'model.head_dim': 8}, 'is not num_heads·head_dim = 32'),
-    ({'model.qk_norm': True}, 'model.qk_norm=True.*exported'),
+    ({'model.qk_norm': True}, 'model.qk_norm=True: of gpt2, .*exported'),
     ({'model.name': gpt2.__file__}, 'gpt2.py: transformers has no such model'),
   ],
 )
