@@ -225,7 +225,7 @@ def get_study_config() -> ConfigDict:
   study.optimizers = 'adamw,lion,sophia'
   _set_search(study)
   # Devices of a trial, as `mesh`; targets have the mesh of the recipe.
-  study.trial_mesh = c.mesh.copy_and_resolve_references()
+  study.trial_mesh = ConfigDict(c.mesh.to_dict())
   study.trial_mesh.data = 1
   # Targets' width over the proxies' (heads grow, head_dim stays).
   study.width_ratio = 2
