@@ -42,6 +42,7 @@ _REQUIRES = [
   'optax>=0.2.6,<0.3',
   'optuna>=4.5,<6',
   'orbax-checkpoint>=0.12.6,<0.13',
+  'packaging>=24,<27',
   'pandas>=2.2.3,<4',
   'plotly>=6,<8',
   'pyarrow>=18,<27',
@@ -64,7 +65,6 @@ _TEST = [
   'ipykernel>=6.29',
   'mypy>=2.4',
   'nbclient>=0.10',
-  'packaging>=24',
   'pytest>=8.4',
   'pytest-xdist>=3.8',
   'ray==2.60.0',
@@ -114,6 +114,7 @@ setup(
         'coordcheck',
         'submit',
         'bench',
+        'pack',
         'watch',
         'harness',
       )

@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+# In a copy of the source without its repository: the commit that it is of.
+COMMIT = 'COMMIT'
 _PACKAGES = (
   'steepest',
   'jax',
@@ -42,6 +44,8 @@ def describe() -> dict[str, Any]:
 def git_commit() -> str | None:
   """Returns the commit of the source, `+` where files differ from it."""
   root = pathlib.Path(__file__).resolve().parent.parent
+  if (root / COMMIT).is_file():
+    return (root / COMMIT).read_text('utf-8').strip() or None
   try:
     # Without locks: runs start while people, and other runs, use the index.
     git = lambda *a: subprocess.run(

@@ -1,0 +1,184 @@
+"""Takes runs that were done elsewhere into a study's or a run's directory.
+
+Taken is only what would be done here: a run of the very same configuration that
+has ended, or got further than the one that is here. The archive may be
+anybody's, so no name in it is trusted.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import gzip
+import json
+import math
+import os
+import pathlib
+import shutil
+import tarfile
+import tempfile
+from typing import Any, NamedTuple
+import zlib
+
+from ml_collections import ConfigDict
+
+from steepest.training import metrics
+from steepest.tuning import cells, timing
+from steepest.tuning.study import Study
+
+_OLD = '.replaced'
+_CHUNK = 1 << 20
+
+
+class Merged(NamedTuple):
+  """What became of the runs of an archive, by their directories.
+
+  Attributes:
+    taken: are here now.
+    kept: are here already, as far or further.
+    refused: why others were left out.
+  """
+
+  taken: list[str]
+  kept: list[str]
+  refused: dict[str, str]
+
+
+@contextlib.contextmanager
+def unpacked(
+  archive: pathlib.Path, beside: pathlib.Path
+) -> Iterator[pathlib.Path]:
+  """Has what an archive holds below its one top folder in a new directory.
+
+  Args:
+    archive: .tar.gz.
+    beside: directory in which that directory is, for a while.
+
+  Raises:
+    ValueError: it is damaged, or holds anything but plain files inside it.
+  """
+  with tempfile.TemporaryDirectory(dir=beside, prefix='.merge-') as directory:
+    try:
+      with gzip.open(archive) as file:
+        # Its checksum is at the end, which no reader of members gets to.
+        while file.read(_CHUNK):
+          pass
+      with tarfile.open(archive, 'r:gz') as tar:
+        for member in tar:
+          _write(tar, member, pathlib.Path(directory))
+    except ValueError as error:
+      raise ValueError(f'{archive}: {error}') from error
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+      raise ValueError(f'{archive} is damaged: {error}') from error
+    yield pathlib.Path(directory)
+
+
+def _write(
+  tar: tarfile.TarFile, member: tarfile.TarInfo, directory: pathlib.Path
+) -> None:
+  """Writes a member to where its name says, unless that is elsewhere."""
+  if member.isdir():
+    return
+  path = pathlib.PurePosixPath(member.name)
+  inside = len(path.parts) > 1 and '..' not in path.parts
+  if not member.isreg() or path.is_absolute() or not inside:
+    raise ValueError(
+      f'{member.name!r} is no plain file below its one folder: nothing is taken'
+    )
+  target = directory.joinpath(*path.parts[1:])
+  if target.exists():
+    raise ValueError(f'{member.name!r} is there twice: nothing is taken')
+  target.parent.mkdir(parents=True, exist_ok=True)
+  held = tar.extractfile(member)
+  assert held is not None  # Of a plain file there is one.
+  with held, target.open('xb') as file:
+    shutil.copyfileobj(held, file)
+
+
+def into_study(
+  study: Study,
+  found: pathlib.Path,
+  rename: Callable[[dict[str, Any]], dict[str, Any]],
+) -> Merged:
+  """Takes the runs that a study would do next, as long as there are some.
+
+  Args:
+    study: whose directory nothing else works on.
+    found: directory of another machine's study, some of which is moved.
+    rename: config.json of a run there → the same with this study's files.
+  """
+  names = [p.parent.relative_to(found) for p in found.rglob('config.json')]
+  merged, looked = Merged([], [], {}), set[pathlib.Path]()
+  while new := [r for r in study.waiting() if r.directory not in looked]:
+    # Each search goes on with what was taken: what comes next is asked then.
+    for run in new:
+      looked.add(run.directory)
+      name = run.directory.relative_to(study.workdir).as_posix()
+      take(merged, name, run.config, run.directory, found / name, rename)
+  known = {'.', *merged.taken, *merged.kept, *merged.refused}
+  for name in sorted({path.as_posix() for path in names} - known):
+    if cells.has_ended(study.workdir / name):
+      merged.kept.append(name)
+    else:
+      merged.refused[name] = 'this study would not do it, or not yet'
+  if not (study.workdir / timing.FILE).exists():
+    with contextlib.suppress(FileNotFoundError):
+      os.replace(found / timing.FILE, study.workdir / timing.FILE)
+  return merged
+
+
+def take(
+  merged: Merged,
+  name: str,
+  config: ConfigDict,
+  here: pathlib.Path,
+  there: pathlib.Path,
+  rename: Callable[[dict[str, Any]], dict[str, Any]],
+) -> None:
+  """Moves a run to its place if it is the same and is further.
+
+  Args:
+    merged: what became of it is noted there.
+    name: of the run.
+    config: that it has to have.
+    here: its place.
+    there: where it is.
+    rename: as for `into_study`.
+  """
+  path = there / 'config.json'
+  if not path.is_file():
+    return
+  try:
+    held = rename(json.loads(path.read_text('utf-8')))
+    metrics.write_json(path, held)
+    further = _done(config, there) > _done(config, here)
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    said = ' '.join(str(error).split()).replace(str(there), 'the run there')
+    merged.refused[name] = said.removesuffix(': use another --workdir')
+    return
+  if not further:
+    merged.kept.append(name)
+    return
+  here.parent.mkdir(parents=True, exist_ok=True)
+  if here.exists():
+    os.rename(here, there.with_name(there.name + _OLD))
+  os.rename(there, here)
+  merged.taken.append(name)
+
+
+def _done(config: ConfigDict, directory: pathlib.Path) -> float:
+  """Returns the steps of a run's newest checkpoint, infinite if it has ended.
+
+  Raises:
+    ValueError: it is another run, or files of it are damaged.
+  """
+  loss = cells.ended(config, directory)
+  if loss is None:
+    steps = (directory / 'checkpoints').glob('[0-9]*')
+    return max((int(p.name) for p in steps if p.name.isdigit()), default=0)
+  summary, rows = cells.outcome(directory), metrics.read_rows(directory)
+  last = rows[-1]['step'] + 1 if rows else 0
+  finished = summary['status'] == 'finished'
+  if math.isnan(loss) or (finished and last != summary['steps']):
+    raise ValueError(
+      f'its summary has {summary["steps"]} steps and its rows {last}'
+    )
+  return math.inf
