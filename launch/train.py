@@ -5,9 +5,10 @@
 
 Started again with the same workdir, it goes on where it was; a finished run
 is left as it is. The workdir gets config.json, env.json, metrics.jsonl,
-TensorBoard events, checkpoints/ and at the end summary.json. As one of several
-processes (training/processes.py; `launch.submit` starts them) it does its part
-of the run in a workdir that all of them see.
+TensorBoard events, checkpoints/, on accelerators programs/ (what was compiled)
+and at the end summary.json. As one of several processes (training/processes.py;
+`launch.submit` starts them) it does its part of the run in a workdir that all
+of them see.
 """
 
 import functools
@@ -41,11 +42,12 @@ def _train(
   # JAX starts up for seconds; --help and mistyped keys need not wait.
   from steepest.data import locks
   from steepest.eval import evaluation
-  from steepest.training import interrupts, processes, run
+  from steepest.training import interrupts, mesh, processes, run
   from steepest.tuning import status
 
   workdir = workdir or cli.default_workdir(holder)
   first = processes.join() == 0
+  mesh.keep_programs(pathlib.Path(workdir) / 'programs')
   train = functools.partial(
     run.train,
     config,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import functools
 import math
 import os
+import pathlib
 import re
 from typing import Any
 
@@ -341,6 +342,18 @@ def compiled(
     return jitted.lower(*args).compile(
       compiler_options=compiler_options(mesh, remat) or None
     )
+
+
+def keep_programs(directory: pathlib.Path) -> None:
+  """Has JAX keep what it compiles there, so that a restart need not compile.
+
+  Where the user says where, by JAX_COMPILATION_CACHE_DIR, that stays. CPUs, for
+  which compiling takes seconds, keep nothing: their programs are for one kind
+  of CPU, and the directory may be moved to another.
+  """
+  given = 'JAX_COMPILATION_CACHE_DIR' in os.environ
+  if not given and jax.default_backend() != 'cpu':
+    jax.config.update('jax_compilation_cache_dir', str(directory))
 
 
 def compiler_options(mesh: Mesh, remat: str) -> dict[str, str | bool]:

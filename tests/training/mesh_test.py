@@ -494,3 +494,24 @@ def test_nothing_undoes_full_recomputation(tried):
     )
   found = mesh_lib.compiler_options(_Mesh(8, 'gpu'), 'full')
   assert found == dict.fromkeys(mesh_lib._OPTIONS['gpu'], False)
+
+
+@pytest.mark.parametrize(
+  'backend, given, kept',
+  [('gpu', False, True), ('gpu', True, False), ('cpu', False, False)],
+)
+def test_programs_are_kept_where_compiling_takes_long(
+  monkeypatch, tmp_path, backend, given, kept
+):
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+  if given:
+    # JAX reads it by itself when it is imported.
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', 'mine')
+  before = jax.config.values['jax_compilation_cache_dir']
+  try:
+    mesh_lib.keep_programs(tmp_path)
+    after = jax.config.values['jax_compilation_cache_dir']
+    assert after == (str(tmp_path) if kept else before)
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)
