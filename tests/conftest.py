@@ -22,6 +22,20 @@ os.environ['XLA_FLAGS'] = (
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 ROOT = pathlib.Path(__file__).parent.parent
+# Minutes of a SLURM, a Ray and of processes that are killed.
+_LONGEST = ('slurm_test.py', 'study_test.py', 'survival_test.py')
+
+
+def pytest_xdist_auto_num_workers() -> int | None:
+  """One more than there are cores: many tests wait for other processes."""
+  if 'PYTEST_XDIST_AUTO_NUM_WORKERS' in os.environ:
+    return None
+  return len(os.sched_getaffinity(0)) + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """The longest first, lest one worker has them when the others are done."""
+  items.sort(key=lambda item: item.path.name not in _LONGEST)
 
 
 @pytest.fixture(scope='session')
@@ -132,6 +146,45 @@ def check_same(computed, saved):
       np.testing.assert_array_equal(value, theirs[path], err_msg=path)
 
   return check
+
+
+@pytest.fixture(scope='session')
+def scored_documents(tmp_path_factory) -> pathlib.Path:
+  """Documents of two benchmarks in twelve words, and a tokenizer of these."""
+  import random
+
+  from steepest.data import tokenizers
+
+  words = 'red green blue cats dogs birds sing run sleep under over near'
+  rng = random.Random(0)
+
+  def text(low, high):
+    return ' '.join(rng.choices(words.split(), k=rng.randint(low, high)))
+
+  arc = [
+    {
+      'question': text(1, 40),
+      'choices': {'text': [text(1, 9) for _ in 'ABCD'], 'label': list('ABCD')},
+      'answerKey': rng.choice('ABCD'),
+    }
+    for _ in range(20)
+  ]
+  mmlu = [
+    {
+      'question': text(3, 9),
+      'subject': subject,
+      'choices': [text(1, 3) for _ in 'ABCD'],
+      'answer': rng.randrange(4),
+    }
+    for subject in ('anatomy', 'virology', 'philosophy')
+    for _ in range(4)
+  ]
+  directory = tmp_path_factory.mktemp('scored')
+  for name, documents in {'arc_easy': arc, 'mmlu': mmlu}.items():
+    lines = [json.dumps(document) + '\n' for document in documents]
+    (directory / f'{name}.jsonl').write_text(''.join(lines))
+  tokenizers.train_bpe(iter([words] * 9), 300).save(directory)
+  return directory
 
 
 @pytest.fixture(scope='session')

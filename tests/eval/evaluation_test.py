@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import pathlib
-import random
 import socket
 import subprocess
 import sys
@@ -20,45 +19,11 @@ from steepest.experiments import tiny
 from steepest.models import config as model_config
 from steepest.training import run, state
 
-_WORDS = 'red green blue cats dogs birds sing run sleep under over near'.split()
 _MESHES = (
   ('gpt2', {'data': 2, 'fsdp': 2, 'tensor': 2}),
   ('llama', {'tensor': 2, 'sequence': 2}),
   pytest.param('llama', {'data': 8}, marks=pytest.mark.slow),
 )
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory) -> pathlib.Path:
-  """Documents of two benchmarks, and a tokenizer."""
-  directory = tmp_path_factory.mktemp('data')
-  rng = random.Random(0)
-  words = lambda low, high: ' '.join(
-    rng.choices(_WORDS, k=rng.randint(low, high))
-  )
-  arc = [
-    {
-      'question': words(1, 40),
-      'choices': {'text': [words(1, 9) for _ in 'ABCD'], 'label': list('ABCD')},
-      'answerKey': rng.choice('ABCD'),
-    }
-    for _ in range(20)
-  ]
-  mmlu = [
-    {
-      'question': words(3, 9),
-      'subject': subject,
-      'choices': [words(1, 3) for _ in range(4)],
-      'answer': rng.randrange(4),
-    }
-    for subject in ('anatomy', 'virology')
-    for _ in range(4)
-  ]
-  for name, docs in {'arc_easy': arc, 'mmlu': mmlu}.items():
-    lines = [json.dumps(doc) + '\n' for doc in docs]
-    (directory / f'{name}.jsonl').write_text(''.join(lines))
-  tokenizers.train_bpe(iter([' '.join(_WORDS)] * 9), 300).save(directory)
-  return directory
 
 
 def _setup(name: str, mesh: dict[str, int], compute: str = 'float32') -> Any:
@@ -80,14 +45,16 @@ def _scores(data: pathlib.Path, setup: Any) -> list[likelihoods.Score]:
 
 
 @pytest.fixture(scope='module')
-def alone(data):
+def alone(scored_documents):
   """Scores of one device."""
-  return functools.cache(lambda name: _scores(data, _setup(name, {})))
+  return functools.cache(
+    lambda name: _scores(scored_documents, _setup(name, {}))
+  )
 
 
 @pytest.mark.parametrize('name, mesh', _MESHES, ids=str)
-def test_any_mesh_scores_the_same(data, alone, name, mesh):
-  found = _scores(data, _setup(name, mesh))
+def test_any_mesh_scores_the_same(scored_documents, alone, name, mesh):
+  found = _scores(scored_documents, _setup(name, mesh))
   np.testing.assert_allclose(
     [score.loglikelihood for score in found],
     [score.loglikelihood for score in alone(name)],
@@ -114,14 +81,14 @@ print(json.dumps([[s.loglikelihood, s.is_greedy] for s in found]))
 
 
 @pytest.mark.slow
-def test_processes_score_the_same(data, alone):
+def test_processes_score_the_same(scored_documents, alone):
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = str(free.getsockname()[1])
   flags = '--xla_force_host_platform_device_count=4'
   processes = [
     subprocess.Popen(
-      [sys.executable, '-c', _PROCESS, index, port, __file__, str(data)],
+      [sys.executable, '-c', _PROCESS, index, port, __file__, scored_documents],
       env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
       stdout=subprocess.PIPE,
       text=True,
@@ -138,9 +105,9 @@ def test_processes_score_the_same(data, alone):
   )
 
 
-def test_half_precision_sums_in_full(data, alone):
+def test_half_precision_sums_in_full(scored_documents, alone):
   setup = _setup('gpt2', {}, 'bfloat16')
-  found = _scores(data, setup)
+  found = _scores(scored_documents, setup)
   np.testing.assert_allclose(
     [score.loglikelihood for score in found],
     [score.loglikelihood for score in alone('gpt2')],
@@ -151,12 +118,13 @@ def test_half_precision_sums_in_full(data, alone):
   assert any(bits & 0xFFFF for bits in exact)
 
 
-def test_evaluations_compile_once_and_copy_nothing(data, tmp_path):
+def test_evaluations_compile_once_and_copy_nothing(scored_documents, tmp_path):
+  data = str(scored_documents)
   setup = _setup('gpt2', {'data': 2, 'fsdp': 2, 'tensor': 2})
-  make_evaluate = evaluation.evaluator('arc_easy:7,mmlu', str(data), 5)
+  make_evaluate = evaluation.evaluator('arc_easy:7,mmlu', data, 5)
   assert make_evaluate is not None
   evaluate = make_evaluate(
-    setup.features, setup.mesh, setup.model.context, str(data), tmp_path
+    setup.features, setup.mesh, setup.model.context, data, tmp_path
   )
   score_fn = evaluation._score_fn(setup.features, setup.mesh)
   first, second = (state.init(setup, seed).params for seed in (0, 1))

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 from typing import NamedTuple
@@ -134,3 +135,49 @@ def installed(tmp_path_factory) -> pathlib.Path:
   path, version = done.stdout.split()
   assert path.startswith(str(site)) and version == '9.8.7', done
   return found
+
+
+@pytest.fixture(scope='module')
+def compiled_once(tmp_path_factory) -> dict[str, str]:
+  """Variables by which JAX keeps what is compiled, for later starts.
+
+  Of an entry whose writer is killed JAX says that it is damaged, and compiles.
+  """
+  return {
+    'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled')),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+
+
+@pytest.fixture
+def start_processes(command_env):
+  """Returns a function that starts all processes of one run.
+
+  It takes their number, what follows `python` and variables; what has not ended
+  when the test does is killed.
+  """
+  started = []
+
+  def start(count: int, words: list[str], **env: str):
+    with socket.socket() as s:
+      s.bind(('127.0.0.1', 0))
+      env['STEEPEST_COORDINATOR'] = f'127.0.0.1:{s.getsockname()[1]}'
+    env = {**command_env, **env, 'STEEPEST_PROCESSES': str(count)}
+    made = [
+      subprocess.Popen(
+        [sys.executable, *words],
+        cwd=_ROOT,
+        env={**env, 'STEEPEST_PROCESS': str(i)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+      for i in range(count)
+    ]
+    started.extend(made)
+    return made
+
+  yield start
+  for process in started:
+    process.kill()
+    process.wait()

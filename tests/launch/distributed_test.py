@@ -1,11 +1,7 @@
 """Runs of several processes, each a real one, against runs of one."""
 
 import json
-import os
 import pathlib
-import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -26,41 +22,24 @@ _COMMON = {
 }
 
 
-def _processes(workdir, count, recipe, keys, devices=1):
+@pytest.fixture
+def train_processes(start_processes, command_env):
   """Trains with `count` processes of `devices` each; returns the rows."""
-  with socket.socket() as s:
-    s.bind(('127.0.0.1', 0))
-    port = s.getsockname()[1]
-  flag = f'--xla_force_host_platform_device_count={devices}'
-  env = {
-    **os.environ,
-    'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} {flag}',
-    'STEEPEST_COORDINATOR': f'127.0.0.1:{port}',
-    'STEEPEST_PROCESSES': str(count),
-  }
-  command = [
-    sys.executable,
-    '-m',
-    'launch.train',
-    f'--config=experiments/tiny.py:{recipe}',
-    f'--workdir={workdir}',
-    *(f'--config.{key}={value}' for key, value in {**_COMMON, **keys}.items()),
-  ]
-  started = [
-    subprocess.Popen(
-      command,
-      cwd=_ROOT,
-      env={**env, 'STEEPEST_PROCESS': str(i)},
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for i in range(count)
-  ]
-  for process in started:
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-  return metrics.read_rows(workdir)
+
+  def train(workdir, count, recipe, keys, devices=1):
+    flag = f'--xla_force_host_platform_device_count={devices}'
+    words = ['-m', 'launch.train', f'--config=experiments/tiny.py:{recipe}']
+    words += [f'--config.{k}={v}' for k, v in {**_COMMON, **keys}.items()]
+    for process in start_processes(
+      count,
+      [*words, f'--workdir={workdir}'],
+      XLA_FLAGS=f'{command_env["XLA_FLAGS"]} {flag}',
+    ):
+      _, err = process.communicate(timeout=300)
+      assert process.returncode == 0, err
+    return metrics.read_rows(workdir)
+
+  return train
 
 
 def _one(workdir, recipe, keys):
@@ -79,13 +58,15 @@ def _assert_same(rows, other):
     )
 
 
-def test_two_processes_compute_what_one_does_and_one_goes_on(tmp_path):
+def test_two_processes_compute_what_one_does_and_one_goes_on(
+  train_processes, tmp_path
+):
   # Sophia's curvature draws labels, which must not depend on who draws them.
   recipe = 'gpt2,sophia'
   one = _one(tmp_path / 'one', recipe, {})
   keys = {'mesh.fsdp': 2, 'checkpoint_every': 2}
   keys |= {'microbatches': 2, 'steps': 4}
-  two = _processes(tmp_path / 'two', 2, recipe, keys)
+  two = train_processes(tmp_path / 'two', 2, recipe, keys)
   _assert_same(two, one[:4])
   env = json.loads((tmp_path / 'two' / 'env.json').read_text('utf-8'))
   assert env['process_count'] == 2
@@ -97,7 +78,7 @@ def test_two_processes_compute_what_one_does_and_one_goes_on(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('optimizer', ['adamw', 'lion', 'sophia'])
-def test_four_processes_on_every_mesh(tmp_path, optimizer):
+def test_four_processes_on_every_mesh(train_processes, tmp_path, optimizer):
   recipe, vocabulary = f'llama,{optimizer}', {'model.vocab_size': 128}
   one = _one(tmp_path / 'one', recipe, vocabulary)
   # Axes that lie within a process, between processes, and both.
@@ -105,16 +86,16 @@ def test_four_processes_on_every_mesh(tmp_path, optimizer):
     ({'tensor': 2}, {'fsdp': 2, 'sequence': 2}, {'fsdp': 4, 'tensor': 2})
   ):
     keys = {f'mesh.{axis}': size for axis, size in mesh.items()} | vocabulary
-    rows = _processes(tmp_path / str(i), 4, recipe, keys, devices=2)
+    rows = train_processes(tmp_path / str(i), 4, recipe, keys, devices=2)
     _assert_same(rows, one)
 
 
 @pytest.mark.slow
-def test_one_process_begins_and_four_go_on(tmp_path):
+def test_one_process_begins_and_four_go_on(train_processes, tmp_path):
   recipe, keep = 'gpt2,adamw', {'checkpoint_every': 2}
   one = _one(tmp_path / 'one', recipe, {})
   _one(tmp_path / 'run', recipe, {**keep, 'steps': 4})
-  rows = _processes(tmp_path / 'run', 4, recipe, {**keep, 'mesh.fsdp': 2})
+  rows = train_processes(tmp_path / 'run', 4, recipe, {**keep, 'mesh.fsdp': 2})
   _assert_same(rows, one)
 
 

@@ -2,57 +2,28 @@
 
 import json
 import pathlib
-import random
 
 import pytest
-
-_WORDS = 'red green blue cats dogs birds sing run sleep under over near'.split()
 
 
 @pytest.fixture(scope='module')
 def model(write_model, tmp_path_factory) -> pathlib.Path:
   """A GPT-2 that takes 128 tokens."""
   directory = tmp_path_factory.mktemp('model')
-  return write_model(directory, 'gpt2', ' '.join(_WORDS), 300, context=128)
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory) -> pathlib.Path:
-  """Documents of two benchmarks."""
-  directory = tmp_path_factory.mktemp('data')
-  rng = random.Random(0)
-  words = lambda: ' '.join(rng.choices(_WORDS, k=3))
-  arc = [
-    {
-      'question': words(),
-      'choices': {'text': [words() for _ in 'ABCD'], 'label': list('ABCD')},
-      'answerKey': rng.choice('ABCD'),
-    }
-    for _ in range(12)
-  ]
-  mmlu = [
-    {
-      'question': words(),
-      'subject': subject,
-      'choices': [words() for _ in range(4)],
-      'answer': rng.randrange(4),
-    }
-    for subject in ('anatomy', 'virology', 'philosophy')
-    for _ in range(4)
-  ]
-  for name, docs in {'arc_easy': arc, 'mmlu': mmlu}.items():
-    lines = [json.dumps(doc) + '\n' for doc in docs]
-    (directory / f'{name}.jsonl').write_text(''.join(lines))
-  return directory
+  text = 'red green blue cats dogs birds sing run sleep under over near'
+  return write_model(directory, 'gpt2', text, 300, context=128)
 
 
 def _read(path: pathlib.Path) -> list[dict]:
   return [json.loads(line) for line in path.read_text('utf-8').splitlines()]
 
 
-def test_scores_and_scores_again(run_command, model, data, tmp_path):
+def test_scores_and_scores_again(
+  run_command, model, scored_documents, tmp_path
+):
   out = tmp_path / 'new' / 'out'
-  args = (f'--model=hf:{model}', f'--data={data}', f'--out={out}')
+  data = f'--data={scored_documents}'
+  args = (f'--model=hf:{model}', data, f'--out={out}')
   done = run_command('evaluate', *args, '--tasks=arc_easy,mmlu', '--limit=10')
   assert done.returncode == 0, done.stderr
   results = json.loads((out / 'results.json').read_text())

@@ -1,34 +1,19 @@
 """Runs of two processes, one of which is stopped, asked to stop, or killed."""
 
 import json
-import pathlib
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import pytest
 
-_ROOT = pathlib.Path(__file__).parent.parent.parent
 _STEPS = 2000
 
 
 @pytest.fixture
-def two(command_env, tmp_path):
-  """Starts two processes of a run; kills what is left of them."""
-  with socket.socket() as s:
-    s.bind(('127.0.0.1', 0))
-    port = s.getsockname()[1]
-  env = {
-    **command_env,
-    'STEEPEST_COORDINATOR': f'127.0.0.1:{port}',
-    'STEEPEST_PROCESSES': '2',
-  }
-  command = [
-    sys.executable,
-    '-m',
-    'launch.train',
+def two(start_processes, tmp_path):
+  """Starts two processes of a run and waits for its first checkpoint."""
+  words = [
+    *('-m', 'launch.train'),
     '--config=experiments/tiny.py:gpt2,lion',
     '--config.data.source=flat:tests/golden/tokens.npy',
     '--config.data.epochs=50',
@@ -42,26 +27,13 @@ def two(command_env, tmp_path):
     '--config.stall_seconds=15',
     f'--workdir={tmp_path / "run"}',
   ]
-  processes = [
-    subprocess.Popen(
-      command,
-      cwd=_ROOT,
-      env={**env, 'STEEPEST_PROCESS': str(i)},
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for i in range(2)
-  ]
+  processes = start_processes(2, words)
   end = time.monotonic() + 300
   while not _kept(tmp_path / 'run'):
     assert all(p.poll() is None for p in processes), processes[0].stderr.read()
     assert time.monotonic() < end
     time.sleep(0.05)
-  yield tmp_path / 'run', processes
-  for process in processes:
-    process.kill()
-    process.wait()
+  return tmp_path / 'run', processes
 
 
 def _kept(workdir):

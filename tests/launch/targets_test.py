@@ -1,10 +1,7 @@
 """Targets of a study as jobs of their own: sent, trained, collected."""
 
 import json
-import os
 import pathlib
-import socket
-import subprocess
 import sys
 
 from absl import flags
@@ -47,38 +44,12 @@ _STUDY = (
 )
 
 
-def _train(path: pathlib.Path, processes: int) -> None:
-  """Runs a file's commands as another launcher would."""
-  described = json.loads(path.read_text('utf-8'))
-  assert described['processes'] == processes
-  with socket.socket() as s:
-    s.bind(('127.0.0.1', 0))
-    address = f'127.0.0.1:{s.getsockname()[1]}'
-  [run] = described['runs']
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  env |= {'STEEPEST_COORDINATOR': address, **described['environment']}
-  started = [
-    subprocess.Popen(
-      [sys.executable, *run['command'][1:]],
-      cwd=_ROOT,
-      stdout=subprocess.DEVNULL,
-      env={
-        **env,
-        'STEEPEST_PROCESSES': str(processes),
-        'STEEPEST_PROCESS': str(i),
-      },
-    )
-    for i in range(processes)
-  ]
-  assert [process.wait(timeout=300) for process in started] == [0] * processes
-
-
 @pytest.mark.parametrize(
   'models, processes',
   [('gpt2', 2), pytest.param('gpt2,llama', 4, marks=pytest.mark.slow)],
 )
 def test_targets_go_out_once_and_are_collected(
-  run_command, tmp_path, models, processes
+  run_command, start_processes, tmp_path, models, processes
 ):
   """Those of four epochs train elsewhere, the others stay away."""
   study = tmp_path / 'study'
@@ -93,7 +64,17 @@ def test_targets_go_out_once_and_are_collected(
     f'{n}-adamw{e}' for n in names for e in ('', '-epochs-4')
   }
   for name in names:
-    _train(sent[f'{name}-adamw-epochs-4'], processes)
+    # As another launcher would do what the file says.
+    path = sent[f'{name}-adamw-epochs-4']
+    described = json.loads(path.read_text('utf-8'))
+    assert described['processes'] == processes
+    [run] = described['runs']
+    words = run['command'][1:]
+    for process in start_processes(
+      processes, words, **described['environment']
+    ):
+      _, err = process.communicate(timeout=300)
+      assert process.returncode == 0, err
   written = {path: path.stat().st_mtime_ns for path in sent.values()}
   again = run_command('study', *command)
   assert again.returncode == 0, again.stderr
