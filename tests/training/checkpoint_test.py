@@ -32,6 +32,19 @@ def trained(configure, make_trainer, make_batch):
   return fn
 
 
+@pytest.fixture
+def save(tmp_path):
+  """Returns a function that saves a state after each of some steps."""
+
+  def fn(state, *steps, kept=1):
+    writer = Checkpointer(tmp_path, kept)
+    for done in steps:
+      writer.save(state, done, _BOOKS)
+    writer.close()
+
+  return fn
+
+
 @pytest.mark.parametrize('optimizer', ['adamw', 'sophia'])
 def test_round_trip(tmp_path, trained, optimizer):
   setup, state = trained(optimizer)
@@ -52,14 +65,12 @@ def test_round_trip(tmp_path, trained, optimizer):
 
 
 def test_eight_devices_to_four_to_one(
-  tmp_path, trained, configure, make_trainer
+  tmp_path, trained, save, configure, make_trainer
 ):
   """Values and places: each device holds its own part again."""
   _, state = trained('adamw', **_SPLIT)
   wanted = jax.device_get(state)
-  writer = Checkpointer(tmp_path, 1)
-  writer.save(state, 3, _BOOKS)
-  writer.close()
+  save(state, 3)
   for mesh in ({'mesh__fsdp': 4}, {}):
     setup = make_trainer(configure('gpt2', 'adamw', **mesh)).setup
     reader = Checkpointer(tmp_path, 1)
@@ -70,12 +81,8 @@ def test_eight_devices_to_four_to_one(
     assert places == setup.shardings
 
 
-def test_only_the_latest_are_kept(tmp_path, trained):
-  _, state = trained('adamw')
-  writer = Checkpointer(tmp_path, 2)
-  for steps in (1, 2, 3, 4):
-    writer.save(state, steps, _BOOKS)
-  writer.close()
+def test_only_the_latest_are_kept(tmp_path, trained, save):
+  save(trained('adamw')[1], 1, 2, 3, 4, kept=2)
   assert sorted(int(p.name) for p in tmp_path.iterdir()) == [3, 4]
 
 
@@ -87,18 +94,16 @@ def test_only_the_latest_are_kept(tmp_path, trained):
   ],
 )
 def test_another_models_checkpoint_is_refused(
-  tmp_path, trained, configure, make_trainer, keys, said
+  tmp_path, trained, save, configure, make_trainer, keys, said
 ):
-  _, state = trained('adamw')
-  writer = Checkpointer(tmp_path, 1)
-  writer.save(state, 3, _BOOKS)
+  save(trained('adamw')[1], 3)
   setup = make_trainer(configure('gpt2', 'adamw', **keys)).setup
-  writer.wait()
+  reader = Checkpointer(tmp_path, 1)
   with pytest.raises(ValueError, match=said):
-    writer.restore(setup.shapes, 3)
+    reader.restore(setup.shapes, 3)
   with pytest.raises(ValueError, match='is of another model'):
-    writer.restore_params(setup.shapes.params, 3)
-  writer.close()
+    reader.restore_params(setup.shapes.params, 3)
+  reader.close()
 
 
 def test_numbers_that_are_not_finite_are_caught(tmp_path, trained):
@@ -136,13 +141,9 @@ def _damage(path, how):
 
 
 @pytest.fixture
-def three_checkpoints(tmp_path, trained):
+def three_checkpoints(tmp_path, trained, save):
   """Returns a directory with the checkpoints of steps 1 to 3."""
-  _, state = trained('adamw')
-  writer = Checkpointer(tmp_path, 3)
-  for steps in (1, 2, 3):
-    writer.save(state, steps, _BOOKS)
-  writer.close()
+  save(trained('adamw')[1], 1, 2, 3, kept=3)
   return tmp_path
 
 
@@ -207,7 +208,7 @@ def test_a_checkpoint_without_checksums_is_used_where_there_is_no_other(
   reader.close()
 
 
-def test_a_full_disk_costs_the_new_checkpoint_only(tmp_path, trained):
+def test_a_full_disk_costs_the_new_checkpoint_only(tmp_path, trained, save):
   """A limit on the size of files stands in for the full disk."""
   setup, state = trained('adamw')
   wanted = jax.device_get(state)
@@ -229,9 +230,7 @@ def test_a_full_disk_costs_the_new_checkpoint_only(tmp_path, trained):
   with pytest.raises(OSError, match='checkpoint .*/3: .*; make sure that'):
     writer.close()
   # There is room again: the next one is written and replaces the first.
-  writer = Checkpointer(tmp_path, 1)
-  writer.save(state, 4, _BOOKS)
-  writer.close()
+  save(state, 4)
   reader = Checkpointer(tmp_path, 1)
   assert reader.latest() == 4
   restored, _ = reader.restore(setup.shapes, 4)

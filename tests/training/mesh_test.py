@@ -120,6 +120,50 @@ def test_hutchinson(configure, make_trainer, make_batch, single, name):
   _close(curvatures, curvature)
 
 
+def _pack(batch):
+  """Adds documents of 5, 4 and 7 tokens, shifted from row to row."""
+  first = np.zeros(batch['inputs'].shape, bool)
+  for row in range(len(first)):
+    first[row, [0, (5 + row) % 16, (9 + row) % 16]] = True
+  at = np.arange(first.shape[1])[None]
+  starts = np.maximum.accumulate(np.where(first, at, 0), 1)
+  ids = np.cumsum(first, 1)
+  return {
+    **batch,
+    'segment_ids': ids.astype(np.int32),
+    'positions': (at - starts).astype(np.int32),
+  }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'mesh',
+  [
+    {'mesh__fsdp': 2, 'mesh__sequence': 2, 'mesh__tensor': 2},
+    {'mesh__data': 2, 'mesh__fsdp': 2, 'microbatches': 2},
+  ],
+  ids=str,
+)
+@pytest.mark.parametrize('name', ['gpt2', 'llama'])
+def test_packed_documents(configure, make_trainer, make_batch, name, mesh):
+  """In training and in validation, whose loss is the sum over rows."""
+  batch = _pack(make_batch())
+  one, many = (
+    make_trainer(configure(name, 'sophia', **where)) for where in ({}, mesh)
+  )
+  params = jax.device_get(one.init().params)
+  found = [_compute(trainer, params, batch) for trainer in (one, many)]
+  ((losses, grads), curvature), ((_, others), curvatures) = found
+  held = {**batch, 'mask': np.ones(16, np.float32)}
+  for trainer, ((logged, _), _) in zip((one, many), found):
+    placed = jax.device_put(params, trainer.setup.shardings.params)
+    total, _ = step_lib.eval_loss(trainer.setup, placed, trainer.put(held))
+    for loss in (float(total) / 16, float(logged['train/loss'])):
+      assert loss == pytest.approx(float(losses['train/loss']), rel=1e-5)
+  _close(others, grads)
+  _close(curvatures, curvature)
+
+
 # 4: slices of the copies, though no loop over micro-batches is left.
 @pytest.mark.parametrize(
   'mesh, subset',
