@@ -187,26 +187,18 @@ def _fuzz(command, keys, given_, workdir, examples):
   assert ends[None] and ends[1], ends
 
 
-def _fuzz_runs(monkeypatch, workdir, examples):
+@pytest.mark.parametrize(
+  'examples', [_FEW, pytest.param(_MANY, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize('command', [train, study])
+def test_hostile_values_end_in_one_line(
+  monkeypatch, tmp_path, command, examples
+):
   monkeypatch.chdir(_ROOT)
   monkeypatch.setattr(assemble, 'fit', _trace)
-  given_ = [(f'--config=experiments/tiny.py:{v}', *_SMALL) for v in _VARIANTS]
-  _fuzz(train, _KEYS, given_, workdir, examples)
-
-
-def _fuzz_studies(monkeypatch, workdir, examples):
-  monkeypatch.chdir(_ROOT)
   monkeypatch.setattr(corpus, 'ready', _stop)
-  given_ = [('--config=experiments/quickstart.py',)]
-  _fuzz(study, _STUDY, given_, workdir, examples)
-
-
-def test_hostile_values_end_in_one_line(monkeypatch, tmp_path):
-  _fuzz_runs(monkeypatch, tmp_path / 'run', _FEW)
-  _fuzz_studies(monkeypatch, tmp_path / 'study', _FEW)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('fuzz', [_fuzz_runs, _fuzz_studies])
-def test_thousands_of_hostile_values(monkeypatch, tmp_path, fuzz):
-  fuzz(monkeypatch, tmp_path / 'run', _MANY)
+  keys, given_ = _STUDY, [('--config=experiments/quickstart.py',)]
+  if command is train:
+    keys = _KEYS
+    given_ = [(f'--config=experiments/tiny.py:{v}', *_SMALL) for v in _VARIANTS]
+  _fuzz(command, keys, given_, tmp_path / 'run', examples)

@@ -40,6 +40,15 @@ def shards(tmp_path_factory) -> pathlib.Path:
   return out
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _compiled_once(compiled_once):
+  """For all studies, which are of one shape, and for Ray's workers."""
+  with pytest.MonkeyPatch.context() as patch:
+    for name, value in compiled_once.items():
+      patch.setenv(name, value)
+    yield
+
+
 def _command(
   shards: pathlib.Path, workdir: pathlib.Path, workers: int, **study: object
 ) -> list[str]:

@@ -125,19 +125,6 @@ def _is_zombie(pid):
 
 
 @pytest.fixture(scope='module')
-def compiled_once(command_env, tmp_path_factory):
-  """Has JAX keep what is compiled: the first start does it for the others.
-
-  Each of a user's starts compiles: so do those of `whole` and the slow tests.
-  """
-  return {
-    **command_env,
-    'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled')),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-  }
-
-
-@pytest.fixture(scope='module')
 def whole(command_env, tmp_path_factory):
   """The directory of a run that nothing disturbs."""
   workdir = tmp_path_factory.mktemp('whole') / 'run'
@@ -146,10 +133,14 @@ def whole(command_env, tmp_path_factory):
 
 
 @pytest.fixture
-def make_run(compiled_once, tmp_path):
-  runs = []
+def make_run(command_env, compiled_once, tmp_path):
+  """Makes runs that compile once; `whole` and the slow ones do at each start.
 
-  def fn(name, steps=_STEPS, variant='llama,sophia', env=compiled_once):
+  (name, steps, variant, environment) → a run.
+  """
+  kept, runs = {**command_env, **compiled_once}, []
+
+  def fn(name, steps=_STEPS, variant='llama,sophia', env=kept):
     runs.append(_Run(tmp_path / name, variant, steps, env))
     return runs[-1]
 
