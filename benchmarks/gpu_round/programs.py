@@ -46,30 +46,27 @@ class Program:
     self.trainer.state = state_lib.init(self.trainer.setup, 0)
     found = {}
     for i in (1, 2):
-      stats = self._run(1)
+      _, stats = self._run(1)
       found[f'loss {i}'] = float(stats['train/loss'])
       found[f'gradient norm {i}'] = float(stats['grad_norm'])
     return found
 
   def seconds(self, count: int) -> float:
     """Returns the time of `count` steps, after one that is not timed."""
+    return self._run(count, first=1)[0]
+
+  def _run(self, count: int, first: int = 0) -> tuple[float, Any]:
+    """Returns the time of `count` steps after `first`, and their last rows."""
     t = self.trainer
     t.state, held = None, self.variant.state(t.setup, t.state)
-    held, _ = self._steps(held, 1)
+    held, _ = self._steps(held, first)
     jax.block_until_ready(held)
     start = time.perf_counter()
-    held, _ = self._steps(held, count)
+    held, stats = self._steps(held, count)
     jax.block_until_ready(held)
     seconds = time.perf_counter() - start
     t.state = self.variant.plain(held)
-    return seconds
-
-  def _run(self, count: int) -> Mapping[str, jax.Array]:
-    t = self.trainer
-    t.state, held = None, self.variant.state(t.setup, t.state)
-    held, stats = self._steps(held, count)
-    t.state = self.variant.plain(held)
-    return stats
+    return seconds, stats
 
   def _steps(self, held: Any, count: int) -> tuple[Any, Any]:
     t, stats = self.trainer, None

@@ -132,13 +132,23 @@ def _commands(
   prepare = ['prepare', f'--input={text}/*.py', '--tokenizer=bpe-train:500']
   prepare.append('--source=python')
   options = {
-    **{'model.num_layers': row.layers, 'model.width': row.width},
-    **{'model.num_heads': row.heads, 'model.mlp_dim': row.mlp},
-    **{'model.vocab_size': row.vocab, 'model.context': row.context},
-    **{'dtype.compute': row.dtype, 'data.source': f'shards:{shards}'},
-    **{'batch_size': row.batch, 'microbatches': 1, 'steps': _TRAINED},
-    **{'schedule.warmup_steps': 10, 'log_every': _LOGGED, 'data.epochs': 8},
-    **{'checkpoint_every': _SAVED, 'eval_every': 30, 'eval_sequences': 32},
+    'model.num_layers': row.layers,
+    'model.width': row.width,
+    'model.num_heads': row.heads,
+    'model.mlp_dim': row.mlp,
+    'model.vocab_size': row.vocab,
+    'model.context': row.context,
+    'dtype.compute': row.dtype,
+    'data.source': f'shards:{shards}',
+    'data.epochs': 8,
+    'batch_size': row.batch,
+    'microbatches': 1,
+    'steps': _TRAINED,
+    'schedule.warmup_steps': 10,
+    'log_every': _LOGGED,
+    'checkpoint_every': _SAVED,
+    'eval_every': 30,
+    'eval_sequences': 32,
     'eval_tasks': '',
   }
   train = ['train', '--config=experiments/gpt2_124m.py:adamw']
