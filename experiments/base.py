@@ -231,6 +231,9 @@ def get_study_config() -> ConfigDict:
   study.width_ratio = 2
   # Steps of a target run; `steps` are those of a trial.
   study.target_steps = 20_000
+  # Tokens of a target for each of its parameters, embeddings included, so that
+  # each size has its own budget; needs model.vocab_size. 0: target_steps.
+  study.tokens_per_parameter = 0.0
   # Keys of a run, grouped as here, that targets set otherwise than proxies,
   # for instance {'mesh': {'fsdp': 8}}.
   study.target = ConfigDict()
@@ -299,7 +302,8 @@ def _set_axes(study: ConfigDict) -> None:
   study.axis_batch_size = ()
   # Values of schedule.kind.
   study.axis_schedule = ()
-  # Tokens of a target as multiples of those of target_steps.
+  # Tokens of a target as multiples of those of target_steps, or of
+  # tokens_per_parameter.
   study.axis_tokens = ()
   # 'one_at_a_time': each value with the study's own ones on the other axes.
   # 'product': all combinations.

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from steepest.report import (
   axes,
+  batches,
   claims,
   curves,
   differences,
@@ -20,6 +21,7 @@ from steepest.report import (
   page,
   results,
   runs,
+  scaling,
   scores,
   section,
   sizes,
@@ -41,6 +43,8 @@ SECTIONS: tuple[Callable[[Comparison], list[section.Section]], ...] = (
   differences.sections,
   axes.sections,
   sizes.sections,
+  scaling.sections,
+  batches.sections,
   speed.sections,
   scores.sections,
   widths.sections,

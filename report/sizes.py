@@ -152,7 +152,9 @@ def speedups(
   rows: list[dict[str, Any]] = []
   fits: dict[str, Fit] = {}
   reasons: dict[str, str] = {}
-  for model, runs in _models(comparison):
+  for model, runs in tables.by_model(comparison, ('tokens',)):
+    if runs['planned_tokens'].nunique() < 2:
+      continue
     own = runs[runs['optimizer'] == BASELINE]
     try:
       fits[model] = fit(
@@ -174,29 +176,6 @@ def speedups(
   columns = ['model', 'optimizer', 'tokens', 'loss', 'n', 'speedup', 'low']
   columns += ['high', 'extrapolated']
   return pd.DataFrame(rows, columns=columns), fits, reasons
-
-
-def _models(
-  comparison: tables.Comparison,
-) -> list[tuple[str, pd.DataFrame]]:
-  """Returns finished runs by model and the axes but tokens, if tokens vary."""
-  axes = [axis.name for axis in comparison.tables.axes]
-  if 'tokens' not in axes:
-    return []
-  runs = comparison.compared
-  runs = runs[(runs['status'] == 'finished') & runs['eval_loss'].notna()]
-  others = [name for name in axes if name != 'tokens']
-  labels = [
-    tables.group_label(
-      str(run['architecture']), {name: run[f'axis.{name}'] for name in others}
-    )
-    for run in runs.to_dict('records')
-  ]
-  return [
-    (str(model), of)
-    for model, of in runs.groupby(labels, sort=False)
-    if of['planned_tokens'].nunique() > 1
-  ]
 
 
 def sections(comparison: tables.Comparison) -> list[section.Section]:

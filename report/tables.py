@@ -8,7 +8,7 @@ with their columns. A topic of the report takes a `Comparison`, which is the
 tables and what verdicts.py concludes from them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import json
 import math
@@ -417,6 +417,23 @@ def _axes(runs: pd.DataFrame, studies: pd.DataFrame) -> list[Axis]:
         Axis(name, own if own in values else values[0], tuple(values))
       )
   return axes
+
+
+def by_model(
+  comparison: Comparison, free: Collection[str]
+) -> list[tuple[str, pd.DataFrame]]:
+  """Returns finished runs by model and all axes but the `free` ones."""
+  axes = [axis.name for axis in comparison.tables.axes]
+  runs = comparison.compared
+  runs = runs[(runs['status'] == 'finished') & runs['eval_loss'].notna()]
+  labels = [
+    group_label(
+      str(run['architecture']),
+      {name: run[f'axis.{name}'] for name in axes if name not in free},
+    )
+    for run in runs.to_dict('records')
+  ]
+  return [(str(model), of) for model, of in runs.groupby(labels, sort=False)]
 
 
 def _rank(value: Any) -> tuple[bool, Any]:

@@ -88,6 +88,7 @@ _RANGES: dict[str, tuple[float, float]] = {
   'study.seeds': (1, 100_000),
   'study.target_steps': (1, _INTEGER),
   'study.trial_seeds': (1, 1000),
+  'study.tokens_per_parameter': (0, _REAL),
   'study.trials': (0, 100_000),
   'study.vocab_size': (1, _INTEGER),
   'study.width_ratio': (1, _INTEGER),

@@ -125,7 +125,7 @@ def setup(
     mesh = mesh_lib.make_mesh(spec.mesh, list(devices) or None)
   mesh_lib.check(mesh, model, spec.batch_size, spec.microbatches)
   module = model_config.find_model(model.name).Model(model, spec.rules)
-  boxed = jax.eval_shape(lambda: _init_boxed(module, model, 0))
+  boxed = jax.eval_shape(lambda: init_params(module, model, 0))
   factors = jax.tree.map(
     lambda p: spec.rules.factors(p.role),
     boxed,
@@ -201,7 +201,7 @@ def constrained(
 @functools.lru_cache(maxsize=2)
 def _compiled_init(setup: Setup) -> Any:
   def fn(seed: Any) -> TrainState:
-    boxed = _init_boxed(setup.module, setup.model, seed)
+    boxed = init_params(setup.module, setup.model, seed)
     return _first(setup.chain, nn.unbox(boxed))
 
   return mesh_lib.compiled(
@@ -221,7 +221,8 @@ def _compiled_evaluation_params(setup: Setup) -> Any:
   )
 
 
-def _init_boxed(module: Any, model: ModelConfig, seed: Any) -> Any:
+def init_params(module: Any, model: ModelConfig, seed: Any) -> Any:
+  """Returns a model's initial parameters in boxes that name their axes."""
   tokens_BxL = jnp.zeros((1, model.context), jnp.int32)
   return module.init(key_for(seed, 'init', 0), tokens_BxL)['params']
 

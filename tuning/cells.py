@@ -11,18 +11,26 @@ keys are `study.axis_*` in experiments/base.py.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import itertools
 import json
 import math
 import pathlib
 from typing import Any
 
+from flax import linen as nn
+import jax
 from ml_collections import ConfigDict
 
 from steepest.experiments import base, outside
-from steepest.models import config as model_config
+from steepest.models import config as model_config, parametrization
 from steepest.optimizers import optimizer as optimizer_lib, schedules
-from steepest.training import config as config_lib, run as training_run
+from steepest.training import (
+  config as config_lib,
+  flops,
+  run as training_run,
+  state,
+)
 from steepest.training.loop import Diverged, Pruned
 from steepest.training.mesh import AXES
 
@@ -213,7 +221,8 @@ def target_config(
   """Returns the configuration of a target run with the values of a search.
 
   Raises:
-    ValueError: study.target has an unknown key, or an axis does not divide.
+    ValueError: study.target has an unknown key, an axis does not divide, or
+      tokens for each parameter are asked for without a vocabulary.
   """
   run = _cell_config(config, cell)
   try:
@@ -225,8 +234,36 @@ def target_config(
   run.seed = seed
   run.steps = config.study.target_steps
   set_values(run, values)
-  _apply(run, dict(cell.point), config.study.width_ratio)
+  at = dict(cell.point)
+  per_parameter = config.study.tokens_per_parameter
+  if per_parameter:
+    per_parameter *= at.pop('tokens', 1)
+  _apply(run, at, config.study.width_ratio)
+  if per_parameter:
+    tokens = per_parameter * parameters(run)
+    run.steps = max(1, round(tokens / (run.batch_size * run.model.context)))
   return run
+
+
+def parameters(run: ConfigDict) -> int:
+  """Returns the number of a run's parameters, embeddings included.
+
+  Raises:
+    ValueError: model.vocab_size is 0, so that the data would have to tell it.
+  """
+  if not run.model.vocab_size:
+    raise ValueError(
+      'study.tokens_per_parameter counts parameters: set model.vocab_size'
+    )
+  model = model_config.resolve(run.model, run.model.vocab_size, run.dtype)
+  return _parameters(parametrization.resolve(run.parametrization, model))
+
+
+@functools.lru_cache
+def _parameters(rules: parametrization.Parametrization) -> int:
+  module = model_config.find_model(rules.model.name).Model(rules.model, rules)
+  shapes = jax.eval_shape(lambda: state.init_params(module, rules.model, 0))
+  return flops.count(nn.unbox(shapes))['parameters']
 
 
 def devices(mesh: ConfigDict, machine: int) -> int:

@@ -135,6 +135,25 @@ def test_widths_that_are_searched_share_their_base():
   assert str(name) == 'trials/llama-lion-width=4/003/seed=1'
 
 
+def test_each_size_has_its_tokens_for_each_parameter():
+  config = _config(
+    tokens_per_parameter=20.0, axis_width=(1, 4), axis_tokens=(0.5,)
+  )
+  config.study.axes_mode = 'product'
+  config.model.update(vocab_size=512, width=32, num_heads=2, num_layers=3)
+  config.model.context, config.batch_size = 16, 2
+  for cell in cells.cells(config):
+    if not str(cell).startswith('gpt2-adamw'):
+      continue
+    run = cells.target_config(config, cell, {}, 0)
+    d = run.model.width
+    # Token and position embeddings, blocks with biases, the last norm.
+    count = (512 + 16) * d + 3 * (12 * d * d + 13 * d) + 2 * d
+    assert cells.parameters(run) == count
+    tokens = count * (10 if ('tokens', 0.5) in cell.point else 20)
+    assert abs(run.steps * 2 * 16 - tokens) <= 16
+
+
 def test_cells_differ_only_in_their_optimizer():
   config = quickstart.get_config()
   a, b = (
@@ -202,6 +221,7 @@ def test_files_outside_name_no_directories(tmp_path, monkeypatch):
     ({'axes_mode': 'all'}, 'one_at_a_time, product'),
     ({'retune': 'epoch'}, 'there are width, depth, parametrization, '),
     ({'retune': 'width', 'axis_width': (3,)}, 'set study.width_ratio=1'),
+    ({'tokens_per_parameter': 20.0}, 'set model.vocab_size'),
     ({'target': {'mesh': {'fspd': 8}}}, 'study.target: .*fspd'),
     ({'target': {'mesh': {'fsdp': 'all'}}}, 'study.target: .*fsdp'),
   ],
