@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console as RichConsole, ConsoleOptions
 from rich.segment import Segment
+from tqdm import auto, tqdm
 
 
 class Console(RichConsole):
@@ -31,6 +32,18 @@ class Console(RichConsole):
     """Yields the segments of what is printed, all of them printable."""
     for text, style, control in super().render(renderable, options):  # type: ignore[arg-type]
       yield Segment(text if control else escape(text), style, control)
+
+
+def progress(description: str, unit: str, total: int | None = None) -> tqdm:
+  """Returns a bar on stderr, a notebook's own in one; a mute one in a pipe."""
+  console = Console(stderr=True)
+  return auto.tqdm(
+    desc=escape(description),
+    unit=unit,
+    total=total,
+    dynamic_ncols=True,
+    disable=not (console.is_terminal or console.is_jupyter),
+  )
 
 
 def escape(text: str) -> str:

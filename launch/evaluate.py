@@ -5,12 +5,13 @@
     python -m launch.evaluate --model=hf:DIR --requests=pairs.jsonl --out=scores
 
 Prompts and metrics are lm-evaluation-harness's. --out gets results.json,
-requests.jsonl (log-likelihood of every choice) and predictions.jsonl.
+requests.jsonl (log-likelihood of every choice) and predictions.jsonl; what
+another evaluation left there is not overwritten.
 """
 
-from collections.abc import Iterator
-import contextlib
+from collections.abc import Mapping
 import dataclasses
+import json
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ from steepest.launch import cli
 
 if TYPE_CHECKING:
   from steepest.eval.evaluation import Results
-  from steepest.eval.likelihoods import Progress
 
 
 def main() -> None:
@@ -94,17 +94,24 @@ def _evaluate(
   if tasks:
     selection = tasks_lib.select(tasks, num_fewshot)
     directory = benchmarks.locate(data, questions.stems(selection.tasks))
-  results = _score(model, selection, directory, limit, requests)
-  results.write(pathlib.Path(out))
-  _print_table(results)
+  given = pathlib.Path(out)
+  results = _score(model, selection, directory, limit, requests, given)
+  results.write(given)
+  print_scores(results)
   print(f'results: {pathlib.Path(out) / "results.json"}')
 
 
 def _score(
-  spec: str, selection: Any, directory: pathlib.Path, limit: int, given: str
+  spec: str,
+  selection: Any,
+  directory: pathlib.Path,
+  limit: int,
+  given: str,
+  out: pathlib.Path,
 ) -> 'Results':
   import jax
 
+  from steepest.data.terminal import progress
   from steepest.eval import evaluation, likelihoods
   from steepest.training import environment, loading
 
@@ -115,30 +122,40 @@ def _score(
   score_fn = likelihoods.ScoreFn(model.features_fn, mesh)
   suite = evaluation.prepare(model.tokenizer, selection, directory, limit)
   suite = evaluation.add_requests(suite, given, model.tokenizer)
-  with _progress() as progress:
-    results = evaluation.run(
-      score_fn, params, suite, model.max_length, progress
-    )
+  _check_same(out, {**model.description, **suite.info})
+  with progress('requests', 'request') as bar:
+
+    def show(done: int, total: int) -> None:
+      bar.total = total
+      bar.update(done - bar.n)
+
+    results = evaluation.run(score_fn, params, suite, model.max_length, show)
   described = {**model.description, 'environment': environment.describe()}
   return dataclasses.replace(results, info={**described, **results.info})
 
 
-@contextlib.contextmanager
-def _progress() -> 'Iterator[Progress]':
-  from rich.progress import Progress, TimeElapsedColumn
+def _check_same(out: pathlib.Path, info: Mapping[str, Any]) -> None:
+  """Raises a FileExistsError if `out` has what other words came to."""
+  path = out / 'results.json'
+  if not path.exists():
+    return
+  from steepest.data import reading
 
-  from steepest.data.terminal import Console
+  before = reading.json_object(path)
+  held = before['info'] if 'info' in before else {}
+  new = json.loads(json.dumps(info))
+  # Of given pairs there need be none.
+  keys = dict.fromkeys((*new, 'given'))
+  differ = [k for k in keys if held.get(k) != new.get(k)]
+  if differ:
+    raise FileExistsError(
+      f'{out} holds another evaluation (its {", ".join(differ)} differ): '
+      'choose another --out'
+    )
 
-  console = Console(stderr=True)
-  columns = (*Progress.get_default_columns(), TimeElapsedColumn())
-  with Progress(
-    *columns, console=console, disable=not console.is_terminal
-  ) as bar:
-    task = bar.add_task('requests', total=None)
-    yield lambda done, total: bar.update(task, completed=done, total=total)
 
-
-def _print_table(results: 'Results') -> None:
+def print_scores(results: 'Results') -> None:
+  """Prints a table of what a model scored, and what to know of it."""
   from rich.table import Table
 
   from steepest.data.terminal import Console

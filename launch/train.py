@@ -71,6 +71,31 @@ def _train(
     print(stopped, file=sys.stderr)
     sys.exit(interrupts.EXIT_CODE)
   display.finish(summary)
+  if config.eval_tasks:
+    _show_scores(pathlib.Path(workdir), config.eval_tasks)
+
+
+def _show_scores(workdir: pathlib.Path, wanted: str) -> None:
+  """Prints the scores of the last step, and says which were not asked then."""
+  from steepest.data import reading
+  from steepest.eval import evaluation, tasks
+  from steepest.launch import evaluate
+
+  path = workdir / 'eval' / 'results.json'
+  scored: list[str] = []
+  if path.exists():
+    read = reading.json_object(path)
+    results = evaluation.Results(read['info'], read['metrics'], [], [])
+    evaluate.print_scores(results)
+    scored = results.info['tasks']
+  missing = [t.name for t in tasks.select(wanted).tasks if t.name not in scored]
+  if missing:
+    print(
+      f'note: {workdir} had finished and stays as it is, without scores of '
+      f'{", ".join(missing[:5])}{" and others" * (len(missing) > 5)}: '
+      f'launch.evaluate --model=ckpt:{workdir} --tasks={wanted} --out=DIR',
+      file=sys.stderr,
+    )
 
 
 if __name__ == '__main__':

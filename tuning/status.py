@@ -19,13 +19,12 @@ from typing import Any, Self
 from ml_collections import ConfigDict
 import numpy as np
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from steepest.data import reading
-from steepest.data.terminal import Console
+from steepest.data.terminal import Console, escape, progress
 from steepest.experiments import outside
 
 # What is read of each file, by reading.KINDS.
@@ -352,28 +351,16 @@ class TrainingDisplay:
     self._steps = config.steps
     self._workdir = workdir
     self._console = Console()
-    self._bar = Progress(
-      TextColumn('{task.description}', markup=False),
-      BarColumn(),
-      TextColumn('{task.completed:.0f}/{task.total:.0f}'),
-      TextColumn('{task.fields[status]}', markup=False),
-      TimeRemainingColumn(),
-      console=self._console,
-      disable=not self._console.is_terminal,
-    )
     names = config.model.name, config.optimizer.name
-    self._task = self._bar.add_task(
-      ' '.join(map(outside.stem, names)),
-      total=config.steps,
-      status='compiling',
-    )
+    shown = ' '.join(map(outside.stem, names))
+    self._bar = progress(shown, 'step', config.steps)
 
   def __enter__(self) -> Self:
-    self._bar.start()
+    self._bar.set_postfix_str('compiling')
     return self
 
   def __exit__(self, *error: object) -> None:
-    self._bar.stop()
+    self._bar.close()
 
   def finish(self, summary: Mapping[str, Any]) -> None:
     """Prints where the run ended."""
@@ -389,9 +376,13 @@ class TrainingDisplay:
     """Shows a logged row."""
     done = row['step'] + 1
     status = describe(row)
-    self._bar.update(self._task, completed=done, status=status)
+    if not self._bar.n:
+      # A run that goes on did the steps before in another time.
+      self._bar.initial = self._bar.n = done
+    self._bar.update(done - self._bar.n)
+    self._bar.set_postfix_str(escape(status))
     tenth = max(1, self._steps // 10)
-    if not self._console.is_terminal and done % tenth == 0:
+    if self._bar.disable and done % tenth == 0:
       self._console.print(f'step {done}/{self._steps} {status}', soft_wrap=True)
 
 

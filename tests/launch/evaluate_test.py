@@ -45,7 +45,14 @@ def test_scores_and_scores_again(
 
   pairs = tmp_path / 'pairs.jsonl'
   pairs.write_text(''.join(json.dumps(row) + '\n' for row in rows[:9]))
-  done = run_command('evaluate', *args, f'--requests={pairs}')
+  refused = run_command('evaluate', *args, f'--requests={pairs}')
+  assert refused.returncode == 1
+  assert f'{out} holds another evaluation (its tasks' in refused.stderr
+  assert _read(out / 'requests.jsonl') == rows
+  out = tmp_path / 'again'
+  done = run_command(
+    'evaluate', *args[:2], f'--requests={pairs}', f'--out={out}'
+  )
   assert done.returncode == 0, done.stderr
   again = _read(out / 'requests.jsonl')
   assert len(again) == 9
@@ -59,3 +66,35 @@ def test_scores_and_scores_again(
     'requests.jsonl',
     'results.json',
   ]
+
+
+def test_a_run_prints_its_scores(fork_commands, data, tmp_path):
+  """And a finished one, given other tasks, says what it does with them."""
+  text = tmp_path / 'text.txt'
+  rng = random.Random(1)
+  text.write_text(
+    ''.join(f'{" ".join(rng.choices(_WORDS, k=9))}\n' for _ in range(4000))
+  )
+  prepare = [f'--input={text}', '--tokenizer=bpe-train:300']
+  train = [
+    '--config=experiments/tiny.py:gpt2,adamw',
+    f'--config.data.source=shards:{tmp_path}/shards',
+    f'--config.eval_tasks_data={data}',
+    '--config.model.context=128',
+    '--config.model.num_layers=1',
+    '--config.steps=2',
+    f'--workdir={tmp_path}/run',
+  ]
+  _, first, again, other = fork_commands(
+    [
+      ('prepare', [*prepare, f'--out={tmp_path}/shards']),
+      ('train', [*train, '--config.eval_tasks=arc_easy']),
+      ('train', [*train, '--config.eval_tasks=arc_easy']),
+      ('train', [*train, '--config.eval_tasks=arc_easy,mmlu_virology']),
+    ]
+  )
+  assert first.code == other.code == 0, first.err + other.err
+  for done in (first, again, other):
+    assert any('arc_easy' in x and '±' in x for x in done.out.splitlines())
+  assert 'note' not in first.err + again.err
+  assert 'without scores of mmlu_virology: launch.evaluate' in other.err
