@@ -69,6 +69,39 @@ def hold(directory: pathlib.Path, what: str) -> Iterator[None]:
       return
 
 
+def holder(directory: pathlib.Path, above: int = 0) -> str:
+  """Says whether a process is at a directory, by what lock files say.
+
+  No lock is tried: it would be in the way of a process that starts.
+
+  Args:
+    directory: that is written to.
+    above: directories above it that may be held for it, as a study's are for
+      its runs.
+
+  Returns:
+    'none' without a file; else 'alive' or 'dead' of a process of this machine,
+    and 'elsewhere' where that cannot be told.
+  """
+  for place in (directory, *directory.absolute().parents[:above]):
+    try:
+      owner = json.loads((place / NAME).read_text('utf-8'))
+      if owner['host'] != socket.gethostname():
+        return 'elsewhere'
+      os.kill(int(owner['process']), 0)
+      return 'alive'
+    except FileNotFoundError:
+      continue
+    except ProcessLookupError:
+      return 'dead'
+    except PermissionError:
+      # Another user's.
+      return 'alive'
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+      return 'elsewhere'
+  return 'none'
+
+
 def _sign(file: typing.TextIO) -> None:
   """Writes down who has the lock."""
   now = datetime.datetime.now(datetime.UTC)

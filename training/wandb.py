@@ -21,6 +21,8 @@ _LAYER = '/layer/'
 class WandbWriter:
   """One run there for each workdir; a restart goes on with it.
 
+  An agent of a sweep there says which one, in WANDB_RUN_ID.
+
   Training does not depend on it: what fails there is told, and nothing is sent
   any more until the run is started again.
   """
@@ -54,7 +56,11 @@ class WandbWriter:
     self._hidden: set[str] = set()
     path = workdir / _ID
     known = path.read_text('utf-8').strip() if path.exists() else ''
-    name = known or uuid.uuid4().hex
+    given = os.environ['WANDB_RUN_ID'] if 'WANDB_RUN_ID' in os.environ else ''
+    name = known or given or uuid.uuid4().hex
+    if not known:
+      # First: whoever is killed meanwhile goes on with that one.
+      files.write(path, [name.encode()])
     try:
       self._run = wandb.init(
         project=project,
@@ -68,14 +74,13 @@ class WandbWriter:
       self._run.define_metric('*', step_metric='step')
     except Exception as error:  # The service's errors share no base class.
       if not known:
+        path.unlink()
         raise ValueError(
           f'wandb_project={project!r}: {_said(error)}; `wandb login` first, or '
           'set WANDB_MODE=offline'
         ) from error
       self._give_up(error)
       return
-    if not known:
-      files.write(path, [name.encode()])
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Sends one row."""

@@ -23,7 +23,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from steepest.data import reading
+from steepest.data import locks, reading
 from steepest.data.terminal import Console, escape, progress
 from steepest.experiments import outside
 
@@ -57,7 +57,11 @@ _RISE = 0.5
 # Seconds for which an event is news.
 _NEWS = 600.0
 # In the order of the view; a summary may name others, which have ended.
-_STATES = ('running', 'diverged', 'waiting', 'finished')
+_STATES = ('running', 'diverged', 'dead', 'waiting', 'stopped', 'finished')
+# A study holds its directory for its runs, which lie so deep in it.
+_ABOVE = 4
+# A run that no process holds, and that is quiet as long, is not under way.
+_QUIET = 10.0
 _COLUMNS = (
   'step',
   'loss',
@@ -76,7 +80,9 @@ class Status:
 
   Attributes:
     path: of its directory.
-    state: 'waiting', 'running', 'unreadable' or how it ended.
+    state: 'waiting', 'running', 'unreadable' or how it ended; 'stopped' where
+      its process has left it in order, 'dead' where that is gone, or gives no
+      sign of life on another machine.
     done: steps.
     steps: in all.
     loss: of the latest row, in nats.
@@ -164,9 +170,10 @@ def _read(run: pathlib.Path, now: float) -> Status:
   for row in rows:
     reading.require(row, _ROW, 'metrics.jsonl')
   steps = config['steps'] if 'steps' in config else 0
-  state = 'running' if rows else 'waiting'
   if 'status' in summary and _is_last(summary, steps):
     state = summary['status']
+  else:
+    state = _state(run, rows, now)
   values: dict[str, Any] = {}
   if rows:
     values |= _pace(rows)
@@ -182,6 +189,21 @@ def _read(run: pathlib.Path, now: float) -> Status:
   found = Status(run, state, done, steps, **values)
   alarms = _alarms(found, config, rows, now)
   return dataclasses.replace(found, alarms=tuple(alarms))
+
+
+def _state(run: pathlib.Path, rows: list[dict[str, Any]], now: float) -> str:
+  """Returns the state of a run that has not ended."""
+  holder = locks.holder(run, _ABOVE)
+  if holder == 'dead':
+    return 'dead'
+  if not rows:
+    return 'waiting'
+  quiet = _quiet(run, now)
+  if holder == 'none' and quiet > max(_QUIET, 3 * _interval(rows)):
+    return 'stopped'
+  if holder == 'elsewhere' and quiet > _patience(rows):
+    return 'dead'
+  return 'running'
 
 
 def table(found: Sequence[Status], rows: int | None) -> Table:
@@ -244,6 +266,8 @@ def _alarms(
 ) -> list[str]:
   if found.state == 'diverged':
     return [f'diverged at step {found.done}']
+  if found.state == 'dead' and rows:
+    return [f'no process is left, quiet for {_clock(_quiet(found.path, now))}']
   if found.state != 'running':
     return []
   alarms = []
@@ -255,7 +279,7 @@ def _alarms(
     best = min(losses)
     if len(losses) >= 5 and float(np.median(losses[-5:])) > best + _RISE:
       alarms.append(f'loss rose from {best:.3f}')
-  quiet = now - (found.path / 'metrics.jsonl').stat().st_mtime
+  quiet = _quiet(found.path, now)
   if quiet > _patience(rows):
     alarms.append(f'no progress for {_clock(quiet)}')
   if found.wait is not None and found.wait > _WAIT:
@@ -269,9 +293,18 @@ def _alarms(
 
 def _patience(rows: list[dict[str, Any]]) -> float:
   """Returns after how many seconds without a row a run has stalled."""
+  return max(_SHORTEST_STALL, _STALL * _interval(rows))
+
+
+def _interval(rows: list[dict[str, Any]]) -> float:
+  """Returns the most seconds between two recent rows."""
   spent = [row['seconds'] + row['data/wait_seconds'] for row in rows]
-  longest = max((b - a for a, b in zip(spent, spent[1:])), default=0.0)
-  return max(_SHORTEST_STALL, _STALL * longest)
+  return max((b - a for a, b in zip(spent, spent[1:])), default=0.0)
+
+
+def _quiet(run: pathlib.Path, now: float) -> float:
+  """Returns the seconds since a run wrote its last row."""
+  return now - (run / 'metrics.jsonl').stat().st_mtime
 
 
 def _news(path: pathlib.Path, now: float) -> list[str]:

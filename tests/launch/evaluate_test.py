@@ -68,18 +68,17 @@ def test_scores_and_scores_again(
   ]
 
 
-def test_a_run_prints_its_scores(fork_commands, data, tmp_path):
+def test_a_run_prints_its_scores(fork_commands, scored_documents, tmp_path):
   """And a finished one, given other tasks, says what it does with them."""
   text = tmp_path / 'text.txt'
-  rng = random.Random(1)
   text.write_text(
-    ''.join(f'{" ".join(rng.choices(_WORDS, k=9))}\n' for _ in range(4000))
+    ''.join(f'red {i} green {i % 7} birds sing\n' for i in range(4000))
   )
   prepare = [f'--input={text}', '--tokenizer=bpe-train:300']
   train = [
     '--config=experiments/tiny.py:gpt2,adamw',
     f'--config.data.source=shards:{tmp_path}/shards',
-    f'--config.eval_tasks_data={data}',
+    f'--config.eval_tasks_data={scored_documents}',
     '--config.model.context=128',
     '--config.model.num_layers=1',
     '--config.steps=2',

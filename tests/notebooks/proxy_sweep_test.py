@@ -84,7 +84,7 @@ def test_the_sweep_runs(command_env, tmp_path, monkeypatch):
   )
   report = tmp_path / 'sweep' / 'report' / 'report.html'
   assert f'report: {report}' in printed and report.exists()
-  assert 'gpt2 adamw: best rate' in printed
+  assert 'gpt2 adamw: best rate' in printed and '%|' in printed
   figures = [
     output.data['application/json']
     for cell in notebook.cells

@@ -110,6 +110,20 @@ def test_a_run_is_shown_and_gone_on_with(runs, tmp_path, config):
   assert first.finished and second.finished
 
 
+def test_a_run_of_a_sweep_is_the_one_that_its_agent_names(
+  runs, tmp_path, config, monkeypatch
+):
+  """And stays it when it goes on by hand."""
+  config.wandb_project = 'proj'
+  for steps, ids in ((3, {'WANDB_RUN_ID': 'abc123'}), (5, {})):
+    with monkeypatch.context() as patched:
+      for name, value in ids.items():
+        patched.setenv(name, value)
+      config.steps = steps
+      assemble.train(config, tmp_path)
+  assert [run.given['id'] for run in runs] == ['abc123', 'abc123']
+
+
 @pytest.mark.parametrize('what', ['log', 'finish'])
 def test_training_goes_on_without_it(
   runs, tmp_path, config, monkeypatch, capsys, what

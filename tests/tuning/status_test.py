@@ -1,13 +1,16 @@
 """Views of runs, from directories as training leaves them."""
 
+import contextlib
 import json
 import os
 import shutil
+import socket
+import subprocess
 
 import pytest
 from rich.console import Console
 
-from steepest.data import reading
+from steepest.data import locks, reading
 from steepest.tuning import status
 
 _NOW = 1_800_000_000.0
@@ -98,7 +101,41 @@ def test_numbers_are_those_of_the_rows(tmp_path):
 )
 def test_what_wants_attention_is_said(tmp_path, keys, alarm):
   run = _run(tmp_path / 'a', _line(-0.01, 30), **keys)
-  assert status.read(run, _NOW).alarms == (alarm,)
+  # Its process lives.
+  with locks.hold(run, 'training there'):
+    assert status.read(run, _NOW).alarms == (alarm,)
+
+
+@pytest.mark.parametrize(
+  'holder, age, state',
+  [
+    ('this process', 3600.0, 'running'),
+    ('one that is gone', 1.0, 'dead'),
+    ('one elsewhere', 1.0, 'running'),
+    ('one elsewhere', 3600.0, 'dead'),
+    ('none', 1.0, 'running'),
+    ('none', 60.0, 'stopped'),
+  ],
+)
+def test_stopped_dead_and_running_are_told_apart(tmp_path, holder, age, state):
+  """Of a study's run too, whose directory the study holds."""
+  study = tmp_path / 'study'
+  run = _run(study / 'trials' / 'a' / '0', _line(-0.01, 30), age=age)
+  gone = subprocess.Popen(['true'])
+  gone.wait()
+  owner = {'process': gone.pid, 'host': socket.gethostname()}
+  if holder == 'one elsewhere':
+    owner['host'] = 'elsewhere'
+  with contextlib.ExitStack() as stack:
+    if holder == 'this process':
+      stack.enter_context(locks.hold(study, 'at this study'))
+    elif holder != 'none':
+      (study / locks.NAME).write_text(json.dumps(owner))
+    found = status.read(run, _NOW)
+    assert found.state == state
+    assert (found.left is not None) == (state == 'running')
+    dead = [a for a in found.alarms if a.startswith('no process is left')]
+    assert len(dead) == (state == 'dead')
 
 
 def test_a_rising_loss_and_none_at_all_are_said(tmp_path):
