@@ -39,16 +39,6 @@ def test_select(patterns, count, groups):
   assert (len(selection.tasks), len(selection.groups)) == (count, groups)
 
 
-def test_mmlu_selects_its_groups():
-  assert list(tasks.select('mmlu').groups) == [
-    'mmlu',
-    'mmlu_stem',
-    'mmlu_other',
-    'mmlu_social_sciences',
-    'mmlu_humanities',
-  ]
-
-
 @pytest.mark.parametrize(
   'word, near',
   [

@@ -57,8 +57,3 @@ def test_what_a_file_lacks_is_one_line(tmp_path, text, said):
   with pytest.raises(ValueError, match=said) as error:
     optimizer.find(str(path))
   assert 'mine.py' in str(error.value) and '\n' not in str(error.value)
-
-
-def test_unknown_names_are_named():
-  with pytest.raises(ValueError, match="did you mean 'adamw'"):
-    optimizer.find('adamv')
