@@ -14,7 +14,7 @@ import time
 import pytest
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
-_STEPS = 40
+_STEPS = 24
 
 # Imports once, then forks for each run; no device is touched before.
 _FORKER = """

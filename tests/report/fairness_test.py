@@ -23,6 +23,15 @@ def _refused(found, text):
   assert 'ends with' not in answer.text
 
 
+def _replanned(tmp_path, **changed):
+  """Returns a study that had been planned otherwise, read again."""
+  path = tmp_path / 'study' / 'config.json'
+  plan = json.loads(path.read_text())
+  plan['study'] |= changed
+  path.write_text(json.dumps(plan))
+  return verdicts.compare(tables.read([path.parent]))
+
+
 def test_equal_effort_is_ranked(plant):
   found = plant(_LOSSES)
   assert found.winner('gpt2', 'eval_loss') == 'adamw'
@@ -75,10 +84,7 @@ def test_who_insists_gets_a_ranking_with_a_warning(plant):
 def test_rates_added_at_an_edge_are_no_unequal_effort(plant, tmp_path):
   rates = {'adamw': (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)}
   plant(_LOSSES, rates=rates)
-  plan = json.loads((tmp_path / 'study/config.json').read_text())
-  plan['study']['lrs_adamw'] = plan['study']['lrs_lion']
-  (tmp_path / 'study/config.json').write_text(json.dumps(plan))
-  found = verdicts.compare(tables.read([tmp_path / 'study']))
+  found = _replanned(tmp_path, lrs_adamw=rates['adamw'][:4])
   tuned = found.tuning.set_index('optimizer')
   assert tuned.loc['adamw', 'trials'] == 5
   assert tuned.loc['adamw', 'planned'] == tuned.loc['lion', 'planned'] == 4
@@ -101,10 +107,7 @@ def test_more_trials_for_more_hyperparameters_are_fair_by_the_rule(
   }
   refused = plant(_LOSSES, rates=rates, tried=own)
   assert refused.winner('gpt2', 'eval_loss') == ''
-  plan = json.loads((tmp_path / 'study/config.json').read_text())
-  plan['study'] |= {'search': 'sobol', 'trials': 0, 'trial_seeds': 1}
-  (tmp_path / 'study/config.json').write_text(json.dumps(plan))
-  found = verdicts.compare(tables.read([tmp_path / 'study']))
+  found = _replanned(tmp_path, search='sobol', trials=0, trial_seeds=1)
   assert found.winner('gpt2', 'eval_loss') == 'adamw'
   assert found.tuning['due'].tolist() == [8 + 4 * 2, 8 + 4 * 3]
   # The second trial is best, whose b2 is near the lowest, and b1 is not.
@@ -119,10 +122,7 @@ def test_an_optimizer_whose_file_has_no_decay_is_ranked_with_a_remark(
 ):
   decay = lambda i: {'optimizer__decay_timescale': 0.1 * 2 ** (i * 3 % 4)}
   plant(_LOSSES, tried={'lion': decay})
-  plan = json.loads((tmp_path / 'study/config.json').read_text())
-  plan['study'] |= {'search': 'sobol', 'trials': 4, 'space': 'all'}
-  (tmp_path / 'study/config.json').write_text(json.dumps(plan))
-  found = verdicts.compare(tables.read([tmp_path / 'study']))
+  found = _replanned(tmp_path, search='sobol', trials=4, space='all')
   assert found.winner('gpt2', 'eval_loss') == 'adamw'
   said = found.fairness.set_index('subject').loc['hyperparameters']
   assert said['optimizer'] == 'adamw' and not said['refuses']

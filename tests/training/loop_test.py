@@ -175,10 +175,14 @@ def test_fewer_steps_than_done_are_refused(train):
     train(checkpoint_every=3, steps=5)
 
 
-def test_lost_checkpoints_are_missed(train, tmp_path):
-  callbacks = Callbacks(stop=lambda steps: steps == 5)
+def _stop(train, at, **keys):
+  callbacks = Callbacks(stop=lambda steps: steps == at)
   with pytest.raises(Stopped):
-    train(callbacks=callbacks, checkpoint_every=3)
+    train(callbacks=callbacks, **keys)
+
+
+def test_lost_checkpoints_are_missed(train, tmp_path):
+  _stop(train, 5, checkpoint_every=3)
   rows = (tmp_path / 'metrics.jsonl').read_bytes()
   for path in (tmp_path / 'checkpoints').iterdir():
     shutil.rmtree(path)
@@ -190,9 +194,7 @@ def test_lost_checkpoints_are_missed(train, tmp_path):
 
 
 def test_lost_rows_are_missed(train, tmp_path):
-  callbacks = Callbacks(stop=lambda steps: steps == 5)
-  with pytest.raises(Stopped):
-    train(callbacks=callbacks, checkpoint_every=3)
+  _stop(train, 5, checkpoint_every=3)
   rows = tmp_path / 'metrics.jsonl'
   rows.write_bytes(b''.join(rows.read_bytes().splitlines(keepends=True)[:2]))
   with pytest.raises(ValueError, match='has 2 rows before step 5, 5 were'):
@@ -203,14 +205,7 @@ def test_lost_rows_are_missed(train, tmp_path):
 
 
 def test_a_run_whose_checkpoints_count_no_rows_goes_on(train, tmp_path):
-  def stop_at(steps):
-    with pytest.raises(Stopped):
-      train(
-        callbacks=Callbacks(stop=lambda done: done == steps),
-        checkpoint_every=7,
-      )
-
-  stop_at(2)
+  _stop(train, 2, checkpoint_every=7)
   # As earlier versions saved it.
   saved = tmp_path / 'checkpoints' / '2'
   books = saved / 'books' / 'metadata'
@@ -218,7 +213,7 @@ def test_a_run_whose_checkpoints_count_no_rows_goes_on(train, tmp_path):
   assert metadata.pop('rows') == 2
   books.write_text(json.dumps(metadata))
   checkpoint.write_checksums(saved)
-  stop_at(4)
+  _stop(train, 4, checkpoint_every=7)
   assert train(checkpoint_every=7)['steps'] == 7
 
 
