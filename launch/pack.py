@@ -299,7 +299,9 @@ def _merge(
     table, place = _names()
     inputs.relocated(values, place)
     back = _renamed({name: path for path, name in table.items()})
-    with merge.unpacked(archive, workdir) as found:
+    # A run takes the place of its directory, a study's runs that of theirs.
+    beside = workdir if 'study' in values else workdir.parent
+    with merge.unpacked(archive, beside) as found:
       if 'study' in values:
         at = workdir / 'config.json'
         into = study.Study(ConfigDict(values), workdir)

@@ -56,6 +56,8 @@ def unpacked(
     ValueError: it is damaged, or holds anything but plain files inside it.
   """
   with tempfile.TemporaryDirectory(dir=beside, prefix='.merge-') as directory:
+    found = pathlib.Path(directory) / 'found'
+    found.mkdir()
     try:
       with gzip.open(archive) as file:
         # Its checksum is at the end, which no reader of members gets to.
@@ -63,12 +65,12 @@ def unpacked(
           pass
       with tarfile.open(archive, 'r:gz') as tar:
         for member in tar:
-          _write(tar, member, pathlib.Path(directory))
+          _write(tar, member, found)
     except ValueError as error:
       raise ValueError(f'{archive}: {error}') from error
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
       raise ValueError(f'{archive} is damaged: {error}') from error
-    yield pathlib.Path(directory)
+    yield found
 
 
 def _write(

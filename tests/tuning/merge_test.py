@@ -5,6 +5,7 @@ import io
 import json
 import math
 import pathlib
+import shutil
 import tarfile
 
 import pytest
@@ -127,6 +128,27 @@ def test_a_further_run_is_never_replaced_by_a_shorter_one(tmp_path):
   assert sorted(merged.taken) == [
     f'finals/gpt2-adamw/seed={seed}' for seed in (1, 3)
   ]
+
+
+def test_a_run_of_its_own_takes_the_place_of_its_directory(tmp_path):
+  config = _config(optimizers='adamw')
+  [first, *_] = studies.Study(config, tmp_path / 'study').waiting()
+  home = tmp_path / 'home'
+  for there, here, taken in ((2, 0, True), (2, 4, False), (None, 4, True)):
+    runs = [
+      first._replace(directory=path) for path in (tmp_path / 'found', home)
+    ]
+    for run, steps in zip(runs, (there, here), strict=True):
+      shutil.rmtree(run.directory, ignore_errors=True)
+      run.directory.mkdir()
+      if steps != 0:
+        _finish(run, steps)
+      (run.directory / 'from').write_text(run.directory.name)
+    merged = merge.Merged([], [], {})
+    merge.take(merged, '.', first.config, home, tmp_path / 'found', _back)
+    assert (merged.taken == ['.']) == taken and not merged.refused
+    assert (home / 'from').read_text() == ('found' if taken else 'home')
+    shutil.rmtree(tmp_path / 'found.replaced', ignore_errors=True)
 
 
 def test_another_or_a_damaged_run_is_left_out(tmp_path):
