@@ -10,6 +10,7 @@ from steepest.experiments import base
 from steepest.tuning import engine, study as studies, worker
 
 _TOKENS = pathlib.Path(__file__).parent.parent / 'golden' / 'tokens.npy'
+_AXES = ('data', 'fsdp', 'tensor', 'sequence')
 
 
 def _config(**keys):
@@ -64,12 +65,11 @@ def test_trials_have_the_mesh_of_trials_and_targets_their_own(tmp_path):
       studies.run(study, slots, kinds)
   meshes = {
     kind: {
-      tuple(json.loads(path.read_text())['mesh'].values())
+      tuple(json.loads(path.read_text())['mesh'][axis] for axis in _AXES)
       for path in tmp_path.glob(f'{kind}/*/*/config.json')
     }
     for kind in ('trials', 'finals')
   }
-  # data, fsdp, tensor, sequence.
   assert meshes == {'trials': {(1, 2, 1, 1)}, 'finals': {(1, 1, 1, 1)}}
   attempts = [
     json.loads(path.read_text())['attempt']
