@@ -3,7 +3,7 @@
     python -m launch.study --config=experiments/axes_study.py \
         --workdir=runs/axes
 
-What: a LLaMA of 4 layers, 32 wide (0.2 M parameters): 2 M tokens, twice and
+What: a LLaMA of 4 layers, 32 wide (0.12 M parameters): 2 M tokens, twice and
 four times as many, with `wsd`; beside them cosine, and batches of a quarter and
 four times the size. Rates, memories, decay and Sophia's rho are searched in
 trials a quarter as long, anew for each batch size. Data as

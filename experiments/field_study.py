@@ -3,12 +3,12 @@
     python -m launch.study --config=experiments/field_study.py \
         --workdir=runs/field
 
-What: LLaMA of 4 layers, proxies 32 wide, targets 64 wide (0.48 M parameters),
-1.2 M tokens of experiments/corpora/debian.md in a byte-level BPE of 2048
-entries, prepared as experiments/cpu_study.py says. For each optimizer all that
-its file has a range for, rates over a factor of sixteen; five seeds.
-docs/results/field has what came out of an earlier form of it, which searched
-rates alone.
+What: LLaMA of 4 layers, proxies 32 wide, targets 64 wide (0.34 M parameters),
+3.5 M tokens of experiments/corpora/debian.md, prepared as
+experiments/cpu_study.py says: ten a parameter. For each optimizer all that its
+file has a range for, rates over a factor of sixteen, in trials an eighth as
+long; three seeds. docs/results/field says what would count, and has what came
+out of an earlier form of it, which searched rates alone.
 
 Hardware: two CPU cores.
 """
@@ -54,21 +54,22 @@ def get_config(arg: str = '') -> ConfigDict:
   config.model.num_heads = 2
   config.model.context = 128
   config.batch_size = 16
-  config.steps = 400
+  config.steps = 212
   config.schedule.warmup = 0.1
   # A run is far too short for the curvature's average to fill.
   config.optimizer.hessian_bias_correction = True
   config.dtype.compute = 'float32'
-  config.eval_every = 200
+  config.eval_every = 850
   config.eval_sequences = 256
-  config.checkpoint_every = 300
+  config.checkpoint_every = 425
   config.checkpoints_kept = 1
   config.data.source = 'shards:runs/corpora/debian'
   config.data.verify = 'size'
   config.study.models = 'llama'
   config.study.optimizers = 'all'
-  config.study.target_steps = 600
-  config.study.seeds = 5
+  config.study.pruning = 'median'
+  config.study.target_steps = 1700
+  config.study.seeds = 3
   for name, rates in _RATES.items():
     config.study[f'lrs_{name}'] = rates
   return config

@@ -354,8 +354,8 @@ def test_values_reach_the_run():
 _STUDIES = [
   importlib.import_module(f'steepest.experiments.{info.name}')
   for info in pkgutil.iter_modules(experiments.__path__)
-  if info.name in ('quickstart', 'paper_study', 'cpu_study', 'axes_study')
-  or info.name == 'field_study'
+  if info.name in ('quickstart', 'paper_study')
+  or info.name in ('axes_study', 'cpu_study', 'field_study', 'size_study')
 ]
 
 

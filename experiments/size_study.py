@@ -1,0 +1,79 @@
+"""Whether an optimizer's advantage over AdamW lasts as models grow.
+
+    python -m launch.study --config=experiments/size_study.py \
+        --workdir=runs/sizes/adamw
+    python -m launch.study --config=experiments/size_study.py:others \
+        --workdir=runs/sizes/others
+    python -m launch.report --runs=runs/sizes/adamw,runs/sizes/others \
+        --out=runs/sizes/report
+
+What: LLaMAs of 4 layers, 32, 64 and 128 wide (0.09, 0.28 and 0.98 M
+parameters), three seeds. AdamW reads 10, 20 and 40 tokens a parameter, so that
+its loss is known as a function of both; with `others` Lion, Sophia-G and Muon
+read 20 (`--optimizers=NAME` adds any). Hyperparameters are searched once, at
+width 32, and carried to the other sizes by µP and by horizons that are shares
+of a run. `gpu`: 8 layers, 128, 256 and 512 wide (2.6, 8.4 and 29 M), the same
+ratios, on 512 tokens of context; `launch.pack` makes of it parts of as many
+minutes as a machine is there for. docs/results/atlas says what would count.
+
+Data: experiments/corpora/debian.md in a BPE of 512 entries, or for `gpu` a
+sample of SlimPajama in one of 4096:
+
+    python experiments/corpora/debian.py --out=corpus
+    python -m launch.prepare --input='corpus/*.jsonl' \
+        --tokenizer=bpe-train:512 --out=runs/corpora/debian-512 \
+        --shard_tokens=8388608
+    python -m launch.prepare --input=slimpajama-6b \
+        --tokenizer=bpe-train:4096 --out=runs/corpora/slimpajama-4096
+
+Hardware: two CPU cores; `gpu`: one GPU.
+"""
+
+from ml_collections import ConfigDict
+
+from steepest.experiments import base
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  """`arg` is `others`, `gpu`, both or neither."""
+  config, words = base.with_variant(
+    arg, base.get_study_config(), extra=('others', 'gpu')
+  )
+  config.model.num_layers = 4
+  config.model.width = 32
+  config.model.num_heads = 2
+  config.model.context = 128
+  config.model.vocab_size = 512
+  config.batch_size = 16
+  config.steps = 400
+  config.schedule.warmup = 0.05
+  # The smallest runs are far too short for the curvature's average to fill.
+  config.optimizer.hessian_bias_correction = True
+  config.dtype.compute = 'float32'
+  config.eval_every = 0
+  config.eval_sequences = 256
+  config.checkpoint_every = 500
+  config.checkpoints_kept = 1
+  config.data.source = 'shards:runs/corpora/debian-512'
+  config.data.verify = 'size'
+  study = config.study
+  study.models = 'llama'
+  study.optimizers = 'lion,sophia,muon' if 'others' in words else 'adamw'
+  study.pruning = 'median'
+  study.width_ratio = 1
+  study.axis_width = (1, 2, 4)
+  study.axes_mode = 'product'
+  study.tokens_per_parameter = 20.0
+  study.axis_tokens = () if 'others' in words else (0.5, 1, 2)
+  study.seeds = 3
+  if 'gpu' in words:
+    config.model.num_layers = 8
+    config.model.width = 128
+    config.model.context = 512
+    config.model.vocab_size = 4096
+    config.batch_size = 64
+    config.steps = 800
+    config.dtype.compute = 'bfloat16'
+    config.data.source = 'shards:runs/corpora/slimpajama-4096'
+    config.data.verify = 'sampled'
+  return config
