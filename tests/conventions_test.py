@@ -176,3 +176,29 @@ def test_pins_lie_within_the_bounds_of_what_is_installed():
     if requirement in map(Requirement, assigned['_REQUIRES']):
       bounds = {bound.operator for bound in requirement.specifier}
       assert bounds == {'>=', '<'}, requirement
+
+
+def test_hints_name_extras_that_there_are():
+  """Or packages that want an environment of their own."""
+  [call] = [
+    node
+    for node in ast.walk(ast.parse(_text('setup.py')))
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == 'setup'
+  ]
+  [extras] = [k.value for k in call.keywords if k.arg == 'extras_require']
+  known = {f"'steepest[{ast.literal_eval(key)}]'" for key in extras.keys}
+  known |= {
+    'skypilot',
+    'xmanager',
+    "'steepest[{platform}]'",
+    '{_installed(job',
+  }
+  found = set()
+  for name in _FILES:
+    # Strings that go on in the next line.
+    text = re.sub(r"[\"']\s*\n\s*f?[\"']", '', _text(name))
+    words = re.findall(r'pip install (?!-)([^\s,);]+)', text)
+    found.update((name, word.strip('"').strip('`')) for word in words)
+  assert len(found) >= 10
+  for name, word in sorted(found):
+    assert any(word.startswith(k) for k in known), f'{name}: pip install {word}'
