@@ -23,9 +23,9 @@ _PACKAGES = [
   for folder in _FOLDERS
   for name in (folder, *(f'{folder}.{s}' for s in find_packages(folder)))
 ]
-# The lower bounds are the oldest versions that `make lowest` has run its tests
-# with, the pins of constraints.txt the newest. What comes after an upper bound
-# may break.
+# The lower bounds are the oldest versions that tests were run with: data,
+# training, searches and reports, of all that `make lowest` runs. The pins of
+# constraints.txt are the newest. What comes after an upper bound may break.
 _REQUIRES = [
   'absl-py>=2.1,<3',
   'array_record>=0.8.1,<0.9',
