@@ -155,13 +155,14 @@ def row_lengths(max_length: int, multiple: int) -> list[int]:
   only, so that all tasks share them.
 
   Args:
-    max_length: of the model, the longest; each is half of the next one.
+    max_length: of the model, the longest; each is half of the next one, or a
+      smaller part where halves would not come down to the shortest.
     multiple: lengths are multiples of this.
   """
+  part = max(2, math.ceil((max_length / _SHORTEST) ** (1 / (_LENGTHS - 1))))
   lengths = [max_length]
   while len(lengths) < _LENGTHS and lengths[-1] >= 2 * _SHORTEST:
-    half = -(-lengths[-1] // (2 * multiple)) * multiple
-    lengths.append(half)
+    lengths.append(-(-lengths[-1] // (part * multiple)) * multiple)
   return lengths[::-1]
 
 

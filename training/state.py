@@ -101,7 +101,8 @@ class Setup:
     return self.apply(params, tokens_BxL, visible_BxLxL, positions_BxL, True)
 
 
-@functools.lru_cache(maxsize=1)
+# A plan asks for the shapes of many runs, which differ in what has none.
+@functools.lru_cache(maxsize=64)
 def setup(
   spec: Spec,
   devices: tuple[jax.Device, ...] = (),
@@ -109,7 +110,7 @@ def setup(
 ) -> Setup:
   """Returns the constants of a run's programs; nothing is compiled yet.
 
-  The latest is kept: what was compiled for it serves the next run of its shape.
+  Kept: what was compiled for one serves the next run of its shape.
 
   Args:
     spec: of the run.
@@ -125,7 +126,7 @@ def setup(
     mesh = mesh_lib.make_mesh(spec.mesh, list(devices) or None)
   mesh_lib.check(mesh, model, spec.batch_size, spec.microbatches)
   module = model_config.find_model(model.name).Model(model, spec.rules)
-  boxed = jax.eval_shape(lambda: init_params(module, model, 0))
+  boxed = _boxed_shapes(module, model)
   factors = jax.tree.map(
     lambda p: spec.rules.factors(p.role),
     boxed,
@@ -219,6 +220,12 @@ def _compiled_evaluation_params(setup: Setup) -> Any:
     (of.opt_state, of.params),
     of.params,
   )
+
+
+@functools.lru_cache(maxsize=64)
+def _boxed_shapes(module: Any, model: ModelConfig) -> Any:
+  """Returns the parameters' shapes, which all optimizers share."""
+  return jax.eval_shape(lambda: init_params(module, model, 0))
 
 
 def init_params(module: Any, model: ModelConfig, seed: Any) -> Any:

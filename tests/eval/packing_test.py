@@ -105,3 +105,5 @@ def test_row_lengths(max_length, multiple):
   assert lengths == sorted(set(lengths))
   assert len(lengths) <= 8
   assert all(length % multiple == 0 for length in lengths)
+  # However long the model's context, a short pair is not padded to thousands.
+  assert lengths[0] <= 512

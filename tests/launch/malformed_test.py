@@ -22,10 +22,10 @@ _VALUES = st.one_of(
   st.none(),
   st.booleans(),
   st.integers(-(2**70), 2**70),
-  st.sampled_from([-1, 0, 1, 2**31, 2**63]),
+  st.sampled_from([-1, 0, 1, 2**31, 2**63, 10**400]),
   st.floats(),
   st.text(max_size=8),
-  st.sampled_from(['', '../../etc', 'a\nb', '\x00', '<script>']),
+  st.sampled_from(['', '../../etc', 'a\nb', '\x00', '<script>', '\ud800']),
   st.just([]),
   st.just({}),
   st.lists(st.integers(0, 9), max_size=3),
@@ -370,6 +370,85 @@ def _report(directory):
   return lambda: report.run([directory], out, [], known, console), names
 
 
+def _compare(directory):
+  """As a report, without its page."""
+  from steepest.report import runs, tables, verdicts
+  from steepest.training import config
+
+  _, names = _report(directory)
+  known = runs.Known(**config.known())
+  return lambda: verdicts.compare(tables.read([directory], known)), names
+
+
+def _evaluate(directory):
+  from safetensors import numpy as safetensors
+
+  from steepest.data import tokenizers
+  from steepest.launch import evaluate
+
+  _, names = _hugging_face(directory)
+  tokenizers.train_bpe(iter(['What? this that'] * 9), 260).save(directory)
+  config = json.loads((directory / 'config.json').read_text())
+  V, T, D = 260, 256, config['n_embd']
+  config |= {'vocab_size': V, 'n_positions': T}
+  (directory / 'config.json').write_text(json.dumps(config))
+  tensors = safetensors.load_file(directory / 'model.safetensors')
+  tensors['wte.weight'] = np.ones((V, D), np.float32)
+  tensors['wpe.weight'] = np.ones((T, D), np.float32)
+  safetensors.save_file(tensors, directory / 'model.safetensors')
+  names += [*_questions(directory)[1], *_pairs(directory)[1]]
+  names += ['tokenizer.json', 'tokenizer_config.json']
+  out = directory.with_name('scores')
+
+  def read():
+    evaluate._evaluate(
+      model=f'hf:{directory}',
+      tasks='arc_easy',
+      num_fewshot=None,
+      data=str(directory),
+      limit=0,
+      requests=str(directory / 'pairs.jsonl'),
+      out=str(out),
+    )
+
+  return read, names
+
+
+def _again(directory):
+  """A run that has ended, started again and, longer, gone on with."""
+  from steepest.experiments import tiny
+  from steepest.training import run
+
+  golden = pathlib.Path(__file__).parents[1] / 'golden'
+  config = tiny.get_config('gpt2,adamw')
+  config.update_from_flattened_dict(
+    {
+      'data.source': f'flat:{golden / "tokens.npy"}',
+      'model.num_layers': 1,
+      'model.width': 32,
+      'model.context': 16,
+      'model.vocab_size': 128,
+      'schedule.kind': 'constant',
+      'steps': 2,
+      'checkpoint_every': 2,
+    }
+  )
+  run.train(config, directory)
+  copy = directory.with_name(f'{directory.name}-copy')
+
+  def read():
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(directory, copy)
+    run.train(config, copy)
+
+  names = ['config.json', 'summary.json', 'env.json', 'metrics.jsonl']
+  return read, [
+    *names,
+    'checkpoints/2/books/metadata',
+    'latest_checkpoint.json',
+  ]
+
+
 def _watch(directory):
   from rich.console import Console
 
@@ -407,11 +486,23 @@ _READERS = {
     _restart,
     _checksums,
     _report,
+    _compare,
     _watch,
+    _evaluate,
+    _again,
   )
 }
 # Whole commands take a second.
-_FEWER = {'report': 10}
+_COMMANDS = {
+  'report': (6, 100),
+  'compare': (10, 1000),
+  'evaluate': (10, 500),
+  'again': (10, 1000),
+}
+
+
+def _counts(reader):
+  return _COMMANDS[reader] if reader in _COMMANDS else (_FEW, _MANY)
 
 
 def _fuzz(make, directory, examples):
@@ -449,16 +540,16 @@ def _fuzz(make, directory, examples):
 
   check()
   assert refused > examples // 10
+  print(f'{refused} of {examples} refused')
   shutil.rmtree(directory)
 
 
 @pytest.mark.parametrize('reader', _READERS)
 def test_malformed_files_get_a_clear_error(tmp_path, reader):
-  few = _FEWER[reader] if reader in _FEWER else _FEW
-  _fuzz(_READERS[reader], tmp_path / 'given', few)
+  _fuzz(_READERS[reader], tmp_path / 'given', _counts(reader)[0])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('reader', _READERS)
 def test_thousands_of_malformed_files_get_a_clear_error(tmp_path, reader):
-  _fuzz(_READERS[reader], tmp_path / 'given', _MANY)
+  _fuzz(_READERS[reader], tmp_path / 'given', _counts(reader)[1])
