@@ -44,6 +44,8 @@ def train_step(
   """
   chain = setup.chain
   losses, grads = gradient(setup, state.params, batch)
+  # Else XLA may reduce them whole where the optimizer's state is split further.
+  grads = jax.lax.with_sharding_constraint(grads, setup.shardings.params)
   params, opt_state, stats = chain.update(
     grads, state.opt_state, state.params, state.step, hypers, measure
   )
