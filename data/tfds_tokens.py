@@ -87,8 +87,10 @@ def open_dataset(name: str, context: int) -> Dataset:
 
   del tfds_builder
   try:
-    if os.sep in name or os.path.isdir(name):
-      builder = tfds.builder_from_directory(os.path.expanduser(name))
+    # A name may hold a configuration: NAME/CONFIG.
+    place = os.path.expanduser(name)
+    if name.startswith(('/', '.', '~', 'gs://')) or os.path.isdir(place):
+      builder = tfds.builder_from_directory(place)
     else:
       builder = tfds.builder(name)
     splits = {

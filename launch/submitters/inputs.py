@@ -30,8 +30,8 @@ def check(name: str) -> None:
   if not value:
     raise FileNotFoundError(f'{name}: nothing to train on: give shards:DIR')
   kind, _, rest = value.partition(':')
-  if kind == 'tfds' and '/' not in rest:
-    # TFDS knows the name, here or there.
+  if kind == 'tfds' and not rest.startswith(('/', '.', '~')):
+    # TFDS knows the name, in its own directory.
     return
   path = pathlib.Path(rest if kind in _FILES else value).expanduser()
   if kind in _FILES:
