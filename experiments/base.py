@@ -25,7 +25,8 @@ def get_config() -> ConfigDict:
   c.microbatches = 1
   # Optimizer steps of the run; the schedule ends here.
   c.steps = 10_000
-  # Steps between rows of metrics.jsonl and TensorBoard.
+  # Steps between rows of metrics.jsonl and TensorBoard. Every tenth row, and
+  # those of evaluations and checkpoints, have the numbers of each layer.
   c.log_every = 10
   # Project on Weights & Biases that shows the run too; '': none.
   c.wandb_project = ''

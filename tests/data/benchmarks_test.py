@@ -128,6 +128,10 @@ def test_copies_of_the_hub_are_read_once(mirror):
   before = {p: p.stat().st_mtime_ns for p in directory.iterdir()}
   assert benchmarks.locate(f'hub:{mirror}', list(_HUB)) == directory
   assert before == {p: p.stat().st_mtime_ns for p in directory.iterdir()}
+  with (directory / 'mmlu_dev.jsonl').open('a') as file:
+    file.write('{}\n')
+  with pytest.raises(ValueError, match=r'mmlu_dev\.jsonl has been changed'):
+    benchmarks.locate(f'hub:{mirror}', ['mmlu_dev'])
 
 
 def test_what_is_not_whole_is_refused(mirror, tmp_path):

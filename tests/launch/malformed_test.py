@@ -495,7 +495,7 @@ _READERS = {
 # Whole commands take a second.
 _COMMANDS = {
   'report': (6, 100),
-  'compare': (10, 1000),
+  'compare': (10, 500),
   'evaluate': (10, 500),
   'again': (10, 1000),
 }
