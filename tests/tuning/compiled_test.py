@@ -196,6 +196,45 @@ def test_a_step_compiles_for_gpus(chip, count, mesh):
 @pytest.mark.skipif(
   lib.cuda_versions is None, reason="JAX's CUDA plugin is not installed"
 )
+@pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
+def test_gpus_send_each_matrix_once(optimizer):
+  """Bytes of operands and results of a step with fsdp=8, by formula."""
+  width, mlp, vocab, n = 256, 1024, 2048, 8
+  config = _config(
+    model__width=width,
+    model__mlp_dim=mlp,
+    model__vocab_size=vocab,
+    mesh__fsdp=n,
+    dtype__compute='bfloat16',
+    optimizer__name=optimizer,
+  )
+  sent = dict.fromkeys(('all-gather', 'reduce-scatter', 'all-to-all'), 0)
+  others = 0
+  real = compiled.compile_step(config, _devices('h100', n))
+  for k in compiled.kernels(real.text):
+    if k.kind == 'collective' and k.steady:
+      kind = re.sub(r'(-start)?[.\d]*$', '', k.name.replace('_', '-'))
+      if kind in sent:
+        sent[kind] += k.count * k.bytes
+      else:
+        others += k.count * k.bytes
+  squares, oblongs = 4 * width**2, 3 * width * mlp
+  whole = 2 * (squares + oblongs + 2 * vocab * width)
+  # A part and the whole, of weights and of their gradients, in bfloat16.
+  assert sent['all-gather'] == pytest.approx(whole * (1 + 1 / n), rel=0.01)
+  assert sent['reduce-scatter'] == pytest.approx(whole * (1 + 1 / n), rel=0.01)
+  # Gains and norms.
+  assert others < 0.01 * whole
+  # Each of the four stacks is filled up to eight matrices, of float32, of which
+  # a device sends and gets one's worth, there and back.
+  dealt = 4 * (2 * width**2 + 2 * width * mlp) * 2 * 2
+  assert sent['all-to-all'] == dealt * (optimizer == 'muon')
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  lib.cuda_versions is None, reason="JAX's CUDA plugin is not installed"
+)
 @pytest.mark.parametrize('optimizer', ['adamw', 'lion', 'sophia'])
 @pytest.mark.parametrize('name', ['gpt2', 'llama'])
 def test_a_step_on_a_gpu_moves_no_more_than_it_has_to(name, optimizer):
