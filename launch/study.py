@@ -16,14 +16,20 @@ says what a study would take on chips that are not here: runs, memory and
 GPU-hours of the trials and targets of each cell. Exit status 0: all of it fits;
 3: a run does not; 1: an error.
 
+SIGTERM and Ctrl-C let the runs under way save and stop, with exit status 75;
+once more leaves at once. The same command goes on.
+
 With --minutes=N it says what will be done in them, does that in the order of
 its worth, saves and stops; the plan says the same of other chips.
 """
 
 import argparse
+from collections.abc import Iterator
+import contextlib
 import json
 import os
 import pathlib
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -36,7 +42,9 @@ if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
   from steepest.launch.submitters.targets import Targets
+  from steepest.tuning.budget import Budget
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _DOES_NOT_FIT = 3
 
 
@@ -135,7 +143,7 @@ def _study(
   )
 
   start, budget = time.perf_counter(), budgets.Budget(minutes)
-  with locks.hold(workdir, 'at this study'):
+  with locks.hold(workdir, 'at this study'), _stoppable(workdir, budget):
     with engine.machines(address, workers) as machines:
       config = corpus.ready(config, workdir)
       send = targets.send if targets else None
@@ -157,10 +165,44 @@ def _study(
             study.raise_failures()
             if not away and study.over and budget.left > 0:
               timing.run(config, workdir, slots)
+    if budget.ended:
+      return
     if left := len(study.left()) if minutes is not None else 0:
       print(f'time is up with {left} runs left: the same command goes on')
     if study.has_results:
       _report(workdir, time.perf_counter() - start)
+
+
+@contextlib.contextmanager
+def _stoppable(workdir: pathlib.Path, budget: 'Budget') -> Iterator[None]:
+  """Turns the first signal into the end of the study's time.
+
+  Its runs save and stop; then this process leaves as a run that was stopped.
+  """
+  from steepest.training import interrupts
+  from steepest.tuning import worker
+
+  stop = workdir / worker.STOP
+  stop.unlink(missing_ok=True)
+
+  def receive(number: int, frame: object) -> None:
+    if stop.exists():
+      os._exit(interrupts.EXIT_CODE)
+    stop.touch()
+    budget.end()
+    name = signal.Signals(number).name
+    print(f'{name}: the runs under way save and stop', file=sys.stderr)
+
+  before = {n: signal.signal(n, receive) for n in _SIGNALS}
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+  if stop.exists():
+    print('stopped: the same command goes on', file=sys.stderr)
+    stop.unlink()
+    sys.exit(interrupts.EXIT_CODE)
 
 
 def _plan(

@@ -164,6 +164,15 @@ class Budget:
     """Seconds that are left."""
     return math.inf if self.deadline is None else self.deadline - time.time()
 
+  def end(self) -> None:
+    """Lets nothing more begin: somebody asked to stop."""
+    self.deadline = -math.inf
+
+  @property
+  def ended(self) -> bool:
+    """Whether `end` was called."""
+    return self.deadline == -math.inf
+
   def add(self, run: 'Run') -> None:
     """Notes how long a run took."""
     summary = cells.outcome(run.directory)

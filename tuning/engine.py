@@ -317,6 +317,8 @@ def _begin(
   place: Place,
   log: pathlib.Path | None,
 ) -> None:
+  # A signal to all of a job's processes is the driver's to answer.
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
   enter(slot, place, log)
   parent = multiprocessing.parent_process()
   assert parent is not None

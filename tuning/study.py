@@ -188,6 +188,7 @@ class Study:
     """Returns a run as `worker.train` takes it."""
     return {
       'deadline': deadline,
+      'stop': str(self.workdir / worker.STOP),
       'config': json.loads(run.config.to_json()),
       'directory': str(run.directory),
       'finished': self._finished_curves(run),
@@ -480,9 +481,9 @@ def run(
   budget: Budget | None = None,
 ) -> None:
   """Does all runs of some kinds that fit, and shows how far it is."""
-  if study.over:
-    return
   budget = budget or Budget()
+  if study.over or budget.ended:
+    return
   if said := budget.estimate(study, engine, kinds):
     print(said, flush=True)
   planned = {r.directory: weight(r.config) for r in study.planned(kinds)}
@@ -503,7 +504,8 @@ def _run(
   told: set[Cell] = set()
   while True:
     # A slot whose result is yet to be noted is not free, idle as it may be.
-    for slot in sorted(set(engine.slots) - set(pending.values())):
+    free = set(engine.slots) - set(pending.values())
+    for slot in sorted(free) if budget.left > 0 else ():
       if (taken := study.take(slot, kinds, fits)) is not None:
         display.begin(slot, taken.directory, taken.label)
         job = study.job(taken, budget.deadline)

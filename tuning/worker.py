@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 import tempfile
 import time
@@ -21,8 +22,10 @@ from steepest.training.interrupts import Stopped
 from steepest.training.loop import Diverged, Pruned
 from steepest.tuning import cells, plan, pruning
 
-# Of a run that its deadline ended.
+# Of a run that its deadline ended, or that was asked to stop.
 STOPPED = 'stopped'
+# In the study's directory: asks all of its runs to stop, wherever they are.
+STOP = 'stop'
 # Steps that are timed before a study begins.
 _STEPS = 10
 
@@ -32,12 +35,13 @@ def train(job: dict[str, Any]) -> float | str | None:
 
   Args:
     job: `config` and `directory` of the run, and `finished`: the curves of the
-      trials by which it may be ended early, None where it may not; and
-      `deadline`: when it saves and stops as time.time() tells it, or None.
+      trials by which it may be ended early, None where it may not; `deadline`:
+      when it saves and stops as time.time() tells it, or None; `stop`: a file
+      with which it does so too.
 
   Returns:
     The validation loss, or the training loss where none is read; None if the
-    run diverged or was ended early; STOPPED at the deadline.
+    run diverged or was ended early; STOPPED if it was asked to stop.
   """
   processes.keep_memory()
   config = ConfigDict(job['config'])
@@ -60,7 +64,7 @@ def train(job: dict[str, Any]) -> float | str | None:
         config,
         directory,
         on_row=on_row,
-        stop=lambda steps: time.time() >= deadline,
+        stop=lambda _: time.time() >= deadline or os.path.exists(job['stop']),
         make_evaluate=evaluation.evaluator(
           config.eval_tasks, config.eval_tasks_data, config.eval_tasks_limit
         ),

@@ -158,9 +158,7 @@ def whole(shards, tmp_path_factory) -> pathlib.Path:
   return workdir
 
 
-def test_a_study_survives_kills_of_its_worker_and_of_its_driver(
-  shards, whole, tmp_path
-):
+def test_a_study_survives_kills_and_signals(shards, whole, tmp_path):
   """Killed workers are replaced, and so is the driver, by the same command."""
   study, killed = _STUDY, tmp_path / 'killed'
   process = _start(_command(shards, killed, 2, **study))
@@ -187,6 +185,27 @@ def test_a_study_survives_kills_of_its_worker_and_of_its_driver(
   assert 'was begun with study.trials=4, asked for 8' in last
   config = json.loads((whole / 'config.json').read_text())
   assert config['study']['trials'] == 4
+
+
+def test_runs_of_a_study_that_is_asked_to_stop_save(shards, tmp_path):
+  """Though the signal reaches all of its processes, as SLURM sends it."""
+  study = {**_STUDY, 'target_steps': 100_000}
+  command = _command(shards, tmp_path, 2, **study)
+  own = ('--config.data.epochs=200', '--config.checkpoint_every=100_000')
+  process = _start([*command, *own])
+  _wait_for(process, tmp_path, 'finals/*/*/metrics.jsonl')
+  for pid in (*_workers(process.pid), process.pid):
+    os.kill(pid, signal.SIGTERM)
+  _, err = process.communicate(timeout=300)
+  assert process.returncode == 75, err
+  assert err.splitlines()[-1] == 'stopped: the same command goes on'
+  saved = {
+    path.parent.parent: int(path.name)
+    for path in tmp_path.glob('finals/*/*/checkpoints/[0-9]*')
+  }
+  for run, steps in saved.items():
+    assert (run / 'metrics.jsonl').read_text().count('\n') == steps
+  assert len(saved) == 2
 
 
 def test_a_study_stops_when_its_time_is_up_and_goes_on(shards, whole, tmp_path):
