@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steepest.report import batches, scaling, tables, verdicts
+from steepest.report import batches, laws, scaling, tables, verdicts
 
 _SIZES = (1e5, 3e5, 1e6)
 _RATIOS = (10, 20, 40)
@@ -34,7 +34,7 @@ def _points(rng, noise=2e-3, ratios=_RATIOS, seeds=3, **faster):
 
 def test_a_planted_law_is_found():
   points = _points(np.random.default_rng(0), 1e-5)
-  law = scaling.fit(points)
+  law = laws.fit(points)
   floor, _, alpha, _, beta = law.unknowns_U
   assert math.exp(floor) == pytest.approx(1.7, abs=0.02)
   assert alpha == pytest.approx(0.34, abs=0.02)
@@ -48,14 +48,14 @@ def test_outliers_do_not_bend_a_law():
   """What Huber's loss is for."""
   points = _points(np.random.default_rng(0), 1e-5)
   points.loc[4, 'loss'] += 0.5
-  law = scaling.fit(points)
+  law = laws.fit(points)
   assert math.exp(law.unknowns_U[0]) == pytest.approx(1.7, abs=0.05)
   assert law.unknowns_U[4] == pytest.approx(0.28, abs=0.02)
 
 
 def test_planted_speed_ups_are_read_off_with_and_without_a_law():
   points = _points(np.random.default_rng(1), lion=1.3, muon=2.6)
-  law = scaling.fit(points)
+  law = laws.fit(points)
   assert law.optimizers == ('adamw',)
   both = scaling.speedups(points, law).set_index('optimizer')
   lion, muon = both.loc['lion'], both.loc['muon']
@@ -83,8 +83,8 @@ def test_a_law_of_both_says_how_the_speed_up_goes_on():
       ),
     ]
   )
-  law = scaling.fit(points)
-  found = scaling.trend(law, 'muon', 20.0, np.array([1e5, 1e6, 1e7]))
+  law = laws.fit(points)
+  found = laws.trend(law, 'muon', 20.0, np.array([1e5, 1e6, 1e7]))
   assert list(found['speedup'][:2]) == pytest.approx([1.5] * 2, rel=0.05)
   assert ((found['low'] < 1.5) & (1.5 < found['high'])).all()
   width = np.log(found['high'] / found['low'])
@@ -103,7 +103,7 @@ def test_a_law_of_both_says_how_the_speed_up_goes_on():
 def test_runs_that_cannot_carry_a_law_are_refused(change, reason):
   points = change(_points(np.random.default_rng(0)))
   with pytest.raises(ValueError, match=reason):
-    scaling.fit(points)
+    laws.fit(points)
 
 
 def test_equal_optimizers_have_a_speed_up_of_one():
@@ -151,7 +151,7 @@ def test_a_study_over_sizes_gets_its_section(study_runs, tmp_path):
   found = verdicts.compare(tables.read([tmp_path]))
   [made] = scaling.sections(found)
   assert made.title == 'Does the advantage last as models grow?'
-  figure, speedups, laws = made.blocks
+  figure, speedups, fitted = made.blocks
   [measured] = [
     trace
     for trace in figure.content['data']
@@ -161,7 +161,7 @@ def test_a_study_over_sizes_gets_its_section(study_runs, tmp_path):
   heading, *rows = speedups.rows
   assert heading == 'GPT-2' and len(rows) == 3
   assert [row[1] for row in rows] == ['1.05\xa0M', '3.67\xa0M', '13.6\xa0M']
-  assert len(laws.rows) == 2
+  assert len(fitted.rows) == 2
 
 
 def _batches(rng, critical, noise=0.0):
