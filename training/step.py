@@ -44,8 +44,9 @@ def train_step(
   """
   chain = setup.chain
   losses, grads = gradient(setup, state.params, batch)
-  # Else XLA may reduce them whole where the optimizer's state is split further.
-  grads = jax.lax.with_sharding_constraint(grads, setup.shardings.params)
+  if setup.mesh.size > 1:
+    # Else XLA may reduce them whole where the optimizer's state is split more.
+    grads = jax.lax.with_sharding_constraint(grads, setup.shardings.params)
   params, opt_state, stats = chain.update(
     grads, state.opt_state, state.params, state.step, hypers, measure
   )

@@ -401,6 +401,8 @@ def _evaluate(directory):
   out = directory.with_name('scores')
 
   def read():
+    # Scores of another model are not written over.
+    shutil.rmtree(out, ignore_errors=True)
     evaluate._evaluate(
       model=f'hf:{directory}',
       tasks='arc_easy',

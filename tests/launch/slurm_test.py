@@ -22,6 +22,7 @@ _NASTY = 'a b\'c"d$(touch e)`touch f`;g&h|i>j #k\\l{m}%n: *&!'
 # Nodes one and two run jobs; three runs those that urgent ones push aside.
 _CONF = """
 ClusterName=test
+MinJobAge=3600
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser=root
@@ -215,8 +216,9 @@ class Cluster:
 
   def go_on(self, name: str) -> None:
     """Starts a job that went back to the queue, where it waits 2 minutes."""
-    back = self.wait(name, 'PENDING')
-    assert back['Restarts'] == '1'
+    states = ('PENDING', 'RUNNING', 'COMPLETED')
+    back = lambda: self.wait(name, *states)['Restarts'] == '1'
+    _until(back, f'{name}: requeued', lambda: self.log(name))
     job = f'jobid={self._ids[name]}'
     self.run('scontrol', 'update', job, 'starttime=now+3')
 

@@ -81,7 +81,8 @@ def test_an_interruption_changes_nothing(bare_setup, name, tmp_path):
   middle, _ = _train(jitted, _start(setup), args, range(3))
   whole, stats = _train(jitted, middle, args, range(3, 6))
   checkpointer = Checkpointer(tmp_path, 1)
-  checkpointer.save(middle, 3, {})
+  books = {'seconds': {}, 'losses': {}, 'data_fingerprint': ''}
+  checkpointer.save(middle, 3, books)
   checkpointer.wait()
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   target = jax.tree.map(
