@@ -33,6 +33,19 @@ def _rows(run_dir):
   return [json.loads(x) for x in (run_dir / 'metrics.jsonl').open()]
 
 
+@pytest.mark.parametrize('nested', ['[', '{"a": '])
+def test_deep_rows_are_named(run_dir, known, nested):
+  """Arrow's own reader ends the process on these."""
+  close = {'[': ']', '{"a": ': '}'}[nested]
+  deep = nested * 50_000 + '1' + close * 50_000
+  with (run_dir / 'metrics.jsonl').open('a') as rows:
+    rows.write(f'{{"step": 3000, "lr": {deep}}}\n{{"step": 3001}}\n')
+  with pytest.raises(
+    ValueError, match='metrics.jsonl.*nest|metrics.jsonl.*deep'
+  ):
+    tables.read([run_dir], known)
+
+
 def test_a_run_is_a_row(study):
   found = tables.read([study])
   runs = found.runs.set_index('run')
