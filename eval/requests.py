@@ -142,7 +142,10 @@ def read_requests(path: pathlib.Path, tokenizer: Tokenizer) -> list[Request]:
     reading.require(row, _FIELDS, f'{path}, request {number}')
     keys.append((row['task'], row['doc_id'], row['choice']))
     pairs.append((row['context'], row['continuation']))
-  return _requests(tokenizer, keys, pairs)
+  try:
+    return _requests(tokenizer, keys, pairs)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
 
 
 def _requests(

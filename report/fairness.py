@@ -193,6 +193,8 @@ def _planned(trials: pd.DataFrame, plan: Mapping[str, Any]) -> pd.Series:
   if key not in plan or tables.missing(plan[key]):
     return every
   rates = json.loads(plan[key])
+  if not rates:
+    return every
   inside = trials['lr'].between(
     min(rates) * (1 - _SAME), max(rates) * (1 + _SAME)
   )

@@ -349,7 +349,13 @@ def verify(directory: pathlib.Path) -> None:
       name: (int(file['bytes']), str(file['sha256']))
       for name, file in files.items()
     }
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+  ) as error:
     raise ValueError(
       f'{directory / CHECKSUMS} is damaged: {error!r}'
     ) from error

@@ -276,7 +276,10 @@ def check_same(config: ConfigDict, workdir: pathlib.Path) -> None:
   saved, removed = _read_config(workdir / 'config.json')
   make_absolute(saved)
   # Keys of other optimizers go; earlier versions wrote them all.
-  build.complete(saved.optimizer)
+  try:
+    build.complete(saved.optimizer)
+  except ValueError as error:
+    raise ValueError(f'{workdir / "config.json"}: {error}') from error
   before = base.flatten(ConfigDict(as_json(saved)))
   now = base.flatten(ConfigDict(as_json(config)))
   kind = before['schedule.kind']
