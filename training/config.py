@@ -278,7 +278,7 @@ def check_same(config: ConfigDict, workdir: pathlib.Path) -> None:
   # Keys of other optimizers go; earlier versions wrote them all.
   try:
     build.complete(saved.optimizer)
-  except ValueError as error:
+  except (ValueError, TypeError) as error:
     raise ValueError(f'{workdir / "config.json"}: {error}') from error
   before = base.flatten(ConfigDict(as_json(saved)))
   now = base.flatten(ConfigDict(as_json(config)))
