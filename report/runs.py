@@ -324,7 +324,8 @@ def _sources(name: str, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
   rows: dict[str, dict[str, Any]] = {}
   for key in ('eval_loss', 'eval_bits_per_byte'):
     if f'{key}_by_source' in summary:
-      held = {'': summary[key], **(summary[f'{key}_by_source'] or {})}
+      whole = summary[key] if key in summary else None
+      held = {'': whole, **(summary[f'{key}_by_source'] or {})}
       for source, value in held.items():
         of = rows.setdefault(source, {'run': name, 'source': source})
         of[key] = math.nan if value is None else float(value)
