@@ -191,7 +191,9 @@ def sections(comparison: tables.Comparison) -> list[section.Section]:
   blocks: list[section.Block] = []
   if rows['speedup'].notna().any():
     blocks.append(_figure(rows, fitted, looks))
-  blocks += [_table(rows), *_law_table(fitted), *notes]
+  if len(rows):
+    blocks.append(_table(rows))
+  blocks += [*_law_table(fitted), *notes]
   title = 'Does the advantage last as models grow?'
   return [section.Section('scaling', title, blocks)]
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -162,6 +163,11 @@ def test_a_study_over_sizes_gets_its_section(study_runs, tmp_path):
   assert heading == 'GPT-2' and len(rows) == 3
   assert [row[1] for row in rows] == ['1.05\xa0M', '3.67\xa0M', '13.6\xa0M']
   assert len(fitted.rows) == 2
+  # The baseline alone has its law, and no table of none.
+  for path in (tmp_path / 'finals').glob('gpt2-lion*'):
+    shutil.rmtree(path)
+  [alone] = scaling.sections(verdicts.compare(tables.read([tmp_path])))
+  assert [block.title for block in alone.blocks] == ['The fitted laws']
 
 
 def _batches(rng, critical, noise=0.0):
