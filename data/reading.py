@@ -6,6 +6,7 @@ numbers. Anything else is a ValueError that names the file and the place.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import gzip
+import hashlib
 import json
 import math
 import os
@@ -24,6 +25,8 @@ _DEPTH = 100
 _CHUNK = 1 << 15
 # The escape of one half of a pair of UTF-16; both halves make a character.
 _HALF = re.compile(r'\\u[dD][89a-fA-F]')
+# In the Hugging Face hub's cache: SHA-256, or git's SHA-1.
+_BLOB = re.compile('[0-9a-f]{64}|[0-9a-f]{40}')
 
 Check = Callable[[Any], bool]
 
@@ -131,8 +134,10 @@ def json_object(path: os.PathLike[str], hint: str = '') -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: it is too long, or holds something else.
+    ValueError: it is too long, holds something else, or is not what was
+      fetched.
   """
+  check_blob(path)
   with cast(pathlib.Path, path).open('rb') as file:
     text = file.read(_MOST_BYTES + 1)
   if len(text) > _MOST_BYTES:
@@ -294,6 +299,32 @@ def require(
     plain = plain.removesuffix(' or null')
     if not KINDS[plain](held[key]):
       raise _bad(where, f'{key} is {shown(held[key])}, no {plain}', hint)
+
+
+def check_blob(path: os.PathLike[str]) -> None:
+  """Checks a file of the Hugging Face hub's cache against its hash.
+
+  There a file is a link to one that is named by its hash: the SHA-256 of a
+  large file, git's SHA-1 of another (huggingface_hub/file_download.py). Other
+  files pass.
+
+  Raises:
+    FileNotFoundError: the link leads nowhere.
+    ValueError: the file is not what was fetched.
+  """
+  blob = os.path.realpath(path) if os.path.islink(path) else ''
+  folder, name = os.path.split(blob)
+  if os.path.basename(folder) != 'blobs' or not _BLOB.fullmatch(name):
+    return
+  header = f'blob {os.path.getsize(blob)}\0'.encode()
+  make = hashlib.sha256 if len(name) == 64 else lambda: hashlib.sha1(header)
+  with open(blob, 'rb') as file:
+    actual = hashlib.file_digest(file, make).hexdigest()
+  if actual != name:
+    raise ValueError(
+      f'{path} has been changed since it was fetched: delete {blob} and fetch '
+      'it again'
+    )
 
 
 def shown(held: Any) -> str:

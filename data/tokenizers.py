@@ -366,6 +366,7 @@ def _hugging_face(path: epath.Path) -> Tokenizer:
       return _sentencepiece(pathlib.Path(path / 'tokenizer.model'))
   if not file.is_file():
     raise FileNotFoundError(f'no tokenizer file {file}')
+  reading.check_blob(file)
   definition = file.read_bytes()
   _try_out(definition, str(file))
   backend = hf.Tokenizer.from_str(definition.decode())
@@ -443,6 +444,7 @@ def _sentencepiece(path: pathlib.Path) -> Tokenizer:
 
   if not path.is_file():
     raise FileNotFoundError(f'no tokenizer file {path}')
+  reading.check_blob(path)
   model = sentencepiece.SentencePieceProcessor()
   try:
     model.Load(str(path))
@@ -520,6 +522,7 @@ def _without_offsets(part: Any) -> Any:
 def _one_of(directory: pathlib.Path, *names: str) -> pathlib.Path:
   for name in names:
     if (directory / name).is_file():
+      reading.check_blob(directory / name)
       return directory / name
   raise FileNotFoundError(f'{directory} holds none of {", ".join(names)}')
 

@@ -149,8 +149,8 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: there is no config.json.
-    ValueError: it is neither GPT-2 nor LLaMA nor Qwen3, or has a part that we
-      lack.
+    ValueError: it is neither GPT-2 nor LLaMA nor Qwen3, has a part that we
+      lack, or is not what was fetched.
   """
   path = pathlib.Path(directory) / 'config.json'
   if not path.exists():
@@ -286,8 +286,8 @@ def read_params(
 
   Raises:
     FileNotFoundError: there is no safetensors file.
-    ValueError: a tensor is missing, left over, or has another shape, or the
-      layout cannot hold the model.
+    ValueError: a tensor is missing, left over, or has another shape, the
+      layout cannot hold the model, or a file is not what was fetched.
   """
   check_layout(model)
   file = _Tensors(pathlib.Path(directory))
@@ -327,6 +327,7 @@ class _Tensors:
     self._where = str(directory)
     self._file: dict[str, pathlib.Path] = {}
     for file in _find_files(directory):
+      reading.check_blob(file)
       try:
         with safe_open(file, 'numpy') as reader:
           self._file |= dict.fromkeys(reader.keys(), file)

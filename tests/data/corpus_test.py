@@ -56,3 +56,38 @@ def test_failures_of_the_hub_are_one_line(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
   with pytest.raises(OSError, match='some/data needs huggingface_hub: '):
     downloads.hub_files('some/data', '*.x', tmp_path)
+
+
+def _hub(root, files):
+  """Lays files out as in the hub's cache: name → (content, name of a blob)."""
+  folder = root / 'snapshots' / 'main'
+  folder.mkdir(parents=True)
+  (root / 'blobs').mkdir()
+  for name, (content, blob) in files.items():
+    (root / 'blobs' / blob).write_bytes(content)
+    (folder / name).symlink_to(f'../../blobs/{blob}')
+  return folder
+
+
+def test_what_the_hub_sent_is_hashed_again(tmp_path, monkeypatch):
+  # The hashes of FIPS 180-4 (B.1) and of Pro Git (10.2).
+  large = 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
+  small = 'd670460b4b4aece5915caf5c68d12f560a9fe3e4'
+  held = {'a.x': (b'abc', large), 'b.x': (b'test content\n', small)}
+  folder = _hub(tmp_path, {**held, 'c.y': (b'', 'other')})
+  fake = types.SimpleNamespace(snapshot_download=lambda *_, **__: str(folder))
+  monkeypatch.setitem(sys.modules, 'huggingface_hub', fake)
+  found = downloads.hub_files('some/data', '*.x', tmp_path)
+  assert {n: p.read_bytes() for n, p in found.items()} == {
+    n: content for n, (content, _) in held.items()
+  }
+  for name, (content, blob) in held.items():
+    path = tmp_path / 'blobs' / blob
+    path.write_bytes(content.upper())
+    said = f'/{name} has been changed since it was fetched: delete .*/{blob} '
+    with pytest.raises(ValueError, match=said):
+      downloads.hub_files('some/data', '*.x', tmp_path)
+    path.write_bytes(content)
+  (tmp_path / 'blobs' / small).unlink()
+  with pytest.raises(FileNotFoundError, match='b.x|' + small):
+    downloads.hub_files('some/data', '*.x', tmp_path)

@@ -1,5 +1,6 @@
 """Import from Hugging Face's layout: values, dtypes, shards, errors."""
 
+import hashlib
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
+from steepest.data import tokenizers
 from steepest.experiments import base
 from steepest.models import config as model_config, huggingface
 
@@ -259,3 +261,28 @@ def test_weights_of_a_type_without_a_reader_are_named(copy):
   safetensors.save_file(small, path)
   with pytest.raises(ValueError, match=r'model\.safetensors: .* type F8_E4M3'):
     _read(directory)
+
+
+def test_files_of_the_hubs_cache_are_hashed_again(copy):
+  directory = copy('gpt2')
+  tokenizers.train_bpe(iter(['a few words'] * 9), 260).save(directory)
+  (directory.parent / 'blobs').mkdir()
+  for path in list(directory.iterdir()):
+    blob = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.replace(directory.parent / 'blobs' / blob)
+    path.symlink_to(f'../blobs/{blob}')
+  assert _read(directory)
+  tokenizers.load(f'hf:{directory}')
+  for name, read in (
+    ('config.json', lambda: huggingface.read_config(directory)),
+    ('model.safetensors', lambda: _read(directory)),
+    ('tokenizer.json', lambda: tokenizers.load(f'hf:{directory}')),
+    ('tokenizer_config.json', lambda: tokenizers.load(f'hf:{directory}')),
+  ):
+    path = directory / name
+    whole = path.read_bytes()
+    # As JSON and as a table of tensors it is as good as before.
+    path.write_bytes(whole[:-1] + b' ' + whole[-1:])
+    with pytest.raises(ValueError, match=f'/{name} has been changed since'):
+      read()
+    path.write_bytes(whole)
