@@ -1,5 +1,6 @@
 """Text to token ids and back: GPT-2, Hugging Face, LLaMA and trained BPE."""
 
+import array
 from collections.abc import Iterator, Sequence
 import functools
 import hashlib
@@ -154,23 +155,26 @@ class Tokenizer:
     encodings = iter(self._plain_backend.encode_batch_fast(short))
     return [
       self._ended(
-        np.array(next(encodings).ids, np.uint32)
+        array.array('I', next(encodings).ids)
         if len(text) <= _PART
         else self._encode_parts(text)
       )
       for text in texts
     ]
 
-  def _ended(self, ids: np.ndarray) -> np.ndarray:
-    if len(ids) and ids[-1] == self.eos_id:
-      return ids
-    return np.concatenate([ids, np.array([self.eos_id], np.uint32)])
+  def _ended(self, ids: array.array) -> np.ndarray:
+    if not ids or ids[-1] != self.eos_id:
+      ids.append(self.eos_id)
+    return np.frombuffer(ids, np.uint32)
 
-  def _encode_parts(self, text: str) -> np.ndarray:
+  def _encode_parts(self, text: str) -> array.array:
+    # It grows in place: a text may have as many tokens as bytes.
     before, after = self._around
-    ids = [np.array(before, np.uint32)]
-    ids += [np.array(self._plain(p), np.uint32) for p in self.parts(text)]
-    return np.concatenate([*ids, np.array(after, np.uint32)])
+    ids = array.array('I', before)
+    for part in self.parts(text):
+      ids.extend(self._plain(part))
+    ids.extend(after)
+    return ids
 
   def parts(self, text: str) -> Iterator[str]:
     """Yields a text in parts whose ids, in a row, are those of the text.

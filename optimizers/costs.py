@@ -14,7 +14,7 @@ def state_bytes(chain: Chain, params: Any) -> int:
   return sum(_bytes(x) for x in jax.tree.leaves(_state(chain, params)))
 
 
-def update_bytes(chain: Chain, params: Any) -> int:
+def update_bytes(chain: Chain, params: Any, state: Any = None) -> int:
   """Returns the bytes that an update has to move.
 
   It reads gradients, reads and writes parameters and state, and leaves what
@@ -23,10 +23,12 @@ def update_bytes(chain: Chain, params: Any) -> int:
   Args:
     chain: of the optimizer.
     params: arrays or their shapes.
+    state: of the optimizer, likewise, where it is known.
   """
   total = 3 * sum(_bytes(x) for x in jax.tree.leaves(params))
   fixed = set(chain.optimizer.read_only)
-  leaves, _ = jax.tree_util.tree_flatten_with_path(_state(chain, params))
+  state = _state(chain, params) if state is None else state
+  leaves, _ = jax.tree_util.tree_flatten_with_path(state)
   for path, x in leaves:
     fields = {k.name for k in path if isinstance(k, jax.tree_util.GetAttrKey)}
     total += _bytes(x) * (1 if fields & fixed else 2)

@@ -44,6 +44,12 @@ USABLE = 0.92
 # Factor between the model's size and that of which an MFU is known, from which
 # on the plan says so.
 _FAR = 10
+# What a step's plan reads of a run, beside the vocabulary of its data. Points
+# of a study that differ in other things, such as tokens, share one.
+_OF_STEP = (
+  *('model', 'optimizer', 'parametrization', 'dtype', 'mesh'),
+  *('batch_size', 'microbatches'),
+)
 # Parameters outside the blocks.
 _OUTSIDE = ('embedding', 'positions', 'readout')
 
@@ -182,7 +188,7 @@ def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
     int(USABLE * chip.memory),
     of_step,
     update,
-    costs.update_bytes(setup.chain, params),
+    costs.update_bytes(setup.chain, params, setup.shapes.opt_state),
     tokens,
     seconds,
     mfu,
@@ -380,14 +386,23 @@ def stages(
     config.model.vocab_size = config.study.vocab_size
   found = []
   every = cells.cells(config)
+  plans: dict[tuple[str, int, int], StepPlan] = {}
+
+  def of_step(run: ConfigDict, count: int) -> StepPlan:
+    read = ConfigDict({k: run[k] for k in _OF_STEP}).to_json()
+    key = read, vocab_size(run), count
+    if key not in plans:
+      plans[key] = plan(run, chip, count)
+    return plans[key]
+
   for cell in dict.fromkeys(cells.search_of(config, c) for c in every):
     run = cells.trial_config(config, cell, {}, 0)
     count = search.count(config, cell.optimizer) * config.study.trial_seeds
-    step = plan(run, chip, _devices(run, min(machine, chip.host)))
+    step = of_step(run, _devices(run, min(machine, chip.host)))
     found.append(Stage(cell, 'tune', count, run.steps, step))
   for cell in every:
     run = cells.target_config(config, cell, {}, 0)
-    step = plan(run, chip, _devices(run, machine))
+    step = of_step(run, _devices(run, machine))
     of = cells.search_of(config, cell)
     found.append(Stage(cell, 'train', config.study.seeds, run.steps, step, of))
   return found

@@ -61,7 +61,10 @@ def test_lines_that_are_too_long_are_rejects(tmp_path):
   _lines(path)
   packed = tmp_path / 'b.jsonl.gz'
   packed.write_bytes(gzip.compress(path.read_bytes()))
-  for at in (path, packed):
+  zstd = tmp_path / 'c.jsonl.zst'
+  with pa.CompressedOutputStream(str(zstd), 'zstd') as file:
+    file.write(path.read_bytes())
+  for at in (path, packed, zstd):
     first, reject, last = _read(at)
     assert first.text == last.text == 'good'
     assert (reject.line, reject.reason) == (2, 'longer than 1000 bytes')
@@ -126,10 +129,11 @@ print(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', ['text', 'line', 'wide', 'endless'])
+@pytest.mark.parametrize('kind', ['text', 'line', 'wide', 'digits', 'endless'])
 def test_no_document_takes_more_than_a_gigabyte(tmp_path, kind):
   """At the limit: 64 MB of text, a line of as much, one with characters that
-  take four bytes each; and 2 GB of one line in a small file."""
+  take four bytes each, one with a token for each byte; and 6 GB of one line in
+  a small file."""
   tokenizers.train_bpe(iter([_text(20_000)]), 400).save(tmp_path / 'bpe')
   words = 'it takes some words ' * ((1 << 26) // 20 - 4)
   path = tmp_path / 'a.jsonl'
@@ -137,12 +141,14 @@ def test_no_document_takes_more_than_a_gigabyte(tmp_path, kind):
     path = tmp_path / 'a.txt'
     path.write_text(words)
   elif kind == 'endless':
-    path = tmp_path / 'a.jsonl.gz'
-    with gzip.open(path, 'wb', 1) as file:
-      for _ in range(128):
+    path = tmp_path / 'a.jsonl.zst'
+    with pa.CompressedOutputStream(str(path), 'zstd') as file:
+      for _ in range(384):
         file.write(b'x' * (1 << 24))
   else:
-    text = words[:-40] + ('🦙' if kind == 'wide' else '')
+    if kind == 'digits':
+      words = '7 8 9 0 ' * (len(words) // 8)
+    text = words[:-40] + ('🦙' if kind != 'line' else '')
     path.write_text(json.dumps({'text': text}, ensure_ascii=False))
   command = [sys.executable, '-c', _PREPARE, str(path), f'hf:{tmp_path}/bpe']
   done = subprocess.run(

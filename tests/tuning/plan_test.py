@@ -258,6 +258,21 @@ def test_a_study_takes_the_sum_of_its_runs():
     plan.stages(config, chips.CHIPS['a100'], 64)
 
 
+def test_points_that_share_a_plan_have_that_of_their_run():
+  config = base.get_study_config()
+  config.model.update(num_layers=1, width=32, num_heads=2, context=32)
+  config.model.vocab_size = 64
+  config.study.update(models='gpt2', optimizers='adamw', width_ratio=1)
+  config.study.update(axis_batch_size=(8, 64), axis_depth=(2,), axis_width=(2,))
+  config.study.update(axis_epochs=(2,), axis_tokens=(2.0,))
+  config.study.update(axis_schedule=('cosine', 'wsd'))
+  found = plan.stages(config, chips.CHIPS['a100'], 1)
+  assert len({id(s.plan) for s in found}) < len(found) - 2
+  for stage in found[1:]:
+    run = cells.target_config(config, stage.cell, {}, 0)
+    assert stage.plan == plan.plan(run, chips.CHIPS['a100'], 1)
+
+
 def test_the_papers_study_has_its_targets():
   config = paper_study.get_config()
   targets = cells.cells(config)
