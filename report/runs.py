@@ -88,7 +88,6 @@ COLUMNS = {
     ('points', 'run step tokens seconds train/loss eval/loss'),
     ('scores', 'run task metric value stderr n chance questions limit'),
     ('answers', 'run task metric question right'),
-    ('sources', 'run source eval_loss eval_bits_per_byte'),
     (
       'timing',
       'study group optimizer repeat seconds_per_step device commit',
@@ -147,7 +146,8 @@ def read(
       parts['studies'].append(
         {'study': studies[study]} | flatten(_read_config(study, known))
       )
-      parts['timing'] += _timing(study, studies[study])
+      if (timing := study / 'timing.json').exists():
+        parts['timing'] += read_timing(timing, studies[study])
     run, points = _read_run(path, name, known)
     scored = _read_scores(path, name)
     run['study'] = '' if study is None else studies[study]
@@ -155,7 +155,6 @@ def read(
     parts['points'].append(points)
     for table, frame in scored.items():
       parts[table].append(frame)
-    parts['sources'] += run.pop('sources')
   return {name: as_frame(name, rows) for name, rows in parts.items()}
 
 
@@ -264,17 +263,15 @@ def _read_run(
     'steps': int(points['step'].iloc[-1]) + 1 if len(points) else 0,
     'first_loss': _first_loss(points),
     'loss': math.inf,
-    'sources': [],
   }
   if summary is not None:
-    row |= {k: v for k, v in summary.items() if not isinstance(v, dict | list)}
+    row |= flatten(summary)
     if row['status'] == 'finished':
       if row['steps'] < row['planned_steps']:
         row['status'] = 'unfinished'
       else:
         loss = summary['eval_loss']
         row['loss'] = float(summary['train_loss'] if loss is None else loss)
-    row['sources'] = _sources(name, summary)
   row |= {f'config.{k}': v for k, v in leaves.items() if k not in known.ignored}
   devices = env['devices'] if 'devices' in env else []
   kind = env['device_kind'] if 'device_kind' in env else 'unknown device'
@@ -317,19 +314,6 @@ def _first_loss(points: pd.DataFrame) -> float:
   if not len(points) or 'train/loss' not in points or points['step'][0] != 0:
     return math.nan
   return float(points['train/loss'][0])
-
-
-def _sources(name: str, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """Returns the run's losses by source; source '' is the mean over all."""
-  rows: dict[str, dict[str, Any]] = {}
-  for key in ('eval_loss', 'eval_bits_per_byte'):
-    if f'{key}_by_source' in summary:
-      whole = summary[key] if key in summary else None
-      held = {'': whole, **(summary[f'{key}_by_source'] or {})}
-      for source, value in held.items():
-        of = rows.setdefault(source, {'run': name, 'source': source})
-        of[key] = math.nan if value is None else float(value)
-  return list(rows.values())
 
 
 def _read_points(path: pathlib.Path) -> pd.DataFrame:
@@ -519,12 +503,6 @@ def _questions(info: Mapping[str, Any], task: str, n: int) -> str:
     if pathlib.Path(file).name.split('.')[0] in files
   ]
   return ' '.join([str(n), *sums])
-
-
-def _timing(study: pathlib.Path, name: str) -> list[dict[str, Any]]:
-  """Returns the rows of a study's timing pass; [] where there was none."""
-  path = study / 'timing.json'
-  return read_timing(path, name) if path.exists() else []
 
 
 def read_timing(path: pathlib.Path, study: str = '') -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ class Tables:
       axis.NAME: the value on each axis that studies declare.
       steps, tokens: done; seconds: of training steps alone.
       every other number of summary.json by its name: train_loss, eval_loss,
-        tokens_per_second, flops, parameters, curvature_passes, …
+        tokens_per_second, flops, parameters, eval_loss_by_source.web, …
       first_loss: training loss before the first update; NaN if not logged.
       loss: what trials are ranked by: eval_loss, else train_loss; infinite
         unless finished.
@@ -67,8 +67,6 @@ class Tables:
       (what identifies them), limit.
     answers: run, task, metric, question, right (0 or 1); a task of a group
       (MMLU's subjects) by itself.
-    sources: run, source, eval_loss (nats per token), eval_bits_per_byte; at
-      the end of training.
     timing: study, group, optimizer, repeat, seconds_per_step (the median of
       the repeat's steps), device, commit; from the timing pass.
     studies: study and every leaf of the study's config.json by its name;
@@ -79,7 +77,6 @@ class Tables:
   points: pd.DataFrame
   scores: pd.DataFrame
   answers: pd.DataFrame
-  sources: pd.DataFrame
   timing: pd.DataFrame
   studies: pd.DataFrame
 
