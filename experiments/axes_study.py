@@ -15,34 +15,21 @@ Hardware: two CPU cores.
 
 from ml_collections import ConfigDict
 
-from steepest.experiments import base
+from steepest.experiments import small
 
 
 def get_config(arg: str = '') -> ConfigDict:
   """Takes no variant."""
-  config, _ = base.with_variant(arg, base.get_study_config())
-  config.model.num_layers = 4
-  config.model.width = 32
-  config.model.num_heads = 2
-  config.model.context = 128
-  config.batch_size = 16
+  config, _ = small.get_study_config(arg)
   config.steps = 240
   config.schedule.kind = 'wsd'
   config.schedule.warmup = 0.08
-  # A trial is far too short for the curvature's average to fill.
-  config.optimizer.hessian_bias_correction = True
-  config.dtype.compute = 'float32'
   config.eval_every = 480
   config.eval_sequences = 256
   config.checkpoint_every = 480
-  config.checkpoints_kept = 1
-  config.data.source = 'shards:runs/corpora/debian'
-  config.data.verify = 'size'
   config.study.models = 'llama'
-  config.study.pruning = 'median'
   config.study.width_ratio = 1
   config.study.target_steps = 960
-  config.study.seeds = 3
   config.study.axis_tokens = (1, 2, 4)
   config.study.axis_schedule = ('wsd', 'cosine')
   config.study.axis_batch_size = (4, 16, 64)

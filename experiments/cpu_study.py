@@ -19,32 +19,20 @@ Hardware: two CPU cores.
 
 from ml_collections import ConfigDict
 
-from steepest.experiments import base
+from steepest.experiments import small
 
 
 def get_config(arg: str = '') -> ConfigDict:
   """Takes no variant."""
-  config, _ = base.with_variant(arg, base.get_study_config())
-  config.model.num_layers = 4
-  config.model.width = 32
-  config.model.num_heads = 2
-  config.model.context = 128
-  config.batch_size = 16
+  config, _ = small.get_study_config(arg)
   config.steps = 340
   config.schedule.warmup = 0.05
-  # A trial is far too short for the curvature's average to fill.
-  config.optimizer.hessian_bias_correction = True
-  config.dtype.compute = 'float32'
   config.eval_every = 425
   config.eval_sequences = 128
   config.checkpoint_every = 425
-  config.checkpoints_kept = 1
   config.eval_tasks = 'arc_easy,arc_challenge,hellaswag,mmlu'
   # One standard error of a score is about 3 %.
   config.eval_tasks_limit = 200
-  config.data.source = 'shards:runs/corpora/debian'
-  config.data.verify = 'size'
-  config.study.pruning = 'median'
   config.study.target_steps = 1700
   config.study.seeds = 4
   config.study.axis_epochs = (1, 4)

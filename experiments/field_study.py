@@ -15,7 +15,7 @@ Hardware: two CPU cores.
 
 from ml_collections import ConfigDict
 
-from steepest.experiments import base
+from steepest.experiments import small
 
 # Methods whose steps are of Adam's size, of a sign's or an angle; the rest.
 _ADAM = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
@@ -48,28 +48,15 @@ _RATES = {
 
 def get_config(arg: str = '') -> ConfigDict:
   """Takes no variant."""
-  config, _ = base.with_variant(arg, base.get_study_config())
-  config.model.num_layers = 4
-  config.model.width = 32
-  config.model.num_heads = 2
-  config.model.context = 128
-  config.batch_size = 16
+  config, _ = small.get_study_config(arg)
   config.steps = 212
   config.schedule.warmup = 0.1
-  # A run is far too short for the curvature's average to fill.
-  config.optimizer.hessian_bias_correction = True
-  config.dtype.compute = 'float32'
   config.eval_every = 850
   config.eval_sequences = 256
   config.checkpoint_every = 425
-  config.checkpoints_kept = 1
-  config.data.source = 'shards:runs/corpora/debian'
-  config.data.verify = 'size'
   config.study.models = 'llama'
   config.study.optimizers = 'all'
-  config.study.pruning = 'median'
   config.study.target_steps = 1700
-  config.study.seeds = 3
   for name, rates in _RATES.items():
     config.study[f'lrs_{name}'] = rates
   return config

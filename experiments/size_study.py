@@ -31,41 +31,27 @@ Hardware: two CPU cores; `gpu`: one GPU.
 
 from ml_collections import ConfigDict
 
-from steepest.experiments import base
+from steepest.experiments import small
 
 
 def get_config(arg: str = '') -> ConfigDict:
   """`arg` is `others`, `gpu`, both or neither."""
-  config, words = base.with_variant(
-    arg, base.get_study_config(), extra=('others', 'gpu')
-  )
-  config.model.num_layers = 4
-  config.model.width = 32
-  config.model.num_heads = 2
-  config.model.context = 128
+  config, words = small.get_study_config(arg, ('others', 'gpu'))
   config.model.vocab_size = 512
-  config.batch_size = 16
   config.steps = 400
   config.schedule.warmup = 0.05
-  # The smallest runs are far too short for the curvature's average to fill.
-  config.optimizer.hessian_bias_correction = True
-  config.dtype.compute = 'float32'
   config.eval_every = 0
   config.eval_sequences = 256
   config.checkpoint_every = 500
-  config.checkpoints_kept = 1
   config.data.source = 'shards:runs/corpora/debian-512'
-  config.data.verify = 'size'
   study = config.study
   study.models = 'llama'
   study.optimizers = 'lion,sophia,muon' if 'others' in words else 'adamw'
-  study.pruning = 'median'
   study.width_ratio = 1
   study.axis_width = (1, 2, 4)
   study.axes_mode = 'product'
   study.tokens_per_parameter = 20.0
   study.axis_tokens = () if 'others' in words else (0.5, 1, 2)
-  study.seeds = 3
   if 'gpu' in words:
     config.model.num_layers = 8
     config.model.width = 128
