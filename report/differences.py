@@ -1,18 +1,14 @@
 """Differences of the final validation loss between optimizers."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
 
 from steepest.report import section, statistics, tables, theme, words
 from steepest.report.section import Block, Column, Note, Section
 
-# Optimizers up to which every pair has a row; of more, a matrix shows them.
+# Optimizers up to which every pair has a row; of more, those with the best one.
 _FEW = 4
-# Blue where the row's optimizer has the lower loss, red where the higher.
-_SCALE = [[0, '#2166ac'], [0.5, '#f4f4f4'], [1, '#b2182b']]
 _AXIS = 'Difference of loss (nats per token)'
 
 
@@ -51,16 +47,14 @@ def sections(comparison: tables.Comparison) -> list[Section]:
       )
     )
   if len(many):
-    orders = {
-      str(group): _ordered(comparison, of)
-      for group, of in many.groupby('group', sort=False)
-    }
+    cells = comparison.cells
+    best = cells[cells['column'] == 'eval_loss'].sort_values('mean')
     blocks.append(
       forest(
         'leaders',
         pd.concat(
-          _against(many[many['group'] == group], order[0])
-          for group, order in orders.items()
+          _against(of, best[best['group'] == group]['optimizer'].iloc[0])
+          for group, of in many.groupby('group', sort=False)
         ),
         _AXIS,
         'Final validation loss of each optimizer minus that of the one with '
@@ -70,7 +64,6 @@ def sections(comparison: tables.Comparison) -> list[Section]:
         theme.styles(comparison.tables.runs['optimizer']),
       )
     )
-    blocks.append(_matrix(many, orders))
   blocks.append(_table(pairs))
   title = 'Differences between optimizers'
   return [Section('differences', title, blocks, folded=False)]
@@ -161,16 +154,6 @@ def forest(
   )
 
 
-def _ordered(comparison: tables.Comparison, pairs: pd.DataFrame) -> list[str]:
-  """Returns a group's optimizers, lowest mean loss first."""
-  cells = comparison.cells
-  held = cells[
-    (cells['column'] == 'eval_loss') & cells['group'].isin(pairs['group'])
-  ].sort_values('mean')
-  names = {*pairs['first'], *pairs['second']}
-  return [name for name in held['optimizer'] if name in names]
-
-
 def both_ways(pairs: pd.DataFrame) -> pd.DataFrame:
   """Returns the pairs and each of them the other way round."""
   turned = pairs.rename(columns={'first': 'second', 'second': 'first'})
@@ -189,82 +172,6 @@ def _against(pairs: pd.DataFrame, leader: str) -> pd.DataFrame:
     label=rows['first'].map(words.name),
     optimizer=rows['first'],
   )
-
-
-def _matrix(
-  pairs: pd.DataFrame, orders: Mapping[str, Sequence[str]]
-) -> section.Figure:
-  """Draws all pairs as a matrix, a panel a group."""
-  plain = {'showgrid': False, 'fixedrange': True}
-  layout = theme.layout(
-    [words.named(group) for group in orders],
-    24 * max(map(len, orders.values())),
-    plain | {'tickangle': -60},
-    plain,
-    narrowest=420,
-    columns=2,
-  )
-  layout['margin'] |= {'l': 150, 'b': 120}
-  data = []
-  for number, (group, order) in enumerate(orders.items(), 1):
-    of = pairs[pairs['group'] == group]
-    data.append(_cells(of, order, group) | theme.panel(number))
-    for letter in ('x', 'y'):
-      layout[theme.axis(letter, number)] |= {
-        'tickvals': list(range(len(order))),
-        'ticktext': [theme.text(words.name(name)) for name in order],
-      }
-    layout[theme.axis('y', number)]['range'] = [len(order) - 0.5, -0.5]
-  return section.Figure(
-    'matrix',
-    'Differences of the final validation loss between all optimizers',
-    'Loss of the row’s optimizer minus that of the column’s, lowest mean loss '
-    'first: blue where the row’s is lower, red where it is higher. ●: beyond '
-    'chance after Holm’s correction for all pairs of the group. Point at a '
-    'cell for its numbers.',
-    {'data': data, 'layout': layout, 'csv': {'z': 'difference of loss'}},
-  )
-
-
-def _cells(
-  pairs: pd.DataFrame, order: Sequence[str], group: str
-) -> dict[str, Any]:
-  """Returns the cells of a matrix: values, marks and texts to point at."""
-  values, p_holm = (
-    both_ways(pairs)
-    .pivot(index='first', columns='second', values=name)
-    .reindex(index=order, columns=order)
-    .to_numpy(float)
-    for name in ('difference', 'p_holm')
-  )
-  names = [theme.text(words.name(name)) for name in order]
-  hover = [
-    [
-      f'{row} − {column}: {words.signed(values[i, j], "+.4f")}, corrected p '
-      f'{words.p_value(p_holm[i, j])}'
-      for j, column in enumerate(names)
-    ]
-    for i, row in enumerate(names)
-  ]
-  # A few far off would leave the others without a colour.
-  top = float(pairs['difference'].abs().quantile(0.9)) or 1.0
-  return {
-    'type': 'heatmap',
-    'name': theme.text(words.named(group)),
-    'z': [theme.rounded(row) for row in values],
-    'text': np.where(p_holm < statistics.LEVEL, '●', '').tolist(),
-    'customdata': hover,
-    'texttemplate': '%{text}',
-    'textfont': {'size': 9},
-    'hovertemplate': '%{customdata}<extra></extra>',
-    'zmin': -top,
-    'zmax': top,
-    'colorscale': _SCALE,
-    'showscale': False,
-    'xgap': 1,
-    'ygap': 1,
-    'meta': {'kind': 'matrix', 'rows': order, 'columns': order},
-  }
 
 
 def _table(pairs: pd.DataFrame) -> section.Table:

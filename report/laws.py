@@ -18,7 +18,7 @@ import pandas as pd
 from scipy import optimize
 
 from steepest.report import statistics, words
-from steepest.report.sizes import BASELINE
+from steepest.report.speed import BASELINE
 from steepest.report.statistics import Array
 
 # Five unknowns of an optimizer, of which three are of the sizes.

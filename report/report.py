@@ -8,7 +8,6 @@ import pathlib
 import shlex
 from typing import Any
 
-import pandas as pd
 from rich.console import Console
 
 from steepest.report import (
@@ -24,7 +23,6 @@ from steepest.report import (
   scaling,
   scores,
   section,
-  sizes,
   speed,
   tables,
   tuning,
@@ -42,7 +40,6 @@ SECTIONS: tuple[Callable[[Comparison], list[section.Section]], ...] = (
   tuning.sections,
   differences.sections,
   axes.sections,
-  sizes.sections,
   scaling.sections,
   batches.sections,
   speed.sections,
@@ -153,12 +150,11 @@ def _json(comparison: Comparison, origin: dict[str, str]) -> str:
     if name not in _LONG
   }
   content: dict[str, Any] = {'origin': origin}
-  content |= {name: _rows(frame) for name, frame in frames.items()}
+  content |= {
+    name: json.loads(frame.to_json(orient='records', double_precision=15))
+    for name, frame in frames.items()
+  }
   return json.dumps(content, indent=1, allow_nan=False)
-
-
-def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-  return json.loads(frame.to_json(orient='records', double_precision=15))
 
 
 def _subtitle(comparison: Comparison) -> str:

@@ -1,9 +1,9 @@
-"""What an optimizer saves at each size of model.
+"""What an optimizer saves at each token budget and size of model.
 
 Its speed-up at a size is the tokens that the baseline needs there for the same
-loss, over those used. It is read between the baseline's own budgets of that
-size, whatever any formula says; beyond them, and beyond the sizes, off the law
-of report/laws.py.
+loss, over those used (arXiv 2509.02046). It is read between the baseline's own
+budgets of that size, whatever any formula says; beyond them, and beyond the
+sizes, off the law of report/laws.py.
 
 Letters of shapes: B budgets.
 """
@@ -19,7 +19,7 @@ from scipy import interpolate, optimize
 from steepest.report import laws, section, statistics, tables, theme, words
 from steepest.report.laws import Law
 from steepest.report.section import Column
-from steepest.report.sizes import BASELINE
+from steepest.report.speed import BASELINE
 from steepest.report.statistics import Array
 
 # The largest size that is drawn, over the largest measured.
@@ -157,7 +157,7 @@ def _read(
 
 
 def models(comparison: tables.Comparison) -> dict[str, pd.DataFrame]:
-  """Returns the runs of each model that has several sizes, as `fit` takes them.
+  """Returns runs of models with several sizes or budgets, as `fit` takes them.
 
   By model and the axes but width, depth and tokens.
   """
@@ -165,37 +165,74 @@ def models(comparison: tables.Comparison) -> dict[str, pd.DataFrame]:
   columns = ['optimizer', 'parameters', 'planned_tokens', 'eval_loss']
   names = ['optimizer', 'parameters', 'tokens', 'loss']
   for model, runs in tables.by_model(comparison, ('width', 'depth', 'tokens')):
-    several = runs['parameters'].nunique() > 1
-    if several and BASELINE in set(runs['optimizer']):
+    counts = runs[['parameters', 'planned_tokens']].nunique()
+    if counts.max() > 1 and BASELINE in set(runs['optimizer']):
       found[model] = runs[columns].set_axis(names, axis=1)
   return found
 
 
 def sections(comparison: tables.Comparison) -> list[section.Section]:
-  """Returns the section of speed-ups over sizes."""
-  found = models(comparison)
-  if not found:
-    return []
+  """Returns the section of losses and speed-ups over budgets and sizes."""
   looks = theme.styles(comparison.tables.runs['optimizer'])
+  blocks = _losses(comparison, looks)
   fitted: dict[str, Law] = {}
   notes: list[section.Block] = []
   parts = []
-  for model, points in found.items():
+  for model, points in models(comparison).items():
+    sizes = points['parameters'].nunique()
     try:
-      fitted[model] = laws.fit(points)
+      if sizes > 1:
+        fitted[model] = laws.fit(points)
     except ValueError as error:
       notes.append(section.Note(f'{words.named(model)}: no law. {error}.'))
     law = fitted[model] if model in fitted else None
-    parts.append(speedups(points, law).assign(model=model))
-  rows = pd.concat(parts)
-  blocks: list[section.Block] = []
-  if rows['speedup'].notna().any():
-    blocks.append(_figure(rows, fitted, looks))
+    parts.append(speedups(points, law).assign(model=model, sizes=sizes))
+  rows = pd.concat(parts) if parts else pd.DataFrame()
   if len(rows):
+    several = rows[rows['sizes'] > 1]
+    if several['speedup'].notna().any():
+      blocks.append(_figure(several, fitted, looks))
     blocks.append(_table(rows))
   blocks += [*_law_table(fitted), *notes]
-  title = 'Does the advantage last as models grow?'
-  return [section.Section('scaling', title, blocks)]
+  title = 'Does the advantage last with tokens and size?'
+  return [section.Section('scaling', title, blocks)] if blocks else []
+
+
+def _losses(
+  comparison: tables.Comparison, looks: Mapping[str, Mapping[str, str]]
+) -> list[section.Block]:
+  """Draws final losses over token budgets, a panel a model and its size."""
+  panels = [
+    (model, runs)
+    for model, runs in tables.by_model(comparison, ('tokens',))
+    if runs['planned_tokens'].nunique() > 1
+  ]
+  if not panels:
+    return []
+  tokens = pd.concat(runs['planned_tokens'] for _, runs in panels)
+  layout = theme.layout(
+    [words.named(model) for model, _ in panels],
+    280,
+    {'title': 'Tokens', **_ticks(sorted(set(tokens)))},
+    {'title': 'Validation loss'},
+  )
+  data: list[dict[str, Any]] = []
+  for panel, (_, runs) in enumerate(panels, 1):
+    for name, own in runs.groupby('optimizer'):
+      mean = own.groupby('planned_tokens')['eval_loss'].mean()
+      at = mean.index, mean, 'mean over seeds', looks[str(name)]
+      data.append(theme.trace(str(name), panel, *at, mode='lines+markers'))
+  csv = {'x': 'tokens', 'y': 'loss (nats per token)'}
+  return [
+    section.Figure(
+      'budgets',
+      'Final validation loss over token budgets',
+      'Final validation loss of runs trained to their end with each budget, '
+      'means over seeds.',
+      {'data': data, 'layout': layout, 'csv': csv},
+      optimizers=theme.names(trace['legendgroup'] for trace in data),
+    )
+  ]
 
 
 def _figure(
@@ -207,7 +244,10 @@ def _figure(
   layout = theme.layout(
     [words.named(str(model)) for model in by_model],
     280,
-    {'title': 'Parameters', **_size_ticks(rows['parameters'])},
+    {
+      'title': 'Parameters',
+      **_ticks(theme.log_ticks(rows['parameters'])['tickvals']),
+    },
     {
       'title': f'Speed-up over {words.name(BASELINE)} (×)',
       'type': 'log',
@@ -333,9 +373,10 @@ def _lines(
   return drawn
 
 
-def _size_ticks(sizes_N: Sequence[float]) -> dict[str, Any]:
-  ticks = theme.log_ticks(sizes_N)
-  return ticks | {'ticktext': [words.count(v) for v in ticks['tickvals']]}
+def _ticks(at: Sequence[float]) -> dict[str, Any]:
+  """Returns a logarithmic axis with counts at its ticks."""
+  at = list(map(float, at))
+  return {'type': 'log', 'tickvals': at, 'ticktext': [*map(words.count, at)]}
 
 
 def _table(rows: pd.DataFrame) -> section.Table:

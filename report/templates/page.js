@@ -362,23 +362,10 @@ function cell(value) {
   return /[",\n\r]/.test(text) ? '"' + text.replace(/"/g, '""') + '"' : text;
 }
 
-// Every number of a figure of matrices.
-function matrixCsv(figure) {
-  const rows = [['panel', 'row', 'column', figure.csv.z]];
-  for (const trace of figure.data) {
-    const panel = figure.layout.meta.titles[panelOf(trace) - 1];
-    trace.z.forEach((values, i) => values.forEach((value, j) => {
-      rows.push([panel, trace.meta.rows[i], trace.meta.columns[j], value]);
-    }));
-  }
-  return rows.map((row) => row.map(cell).join(',') + '\r\n').join('');
-}
-
 // Every number of a figure, hidden ones too.
 function toCsv(id) {
   const figure = figures[id];
   const columns = figure.csv;
-  if (columns.z) return matrixCsv(figure);
   const keys = figure.titles ? Object.keys(figure.titles) : [];
   const heads = ['panel', 'series', 'kind', 'run', 'label'];
   if (figure.titles) heads.push(...keys.map((key) => figure.titles[key]));
