@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable, Iterable
-import contextlib
 import difflib
 import logging as standard_logging
 import os
@@ -92,10 +91,7 @@ def write(out: flags.FlagHolder, main: Callable[[], None]) -> None:
   """Calls `main`, which writes to --out, while no other command does."""
   from steepest.data import locks
 
-  held: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-  if out.value:
-    held = locks.hold(pathlib.Path(out.value), 'writing there')
-  with held:
+  with locks.hold(pathlib.Path(out.value), 'writing there'):
     main()
 
 
@@ -152,6 +148,15 @@ def define_place() -> Callable[[], argparse.Namespace]:
     flags.DEFINE_bool('dry_run', False, 'Print, submit nothing.'),
   ]
   return lambda: argparse.Namespace(**{f.name: f.value for f in defined})
+
+
+def define_required(name: str, meaning: str, form: str) -> flags.FlagHolder:
+  """Defines --NAME, without which the command ends; `form` is one it takes."""
+  holder = flags.DEFINE_string(name, '', meaning)
+  flags.register_validator(
+    name, bool, f'--{name} is missing: give --{name}={form}'
+  )
+  return holder
 
 
 def define_price() -> flags.FlagHolder:
@@ -244,6 +249,8 @@ def _check_keys(argv: list[str]) -> None:
 
 def _one_line(error: Exception) -> str:
   text = terminal.escape(' '.join(str(error).split()))
+  # What Abseil puts before the words of define_required.
+  text = re.sub(r'flag --\w+=: ', '', text)
   # config_flags wraps the whole traceback of a recipe into its message.
   if 'Error whilst parsing config file' in text:
     text = re.sub(r'^.*(?<!\w)(?:\w+Error): ', '', text)

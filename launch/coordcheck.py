@@ -59,15 +59,13 @@ def main() -> None:
       'steps', 10, 'Optimizer steps; Sophia needs more than 4.', lower_bound=1
     ),
     'seeds': flags.DEFINE_integer('seeds', 3, 'Runs a size.', lower_bound=1),
-    'out': flags.DEFINE_string('out', None, 'Directory for what is found.'),
+    'out': cli.define_required('out', 'Directory for what is found.', 'DIR'),
   }
   check = lambda: _check({k: f.value for k, f in found.items()})
   cli.run(lambda: cli.write(found['out'], check), __doc__)
 
 
 def _check(values: dict[str, Any]) -> None:
-  if not values['out']:
-    raise ValueError('--out is missing: give --out=DIR')
   sizes = {
     'width': _sizes('widths', values['widths'], 2),
     'depth': _sizes('depths', values['depths'], 0) or (2,),

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 def main() -> None:
   """The command."""
   values: dict[str, flags.FlagHolder] = {
-    'model': flags.DEFINE_string('model', '', 'hf:DIR or ckpt:WORKDIR.'),
+    'model': cli.define_required(
+      'model', 'hf:DIR or ckpt:WORKDIR.', 'hf:DIR or ckpt:WORKDIR'
+    ),
     'tasks': flags.DEFINE_string(
       'tasks',
       '',
@@ -64,7 +66,7 @@ def main() -> None:
       'Score these pairs: lines of task, doc_id, choice, context, '
       'continuation.',
     ),
-    'out': flags.DEFINE_string('out', '', 'Directory to write.'),
+    'out': cli.define_required('out', 'Directory to write.', 'DIR'),
   }
   evaluate = lambda: _evaluate(**{k: v.value for k, v in values.items()})
   cli.run(lambda: cli.write(values['out'], evaluate), __doc__)
@@ -80,10 +82,6 @@ def _evaluate(
   requests: str,
   out: str,
 ) -> None:
-  if not model:
-    raise ValueError('--model is missing: give hf:DIR or ckpt:WORKDIR')
-  if not out:
-    raise ValueError('--out is missing: give --out=DIR')
   if not tasks and not requests:
     raise ValueError('give --tasks=… or --requests=FILE.jsonl, or both')
   from steepest.data import benchmarks

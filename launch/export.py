@@ -11,23 +11,19 @@ import os
 import pathlib
 import shutil
 
-from absl import flags
-
 from steepest.launch import cli
 
 
 def main() -> None:
   """The command."""
-  model = flags.DEFINE_string('model', '', 'ckpt:WORKDIR or hf:DIR.')
-  out = flags.DEFINE_string('out', '', 'Directory to write; new or empty.')
+  model = cli.define_required(
+    'model', 'ckpt:WORKDIR or hf:DIR.', 'ckpt:WORKDIR'
+  )
+  out = cli.define_required('out', 'Directory to write; new or empty.', 'DIR')
   cli.run(lambda: _export(model.value, out.value), __doc__)
 
 
 def _export(spec: str, out: str) -> None:
-  if not spec:
-    raise ValueError('--model is missing: give ckpt:WORKDIR')
-  if not out:
-    raise ValueError('--out is missing: give --out=DIR')
   directory = pathlib.Path(out).absolute()
   if directory.is_dir() and any(directory.iterdir()):
     raise FileExistsError(f'--out={out} is not empty: give a new directory')

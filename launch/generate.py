@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 def main() -> None:
   """The command."""
   values: dict[str, flags.FlagHolder] = {
-    'model': flags.DEFINE_string('model', '', 'ckpt:WORKDIR or hf:DIR.'),
+    'model': cli.define_required(
+      'model', 'ckpt:WORKDIR or hf:DIR.', 'ckpt:WORKDIR or hf:DIR'
+    ),
     'prompt': flags.DEFINE_string('prompt', '', 'What the text starts with.'),
     'tokens': flags.DEFINE_integer(
       'tokens', 100, 'Most tokens to add.', lower_bound=1
@@ -58,8 +60,6 @@ def main() -> None:
 
 
 def _generate(*, model: str, prompt: str, tokens: int, **how: Any) -> None:
-  if not model:
-    raise ValueError('--model is missing: give ckpt:WORKDIR or hf:DIR')
   # JAX takes seconds to start; --help and errors need not wait.
   import jax
 

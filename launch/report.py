@@ -29,8 +29,8 @@ def main() -> None:
   compare = flags.DEFINE_list(
     'compare', [], 'Two directories with results.json of the same tasks.'
   )
-  out = flags.DEFINE_string(
-    'out', None, 'Directory for report.html or compare.html, and its tables.'
+  out = cli.define_required(
+    'out', 'Directory for report.html or compare.html, and its tables.', 'DIR'
   )
   step_times = flags.DEFINE_string(
     'step_times',
@@ -59,8 +59,6 @@ def main() -> None:
       raise ValueError(
         f'--compare takes two directories, there are {len(compare.value)}'
       )
-    if not out.value:
-      raise ValueError('--out is missing: give --out=DIR')
     command = ['python', '-m', 'launch.report', *sys.argv[1:]]
     if compare.value:
       path = _compare(compare.value, out.value, command)
