@@ -1,6 +1,6 @@
 """Compiled forms of one training step, timed in turn."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 import contextlib
 import dataclasses
@@ -130,22 +130,28 @@ def rounds(
   programs: Mapping[str, Callable[[int], float]],
   steps: int,
   until: float,
+  say: Callable[..., None],
   most: int = 0,
-) -> Iterator[tuple[int, str, float]]:
-  """Yields (round, name, seconds of a step), at least one round.
+) -> dict[str, list[float]]:
+  """Times programs in turn; returns the seconds of a step of each round.
 
   Args:
-    programs: (steps) → their seconds, by name; in turn, each round from the
-      next one on.
+    programs: (steps) → their seconds, by name; each round begins with the next
+      one.
     steps: that are timed.
-    until: time.monotonic() after which no round begins.
+    until: time.monotonic() after which no round begins but the first.
+    say: gets each time, as keywords.
     most: rounds; 0: as many as there is time for.
   """
-  names: Sequence[str] = list(programs)
+  names = list(programs)
+  found: dict[str, list[float]] = {name: [] for name in names}
   number = 0
   while names and number != (most or None):
     if number and time.monotonic() > until:
-      return
+      break
     for name in (*names[number % len(names) :], *names[: number % len(names)]):
-      yield number, name, programs[name](steps) / steps
+      seconds = programs[name](steps) / steps
+      say(form=name, round=number, ms=1e3 * seconds)
+      found[name].append(seconds)
     number += 1
+  return found

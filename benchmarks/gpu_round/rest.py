@@ -75,11 +75,8 @@ def _steps(
     config, _ = jax_step.configure(shape)
     planned[name] = plan.plan(config, chips.of(device) or chips.host(), 1)
   compiled = programs.compile_all(forms, compile_until, say)
-  found: dict[str, list[float]] = {}
   timed = {name: program.seconds for name, program in compiled.items()}
-  for number, name, seconds in programs.rounds(timed, _COUNT, until):
-    say(form=name, round=number, ms=1e3 * seconds)
-    found.setdefault(name, []).append(seconds)
+  found = programs.rounds(timed, _COUNT, until, say)
   medians = {name: statistics.median(all_) for name, all_ in found.items()}
   for name, seconds in medians.items():
     of = planned[name]

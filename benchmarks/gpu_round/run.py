@@ -169,12 +169,7 @@ def _row(name: str, until: float, torch: PyTorch | None) -> None:
     if not torch.ended:
       timed[_PYTORCH] = torch.seconds
   steps = 3 if row.large else 8
-  found: dict[str, list[float]] = {}
-  for number, form, seconds in programs.rounds(
-    timed, steps, until, _ROUNDS.value
-  ):
-    tell(form=form, round=number, ms=1e3 * seconds)
-    found.setdefault(form, []).append(seconds)
+  found = programs.rounds(timed, steps, until, tell, _ROUNDS.value)
   trainer.state = None
   _medians(name, row, trainer, found, tell)
 
