@@ -1,7 +1,5 @@
 """Differences against scipy and closed forms."""
 
-import math
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -88,14 +86,3 @@ def test_ratio_is_geometric():
   ends = expected.confidence_interval()
   assert mean == pytest.approx(4.0)
   assert [low, high] == pytest.approx(np.exp([ends.low, ends.high]))
-
-
-def test_divergences_are_fishers_exact_test():
-  """All n of n against none of n: one table of C(2n, n), in either tail."""
-  assert statistics.divergences((5, 5), (0, 5)) == pytest.approx(
-    2 / math.comb(10, 5)
-  )
-  # 2 of 4 against 0 of 4: hypergeometric, the tables that are no likelier.
-  assert statistics.divergences((2, 4), (0, 4)) == pytest.approx(
-    2 * math.comb(4, 2) / math.comb(8, 2)
-  )

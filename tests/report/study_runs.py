@@ -77,7 +77,6 @@ def write_run(
   stop: int | None = None,
   rows: int = 200,
   fingerprint: str = 'f00d' * 16,
-  curves: bool = False,
 ) -> dict[str, Any] | None:
   """Writes config, env, metrics and, unless unfinished, summary.
 
@@ -90,7 +89,6 @@ def write_run(
     stop: step at which a run that is not finished stops.
     rows: logged rows of the whole run.
     fingerprint: of the data.
-    curves: whether benchmarks were scored during training.
 
   Returns:
     What summary.json holds.
@@ -120,18 +118,8 @@ def write_run(
         'grad_norm': 1.0,
       }
     )
-    if curves:
-      for i, layer in enumerate(('embedding', 'block_0', 'readout')):
-        lines[-1][f'grad_norm/layer/{layer}'] = 0.2 * 2.0**i
-        lines[-1][f'update_rms/layer/{layer}'] = 1e-3 * 0.5**i
     if settings['eval_every'] and (step // every) % 10 == 9:
       lines[-1]['eval/loss'] = float(smooth + 0.035)
-      lines[-1]['eval/loss/web'] = float(smooth + 0.05)
-      if curves:
-        # Guessing, up to a few points above.
-        for task, rate in (('arc_easy', 0.40), ('mmlu', 0.30)):
-          value = 0.25 + (rate - 0.25) * share + rng.normal(0, 0.01)
-          lines[-1] |= {f'eval/{task}/acc': value, f'eval/{task}/n': 500}
   for name, value in (('config', settings), ('env', ENV)):
     (path / f'{name}.json').write_text(json.dumps(value))
   text = ''.join(json.dumps(line) + '\n' for line in lines)
@@ -236,7 +224,7 @@ def write_study(
         end += 0.001 * np.cos(5 * seed + len(cell))
         path = root / 'finals' / cell / f'seed={seed}'
         speed = _SPEED[optimizer] * (1 + 0.004 * seed)
-        write_run(path, settings, float(end), speed, curves=True)
+        write_run(path, settings, float(end), speed)
         write_scores(path, _answers(model, optimizer, seed))
 
 
