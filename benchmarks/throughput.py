@@ -21,6 +21,9 @@ from rich.console import Console
 
 from benchmarks import shapes
 
+# JAX takes an accelerator's memory only when it is used.
+from steepest.training import flops
+
 _ROWS = flags.DEFINE_list(
   'rows', 'proxy', 'Names of rows or of groups (gpu, proxy), comma-separated.'
 )
@@ -72,7 +75,7 @@ def main(_: list[str]) -> None:
   print('|---|---|---|---|---|---|---|---|')
   print('\n'.join(lines))
   print(
-    f'\nMFU: {_convention()}. The ratio is of tokens/s, ours over '
+    f'\nMFU: {flops.CONVENTION}. The ratio is of tokens/s, ours over '
     "PyTorch's. Memory on a CPU is the process's."
   )
   for name, optimizer, operations in profiles:
@@ -136,13 +139,6 @@ def _lines(
       f'| {statistics.median(of["compile_seconds"]):.1f} | {ratio} |'
     )
   return lines
-
-
-def _convention() -> str:
-  # Imports JAX, which takes an accelerator's memory only when it is used.
-  from steepest.training import flops
-
-  return flops.CONVENTION
 
 
 if __name__ == '__main__':

@@ -166,10 +166,6 @@ def row_lengths(max_length: int, multiple: int) -> list[int]:
   return lengths[::-1]
 
 
-def _bucket(size: int, lengths: Sequence[int]) -> int:
-  return lengths[bisect.bisect_left(lengths, size)]
-
-
 def _sequences(targets: dict[int, Target]) -> list[_Sequence]:
   """Puts each target on a sequence that starts with its input."""
   # In descending order an input comes right after those that start with it.
@@ -215,7 +211,8 @@ def _trees(
       points += member.points
       longest = max(longest, len(member.tokens))
       size = max(tokens - (end - start - 1) * trunk, points)
-      if not trunk or size > _bucket(longest, lengths):
+      row = lengths[bisect.bisect_left(lengths, longest)]
+      if not trunk or size > row:
         break
       if best[start] + size < room:
         room = best[start] + size

@@ -134,7 +134,7 @@ def _study(
   minutes: float | None,
 ) -> None:
   from steepest.data import corpus, locks
-  from steepest.training import processes
+  from steepest.training import metrics, processes
   from steepest.tuning import (
     budget as budgets,
     engine,
@@ -148,7 +148,7 @@ def _study(
       config = corpus.ready(config, workdir)
       send = targets.send if targets else None
       study = tuning_study.Study(config, workdir, send)
-      _write_config(config, workdir)
+      metrics.write_json(workdir / 'config.json', json.loads(config.to_json()))
       away = targets is not None
       phases = tuning_study.phases(config, machines.machine, away)
       if not processes.has_accelerator():
@@ -228,12 +228,6 @@ def _plan(
     print(budget.within(found, devices, given.minutes))
   if not all(stage.plan.fits for stage in found):
     sys.exit(_DOES_NOT_FIT)
-
-
-def _write_config(config: 'ConfigDict', workdir: pathlib.Path) -> None:
-  from steepest.training import metrics
-
-  metrics.write_json(workdir / 'config.json', json.loads(config.to_json()))
 
 
 def _report(workdir: pathlib.Path, seconds: float) -> None:

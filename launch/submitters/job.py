@@ -118,12 +118,6 @@ class Job:
     """Machines of one run."""
     return -(-self.devices // self.per_host) if self.chip else self.nodes
 
-  @property
-  def machines_share(self) -> bool:
-    """Whether several machines need to see the same workdir."""
-    workdirs = {unit.workdir for unit in self.units}
-    return self.hosts > 1 or len(workdirs) < len(self.units)
-
 
 @dataclasses.dataclass(frozen=True)
 class Submission:
