@@ -27,25 +27,16 @@ class _Readout(Parametrization):
     return 1.0
 
 
-class _HiddenLr(Parametrization):
-  def factors(self, role):
-    return dataclasses.replace(super().factors(role), lr=1.0)
+def _wrong(**changes):
+  """Rules with other factors: numbers, or functions of the right ones."""
 
+  class Wrong(Parametrization):
+    def factors(self, role):
+      right = super().factors(role)
+      made = {k: v(right) if callable(v) else v for k, v in changes.items()}
+      return dataclasses.replace(right, **made)
 
-class _SpectralLr(Parametrization):
-  def factors(self, role):
-    return dataclasses.replace(super().factors(role), spectral=1.0)
-
-
-class _NormLr(Parametrization):
-  def factors(self, role):
-    right = super().factors(role)
-    return dataclasses.replace(right, norm=right.lr)
-
-
-class _Rho(Parametrization):
-  def factors(self, role):
-    return dataclasses.replace(super().factors(role), rho=1.0)
+  return Wrong
 
 
 _MAIN = ('adamw', 'lion', 'sophia')
@@ -53,11 +44,11 @@ _MAIN = ('adamw', 'lion', 'sophia')
 _WRONG = {
   'attention': (_Attention, 'level/last_block/attention_limits'),
   'readout': (_Readout, 'change/logits'),
-  'hidden_lr': (_HiddenLr, 'change/last_block'),
-  'spectral_lr': (_SpectralLr, 'update/hidden/spectral'),
-  'angle_lr': (_SpectralLr, 'change/last_block'),
-  'norm_lr': (_NormLr, 'update/hidden/spectral'),
-  'rho': (_Rho, 'unclipped/hidden'),
+  'hidden_lr': (_wrong(lr=1.0), 'change/last_block'),
+  'spectral_lr': (_wrong(spectral=1.0), 'update/hidden/spectral'),
+  'angle_lr': (_wrong(spectral=1.0), 'change/last_block'),
+  'norm_lr': (_wrong(norm=lambda f: f.lr), 'update/hidden/spectral'),
+  'rho': (_wrong(rho=1.0), 'unclipped/hidden'),
   'sp': (Parametrization, 'change/last_block'),
 }
 
