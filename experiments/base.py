@@ -104,6 +104,9 @@ def get_config() -> ConfigDict:
   # What the backward pass computes again: 'none', 'names' (norms, activations),
   # 'dots' (attention too) or 'full' (every block); models/remat.py.
   model.remat = 'none'
+  # Whether blocks are one compiled loop over stacked parameters: compiled
+  # sooner where layers are many, but slower, and more memory without remat.
+  model.scan_layers = False
   # '': random weights; 'hf:DIR': config.json and safetensors from DIR.
   model.init_from = ''
 

@@ -134,6 +134,8 @@ def _print_plan(
     f'an update of all parameters: {planned.update_flops:.3g} FLOP in matrix '
     f'products, {gib(planned.update_bytes)} read and written'
   )
+  sent = ', '.join(f'{n / 1e9:.3g} GB {how}' for how, n in planned.sent.items())
+  console.print(f'a device sends and gets in a step, by formula: {sent}')
   kept = config.checkpoints_kept if config.checkpoint_every else 0
   console.print(
     f'a checkpoint: {gib(planned.checkpoint)} before it is compressed, '

@@ -52,6 +52,7 @@ class ModelConfig:
   qk_norm: bool
   z_loss: float
   remat: str
+  scan_layers: bool
   compute_dtype: DTypeLike = jnp.float32
 
 

@@ -78,11 +78,9 @@ class Model(nn.Module):
     else:
       x_BxLxD += table_PxD[positions_BxL].astype(c.compute_dtype)
     x_BxLxD = layers.stream(x_BxLxD)
-    block = remat.block(c.remat, Block)
-    for i in range(c.num_layers):
-      x_BxLxD = block(c, rules, name=f'block_{i}')(
-        x_BxLxD, segment_ids_BxL, positions_BxL
-      )
+    x_BxLxD = layers.blocks(
+      self, Block, x_BxLxD, segment_ids_BxL, positions_BxL
+    )
     x_BxLxD = LayerNorm(c, rules, residual=False, name='norm')(x_BxLxD)
     return layers.read_out(self, rules, x_BxLxD, embedding_VxD, features)
 

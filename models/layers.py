@@ -4,7 +4,7 @@ B batch, L length, D width, H heads, K key-value heads, h head dim,
 V vocabulary, I inputs, O outputs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 import math
 from typing import Any, NamedTuple
@@ -25,6 +25,8 @@ from steepest.models.parametrization import (
 )
 
 Layer = Callable[[jax.Array], jax.Array]
+# The blocks in a tree of parameters where their arrays are stacked.
+STACKED = 'block_all'
 
 
 def declare(
@@ -178,6 +180,78 @@ class Block(nn.Module):
     bias = self.rules.bias(residual=True) if self.config.bias else None
     dtype = self.config.compute_dtype
     return Linear(features, weight, axes, bias, dtype, name=name)
+
+
+def blocks(
+  model: Any, kind: type[nn.Module], x_BxLxD: jax.Array, *inputs: Any
+) -> jax.Array:
+  """Returns what a model's blocks make of the residual stream, B×L×D.
+
+  One after another, `block_0`, `block_1`, …. Where their parameters are
+  stacked (`stack`) a loop runs over these: a block is compiled once, whatever
+  the number of layers, and what the backward pass needs is written to memory
+  as model.remat says.
+
+  Args:
+    model: the module that is called, with fields `config` and `rules`.
+    kind: class of its blocks.
+    x_BxLxD: the stream.
+    *inputs: further arguments of every block.
+  """
+  c, rules = model.config, model.rules
+  if not model.has_variable('params', STACKED):
+    block = remat.block(c.remat, kind)
+    for i in range(c.num_layers):
+      x_BxLxD = block(c, rules, name=f'block_{i}')(x_BxLxD, *inputs)
+    return x_BxLxD
+  one: Any = remat.block(c.remat, kind, in_loop=True)
+  block = one(c, rules, parent=None)
+
+  def body(x_BxLxD: jax.Array, params: Any) -> tuple[jax.Array, None]:
+    return block.apply({'params': params}, x_BxLxD, *inputs), None
+
+  return jax.lax.scan(body, x_BxLxD, model.get_variable('params', STACKED))[0]
+
+
+def stack(params: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns parameters whose blocks are one, each array with layers in front.
+
+  Args:
+    params: of a model with `block_0`, `block_1`, …: arrays or boxes of them.
+
+  Raises:
+    ValueError: there is no `block_0`.
+  """
+  names = [f'block_{i}' for i in range(len(params))]
+  names = [name for name in names if name in params]
+  if not names:
+    raise ValueError(
+      'model.scan_layers=True: the model has no block_0 (layers.blocks)'
+    )
+
+  def join(*layers: Any) -> Any:
+    if isinstance(layers[0], Parameter):
+      value = jnp.stack([layer.value for layer in layers])
+      return layers[0].replace(value=value, names=('layers', *layers[0].names))
+    on_host = isinstance(layers[0], np.ndarray)
+    return np.stack(layers) if on_host else jnp.stack(layers)
+
+  joined = jax.tree.map(
+    join,
+    *(params[name] for name in names),
+    is_leaf=lambda x: isinstance(x, Parameter),
+  )
+  rest = {k: x for k, x in params.items() if k not in names}
+  return {**rest, STACKED: joined}
+
+
+def unstack(params: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns parameters block by block, whether they are stacked or not."""
+  found = dict(params)
+  layers = found.pop(STACKED, None)
+  for i in range(0 if layers is None else len(jax.tree.leaves(layers)[0])):
+    found[f'block_{i}'] = jax.tree.map(lambda x, i=i: x[i], layers)
+  return found
 
 
 def stream(x_BxLxD: jax.Array) -> jax.Array:

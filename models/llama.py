@@ -53,11 +53,9 @@ class Model(nn.Module):
     x_BxLxD = layers.stream(
       layers.look_up(embedding_VxD, tokens_BxL, c.compute_dtype)
     )
-    block = remat.block(c.remat, Block)
-    for i in range(c.num_layers):
-      x_BxLxD = block(c, rules, name=f'block_{i}')(
-        x_BxLxD, segment_ids_BxL, positions_BxL
-      )
+    x_BxLxD = layers.blocks(
+      self, Block, x_BxLxD, segment_ids_BxL, positions_BxL
+    )
     x_BxLxD = layers.RMSNorm(c, rules, residual=False, name='norm')(x_BxLxD)
     return layers.read_out(self, rules, x_BxLxD, embedding_VxD, features)
 

@@ -176,6 +176,7 @@ class Factors:
     eps: on epsilon.
     decay: decay mode → on what decay takes in a step; 0 for vectors.
     kind: the role's.
+    layers: of a model, stacked in the array's first axis; 0: it is one alone.
   """
 
   lr: float
@@ -185,6 +186,7 @@ class Factors:
   eps: float
   decay: Mapping[str, float]
   kind: str
+  layers: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

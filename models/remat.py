@@ -57,11 +57,15 @@ def entrywise(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
   return fn if platform() == 'cpu' else jax.checkpoint(fn)
 
 
-def block(policy: str, kind: AnyModule) -> AnyModule:
-  """Returns the class of a block with rematerialisation by `policy`."""
+def block(policy: str, kind: AnyModule, in_loop: bool = False) -> AnyModule:
+  """Returns the class of a block with rematerialisation by `policy`.
+
+  Outside loops a barrier keeps XLA from taking the results of the first pass
+  for those of the second.
+  """
   if policy == 'none':
     return kind
-  return nn.remat(kind, policy=_policy(policy))
+  return nn.remat(kind, policy=_policy(policy), prevent_cse=not in_loop)
 
 
 def _policy(name: str) -> Callable[..., Any] | None:

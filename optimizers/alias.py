@@ -31,6 +31,7 @@ class _PlainFactors(NamedTuple):
   norm: float = 1.0
   rho: float = 1.0
   eps: float = 1.0
+  layers: int = 0
 
 
 class _Leaf:

@@ -71,6 +71,7 @@ class Factors(Protocol):
   eps: float
   decay: Mapping[str, float]
   kind: str
+  layers: int
 
 
 class WithAuxiliary(NamedTuple):
@@ -353,7 +354,7 @@ class Chain:
     o = self.optimizer
     transform = _with_auxiliary(o, h) if o.leaves_some else o.transform(h)
     if o.cautious_updates or self.cautious_updates:
-      transform = cautious(transform)
+      transform = cautious(transform, h.layers)
     return transform
 
   def _sizes(
@@ -382,6 +383,7 @@ class Chain:
       learning_rate=learning_rate,
       step=step,
       kinds=each(lambda f: f.kind),
+      layers=each(lambda f: f.layers),
       lr_factors=each(self._lr_factor),
       eps_factors=each(lambda f: f.eps),
       layout=self.layout,

@@ -37,10 +37,11 @@ def update_bytes(chain: Chain, params: Any, state: Any = None) -> int:
 
 def update_flops(chain: Chain, params: Any) -> float:
   """Returns the FLOPs of an update's matrix products; 0 of entrywise ones."""
+  arrays = zip(jax.tree.leaves(chain.factors), jax.tree.leaves(params))
   return sum(
-    chain.optimizer.flops(kind, shape, chain.static)
-    for kind, shape in _kinds_and_shapes(chain, params)
-    if kind in chain.optimizer.moves
+    chain.optimizer.flops(f.kind, x.shape, chain.static)
+    for f, x in arrays
+    if f.kind in chain.optimizer.moves
   )
 
 
@@ -54,24 +55,17 @@ def description(chain: Chain, params: Any) -> str:
     return ''
   counts: dict[bool, collections.Counter[str]] = {}
   sizes: collections.Counter[bool] = collections.Counter()
-  for kind, shape in _kinds_and_shapes(chain, params):
-    own = kind in chain.optimizer.moves
-    counts.setdefault(own, collections.Counter())[kind] += 1
-    sizes[own] += math.prod(shape)
+  arrays = zip(jax.tree.leaves(chain.factors), jax.tree.leaves(params))
+  for f, x in arrays:
+    own = f.kind in chain.optimizer.moves
+    counts.setdefault(own, collections.Counter())[f.kind] += max(f.layers, 1)
+    sizes[own] += math.prod(x.shape)
   return '; '.join(
     f'{chain.optimizer.name if own else "adamw"}: '
     + ', '.join(f'{n} {kind}' for kind, n in counts[own].items())
     + f' ({sizes[own]:,} parameters)'
     for own in sorted(counts, reverse=True)
   )
-
-
-def _kinds_and_shapes(
-  chain: Chain, params: Any
-) -> list[tuple[str, tuple[int, ...]]]:
-  factors = jax.tree.leaves(chain.factors)
-  arrays = jax.tree.leaves(params)
-  return [(f.kind, x.shape) for f, x in zip(factors, arrays, strict=True)]
 
 
 def _state(chain: Chain, params: Any) -> Any:

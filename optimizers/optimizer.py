@@ -186,7 +186,8 @@ class Optimizer:
       has each hyperparameter by name, a number or, with a `factor`, a tree;
       also `learning_rate` (s_t·lr), `step` (steps done before), `steps` (of
       the run), and as trees `kinds` (roles) and `lr_factors`, `eps_factors`
-      (numbers); and `layout`, how a mesh splits parameters
+      (numbers), `layers` (how many are stacked in a leaf's first axis under
+      model.scan_layers, else 0); and `layout`, how a mesh splits parameters
       (PartitionSpecs), None where that is not known.
     hyperparameters: by name; `weight_decay`, with `curvature` the `hessian_…`
       and, where roles are left to AdamW, the `auxiliary_…` are added.

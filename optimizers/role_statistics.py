@@ -33,7 +33,9 @@ def measure(
     updates: the optimizer's direction, if it clips coordinates at 1: the share
       with |u| < 1 is measured too, and `unclipped_fraction` of all of them.
   """
+  counts = [f.layers for f in jax.tree.leaves(factors)]
   leaves = zip(
+    counts,
     jax.tree.leaves(grads),
     jax.tree.leaves(changes),
     jax.tree.leaves(changes if updates is None else updates),
@@ -41,14 +43,18 @@ def measure(
   )
   rows = [
     [
-      jnp.sum(jnp.square(g), dtype=jnp.float32),
-      jnp.sum(jnp.square(c), dtype=jnp.float32),
-      *([] if updates is None else [_count(jnp.abs(u) < 1)]),
+      _sum(jnp.square(g), n),
+      _sum(jnp.square(c), n),
+      *([] if updates is None else [_sum(jnp.abs(u) < 1, n)]),
     ]
-    for g, c, u in leaves
+    for n, g, c, u in leaves
   ]
-  totals = [jnp.stack(column) for column in zip(*rows)]
-  size_N = np.array([g.size for g in jax.tree.leaves(grads)], np.float32)
+  totals = [jnp.concatenate(column) for column in zip(*rows)]
+  sizes = [
+    [g.size // max(n, 1)] * max(n, 1)
+    for n, g in zip(counts, jax.tree.leaves(grads))
+  ]
+  size_N = np.array(sum(sizes, []), np.float32)
   member_PxN = _members(factors)
   size_P = (member_PxN * size_N).sum(-1)
   stats = {
@@ -90,24 +96,35 @@ def kept(stats: dict[str, Any], measure: bool) -> dict[str, Any]:
 
 
 def _parts(factors: Any) -> dict[str, Sequence[int]]:
-  """Returns which leaves each part has; roles first, in the tree's order."""
+  """Returns which arrays each part has; roles first, in the tree's order.
+
+  A leaf in which layers are stacked counts as so many arrays: of `block_all`
+  those of `block_0`, `block_1`, ….
+  """
   roles: dict[str, list[int]] = {}
   layers: dict[str, list[int]] = {}
   flat, _ = jax.tree_util.tree_flatten_with_path(factors)
-  for i, (path, f) in enumerate(flat):
-    roles.setdefault(f.kind, []).append(i)
-    top = jax.tree_util.keystr(path[:1], simple=True)
-    layers.setdefault(f'layer/{top}', []).append(i)
+  at = 0
+  for path, f in flat:
+    top = f'layer/{jax.tree_util.keystr(path[:1], simple=True)}'
+    stacked = [f'{top.removesuffix("all")}{i}' for i in range(f.layers)]
+    for name in stacked or [top]:
+      roles.setdefault(f.kind, []).append(at)
+      layers.setdefault(name, []).append(at)
+      at += 1
   return {**roles, **layers}
 
 
 def _members(factors: Any) -> np.ndarray:
   parts = _parts(factors)
-  member_PxN = np.zeros((len(parts), len(jax.tree.leaves(factors))), bool)
-  for row, leaves in zip(member_PxN, parts.values()):
-    row[list(leaves)] = True
+  arrays = sum(max(f.layers, 1) for f in jax.tree.leaves(factors))
+  member_PxN = np.zeros((len(parts), arrays), bool)
+  for row, members in zip(member_PxN, parts.values()):
+    row[list(members)] = True
   return member_PxN
 
 
-def _count(x: jax.Array) -> jax.Array:
-  return jnp.sum(x, dtype=jnp.float32)
+def _sum(x: jax.Array, layers: int) -> jax.Array:
+  """Returns the sums of the layers in an array, or its sum, as a vector."""
+  own = tuple(range(1 if layers else 0, x.ndim))
+  return jnp.sum(x, own, dtype=jnp.float32).reshape(max(layers, 1))

@@ -43,7 +43,7 @@ def like(value: Number, tree: Any) -> Any:
 
 
 def cautious(
-  transform: optax.GradientTransformation,
+  transform: optax.GradientTransformation, layers: Any = 0
 ) -> optax.GradientTransformation:
   r"""Leaves out of a direction what the gradient points away from.
 
@@ -56,16 +56,20 @@ def cautious(
 
   Args:
     transform: whose updates are directions to be subtracted.
+    layers: that are stacked in each parameter's first axis, a number or a tree;
+      0: it is one.
   """
 
   def update(grads: Any, state: Any, params: Any = None):
     updates, state = transform.update(grads, state, params)
 
-    def keep(u: jax.Array, g: jax.Array) -> jax.Array:
+    def keep(u: jax.Array, g: jax.Array, layers: int) -> jax.Array:
       agrees = (u * g > 0).astype(u.dtype)
-      return u * agrees * (u.size / (agrees.sum() + 1))
+      own = tuple(range(1 if layers else 0, u.ndim))
+      count = agrees.sum(own, keepdims=True)
+      return u * agrees * (u.size // max(layers, 1) / (count + 1))
 
-    return jax.tree.map(keep, updates, grads), state
+    return jax.tree.map(keep, updates, grads, like(layers, grads)), state
 
   return optax.GradientTransformation(transform.init, update)
 

@@ -18,7 +18,7 @@ SHARED = ('decay_mode', 'clip_norm')
 # fingerprint, not by where they lie; the benchmarks by their questions.
 IRRELEVANT = (
   'seed microbatches mesh.data mesh.fsdp mesh.tensor mesh.sequence model.remat '
-  'mesh.shard_optimizer_over_data '
+  'model.scan_layers mesh.shard_optimizer_over_data '
   'data.source data.verify eval_every eval_tasks eval_tasks_every '
   'eval_tasks_limit eval_tasks_data checkpoint_every checkpoints_kept '
   'checkpoints_at stall_seconds stop_grace_seconds wandb_project'

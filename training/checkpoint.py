@@ -21,6 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from steepest.data import reading
+from steepest.models import layers
+from steepest.training import state as state_lib
 from steepest.training.metrics import write_json
 from steepest.training.state import TrainState
 
@@ -166,6 +168,28 @@ class Checkpointer:
         'are not finite, which no run saves: restore it or delete it'
       )
     return restored['state'], metadata
+
+  def restore_run(
+    self, setup: state_lib.Setup, steps: int
+  ) -> tuple[TrainState, dict[str, Any]]:
+    """As `restore`, whether the run that saved it stacked layers or not."""
+    if self._stacked(steps) == setup.model.scan_layers:
+      return self.restore(setup.shapes, steps)
+    other = state_lib.other_form(setup)
+    state, metadata = self.restore(other.shapes, steps)
+    return state_lib.restack(setup, state), metadata
+
+  def restore_model(self, setup: state_lib.Setup, steps: int) -> Any:
+    """Returns the parameters alone, of a `setup` that stacks no layers."""
+    if not self._stacked(steps):
+      return self.restore_params(setup.shapes.params, steps)
+    other = state_lib.other_form(setup)
+    params = layers.unstack(self.restore_params(other.shapes.params, steps))
+    return jax.device_put(params, setup.shardings.params)
+
+  def _stacked(self, steps: int) -> bool:
+    shapes = self.metadata(steps)['shapes']
+    return any(path.startswith(f'{layers.STACKED}/') for path in shapes)
 
   def restore_params(self, target: Any, steps: int) -> Any:
     """Returns the parameters alone; `target` as in `restore`."""

@@ -28,6 +28,7 @@ _FREE = (
   'checkpoint',
   'mesh.',
   'microbatches',
+  'model.scan_layers',
   'stall_seconds',
   'stop_grace_seconds',
   'wandb_project',

@@ -121,6 +121,7 @@ def _load_checkpoint(workdir: pathlib.Path) -> LoadedModel:
   config.model.vocab_size = config.model.vocab_size or tokenizer.vocab_size
   # One sequence a device: the mesh must fit the model, not a batch.
   config.batch_size, config.microbatches = jax.device_count(), 1
+  config.model.scan_layers = False
   model = model_config.resolve(config.model, tokenizer.vocab_size, config.dtype)
   _fit_mesh(config.mesh, model.width)
   setup = run.make_setup(config, model)
@@ -133,10 +134,10 @@ def _load_checkpoint(workdir: pathlib.Path) -> LoadedModel:
     )
   rules = parametrization.resolve(config.parametrization, model)
   if setup.chain.evaluates_others:
-    state, _ = checkpointer.restore(setup.shapes, steps)
+    state, _ = checkpointer.restore_run(setup, steps)
     params = state_lib.evaluation_params(setup, state)
   else:
-    params = checkpointer.restore_params(setup.shapes.params, steps)
+    params = checkpointer.restore_model(setup, steps)
   return LoadedModel(
     setup.features,
     params,

@@ -233,7 +233,7 @@ def _start(
       f'{record.workdir} holds {latest} steps, steps={record.config.steps} '
       'asks for fewer: use another --workdir'
     )
-  state, metadata = checkpointer.restore(record.setup.shapes, latest)
+  state, metadata = checkpointer.restore_run(record.setup, latest)
   if metadata['data_fingerprint'] != record.data.fingerprint:
     raise ValueError(
       f'{record.workdir} was trained on other data than data.source gives '

@@ -43,6 +43,7 @@ RULES = (
   ('kv_heads', 'tensor'),
   ('mlp', 'tensor'),
   ('norm', None),
+  ('layers', None),
 )
 
 # The same for a copy of the model by itself.

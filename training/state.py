@@ -8,16 +8,16 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
-from flax import linen as nn
+from flax import errors, linen as nn
 import jax
 from jax import numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 import numpy as np
 
-from steepest.models import config as model_config
+from steepest.models import config as model_config, layers
 from steepest.models.config import ModelConfig
-from steepest.models.parametrization import Parametrization
+from steepest.models.parametrization import Factors, Parametrization
 from steepest.optimizers import build
 from steepest.optimizers.build import Chain
 from steepest.training import mesh as mesh_lib
@@ -69,6 +69,7 @@ class Setup:
     microbatches: slices of a batch whose gradients are averaged.
     estimator: 'gnb' or 'hutchinson', used if the chain wants curvature.
     subset: curvature is estimated on one of so many sequences.
+    spec: what it was made of.
   """
 
   module: Any
@@ -80,6 +81,7 @@ class Setup:
   microbatches: int = 1
   estimator: str = 'gnb'
   subset: int = 1
+  spec: Spec | None = None
 
   @property
   def shardings(self) -> TrainState:
@@ -127,11 +129,7 @@ def setup(
   mesh_lib.check(mesh, model, spec.batch_size, spec.microbatches)
   module = model_config.find_model(model.name).Model(model, spec.rules)
   boxed = _boxed_shapes(module, model)
-  factors = jax.tree.map(
-    lambda p: spec.rules.factors(p.role),
-    boxed,
-    is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
-  )
+  factors = _map_boxes(lambda _, p: _factors(spec.rules, p), boxed)
   layout = jax.tree.map(
     lambda s: s.spec, mesh_lib.shardings(mesh, nn.get_partition_spec(boxed))
   )
@@ -144,6 +142,7 @@ def setup(
     _shapes(chain, mesh, boxed, spec.mesh.shard_optimizer_over_data),
     spec.batch_size,
     spec.microbatches,
+    spec=spec,
   )
   if not chain.wants_curvature:
     return made
@@ -167,6 +166,8 @@ def from_params(setup: Setup, params: Any) -> TrainState:
       value.shape, sharding, lambda index: value[index]
     )
 
+  if setup.model.scan_layers:
+    params = layers.stack(params)
   # Each process has them all and places its part.
   params = jax.tree.map(place, params, setup.shardings.params)
   first = functools.partial(_first, setup.chain)
@@ -224,14 +225,121 @@ def _compiled_evaluation_params(setup: Setup) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _boxed_shapes(module: Any, model: ModelConfig) -> Any:
-  """Returns the parameters' shapes, which all optimizers share."""
-  return jax.eval_shape(lambda: init_params(module, model, 0))
+  """Returns the parameters' shapes, which all optimizers share.
+
+  Raises:
+    ValueError: layers are to be stacked, and the model's are not.
+  """
+  shapes = jax.eval_shape(lambda: init_params(module, model, 0))
+  if model.scan_layers:
+    tokens_BxL = jnp.zeros((1, model.context), jnp.int32)
+    try:
+      jax.eval_shape(module.apply, {'params': nn.unbox(shapes)}, tokens_BxL)
+    except errors.ScopeParamNotFoundError as error:
+      raise ValueError(
+        f'model.scan_layers=True: model.name={model.name} runs its blocks by '
+        'a loop of its own; layers.blocks of models/layers.py runs stacks'
+      ) from error
+  return shapes
 
 
 def init_params(module: Any, model: ModelConfig, seed: Any) -> Any:
-  """Returns a model's initial parameters in boxes that name their axes."""
+  """Returns a model's initial parameters in boxes that name their axes.
+
+  Their values are the same whether layers are stacked or not.
+  """
   tokens_BxL = jnp.zeros((1, model.context), jnp.int32)
-  return module.init(key_for(seed, 'init', 0), tokens_BxL)['params']
+  params = module.init(key_for(seed, 'init', 0), tokens_BxL)['params']
+  return layers.stack(params) if model.scan_layers else params
+
+
+def other_form(of: Setup) -> Setup:
+  """Returns the same with layers stacked if they are not, and one by one else.
+
+  See model.scan_layers.
+  """
+  assert of.spec is not None
+  rules = of.spec.rules
+  stacked = not rules.model.scan_layers
+  model = dataclasses.replace(rules.model, scan_layers=stacked)
+  rules = dataclasses.replace(rules, model=model)
+  return setup(dataclasses.replace(of.spec, rules=rules), mesh=of.mesh)
+
+
+def restack(setup: Setup, state: TrainState) -> TrainState:
+  """Returns a state of `other_form(setup)` in the form of `setup`.
+
+  There has to be room for both.
+
+  Raises:
+    ValueError: the optimizer has state of layers that is in no box, which
+      would tell the parameter (optimizers/trees.py).
+  """
+  other = other_form(setup)
+  before, after = _origins(other), _origins(setup)
+  one_of = lambda path, i: path.replace(layers.STACKED, f'block_{i}', 1)
+  is_stack = lambda path: path.startswith(layers.STACKED)
+
+  def fn(state: TrainState) -> TrainState:
+    held: dict[str, list[jax.Array]] = {}
+    for path, x in zip(before, jax.tree.leaves(state), strict=True):
+      held.setdefault(path, []).append(x)
+    for path in {*filter(is_stack, (*before, *after))}:
+      ones = [one_of(path, i) for i in range(setup.model.num_layers)]
+      if path in held:
+        held |= {p: [x[i] for x in held[path]] for i, p in enumerate(ones)}
+      else:
+        parts = zip(*(held[p] for p in ones), strict=True)
+        held[path] = [jnp.stack(xs) for xs in parts]
+    found = [held[path].pop(0) for path in after]
+    return jax.tree.unflatten(jax.tree.structure(setup.shapes), found)
+
+  loose = [
+    [x.shape for x, path in zip(jax.tree.leaves(of.shapes), paths) if not path]
+    for of, paths in ((other, before), (setup, after))
+  ]
+  if loose[0] != loose[1]:
+    raise ValueError(
+      f'optimizer.name={setup.chain.optimizer.name}: its state cannot be '
+      'restacked: set model.scan_layers as it was'
+    )
+  return mesh_lib.compiled(
+    setup.mesh, fn, (other.shapes,), (other.shardings,), setup.shardings
+  )(state)
+
+
+def _origins(setup: Setup) -> list[str]:
+  """Returns the path of the parameter that each array of the state is of.
+
+  '' for those in no box.
+  """
+  boxed = _boxed_shapes(setup.module, setup.model)
+  named = _map_boxes(lambda path, p: p.replace(role=path), boxed)
+  state = jax.eval_shape(functools.partial(_first, setup.chain), named)
+  return [
+    x.role if _is_box(x) else ''
+    for x in jax.tree.leaves(state, is_leaf=_is_box)
+  ]
+
+
+def _map_boxes(fn: Callable[[str, Any], Any], boxed: Any) -> Any:
+  """Returns a tree of fn(path, box)."""
+  keystr = functools.partial(jax.tree_util.keystr, simple=True, separator='/')
+  return jax.tree_util.tree_map_with_path(
+    lambda path, p: fn(keystr(path), p), boxed, is_leaf=_is_box
+  )
+
+
+def _is_box(x: Any) -> bool:
+  return isinstance(x, nn.LogicallyPartitioned)
+
+
+def _factors(rules: Parametrization, parameter: Any) -> Factors:
+  stacked = parameter.names[:1] == ('layers',)
+  return dataclasses.replace(
+    rules.factors(parameter.role),
+    layers=parameter.value.shape[0] if stacked else 0,
+  )
 
 
 def _first(chain: Chain, params: Any) -> TrainState:

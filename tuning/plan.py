@@ -71,6 +71,8 @@ class StepPlan:
     seconds: not a number where no MFU is known.
     mfu: that the seconds assume; None where it is not known.
     checkpoint: bytes of one, before it is compressed.
+    sent: operands and results of the collectives of a step, bytes of each
+      device by what they do.
   """
 
   mesh: dict[str, int]
@@ -85,6 +87,7 @@ class StepPlan:
   seconds: float
   mfu: chips.Mfu | None
   checkpoint: int
+  sent: dict[str, int]
 
   @property
   def devices(self) -> int:
@@ -193,7 +196,42 @@ def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
     seconds,
     mfu,
     _bytes(setup.shapes),
+    _sent(setup, sizes),
   )
+
+
+def _sent(setup: Setup, sizes: Mapping[str, int]) -> dict[str, int]:
+  """Returns what a device sends and gets for weights, gradients and streams.
+
+  A part and the whole, of each matrix in the compute dtype: gathered for the
+  forward pass, of layers that are computed again twice, and scattered as a
+  gradient; a part is reduced over copies. Along `tensor` two streams a
+  layer are reduced in each pass, and two outside. What an optimizer exchanges
+  itself, gains and biases are left out.
+  """
+  m, n = setup.model, setup.microbatches
+  item = jnp.dtype(m.compute_dtype).itemsize
+  kinds = [f.kind for f in jax.tree.leaves(setup.chain.factors)]
+  shards = jax.tree.leaves(_shards(setup.shapes.params))
+  count = lambda *of: sum(x.size for k, x in zip(kinds, shards) if k in of)
+  own = count('embedding', 'hidden', 'readout')
+  again = count('hidden') if m.remat != 'none' else 0
+  data, fsdp = sizes['data'], sizes['fsdp']
+  whole = n * item * (fsdp + 1) if fsdp > 1 else 0
+  sent = {
+    'gathered': whole * (own + again),
+    'scattered': whole * own,
+    # Sums over micro-batches are in float32.
+    'reduced': 2 * own * (item if n == 1 else 4) if data > 1 else 0,
+  }
+  assert setup.spec is not None
+  if setup.spec.mesh.shard_optimizer_over_data and data > 1:
+    # Parameters, of which each copy updates a part.
+    sent['gathered'] += 4 * own * (data + 1) // data
+  if sizes['tensor'] > 1:
+    tokens = setup.batch_size * m.context // (data * fsdp * sizes['sequence'])
+    sent['reduced'] += (4 * m.num_layers + 2) * 2 * item * tokens * m.width
+  return sent
 
 
 def _fused(m: ModelConfig, chip: chips.Chip, sizes: Mapping[str, int]) -> bool:

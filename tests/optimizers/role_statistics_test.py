@@ -11,6 +11,8 @@ from steepest.optimizers import role_statistics
 class _Leaf:
   """A leaf that is no pytree."""
 
+  layers = 0
+
   def __init__(self, kind: str):
     self.kind = kind
 

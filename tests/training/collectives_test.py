@@ -164,6 +164,17 @@ def test_split_parameters_are_gathered_once_a_pass(compiled, name, optimizer):
   assert scattered == [(_VOCAB, _WIDTH // 8)] * (1 + (optimizer == 'sophia'))
 
 
+def test_a_loop_over_layers_gathers_one_at_a_time(compiled):
+  setup, found = compiled(
+    'llama', 'adamw', mesh__fsdp=8, model__num_layers=3, model__scan_layers=True
+  )
+  stacked = jax.tree.leaves(setup.shapes.params['block_all'])
+  weights = [math.prod(s.shape[1:]) for s in stacked if len(s.shape) > 2]
+  gathers = [c for c in _of_kind(found, 'all-gather') if c.in_loop]
+  # For the forward pass, and for the backward pass.
+  assert sorted(c.elements for c in gathers) == sorted(2 * weights)
+
+
 @pytest.mark.parametrize(
   'name, optimizer',
   [

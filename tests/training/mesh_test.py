@@ -200,6 +200,9 @@ def test_curvature_of_a_subset(
     *((name, {}) for name in _OPTIMIZERS),
     ('adamw', {'mesh__shard_optimizer_over_data': True}),
     ('muon', {}),
+    *(
+      pytest.param(n, {}, marks=pytest.mark.slow) for n in ('muonh', 'normuon')
+    ),
     # Eigenvectors whose values lie close are not the same after rounding, and
     # where a gradient has nothing, a small eps leaves nothing but rounding.
     ('soap', {'optimizer__eps': 1e-3}),

@@ -60,6 +60,39 @@ def test_k_steps_and_k_more_are_2k_steps(
   assert found['curvature_passes'] == (3 if 'sophia' in variant else 0)
 
 
+def test_layers_are_stacked_from_one_restart_to_the_next(
+  configure, tmp_path, computed, saved
+):
+  """And taken apart again, to be read and to go on."""
+  tokenizer = tokenizers.train_bpe(iter(['some text of no weight'] * 9), 270)
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  run = lambda where, steps, stacked=False: assemble.train(
+    configure(
+      'llama,muon',
+      model__vocab_size=tokenizer.vocab_size,
+      model__num_layers=2,
+      model__scan_layers=stacked,
+      steps=steps,
+      checkpoint_every=2,
+    ),
+    where,
+  )
+  run(whole, 6)
+  run(parts, 2)
+  run(parts, 4, stacked=True)
+  tokenizer.save(parts)
+  got = loading.load_model(f'ckpt:{parts}').params
+  kernels = saved(parts, 4)["['params']['block_all']['query']['kernel']"]
+  for i in range(2):
+    held = got[f'block_{i}']['query']['kernel']
+    np.testing.assert_array_equal(held, kernels[i])
+  run(parts, 6)
+  for row, other in zip(computed(whole), computed(parts), strict=True):
+    assert row.keys() == other.keys()
+    for key, value in row.items():
+      assert other[key] == pytest.approx(value, rel=1e-3, abs=1e-6), key
+
+
 def test_an_attempt_stops_once_another_has_the_run(
   configure, tmp_path, check_same
 ):

@@ -5,6 +5,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
+from steepest.models import layers
 from steepest.training import state as state_lib, step as step_lib
 
 _OPTIMIZERS = ('adamw', 'lion', 'sophia')
@@ -63,6 +64,42 @@ def test_from_params_equals_the_initial_state(configure, make_trainer):
   wanted = jax.device_get(trainer.init(3))
   got = state_lib.from_params(trainer.setup, wanted.params)
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(got), wanted)
+
+
+@pytest.mark.parametrize('optimizer', ['adafactor', 'muon', 'soap'])
+def test_a_state_is_stacked_and_taken_apart(configure, make_trainer, optimizer):
+  """There and back; each array of a layer is its part of the stack's."""
+  plain, stacked = (
+    make_trainer(
+      configure('llama', optimizer, model__num_layers=2, model__scan_layers=on)
+    )
+    for on in (False, True)
+  )
+  counts = iter(range(10**6))
+  # Numbered, so that none can be taken for another.
+  wanted = jax.tree.map(
+    lambda s: jnp.full(s.shape, next(counts), s.dtype), plain.setup.shapes
+  )
+  other = state_lib.restack(stacked.setup, wanted)
+  jax.tree.map(
+    lambda s, x: np.testing.assert_equal(x.shape, s.shape),
+    stacked.setup.shapes,
+    other,
+  )
+  again = state_lib.restack(plain.setup, other)
+  jax.tree.map(np.testing.assert_array_equal, again, wanted)
+  assert other.params['block_all']['query']['kernel'].shape == (2, 32, 32)
+  for i in range(2):
+    jax.tree.map(
+      lambda x, one, i=i: np.testing.assert_array_equal(x[i], one),
+      other.params['block_all'],
+      wanted.params[f'block_{i}'],
+    )
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    stacked.init(3).params,
+    layers.stack(plain.init(3).params),
+  )
 
 
 def test_seeds_differ(configure, make_trainer):

@@ -69,6 +69,48 @@ def test_parameters_flops_and_seconds_are_those_of_the_closed_forms():
   assert (found.update_flops, found.update_bytes) == (0, 28 * parameters + 8)
 
 
+_ONE_LAYER = {'model.num_layers': 1, 'mesh.fsdp': 8}
+
+
+@pytest.mark.parametrize(
+  'devices, keys, wanted',
+  [
+    (8, _ONE_LAYER, (0.547, 0.547, 0)),
+    (
+      8,
+      {**_ONE_LAYER, 'mesh.fsdp': 2, 'mesh.tensor': 4},
+      (0.182, 0.182, 2.014),
+    ),
+    (64, _ONE_LAYER, (0.547, 0.547, 0.122)),
+    (
+      64,
+      {**_ONE_LAYER, 'mesh.shard_optimizer_over_data': True},
+      (0.684, 0.547, 0.122),
+    ),
+    (
+      64,
+      {
+        'mesh.fsdp': 8,
+        'microbatches': 4,
+        'model.remat': 'full',
+        'model.scan_layers': True,
+      },
+      (47.15, 24.31, 2.708),
+    ),
+  ],
+)
+def test_devices_send_what_compiled_programs_for_h100s_do(
+  devices, keys, wanted
+):
+  """GB read from them, of LLaMA 2.7B (docs/scaling.md)."""
+  keys = {**_LLAMA_3B, 'batch_size': 4 * devices, **keys}
+  found = _plan('llama,adamw', keys, devices).sent
+  assert list(found) == ['gathered', 'scattered', 'reduced']
+  assert tuple(x / 1e9 for x in found.values()) == pytest.approx(
+    wanted, rel=0.01
+  )
+
+
 @pytest.mark.parametrize(
   'optimizer, moments', [('adamw', 2), ('lion', 1), ('sophia', 2)]
 )
