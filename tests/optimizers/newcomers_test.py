@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from steepest.optimizers import adamw, muon
+from steepest.optimizers import adamw, muon, soap
 
 _HIDDEN = ('late', 'square', 'tall', 'wide')
 _STEPS, _RECORDED = 21, (0, 3, 9, 18, 20)
@@ -116,7 +116,7 @@ def test_cautious_decay_follows_its_code(trace):
   _follow(transform, trace, ('head', 'vector'), 'cautious')
 
 
-@pytest.mark.parametrize('name', [*_CASES, 'muon'])
+@pytest.mark.parametrize('name', [*_CASES, 'muon', 'soap'])
 def test_stacked_layers_are_single_matrices(trace, name, monkeypatch):
   """`square` above another matrix, each as it is alone."""
   fixed = np.random.default_rng(0).normal(size=(10, 10))
@@ -133,7 +133,8 @@ def test_stacked_layers_are_single_matrices(trace, name, monkeypatch):
   ]
 
   def train(pick):
-    transform = muon.muon(0.01) if name == 'muon' else _make(name)
+    others = {'muon': muon.muon, 'soap': soap.soap}
+    transform = others[name](0.01) if name in others else _make(name)
     params = {'w': jnp.asarray(pick(start))}
     state = transform.init(params)
     update = jax.jit(transform.update)

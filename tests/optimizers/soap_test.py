@@ -95,15 +95,6 @@ def test_axis_parallel_gradients_give_adam():
     np.testing.assert_allclose(u, wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_stacked_layers_are_matrices_of_their_own():
-  gradients = [np.stack([g, 2 * g.T]) for g in _matrices((4, 4), 6)]
-  found, _ = _trace(gradients, 2)
-  for i in (0, 1):
-    wanted, _ = _trace([g[i] for g in gradients], 2)
-    for a, b in zip(found, wanted):
-      np.testing.assert_allclose(a[i], b, rtol=2e-3, atol=2e-3)
-
-
 def test_long_sides_keep_their_basis(monkeypatch):
   monkeypatch.setattr(soap, '_LONGEST', 4)
   found, state = _trace(_matrices((8, 3), 5), 2)
