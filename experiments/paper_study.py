@@ -36,7 +36,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.study.target = {
     'mesh': {'fsdp': target.mesh.fsdp},
     'microbatches': target.microbatches,
-    'model': {'remat': target.model.remat},
+    'model': {key: target.model[key] for key in ('remat', 'scan_layers')},
   }
   config.study.seeds = 1
   config.study.axis_epochs = (1, 4)

@@ -34,6 +34,7 @@ def get_config(arg: str = '') -> ConfigDict:
   model.num_heads = 20
   model.mlp_dim = 6912 if model.name == 'llama' else 10_240
   model.remat = 'full'
+  model.scan_layers = True
   config.mesh.fsdp = 8
   config.microbatches = 4
   config.steps = round(_TOKENS / (config.batch_size * model.context))

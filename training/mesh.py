@@ -320,7 +320,7 @@ def compiled(
   in_shardings: Any,
   out_shardings: Any,
   donate: tuple[int, ...] = (),
-  remat: str = 'none',
+  hide: bool = True,
 ) -> jax.stages.Compiled:
   """Compiles a function for a mesh.
 
@@ -331,7 +331,7 @@ def compiled(
     in_shardings: of the arguments; None: every device has them whole.
     out_shardings: of what it returns.
     donate: numbers of the arguments that it consumes.
-    remat: see `compiler_options`.
+    hide: see `compiler_options`.
   """
   with jax.set_mesh(mesh):
     jitted = jax.jit(
@@ -341,7 +341,7 @@ def compiled(
       donate_argnums=donate,
     )
     return jitted.lower(*args).compile(
-      compiler_options=compiler_options(mesh, remat) or None
+      compiler_options=compiler_options(mesh, hide) or None
     )
 
 
@@ -357,7 +357,7 @@ def keep_programs(directory: pathlib.Path) -> None:
     jax.config.update('jax_compilation_cache_dir', str(directory))
 
 
-def compiler_options(mesh: Mesh, remat: str) -> dict[str, str | bool]:
+def compiler_options(mesh: Mesh, hide: bool) -> dict[str, str | bool]:
   """Returns XLA's options for a mesh; what the user set in XLA_FLAGS stays.
 
   Only what makers document, and only between several devices: collectives run
@@ -367,8 +367,7 @@ def compiler_options(mesh: Mesh, remat: str) -> dict[str, str | bool]:
 
   Args:
     mesh: what is compiled for.
-    remat: policy of models/remat.py. With 'full', the scheduler that hides
-      latency on GPUs would take the memory that it saves (docs/scaling.md).
+    hide: whether GPUs have the scheduler that hides latency.
   """
   device = mesh.devices.flat[0]
   if mesh.size == 1 or device.platform not in _OPTIONS:
@@ -376,7 +375,7 @@ def compiler_options(mesh: Mesh, remat: str) -> dict[str, str | bool]:
   given = ' '.join(os.getenv(k, '') for k in ('XLA_FLAGS', 'LIBTPU_INIT_ARGS'))
   own = re.findall(r'--(\w+)', given)
   wanted = dict(_OPTIONS[device.platform])
-  if _SCHEDULER in wanted and remat == 'full':
+  if _SCHEDULER in wanted and not hide:
     # Not left out: XLA's own default is to have it.
     wanted[_SCHEDULER] = False
   if device.device_kind not in chips.CHIPS['v5e'].kinds:

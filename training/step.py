@@ -13,6 +13,7 @@ from jax import numpy as jnp
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from steepest.models.config import ModelConfig
 from steepest.models.remat import platform
 from steepest.training import mesh as mesh_lib
 from steepest.training.loss import cross_entropy, training_loss
@@ -206,7 +207,7 @@ def _compiled_step(
     ),
     (setup.shardings, whole),
     donate=(0,),
-    remat=setup.model.remat,
+    hide=_hides(setup.model),
   )
 
 
@@ -230,8 +231,18 @@ def _compiled_eval_loss(setup: Setup, packed: bool) -> jax.stages.Compiled:
       {name: s.sharding for name, s in batch.items()},
     ),
     mesh_lib.replicated(setup.mesh),
-    remat=setup.model.remat,
+    hide=_hides(setup.model),
   )
+
+
+def _hides(model: ModelConfig) -> bool:
+  """Returns whether communication is to be hidden, whatever memory that takes.
+
+  Of layers that are computed again one by one, the scheduler that does it on
+  GPUs puts off so much that it takes the memory which that saves; in a loop
+  over layers it cannot (docs/scaling.md).
+  """
+  return model.remat != 'full' or model.scan_layers
 
 
 def _hutchinson(

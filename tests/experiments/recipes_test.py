@@ -147,6 +147,7 @@ def test_target_is_the_proxy_grown(variant):
     'model.mlp_dim',
     'model.num_heads',
     'model.remat',
+    'model.scan_layers',
     'model.width',
     'stage',
     'steps',

@@ -507,8 +507,8 @@ def test_an_unknown_option_is_left_out_with_a_word(caplog, mesh):
 
 
 def test_one_device_and_a_cpu_need_none(tried):
-  assert mesh_lib.compiler_options(_Mesh(1, 'gpu'), 'none') == {}
-  assert mesh_lib.compiler_options(_Mesh(8, 'cpu'), 'none') == {}
+  assert mesh_lib.compiler_options(_Mesh(1, 'gpu'), True) == {}
+  assert mesh_lib.compiler_options(_Mesh(8, 'cpu'), True) == {}
   assert not tried
 
 
@@ -516,7 +516,7 @@ def test_one_device_and_a_cpu_need_none(tried):
   'kind, fuses', [('TPU v5 lite', True), ('TPU v5', False), ('', False)]
 )
 def test_what_is_accepted_is_used(tried, kind, fuses):
-  found = mesh_lib.compiler_options(_Mesh(8, 'tpu', kind), 'full')
+  found = mesh_lib.compiler_options(_Mesh(8, 'tpu', kind), False)
   # The first try says that something is wrong, the others what.
   assert len(tried) == 1 + len(tried[0])
   assert found.keys() == tried[0].keys() - {
@@ -529,18 +529,15 @@ def test_what_is_accepted_is_used(tried, kind, fuses):
 def test_the_users_own_choice_stays(tried, monkeypatch):
   name = 'xla_gpu_enable_latency_hiding_scheduler'
   monkeypatch.setenv('XLA_FLAGS', f'--{name}=false')
-  assert mesh_lib.compiler_options(_Mesh(8, 'gpu'), 'none') == {}
+  assert mesh_lib.compiler_options(_Mesh(8, 'gpu'), True) == {}
   assert tried == [{}]
 
 
-def test_nothing_undoes_full_recomputation(tried):
-  for remat in ('none', 'names', 'dots'):
-    assert (
-      mesh_lib.compiler_options(_Mesh(8, 'gpu'), remat)
-      == mesh_lib._OPTIONS['gpu']
-    )
-  found = mesh_lib.compiler_options(_Mesh(8, 'gpu'), 'full')
-  assert found == dict.fromkeys(mesh_lib._OPTIONS['gpu'], False)
+def test_the_scheduler_is_turned_off_where_asked(tried):
+  mesh, options = _Mesh(8, 'gpu'), mesh_lib._OPTIONS['gpu']
+  assert mesh_lib.compiler_options(mesh, True) == options
+  found = mesh_lib.compiler_options(mesh, False)
+  assert found == dict.fromkeys(options, False)
 
 
 @pytest.mark.parametrize(
