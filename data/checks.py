@@ -1,8 +1,9 @@
 """What is checked of a directory of shards when it is opened."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 import functools
+import sys
 
 from array_record.python import array_record_module
 from etils import epath
@@ -10,38 +11,69 @@ import numpy as np
 
 from steepest.data import files, manifest as manifests, tokenizers
 
-_MODES = ('full', 'sampled', 'size')
-# Shards that are looked at side by side, and records that are read at a time.
+_MODES = ('auto', 'full', 'sampled', 'size')
+# Shards that are looked at side by side.
 _THREADS = 16
-_RECORDS = 1024
+# From so many bytes on, 'auto' is 'sampled'.
+_LARGE = 10_000_000_000
 
 
 def verify(
-  directory: epath.Path, manifest: manifests.Manifest, mode: str
+  directory: epath.Path,
+  manifest: manifests.Manifest,
+  mode: str,
+  part: tuple[int, int] = (0, 1),
 ) -> None:
   """Checks that the shards are those of the manifest.
 
   Args:
     directory: where they lie.
     manifest: what they should be.
-    mode: 'full' (sizes and checksums), 'sampled' (sizes, and checksums of
-      some places in every shard) or 'size'. A process reads an unchanged file
-      once.
+    mode: 'full' (sizes, checksums, and the first and last record of every
+      shard), 'sampled' (the same with checksums of some places in every shard),
+      'auto' (full below 10 GB, else sampled) or 'size'. A process reads an
+      unchanged file once.
+    part: (i, n) for shards i, i + n, …: what one of n processes checks.
 
   Raises:
     FileNotFoundError: a shard is missing.
     ValueError: a shard is damaged, or not the one of the manifest.
   """
+  first, step = part
+  mode = _resolve(directory, manifest, mode, says=first == 0)
+  own = manifest.shards[first::step]
+  _each(own, functools.partial(_check_size, directory))
+  if mode != 'size':
+    _each(own, functools.partial(_check_sum, directory, mode))
+    _each(own, functools.partial(_check_records, directory, manifest))
+
+
+def _resolve(
+  directory: epath.Path, manifest: manifests.Manifest, mode: str, says: bool
+) -> str:
+  """Returns what `auto` is for these shards; any other mode as it is."""
   if mode not in _MODES:
-    raise ValueError(f"data.verify={mode!r}: write 'full', 'sampled' or 'size'")
-  _each(manifest, functools.partial(_check_size, directory))
-  if mode == 'sampled' and not all(s.sampled_sha256 for s in manifest.shards):
+    raise ValueError(
+      f"data.verify={mode!r}: write 'auto', 'full', 'sampled' or 'size'"
+    )
+  has_samples = all(s.sampled_sha256 for s in manifest.shards)
+  if mode == 'sampled' and not has_samples:
     raise ValueError(
       f'{directory / manifests.NAME} has no sampled checksums (it is of an '
       "older version): set data.verify to 'full' or 'size'"
     )
-  if mode != 'size':
-    _each(manifest, functools.partial(_check_sum, directory, mode))
+  if mode != 'auto':
+    return mode
+  size = sum(s.bytes for s in manifest.shards)
+  if size < _LARGE or not has_samples:
+    return 'full'
+  if says:
+    print(
+      f'note: {directory} has {size / 1e9:,.0f} GB: 16 places of every shard '
+      'are checked (data.verify=full reads all)',
+      file=sys.stderr,
+    )
+  return 'sampled'
 
 
 def check_tokenizer(
@@ -98,32 +130,12 @@ def check_fit(
     )
 
 
-def check_records(
-  directory: epath.Path, manifest: manifests.Manifest, mode: str
-) -> None:
-  """Checks number and length of records and the range of token ids.
-
-  Args:
-    directory: of the shards.
-    manifest: theirs.
-    mode: as for `verify`: every record, the first and the last of each shard,
-      or none.
-
-  Raises:
-    ValueError: a shard holds something else.
-  """
-  if mode != 'size':
-    _each(
-      manifest, functools.partial(_check_records, directory, manifest, mode)
-    )
-
-
 def _each(
-  manifest: manifests.Manifest, check: Callable[[manifests.Shard], None]
+  shards: Sequence[manifests.Shard], check: Callable[[manifests.Shard], None]
 ) -> None:
-  """Checks all shards; raises what the first bad one of the manifest does."""
+  """Checks shards; raises what the first bad one does."""
   with futures.ThreadPoolExecutor(_THREADS) as pool:
-    for _ in pool.map(check, manifest.shards):
+    for _ in pool.map(check, shards):
       pass
 
 
@@ -158,13 +170,10 @@ def _check_sum(
 
 
 def _check_records(
-  directory: epath.Path,
-  manifest: manifests.Manifest,
-  mode: str,
-  shard: manifests.Shard,
+  directory: epath.Path, manifest: manifests.Manifest, shard: manifests.Shard
 ) -> None:
   path = directory / shard.name
-  found = _records(path, manifest.dtype, mode)
+  found = _records(path, manifest.dtype)
   expected = (shard.records, {manifest.record_tokens + 1})
   if found[:2] != expected:
     raise ValueError(
@@ -180,25 +189,20 @@ def _check_records(
 
 
 @files.once
-def _records(
-  path: epath.Path, dtype: str, mode: str
-) -> tuple[int, set[int], int]:
-  """Returns number of records, their lengths in tokens and the largest id."""
+def _records(path: epath.Path, dtype: str) -> tuple[int, set[int], int]:
+  """Returns the number of records, and of the first and last one their lengths.
+
+  In tokens; and the largest id in them.
+  """
   reader = array_record_module.ArrayRecordReader(
-    str(path), options='readahead_buffer_size:0'
+    str(path), options='readahead_buffer_size:0,footer_prefetch_bytes:0'
   )
   count = reader.num_records()
-  step = _RECORDS if mode == 'full' else max(count - 1, 1)
-  lengths: set[int] = set()
-  largest = 0
-  for start in range(0, count, step):
-    end = min(start + _RECORDS, count) if mode == 'full' else start + 1
-    records = reader.read(start, end)
-    lengths |= {len(r) // np.dtype(dtype).itemsize for r in records}
-    tokens = np.frombuffer(b''.join(records), np.dtype(dtype).newbyteorder('<'))
-    largest = max(largest, int(tokens.max(initial=0)))
+  records = reader.read(sorted({0, count - 1})) if count else []
   reader.close()
-  return count, lengths, largest
+  tokens = np.frombuffer(b''.join(records), np.dtype(dtype).newbyteorder('<'))
+  lengths = {len(r) // tokens.itemsize for r in records}
+  return count, lengths, int(tokens.max(initial=0))
 
 
 @functools.lru_cache(maxsize=64)

@@ -21,7 +21,6 @@ def describe(directory: epath.PathLike, console: rich_console.Console) -> None:
   manifest = manifests.load(directory)
   checks.verify(directory, manifest, 'full')
   checks.check_tokenizer(directory, manifest, None)
-  checks.check_records(directory, manifest, 'full')
   console.print(_sources(manifest), _shards(manifest))
   made = manifest.tokenizer
   lines = [

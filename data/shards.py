@@ -6,15 +6,17 @@ N the tokens of a stream.
 
 import bisect
 from collections.abc import Sequence
+from concurrent import futures
 import errno
+import functools
 import itertools
+import math
 import os
 import pathlib
-import resource
 import sys
 import time
 
-from array_record.python import array_record_data_source, array_record_module
+from array_record.python import array_record_module
 from etils import epath
 import numpy as np
 
@@ -23,8 +25,14 @@ from steepest.data import manifest as manifests
 # Seconds between tries to read a shard: two minutes in all.
 _WAITS = (1, 2, 4, 8, 15, 30, 60)
 
-# Files that a process may have open beside the shards.
-_OTHER_FILES = 256
+# Shards that are kept open, and records in them: ten bytes each of their index
+# are in memory. The index is compressed in the file, and opening reads all of
+# it, so that what is not kept costs about a millisecond a record.
+_OPEN_SHARDS = 128
+_OPEN_RECORDS = 1 << 21
+# Shards that are read side by side, and what is read of a file at a time.
+_THREADS = 16
+_BUFFER_BYTES = 8192
 
 
 class ShardWindows:
@@ -41,13 +49,15 @@ class ShardWindows:
     self._dtype = np.dtype(manifest.dtype).newbyteorder('<')
     self._per_record = manifest.record_tokens // context
     self._length = self._per_record * sum(s.records for s in shards)
-    # With its range of records a file need not be opened to count them.
-    self._paths = [f'{directory / s.name}[0:{s.records}]' for s in shards]
-    self._files = [directory / s.name for s in shards]
-    self._sizes = [s.bytes for s in shards]
+    self._directory, self._shards = directory, shards
     self._ends = list(itertools.accumulate(s.records for s in shards))
-    if shards:
-      self._open()
+    # What all shards together may keep open is divided over the sources.
+    count = max(len(manifest.shards), 1)
+    records = max(sum(s.records for s in manifest.shards), 1)
+    share = min(_OPEN_SHARDS / count, _OPEN_RECORDS / records)
+    self._reader = functools.lru_cache(math.ceil(len(shards) * share))(
+      self._open
+    )
 
   def __len__(self) -> int:
     return self._length
@@ -73,51 +83,58 @@ class ShardWindows:
       )
     return windows
 
-  def _open(self) -> None:
-    self._records = array_record_data_source.ArrayRecordDataSource(self._paths)
+  def _open(self, number: int) -> array_record_module.ArrayRecordReader:
+    return array_record_module.ArrayRecordReader(
+      os.fspath(self._directory / self._shards[number].name),
+      options='readahead_buffer_size:0,footer_prefetch_bytes:0',
+      file_reader_buffer_size=_BUFFER_BYTES,
+    )
 
   def _read(self, records: list[int]) -> dict[int, bytes]:
-    path, reason = self._files[0], 'now and then'
+    groups: dict[int, list[int]] = {}
+    for record in records:
+      number = bisect.bisect_right(self._ends, record)
+      groups.setdefault(number, []).append(record)
+    try:
+      with futures.ThreadPoolExecutor(_THREADS) as pool:
+        found = list(pool.map(self._read_shard, groups, groups.values()))
+    except RuntimeError:
+      found = [self._read_patiently(n, group) for n, group in groups.items()]
+    read = itertools.chain.from_iterable(found)
+    return dict(zip(itertools.chain.from_iterable(groups.values()), read))
+
+  def _read_shard(self, number: int, records: list[int]) -> list[bytes]:
+    first = self._ends[number] - self._shards[number].records
+    return self._reader(number).read([r - first for r in records])
+
+  def _read_patiently(self, number: int, records: list[int]) -> list[bytes]:
+    """Reads records of a shard, which may be away for a while."""
+    shard = self._shards[number]
+    path = self._directory / shard.name
     for wait in (*_WAITS, None):
+      # A reader that failed once would fail for ever.
+      self._reader.cache_clear()
       try:
-        return dict(zip(records, self._records.__getitems__(records)))
-      except RuntimeError:
-        # A reader that failed once would fail for ever.
-        self._open()
-      shard = self._failing(records)
-      if shard is None:
-        continue
-      number, reason = shard
-      path = self._files[number]
-      if _is_there(path, self._sizes[number]):
+        return self._read_shard(number, records)
+      except RuntimeError as error:
+        reason = ' '.join(str(error).split())
+      if _is_there(path, shard.bytes):
         # A checksum inside the file does not match.
         raise ValueError(
           f'shard {path} is damaged: copy it again or prepare the text again '
           f'({reason})'
         )
-      if wait is None:
-        break
-      print(
-        f'warning: shard {path} cannot be read ({reason}); trying again in '
-        f'{wait} s',
-        file=sys.stderr,
-      )
-      time.sleep(wait)
+      if wait is not None:
+        print(
+          f'warning: shard {path} cannot be read ({reason}); trying again in '
+          f'{wait} s',
+          file=sys.stderr,
+        )
+        time.sleep(wait)
     raise OSError(
       f'shard {path} cannot be read: bring it back and run the same command '
       f'again ({reason})'
     )
-
-  def _failing(self, records: Sequence[int]) -> tuple[int, str] | None:
-    """Returns the number of the first shard that cannot be read, and why."""
-    for record in records:
-      try:
-        self._records.__getitems__([record])
-      except RuntimeError as error:
-        number = bisect.bisect_right(self._ends, record)
-        self._open()
-        return number, ' '.join(str(error).split())
-    return None
 
 
 def _is_there(path: epath.Path, size: int) -> bool:
@@ -127,25 +144,6 @@ def _is_there(path: epath.Path, size: int) -> bool:
       return size == sum(len(c) for c in iter(lambda: file.read(1 << 20), b''))
   except OSError:
     return False
-
-
-def allow_files(count: int) -> None:
-  """Lets this process have so many shards open at a time.
-
-  Raises:
-    OSError: the system does not allow as many.
-  """
-  needed = count + _OTHER_FILES
-  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-  unlimited = resource.RLIM_INFINITY
-  if soft in (unlimited, max(soft, needed)):
-    return
-  if hard not in (unlimited, max(hard, needed)):
-    raise OSError(
-      f'{count} shards are open at a time, the system allows {hard} files: '
-      'raise that (ulimit -Hn) or prepare with a larger --shard_tokens'
-    )
-  resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def write(path: pathlib.Path, tokens_N: np.ndarray, record_tokens: int) -> None:

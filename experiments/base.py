@@ -193,9 +193,10 @@ def get_config() -> ConfigDict:
   # Whether attention ends at a document's bounds and positions count from 0
   # in each (shards only).
   data.mask_documents = False
-  # Checks at open: 'full' (all is read), 'sampled' (some of every file) or
+  # Checks at open: 'full' (all is read, an n-th by each of n processes),
+  # 'sampled' (some of every file), 'auto' (full below 10 GB, else sampled) or
   # 'size' (sizes alone).
-  data.verify = 'full'
+  data.verify = 'auto'
 
   c.mesh = mesh = ConfigDict()
   # Devices along each axis; -1 (data alone): all that are left.

@@ -26,6 +26,7 @@ _FREE = (
   'log_every',
   'eval_',
   'checkpoint',
+  'data.verify',
   'mesh.',
   'microbatches',
   'model.scan_layers',

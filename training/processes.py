@@ -1,4 +1,4 @@
-"""This process, before JAX starts: its memory, and its place among others.
+"""This process: its memory, its place among others, and work that they share.
 
 A launcher says in the environment which of several processes this is:
 
@@ -11,17 +11,23 @@ Tasks of an `srun` and machines of a Vertex AI job need neither: SLURM and
 CLUSTER_SPEC say who they are.
 """
 
+from collections.abc import Callable
 import ctypes
 import glob
 import importlib.util
 import json
 import os
 import sys
+from typing import TypeVar, cast
+
+_T = TypeVar('_T')
 
 # Parameters of mallopt(3), from malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _LARGEST = 2**31 - 1
 _EXPLICIT = ('STEEPEST_COORDINATOR', 'STEEPEST_PROCESSES', 'STEEPEST_PROCESS')
+# Of what one process tells the others of an error.
+_MESSAGE_BYTES = 2048
 
 
 def keep_memory() -> None:
@@ -102,6 +108,35 @@ def join() -> int:
   else:
     return 0
   return jax.process_index()
+
+
+def together(work: Callable[[], _T]) -> _T:
+  """Returns what `work` does here, once every process has done its own.
+
+  Called by all processes in the same order.
+
+  Raises:
+    OSError, ValueError: what it raised here; of several processes, everywhere
+      what it raised in the first that failed.
+  """
+  import jax
+  from jax.experimental import multihost_utils
+  import numpy as np
+
+  if jax.process_count() == 1:
+    return work()
+  result: _T | None = None
+  text = ''
+  try:
+    result = work()
+  except (OSError, ValueError) as e:
+    text = f'{"OSError" if isinstance(e, OSError) else "ValueError"}:{e}'
+  data = text.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES)
+  for told in multihost_utils.process_allgather(np.frombuffer(data, np.uint8)):
+    kind, _, text = told.tobytes().decode(errors='replace').partition(':')
+    if text:
+      raise (OSError if kind == 'OSError' else ValueError)(text.strip())
+  return cast(_T, result)
 
 
 def _from_cluster_spec() -> dict[str, str]:

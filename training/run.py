@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 import importlib.util
 import os
 import pathlib
@@ -20,6 +21,7 @@ from steepest.training import (
   config as config_lib,
   mesh as mesh_lib,
   metrics,
+  processes,
   state as state_lib,
 )
 from steepest.training.attempt import Attempt
@@ -198,7 +200,8 @@ def open_data(config: ConfigDict) -> pipeline.Data:
   if jax.process_count() > 1:
     mesh = mesh_lib.make_mesh(config.mesh)
     rows = list(mesh_lib.local_rows(mesh, config.batch_size))
-  return pipeline.open_data(
+  opens = functools.partial(
+    pipeline.open_data,
     config.data,
     context=config.model.context,
     batch_size=config.batch_size,
@@ -208,7 +211,9 @@ def open_data(config: ConfigDict) -> pipeline.Data:
     vocab_size=config.model.vocab_size,
     tokenizer_sha256=wanted,
     rows=rows,
+    part=(jax.process_index(), jax.process_count()),
   )
+  return processes.together(opens)
 
 
 def make_setup(

@@ -171,12 +171,43 @@ def test_what_is_damaged_or_does_not_fit_is_one_line(
   assert '\n' not in str(error.value)
 
 
+def test_each_of_four_processes_checks_its_part(copy, monkeypatch):
+  """What one misses another has; together they read every file once."""
+  manifest = manifests.load(copy)
+  read = []
+  sha256 = files.sha256
+  monkeypatch.setattr(
+    checks.files, 'sha256', lambda path: read.append(path.name) or sha256(path)
+  )
+  for i in range(4):
+    checks.verify(epath.Path(copy), manifest, 'auto', (i, 4))
+  assert sorted(read) == sorted(s.name for s in manifest.shards)
+  _flip_inside(copy)
+  for i in (0, 2, 3):
+    checks.verify(epath.Path(copy), manifest, 'full', (i, 4))
+  with pytest.raises(ValueError, match='train-00001.*another checksum'):
+    checks.verify(epath.Path(copy), manifest, 'full', (1, 4))
+
+
+def test_large_shards_are_sampled_and_said_to_be(copy, monkeypatch, capsys):
+  """A flipped bit between the samples is missed, one in a sample is not."""
+  monkeypatch.setattr(checks, '_LARGE', 1)
+  manifest = manifests.load(copy)
+  _flip(_second(copy), 4096)
+  checks.verify(epath.Path(copy), manifest, 'auto')
+  assert capsys.readouterr().err.count('16 places of every shard') == 1
+  _flip_inside(copy)
+  with pytest.raises(ValueError, match='train-00001.*another checksum'):
+    checks.verify(epath.Path(copy), manifest, 'auto', (1, 4))
+  assert not capsys.readouterr().err
+
+
 def test_what_fits_is_opened(copy, data_config):
   sha256 = manifests.load(copy).tokenizer.sha256
   data = _open(copy, data_config, tokenizer_sha256=sha256, vocab_size=520)
   assert data.vocab_size == 512
   data_config.verify = 'none'
-  with pytest.raises(ValueError, match="'full', 'sampled' or 'size'"):
+  with pytest.raises(ValueError, match="'auto', 'full', 'sampled' or"):
     _open(copy, data_config)
   _flip_inside(copy)
   data_config.verify = 'size'
@@ -230,8 +261,12 @@ def test_tokens_of_four_bytes_are_read_as_written(shards_dir, tmp_path):
     bytes=(tmp_path / name).stat().st_size,
     sha256=files.sha256(epath.Path(tmp_path / name)),
   )
+  base = manifests.load(shards_dir)
   manifest = dataclasses.replace(
-    manifests.load(shards_dir), shards=[shard], dtype='uint32'
+    base,
+    shards=[shard],
+    dtype='uint32',
+    tokenizer=dataclasses.replace(base.tokenizer, vocab_size=1 << 32),
   )
   checks.verify(epath.Path(tmp_path), manifest, 'full')
   windows = shards.ShardWindows(tmp_path, manifest, [shard], 1024)
@@ -314,9 +349,10 @@ def test_more_shards_than_open_files_are_read(
   count = len(prepare.prepare(options, console).shards)
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   held = len(list(pathlib.Path('/proc/self/fd').iterdir()))
-  assert count > 100
+  monkeypatch.setattr(shards, '_OPEN_SHARDS', 32)
+  assert count > 32 + 50
   try:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (held + 50, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held + 32 + 50, hard))
     data = _open(
       options.out, data_config, context=2048, batch_size=1, steps=count // 2
     )
@@ -324,6 +360,33 @@ def test_more_shards_than_open_files_are_read(
       pass
   finally:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-  monkeypatch.setattr(resource, 'getrlimit', lambda what: (300, 300))
-  with pytest.raises(OSError, match='the system allows 300 files'):
-    _open(options.out, data_config)
+
+
+def test_the_index_of_many_shards_is_not_kept(shards_dir, tmp_path):
+  """Hard links of one shard stand for a corpus of 20 million records."""
+  tokens = np.resize(np.arange(1 << 16, dtype='<u2'), 20_000 * 2048 + 1)
+  shards.write(tmp_path / '0', tokens, 2048)
+  base = manifests.load(shards_dir)
+  held = []
+  for i in range(1000):
+    if i:
+      (tmp_path / str(i)).hardlink_to(tmp_path / '0')
+    held.append(
+      dataclasses.replace(
+        base.shards[0],
+        name=str(i),
+        records=20_000,
+        bytes=(tmp_path / '0').stat().st_size,
+      )
+    )
+  manifest = dataclasses.replace(base, shards=held)
+  memory = lambda: int(pathlib.Path('/proc/self/statm').read_text().split()[1])
+  windows = shards.ShardWindows(epath.Path(tmp_path), manifest, held, 2048)
+  before = memory()
+  for i in range(0, 1000, 50):
+    numbers = [shard * 20_000 + shard for shard in range(i, i + 50)]
+    for number, window in zip(numbers, windows.read(numbers)):
+      first = number % 20_000 * 2048
+      np.testing.assert_array_equal(window, tokens[first : first + 2049])
+  # Ten bytes of each record, as without a limit, are 200 MB.
+  assert (memory() - before) * resource.getpagesize() < 100e6

@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 import pytest
 
@@ -72,6 +73,11 @@ def test_two_processes_compute_what_one_does_and_one_goes_on(
   assert env['process_count'] == 2
   summary = json.loads((tmp_path / 'two' / 'summary.json').read_text('utf-8'))
   assert summary['steps'] == 4
+  saved = tmp_path / 'two' / 'checkpoints' / '4'
+  files = json.loads((saved / 'checksums.json').read_text('utf-8'))['files']
+  held = {str(p.relative_to(saved)) for p in saved.rglob('*') if p.is_file()}
+  assert held - set(files) == {'checksums.json'}
+  assert any('ocdbt.process_1' in name for name in files)
   both = _one(tmp_path / 'two', recipe, {'checkpoint_every': 2})
   _assert_same(both, one)
 
@@ -91,12 +97,37 @@ def test_four_processes_on_every_mesh(train_processes, tmp_path, optimizer):
 
 
 @pytest.mark.slow
-def test_one_process_begins_and_four_go_on(train_processes, tmp_path):
-  recipe, keep = 'gpt2,adamw', {'checkpoint_every': 2}
+def test_a_job_that_lost_processes_goes_on_with_those_left(
+  train_processes, tmp_path
+):
+  recipe, keys = 'gpt2,adamw', {'checkpoint_every': 2, 'mesh.fsdp': 2}
   one = _one(tmp_path / 'one', recipe, {})
-  _one(tmp_path / 'run', recipe, {**keep, 'steps': 4})
-  rows = train_processes(tmp_path / 'run', 4, recipe, {**keep, 'mesh.fsdp': 2})
+  for count, steps in ((4, 2), (2, 4), (4, 6)):
+    rows = train_processes(
+      tmp_path / 'run', count, recipe, {**keys, 'steps': steps}
+    )
   _assert_same(rows, one)
+
+
+@pytest.mark.parametrize('own', [None, ValueError('mine')])
+def test_all_processes_raise_what_one_did(monkeypatch, own):
+  """The first that failed is believed, by what all hear of each other."""
+
+  def work():
+    if own is not None:
+      raise own
+    return 'done'
+
+  def gather(text):
+    other = np.frombuffer(b'OSError:gone'.ljust(text.size), np.uint8)
+    return np.stack([text, other])
+
+  assert own is not None or distributed.together(work) == 'done'
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(multihost_utils, 'process_allgather', gather)
+  wanted = (OSError, 'gone') if own is None else (ValueError, 'mine')
+  with pytest.raises(wanted[0], match=f'^{wanted[1]}$'):
+    distributed.together(work)
 
 
 def test_one_process_joins_nobody(monkeypatch):
