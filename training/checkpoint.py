@@ -1,10 +1,14 @@
 """Asynchronous Orbax checkpoints of state and metadata, with checksums.
 
 By their checksums, torn and changed checkpoints are known before they are used.
+Of several processes, each takes those of the files that it wrote, and reads an
+equal part of all of them when the run starts again.
 """
 
 from collections.abc import Callable
+from concurrent import futures
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -22,7 +26,7 @@ import orbax.checkpoint as ocp
 
 from steepest.data import reading
 from steepest.models import layers
-from steepest.training import state as state_lib
+from steepest.training import processes, state as state_lib
 from steepest.training.metrics import write_json
 from steepest.training.state import TrainState
 
@@ -38,7 +42,10 @@ _BOOKS = {
   'rows': '?count',
 }
 # What the first process tells the others when there is no step to tell.
-_NONE, _DAMAGED = -1, -2
+_NONE = -1
+# Files that are read side by side, and for how long others are waited for.
+_THREADS = 8
+_SEAL_MINUTES = 20
 
 
 class Checkpointer:
@@ -74,6 +81,8 @@ class Checkpointer:
     self._warn = warn or _to_stderr
     self._check_attempt = check
     self._finishing: threading.Thread | None = None
+    self._written = threading.Event()
+    self._written.set()
     self._failure: str | None = None
     if not read_only and jax.process_index() == 0:
       self._clear_unfinished()
@@ -92,17 +101,26 @@ class Checkpointer:
     Raises:
       ValueError: there are checkpoints, but none of them is whole.
     """
-    # One process looks; the others would read the same files again.
-    found, error = _NONE, None
-    if jax.process_index() == 0:
+    damage: dict[int, str] = {}
+    while True:
+      sealed = set(_steps(self.directory, verified=True)) - set(damage)
+      found = _told(max(sealed, default=_NONE))
+      check = functools.partial(verify, self.directory / str(found))
       try:
-        found = self._newest_whole()
+        if found != _NONE:
+          processes.together(check)
+        break
       except ValueError as e:
-        found, error = _DAMAGED, e
-    if jax.process_count() > 1:
-      found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
-    if found == _DAMAGED:
-      raise error or ValueError(f'no checkpoint in {self.directory} is whole')
+        damage[found] = str(e)
+    if found == _NONE and damage:
+      raise ValueError(
+        f'no checkpoint in {self.directory} is whole: '
+        f'{damage[max(damage)]}; restore it or use another --workdir'
+      )
+    if found == _NONE:
+      found = _told(max(_steps(self.directory), default=_NONE))
+    elif jax.process_index() == 0:
+      self._leave(found, damage)
     self._manager.reload()
     return None if found == _NONE else found
 
@@ -121,12 +139,15 @@ class Checkpointer:
   ) -> None:
     """Starts writing; earlier checkpoints stay until it is verified.
 
+    Waits until the one before is written, and the one before that verified.
+
     Args:
       state: copied to the host before this returns.
       steps: steps done, the position in the data too.
       metadata: JSON values carried through restarts.
     """
-    self.wait()
+    self._written.wait()
+    self._ask_once()
     self._check_attempt()
     self._clear_unverified(steps)
     metadata = {**metadata, 'shapes': _shapes(state.params)}
@@ -140,7 +161,10 @@ class Checkpointer:
     except (OSError, ValueError) as e:
       self._give_up(steps, e)
       return
-    self._finishing = threading.Thread(target=self._finish, args=(steps,))
+    self._written = threading.Event()
+    self._finishing = threading.Thread(
+      target=self._finish, args=(steps, self._written, self._finishing)
+    )
     self._finishing.start()
 
   def restore(
@@ -222,9 +246,12 @@ class Checkpointer:
     if self._finishing is not None:
       self._finishing.join()
       self._finishing = None
-      # Orbax raises what went wrong in each thread that asks, once.
-      with contextlib.suppress(OSError, ValueError):
-        self._manager.wait_until_finished()
+      self._ask_once()
+
+  def _ask_once(self) -> None:
+    # Orbax raises what went wrong in each thread that asks, once.
+    with contextlib.suppress(OSError, ValueError):
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits and releases the writer's threads.
@@ -240,20 +267,51 @@ class Checkpointer:
         'processes) and run the same command again'
       )
 
-  def _finish(self, steps: int) -> None:
+  def _finish(
+    self,
+    steps: int,
+    written: threading.Event,
+    before: threading.Thread | None,
+  ) -> None:
     """Waits for a checkpoint, verifies it, then deletes what it replaces."""
     try:
-      self._manager.wait_until_finished()
+      try:
+        self._manager.wait_until_finished()
+      finally:
+        if before is not None:
+          before.join()
+        written.set()
+      self._seal(self.directory / str(steps))
       if jax.process_index() == 0 and self._has_the_run():
-        write_checksums(self.directory / str(steps))
-        latest = self.directory.with_name(_LATEST)
-        write_json(latest, {'steps': steps})
-        for old in _steps(self.directory)[: -self._kept]:
-          shutil.rmtree(self.directory / str(old))
-    except (OSError, ValueError) as e:
+        write_json(self.directory.with_name(_LATEST), {'steps': steps})
+        kept = _steps(self.directory, verified=True)[-self._kept :]
+        for old in _steps(self.directory):
+          if old < min(kept, default=0):
+            shutil.rmtree(self.directory / str(old))
+    except (OSError, ValueError, jax.errors.JaxRuntimeError) as e:
       self._give_up(steps, e)
     else:
       self._failure = None
+
+  def _seal(self, directory: pathlib.Path) -> None:
+    """Has every process read the files that it wrote, and one write that down.
+
+    This is no computation of JAX's: training goes on meanwhile.
+    """
+    part = lambda i: directory / f'.{i}.{CHECKSUMS}'
+    try:
+      if self._has_the_run():
+        write_json(part(jax.process_index()), checksums(directory, own=True))
+    finally:
+      # Whoever failed leaves none.
+      barrier = ocp.multihost.get_barrier_sync_fn()
+      barrier(key=f'seal {directory}', timeout_ms=_SEAL_MINUTES * 60_000)
+    if jax.process_index() == 0 and self._has_the_run():
+      files: dict[str, Any] = {}
+      for i in range(jax.process_count()):
+        files |= reading.json_object(part(i))
+        part(i).unlink()
+      write_checksums(directory, files)
 
   def _give_up(self, steps: int, error: Exception) -> None:
     if not self._has_the_run():
@@ -264,7 +322,8 @@ class Checkpointer:
     stays = f'the one of step {left[-1]} stays' if left else 'there is none yet'
     self._warn(f'warning: {self._failure}; {stays}, training goes on')
     if jax.process_index() == 0:
-      self._clear_unfinished()
+      # The next one may be under way.
+      self._clear_unfinished(str(steps))
       self._clear_unverified(steps)
 
   def _has_the_run(self) -> bool:
@@ -280,39 +339,25 @@ class Checkpointer:
     if jax.process_index() == 0 and not has_checksums(at):
       shutil.rmtree(at, ignore_errors=True)
 
-  def _clear_unfinished(self) -> None:
+  def _clear_unfinished(self, steps: str = '*') -> None:
     """Frees what a write that was cut off took."""
-    for path in self.directory.glob('*.orbax-checkpoint-tmp*'):
+    for path in self.directory.glob(f'{steps}.orbax-checkpoint-tmp*'):
       shutil.rmtree(path, ignore_errors=True)
 
-  def _newest_whole(self) -> int:
-    """Returns the newest whole checkpoint's steps, or _NONE."""
-    damage: dict[int, str] = {}
-    for n in reversed(_steps(self.directory, verified=True)):
-      try:
-        verify(self.directory / str(n))
-      except ValueError as e:
-        damage[n] = str(e)
-        continue
-      if not self._read_only:
-        # The others were cut off before they were verified.
-        for later in set(_steps(self.directory)) - set(damage):
-          if later > n:
-            shutil.rmtree(self.directory / str(later), ignore_errors=True)
-      for later, error in damage.items():
-        self._warn(
-          f'warning: checkpoint of step {later} is not used, that of step {n} '
-          f'is: {error}'
-        )
-        if not self._read_only:
-          self._put_aside(later)
-      return n
-    if damage:
-      raise ValueError(
-        f'no checkpoint in {self.directory} is whole: '
-        f'{damage[max(damage)]}; restore it or use another --workdir'
+  def _leave(self, steps: int, damage: dict[int, str]) -> None:
+    """Makes a whole checkpoint the newest, says why later ones are not it."""
+    if not self._read_only:
+      # The others were cut off before they were verified.
+      for later in set(_steps(self.directory)) - set(damage):
+        if later > steps:
+          shutil.rmtree(self.directory / str(later), ignore_errors=True)
+    for later, error in damage.items():
+      self._warn(
+        f'warning: checkpoint of step {later} is not used, that of step '
+        f'{steps} is: {error}'
       )
-    return max(_steps(self.directory), default=_NONE)
+      if not self._read_only:
+        self._put_aside(later)
 
   def _put_aside(self, steps: int) -> None:
     aside = self.directory / f'damaged-{steps}'
@@ -331,23 +376,42 @@ class Checkpointer:
         )
 
 
-def write_checksums(directory: pathlib.Path) -> None:
-  """Reads every file of a complete checkpoint and writes down its checksum.
+def checksums(
+  directory: pathlib.Path, own: bool = False
+) -> dict[str, dict[str, Any]]:
+  """Reads files of a complete checkpoint and returns sizes and checksums.
 
   Args:
     directory: of one checkpoint, which nobody writes to any more.
+    own: those alone that this process wrote; what is nobody's is the first's.
 
   Raises:
-    OSError: a file cannot be read, or the checksums cannot be written.
+    OSError: a file cannot be read.
   """
-  files = {
-    str(path.relative_to(directory)): {
-      'bytes': path.stat().st_size,
-      'sha256': _sha256(path),
-    }
+  names = [
+    str(path.relative_to(directory))
     for path in sorted(directory.rglob('*'))
-    if path.is_file() and path.name != CHECKSUMS
+    if path.is_file()
+    and CHECKSUMS not in path.name
+    and (not own or _writer(path) == jax.process_index())
+  ]
+  return {
+    name: {'bytes': (directory / name).stat().st_size, 'sha256': sha256}
+    for name, sha256 in _sha256(directory, names).items()
   }
+
+
+def _writer(path: pathlib.Path) -> int:
+  """Returns the process that wrote a file, from Orbax's name of its folder."""
+  folders = [p for p in path.parts if p.startswith('ocdbt.process_')]
+  number = folders[-1].rpartition('_')[2] if folders else '0'
+  return int(number) if number.isdigit() else 0
+
+
+def write_checksums(
+  directory: pathlib.Path, files: dict[str, dict[str, Any]]
+) -> None:
+  """Writes down the checksums of a checkpoint, which seals it."""
   temporary = directory / f'.{CHECKSUMS}.tmp'
   with temporary.open('w', encoding='utf-8') as file:
     json.dump({'files': files}, file, indent=1)
@@ -363,6 +427,8 @@ def has_checksums(directory: pathlib.Path) -> bool:
 
 def verify(directory: pathlib.Path) -> None:
   """Compares the files of a checkpoint with their checksums.
+
+  Of several processes, each reads its part of them.
 
   Raises:
     ValueError: names the first file that is not what was written.
@@ -391,14 +457,27 @@ def verify(directory: pathlib.Path) -> None:
       raise ValueError(
         f'{path} has {path.stat().st_size} bytes, {size} were written'
       )
-  for name, (_, sha256) in wanted.items():
-    if _sha256(directory / name) != sha256:
+  by_size = sorted(wanted, key=lambda name: (wanted[name][0], name))
+  share = by_size[jax.process_index() :: jax.process_count()]
+  for name, sha256 in _sha256(directory, share).items():
+    if sha256 != wanted[name][1]:
       raise ValueError(f'{directory / name} was changed since it was written')
 
 
-def _sha256(path: pathlib.Path) -> str:
-  with path.open('rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
+def _sha256(directory: pathlib.Path, names: list[str]) -> dict[str, str]:
+  def read(name: str) -> str:
+    with (directory / name).open('rb') as file:
+      return hashlib.file_digest(file, 'sha256').hexdigest()
+
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    return dict(zip(names, pool.map(read, names)))
+
+
+def _told(steps: int) -> int:
+  """Returns what the first process found: others may see files later."""
+  if jax.process_count() == 1:
+    return steps
+  return int(multihost_utils.broadcast_one_to_all(np.int32(steps)))
 
 
 @jax.jit

@@ -337,7 +337,7 @@ def _checksums(directory):
   from steepest.training import checkpoint
 
   (directory / 'state').write_bytes(b'0123456789')
-  checkpoint.write_checksums(directory)
+  checkpoint.write_checksums(directory, checkpoint.checksums(directory))
   return lambda: checkpoint.verify(directory), ['checksums.json', 'state']
 
 

@@ -2,11 +2,13 @@
 
 import resource
 import shutil
+import threading
 
 import jax
 import numpy as np
 import pytest
 
+from steepest.training import checkpoint
 from steepest.training.checkpoint import Checkpointer
 
 _BOOKS = {'seconds': {'train': 1.25}, 'losses': {}, 'data_fingerprint': 'f'}
@@ -84,6 +86,57 @@ def test_eight_devices_to_four_to_one(
 def test_only_the_latest_are_kept(tmp_path, trained, save):
   save(trained('adamw')[1], 1, 2, 3, 4, kept=2)
   assert sorted(int(p.name) for p in tmp_path.iterdir()) == [3, 4]
+
+
+def test_a_save_does_not_wait_until_the_one_before_is_verified(
+  tmp_path, trained, monkeypatch
+):
+  """Nor is anything deleted meanwhile; both count in the end."""
+  state = trained('adamw')[1]
+  checksums, goes_on = checkpoint.checksums, threading.Event()
+
+  def slow(directory, own):
+    assert goes_on.wait(60), 'the second save waited'
+    return checksums(directory, own)
+
+  monkeypatch.setattr(checkpoint, 'checksums', slow)
+  writer = Checkpointer(tmp_path, 1)
+  for done in (1, 2):
+    writer.save(state, done, _BOOKS)
+  assert not (tmp_path / '1' / 'checksums.json').exists()
+  goes_on.set()
+  writer.wait()
+  assert [p.name for p in tmp_path.iterdir()] == ['2']
+  assert (tmp_path / '2' / 'checksums.json').exists()
+  writer.close()
+
+
+def test_each_of_four_processes_reads_its_part(tmp_path, monkeypatch):
+  for i, size in enumerate((5000, 4000, 3000, 2000, 1000, 10, 10)):
+    folder = tmp_path / 'state' / f'ocdbt.process_{i}' if i < 4 else tmp_path
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f'{i}').write_bytes(bytes([i]) * size)
+  here = [0]
+  monkeypatch.setattr(jax, 'process_count', lambda: 4)
+  monkeypatch.setattr(jax, 'process_index', lambda: here[0])
+  parts = []
+  for here[0] in range(4):
+    parts.append(checkpoint.checksums(tmp_path, own=True))
+  # What has no writer in its name is the first's.
+  assert [len(part) for part in parts] == [4, 1, 1, 1]
+  whole = {name: file for part in parts for name, file in part.items()}
+  assert whole == checkpoint.checksums(tmp_path)
+  checkpoint.write_checksums(tmp_path, whole)
+  for name in whole:
+    _damage(tmp_path / name, 'flipped')
+    found = []
+    for here[0] in range(4):
+      try:
+        checkpoint.verify(tmp_path)
+      except ValueError as error:
+        found.append(str(error))
+    assert len(found) == 1 and f'{name} was changed' in found[0]
+    _damage(tmp_path / name, 'flipped')
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ def test_a_run_whose_checkpoints_count_no_rows_goes_on(train, tmp_path):
   metadata = json.loads(books.read_text())
   assert metadata.pop('rows') == 2
   books.write_text(json.dumps(metadata))
-  checkpoint.write_checksums(saved)
+  checkpoint.write_checksums(saved, checkpoint.checksums(saved))
   _stop(train, 4, checkpoint_every=7)
   assert train(checkpoint_every=7)['steps'] == 7
 
