@@ -1,4 +1,4 @@
-"""`python -m launch.bench` as its users meet it."""
+"""`python -m launch.bench` and plans of studies as their users meet them."""
 
 import re
 
@@ -44,6 +44,33 @@ def test_exit_status_says_whether_it_fits(fork_commands):
   assert large.code == 3, large.err
   assert unknown.code == 0 and 'no MFU is known' in unknown.out
   assert re.search(r'does not fit, by \d+\.\d GiB a device', large.out)
+
+
+def test_the_plan_of_a_study_has_prices_checkpoints_and_what_fits(
+  fork_commands,
+):
+  words = ['--plan', '--config=experiments/paper_study.py', '--chip=H100']
+  words += ['--config.study.models=gpt2', '--optimizers=adamw', '--devices=64']
+  [done] = fork_commands([('study', [*words, '--price=2.5', '--minutes=600'])])
+  assert done.code == 0, done.err
+  # Parameters of the target and two moments in float32.
+  L, D, V, T = 32, 2560, 50_304, 2048
+  size = 12 * (V * D + T * D + L * (12 * D**2 + 2 * D) + D)
+  rows = re.findall(r'train (\S+) .* GiB +(\S+) GiB .* (\S+)', done.out)
+  assert [row[:2] for row in rows] == [
+    (f'gpt2-adamw{point}', f'{size / 2**30:.3g}') for point in ('', '-epochs=4')
+  ]
+  [(hours, dollars)] = re.findall(
+    r'runs, (\S+) h100-hours: .*, \$(\S+) at \$2\.5 a chip-hour', done.out
+  )
+  hours, dollars = (float(x.replace(',', '')) for x in (hours, dollars))
+  assert abs(dollars / 2.5 - hours) <= 0.5
+  # Trials take an hour or less, side by side; targets days of eight chips.
+  assert all(float(row[2]) / 8 > 24 for row in rows)
+  assert done.out.splitlines()[-2:] == [
+    '600 minutes are enough for 24 of 26 runs',
+    'no time for targets of gpt2-adamw 1 of 1, gpt2-adamw-epochs=4 1 of 1',
+  ]
 
 
 _SMALL = [
