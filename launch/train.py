@@ -90,10 +90,12 @@ def _show_scores(workdir: pathlib.Path, wanted: str) -> None:
     scored = results.info['tasks']
   missing = [t.name for t in tasks.select(wanted).tasks if t.name not in scored]
   if missing:
+    how = f'launch.evaluate --model=ckpt:{workdir} --tasks={wanted} --out=DIR'
+    if not any((workdir / 'checkpoints').glob('[0-9]*')):
+      how = 'it saved no checkpoint to score (checkpoint_every=0)'
     print(
       f'note: {workdir} had finished and stays as it is, without scores of '
-      f'{", ".join(missing[:5])}{" and others" * (len(missing) > 5)}: '
-      f'launch.evaluate --model=ckpt:{workdir} --tasks={wanted} --out=DIR',
+      f'{", ".join(missing[:5])}{" and others" * (len(missing) > 5)}: {how}',
       file=sys.stderr,
     )
 
