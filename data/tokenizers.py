@@ -415,7 +415,7 @@ def _try_out(definition: bytes, where: str) -> None:
     )
   try:
     done = subprocess.run(
-      [sys.executable, '-I', '-c', _TRY],
+      [sys.executable, '-P', '-c', _TRY],
       input=definition,
       capture_output=True,
       timeout=_TRY_SECONDS,
