@@ -5,7 +5,9 @@ With minutes, searches come before targets and all cells take turns, so that the
 time ends with every optimizer as far as the others.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import collections
+from collections.abc import Collection, Mapping, Sequence
+import contextlib
 import json
 import math
 import pathlib
@@ -83,28 +85,22 @@ def turn(kind: str, number: int, count: int) -> int:
   return number * _PARTS // count if kind == 'trials' else number
 
 
-def missing(
-  stages: Sequence[tuple[str, object]], fits: Sequence[bool]
-) -> list[str]:
+def missing(items: Sequence[Item], fits: Sequence[bool]) -> list[str]:
   """Returns a line for trials and one for targets that do not fit, if any.
 
   Args:
-    stages: kind and cell of each run.
+    items: whose stages are a cell and a kind.
     fits: as from `fitting`.
   """
+  whole = collections.Counter(item.stage for item in items)
+  late = whole - collections.Counter(
+    item.stage for item, fit in zip(items, fits) if fit
+  )
   lines = []
-  for kind in dict.fromkeys(kind for kind, _ in stages):
-    counts: dict[object, list[bool]] = {}
-    for (of, cell), fit in zip(stages, fits, strict=True):
-      if of == kind:
-        counts.setdefault(cell, []).append(fit)
-    named = [
-      f'{cell} {held.count(False)} of {len(held)}'
-      for cell, held in counts.items()
-      if not all(held)
-    ]
-    if named:
-      lines.append(f'no time for {kind} of {", ".join(named)}')
+  for kind in dict.fromkeys(kind for _, kind in late):
+    of = (stage for stage in late if stage[1] == kind)
+    named = (f'{at[0]} {late[at]} of {whole[at]}' for at in of)
+    lines.append(f'no time for {kind} of {", ".join(named)}')
   return lines
 
 
@@ -118,28 +114,30 @@ def within(found: Sequence['Stage'], devices: int, minutes: float) -> str:
       some of them and are not counted.
   """
   points = list(dict.fromkeys(stage.cell.point for stage in found))
-  runs = [(stage, number) for stage in found for number in range(stage.runs)]
   kinds = {'tune': 'trials', 'train': 'targets'}
-
-  def key(run: tuple['Stage', int]) -> tuple[bool, int, int]:
-    stage, number = run
-    at = turn(kinds[stage.kind], number, stage.runs)
-    return stage.kind == 'train', points.index(stage.cell.point), at
-
-  runs.sort(key=key)
+  turns = [
+    (
+      stage.kind == 'train',
+      points.index(stage.cell.point),
+      turn(kinds[stage.kind], number, stage.runs),
+      index,
+    )
+    for index, stage in enumerate(found)
+    for number in range(stage.runs)
+  ]
   items = [
     Item(
       3600 * stage.plan.hours(stage.steps),
       stage.plan.devices,
-      (kinds[stage.kind], stage.cell),
-      stage.search and ('trials', stage.search),
+      (stage.cell, kinds[stage.kind]),
+      stage.search and (stage.search, 'trials'),
     )
-    for stage, _ in runs
+    for *_, index in sorted(turns)
+    for stage in [found[index]]
   ]
   fits = fitting(items, devices, 60 * minutes)
-  lines = missing([item.stage for item in items], fits)
-  said = f'{minutes:g} minutes are enough for {sum(fits)} of {len(runs)} runs'
-  return '\n'.join([said, *lines])
+  said = f'{minutes:g} minutes are enough for {sum(fits)} of {len(fits)} runs'
+  return '\n'.join([said, *missing(items, fits)])
 
 
 class Budget:
@@ -147,11 +145,13 @@ class Budget:
 
   Attributes:
     deadline: its end as time.time() tells it; None: it has none.
+    ended: whether somebody asked to stop.
   """
 
   def __init__(self, minutes: float | None = None):
     """Begins now."""
     self.deadline = None if minutes is None else time.time() + 60 * minutes
+    self.ended = False
     self._known: dict[_Kind, list[float]] = {}
     self._timed: dict[_Kind, list[float]] = {}
     self._compilations: list[float] = []
@@ -166,25 +166,24 @@ class Budget:
 
   def end(self) -> None:
     """Lets nothing more begin: somebody asked to stop."""
-    self.deadline = -math.inf
-
-  @property
-  def ended(self) -> bool:
-    """Whether `end` was called."""
-    return self.deadline == -math.inf
+    self.ended, self.deadline = True, -math.inf
 
   def add(self, run: 'Run') -> None:
     """Notes how long a run took."""
     summary = cells.outcome(run.directory)
     times = (summary[key] for key in _TIMES if key in summary)
-    pace = math.fsum(times) / self._weight(run)
-    self._known.setdefault(_kind(run), []).append(pace)
-    self._note_compilation(summary)
+    self._note(self._known, run, summary, math.fsum(times))
 
-  def _note_compilation(self, summary: Mapping[str, Any]) -> None:
-    if 'compile_seconds' in summary:
-      if summary['compile_seconds'] > _COMPILED:
-        self._compilations.append(summary['compile_seconds'])
+  def _note(
+    self,
+    paces: dict[_Kind, list[float]],
+    run: 'Run',
+    summary: Mapping[str, Any],
+    seconds: float,
+  ) -> None:
+    paces.setdefault(_kind(run), []).append(seconds / self._weight(run))
+    if 'compile_seconds' in summary and summary['compile_seconds'] > _COMPILED:
+      self._compilations.append(summary['compile_seconds'])
 
   def seconds(self, run: 'Run') -> float:
     """Returns what a run takes, as those nearest to it did; 0 of no known run.
@@ -192,16 +191,15 @@ class Budget:
     Of the same kind, model and optimizer; where there are none, of the same
     kind and model, of the same kind, or of any. Compilation is not counted.
     """
-    measured = {kind for kind, _, _ in self._known}
-    timed = {k: v for k, v in self._timed.items() if k[0] not in measured}
-    paces = {**timed, **self._known}
-    if not paces:
-      return 0.0
-    like: Callable[[int], list[list[float]]] = lambda n: [
-      values for kind, values in paces.items() if kind[:n] == _kind(run)[:n]
-    ]
-    found = next(found for n in (3, 2, 1, 0) if (found := like(n)))
-    return self._weight(run) * statistics.fmean(map(statistics.median, found))
+    known, timed = self._known, self._timed
+    nearest = (known, 3), (known, 2), (known, 1), (timed, 1), (timed | known, 0)
+    for paces, count in nearest:
+      like = [v for k, v in paces.items() if k[:count] == _kind(run)[:count]]
+      if like:
+        return self._weight(run) * statistics.fmean(
+          map(statistics.median, like)
+        )
+    return 0.0
 
   def fits(self, run: 'Run', compiled: bool) -> bool:
     """Returns whether a run may begin: it ends in time, or saves on its way."""
@@ -235,50 +233,43 @@ class Budget:
     Of a study with minutes also what will be done in them and what not.
     """
     left = study.left(kinds)
-    if not left:
-      return ''
-    source = self._learn(study, left, engine, kinds)
+    source = self._learn(study, left, engine, kinds) if left else ''
     slots, runs = len(engine.slots), _count(len(left), 'run')
     if not source:
-      # The run itself will say what is wrong.
-      return f'{runs} to do'
+      # None is left, or the run itself will say what is wrong.
+      return f'{runs} to do' if left else ''
     workers = f'on {_count(slots, "worker")}'
     if self.deadline is None:
       total = math.fsum(self._costs(study, left))
       return f'about {_duration(total / slots)} {workers} for {runs}, {source}'
-    fits = self._forecast(study, left, slots)
-    self._said = len(study.planned(kinds)) - len(left) + sum(fits)
+    items, fits = self._forecast(study, engine, kinds)
     minutes = f'{max(0.0, self.left) / 60:.3g} minutes {workers}'
-    stages = [(run.stage.kind, run.stage.cell) for run in left]
-    return '\n'.join(
-      [
-        f'{minutes} are enough for {sum(fits)} of {runs}, {source}',
-        *missing(stages, fits),
-      ]
-    )
+    said = f'{minutes} are enough for {sum(fits)} of {runs}, {source}'
+    return '\n'.join([said, *missing(items, fits)])
 
   def change(
     self, study: 'Study', engine: Engine, kinds: Collection[str]
   ) -> str:
     """Says how many runs will be done, '' where that is what was said."""
-    left = study.left(kinds)
-    whole = len(study.planned(kinds))
-    fits = self._forecast(study, left, len(engine.slots))
-    said = whole - len(left) + sum(fits)
-    if said == self._said or not left:
+    before = self._said
+    _, fits = self._forecast(study, engine, kinds)
+    if self._said == before or not fits:
       return ''
-    self._said = said
-    return f'the time is enough for {said} of {whole} runs now'
+    whole = len(study.planned(kinds))
+    return f'the time is enough for {self._said} of {whole} runs now'
 
   def _forecast(
-    self, study: 'Study', left: Sequence['Run'], slots: int
-  ) -> list[bool]:
-    """Returns which runs will be done, begun in their order."""
+    self, study: 'Study', engine: Engine, kinds: Collection[str]
+  ) -> tuple[list[Item], list[bool]]:
+    """Returns the runs that are left, in turn, and which will be done."""
+    left = study.left(kinds)
     items = [
       Item(cost, 1, run.stage, study.needs(run))
       for run, cost in zip(left, self._costs(study, left))
     ]
-    return fitting(items, max(1, slots), self.left)
+    fits = fitting(items, max(1, len(engine.slots)), self.left)
+    self._said = len(study.planned(kinds)) - len(left) + sum(fits)
+    return items, fits
 
   def _weight(self, run: 'Run') -> float:
     if run.directory not in self._weights:
@@ -299,24 +290,24 @@ class Budget:
       if cells.ending(run.directory) == 'finished'
     ]
     here = None
-    if self.deadline is not None or not ended:
+    first = {run.stage.kind: run for run in reversed(left)}
+    timed = [first[kind] for kind in kinds if kind in first]
+    if self.deadline is None:
       # With minutes it matters that runs may be from another machine.
-      first = {run.stage.kind: run for run in reversed(left)}
-      timed = [first[kind] for kind in kinds if kind in first]
-      for run in timed if self.deadline is not None else [left[0]]:
-        job = {'config': json.loads(run.config.to_json())}
-        try:
-          summary, here = engine.submit(
-            engine.slots[0], worker.time_steps, job
-          ).result()
-        except JobFailedError:
-          continue
-        self._note_compilation(summary)
-        whole = summary['seconds'] / summary['steps'] * run.config.steps
-        self._timed[_kind(run)] = [whole / self._weight(run)]
+      timed = [] if ended else left[:1]
     self._known = {}
+    for run in timed:
+      job = {'config': json.loads(run.config.to_json())}
+      with contextlib.suppress(JobFailedError):
+        summary, here = engine.submit(
+          engine.slots[0], worker.time_steps, job
+        ).result()
+        whole = summary['seconds'] / summary['steps'] * run.config.steps
+        self._note(self._timed, run, summary, whole)
     for run in ended:
-      if here is None or _machine(run.directory) == _of(here):
+      path = run.directory / 'env.json'
+      env = json.loads(path.read_text('utf-8')) if path.exists() else {}
+      if here is None or _machine(env) == _machine(here):
         self.add(run)
     if count := sum(map(len, self._known.values())):
       return f'as {_count(count, "finished run")} took'
@@ -344,12 +335,7 @@ def _kind(run: 'Run') -> _Kind:
   return run.stage.kind, run.stage.cell.model, run.stage.cell.optimizer
 
 
-def _machine(directory: pathlib.Path) -> list[Any]:
-  path = directory / 'env.json'
-  return _of(json.loads(path.read_text('utf-8')) if path.exists() else {})
-
-
-def _of(env: Mapping[str, Any]) -> list[Any]:
+def _machine(env: Mapping[str, Any]) -> list[Any]:
   return [env[key] if key in env else None for key in _MACHINE]
 
 
