@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterable
+import dataclasses
 import difflib
 import logging as standard_logging
 import os
@@ -10,6 +11,7 @@ import re
 import sys
 import textwrap
 import traceback
+from typing import TYPE_CHECKING, Any
 import unicodedata
 
 from absl import flags, logging
@@ -17,6 +19,9 @@ from ml_collections import ConfigDict, config_flags
 
 from steepest.data import terminal
 from steepest.training import chips, processes
+
+if TYPE_CHECKING:
+  from steepest.data.preparing.options import Options
 
 # Characters of an error: values that it quotes may have any number.
 _LONGEST = 800
@@ -148,6 +153,46 @@ def define_place() -> Callable[[], argparse.Namespace]:
     flags.DEFINE_bool('dry_run', False, 'Print, submit nothing.'),
   ]
   return lambda: argparse.Namespace(**{f.name: f.value for f in defined})
+
+
+def define_preparation() -> Callable[[], 'Options']:
+  """Defines what a preparation is told, but for what a command has defined.
+
+  Returns:
+    What makes it of the flags' values; a ValueError says which one is missing.
+  """
+  # Light enough to be imported for --help.
+  from steepest.data.preparing import options
+
+  define: dict[Any, Callable[..., flags.FlagHolder]] = {
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+  }
+  names = {f.name: f.name for f in dataclasses.fields(options.Options)}
+  names['inputs'] = 'input'
+  for field in dataclasses.fields(options.Options):
+    missing = field.default is dataclasses.MISSING
+    if names[field.name] not in flags.FLAGS:
+      define.get(field.type, flags.DEFINE_string)(
+        names[field.name],
+        None if missing else field.default,
+        field.metadata['help'],
+      )
+
+  def make() -> options.Options:
+    values: dict[str, Any] = {
+      key: flags.FLAGS[name].value for key, name in names.items()
+    }
+    for key in ('inputs', 'tokenizer', 'out'):
+      if not values[key]:
+        raise ValueError(f'--{names[key]} is missing: see --help')
+    values['out'] = pathlib.Path(values['out']).resolve()
+    if values['decontaminate_data']:
+      directory = pathlib.Path(values['decontaminate_data']).absolute()
+      values['decontaminate_data'] = str(directory)
+    return options.Options(**values)
+
+  return make
 
 
 def define_required(name: str, meaning: str, form: str) -> flags.FlagHolder:

@@ -13,22 +13,20 @@ command goes on where it was; the result is the same, byte for byte.
 
 from collections.abc import Callable
 import contextlib
-import dataclasses
 import os
-import pathlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from steepest.launch import cli
 
+if TYPE_CHECKING:
+  from steepest.data.preparing.options import Options
+
 
 def main() -> None:
   """The command."""
-  # Light enough to be imported for --help.
-  from steepest.data.preparing import options
-
   describe = flags.DEFINE_string(
     'describe', None, 'Check a directory of shards and show what it holds.'
   )
@@ -41,31 +39,17 @@ def main() -> None:
     'HOST:PORT of a running Ray, or auto, whose machines do it '
     '(docs/launching.md); default: this machine alone.',
   )
-  define: dict[Any, Callable[..., flags.FlagHolder]] = {
-    int: flags.DEFINE_integer,
-    float: flags.DEFINE_float,
-  }
-  values = {}
-  for field in dataclasses.fields(options.Options):
-    missing = field.default is dataclasses.MISSING
-    values[field.name] = define.get(field.type, flags.DEFINE_string)(
-      'input' if field.name == 'inputs' else field.name,
-      None if missing else field.default,
-      field.metadata['help'],
-    )
+  text = cli.define_preparation()
   cli.run(
-    lambda: _run(
-      describe.value,
-      workers.value,
-      address.value,
-      {n: v.value for n, v in values.items()},
-    ),
-    __doc__,
+    lambda: _run(describe.value, workers.value, address.value, text), __doc__
   )
 
 
 def _run(
-  describe: str | None, workers: int, address: str, values: dict[str, Any]
+  describe: str | None,
+  workers: int,
+  address: str,
+  text: Callable[[], 'Options'],
 ) -> None:
   # Read by the tokenizers library when it starts its threads.
   if workers == 1:
@@ -77,19 +61,12 @@ def _run(
 
     describing.describe(describe, Console())
     return
-  for name in ('inputs', 'tokenizer', 'out'):
-    if not values[name]:
-      raise ValueError(f'--{name.removesuffix("s")} is missing: see --help')
+  options = text()
   if workers < 0:
     raise ValueError(f'--workers={workers}: give 0 or more')
   from steepest.data import prepare
   from steepest.tuning import engine
 
-  values['out'] = pathlib.Path(values['out']).resolve()
-  if values['decontaminate_data']:
-    directory = pathlib.Path(values['decontaminate_data']).absolute()
-    values['decontaminate_data'] = str(directory)
-  options = prepare.Options(**values)
   logs = prepare.unfinished(options.out) / 'logs'
   console = Console(stderr=True)
   with contextlib.ExitStack() as stack:

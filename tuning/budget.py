@@ -294,7 +294,7 @@ class Budget:
     timed = [first[kind] for kind in kinds if kind in first]
     if self.deadline is None:
       # With minutes it matters that runs may be from another machine.
-      timed = [] if ended else left[:1]
+      timed = [] if ended else [left[0]]
     self._known = {}
     for run in timed:
       job = {'config': json.loads(run.config.to_json())}

@@ -22,7 +22,6 @@ from ml_collections import ConfigDict
 
 from steepest.training import metrics
 from steepest.tuning import cells, timing
-from steepest.tuning.study import Study
 
 _OLD = '.replaced'
 _CHUNK = 1 << 20
@@ -60,12 +59,12 @@ def unpacked(
     found.mkdir()
     try:
       with gzip.open(archive) as file:
+        with tarfile.open(fileobj=file, mode='r:') as tar:
+          for member in tar:
+            _write(tar, member, found)
         # Its checksum is at the end, which no reader of members gets to.
         while file.read(_CHUNK):
           pass
-      with tarfile.open(archive, 'r:gz') as tar:
-        for member in tar:
-          _write(tar, member, found)
     except ValueError as error:
       raise ValueError(f'{archive}: {error}') from error
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -81,53 +80,56 @@ def _write(
     return
   path = pathlib.PurePosixPath(member.name)
   inside = len(path.parts) > 1 and '..' not in path.parts
-  if not member.isreg() or path.is_absolute() or not inside:
-    raise ValueError(
-      f'{member.name!r} is no plain file below its one folder: nothing is taken'
-    )
   target = directory.joinpath(*path.parts[1:])
-  if target.exists():
-    raise ValueError(f'{member.name!r} is there twice: nothing is taken')
+  if not (member.isreg() and inside) or path.is_absolute() or target.exists():
+    raise ValueError(
+      f'{member.name!r} is no plain file below its one folder, or there twice: '
+      'nothing is taken'
+    )
   target.parent.mkdir(parents=True, exist_ok=True)
   held = tar.extractfile(member)
   assert held is not None  # Of a plain file there is one.
-  with held, target.open('xb') as file:
+  with target.open('xb') as file:
     shutil.copyfileobj(held, file)
 
 
-def into_study(
-  study: Study,
+def into(
+  workdir: pathlib.Path,
+  waiting: Callable[[], list[tuple[ConfigDict, pathlib.Path]]],
   found: pathlib.Path,
   rename: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> Merged:
-  """Takes the runs that a study would do next, as long as there are some.
+  """Takes the runs that would be done next here, as long as there are some.
 
   Args:
-    study: whose directory nothing else works on.
-    found: directory of another machine's study, some of which is moved.
-    rename: config.json of a run there → the same with this study's files.
+    workdir: of the study or run, on which nothing else works.
+    waiting: returns configurations and directories of the runs that may begin
+      now.
+    found: directory of the same elsewhere, some of which is moved.
+    rename: config.json of a run there → the same with the files of here.
   """
-  names = [p.parent.relative_to(found) for p in found.rglob('config.json')]
+  names = {p.parent.relative_to(found) for p in found.rglob('config.json')}
   merged, looked = Merged([], [], {}), set[pathlib.Path]()
-  while new := [r for r in study.waiting() if r.directory not in looked]:
-    # Each search goes on with what was taken: what comes next is asked then.
-    for run in new:
-      looked.add(run.directory)
-      name = run.directory.relative_to(study.workdir).as_posix()
-      take(merged, name, run.config, run.directory, found / name, rename)
+  # Each search goes on with what was taken: what comes next is asked then.
+  while new := [(run, at) for run, at in waiting() if at not in looked]:
+    for run, at in new:
+      looked.add(at)
+      name = at.relative_to(workdir)
+      if name in names:
+        _take(merged, name.as_posix(), run, at, found / name, rename)
   known = {'.', *merged.taken, *merged.kept, *merged.refused}
-  for name in sorted({path.as_posix() for path in names} - known):
-    if cells.has_ended(study.workdir / name):
-      merged.kept.append(name)
+  for other in sorted({path.as_posix() for path in names} - known):
+    if cells.has_ended(workdir / other):
+      merged.kept.append(other)
     else:
-      merged.refused[name] = 'this study would not do it, or not yet'
-  if not (study.workdir / timing.FILE).exists():
+      merged.refused[other] = 'this study would not do it, or not yet'
+  if not (workdir / timing.FILE).exists():
     with contextlib.suppress(FileNotFoundError):
-      os.replace(found / timing.FILE, study.workdir / timing.FILE)
+      os.replace(found / timing.FILE, workdir / timing.FILE)
   return merged
 
 
-def take(
+def _take(
   merged: Merged,
   name: str,
   config: ConfigDict,
@@ -135,35 +137,21 @@ def take(
   there: pathlib.Path,
   rename: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> None:
-  """Moves a run to its place if it is the same and is further.
-
-  Args:
-    merged: what became of it is noted there.
-    name: of the run.
-    config: that it has to have.
-    here: its place.
-    there: where it is.
-    rename: as for `into_study`.
-  """
+  """Moves a run to its place if it is the same and is further."""
   path = there / 'config.json'
-  if not path.is_file():
-    return
   try:
-    held = rename(json.loads(path.read_text('utf-8')))
-    metrics.write_json(path, held)
+    metrics.write_json(path, rename(json.loads(path.read_text('utf-8'))))
     further = _done(config, there) > _done(config, here)
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     said = ' '.join(str(error).split()).replace(str(there), 'the run there')
     merged.refused[name] = said.removesuffix(': use another --workdir')
     return
-  if not further:
-    merged.kept.append(name)
-    return
-  here.parent.mkdir(parents=True, exist_ok=True)
-  if here.exists():
-    os.rename(here, there.with_name(there.name + _OLD))
-  os.rename(there, here)
-  merged.taken.append(name)
+  if further:
+    here.parent.mkdir(parents=True, exist_ok=True)
+    if here.exists():
+      os.rename(here, there.with_name(there.name + _OLD))
+    os.rename(there, here)
+  (merged.taken if further else merged.kept).append(name)
 
 
 def _done(config: ConfigDict, directory: pathlib.Path) -> float:

@@ -5,16 +5,14 @@ for the Python that it runs on itself.
 """
 
 from collections.abc import Collection, Iterable
-import email
 import importlib.metadata
 import pathlib
 import re
 import subprocess
 import sys
-import zipfile
 
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.utils import canonicalize_name
 
 # Needed by tensorflow-datasets, and published as source alone, pure Python.
 _SOURCES = ('promise',)
@@ -76,25 +74,23 @@ def download(
   environment = _environment(platform, python)
   texts = importlib.metadata.requires('steepest') or []
   wanted = _needs(texts, extras, environment)
-  met: set[tuple[str, frozenset[str]]] = set()
-  got: set[str] = set()
+  met: dict[tuple[str, frozenset[str]], Requirement] = {}
+  got: dict[str, Requirement] = {}
   while wanted:
-    new: dict[str, Requirement] = {}
-    again: list[Requirement] = []
-    for requirement in wanted:
-      name = canonicalize_name(requirement.name)
-      key = name, frozenset(requirement.extras)
-      if name not in have and key not in met:
-        met.add(key)
-        again.append(requirement)
-        if name not in got:
-          new.setdefault(name, requirement)
-    _get(list(new.values()), out, platform, python)
-    got |= set(new)
-    wanted = []
-    for requirement in again:
-      text = _metadata(out, canonicalize_name(requirement.name))
-      wanted += _needs(text, requirement.extras, environment)
+    keys = [(canonicalize_name(r.name), frozenset(r.extras)) for r in wanted]
+    new = {
+      key: requirement
+      for key, requirement in zip(keys, wanted)
+      if key not in met and key[0] not in have
+    }
+    names = {name: r for (name, _), r in new.items() if name not in got}
+    _get(names.values(), out, platform, python)
+    met, got = met | new, got | names
+    wanted = [
+      needed
+      for name, wheel_extras in new
+      for needed in _needs(_metadata(out, name), wheel_extras, environment)
+    ]
   if got:
     # Installs the others there.
     _get([Requirement('pip')], out, platform, python)
@@ -102,12 +98,10 @@ def download(
 
 def _environment(platform: str, python: str) -> dict[str, str]:
   """Returns what markers are looked up in."""
-  match = _PLATFORM.fullmatch(platform)
-  assert match is not None
   return {
     'implementation_name': 'cpython',
     'os_name': 'posix',
-    'platform_machine': match[2],
+    'platform_machine': platform.split('_', 3)[3],
     'platform_python_implementation': 'CPython',
     'platform_system': 'Linux',
     'python_full_version': f'{python}.0',
@@ -143,31 +137,29 @@ def _get(
     canonicalize_name(found.name): found.version
     for found in importlib.metadata.distributions()
   }
-  built: list[str] = []
-  wheels: list[str] = []
+  texts: dict[bool, list[str]] = {False: [], True: []}
   for requirement in requirements:
     name = canonicalize_name(requirement.name)
     text = f'{requirement.name}{requirement.specifier}'
     # The pip of here may be older than the Python of there.
     if name != 'pip' and name in installed:
       text = f'{requirement.name}=={installed[name]}'
-    (built if name in _SOURCES else wheels).append(text)
-  match = _PLATFORM.fullmatch(platform)
-  assert match is not None
-  numbers = range(int(match[1]), _OLDEST - 1, -1)
-  tags = [f'manylinux_2_{n}_{match[2]}' for n in numbers]
-  tags += [f'{_OLD_NAMES[n]}_{match[2]}' for n in numbers if n in _OLD_NAMES]
-  foreign = [f'--platform={tag}' for tag in tags]
+    texts[name in _SOURCES].append(text)
+  _, _, newest, machine = platform.split('_', 3)
+  numbers = range(int(newest), _OLDEST - 1, -1)
+  tags = [f'manylinux_2_{n}' for n in numbers]
+  tags += [_OLD_NAMES[n] for n in numbers if n in _OLD_NAMES]
+  foreign = [f'--platform={tag}_{machine}' for tag in tags]
   foreign += [f'--python-version={python}', '--implementation=cp']
   foreign += ['--only-binary=:all:']
-  for command, where, texts in (
-    (['download', *foreign], f'--dest={out}', wheels),
-    (['wheel'], f'--wheel-dir={out}', built),
+  for command, chosen in (
+    (['download', *foreign, f'--dest={out}'], texts[False]),
+    (['wheel', f'--wheel-dir={out}'], texts[True]),
   ):
-    if not texts:
+    if not chosen:
       continue
-    command = [sys.executable, '-m', 'pip', *command, where, '--no-deps']
-    command += ['--quiet', '--disable-pip-version-check', *texts]
+    command = [sys.executable, '-m', 'pip', *command, '--no-deps', '--quiet']
+    command += ['--disable-pip-version-check', *chosen]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
       lines = done.stderr.strip().splitlines() or ['no message']
@@ -179,16 +171,6 @@ def _get(
 
 def _metadata(out: pathlib.Path, name: str) -> list[str]:
   """Returns what the wheel of a package needs."""
-  [path] = [
-    path
-    for path in out.glob('*.whl')
-    if parse_wheel_filename(path.name)[0] == name
-  ]
-  with zipfile.ZipFile(path) as wheel:
-    [member] = [
-      member
-      for member in wheel.namelist()
-      if member.count('/') == 1 and member.endswith('.dist-info/METADATA')
-    ]
-    text = wheel.read(member).decode()
-  return email.message_from_string(text).get_all('Requires-Dist') or []
+  wheels = list(map(str, out.glob('*.whl')))
+  [found] = importlib.metadata.distributions(name=name, path=wheels)
+  return found.requires or []

@@ -10,8 +10,10 @@ import sys
 import tarfile
 
 import pytest
+from rich.console import Console
 
-from steepest.launch.packing import inputs, run as packed, wheels
+from steepest.data import prepare
+from steepest.launch.packing import bundle, run as packed, wheels
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _TOKENS = _ROOT / 'tests' / 'golden' / 'tokens.npy'
@@ -98,8 +100,12 @@ def test_a_study_is_packed_done_elsewhere_and_goes_on_here(
     file.writelines(f'{name} 1.0\n' for name in names)
   site = os.pathsep.join(p for p in sys.path if p.endswith('-packages'))
   there = {'PYTHONPATH': site, 'JAX_PLATFORMS': 'cpu'}
-  flags, home = _study(tmp_path), tmp_path / 'home'
-  pack = [*flags, f'--have={have}']
+  text = {'inputs': f'{_ROOT}/docs/*.md', 'tokenizer': 'bpe-train:300'}
+  text |= {'validation_fraction': 0.2, 'source': 'docs'}
+  flags = _study(tmp_path, **{'data.source': f'shards:{tmp_path}/shards'})
+  home = tmp_path / 'home'
+  pack = [*flags, f'--have={have}', f'--input={text["inputs"]}']
+  pack += [f'--{key}={value}' for key, value in text.items() if key != 'inputs']
   done = run_command('pack', *pack, f'--out={tmp_path}/quick.tar')
   assert done.returncode == 0, done.stderr
   with tarfile.open(tmp_path / 'quick.tar') as tar:
@@ -109,13 +115,20 @@ def test_a_study_is_packed_done_elsewhere_and_goes_on_here(
   done = alone(sys.executable, folder / 'run', '--minutes=600', **there)
   assert done.returncode == 0, (done.stdout, done.stderr)
   assert ' are enough for 4 of 4 runs, by some timed steps' in done.stdout
+  # The text became the shards that it becomes here.
+  options = prepare.Options(**text, out=tmp_path / 'shards')
+  prepare.prepare(options, Console(stderr=True))
+  [shards] = folder.glob('inputs/*/shards')
+  for path in (tmp_path / 'shards').glob('*.array_record'):
+    assert (shards / path.name).read_bytes() == path.read_bytes()
+  shutil.rmtree(tmp_path / 'shards')
   with tarfile.open(folder / packed.RESULTS) as tar:
     held = {
       member.name: tar.extractfile(member).read() for member in tar if member
     }
   assert not any('/checkpoints/' in name for name in held)
   told = {
-    n: x for n, x in held.items() if n.endswith(('config.json', 'env.json'))
+    n: x for n, x in held.items() if n.endswith(('/config.json', '/env.json'))
   }
   assert len(told) == 1 + 2 * 4
   for name, text in told.items():
@@ -177,14 +190,16 @@ def test_a_pack_brings_all_that_another_python_needs(
   assert done.stdout.endswith(': 4 runs, 0 were there already, 0 left out\n')
 
 
-def test_mistakes_are_named_before_anything_is_written(run_command, tmp_path):
+def test_mistakes_are_named_before_anything_is_written(fork_commands, tmp_path):
   flags = _study(tmp_path)
   out = f'--out={tmp_path}/it.tar'
   (tmp_path / 'empty').write_text('WARNING: nothing\n')
   (tmp_path / 'have').write_text(
     '\n'.join(f'{d.name}==1' for d in importlib.metadata.distributions())
   )
-  for words, message in (
+  text = [out, '--tokenizer=gpt2', f'--input={tmp_path}/*.txt']
+  shards = f'--config.data.source=shards:{tmp_path}/shards'
+  mistakes = [
     ([], '--out is missing: give --out=FILE.tar'),
     ([out, '--platform=linux'], '--platform=linux: give manylinux_2_N_x86_64'),
     ([out, '--python=4'], '--python=4: give 3.11 or later'),
@@ -192,10 +207,15 @@ def test_mistakes_are_named_before_anything_is_written(run_command, tmp_path):
     ([out, '--limit_mb=1', f'--have={tmp_path}/have'], 'the largest files: '),
     (['--merge=no.tar.gz'], '--merge=no.tar.gz: there is no such file'),
     ([f'--out={tmp_path}'], f'--out={tmp_path}: is there already'),
-  ):
-    done = run_command('pack', *flags, *words)
-    assert done.returncode == 1, words
-    [line] = [x for x in done.stderr.splitlines() if x.startswith('error: ')]
+    ([out, shards], f'{tmp_path}/shards: there is no such file'),
+    (text, 'of --input, which is prepared there, give shards:DIR'),
+    ([*text, shards], f"no file matches --input='{tmp_path}/*.txt'"),
+    ([out, '--input=hf:x'], '--tokenizer is missing'),
+  ]
+  done = fork_commands([('pack', [*flags, *words]) for words, _ in mistakes])
+  for (words, message), found in zip(mistakes, done, strict=True):
+    assert found.code == 1, words
+    [line] = [x for x in found.err.splitlines() if x.startswith('error: ')]
     assert message in line
   assert not (tmp_path / 'it.tar').exists()
   assert not list(tmp_path.glob('.pack-*'))
@@ -224,16 +244,12 @@ def test_files_of_a_configuration_get_other_names_and_back():
     'eval_tasks_data': '/a/questions',
     'study': {'models': 'gpt2,/a/m.py', 'optimizers': 'all'},
   }
-  names = {}
-  place = lambda path: names.setdefault(
-    path, f'inputs/{len(names)}/{path.rpartition("/")[2]}'
-  )
-  moved = inputs.relocated(config, place)
+  names = bundle.named(config)
   assert sorted(names) == [
     *('/a/corpus', '/a/m.py', '/a/model', '/a/questions', '/a/t.py')
   ]
+  moved = bundle.relocated(config, names)
   assert '/a/' not in json.dumps(moved) and 'adamw' in json.dumps(moved)
   assert moved['eval_tasks'].endswith(':100')
   back = {name: path for path, name in names.items()}
-  found = inputs.relocated(moved, back.__getitem__)
-  assert found == {**config, 'eval_tasks': 'arc_easy:9,/a/t.py:100'}
+  assert bundle.relocated(moved, back) == config

@@ -74,6 +74,13 @@ def _back(config):
   return config
 
 
+def _merge(config, folder, rename):
+  """Takes what is there into the study that is here."""
+  into = studies.Study(config, folder / 'here')
+  waiting = lambda: [(run.config, run.directory) for run in into.waiting()]
+  return merge.into(folder / 'here', waiting, folder / 'there', rename)
+
+
 @pytest.mark.parametrize(
   'study', [{}, {'search': 'tpe', 'trials': 8}, {'search': 'sobol'}]
 )
@@ -89,8 +96,7 @@ def test_what_was_done_elsewhere_is_not_done_again(study, here, tmp_path):
   _work(studies.Study(elsewhere, tmp_path / 'there'))
   before = _losses(tmp_path / 'here')
   times = {p: p.stat().st_mtime_ns for p in (tmp_path / 'here').rglob('*.json')}
-  into = studies.Study(config, tmp_path / 'here')
-  merged = merge.into_study(into, tmp_path / 'there', _back)
+  merged = _merge(config, tmp_path, _back)
   assert not merged.refused
   assert sorted(merged.taken + merged.kept) == sorted(wanted)
   assert sorted(merged.kept) == sorted(before)
@@ -118,8 +124,7 @@ def test_a_further_run_is_never_replaced_by_a_shorter_one(tmp_path):
       if done != 0:
         _finish(run, done, note=name)
         (run.directory / 'from').write_text(name)
-  into = studies.Study(config, tmp_path / 'here')
-  merged = merge.into_study(into, tmp_path / 'there', lambda config: config)
+  merged = _merge(config, tmp_path, lambda config: config)
   home = tmp_path / 'here' / 'finals' / 'gpt2-adamw'
   assert not merged.refused
   assert [(home / f'seed={i}' / 'from').read_text() for i in range(4)] == [
@@ -144,8 +149,8 @@ def test_a_run_of_its_own_takes_the_place_of_its_directory(tmp_path):
       if steps != 0:
         _finish(run, steps)
       (run.directory / 'from').write_text(run.directory.name)
-    merged = merge.Merged([], [], {})
-    merge.take(merged, '.', first.config, home, tmp_path / 'found', _back)
+    waiting = lambda: [(first.config, home)]
+    merged = merge.into(home, waiting, tmp_path / 'found', _back)
     assert (merged.taken == ['.']) == taken and not merged.refused
     assert (home / 'from').read_text() == ('found' if taken else 'home')
     shutil.rmtree(tmp_path / 'found.replaced', ignore_errors=True)
@@ -166,9 +171,7 @@ def test_another_or_a_damaged_run_is_left_out(tmp_path):
   stray = tmp_path / 'there' / 'finals' / 'gpt2-adamw' / 'seed=0'
   (stray / 'deeper').mkdir(parents=True)
   (stray / 'config.json').write_text('{}')
-  merged = merge.into_study(
-    studies.Study(config, tmp_path / 'here'), tmp_path / 'there', _back
-  )
+  merged = _merge(config, tmp_path, _back)
   at = 'trials/gpt2-adamw/'
   assert merged.taken == [f'{at}000']
   assert _losses(tmp_path / 'here').keys() == {f'{at}000'}
