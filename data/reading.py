@@ -224,6 +224,23 @@ def lines_backwards(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
       yield 0, rest
 
 
+def objects_backwards(
+  path: pathlib.Path, hint: str = ''
+) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Yields where each complete line of a file ends, and its object, from the
+  last on.
+
+  Raises:
+    ValueError: a line is too long or no object; names it.
+  """
+  for begin, line in lines_backwards(path):
+    # A writer that was killed, or goes on, leaves half a line at the end.
+    if line.endswith(b'\n'):
+      where = f'{path}, from byte {begin} on'
+      for found in objects([line], where, hint=hint):
+        yield begin + len(line), found
+
+
 def objects(
   lines: Iterable[bytes],
   where: str,

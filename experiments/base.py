@@ -37,9 +37,14 @@ def get_config() -> ConfigDict:
   # Seconds from SIGTERM or SIGINT to leaving without a checkpoint; 0: as long
   # as it takes to finish the step and save.
   c.stop_grace_seconds = 0.0
-  # Seconds that a step may take before its process gives up, as it would wait
-  # for ever where another process of the run hangs; 0: any time.
-  c.stall_seconds = 0.0
+  # Seconds that a step, or waiting for its data, may take before all processes
+  # of the run say which of them hangs where, and leave; 0: any time.
+  c.stall_seconds = 600.0
+  # (10, 13): JAX's profiler traces steps 10, 11 and 12 into the workdir; ():
+  # none.
+  c.profile_steps = ()
+  # Stop at the operation that first makes a NaN, as JAX_DEBUG_NANS does; slow.
+  c.debug_nans = False
   # Benchmarks, comma-separated: globs of eval/tasks.py or task files
   # (./mine.py), each alone or with its number of questions
   # (arc_easy:100,mmlu:500); '': none.

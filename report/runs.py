@@ -48,6 +48,7 @@ _SUMMARY = {
   'parameters_without_embeddings': '?count or null',
   'optimizer_state_bytes': '?number or null',
   'peak_memory_bytes': '?number or null',
+  'goodput': '?object of numbers',
 } | {
   f'{what}_seconds': '?number or null'
   for what in ('data_wait', 'compile', 'eval', 'checkpoint')

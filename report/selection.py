@@ -21,7 +21,8 @@ IRRELEVANT = (
   'model.scan_layers mesh.shard_optimizer_over_data '
   'data.source data.verify eval_every eval_tasks eval_tasks_every '
   'eval_tasks_limit eval_tasks_data checkpoint_every checkpoints_kept '
-  'checkpoints_at stall_seconds stop_grace_seconds wandb_project'
+  'checkpoints_at stall_seconds stop_grace_seconds wandb_project '
+  'profile_steps debug_nans'
 ).split()
 # By how much the losses before the first update may differ, relatively: they
 # are those of the same weights on the same batch, up to rounding.

@@ -237,10 +237,16 @@ def _mark(
 
 
 def sections(comparison: Comparison) -> list[section.Section]:
-  """Returns how long each optimizer takes to the baseline's loss."""
+  """Returns how long each optimizer takes to the baseline's loss, and for what
+  the runs took their time."""
+  found = []
+  spent = _goodput(comparison.compared)
+  if spent is not None:
+    title = 'Where the time went'
+    found.append(section.Section('goodput', title, [spent]))
   reached = to_target(comparison)
   if not len(reached):
-    return []
+    return found
   blocks = (
     'How long each optimizer takes to the final loss of AdamW’s run of the '
     'same seed. Where the learning rate decays, a loss on the way is one '
@@ -248,7 +254,27 @@ def sections(comparison: Comparison) -> list[section.Section]:
     'end there would take less.',
     _target_table(comparison, reached),
   )
-  return [section.Section('speed', 'Time to AdamW’s loss', blocks)]
+  return [section.Section('speed', 'Time to AdamW’s loss', blocks), *found]
+
+
+def _goodput(runs: pd.DataFrame) -> section.Table | None:
+  """Returns a table of the shares of their time that runs spent in steps, and
+  on what else; None where no run says."""
+  names = [name for name in runs if name.startswith('goodput.')]
+  if not names or not runs[names].notna().all(axis=1).any():
+    return None
+  shares = runs.groupby(['group', 'optimizer'], sort=False)[names].mean()
+  words_of = lambda name: name.partition('.')[2].replace('_', ' ').capitalize()
+  columns = {n: Column(words_of(n), number=True, form='.1%') for n in names}
+  return section.Table.of(
+    'Where the time went',
+    shares.dropna().reset_index(),
+    {'optimizer': Column('Optimizer')} | columns,
+    heading='group',
+    note='Shares of the time from a run’s first start to its end, means over '
+    'seeds. Restarting: what passed outside of training, while starting too, '
+    'and what had to be done again.',
+  )
 
 
 def to_target(comparison: Comparison) -> pd.DataFrame:

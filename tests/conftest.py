@@ -106,6 +106,7 @@ def write_model():
 def computed():
   """(workdir) → its logged rows, without what the clock decides."""
   timed = {'seconds', 'data/wait_seconds', 'tokens_per_second', 'mfu'}
+  timed |= {'goodput'}
 
   def rows(workdir):
     lines = (workdir / 'metrics.jsonl').read_text('utf-8').splitlines()

@@ -15,6 +15,7 @@ from steepest.data import reading
 from steepest.training import environment, metrics
 
 _FILE = 'env.json'
+_ATTEMPT = {'number': 'count', 'began': '?number of at least 0'}
 
 
 class Superseded(ValueError):
@@ -22,9 +23,19 @@ class Superseded(ValueError):
 
 
 class Attempt:
-  """This process's attempt at a run."""
+  """This process's attempt at a run.
 
-  def __init__(self, workdir: pathlib.Path, about: Mapping[str, Any]):
+  Attributes:
+    began: when the first attempt at it did, as of time.time().
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    about: Mapping[str, Any],
+    began: float,
+    goes_on: bool,
+  ):
     """Takes the directory over and writes its env.json.
 
     Which slot of an engine it runs on, and of which node, is what the engine
@@ -33,13 +44,19 @@ class Attempt:
     Args:
       workdir: the directory.
       about: what env.json says besides.
+      began: when this one did, as of time.time().
+      goes_on: whether an earlier attempt left anything to go on with.
     """
     before = _read(workdir)
+    self.began = began
+    if goes_on and before and 'began' in before:
+      self.began = before['began']
     self._workdir = workdir
     self._id = uuid.uuid4().hex
     attempt = {
       'id': self._id,
       'number': before['number'] + 1 if before else 1,
+      'began': self.began,
       'slot': os.environ.get('STEEPEST_SLOT'),
       'node': os.environ.get('STEEPEST_NODE'),
     }
@@ -74,7 +91,7 @@ def _read(workdir: pathlib.Path) -> dict[str, Any] | None:
     reading.require(env, {'attempt': '?object'}, str(path))
     attempt = env['attempt'] if 'attempt' in env else None
     if attempt is not None:
-      reading.require(attempt, {'number': 'count'}, str(path))
+      reading.require(attempt, _ATTEMPT, str(path))
     return attempt
   except ValueError:
     # Damaged: whoever begins writes another.

@@ -27,9 +27,11 @@ _FREE = (
   'eval_',
   'checkpoint',
   'data.verify',
+  'debug_nans',
   'mesh.',
   'microbatches',
   'model.scan_layers',
+  'profile_steps',
   'stall_seconds',
   'stop_grace_seconds',
   'wandb_project',
@@ -169,6 +171,13 @@ def check_ranges(config: ConfigDict) -> None:
   betas = config.optimizer.betas or ()
   if any(isinstance(b, (int, float)) and not 0 <= b < 1 for b in betas):
     raise ValueError(f'optimizer.betas={betas}: must be in [0, 1)')
+  steps = config.profile_steps
+  whole = all(type(step) is int for step in steps)
+  if steps and not (whole and len(steps) == 2 and 0 <= steps[0] < steps[1]):
+    raise ValueError(
+      f'profile_steps={steps}: give two steps, the first that is traced and a '
+      'later one that is not, or ()'
+    )
   if config.stage not in ('tune', 'final'):
     raise ValueError(f'stage={config.stage!r}: must be tune or final')
 

@@ -1,19 +1,31 @@
 """What ends a run before its last step: signals, and a step that hangs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
+import faulthandler
+import json
 import os
+import pathlib
 import signal
+import socket
 import sys
+import tempfile
 import threading
 import time
 from types import FrameType
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again.
 EXIT_CODE = 75
+# Seconds between looks at the step.
+_TICK = 0.05
+# Seconds that processes have to say where they are.
+_ANSWER = 15.0
+# Processes that are named at most.
+_NAMED = 3
 
 
 class Stopped(Exception):
@@ -92,24 +104,41 @@ class StallTimer:
   """Watches for steps that do not end, in a thread of its own.
 
   Where one of several processes hangs, the others wait for it inside a
-  collective operation, which nothing in their own program can leave; so they
-  say who they are and exit, and whoever started them starts all again.
+  collective operation, which nothing in their own program can leave. So the
+  first whose step takes too long writes down where it is, with the stacks of
+  its threads; all others see that and do the same; each says which of them
+  hangs and exits, and whoever started them starts all again.
   """
 
-  def __init__(self, seconds: float, who: str):
+  def __init__(
+    self,
+    seconds: float,
+    directory: pathlib.Path,
+    where: Callable[[], dict[str, Any]],
+    tell: Callable[[str, bool], None],
+  ):
     """Does nothing yet.
 
     Args:
       seconds: that one step may take; 0: any time.
-      who: this process, for the message.
+      directory: gets a report of each process. All of them see it, and it is of
+        this start alone: its being there is what the others go by.
+      where: says what this process is 'doing', for how many 'seconds', at which
+        'step', and whether it 'waits' for others there.
+      tell: (one line, whether this process speaks for all).
     """
     self._seconds = seconds
-    self._who = who
-    self._deadline: float | None = None
+    self._directory = directory
+    self._where = where
+    self._tell = tell
+    # Seconds that the step under way has taken.
+    self._taken: list[float] | None = None
     self._over = threading.Event()
     self._thread: threading.Thread | None = None
 
   def __enter__(self) -> 'StallTimer':
+    self._index, self._count = jax.process_index(), jax.process_count()
+    self._watched = threading.get_ident()
     if self._seconds:
       self._thread = threading.Thread(target=self._watch, daemon=True)
       self._thread.start()
@@ -123,21 +152,86 @@ class StallTimer:
   @contextlib.contextmanager
   def step(self) -> Iterator[None]:
     """What is inside has to end in time."""
-    self._deadline = time.monotonic() + self._seconds
+    self._taken = [0.0]
     try:
       yield
     finally:
-      self._deadline = None
+      self._taken = None
 
   def _watch(self) -> None:
-    while not self._over.wait(min(1.0, self._seconds / 4)):
-      deadline = self._deadline
-      if deadline is not None and time.monotonic() > deadline:
-        print(
-          f'error: {self._who}: a step has not ended in {self._seconds:g} s; '
-          'is another process gone? run the same command again to go on from '
-          'the last checkpoint',
-          file=sys.stderr,
-          flush=True,
-        )
-        os._exit(1)
+    before, unseen = time.monotonic(), 0.0
+    while not self._over.wait(_TICK):
+      passed = time.monotonic() - before
+      before += passed
+      taken = self._taken
+      if taken is not None:
+        # Who was stopped meanwhile has not waited for the others.
+        taken[0] += min(passed, 1.0)
+      unseen += passed
+      hangs = taken is not None and taken[0] > self._seconds
+      if not hangs and self._count > 1 and unseen > min(5, self._seconds / 4):
+        unseen, hangs = 0.0, self._directory.exists()
+      if hangs:
+        self._leave()
+
+  def _leave(self) -> None:
+    # Even if the file system is what hangs.
+    last = threading.Timer(4 * _ANSWER, os._exit, (1,))
+    last.daemon = True
+    last.start()
+    try:
+      self._write_report()
+      found, speaks = self._read_reports()
+    except OSError as error:
+      found, speaks = f'there is no report: {error}', False
+    self._tell(
+      f'process {self._index} of {self._count}: a step has not ended in '
+      f'{self._seconds:g} s; {found}; run the same command again to go on from '
+      'the last checkpoint',
+      speaks,
+    )
+    if self._index == 0 and self._count > 1:
+      # The others need it for as long as they live.
+      time.sleep(1)
+    os._exit(1)
+
+  def _write_report(self) -> None:
+    frame = sys._current_frames()[self._watched]
+    report = self._where() | {
+      'host': socket.gethostname(),
+      'at': f'{frame.f_code.co_filename}:{frame.f_lineno}',
+    }
+    self._directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile('w+', encoding='utf-8') as file:
+      faulthandler.dump_traceback(file)
+      file.seek(0)
+      text = f'{json.dumps(report)}\n\n{file.read()}'
+    name = f'process-{self._index}.txt'
+    unfinished = self._directory / f'.{name}'
+    unfinished.write_text(text, 'utf-8')
+    unfinished.replace(self._directory / name)
+
+  def _read_reports(self) -> tuple[str, bool]:
+    """Returns who hangs where, and whether this process is the first to say."""
+    end = time.monotonic() + _ANSWER
+    paths = [self._directory / f'process-{i}.txt' for i in range(self._count)]
+    while not all(p.exists() for p in paths) and time.monotonic() < end:
+      time.sleep(0.2)
+    reports = {
+      i: json.loads(path.read_text('utf-8').partition('\n')[0])
+      for i, path in enumerate(paths)
+      if path.exists()
+    }
+    silent = [i for i in range(self._count) if i not in reports]
+    late = [i for i in reports if not reports[i]['waits']] or list(reports)
+    found = [f'process {i} does not answer' for i in silent] or [
+      f'process {i} on {r["host"]} hangs ({r["doing"]} for '
+      f'{r["seconds"]:.0f} s, step {r["step"]}, {r["at"]})'
+      for i, r in reports.items()
+      if i in late
+    ]
+    more = f' and {len(found) - _NAMED} more' if len(found) > _NAMED else ''
+    return (
+      f'{", ".join(found[:_NAMED])}{more} (stacks of all: {self._directory})',
+      self._index == min(reports),
+    )

@@ -6,10 +6,12 @@ import dataclasses
 import math
 import os
 import pathlib
+import sys
 import time
 from typing import Any, Protocol
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
 from steepest.optimizers import role_statistics
@@ -23,8 +25,10 @@ from steepest.training import (
 )
 from steepest.training.checkpoint import Checkpointer
 from steepest.training.interrupts import StallTimer, Stopped
+from steepest.training.profiling import Profile
 from steepest.training.state import Setup, TrainState
-from steepest.training.step import compile_step, eval_loss
+from steepest.training.step import compile_step
+from steepest.training.validation import Validation
 
 # Rows of which one has the numbers of each layer: most of a row is theirs.
 _LAYERS_EVERY = 10
@@ -57,6 +61,7 @@ class LoopConfig:
   checkpoint_every: int
   checkpoints_kept: int
   stall_seconds: float
+  profile_steps: tuple[int, ...]
 
   def due(self, done: int) -> bool:
     """Returns whether `done` steps are followed by anything but a step."""
@@ -83,6 +88,7 @@ class Callbacks:
     writers: (function that reports a failure) → further writers of metrics.
     check: raises where another attempt has the run's directory; asked before
       anything is written there.
+    began: when the first attempt at the run did, as of time.time(); None: now.
   """
 
   evaluate: Callable[[Any, int, bool], dict[str, float]] | None = None
@@ -92,6 +98,7 @@ class Callbacks:
     lambda warn: []
   )
   check: Callable[[], None] = lambda: None
+  began: float | None = None
 
 
 class Ended(ValueError):
@@ -157,36 +164,34 @@ def fit(
       it had, or rows.
   """
   record = _Record(setup, data, hypers, config, workdir, callbacks)
-  stall = StallTimer(
-    config.stall_seconds,
-    f'process {jax.process_index()} of {jax.process_count()}',
-  )
   put = lambda tree: mesh_lib.replicate(setup.mesh, tree)
   operands, seed = put(dict(hypers)), put(np.uint32(config.seed))
-  no, yes = put((np.bool_(False), np.bool_(True)))
+  flags = put((np.bool_(False), np.bool_(True)))
   with record.summarised(), contextlib.ExitStack() as stack:
     checkpointer = record.open_checkpoints(stack)
     state, first = _start(record, checkpointer, init, restart)
     record.open_writer(stack, first, hparams)
-    stack.enter_context(stall)
+    stack.enter_context(record.stall)
+    profile = stack.enter_context(Profile(record.workdir, config.profile_steps))
+    record.begin()
     batches = data.train(first)
     compiled = None
     pending: tuple[int, Any] | None = None
     for step in range(first, config.steps):
       record.step = step
-      with record.timed('data'):
+      # The first step, which the next one waits for, joins the processes.
+      watch = record.stall.step if step > first + 1 else contextlib.nullcontext
+      with record.timed('data'), watch():
         rows = next(batches)
       if compiled is None:
         with record.timed('compile'):
           compiled = record.compile(rows)
-      # The first step joins the devices, which may take any time.
-      watched = stall.step() if step > first else contextlib.nullcontext()
-      with record.timed('train'), watched:
+      measure = config.written(step)
+      profile.before(step, pending)
+      trace = jax.profiler.StepTraceAnnotation('train', step_num=step)
+      with record.timed('train'), watch(), trace:
         batch = mesh_lib.put_batch(setup.mesh, rows, setup.batch_size)
-        measure = config.written(step)
-        state, stats = compiled(
-          state, batch, operands, seed, yes if measure else no
-        )
+        state, stats = compiled(state, batch, operands, seed, flags[measure])
         # The last step's numbers are read while this one runs.
         row = record.read(pending)
       if row:
@@ -194,7 +199,7 @@ def fit(
       pending = step, role_statistics.kept(stats, measure)
       stop, due = callbacks.stop(step + 1), config.due(step + 1)
       if stop or due:
-        with record.timed('train'), stall.step():
+        with record.timed('train'), watch():
           row = record.read(pending)
         pending = None
         params = state_lib.evaluation_params(setup, state)
@@ -254,13 +259,21 @@ def _start(
   return state, latest
 
 
+def _start_number() -> int:
+  """Returns a number that all processes have, and no other start of the run."""
+  now = int(time.time())
+  if jax.process_count() > 1:
+    now = int(multihost_utils.broadcast_one_to_all(np.uint32(now)))
+  return now
+
+
 class _Record:
   """What a run writes down: rows, evaluations, checkpoints, times.
 
   Attributes:
     step: that is under way.
-    seconds: spent so far on each of 'train', 'data', 'eval', 'checkpoint' and
-      'compile'.
+    seconds: that the loop spent so far on each of summary.PHASES.
+    stall: watches the steps.
     losses: the latest validation losses.
   """
 
@@ -276,12 +289,20 @@ class _Record:
     self.setup, self.data, self.config = setup, data, config
     self.workdir = pathlib.Path(workdir)
     self.step = 0
-    self.seconds = dict.fromkeys(
-      ('train', 'data', 'eval', 'checkpoint', 'compile'), 0.0
-    )
+    self.seconds = dict.fromkeys(summary.PHASES, 0.0)
+    self._created = self._left = time.perf_counter()
+    began = callbacks.began
+    self._before = 0.0 if began is None else max(0.0, time.time() - began)
+    self._doing = 'other', self._left
     self.losses: dict[str, float] = {}
     self._hypers, self._callbacks = hypers, callbacks
     self._events = metrics.Events(workdir, writes=jax.process_index() == 0)
+    self.stall = StallTimer(
+      config.stall_seconds,
+      self.workdir / 'logs' / f'stall-{_start_number()}',
+      self._where,
+      self._tell_stall,
+    )
     self._writers: list[metrics.Writer] = []
     self._rows = 0
     self._validation: Validation | None = None
@@ -291,12 +312,41 @@ class _Record:
 
   @contextlib.contextmanager
   def timed(self, what: str) -> Iterator[None]:
-    """Counts the time that its body takes."""
+    """Counts the time that its body takes, and what passed before as other."""
     start = time.perf_counter()
+    self.seconds['other'] += start - self._left
+    self._doing = what, start
     try:
       yield
     finally:
-      self.seconds[what] += time.perf_counter() - start
+      self._left = time.perf_counter()
+      self._doing = 'other', self._left
+      self.seconds[what] += self._left - start
+
+  def begin(self) -> None:
+    """Counts from here on what is not timed as other."""
+    self._left = time.perf_counter()
+
+  def _total(self) -> float:
+    """Returns the seconds since the run first began."""
+    total = self._before + time.perf_counter() - self._created
+    # Clocks may have been set between two attempts.
+    return max(total, sum(self.seconds.values()), 1e-9)
+
+  def _where(self) -> dict[str, Any]:
+    what, since = self._doing
+    return {
+      'doing': summary.PHASES[what],
+      'waits': what == 'train',
+      'seconds': time.perf_counter() - since,
+      'step': self.step,
+    }
+
+  def _tell_stall(self, text: str, speaks: bool) -> None:
+    if speaks:
+      metrics.Events(self.workdir, writes=True).add('stall', self.step, text)
+    else:
+      print(f'error: {text}', file=sys.stderr, flush=True)
 
   @contextlib.contextmanager
   def summarised(self) -> Iterator[None]:
@@ -338,7 +388,12 @@ class _Record:
       warn=lambda text: self._events.add('checkpoint', self.step, text),
       check=self._callbacks.check,
     )
-    stack.callback(checkpointer.close)
+
+    def close() -> None:
+      with self.timed('checkpoint'):
+        checkpointer.close()
+
+    stack.callback(close)
     return checkpointer
 
   def open_writer(
@@ -389,6 +444,7 @@ class _Record:
     step = row['step']
     row['seconds'] = seconds = self.seconds['train']
     row['data/wait_seconds'] = self.seconds['data']
+    row['goodput'] = seconds / self._total()
     row['tokens_per_second'] = row['tokens'] / max(seconds, 1e-9)
     if self._peak:
       achieved = row['tokens_per_second'] * self._flops_per_token
@@ -472,6 +528,8 @@ class _Record:
       passes = steps // int(self._hypers['hessian_every'])
     # Numbers of a run that failed would be taken for those of one that ended.
     finished, diverged = status == 'finished', status == 'diverged'
+    with self.timed('other'):
+      pass
     values = summary.summarise(
       self.setup,
       [] if diverged else metrics.last_rows(self.workdir, summary.TAIL),
@@ -481,60 +539,6 @@ class _Record:
       passes,
       self._peak,
     )
+    values['goodput'] = summary.goodput(self.seconds, self._total())
     values |= {'data_fingerprint': self.data.fingerprint, 'status': status}
     return values | ({'diverged_at_step': steps} if diverged else {})
-
-
-class Validation:
-  """The validation sequences of a run, placed on the devices once."""
-
-  def __init__(
-    self,
-    setup: Setup,
-    batches: dict[str, list[dict[str, np.ndarray]]],
-    bytes_per_token: Mapping[str, float],
-  ):
-    """Places the sequences.
-
-    Args:
-      setup: of the model that is judged.
-      batches: per source, as data/pipeline.py gives them.
-      bytes_per_token: UTF-8 bytes of a token, ends of documents counted as
-        tokens of none, by source; {} where the text is not known.
-    """
-    self._setup = setup
-    self._bytes = bytes_per_token
-    self._batches = {
-      source: [
-        mesh_lib.put_batch(setup.mesh, batch, setup.batch_size)
-        for batch in of_source
-      ]
-      for source, of_source in batches.items()
-    }
-
-  def losses(self, params: Any) -> dict[str, float]:
-    """Returns eval/loss, the mean over sequences in nats, and each source's.
-
-    And eval/bits_per_byte, all bits over all bytes of the sequences, which
-    compares models of unlike tokenizers, and each source's. Empty where there
-    are no sequences.
-    """
-    losses: dict[str, float] = {}
-    total, count, size = 0.0, 0, 0.0
-    for source, batches in self._batches.items():
-      sums = jax.device_get(
-        [eval_loss(self._setup, params, batch) for batch in batches]
-      )
-      source_total = sum(float(loss) for loss, _ in sums)
-      source_count = sum(int(rows) for _, rows in sums)
-      losses[f'eval/loss/{source}'] = source_total / source_count
-      total, count = total + source_total, count + source_count
-      if source in self._bytes:
-        # Sequences are of one length, which cancels.
-        of_source = source_count * self._bytes[source]
-        size += of_source
-        bits = source_total / math.log(2) / of_source
-        losses[f'eval/bits_per_byte/{source}'] = bits
-    if self._batches.keys() <= self._bytes.keys() and size:
-      losses['eval/bits_per_byte'] = total / math.log(2) / size
-    return {'eval/loss': total / count, **losses} if count else {}

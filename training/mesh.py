@@ -321,7 +321,8 @@ def compiled(
   out_shardings: Any,
   donate: tuple[int, ...] = (),
   hide: bool = True,
-) -> jax.stages.Compiled:
+  ahead: bool = True,
+) -> Any:
   """Compiles a function for a mesh.
 
   Args:
@@ -332,14 +333,22 @@ def compiled(
     out_shardings: of what it returns.
     donate: numbers of the arguments that it consumes.
     hide: see `compiler_options`.
+    ahead: now; else when it is called first.
   """
+  jitted = jax.jit(
+    fn,
+    in_shardings=in_shardings or replicated(mesh),
+    out_shardings=out_shardings,
+    donate_argnums=donate,
+  )
+
+  def later(*args: Any) -> Any:
+    with jax.set_mesh(mesh):
+      return jitted(*args)
+
+  if not ahead:
+    return later
   with jax.set_mesh(mesh):
-    jitted = jax.jit(
-      fn,
-      in_shardings=in_shardings or replicated(mesh),
-      out_shardings=out_shardings,
-      donate_argnums=donate,
-    )
     return jitted.lower(*args).compile(
       compiler_options=compiler_options(mesh, hide) or None
     )

@@ -3,7 +3,7 @@
 The writers' methods are those of clu.metric_writers, which needs TensorFlow.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import itertools
 import json
@@ -228,7 +228,8 @@ def read_rows(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   with path.open('rb') as file:
     # A killed run may leave half a line at the end.
     whole = (line for line in file if line.endswith(b'\n'))
-    return [_checked(row, path) for row in _objects(whole, path)]
+    rows = reading.objects(whole, str(path), hint=_DELETE)
+    return [_checked(row, path) for row in rows]
 
 
 def last_rows(
@@ -267,16 +268,8 @@ def rows_before(
 
 def _backwards(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
   """Yields where each row ends, and the row, from the last on."""
-  for begin, line in reading.lines_backwards(path):
-    if line.endswith(b'\n'):
-      for row in _objects([line], f'{path}, from byte {begin} on'):
-        yield begin + len(line), _checked(row, path)
-
-
-def _objects(
-  lines: Iterable[bytes], where: str | pathlib.Path
-) -> Iterator[dict[str, Any]]:
-  return reading.objects(lines, str(where), hint=_DELETE)
+  for end, row in reading.objects_backwards(path, _DELETE):
+    yield end, _checked(row, path)
 
 
 def _checked(row: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
@@ -297,13 +290,10 @@ def _count_lines(path: pathlib.Path, size: int) -> int:
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
   """Writes JSON to a temporary name beside `path`, then renames."""
-  _replace(pathlib.Path(path), json.dumps(value, indent=2) + '\n')
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
+  path = pathlib.Path(path)
   temporary = path.with_name(f'.{path.name}.tmp')
   with _named(path):
-    temporary.write_text(text, 'utf-8')
+    temporary.write_text(json.dumps(value, indent=2) + '\n', 'utf-8')
   os.replace(temporary, path)
 
 

@@ -7,6 +7,8 @@ import importlib.util
 import os
 import pathlib
 import sys
+import time
+import traceback
 from typing import Any
 
 import jax
@@ -69,8 +71,10 @@ def train(
   Raises:
     ValueError: the configuration, the data or the workdir do not fit, or the
       run diverged.
+    FloatingPointError: `debug_nans`, and where the NaN was made.
     Stopped: `stop` said so.
   """
+  began = time.time()
   workdir = pathlib.Path(workdir)
   config = config_lib.resolve(config)
   config_lib.check_ranges(config)
@@ -96,22 +100,27 @@ def train(
   if who and jax.process_index() == 0:
     print(f'{setup.chain.optimizer.name}: {who}', file=sys.stderr)
   about = {'optimizer': setup.chain.optimizer.describe()}
-  check = _open_workdir(config, workdir, about, data.tokenizer_dir)
-  callbacks = Callbacks(evaluate, on_row, stop, writers, check)
+  attempt = _open_workdir(config, workdir, about, data.tokenizer_dir, began)
+  check = attempt.check if attempt else lambda: None
+  began = attempt.began if attempt else began
+  callbacks = Callbacks(evaluate, on_row, stop, writers, check, began)
   try:
-    summary = fit(
-      setup,
-      data,
-      hypers,
-      LoopConfig(
-        **{f.name: config[f.name] for f in dataclasses.fields(LoopConfig)}
-      ),
-      workdir,
-      callbacks,
-      base.flatten(config),
-      lambda: _initial_state(config, setup),
-      restart,
-    )
+    with jax.debug_nans(config.debug_nans or jax.debug_nans.value):
+      summary = fit(
+        setup,
+        data,
+        hypers,
+        LoopConfig(
+          **{f.name: config[f.name] for f in dataclasses.fields(LoopConfig)}
+        ),
+        workdir,
+        callbacks,
+        base.flatten(config),
+        lambda: _initial_state(config, setup),
+        restart,
+      )
+  except FloatingPointError as error:
+    raise FloatingPointError(f'{error}{_origin(error)}') from error
   except Ended as error:
     check()
     _write_summary(workdir, error.summary)
@@ -274,19 +283,30 @@ def _open_workdir(
   workdir: pathlib.Path,
   about: Mapping[str, Any],
   tokenizer_dir: str | None,
-) -> Callable[[], None]:
-  """Writes down what identifies the run; of several processes, one does.
-
-  Returns what raises Superseded once another attempt has the directory.
-  """
+  began: float,
+) -> Attempt | None:
+  """Writes down what identifies the run; of several processes, one does."""
   if jax.process_index():
-    return lambda: None
+    return None
   workdir.mkdir(parents=True, exist_ok=True)
+  goes_on = _has_begun(workdir)
   metrics.write_json(workdir / 'config.json', config_lib.as_json(config))
-  attempt = Attempt(workdir, about)
+  attempt = Attempt(workdir, about, began, goes_on)
   if tokenizer_dir is not None:
     tokenizers.load(f'hf:{tokenizer_dir}').save(workdir)
-  return attempt.check
+  return attempt
+
+
+def _origin(error: BaseException) -> str:
+  """Names the line, no library's, at which an error came about."""
+  root = str(pathlib.Path(__file__).parent.parent)
+  frames = [
+    frame
+    for frame in traceback.extract_tb(error.__traceback__)
+    if frame.filename.startswith(root) or 'site-packages' not in frame.filename
+  ]
+  last = frames[-1]
+  return f' at {last.filename}:{last.lineno}: {last.line}'
 
 
 def _write_summary(workdir: pathlib.Path, summary: dict[str, Any]) -> None:

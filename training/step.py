@@ -172,19 +172,22 @@ def compile_step(
 ) -> jax.stages.Compiled:
   """Compiles (state, batch, hypers, seed, measure) → (state, stats).
 
-  It consumes the state. What was compiled before is not compiled again.
+  It consumes the state. What was compiled before is not compiled again. With
+  JAX's debug_nans it is compiled when it is called first, which JAX needs to
+  find the operation that made a NaN.
 
   Args:
     setup: constants of the program.
     hypers: hyperparameters by name; their values do not matter.
     packed: whether batches have segment ids and positions.
   """
-  return _compiled_step(setup, tuple(sorted(hypers)), packed)
+  ahead = not jax.debug_nans.value
+  return _compiled_step(setup, tuple(sorted(hypers)), packed, ahead)
 
 
 @functools.lru_cache(maxsize=2)
 def _compiled_step(
-  setup: Setup, names: tuple[str, ...], packed: bool
+  setup: Setup, names: tuple[str, ...], packed: bool, ahead: bool
 ) -> jax.stages.Compiled:
   batch = mesh_lib.batch_shapes(
     setup.mesh, setup.batch_size, setup.model.context, packed
@@ -208,6 +211,7 @@ def _compiled_step(
     (setup.shardings, whole),
     donate=(0,),
     hide=_hides(setup.model),
+    ahead=ahead,
   )
 
 

@@ -13,6 +13,15 @@ from steepest.training.state import Setup
 
 # Share of the rows whose mean is the training loss of the run.
 TAIL = 0.05
+# What the loop spends time on → its name in the summary's goodput.
+PHASES = {
+  'train': 'steps',
+  'compile': 'compiling',
+  'data': 'waiting_for_data',
+  'eval': 'evaluating',
+  'checkpoint': 'saving',
+  'other': 'other',
+}
 
 
 def summarise(
@@ -30,7 +39,7 @@ def summarise(
     setup: that trained it.
     rows: the last TAIL of metrics.jsonl.
     steps: done.
-    seconds: spent on 'train', 'data', 'eval', 'checkpoint' and 'compile'.
+    seconds: spent on each of PHASES.
     losses: the last validation losses, as logged.
     curvature_passes: done, beyond one gradient a step.
     peak_flops: a second, of all devices together; None: not known.
@@ -85,6 +94,20 @@ def summarise(
     ),
     'peak_memory_bytes': memory[peak] if peak in memory else None,
   }
+
+
+def goodput(seconds: dict[str, float], total: float) -> dict[str, float]:
+  """Returns the shares of a run's time, whose sum is 1.
+
+  Restarting is all that passes outside of the loop: starting, what a run was
+  down for, and since its last checkpoint what it had to do again.
+
+  Args:
+    seconds: of what is kept, on each of PHASES.
+    total: seconds since the run first began.
+  """
+  shares = {name: seconds[what] / total for what, name in PHASES.items()}
+  return shares | {'restarting': 1 - sum(seconds.values()) / total}
 
 
 def parameter_table(setup: Setup) -> str:

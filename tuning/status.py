@@ -38,6 +38,7 @@ _ROW = {
   'tokens_per_second': 'number above 0',
   'train/loss': 'number, finite or not',
   'mfu': '?number',
+  'goodput': '?number',
 }
 _EVENT = {'time': 'number', 'kind': 'text', 'step': 'count'}
 _STEPS = re.compile('0|[1-9][0-9]{0,17}')
@@ -68,6 +69,7 @@ _COLUMNS = (
   'slope/1000',
   'tokens/s',
   'MFU',
+  'goodput',
   'data wait',
   'checkpoint',
   'left',
@@ -89,6 +91,7 @@ class Status:
     slope: of the recent loss, nats in a thousand steps.
     tokens_per_second: recent.
     mfu: recent.
+    goodput: share of the time since the run first began that went into steps.
     wait: share of the recent time that went by waiting for data.
     checkpoint: steps of the newest.
     checkpoint_age: seconds since it was written.
@@ -104,6 +107,7 @@ class Status:
   slope: float | None = None
   tokens_per_second: float | None = None
   mfu: float | None = None
+  goodput: float | None = None
   wait: float | None = None
   checkpoint: int | None = None
   checkpoint_age: float | None = None
@@ -178,6 +182,7 @@ def _read(run: pathlib.Path, now: float) -> Status:
   if rows:
     values |= _pace(rows)
     values['loss'] = rows[-1]['train/loss']
+    values['goodput'] = rows[-1]['goodput'] if 'goodput' in rows[-1] else None
     per_step = values.pop('seconds_per_step')
     if per_step is not None and state == 'running':
       values['left'] = per_step * max(0, steps - rows[-1]['step'] - 1)
@@ -231,6 +236,7 @@ def table(found: Sequence[Status], rows: int | None) -> Table:
       _number(s.slope, '+.4f'),
       _number(s.tokens_per_second, ',.0f'),
       _number(s.mfu, '.1%'),
+      _number(s.goodput, '.0%'),
       _number(s.wait, '.0%'),
       '–' if s.checkpoint is None else f'{s.checkpoint}{age}',
       Text(s.state if s.left is None else _clock(s.left)),
@@ -267,7 +273,9 @@ def _alarms(
   if found.state == 'diverged':
     return [f'diverged at step {found.done}']
   if found.state == 'dead' and rows:
-    return [f'no process is left, quiet for {_clock(_quiet(found.path, now))}']
+    since = _clock(_quiet(found.path, now))
+    news = _news(found.path / 'events.jsonl', now)
+    return [f'no process is left, quiet for {since}', *news]
   if found.state != 'running':
     return []
   alarms = []
@@ -336,10 +344,8 @@ def _tail(path: pathlib.Path, count: int) -> list[dict[str, Any]]:
   """Returns the last rows of a file of JSON lines, complete ones only."""
   if not path.exists():
     return []
-  lines = (line for _, line in reading.lines_backwards(path))
-  complete = (line for line in lines if line.endswith(b'\n'))
-  last = list(itertools.islice(complete, count))[::-1]
-  return list(reading.objects(last, f'the end of {path.name}'))
+  last = itertools.islice(reading.objects_backwards(path), count)
+  return [found for _, found in last][::-1]
 
 
 def _names(paths: Sequence[pathlib.Path]) -> list[str]:

@@ -7,6 +7,19 @@ import time
 import pytest
 
 _STEPS = 2000
+_LATE = """
+import os, time
+from steepest.data import pipeline
+from steepest.launch import train as command
+real = pipeline.Data.train
+def late(self, first):
+  for step, batch in enumerate(real(self, first)):
+    if os.environ['STEEPEST_PROCESS'] == '1':
+      time.sleep(1000 * (step == 12))
+    yield batch
+pipeline.Data.train = late
+command.main()
+"""
 
 
 @pytest.fixture
@@ -63,8 +76,35 @@ def test_a_process_that_hangs_is_noticed_by_the_other(two):
   said = first.communicate(timeout=120)[1]
   assert first.returncode not in (0, 75)
   assert 'process 0 of 2: a step has not ended in 15 s' in said
+  assert '; process 1 does not answer (stacks of all: ' in said
   assert time.monotonic() - started < 60
   assert _kept(workdir)
+
+
+def test_a_process_that_hangs_is_named(start_processes, tmp_path):
+  """The second one waits for data that does not come."""
+  first, second = start_processes(
+    2,
+    [
+      *('-c', _LATE, '--config=experiments/tiny.py:gpt2,lion'),
+      '--config.data.source=flat:tests/golden/tokens.npy',
+      *('--config.model.width=32', '--config.model.context=16'),
+      *('--config.batch_size=2', '--config.log_every=5'),
+      *('--config.checkpoint_every=0', '--config.stall_seconds=10'),
+      f'--workdir={tmp_path}',
+    ],
+  )
+  said = [p.communicate(timeout=300)[1] for p in (first, second)]
+  assert [first.returncode, second.returncode] == [1, 1], said
+  [event] = (tmp_path / 'events.jsonl').read_text('utf-8').splitlines()
+  stall = json.loads(event)
+  assert stall['kind'] == 'stall' and stall['text'] in said[0]
+  assert 'hangs (waiting_for_data for ' in stall['text']
+  assert 'a step has not ended in 10 s; process 1 on ' in said[1]
+  stacks = sorted(tmp_path.glob('logs/stall-*/process-?.txt'))
+  assert [path.name[8] for path in stacks] == ['0', '1']
+  texts = [path.read_text('utf-8') for path in stacks]
+  assert ['late' in text for text in texts] == [False, True]
 
 
 @pytest.mark.slow

@@ -55,6 +55,9 @@ def test_speed_ups_are_the_planted_ones(study_runs, tmp_path):
   assert reached.loc['lion', 'tokens'].isna().all()
   gap = 2 / np.sqrt(280) - 2 / np.sqrt(400)
   assert reached.loc['lion', 'gap'].to_numpy() == pytest.approx(gap)
+  *_, spent = speed.sections(comparison)
+  _, *rows = spent.blocks[0].rows
+  assert [cell.text for cell in rows[0]] == ['AdamW', '90.0%', '4.0%', '6.0%']
 
 
 def _marks(found):

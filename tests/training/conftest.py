@@ -149,6 +149,7 @@ def train(configure, make_trainer, data, tmp_path):
       'checkpoint_every': 0,
       'checkpoints_kept': 2,
       'stall_seconds': 0.0,
+      'profile_steps': (),
       **keys,
     }
     trainer = make_trainer(config)

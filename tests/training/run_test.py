@@ -5,13 +5,14 @@ import pathlib
 import shutil
 
 import jax
+from jax import numpy as jnp
 import numpy as np
 import pytest
 
 from steepest.data import tokenizers
 from steepest.experiments import tiny
 from steepest.models import llama
-from steepest.training import attempt, loading, run as assemble
+from steepest.training import attempt, loading, run as assemble, step
 
 
 @pytest.fixture
@@ -136,6 +137,23 @@ def test_what_failed_before_its_first_row_binds_nothing(configure, tmp_path):
   assert (tmp_path / 'run' / 'config.json').exists()
   other = configure('gpt2,lion', steps=2, batch_size=4)
   assert assemble.train(other, tmp_path / 'run')['steps'] == 2
+
+
+def test_the_operation_that_makes_a_nan_is_named(
+  configure, tmp_path, monkeypatch
+):
+  real = step.training_loss
+
+  def training_loss(logits, part, z_loss):
+    loss, terms = real(logits, part, z_loss)
+    return jnp.sqrt(loss - 100), terms
+
+  monkeypatch.setattr(step, 'training_loss', training_loss)
+  wanted = r'invalid value \(nan\) encountered in sqrt at .*run_test.py:\d+: '
+  with pytest.raises(FloatingPointError, match=wanted):
+    config = configure('gpt2,lion', debug_nans=True, eval_sequences=0)
+    assemble.train(config, tmp_path)
+  assert not jax.config.jax_debug_nans
 
 
 def test_sophias_extra_passes_count_as_flops(configure, tmp_path):

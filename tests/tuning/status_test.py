@@ -43,6 +43,7 @@ def _run(
       'data/wait_seconds': waited * (i + 1),
       'tokens_per_second': 1000 / seconds,
       'mfu': 0.4,
+      'goodput': 0.83,
       **numbers,
     }
     for i, loss in enumerate(losses)
@@ -78,6 +79,7 @@ def test_numbers_are_those_of_the_rows(tmp_path):
   assert found.tokens_per_second == pytest.approx(2000)
   assert found.mfu == pytest.approx(0.4)
   assert found.wait == 0
+  assert found.goodput == 0.83
   assert found.left == pytest.approx(40 * 0.5)
   assert (found.checkpoint, found.checkpoint_age) == (40, 90)
   assert found.alarms == ()
