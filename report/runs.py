@@ -394,7 +394,9 @@ def _numbers(content: bytes) -> pd.DataFrame | None:
   options = arrow_json.ReadOptions(block_size=len(content) + 1)
   try:
     table = arrow_json.read_json(pa.BufferReader(content), options)
-  except pa.ArrowException:
+    # Arrow does not check that names are UTF-8.
+    list(table.column_names)
+  except (pa.ArrowException, UnicodeError):
     return None
   kinds = pa.types
   for field in table.schema:

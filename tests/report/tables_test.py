@@ -46,6 +46,13 @@ def test_deep_rows_are_named(run_dir, known, nested):
     tables.read([run_dir], known)
 
 
+def test_names_that_are_no_unicode_are_named(run_dir, known):
+  with (run_dir / 'metrics.jsonl').open('ab') as rows:
+    rows.write(b'{"step": 3000, "l\xfer": 1.0}\n{"step": 3001}\n')
+  with pytest.raises(ValueError, match=r'metrics\.jsonl, line \d+: .*utf-8'):
+    tables.read([run_dir], known)
+
+
 def test_a_run_is_a_row(study):
   found = tables.read([study])
   runs = found.runs.set_index('run')
