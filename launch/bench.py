@@ -138,8 +138,8 @@ def _print_plan(
   console.print(f'a device sends and gets in a step, by formula: {sent}')
   kept = config.checkpoints_kept if config.checkpoint_every else 0
   console.print(
-    f'a checkpoint: {gib(planned.checkpoint)} before it is compressed, '
-    f'{kept} kept and one more while it is written'
+    f'a checkpoint: {gib(planned.checkpoint)}, '
+    f'{kept} kept and two more while they are written'
     if kept
     else 'no checkpoints: checkpoint_every=0'
   )

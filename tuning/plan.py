@@ -70,7 +70,7 @@ class StepPlan:
     tokens: of all devices.
     seconds: not a number where no MFU is known.
     mfu: that the seconds assume; None where it is not known.
-    checkpoint: bytes of one, before it is compressed.
+    checkpoint: bytes of one.
     sent: operands and results of the collectives of a step, bytes of each
       device by what they do.
   """
