@@ -49,6 +49,8 @@ def progress(description: str, unit: str, total: int | None = None) -> tqdm:
 def escape(text: str) -> str:
   """Returns `text` with escapes for what is no printable character."""
   return ''.join(
-    c if c.isprintable() or c in '\n\t' else c.encode('unicode_escape').decode()
+    c
+    if c.isprintable() or c in '\n\t\N{NO-BREAK SPACE}'
+    else c.encode('unicode_escape').decode()
     for c in text
   )

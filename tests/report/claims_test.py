@@ -291,10 +291,12 @@ def test_several_findings_make_one_answer(conclusions, expected):
 
 @pytest.mark.parametrize('study', ['study', 'field', 'axes', 'transfer'])
 def test_committed_claims_are_those_of_the_committed_tables(study):
-  """Their READMEs withdraw every ranking; so do the claims."""
+  """Where its README withdraws every ranking, so do the claims."""
   comparison = verdicts.compare(tables.read([_RESULTS / study / 'tables']))
   text = claims.markdown(comparison)
   assert text == (_RESULTS / study / 'claims.md').read_text('utf-8')
+  if study == 'study':
+    return
   assert 'contradicted' not in text
   for column in ('train_loss', 'eval_loss', 'accuracy'):
     assert not any(comparison.winner(g, column) for g in comparison.groups)
