@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.complete
 STUDY ?= runs/quickstart
 
-.PHONY: install quickstart reports test slow lowest check dist clean
+.PHONY: install quickstart reports test slow lowest check dist site clean
 
 install: $(STAMP)
 
@@ -51,6 +51,11 @@ check: install
 # An sdist, and the wheel that is built from it.
 dist: install
 	$(BIN)/python -m build --no-isolation --outdir dist
+
+# The pages of docs/ as a site, in build/site; a broken link is an error.
+site: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv .typing build dist *.egg-info

@@ -98,6 +98,8 @@ setup(
     # Studies and preparations on several machines. Another version on one of
     # them would not be understood.
     'ray': ['ray==2.60.0'],
+    # The site of docs/ (make site).
+    'docs': ['mkdocs-material>=9.7,<10'],
     'test': _TEST,
   },
   entry_points={

@@ -1,10 +1,12 @@
-"""docs/adding.md as its reader runs it: from a wheel, in another directory."""
+"""Pages of docs/ as their readers run them: from a wheel, elsewhere."""
 
 import json
 import os
 import pathlib
 import re
 import subprocess
+
+import pytest
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _BLOCK = re.compile(r'^```(\w+) ?(\S*)\n(.*?)^```', re.M | re.S)
@@ -29,10 +31,8 @@ _SMALLER: dict[str, dict[str, object]] = {
     'config.steps': 4,
     'config.study.target_steps': 4,
     'config.study.models': 'gpt2',
-    'config.study.seeds': 1,
     'config.study.trials': 2,
     'config.study.max_extensions': 50,
-    'config.study.space_softness': (0.05, 0.5),
   },
   'coordcheck': {'widths': '32,128', 'seeds': 1, 'steps': 5},
 }
@@ -55,26 +55,44 @@ def _commands(text: str, python: pathlib.Path) -> list[tuple[str, list[str]]]:
   return found
 
 
-def test_the_page_runs_from_a_wheel(installed, fork_commands, tmp_path):
-  text = (_ROOT / 'docs' / 'adding.md').read_text('utf-8')
+def _page(name: str, where: pathlib.Path) -> str:
+  """Writes the files of a page into `where`, returns its lines of shell."""
   shell = ''
-  for language, name, body in _BLOCK.findall(text):
-    if name:
-      (tmp_path / name).write_text(body, 'utf-8')
+  text = (_ROOT / 'docs' / f'{name}.md').read_text('utf-8')
+  for language, file, body in _BLOCK.findall(text):
+    if file:
+      (where / file).write_text(body, 'utf-8')
     elif language == 'sh':
       shell += body
-  commands = _commands(shell, installed)
-  for name, arguments in commands:
-    if name in _SMALLER:
-      arguments += [f'--{key}={v}' for key, v in _SMALLER[name].items()]
-  assert [name for name, _ in commands] == [
+  return shell
+
+
+@pytest.fixture
+def run_commands(installed, fork_commands, tmp_path):
+  """Returns a function that runs lines of shell and returns what ran."""
+
+  def run(shell: str, **more: object) -> list[str]:
+    commands = _commands(shell, installed)
+    for name, arguments in commands:
+      smaller = _SMALLER.get(name, {}) | (more if name == 'study' else {})
+      arguments += [f'--{key}={v}' for key, v in smaller.items()]
+    results = fork_commands(commands, str(installed), tmp_path)
+    for (name, _), result in zip(commands, results, strict=True):
+      assert result.code == 0, (name, result.err)
+    return [name for name, _ in commands]
+
+  return run
+
+
+def test_the_page_on_adding(run_commands, tmp_path):
+  shell = _page('adding', tmp_path)
+  study = {
+    'config.study.seeds': 1,
+    'config.study.space_softness': (0.05, 0.5),
+  }
+  assert run_commands(shell, **study) == [
     *('prepare', 'train', 'study', 'coordcheck', 'train', 'evaluate')
   ]
-  for (name, _), result in zip(
-    commands, fork_commands(commands, str(installed), tmp_path), strict=True
-  ):
-    assert result.code == 0, (name, result.err)
-
   runs = tmp_path / 'runs'
   config = json.loads((runs / 'momentum' / 'config.json').read_text())
   assert config['optimizer']['name'] == str(tmp_path / 'momentum.py')
@@ -105,3 +123,23 @@ def test_the_page_runs_from_a_wheel(installed, fork_commands, tmp_path):
   assert check['passed'] and check['settings']['optimizer'] == './soft_sign.py'
   scores = json.loads((runs / 'trivia' / 'results.json').read_text())
   assert scores['metrics']['trivia']['n'] == 2
+
+
+@pytest.mark.slow
+def test_the_tutorials_for_one_machine(run_commands, tmp_path):
+  pages = ('own_text', 'first_study', 'reading_a_report')
+  shell = ''.join(_page(f'tutorials/{name}', tmp_path) for name in pages)
+  assert run_commands(shell) == [
+    *('prepare', 'prepare', 'train', 'generate', 'study'),
+    *('study', 'watch', 'study', 'report'),
+  ]
+  # A study goes on with the seeds that it is given later.
+  first = json.loads((tmp_path / 'runs/first/config.json').read_text())
+  assert first['study']['seeds'] == 3
+  found = [
+    pathlib.Path(path).parent.name
+    for path in (tmp_path / 'runs/first/finals').rglob('summary.json')
+  ]
+  assert sorted(set(found)) == ['seed=0', 'seed=1', 'seed=2']
+  verdicts = (tmp_path / 'report' / 'verdicts.csv').read_text('utf-8')
+  assert 'validation' in verdicts
