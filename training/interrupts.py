@@ -108,6 +108,10 @@ class StallTimer:
   first whose step takes too long writes down where it is, with the stacks of
   its threads; all others see that and do the same; each says which of them
   hangs and exits, and whoever started them starts all again.
+
+  Attributes:
+    paused: seconds in which this process did not run at all, as far as the
+      thread saw.
   """
 
   def __init__(
@@ -127,6 +131,7 @@ class StallTimer:
         'step', and whether it 'waits' for others there.
       tell: (one line, whether this process speaks for all).
     """
+    self.paused = 0.0
     self._seconds = seconds
     self._directory = directory
     self._where = where
@@ -139,7 +144,7 @@ class StallTimer:
   def __enter__(self) -> 'StallTimer':
     self._index, self._count = jax.process_index(), jax.process_count()
     self._watched = threading.get_ident()
-    if self._seconds:
+    if self._seconds or self._count > 1:
       self._thread = threading.Thread(target=self._watch, daemon=True)
       self._thread.start()
     return self
@@ -163,9 +168,13 @@ class StallTimer:
     while not self._over.wait(_TICK):
       passed = time.monotonic() - before
       before += passed
+      # Who was stopped, or had no core, has not waited for the others.
+      late = passed - _TICK
+      self.paused += late if late > _TICK / 5 else 0.0
       taken = self._taken
+      if not self._seconds:
+        continue
       if taken is not None:
-        # Who was stopped meanwhile has not waited for the others.
         taken[0] += min(passed, 1.0)
       unseen += passed
       hangs = taken is not None and taken[0] > self._seconds

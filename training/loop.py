@@ -28,8 +28,11 @@ from steepest.training.interrupts import StallTimer, Stopped
 from steepest.training.profiling import Profile
 from steepest.training.state import Setup, TrainState
 from steepest.training.step import compile_step
+from steepest.training.stragglers import Stragglers
 from steepest.training.validation import Validation
 
+# The step, its numbers on the devices, and the latest of processes.
+_Pending = tuple[int, Any, dict[str, float]]
 # Rows of which one has the numbers of each layer: most of a row is theirs.
 _LAYERS_EVERY = 10
 
@@ -173,10 +176,12 @@ def fit(
     record.open_writer(stack, first, hparams)
     stack.enter_context(record.stall)
     profile = stack.enter_context(Profile(record.workdir, config.profile_steps))
+    stragglers = Stragglers(setup) if jax.process_count() > 1 else None
     record.begin()
     batches = data.train(first)
     compiled = None
-    pending: tuple[int, Any] | None = None
+    pending: _Pending | None = None
+    lag: dict[str, float] = {}
     for step in range(first, config.steps):
       record.step = step
       # The first step, which the next one waits for, joins the processes.
@@ -187,16 +192,25 @@ def fit(
         with record.timed('compile'):
           compiled = record.compile(rows)
       measure = config.written(step)
+      row: dict[str, Any] = {}
       profile.before(step, pending)
       trace = jax.profiler.StepTraceAnnotation('train', step_num=step)
       with record.timed('train'), watch(), trace:
         batch = mesh_lib.put_batch(setup.mesh, rows, setup.batch_size)
+        # What processes take is told apart where no step is under way.
+        apart = stragglers if measure and step > first else None
+        if apart:
+          row, pending = record.read(pending), None
+        start = time.perf_counter()
         state, stats = compiled(state, batch, operands, seed, flags[measure])
+        if apart:
+          jax.block_until_ready(stats)
+          lag = record.lag(apart, time.perf_counter() - start)
         # The last step's numbers are read while this one runs.
-        row = record.read(pending)
+        row = row or record.read(pending)
       if row:
         record.write(row)
-      pending = step, role_statistics.kept(stats, measure)
+      pending = step, role_statistics.kept(stats, measure), lag
       stop, due = callbacks.stop(step + 1), config.due(step + 1)
       if stop or due:
         with record.timed('train'), watch():
@@ -327,6 +341,19 @@ class _Record:
     """Counts from here on what is not timed as other."""
     self._left = time.perf_counter()
 
+  def lag(self, stragglers: Stragglers, seconds: float) -> dict[str, float]:
+    """Returns what the row of the step that took so long has of processes."""
+    row = stragglers.measure(
+      self.step,
+      seconds,
+      self.seconds['data'] + self.seconds['other'],
+      self.stall.paused,
+    )
+    news = stragglers.news(row)
+    if news:
+      self.tell('process', news)
+    return row
+
   def _total(self) -> float:
     """Returns the seconds since the run first began."""
     total = self._before + time.perf_counter() - self._created
@@ -418,11 +445,11 @@ class _Record:
         table = summary.parameter_table(self.setup)
         writer.write_texts(0, {'parameters': table})
 
-  def read(self, pending: tuple[int, Any] | None) -> dict[str, Any]:
+  def read(self, pending: _Pending | None) -> dict[str, Any]:
     """Waits for a step's numbers and returns its row, {} without one."""
     if pending is None:
       return {}
-    step, stats = pending
+    step, stats, lag = pending
     values = self.setup.chain.named(jax.device_get(stats))
     row = {name: float(v) for name, v in values.items()}
     for name, value in row.items():
@@ -437,7 +464,7 @@ class _Record:
           step,
         )
     tokens = (step + 1) * self.setup.batch_size * self.setup.model.context
-    return {'step': step, 'tokens': tokens, **row}
+    return {'step': step, 'tokens': tokens, **row, **lag}
 
   def write(self, row: dict[str, Any], always: bool = False) -> None:
     """Writes a row down where one is due."""

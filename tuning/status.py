@@ -39,7 +39,11 @@ _ROW = {
   'train/loss': 'number, finite or not',
   'mfu': '?number',
   'goodput': '?number',
+  'process/slow': '?count',
+  'process/slowest_seconds': '?number',
+  'process/median_seconds': '?number above 0',
 }
+_TIMES = 'process/slowest_seconds', 'process/median_seconds'
 _EVENT = {'time': 'number', 'kind': 'text', 'step': 'count'}
 _STEPS = re.compile('0|[1-9][0-9]{0,17}')
 # Rows that slope, rate and data wait are taken from.
@@ -290,6 +294,7 @@ def _alarms(
   quiet = _quiet(found.path, now)
   if quiet > _patience(rows):
     alarms.append(f'no progress for {_clock(quiet)}')
+  alarms += filter(None, [_slow(rows[-1])])
   if found.wait is not None and found.wait > _WAIT:
     alarms.append('waits for data')
   every = config['checkpoint_every'] if 'checkpoint_every' in config else 0
@@ -297,6 +302,14 @@ def _alarms(
     alarms.append('checkpoints are missing')
   alarms += _news(found.path / 'events.jsonl', now)
   return alarms
+
+
+def _slow(row: Mapping[str, Any]) -> str:
+  """Names the process that a row says all others wait for; '' for none."""
+  if not {'process/slow', *_TIMES} <= row.keys():
+    return ''
+  slowest, median = (row[key] for key in _TIMES)
+  return f'process {row["process/slow"]} is {slowest / median:.1f}x slower'
 
 
 def _patience(rows: list[dict[str, Any]]) -> float:
@@ -377,9 +390,10 @@ def describe(row: Mapping[str, Any]) -> str:
   """Returns loss, tokens/s and MFU of a row in a few words."""
   mfu = f'{row["mfu"]:.1%}' if 'mfu' in row else 'n/a'
   evaluated = f' val {row["eval/loss"]:.3f}' if 'eval/loss' in row else ''
+  slow = _slow(row)
   return (
     f'loss {row["train/loss"]:.3f}{evaluated} '
-    f'{row["tokens_per_second"]:,.0f} tok/s mfu {mfu}'
+    f'{row["tokens_per_second"]:,.0f} tok/s mfu {mfu}{slow and f" {slow}"}'
   )
 
 

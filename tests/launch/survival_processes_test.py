@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from steepest.training import metrics
+
 _STEPS = 2000
 _LATE = """
 import os, time
@@ -15,7 +17,7 @@ real = pipeline.Data.train
 def late(self, first):
   for step, batch in enumerate(real(self, first)):
     if os.environ['STEEPEST_PROCESS'] == '1':
-      time.sleep(1000 * (step == 12))
+      time.sleep(1000 if step == 42 else 0.3 * (step >= 10))
     yield batch
 pipeline.Data.train = late
 command.main()
@@ -81,8 +83,8 @@ def test_a_process_that_hangs_is_noticed_by_the_other(two):
   assert _kept(workdir)
 
 
-def test_a_process_that_hangs_is_named(start_processes, tmp_path):
-  """The second one waits for data that does not come."""
+def test_slow_and_hanging_processes_are_named(start_processes, tmp_path):
+  """The second one is late with its data from some step on, then hangs."""
   first, second = start_processes(
     2,
     [
@@ -96,8 +98,16 @@ def test_a_process_that_hangs_is_named(start_processes, tmp_path):
   )
   said = [p.communicate(timeout=300)[1] for p in (first, second)]
   assert [first.returncode, second.returncode] == [1, 1], said
-  [event] = (tmp_path / 'events.jsonl').read_text('utf-8').splitlines()
-  stall = json.loads(event)
+  row = metrics.read_rows(tmp_path)[-1]
+  assert row['process/slow'] == 1
+  # Less would be what the other one takes.
+  assert row['process/slowest_seconds'] > 0.2
+  assert row['process/slowest_seconds'] == row['process/seconds/1']
+  assert row['process/median_seconds'] == row['process/seconds/0']
+  assert 'process 1 on ' in said[0] and 'who wait for it' in said[0]
+  events = (tmp_path / 'events.jsonl').read_text('utf-8').splitlines()
+  *slow, stall = map(json.loads, events)
+  assert {event['kind'] for event in slow} == {'process'}
   assert stall['kind'] == 'stall' and stall['text'] in said[0]
   assert 'hangs (waiting_for_data for ' in stall['text']
   assert 'a step has not ended in 10 s; process 1 on ' in said[1]

@@ -90,6 +90,14 @@ def test_numbers_are_those_of_the_rows(tmp_path):
   [
     ({'age': 3600.0}, 'no progress for 60 min'),
     ({'waited': 0.5}, 'waits for data'),
+    (
+      {
+        'process/slow': 3,
+        'process/slowest_seconds': 0.6,
+        'process/median_seconds': 0.25,
+      },
+      'process 3 is 2.4x slower',
+    ),
     ({'checkpoint_every': 5, 'checkpoints': (5,)}, 'checkpoints are missing'),
     (
       {'events': [{'time': _NOW - 5, 'kind': 'rollback', 'step': 7}]},

@@ -1,0 +1,130 @@
+"""Which of several processes holds the others up.
+
+Processes of a run wait for each other in every step, so that a step takes all
+of them as long as the slowest. What each needs by itself is taken apart at the
+steps whose rows are written, P processes:
+
+* host: seconds a step outside of the devices' work, mostly for data;
+* step: seconds of one step that begins once the step before has ended;
+* probe: seconds of a few matrix products that its own devices do alone, over
+  the share of the time in which the process ran at all.
+
+The one that waits least for the others has the ratio of step to probe that is
+least, which makes seconds of a step of every process's probe.
+"""
+
+import collections
+from collections.abc import Mapping
+import socket
+import statistics
+import time
+
+import jax
+from jax import numpy as jnp
+from jax.experimental import multihost_utils
+import numpy as np
+
+from steepest.training import flops
+from steepest.training.state import Setup
+
+# A process is slow that takes so many times the median.
+SLOW = 1.5
+# FLOPs of the probe over those of a step.
+_SHARE = 0.05
+# Times of measurement whose median counts.
+_KEPT = 5
+# Seconds until a process is told of once more.
+_AGAIN = 600.0
+_LONGEST_NAME = 64
+# Rows of a probe's matrices, on accelerators and on CPUs.
+_SIZES = (2048, jnp.bfloat16), (256, jnp.float32)
+
+
+def alone(
+  host_P: np.ndarray, step_P: np.ndarray, probe_P: np.ndarray
+) -> np.ndarray:
+  """Returns the seconds a step that each process needs by itself."""
+  times_P: np.ndarray = host_P + (step_P / probe_P).min() * probe_P
+  return times_P
+
+
+class Stragglers:
+  """Measures, at the same steps in every process."""
+
+  def __init__(self, setup: Setup):
+    """Joins the processes: all of them make one."""
+    self._kept: collections.deque[np.ndarray] = collections.deque(maxlen=_KEPT)
+    self._told: dict[int, float] = {}
+    self._before: tuple[int, float, float, float] | None = None
+    devices = setup.mesh.local_devices
+    n, dtype = _SIZES[devices[0].platform == 'cpu']
+    tokens = setup.batch_size * setup.model.context / setup.mesh.size
+    work = _SHARE * tokens * flops.per_token(setup.shapes.params, setup.model)
+    count = max(1, round(work / (2 * n**3)))
+    # The mean of each row, so that products stay what they are.
+    matrix_NxN = np.full((n, n), 1 / n, dtype)
+    self._matrices = [jax.device_put(matrix_NxN, d) for d in devices]
+    self._products = jax.jit(
+      lambda x_NxN: jax.lax.fori_loop(0, count, lambda _, y: y @ x_NxN, x_NxN)
+    )
+    self._probe()  # Compiles.
+    name = socket.gethostname().encode()[:_LONGEST_NAME]
+    names = multihost_utils.process_allgather(
+      np.frombuffer(name.ljust(_LONGEST_NAME), np.uint8)
+    )
+    self._hosts = [bytes(n).decode('utf-8', 'replace').strip() for n in names]
+
+  def measure(
+    self, step: int, seconds: float, outside: float, paused: float
+  ) -> dict[str, float]:
+    """Returns what a row has of it, {} the first time.
+
+    Args:
+      step: that has ended.
+      seconds: that it took.
+      outside: seconds spent outside of steps since the start.
+      paused: seconds in which the process did not run since the start.
+    """
+    probe, now = self._probe(), time.perf_counter()
+    before, self._before = self._before, (step, outside, paused, now)
+    if before is None:
+      return {}
+    steps = step - before[0]
+    ran = 1 - (paused - before[2]) / (now - before[3])
+    own = (outside - before[1]) / steps, seconds, probe / max(ran, 0.01)
+    self._kept.append(
+      multihost_utils.process_allgather(np.array(own, np.float32))
+    )
+    host_P, step_P, probe_P = np.median(self._kept, 0).T
+    times = alone(host_P, step_P, probe_P).tolist()
+    # Of two it is the faster one's.
+    slowest, median = max(times), statistics.median_low(times)
+    row = {f'process/seconds/{i}': t for i, t in enumerate(times)}
+    row |= {
+      'process/slowest_seconds': slowest,
+      'process/median_seconds': median,
+    }
+    if slowest >= SLOW * median:
+      row['process/slow'] = times.index(slowest)
+    return row
+
+  def news(self, row: Mapping[str, float]) -> str:
+    """Says which process is slow by a row; '' for none, or one said of late."""
+    if 'process/slow' not in row:
+      return ''
+    slow, now = int(row['process/slow']), time.monotonic()
+    if slow in self._told and now - self._told[slow] < _AGAIN:
+      return ''
+    self._told[slow] = now
+    slowest = row['process/slowest_seconds']
+    return (
+      f'process {slow} on {self._hosts[slow]} takes {slowest:.3g} s a step by '
+      'itself, '
+      f'{slowest / row["process/median_seconds"]:.1f} times the median of all, '
+      'who wait for it'
+    )
+
+  def _probe(self) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready([self._products(m) for m in self._matrices])
+    return time.perf_counter() - start
