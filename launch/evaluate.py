@@ -69,7 +69,8 @@ def main() -> None:
     'out': cli.define_required('out', 'Directory to write.', 'DIR'),
   }
   evaluate = lambda: _evaluate(**{k: v.value for k, v in values.items()})
-  cli.run(lambda: cli.write(values['out'], evaluate), __doc__)
+  write = lambda: cli.write(values['out'], evaluate)
+  cli.run(write, __doc__, addresses=('out',))
 
 
 def _evaluate(

@@ -20,11 +20,18 @@ def main() -> None:
     'model', 'ckpt:WORKDIR or hf:DIR.', 'ckpt:WORKDIR'
   )
   out = cli.define_required('out', 'Directory to write; new or empty.', 'DIR')
-  cli.run(lambda: _export(model.value, out.value), __doc__)
+  export = lambda: _export(model.value, out.value)
+  cli.run(export, __doc__, addresses=('out',))
 
 
 def _export(spec: str, out: str) -> None:
-  directory = pathlib.Path(out).absolute()
+  from steepest.data import buckets
+
+  with buckets.staged(out, 'exporting there') as stage:
+    _write(spec, stage.directory.absolute(), out)
+
+
+def _write(spec: str, directory: pathlib.Path, out: str) -> None:
   if directory.is_dir() and any(directory.iterdir()):
     raise FileExistsError(f'--out={out} is not empty: give a new directory')
   if directory.exists() and not directory.is_dir():

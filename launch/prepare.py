@@ -41,7 +41,9 @@ def main() -> None:
   )
   text = cli.define_preparation()
   cli.run(
-    lambda: _run(describe.value, workers.value, address.value, text), __doc__
+    lambda: _run(describe.value, workers.value, address.value, text),
+    __doc__,
+    addresses=('out', 'describe'),
   )
 
 
@@ -54,22 +56,27 @@ def _run(
   # Read by the tokenizers library when it starts its threads.
   if workers == 1:
     os.environ['RAYON_NUM_THREADS'] = '1'
+  from steepest.data import buckets
   from steepest.data.terminal import Console
 
   if describe is not None:
     from steepest.data import describe as describing
 
-    describing.describe(describe, Console())
+    describing.describe(buckets.for_records(describe), Console())
     return
-  options = text()
   if workers < 0:
     raise ValueError(f'--workers={workers}: give 0 or more')
   from steepest.data import prepare
   from steepest.tuning import engine
 
-  logs = prepare.unfinished(options.out) / 'logs'
   console = Console(stderr=True)
   with contextlib.ExitStack() as stack:
+    out = flags.FLAGS['out']
+    if out.value and buckets.is_address(out.value):
+      staged = buckets.staged(out.value, 'preparing there')
+      out.value = str(stack.enter_context(staged).directory)
+    options = text()
+    logs = prepare.unfinished(options.out) / 'logs'
     run: prepare.Run = map
     if address:
       machines = stack.enter_context(engine.machines(address, workers))

@@ -61,7 +61,7 @@ def main() -> None:
       )
     command = ['python', '-m', 'launch.report', *sys.argv[1:]]
     if compare.value:
-      path = _compare(compare.value, out.value, command)
+      path = _compare(_copies(compare.value), out.value, command)
     else:
       # --help need not wait for the plot library.
       from steepest.data.terminal import Console
@@ -69,7 +69,7 @@ def main() -> None:
       from steepest.training import config
 
       path = report.run(
-        runs.value,
+        _copies(runs.value),
         out.value,
         command,
         runs_lib.Known(**config.known()),
@@ -80,7 +80,15 @@ def main() -> None:
       )
     print(f'report: {path}')
 
-  cli.run(lambda: cli.write(out, run), __doc__)
+  places = ('runs', 'compare', 'out')
+  cli.run(lambda: cli.write(out, run), __doc__, addresses=places)
+
+
+def _copies(directories: Sequence[str]) -> list[str]:
+  """Returns directories, those of buckets as copies without checkpoints."""
+  from steepest.data import buckets
+
+  return [str(buckets.read(name, buckets.rows)) for name in directories]
 
 
 def _compare(

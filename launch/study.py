@@ -32,7 +32,7 @@ import pathlib
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -41,6 +41,7 @@ from steepest.launch import cli
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
+  from steepest.data.buckets import Stage
   from steepest.launch.submitters.targets import Targets
   from steepest.tuning.budget import Budget
 
@@ -90,13 +91,13 @@ def main() -> None:
       away = targets.value is not None
       _plan(study, given, away, price.value)
       return
-    directory = pathlib.Path(workdir.value or cli.default_workdir(config))
-    directory = directory.absolute()
+    place = workdir.value or cli.default_workdir(config)
+    directory = _place(place, targets.value)
     sent = None
     if targets.value is not None:
       from steepest.launch.submitters import targets as elsewhere
 
-      sent = elsewhere.Targets(targets.value, given, directory)
+      sent = elsewhere.Targets(targets.value, given, pathlib.Path(directory))
     if given.dry_run:
       if sent is None:
         raise ValueError('--dry_run is of --targets; --plan says what it takes')
@@ -106,7 +107,21 @@ def main() -> None:
       sent.check(study)
     _study(study, directory, workers.value, address.value, sent, given.minutes)
 
-  cli.run(start, __doc__)
+  cli.run(start, __doc__, addresses=('workdir',))
+
+
+def _place(workdir: str, targets: str | None) -> str:
+  """Returns where a study is: a path from the root, or an address."""
+  from steepest.data import buckets
+
+  if not buckets.is_address(workdir):
+    return str(pathlib.Path(workdir).absolute())
+  if targets is not None:
+    raise ValueError(
+      f'--targets={targets} with --workdir={workdir}: their places look at '
+      'files, so mount the bucket'
+    )
+  return workdir
 
 
 def _config(holder: flags.FlagHolder, optimizers: str | None) -> 'ConfigDict':
@@ -125,9 +140,18 @@ def _config(holder: flags.FlagHolder, optimizers: str | None) -> 'ConfigDict':
   return config
 
 
-def _study(
+def _study(config: 'ConfigDict', workdir: str, *how: Any) -> None:
+  from steepest.data import buckets
+
+  # What runs that have ended saved is not needed any more.
+  choice = buckets.unfinished
+  with buckets.staged(workdir, 'at this study', choice) as stage:
+    _run(config, stage, *how)
+
+
+def _run(
   config: 'ConfigDict',
-  workdir: pathlib.Path,
+  stage: 'Stage',
   workers: int,
   address: str,
   targets: 'Targets | None',
@@ -143,11 +167,16 @@ def _study(
   )
 
   start, budget = time.perf_counter(), budgets.Budget(minutes)
+  workdir = stage.directory
   with locks.hold(workdir, 'at this study'), _stoppable(workdir, budget):
     with engine.machines(address, workers) as machines:
       config = corpus.ready(config, workdir)
+      # Whichever machine trains or goes on reads it there.
+      config.data.source = stage.address(config.data.source)
+      stage.push()
       send = targets.send if targets else None
-      study = tuning_study.Study(config, workdir, send)
+      shared = stage if address else None
+      study = tuning_study.Study(config, workdir, send, shared)
       metrics.write_json(workdir / 'config.json', json.loads(config.to_json()))
       away = targets is not None
       phases = tuning_study.phases(config, machines.machine, away)

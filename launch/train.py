@@ -8,11 +8,15 @@ is left as it is. The workdir gets config.json, env.json, metrics.jsonl,
 TensorBoard events, checkpoints/, on accelerators programs/ (what was compiled)
 and at the end summary.json. As one of several processes (training/processes.py;
 `launch.submit` starts them) it does its part of the run in a workdir that all
-of them see.
+of them see. A workdir at gs:// or s3:// is written by way of a copy here
+(data/buckets.py).
 """
 
+from collections.abc import Iterator
+import contextlib
 import functools
 import pathlib
+import secrets
 import sys
 
 from absl import flags
@@ -32,7 +36,8 @@ def main() -> None:
     'Go on although the workdir lacks checkpoints or rows that it had: from '
     'the newest checkpoint left, or from the first step.',
   )
-  cli.run(lambda: _train(config, workdir.value, restart.value), __doc__)
+  train = lambda: _train(config, workdir.value, restart.value)
+  cli.run(train, __doc__, addresses=('workdir',))
 
 
 def _train(
@@ -47,32 +52,72 @@ def _train(
 
   workdir = workdir or cli.default_workdir(holder)
   first = processes.join() == 0
-  mesh.keep_programs(pathlib.Path(workdir) / 'programs')
-  train = functools.partial(
-    run.train,
-    config,
-    workdir,
-    overrides=cli.overrides(holder),
-    make_evaluate=evaluation.evaluator(
-      config.eval_tasks, config.eval_tasks_data, config.eval_tasks_limit
-    ),
-    restart=restart,
-  )
   try:
-    with interrupts.StopSignals(config.stop_grace_seconds) as stop:
+    with (
+      interrupts.StopSignals(config.stop_grace_seconds) as stop,
+      _directory(workdir, first) as directory,
+    ):
+      mesh.keep_programs(directory / 'programs')
+      train = functools.partial(
+        run.train,
+        config,
+        directory,
+        overrides=cli.overrides(holder),
+        make_evaluate=evaluation.evaluator(
+          config.eval_tasks, config.eval_tasks_data, config.eval_tasks_limit
+        ),
+        stop=stop.requested,
+        restart=restart,
+      )
       if not first:
         # The first process shows what goes on, the others help.
-        train(stop=stop.requested)
+        train()
         return
-      held = locks.hold(pathlib.Path(workdir), 'training there')
+      held = locks.hold(directory, 'training there')
       with held, status.TrainingDisplay(config, workdir) as display:
-        summary = train(on_row=display.on_row, stop=stop.requested)
+        summary = train(on_row=display.on_row)
   except interrupts.Stopped as stopped:
     print(stopped, file=sys.stderr)
     sys.exit(interrupts.EXIT_CODE)
   display.finish(summary)
   if config.eval_tasks:
-    _show_scores(pathlib.Path(workdir), config.eval_tasks)
+    _show_scores(directory, config.eval_tasks)
+
+
+@contextlib.contextmanager
+def _directory(workdir: str, first: bool) -> Iterator[pathlib.Path]:
+  """Gives the directory of a run, of a bucket the copy that all share.
+
+  Raises:
+    ValueError: another machine than the first process's does not see it.
+  """
+  from steepest.data import buckets
+
+  if not buckets.is_address(workdir):
+    yield pathlib.Path(workdir)
+    return
+  import jax
+  from jax.experimental import multihost_utils
+  import numpy as np
+
+  with contextlib.ExitStack() as stack:
+    directory = buckets.copy_of(workdir)
+    if first:
+      stack.enter_context(buckets.staged(workdir, 'training there'))
+    if jax.process_count() > 1:
+      mark = directory / '.lock.job'
+      drawn = np.int32(secrets.randbits(31))
+      if first:
+        directory.mkdir(parents=True, exist_ok=True)
+        mark.write_text(str(drawn))
+      drawn = multihost_utils.broadcast_one_to_all(drawn)
+      if not mark.exists() or mark.read_text() != str(drawn):
+        raise ValueError(
+          f'--workdir={workdir}: its copy, {directory}, is not the first '
+          "process's: processes on several machines need STEEPEST_CACHE where "
+          'all of them see it, or the bucket mounted'
+        )
+    yield directory
 
 
 def _show_scores(workdir: pathlib.Path, wanted: str) -> None:

@@ -5,7 +5,8 @@
 Any number of runs, and of directories that hold some, such as a study: step,
 loss and its slope in nats a thousand steps, tokens/s, MFU, time spent waiting
 for data, newest checkpoint and its age, time left, and what wants attention.
-All is read from their directories: it may run on any machine that sees them.
+All is read from their directories, or from buckets: it may run on any machine
+that sees them.
 --once prints one view and ends. Ctrl-C ends the watching, not the runs.
 """
 
@@ -61,10 +62,12 @@ def _fit(roots: list[str], console: 'Console') -> 'Table':
 
 
 def _view(roots: list[str], rows: int | None) -> 'Table':
+  from steepest.data import buckets
   from steepest.tuning import status
 
+  places = [str(buckets.read(root, buckets.rows)) for root in roots]
   now = time.time()
-  found = [status.read(run, now) for run in status.find(roots)]
+  found = [status.read(run, now) for run in status.find(places)]
   return status.table(found, rows)
 
 

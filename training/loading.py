@@ -10,7 +10,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from steepest.data import tokenizers
+from steepest.data import buckets, tokenizers
 from steepest.experiments import base
 from steepest.models import (
   config as model_config,
@@ -64,16 +64,18 @@ class LoadedModel(NamedTuple):
 
 
 def load_model(spec: str) -> LoadedModel:
-  """Loads `hf:DIR` or `ckpt:WORKDIR`.
+  """Loads `hf:DIR` or `ckpt:WORKDIR`, which may be in buckets.
 
   Raises:
     ValueError: it is neither, or what is there does not fit.
   """
   kind, _, directory = spec.partition(':')
   if kind == 'hf' and directory:
-    return _load_hf(directory)
+    return _load_hf(str(buckets.read(directory)), directory)
   if kind == 'ckpt' and directory:
-    return _load_checkpoint(pathlib.Path(directory))
+    workdir = buckets.read(directory, buckets.newest)
+    named = directory if buckets.is_address(directory) else str(workdir)
+    return _load_checkpoint(workdir, named)
   raise ValueError(f'--model={spec}: give hf:DIR or ckpt:WORKDIR')
 
 
@@ -92,7 +94,7 @@ def replicate(params: Any) -> tuple[Any, Mesh | None]:
   return jax.device_put(params, mesh_lib.replicated(mesh)), mesh
 
 
-def _load_hf(directory: str) -> LoadedModel:
+def _load_hf(directory: str, named: str) -> LoadedModel:
   config = base.get_config()
   config.model.update(huggingface.read_config(directory))
   config.dtype.compute = 'float32'
@@ -104,11 +106,11 @@ def _load_hf(directory: str) -> LoadedModel:
     jax.device_put(huggingface.read_params(directory, model)),
     tokenizers.load(f'hf:{directory}'),
     rules,
-    {'model': f'hf:{directory}'},
+    {'model': f'hf:{named}'},
   )
 
 
-def _load_checkpoint(workdir: pathlib.Path) -> LoadedModel:
+def _load_checkpoint(workdir: pathlib.Path, named: str) -> LoadedModel:
   if not (workdir / 'config.json').exists():
     raise FileNotFoundError(f'ckpt:{workdir}: no config.json, not a run')
   if not (workdir / 'tokenizer.json').exists():
@@ -143,7 +145,7 @@ def _load_checkpoint(workdir: pathlib.Path) -> LoadedModel:
     params,
     tokenizer,
     rules,
-    {'model': f'ckpt:{workdir}', 'steps': steps},
+    {'model': f'ckpt:{named}', 'steps': steps},
   )
 
 

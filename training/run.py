@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from steepest.data import pipeline, tokenizers
+from steepest.data import buckets, pipeline, tokenizers
 from steepest.experiments import base
 from steepest.models import config as model_config, huggingface, parametrization
 from steepest.models.config import ModelConfig
@@ -75,6 +75,8 @@ def train(
     Stopped: `stop` said so.
   """
   began = time.time()
+  if buckets.is_address(workdir):
+    raise ValueError(f'{workdir}: train in what buckets.staged gives of it')
   workdir = pathlib.Path(workdir)
   config = config_lib.resolve(config)
   config_lib.check_ranges(config)

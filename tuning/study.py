@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from steepest.data import buckets
 from steepest.models import config as model_config
 from steepest.training import config as config_lib, metrics
 from steepest.tuning import budget as budget_lib, cells, pruning, search, worker
@@ -64,6 +65,7 @@ class Study:
     config: ConfigDict,
     workdir: pathlib.Path,
     send: Callable[[list[Run]], None] | None = None,
+    stage: buckets.Stage | None = None,
   ):
     """Opens the searches.
 
@@ -72,6 +74,7 @@ class Study:
       workdir: of the study.
       send: takes the targets of a cell once its search is done, those that have
         not ended, and they are no runs for slots; None: they are.
+      stage: of a workdir whose runs other machines train; None: all see it.
 
     Raises:
       ValueError: the configuration does not fit together, or a search was
@@ -80,7 +83,7 @@ class Study:
     self.config = config
     self.workdir = workdir
     self.failures: dict[Cell, str] = {}
-    self._send = send
+    self._send, self._stage = send, stage
     self.cells = cells.cells(config)
     self._points = cells.points(config)
     self._open = [cell for cell in self.cells if not self._done(cell)]
@@ -178,6 +181,8 @@ class Study:
   ) -> Run:
     """Notes how the run of a slot ended: its loss, an error, or not yet."""
     run = self._running.pop(slot)
+    if self._stage is not None:
+      self._stage.pull(run.directory)
     if error is not None:
       self._fail(run.stage, error)
     elif not stopped:
@@ -186,11 +191,12 @@ class Study:
 
   def job(self, run: Run, deadline: float | None = None) -> dict[str, Any]:
     """Returns a run as `worker.train` takes it."""
+    stage = self._stage or buckets.Stage(self.workdir)
     return {
       'deadline': deadline,
-      'stop': str(self.workdir / worker.STOP),
+      'stop': stage.address(self.workdir / worker.STOP),
       'config': json.loads(run.config.to_json()),
-      'directory': str(run.directory),
+      'directory': stage.address(run.directory),
       'finished': self._finished_curves(run),
     }
 

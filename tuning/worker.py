@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from steepest.data import buckets
 from steepest.eval import evaluation
 from steepest.training import (
   chips,
@@ -34,10 +35,10 @@ def train(job: dict[str, Any]) -> float | str | None:
   """Trains a run unless it is done, and returns the loss to compare.
 
   Args:
-    job: `config` and `directory` of the run, and `finished`: the curves of the
-      trials by which it may be ended early, None where it may not; `deadline`:
-      when it saves and stops as time.time() tells it, or None; `stop`: a file
-      with which it does so too.
+    job: `config` and `directory` of the run, which may be of a bucket, and
+      `finished`: the curves of the trials by which it may be ended early, None
+      where it may not; `deadline`: when it saves and stops as time.time() tells
+      it, or None; `stop`: a file or object with which it does so too.
 
   Returns:
     The validation loss, or the training loss where none is read; None if the
@@ -45,36 +46,53 @@ def train(job: dict[str, Any]) -> float | str | None:
   """
   processes.keep_memory()
   config = ConfigDict(job['config'])
-  directory = pathlib.Path(job['directory'])
+  away = buckets.is_address(job['directory'])
+  with buckets.staged(
+    job['directory'],
+    'training there',
+    takes_over=True,
+    stop=job['stop'] if away else '',
+  ) as stage:
+    loss: float | str | None = cells.ended(config, stage.directory)
+    if loss is None:
+      loss = _train(config, stage, job)
+  return loss if not isinstance(loss, float) or math.isfinite(loss) else None
+
+
+def _train(
+  config: ConfigDict, stage: buckets.Stage, job: dict[str, Any]
+) -> float | str | None:
+  """Trains a run; returns as `train`, its loss as it is."""
   deadline = math.inf if job['deadline'] is None else job['deadline']
-  loss = cells.ended(config, directory)
-  if loss is None:
-    pruner = None
-    if job['finished'] is not None:
-      pruner = pruning.MedianPruner(
-        job['finished'], config.steps, config.log_every
-      )
+  pruner = None
+  if job['finished'] is not None:
+    pruner = pruning.MedianPruner(
+      job['finished'], config.steps, config.log_every
+    )
 
-    def on_row(row: dict[str, Any]) -> None:
-      if pruner and (reason := pruner.ends(row)):
-        raise Pruned(reason, row['step'] + 1)
+  def on_row(row: dict[str, Any]) -> None:
+    if pruner and (reason := pruner.ends(row)):
+      raise Pruned(reason, row['step'] + 1)
 
-    try:
-      summary = training_run.train(
-        config,
-        directory,
-        on_row=on_row,
-        stop=lambda _: time.time() >= deadline or os.path.exists(job['stop']),
-        make_evaluate=evaluation.evaluator(
-          config.eval_tasks, config.eval_tasks_data, config.eval_tasks_limit
-        ),
-      )
-      loss = cells.loss_of(summary)
-    except (Diverged, Pruned):
-      return None
-    except Stopped:
-      return STOPPED
-  return loss if math.isfinite(loss) else None
+  def stop(steps: int) -> bool:
+    asked = stage.stop.is_set() or os.path.exists(job['stop'])
+    return asked or time.time() >= deadline
+
+  try:
+    summary = training_run.train(
+      config,
+      stage.directory,
+      on_row=on_row,
+      stop=stop,
+      make_evaluate=evaluation.evaluator(
+        config.eval_tasks, config.eval_tasks_data, config.eval_tasks_limit
+      ),
+    )
+  except (Diverged, Pruned):
+    return None
+  except Stopped:
+    return STOPPED
+  return cells.loss_of(summary)
 
 
 def check(job: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import types
 
 import pytest
 
+from steepest.data import buckets
 from steepest.experiments import base
 from steepest.tuning import engine, study as studies, worker
 
@@ -94,3 +95,27 @@ def test_a_run_saves_at_the_deadline_and_goes_on_from_there(
   assert not (tmp_path / 'stopped' / 'summary.json').exists()
   assert next((tmp_path / 'stopped' / 'checkpoints').glob('[0-9]*')).name == '2'
   assert worker.train({**stopped, 'deadline': None}) == loss
+
+
+def test_workers_elsewhere_bring_their_runs_to_the_bucket(
+  bucket, tmp_path, monkeypatch
+):
+  """Slots that see nothing of the driver's copy, as those of other machines."""
+  monkeypatch.setenv('STEEPEST_CACHE', str(tmp_path))
+  monkeypatch.setenv('STEEPEST_SLOT', '3')
+  config = _config(checkpoint_every=2)
+  config.study.update(trials=1, max_extensions=0)
+  with buckets.staged(bucket, 'at this study') as stage:
+    study = studies.Study(config, stage.directory, stage=stage)
+    with engine.InProcess() as slots:
+      studies.run(study, slots)
+    study.raise_failures()
+    assert study.over and study.has_results
+    seen = {path.name for path in stage.directory.glob('*/*/*/checkpoints/*/*')}
+  left = buckets.read(bucket)
+  ended = [p.parent.parent.parent.name for p in left.glob('*/*/*/summary.json')]
+  assert sorted(ended) == ['finals', 'trials']
+  assert list(left.glob('finals/*/*/checkpoints/4/state'))
+  # What the driver sees of a run, and what a worker leaves.
+  assert seen == {'checksums.json'}
+  assert not list(tmp_path.glob('buckets/write-3/*/*/*/*/*/*/*'))

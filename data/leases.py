@@ -1,0 +1,165 @@
+"""The right to write to a directory of a bucket, which no machine can lock.
+
+Whoever comes creates `.lock.N`, which does not exist yet, by a conditional put;
+the largest N has it. Its owner writes the object again every ten seconds. One
+that was not written for a minute, or whose process of this machine is gone, is
+no more: no two clocks are compared. An owner that finds a later one ends at
+once; an upload that was under way then may still arrive, which the checksums of
+a checkpoint tell.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import pathlib
+import socket
+import sys
+import time
+from typing import Any, Protocol
+import uuid
+
+NAME = '.lock.'
+# Seconds between two signs of life, and until an owner without one is given up.
+BEAT, _LEASE = 10.0, 60.0
+
+
+class Objects(Protocol):
+  """The objects of a directory in a bucket; all raise OSErrors."""
+
+  address: str
+
+  def locks(self) -> dict[int, str]:
+    """Returns number → name of the lock objects."""
+
+  def write(self, name: str, content: bytes, new: bool = False) -> bool:
+    """Writes an object; returns whether it did, where it has to be `new`."""
+
+  def content(self, name: str) -> bytes | None:
+    """Returns an object, None where there is none."""
+
+  def remove(self, name: str) -> None:
+    """Removes an object that may be gone."""
+
+
+class Lease:
+  """The right to write to a directory of a bucket."""
+
+  def __init__(self, objects: Objects, what: str):
+    self._objects, self._what = objects, what
+    self._number = 0
+    self._beats = 0
+    self._me = {
+      'id': uuid.uuid4().hex,
+      'process': os.getpid(),
+      'host': socket.gethostname(),
+      'machine': _machine(),
+      'since': _now(),
+    }
+
+  def take(self, takes_over: bool) -> None:
+    """Takes it.
+
+    Raises:
+      OSError: a process that lives has it, and it is not taken over.
+    """
+    while True:
+      before = max(self._objects.locks().items(), default=(0, ''))
+      if before[0] and not takes_over and self._lives(before[1]):
+        raise OSError(
+          f'{self._objects.address}: another process is {self._what} '
+          f'({self._owner(before[1])}): wait for it, stop it, or choose '
+          'another directory'
+        )
+      self._number = before[0] + 1
+      if self._objects.write(self._name, self._content(), new=True):
+        # One that listed before others came may have created an older one.
+        if max(self._objects.locks()) == self._number:
+          break
+        self._objects.remove(self._name)
+    if before[0] and takes_over:
+      # Until it has seen this lock, or can see none.
+      while self._lives(before[1]):
+        pass
+    for number, name in self._objects.locks().items():
+      if number < self._number:
+        self._objects.remove(name)
+
+  def beat(self) -> None:
+    """Gives a sign of life; ends the process where another has the lock."""
+    newest = max(self._objects.locks().items(), default=(self._number, ''))
+    if newest[0] > self._number:
+      print(
+        f'error: {self._objects.address}: another process has taken this over '
+        f'({self._owner(newest[1])}): this one stops',
+        file=sys.stderr,
+        flush=True,
+      )
+      os._exit(1)
+    self._beats += 1
+    self._objects.write(self._name, self._content())
+
+  def release(self) -> None:
+    """Gives it back; the object stays, so that numbers only grow."""
+    with contextlib.suppress(OSError):
+      self._objects.write(self._name, b'{}')
+
+  @property
+  def _name(self) -> str:
+    return f'{NAME}{self._number:06d}'
+
+  def _content(self) -> bytes:
+    return json.dumps(self._me | {'beat': self._beats}).encode()
+
+  def _lives(self, name: str) -> bool:
+    """Returns whether an owner gives a sign of life within the lease."""
+    first = self._objects.content(name)
+    if first is None or not (owner := _parse(first)):
+      return False
+    if owner.get('machine') == self._me['machine'] and not _runs(owner):
+      return False
+    end = time.monotonic() + _LEASE
+    while time.monotonic() < end:
+      time.sleep(_LEASE / 60)
+      now = self._objects.content(name)
+      if now != first:
+        return now is not None and bool(_parse(now))
+    return False
+
+  def _owner(self, name: str) -> str:
+    owner = _parse(self._objects.content(name) or b'')
+    shown = ('process', 'host', 'since')
+    return ', '.join(f'{k} {owner[k]}' for k in shown if k in owner)
+
+
+def _parse(content: bytes) -> dict[str, Any]:
+  """Returns who has a lock; {}: nobody, or a damaged object."""
+  try:
+    owner = json.loads(content)
+  except ValueError:
+    return {}
+  return owner if isinstance(owner, dict) else {}
+
+
+def _runs(owner: dict[str, Any]) -> bool:
+  """Whether a process of this machine is there, as far as one can know."""
+  try:
+    os.kill(int(owner['process']), 0)
+  except ProcessLookupError:
+    return False
+  except (OSError, KeyError, TypeError, ValueError, OverflowError):
+    pass
+  return True
+
+
+def _machine() -> str:
+  """Returns what processes that see each other have in common."""
+  with contextlib.suppress(OSError):
+    boot = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text('ascii')
+    return f'{boot.strip()} {os.stat("/proc/self/ns/pid").st_ino}'
+  # Another system: who lives is known by signs of life alone.
+  return uuid.uuid4().hex
+
+
+def _now() -> str:
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')

@@ -1,0 +1,185 @@
+"""Commands whose directories are in buckets, of a server on this machine."""
+
+import argparse
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from steepest.data import buckets
+
+_ROOT = pathlib.Path(__file__).parent.parent.parent
+_VARIABLES = ('AWS_', 'FSSPEC_', 'STORAGE_', 'CLOUD_STORAGE_', 'GCSFS_')
+# Killed where the files of a second checkpoint are in the bucket, but not yet
+# what says that it is whole. Passes are as frequent as a short run is fast.
+_KILLED = """
+import importlib, os, signal, sys
+from steepest.data import buckets
+buckets._PASS = 0.2
+opened, told, seals = buckets._Copy.__init__, set(), []
+
+def open_(copy, *arguments):
+  opened(copy, *arguments)
+  if id(copy._files) in told:
+    return
+  told.add(id(copy._files))
+  put = copy._files.put_file
+
+  def put_file(path, at):
+    seals.extend([at] * at.endswith('/checksums.json'))
+    if len(seals) > 1:
+      os.kill(os.getpid(), signal.SIGKILL)
+    put(path, at)
+
+  copy._files.put_file = put_file
+
+buckets._Copy.__init__ = open_
+importlib.import_module(f'steepest.launch.{sys.argv.pop(1)}').main()
+"""
+_SMALL = {
+  'model.width': 16,
+  'model.num_layers': 1,
+  'model.context': 16,
+  'steps': 8,
+  'checkpoint_every': 2,
+}
+
+
+@pytest.fixture
+def machine(bucket, tmp_path, fork_commands, command_env):
+  """Returns what runs commands on a machine, one that is killed or several."""
+
+  def run(name, *commands, killed=False):
+    env = {k: v for k, v in os.environ.items() if k.startswith(_VARIABLES)}
+    env['STEEPEST_CACHE'] = str(tmp_path / name)
+    if not killed:
+      return fork_commands(list(commands), **env)
+    ((command, arguments),) = commands
+    return subprocess.run(
+      [sys.executable, '-c', _KILLED, command, *arguments],
+      env={**command_env, **env},
+      cwd=_ROOT,
+      capture_output=True,
+      text=True,
+      timeout=600,
+    )
+
+  return run
+
+
+def _prepare(out):
+  text = f'--input={argparse.__file__}'
+  rest = ['--tokenizer=bpe-train:300', '--source=code', '--workers=1']
+  return 'prepare', [text, f'--out={out}', '--validation_fraction=0.5', *rest]
+
+
+def _with(command, config, workdir, values):
+  keys = [f'--config.{key}={value}' for key, value in values.items()]
+  return command, [f'--config={config}', f'--workdir={workdir}', *keys]
+
+
+def _rows(directory):
+  rows = map(json.loads, (directory / 'metrics.jsonl').open())
+  timed = ('second', 'mfu', 'goodput')
+  return [
+    {k: v for k, v in row.items() if not any(t in k for t in timed)}
+    for row in rows
+  ]
+
+
+def test_a_run_that_is_killed_goes_on_elsewhere_bit_for_bit(
+  bucket, machine, tmp_path, monkeypatch
+):
+  shards, local = f'{bucket}-shards', tmp_path / 'local'
+  (prepared,) = machine('first', _prepare(shards))
+  assert prepared.code == 0, prepared.err
+  values = {**_SMALL, 'data.source': f'shards:{shards}'}
+  train = lambda at: _with('train', 'experiments/tiny.py:gpt2', at, values)
+  killed = machine('first', train(bucket), killed=True)
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
+  monkeypatch.setenv('STEEPEST_CACHE', str(tmp_path / 'reader'))
+  left = buckets.read(bucket)
+  steps = sorted(int(p.name) for p in (left / 'checkpoints').iterdir())
+  seals = [p.parent.name for p in left.glob('checkpoints/*/checksums.json')]
+  assert seals == [str(steps[0])] and len(steps) > 1
+  assert not (left / 'summary.json').exists()
+  out = tmp_path / 'exported'
+  model = f'ckpt:{bucket}'
+  done = machine(
+    'second',
+    train(bucket),
+    train(local),
+    ('watch', [bucket, '--once']),
+    ('export', [f'--model={model}', f'--out={out}']),
+    ('prepare', [f'--describe={shards}']),
+    train(bucket),
+  )
+  for result in done:
+    assert result.code == 0, result.err
+  whole = buckets.read(bucket, buckets.newest)
+  assert len(_rows(whole)) == 8 and _rows(whole) == _rows(local)
+  # It did go on, and did not begin again.
+  env = json.loads((whole / 'env.json').read_text())
+  assert env['attempt']['number'] == 2
+  seconds = [
+    json.loads(line)['seconds'] for line in (whole / 'metrics.jsonl').open()
+  ]
+  assert seconds == sorted(seconds)
+  assert '8/8' in done[2].out and 'finished' in done[2].out
+  assert (out / 'model.safetensors').stat().st_size > 0
+
+
+def test_a_study_that_is_killed_goes_on_elsewhere(bucket, machine, tmp_path):
+  values = {
+    **_SMALL,
+    'data.source': 'flat:tests/golden/tokens.npy',
+    'eval_tasks': '',
+    'batch_size': 4,
+    'schedule.warmup_steps': 2,
+    'study.models': 'gpt2',
+    'study.optimizers': 'lion',
+    'study.trials': 1,
+    'study.seeds': 1,
+    'study.target_steps': 8,
+    'study.max_extensions': 0,
+  }
+  command = _with('study', 'experiments/quickstart.py', bucket, values)
+  command[1].append('--workers=1')
+  killed = machine('first', command, killed=True)
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
+  page = tmp_path / 'page'
+  again, shown, report = machine(
+    'second',
+    command,
+    ('watch', [bucket, '--once']),
+    ('report', [f'--runs={bucket}', f'--out={page}']),
+  )
+  assert again.code == 0, again.err
+  assert report.code == 0, report.err
+  assert '2 finished' in shown.out
+  assert (page / 'report.html').exists()
+
+
+def test_what_cannot_be_in_a_bucket_is_refused(fork_commands):
+  study = ['--config=experiments/quickstart.py', '--targets=files']
+  results = fork_commands(
+    [
+      ('submit', ['--config=experiments/tiny.py', '--workdir=s3://a/b']),
+      ('study', [*study, '--workdir=gs://a/b']),
+      ('train', ['--config=experiments/tiny.py', '--workdir=az://a/b']),
+    ]
+  )
+  for result, said in zip(
+    results,
+    (
+      '--workdir=s3://a/b: this takes what is on this machine alone',
+      '--targets=files with --workdir=gs://a/b: their places look at files',
+      'az://a/b: give a directory, gs://BUCKET/PATH or s3://BUCKET/PATH',
+    ),
+  ):
+    assert result.code == 1 and said in result.err
+    assert result.err.count('error: ') == 1
