@@ -126,7 +126,7 @@ def test_the_page_on_adding(run_commands, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_tutorials_for_one_machine(run_commands, tmp_path):
+def test_the_tutorials_for_one_machine(run_commands, installed, tmp_path):
   pages = ('own_text', 'first_study', 'reading_a_report')
   shell = ''.join(_page(f'tutorials/{name}', tmp_path) for name in pages)
   assert run_commands(shell) == [
@@ -141,5 +141,13 @@ def test_the_tutorials_for_one_machine(run_commands, tmp_path):
     for path in (tmp_path / 'runs/first/finals').rglob('summary.json')
   ]
   assert sorted(set(found)) == ['seed=0', 'seed=1', 'seed=2']
-  verdicts = (tmp_path / 'report' / 'verdicts.csv').read_text('utf-8')
-  assert 'validation' in verdicts
+  page = (_ROOT / 'docs' / 'tutorials' / 'reading_a_report.md').read_text()
+  (snippet,) = (body for kind, _, body in _BLOCK.findall(page) if kind != 'sh')
+  done = subprocess.run(
+    [installed, '-c', snippet],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert 'train_loss' in done.stdout
