@@ -348,8 +348,9 @@ class _Copy:
             continue
           taken[name] = _take(self.directory / name, f'{outgoing}/{i}'), stamp
         except FileNotFoundError:
-          # Removed since: nothing that may stand for it goes now.
-          whole = False
+          # Removed since: nothing that may stand for it goes now, and nothing
+          # that this would replace.
+          whole, gone = False, []
       rest = [name for name in taken if name not in seals]
       with self._named():
         if rest:

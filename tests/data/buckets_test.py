@@ -163,9 +163,16 @@ def test_a_seal_gets_there_after_what_it_stands_for(bucket, monkeypatch):
   _write(copy.directory, {'checkpoints/2/checksums.json': seal})
   for name in ('state', 'checksums.json'):
     (copy.directory / 'checkpoints' / '1' / name).unlink()
+  # A file that goes while the others are taken keeps both for the next pass.
+  with monkeypatch.context() as patch:
+    patch.setattr(copy, '_names', lambda names=copy._names: names() | {'lost'})
+    copy.push()
+  assert [path.removeprefix(at) for path in order.pop()] == [
+    'checkpoints/2/state'
+  ]
+  assert not order
   copy.push()
   assert [[p.removeprefix(at) for p in paths] for paths in order] == [
-    ['checkpoints/2/state'],
     ['checkpoints/2/checksums.json'],
     ['checkpoints/1/checksums.json'],
     ['checkpoints/1/state'],
