@@ -305,7 +305,7 @@ def _origin(error: BaseException) -> str:
   frames = [
     frame
     for frame in traceback.extract_tb(error.__traceback__)
-    if frame.filename.startswith(root) or 'site-packages' not in frame.filename
+    if 'site-packages' not in frame.filename.removeprefix(root)
   ]
   last = frames[-1]
   return f' at {last.filename}:{last.lineno}: {last.line}'
