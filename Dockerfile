@@ -20,8 +20,8 @@ RUN mkdir experiments models optimizers data training tuning eval report launch 
     && pip uninstall --yes steepest
 
 COPY . .
-RUN pip install --no-deps . && useradd --create-home steepest
+RUN pip install --no-deps . && useradd --create-home --home-dir /runs steepest
 
 USER steepest
-WORKDIR /home/steepest
-CMD ["steepest-study", "--config=experiments/quickstart.py", "--workdir=runs/quickstart"]
+WORKDIR /runs
+CMD ["steepest-study", "--config=experiments/quickstart.py", "--workdir=quickstart"]
