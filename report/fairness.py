@@ -28,6 +28,7 @@ _KINDS = {
   'warmup': 'warm-up',
   'weight_decay': 'weight decay',
   'warmup_steps': 'warm-up',
+  'clip_norm': 'clipping',
   'decay_fraction': 'schedule',
   'final_fraction': 'schedule',
   'attention_multiplier': 'multipliers',

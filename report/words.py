@@ -73,6 +73,7 @@ _NAMES = {
   'b3_half_life': 'half-life of β₃',
   'decay_timescale': 'timescale of decay',
   'warmup': 'warm-up',
+  'clip_norm': 'largest gradient norm',
   'eps': 'ε',
   'rho': 'ρ',
   'weight_decay': 'weight decay',

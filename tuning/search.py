@@ -42,6 +42,9 @@ _SHARED = (
   *('warmup', 'auxiliary_lr'),
 )
 _COLUMNS = 32
+# What every optimizer has, searched where a study's own key says. The clip has
+# the last column: others' stay where they were.
+_OF_ALL = {'warmup': Hyper(0.0), 'clip_norm': Hyper(1.0)}
 # Trials of a search: so many, and so many more for each dimension.
 _TRIALS, _TRIALS_OF_EACH = 8, 4
 # A half-life is searched up to this share of the proxy's run, over a factor of
@@ -124,7 +127,7 @@ def dimensions(config: ConfigDict, optimizer: str) -> list[Dimension]:
     lrs = tuple(float(f'{x:.6g}') for x in np.geomspace(*ends, _RATES))
   found = [Dimension('lr', lrs)]
   wanted = [n.strip() for n in study.space.split(',')]
-  hypers = {**find(optimizer).hyperparameters, 'warmup': Hyper(0.0)}
+  hypers = {**find(optimizer).hyperparameters, **_OF_ALL}
   hypers.pop('lr')
   for name, hyper in hypers.items():
     name = horizons.key(name, hyper)
@@ -360,7 +363,8 @@ class Search:
     values = {}
     for d in self._dimensions:
       start, stop = drawn if d.name == 'lr' else d.bounds
-      at = point[list(names).index(d.name)]
+      column = list(names).index(d.name) if d.name != 'clip_norm' else -1
+      at = point[column]
       values[d.name] = d.value(start + at * (stop - start))
     return values
 

@@ -130,7 +130,8 @@ def test_a_range_grows_until_the_best_rate_is_off_its_edges(best, seed):
 
 
 def test_points_are_spread_evenly_and_shared_by_all_optimizers():
-  config = _config(search='sobol', trials=64, space_rho=(0.01, 1.0), **_SPACES)
+  own = {'space_rho': (0.01, 1.0), 'space_clip_norm': (0.1, 10.0)}
+  config = _config(search='sobol', trials=64, **own, **_SPACES)
   sophia = _open(config, 'sophia').trials({})
   adamw = _open(config).trials({})
   assert [{**t.values, 'rho': None} for t in sophia] == [
@@ -142,6 +143,7 @@ def test_points_are_spread_evenly_and_shared_by_all_optimizers():
     ('b2_half_life', lambda x: math.log10(x / 1e3) / 2),
     ('decay_timescale', lambda x: math.log10(x / 0.05) / 3),
     ('rho', lambda x: math.log10(x / 0.01) / 2),
+    ('clip_norm', lambda x: math.log10(x / 0.1) / 2),
   ):
     held = {math.floor(64 * share(t.values[name])) for t in sophia}
     assert held == set(range(64)), name
@@ -331,6 +333,7 @@ def test_values_reach_the_run():
     'b1_half_life': 2e6,
     'b2_half_life': 0.1,
     'warmup': 0.07,
+    'clip_norm': 0.3,
     'rho': 0.03,
   }
   config.optimizer.betas = (0.5, 0.6)
