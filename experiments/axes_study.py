@@ -3,7 +3,7 @@
     python -m launch.study --config=experiments/axes_study.py \
         --workdir=runs/axes
 
-What: a LLaMA of 4 layers, 32 wide (0.12 M parameters): 2 M tokens, twice and
+What: a LLaMA of 4 layers, 32 wide (0.12 M parameters): 1.2 M tokens, twice and
 four times as many, with `wsd`; beside them cosine, and batches of a quarter and
 four times the size. Rates, memories, decay and Sophia's rho are searched in
 trials a quarter as long, anew for each batch size. Data as
@@ -21,15 +21,15 @@ from steepest.experiments import small
 def get_config(arg: str = '') -> ConfigDict:
   """Takes no variant."""
   config, _ = small.get_study_config(arg)
-  config.steps = 240
+  config.steps = 150
   config.schedule.kind = 'wsd'
   config.schedule.warmup = 0.08
-  config.eval_every = 480
+  config.eval_every = 300
   config.eval_sequences = 256
-  config.checkpoint_every = 480
+  config.checkpoint_every = 300
   config.study.models = 'llama'
   config.study.width_ratio = 1
-  config.study.target_steps = 960
+  config.study.target_steps = 600
   config.study.axis_tokens = (1, 2, 4)
   config.study.axis_schedule = ('wsd', 'cosine')
   config.study.axis_batch_size = (4, 16, 64)

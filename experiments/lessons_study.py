@@ -1,11 +1,12 @@
-"""What else changes which optimizer is ahead, at two lengths of a run.
+"""What else changes which optimizer is ahead.
 
     python -m launch.study --config=experiments/lessons_study.py:llama,b1 \
         --workdir=runs/lessons-b1
 
-What: AdamW, Lion and Sophia-G on a model of 2 layers, 32 wide, for 300 and for
-1,200 steps, two seeds: four learning rates beside four values of the word's
-setting, all of them. Everything else is as in experiments/transfer_study.py.
+What: AdamW, Lion and Sophia-G on a model of 2 layers, 32 wide, for 300 steps,
+two seeds: four learning rates beside four values of the word's setting, all of
+them; `b1` and `decay`, which are horizons, for 1,200 steps too. Everything else
+is as in experiments/transfer_study.py.
 docs/results/lessons says what would count, and has what came out.
 
 `b1` varies the half-life of the first average, in tokens, `decay` the share of
@@ -27,6 +28,7 @@ _SETTINGS = {
   'clip': ('clip_norm', (0.03, 0.1, 0.3, 1.0)),
   'warmup': ('warmup', (0.01, 0.03, 0.1, 0.3)),
 }
+_HORIZONS = ('b1', 'decay')
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -39,13 +41,13 @@ def get_config(arg: str = '') -> ConfigDict:
   config.model.num_heads = 2
   study = config.study
   study.axis_width = study.axis_parametrization = ()
-  study.axis_tokens = (1, 4)
-  study.axes_mode = 'one_at_a_time'
-  study.retune = 'tokens'
+  study.axes_mode, study.retune = 'one_at_a_time', ''
   study.lrs_adamw = (4e-3, 8e-3, 1.6e-2, 3.2e-2)
   study.lrs_lion = (2e-3, 4e-3, 8e-3, 1.6e-2)
   study.lrs_sophia = (2e-3, 4e-3, 8e-3, 1.6e-2)
   for word in settings:
     name, values = _SETTINGS[word]
     study[f'space_{name}'] = values
+    if word in _HORIZONS:
+      study.axis_tokens, study.retune = (1, 4), 'tokens'
   return config
