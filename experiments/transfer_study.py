@@ -87,8 +87,10 @@ def get_config(arg: str = '') -> ConfigDict:
   for name in words & set(_MEMORIES):
     study[f'space_{name}_half_life'] = _HALF_LIVES
     study.axis_width, study.trial_seeds = (1, 8), 1
-    for optimizer in ('adamw', 'lion', 'sophia'):
-      study[f'lrs_{optimizer}'] = study[f'lrs_{optimizer}'][1:5]
+    # A grid grows around its best alone, so all half-lives need rates on both
+    # sides of theirs.
+    study.lrs_adamw = study.lrs_adamw[1:5]
+    study.lrs_lion, study.lrs_sophia = study.lrs_lion[2:], study.lrs_sophia[2:]
   if 'depth' in words:
     config.parametrization.depth_rule = 'completep'
     study.axis_width, study.axis_depth = (), (1, 2, 4)
