@@ -1,19 +1,15 @@
 """Benchmark scores at the end of training, beside chance and the loss."""
 
 from collections.abc import Sequence
-import math
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 
-from steepest.report import section, statistics, tables, theme, verdicts, words
+from steepest.report import section, tables, theme, verdicts, words
 from steepest.report.section import Cell, Column
 
 # Of a benchmark's row, the share in which the optimizers' marks lie.
 _SPREAD = 0.7
-# Fewer optimizers than these agree by chance too often to be told.
-_FEWEST = 5
 
 
 def sections(comparison: tables.Comparison) -> list[section.Section]:
@@ -28,25 +24,6 @@ def sections(comparison: tables.Comparison) -> list[section.Section]:
   if accuracies:
     blocks.append(_figure(comparison, held, accuracies))
   blocks.append(_table(comparison, held, names))
-  found = agreements(cells)
-  if len(found):
-    blocks.append(
-      section.Table.of(
-        'Does a lower loss come with better scores?',
-        found.assign(score=found['column'].map(words.head)),
-        {
-          'score': Column('Score'),
-          'tau': Column('Kendall’s τ', number=True, form='+.2f'),
-          'p': Column('p', number=True, form='.2g'),
-          'n': Column('Optimizers', number=True),
-        },
-        heading='group',
-        note='τ is 1 where a lower validation loss always comes with a better '
-        'score and −1 where it never does, over the optimizers’ means; no p '
-        f'for fewer than {_FEWEST} optimizers.',
-        folded=True,
-      )
-    )
   return [section.Section('scores', 'Benchmarks', blocks)]
 
 
@@ -196,27 +173,3 @@ def _table(
     'number.',
     style='wide',
   )
-
-
-def agreements(cells: pd.DataFrame) -> pd.DataFrame:
-  """Returns Kendall's rank correlation of loss and score over optimizers.
-
-  Columns: group, column, tau (τ_b of −loss and score, over the optimizers'
-  means), p (two-sided, scipy's; NaN for fewer than five optimizers), n.
-  """
-  rows = []
-  for group, of in cells.groupby('group', sort=False):
-    means = of.pivot(index='optimizer', columns='column', values='mean')
-    if 'eval_loss' not in means:
-      continue
-    scored = [c for c in means if '/' in c and not c.endswith('/perplexity')]
-    for column in [*ordered(scored), verdicts.ACCURACY]:
-      if column not in means:
-        continue
-      both = means[['eval_loss', column]].dropna()
-      if len(both) < statistics.FEWEST_SEEDS:
-        continue
-      found = stats.kendalltau(-both['eval_loss'], both[column])
-      p = found.pvalue if len(both) >= _FEWEST else math.nan
-      rows.append((group, column, found.statistic, p, len(both)))
-  return pd.DataFrame(rows, columns=['group', 'column', 'tau', 'p', 'n'])

@@ -209,21 +209,3 @@ def test_drift_of_a_planted_optimum_is_found():
   np.testing.assert_allclose(at_64['cost'], 0.1, atol=1e-6)
   (drift,) = widths.drifts(found)['mean']
   assert drift == pytest.approx(-0.5, abs=1e-6)
-
-
-def test_agreement_of_loss_and_score():
-  losses = [3.1, 3.2, 3.3, 3.4, 3.5]
-  right = [0.5, 0.49, 0.45, 0.46, 0.4]
-  rows = [
-    ('g', str(i), column, value)
-    for i, pair in enumerate(zip(losses, right, strict=True))
-    for column, value in zip(('eval_loss', 'piqa/acc'), pair, strict=True)
-  ]
-  cells = pd.DataFrame(rows, columns=['group', 'optimizer', 'column', 'mean'])
-  (found,) = scores.agreements(cells).to_dict('records')
-  # One of ten pairs is the other way round: of 120 orders 5 are as near, and
-  # as many to the opposite one.
-  assert found['tau'] == pytest.approx(0.8)
-  assert found['p'] == pytest.approx(2 * 5 / 120)
-  (few,) = scores.agreements(cells[:8]).to_dict('records')
-  assert math.isnan(few['p']) and few['n'] == 4
