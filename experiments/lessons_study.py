@@ -11,7 +11,8 @@ docs/results/lessons says what would count, and has what came out.
 
 `b1` varies the half-life of the first average, in tokens, `decay` the share of
 the run in which decay takes a weight to 1/e, `clip` the largest norm of the
-gradient, `warmup` the share of the run that warms up.
+gradient, `warmup` the share of the run that warms up. `batch` has batches of a
+quarter and of four times the sequences at equal tokens.
 
 Hardware: two CPU cores.
 """
@@ -29,12 +30,13 @@ _SETTINGS = {
   'warmup': ('warmup', (0.01, 0.03, 0.1, 0.3)),
 }
 _HORIZONS = ('b1', 'decay')
+_BATCH = 'batch'
 
 
 def get_config(arg: str = '') -> ConfigDict:
   """`arg` is `gpt2|llama` and one of the words above."""
-  _, words = base.with_variant(arg, extra=tuple(_SETTINGS))
-  settings = words & set(_SETTINGS)
+  _, words = base.with_variant(arg, extra=(*_SETTINGS, _BATCH))
+  settings = words & {*_SETTINGS, _BATCH}
   model = ','.join(words - settings)
   config = transfer_study.get_config(model)
   config.model.width = 32
@@ -45,7 +47,9 @@ def get_config(arg: str = '') -> ConfigDict:
   study.lrs_adamw = (4e-3, 8e-3, 1.6e-2, 3.2e-2)
   study.lrs_lion = (2e-3, 4e-3, 8e-3, 1.6e-2)
   study.lrs_sophia = (2e-3, 4e-3, 8e-3, 1.6e-2)
-  for word in settings:
+  if _BATCH in settings:
+    study.axis_batch_size, study.retune = (2, 32), 'batch_size'
+  for word in settings - {_BATCH}:
     name, values = _SETTINGS[word]
     study[f'space_{name}'] = values
     if word in _HORIZONS:

@@ -358,7 +358,7 @@ _STUDIES = [
   importlib.import_module(f'steepest.experiments.{info.name}')
   for info in pkgutil.iter_modules(experiments.__path__)
   if info.name in ('quickstart', 'paper_study')
-  or info.name in ('axes_study', 'cpu_study', 'field_study', 'size_study')
+  or info.name in ('cpu_study', 'field_study', 'size_study')
 ]
 
 
