@@ -149,14 +149,14 @@ def test_a_mixture_takes_its_share_of_each_source(shards_dir, data_config):
 
 def test_all_text_is_read_when_all_is_asked_for(shards_dir, data_config):
   data_config.source = f'shards:{shards_dir}'
-  sources = ('email', 'http', 'json')
-  windows = sum(len(_stream(shards_dir, s, 'train')) // 64 for s in sources)
+  streams = [_stream(shards_dir, s, 'train') for s in ('email', 'http', 'json')]
+  windows = sum(len(stream) // 64 for stream in streams)
   data = _open(data_config, batch_size=1, steps=windows)
   read = collections.Counter(b['inputs'].tobytes() for b in data.train(0))
   expected = collections.Counter(
-    _stream(shards_dir, s, 'train')[i : i + 64].tobytes()
-    for s in sources
-    for i in range(0, len(_stream(shards_dir, s, 'train')) - 64, 64)
+    stream[i : i + 64].tobytes()
+    for stream in streams
+    for i in range(0, len(stream) - 64, 64)
   )
   assert read == expected
   with pytest.raises(ValueError, match='raise data.epochs to 2'):
