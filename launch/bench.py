@@ -14,6 +14,7 @@ other and whether they compute meanwhile. --chip=cpu tries both on the CPU.
 """
 
 from collections.abc import Callable
+import math
 import re
 import sys
 from typing import TYPE_CHECKING
@@ -97,7 +98,7 @@ def _bench(
   _print_plan(config, planned, f'{count} × {name}', price)
   peak = planned.peak
   if compile_:
-    peak = _compile(config, devices, planned)
+    peak = _compile(config, devices, planned, chip)
   if peak > planned.capacity:
     print(
       f'does not fit, by {(peak - planned.capacity) / 2**30:.1f} GiB a device: '
@@ -135,7 +136,10 @@ def _print_plan(
     f'products, {gib(planned.update_bytes)} read and written'
   )
   sent = ', '.join(f'{n / 1e9:.3g} GB {how}' for how, n in planned.sent.items())
-  console.print(f'a device sends and gets in a step, by formula: {sent}')
+  console.print(
+    f'a device sends and gets in a step, by formula: {sent}'
+    f'{_alone(planned.exposed)}'
+  )
   kept = config.checkpoints_kept if config.checkpoint_every else 0
   console.print(
     f'a checkpoint: {gib(planned.checkpoint)}, '
@@ -155,8 +159,17 @@ def _print_plan(
   )
 
 
+def _alone(seconds: float) -> str:
+  if math.isnan(seconds):
+    return '; the speed of the links is not known'
+  return f'; {seconds * 1e3:.1f} ms of it not overlapped'
+
+
 def _compile(
-  config: 'ConfigDict', devices: 'list[jax.Device]', planned: 'StepPlan'
+  config: 'ConfigDict',
+  devices: 'list[jax.Device]',
+  planned: 'StepPlan',
+  chip: 'chips.Chip',
 ) -> int:
   """Prints what the compiler made of the step; returns a device's bytes."""
   from steepest.data.terminal import Console
@@ -175,8 +188,12 @@ def _compile(
       f'{part:30}{ours / 2**30:9.3f}{theirs / 2**30:9.3f}'
       f'{ours / theirs - 1:+9.1%}'
     )
-  print(f'compiled in {found.seconds:.0f} s\n')
-  Console(columns=120).print(_kernel_table(compiled.kernels(found.text)))
+  kernels = compiled.kernels(found.text)
+  print(
+    f'compiled in {found.seconds:.0f} s'
+    f'{_alone(compiled.exposed(kernels, chip))}\n'
+  )
+  Console(columns=120).print(_kernel_table(kernels))
   return peak
 
 

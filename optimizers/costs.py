@@ -45,6 +45,22 @@ def update_flops(chain: Chain, params: Any) -> float:
   )
 
 
+def exchanged_bytes(chain: Chain, params: Any) -> int:
+  """Returns what a device of a mesh sends and gets for an update itself.
+
+  0 where the optimizer does not say (`Optimizer.exchanged`).
+
+  Args:
+    chain: of the optimizer.
+    params: shapes with shardings.
+  """
+  if chain.optimizer.exchanged is None:
+    return 0
+  arrays = zip(jax.tree.leaves(chain.factors), jax.tree.leaves(params))
+  moved = [x for f, x in arrays if f.kind in chain.optimizer.moves]
+  return chain.optimizer.exchanged(moved, chain.static)
+
+
 def description(chain: Chain, params: Any) -> str:
   """Returns a line on what moves which parameters; '' with one alone.
 

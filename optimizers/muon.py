@@ -4,7 +4,8 @@ What orthogonalises momentum elsewhere in this folder takes its Newton-Schulz
 iterations from here.
 """
 
-from collections.abc import Callable, Sequence
+import collections
+from collections.abc import Callable, Mapping, Sequence
 import math
 from typing import Any
 
@@ -133,6 +134,34 @@ def _stages(spec: Sequence[Any], mesh: AbstractMesh) -> list[PartitionSpec]:
   ]
 
 
+def exchanged(matrices: Sequence[Any], static: Mapping[str, Any]) -> int:
+  """Returns the bytes that a device sends and gets to orthogonalize matrices.
+
+  Operands and results of the exchanges of `_stages`, there and back; over axes
+  of the mesh that split no matrix, results alone are gathered.
+
+  Args:
+    matrices: their shapes, with shardings.
+    static: hyperparameters; `newton_schulz` is the precision.
+  """
+  stacks: collections.Counter[Any] = collections.Counter()
+  for x in matrices:
+    before = len(x.shape) - 2
+    spec = (*x.sharding.spec, None, None)[before : before + 2]
+    stacks[x.shape[before:], spec, x.dtype] += math.prod(x.shape[:before])
+  total = 0
+  for (shape, spec, dtype), count in stacks.items():
+    mesh = matrices[0].sharding.mesh
+    item = 2 if static['newton_schulz'] == 'bfloat16' else dtype.itemsize
+    own = -(-count // mesh.size) * math.prod(shape) * item
+    axes = [(a,) if isinstance(a, str) else a or () for a in spec]
+    split = [math.prod(mesh.shape[a] for a in group) for group in axes]
+    idle = mesh.size // math.prod(split)
+    total += 4 * own * sum(n > 1 for n in split)
+    total += own * (idle + 1) * (idle > 1)
+  return total
+
+
 def nesterov(b1: Number, m: Any, grads: Any) -> tuple[Any, Any]:
   """Returns Nesterov's direction and the next average of the gradients."""
   m = average(b1, m, grads)
@@ -216,5 +245,6 @@ OPTIMIZER = Optimizer(
   },
   moves=('hidden',),
   flops=lambda _, shape, static: newton_schulz_flops(shape, _ITERATIONS),
+  exchanged=exchanged,
 )
 muon = alias(OPTIMIZER)

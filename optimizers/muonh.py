@@ -157,5 +157,6 @@ OPTIMIZER = Optimizer(
   lr_factors={**MUP, 'hidden': 'norm'},
   moves=('hidden',),
   flops=lambda _, shape, static: muon.newton_schulz_flops(shape, _ITERATIONS),
+  exchanged=muon.exchanged,
 )
 muonh = alias(OPTIMIZER)

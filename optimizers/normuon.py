@@ -121,5 +121,6 @@ OPTIMIZER = Optimizer(
   },
   moves=('hidden',),
   flops=lambda _, shape, static: muon.newton_schulz_flops(shape, _ITERATIONS),
+  exchanged=muon.exchanged,
 )
 normuon = alias(OPTIMIZER)

@@ -15,7 +15,7 @@ elsewhere, `./momentum.py`. Clipping, decay, schedule and role factors are the
 chain's (optimizers/build.py).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import difflib
 import importlib
@@ -212,6 +212,9 @@ class Optimizer:
       them, '' if there is nothing to say; None: never is.
     flops: (role and shape of a leaf it moves, static hyperparameters) → FLOPs
       of the matrix products.
+    exchanged: (shapes of the leaves it moves, with shardings, static
+      hyperparameters) → operands and results, in bytes of a device, of the
+      collectives that it takes on their mesh; None: none, or not known.
   """
 
   name: str
@@ -236,6 +239,7 @@ class Optimizer:
   flops: Callable[[str, tuple[int, ...], Mapping[str, Any]], float] = (
     no_products
   )
+  exchanged: Callable[[Sequence[Any], Mapping[str, Any]], int] | None = None
 
   def __post_init__(self):
     # It names directories.

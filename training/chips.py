@@ -4,6 +4,8 @@ Each chip names its source: dense rates of the SXM form where there are several,
 with sums in float32. Memories are what the sheets say; where the chip keeps
 error-correcting codes in the memory itself (GDDR6), what they leave of it, 15
 of 16 parts. Slices of TPUs are those of the Cloud TPU documentation.
+Links are those of the same sheets, in one direction, and of the systems with
+eight GPUs the adapters: 400 Gb/s for each, of the A100 200 (DGX data sheets).
 Descriptions for XLA are those of OpenXLA,
 xla/backends/gpu/target_config/specs, read there from such devices.
 """
@@ -63,6 +65,9 @@ class Chip:
     slices: topologies of TPUs, from the smallest.
     xla: of a GPU, fields of XLA's GpuDeviceInfoProto, its `name`, compute
       `capability` and feature `extension`.
+    link: bytes a second that it gets over the links of its machine or, of a
+      TPU, those along one dimension of its slice; 0: not known.
+    network: likewise over its share of the machine's network adapters.
   """
 
   source: str
@@ -74,6 +79,8 @@ class Chip:
   measured: tuple[Mfu, ...] = ()
   slices: tuple[str, ...] = ()
   xla: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  link: float = 0.0
+  network: float = 0.0
 
   @property
   def is_gpu(self) -> bool:
@@ -84,6 +91,14 @@ class Chip:
     """Returns the MFU measured on the model nearest in size."""
     distance = lambda m: abs(math.log(m.parameters / parameters))
     return min(self.measured, key=distance, default=None)
+
+  def bandwidth(self, span: int) -> float:
+    """Returns the bytes/s at which one of `span` chips in a row hears others.
+
+    Not a number where that is not known.
+    """
+    apart = self.is_gpu and span > self.host
+    return (self.network if apart else self.link) or math.nan
 
 
 # Of every GPU from the A100 to the H200.
@@ -127,6 +142,8 @@ CHIPS = {
       Mfu(2.65e9, 0.525, _PLAIN),
       Mfu(6.7e9, 0.464, f'{_FOUNDRY} H100'),
     ),
+    link=450e9,
+    network=50e9,
     xla={
       'name': 'NVIDIA H100 80GB HBM3',
       'memory_bandwidth': 3_352_320_000_000,
@@ -142,6 +159,8 @@ CHIPS = {
     8,
     'cudnn',
     (Mfu(124e6, 0.478, _OURS), Mfu(2.65e9, 0.543, _OURS)),
+    link=450e9,
+    network=50e9,
     xla={
       'name': 'NVIDIA H200 141GB HBM3e',
       'memory_bandwidth': 4_800_000_000_000,
@@ -162,6 +181,8 @@ CHIPS = {
       Mfu(2.65e9, 0.621, f'{_FOUNDRY} A100'),
       Mfu(6.7e9, 0.642, f'{_FOUNDRY} A100'),
     ),
+    link=300e9,
+    network=25e9,
     xla={
       'name': 'NVIDIA A100-SXM4-80GB',
       'memory_bandwidth': 2_039_040_000_000,
@@ -186,6 +207,7 @@ CHIPS = {
     'splash',
     (Mfu(16e9, 0.611, f'{_MAXTEXT} 256 v5e'),),
     _FLAT,
+    link=100e9,
   ),
   'v5p': Chip(
     'Cloud TPU documentation, TPU v5p',
@@ -196,6 +218,7 @@ CHIPS = {
     'splash',
     (Mfu(32e9, 0.715, f'{_MAXTEXT} a v5p-128'),),
     _CUBES,
+    link=200e9,
   ),
   'v6e': Chip(
     'Cloud TPU documentation, TPU v6e',
@@ -206,6 +229,7 @@ CHIPS = {
     'splash',
     (Mfu(8e9, 0.455, f'{_MAXTEXT} 256 v6e'),),
     _FLAT,
+    link=200e9,
   ),
   'v7': Chip(
     # JAX has two devices a chip, each with half of it.

@@ -16,6 +16,7 @@ from flax import linen as nn
 import jax
 from jax import numpy as jnp
 from jax.experimental import mesh_utils
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import (
   AbstractMesh,
   AxisType,
@@ -359,11 +360,14 @@ def keep_programs(directory: pathlib.Path) -> None:
 
   Where the user says where, by JAX_COMPILATION_CACHE_DIR, that stays. CPUs, for
   which compiling takes seconds, keep nothing: their programs are for one kind
-  of CPU, and the directory may be moved to another.
+  of CPU, which JAX does not look at, the directory may be moved to another, and
+  XLA says of its own that they may crash (github.com/jax-ml/jax/issues/38445).
   """
   given = 'JAX_COMPILATION_CACHE_DIR' in os.environ
   if not given and jax.default_backend() != 'cpu':
-    jax.config.update('jax_compilation_cache_dir', str(directory))
+    compilation_cache.set_cache_dir(str(directory))
+    # Whether programs are kept JAX asks once, at the first that it compiles.
+    compilation_cache.reset_cache()
 
 
 def compiler_options(mesh: Mesh, hide: bool) -> dict[str, str | bool]:

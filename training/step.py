@@ -210,7 +210,7 @@ def _compiled_step(
     ),
     (setup.shardings, whole),
     donate=(0,),
-    hide=_hides(setup.model),
+    hide=hides(setup.model),
     ahead=ahead,
   )
 
@@ -235,11 +235,11 @@ def _compiled_eval_loss(setup: Setup, packed: bool) -> jax.stages.Compiled:
       {name: s.sharding for name, s in batch.items()},
     ),
     mesh_lib.replicated(setup.mesh),
-    hide=_hides(setup.model),
+    hide=hides(setup.model),
   )
 
 
-def _hides(model: ModelConfig) -> bool:
+def hides(model: ModelConfig) -> bool:
   """Returns whether communication is to be hidden, whatever memory that takes.
 
   Of layers that are computed again one by one, the scheduler that does it on

@@ -297,7 +297,7 @@ class Budget:
       timed = [] if ended else [left[0]]
     self._known = {}
     for run in timed:
-      job = {'config': json.loads(run.config.to_json())}
+      job = study.job(run)
       with contextlib.suppress(JobFailedError):
         summary, here = engine.submit(
           engine.slots[0], worker.time_steps, job

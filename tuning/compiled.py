@@ -6,7 +6,7 @@ own text of the program that the chip would run: its memory, its kernels in the
 order of their schedule, and which collectives have others run beside them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
+import numpy as np
 
 from steepest.models import config as model_config
 from steepest.optimizers import build
@@ -68,6 +69,8 @@ class Kernel:
       moves most, as where curvature is estimated. Also in a loop of a length
       that the program does not tell, which is counted once.
     hidden: of a collective: whether kernels run between its start and its end.
+    received: of a collective, bytes that come in from other devices, at most.
+    span: of a collective, devices in a row among which a group of it lies.
   """
 
   name: str
@@ -77,6 +80,8 @@ class Kernel:
   count: int
   steady: bool
   hidden: bool = False
+  received: int = 0
+  span: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,6 +296,24 @@ def kernels(text: str) -> list[Kernel]:
   return list(_walk(program, entry, 1, True))
 
 
+def exposed(found: Sequence[Kernel], chip: chips.Chip) -> float:
+  """Returns the seconds of a step in which devices send and do nothing else.
+
+  Those of collectives that no kernel runs beside, at the speed of the links.
+  The program does not tell how long a kernel takes: what it runs beside may
+  take longer.
+
+  Args:
+    found: of a program.
+    chip: that it is for.
+  """
+  return sum(
+    k.count * k.received / chip.bandwidth(k.span)
+    for k in found
+    if k.kind == 'collective' and k.steady and not k.hidden
+  )
+
+
 def _instruction(name: str, text: str) -> _Instruction:
   end = _closing(text, 0) + 1 if text.startswith('(') else text.index(' ')
   start = text.index('(', end)
@@ -356,18 +379,52 @@ def _walk(
     else:
       opcodes = _opcodes(program, i)
       kind = _kind(i, opcodes)
+      operands = sum(sizes[n] for n in set(i.operands))
       # The type of a start has its operands too.
-      read = 0 if i.is_start else sum(sizes[n] for n in set(i.operands))
-      hidden = _hidden(lines, at) or bool(opcodes.intersection(_PRODUCTS))
-      yield Kernel(
+      both = i.bytes if i.is_start else operands + i.bytes
+      kernel = Kernel(
         i.name,
         kind,
         i.attribute(r'op_name="([^"]*)"'),
-        read + i.bytes,
+        both,
         count,
         steady,
-        hidden and kind == 'collective',
       )
+      if kind == 'collective':
+        hidden = _hidden(lines, at) or bool(opcodes.intersection(_PRODUCTS))
+        received = _received(opcodes, operands, both - operands)
+        kernel = dataclasses.replace(
+          kernel, hidden=hidden, received=received, span=_span(i.attributes)
+        )
+      yield kernel
+
+
+def _received(opcodes: set[str], operands: int, results: int) -> int:
+  """Returns the bytes of a collective that come in, of many devices."""
+  if any(o.startswith(('all-gather', 'reduce-scatter')) for o in opcodes):
+    return abs(results - operands)
+  # What is reduced everywhere is scattered, then gathered.
+  return operands * (1 + any(o.startswith('all-reduce') for o in opcodes))
+
+
+def _span(attributes: str) -> int:
+  """Returns how many devices in a row a group of a collective lies among."""
+  numbers = lambda text: [int(n) for n in text.split(',')]
+  if found := re.search(r'=mesh\[([^\]]*)\] \{([^}]*)\}', attributes):
+    span, stride = 1, 1
+    for axis, size in reversed(re.findall(r"('\w+')=(\d+)", found[1])):
+      span += stride * (int(size) - 1) * (axis in found[2])
+      stride *= int(size)
+    return span
+  iota = r'replica_groups=\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?'
+  if found := re.search(iota, attributes):
+    ids = np.arange(math.prod(numbers(found[2]))).reshape(numbers(found[2]))
+    ids = ids.transpose(numbers(found[3]) if found[3] else None)
+    return int(np.ptp(ids.reshape(-1, int(found[1]))[0])) + 1
+  lists = r'(?:replica_groups|source_target_pairs)=\{\{([\d,{}]+)\}\}'
+  found = re.search(lists, attributes)
+  groups = [numbers(g) for g in found[1].split('},{')] if found else []
+  return max((max(g) - min(g) + 1 for g in groups), default=0)
 
 
 def _hidden(lines: list[_Instruction], at: int) -> bool:

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from steepest.data import flat, manifest
-from steepest.models import attention, config as model_config
+from steepest.models import attention, config as model_config, layers
 from steepest.models.config import ModelConfig
 from steepest.optimizers import build, costs
 from steepest.training import (
@@ -73,6 +73,8 @@ class StepPlan:
     checkpoint: bytes of one.
     sent: operands and results of the collectives of a step, bytes of each
       device by what they do.
+    exposed: seconds of a step in which a device sends and does nothing else;
+      not a number where the speed of the links is not known.
   """
 
   mesh: dict[str, int]
@@ -88,6 +90,7 @@ class StepPlan:
   mfu: chips.Mfu | None
   checkpoint: int
   sent: dict[str, int]
+  exposed: float
 
   @property
   def devices(self) -> int:
@@ -183,6 +186,7 @@ def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
     again = (of_step - readout) / 3 if m.remat == 'full' else 0.0
     done = (of_step + again) * (1 + curvature) + update
     seconds = done / (devices * chip.peak * mfu.share)
+  sent = _sent(setup, sizes)
   return StepPlan(
     sizes,
     count,
@@ -196,7 +200,8 @@ def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
     seconds,
     mfu,
     _bytes(setup.shapes),
-    _sent(setup, sizes),
+    sent,
+    _exposed(setup, sizes, sent, chip, seconds),
   )
 
 
@@ -207,15 +212,12 @@ def _sent(setup: Setup, sizes: Mapping[str, int]) -> dict[str, int]:
   forward pass, of layers that are computed again twice, and scattered as a
   gradient; a part is reduced over copies. Along `tensor` two streams a
   layer are reduced in each pass, and two outside. What an optimizer exchanges
-  itself, gains and biases are left out.
+  is in it where the optimizer says how much; gains and biases are left out.
   """
   m, n = setup.model, setup.microbatches
   item = jnp.dtype(m.compute_dtype).itemsize
-  kinds = [f.kind for f in jax.tree.leaves(setup.chain.factors)]
-  shards = jax.tree.leaves(_shards(setup.shapes.params))
-  count = lambda *of: sum(x.size for k, x in zip(kinds, shards) if k in of)
-  own = count('embedding', 'hidden', 'readout')
-  again = count('hidden') if m.remat != 'none' else 0
+  own = _matrices(setup, 'embedding', 'hidden', 'readout')
+  again = _matrices(setup, 'hidden') if m.remat != 'none' else 0
   data, fsdp = sizes['data'], sizes['fsdp']
   whole = n * item * (fsdp + 1) if fsdp > 1 else 0
   sent = {
@@ -228,10 +230,63 @@ def _sent(setup: Setup, sizes: Mapping[str, int]) -> dict[str, int]:
   if setup.spec.mesh.shard_optimizer_over_data and data > 1:
     # Parameters, of which each copy updates a part.
     sent['gathered'] += 4 * own * (data + 1) // data
-  if sizes['tensor'] > 1:
-    tokens = setup.batch_size * m.context // (data * fsdp * sizes['sequence'])
-    sent['reduced'] += (4 * m.num_layers + 2) * 2 * item * tokens * m.width
+  sent['reduced'] += _streams(setup, sizes)
+  if exchanged := costs.exchanged_bytes(setup.chain, setup.shapes.params):
+    sent['exchanged'] = exchanged
   return sent
+
+
+def _exposed(
+  setup: Setup,
+  sizes: Mapping[str, int],
+  sent: Mapping[str, int],
+  chip: chips.Chip,
+  seconds: float,
+) -> float:
+  """Returns the seconds in which a device sends and does nothing else.
+
+  As compiled for H100s: what is reduced along `tensor` in the forward pass, and
+  over copies what comes after the last backward pass, which is all where
+  micro-batches are summed, else the embedding and the first layer. All, where
+  the scheduler is off. At least what sending takes beyond the computation.
+  """
+  m, fsdp = setup.model, sizes['fsdp']
+  devices = math.prod(sizes.values())
+  copy = devices // sizes['data']
+  time = lambda size, span: size / chip.bandwidth(span) if size else 0.0
+  # Of a part and the whole, the other parts come in.
+  moved = (sent['gathered'] + sent['scattered']) * (fsdp - 1) / (fsdp + 1)
+  of_weights = time(moved, copy)
+  streams = _streams(setup, sizes)
+  of_streams = time(streams, copy // fsdp)
+  of_copies = time(sent['reduced'] - streams, devices)
+  last = 1.0
+  if setup.microbatches == 1:
+    of = functools.partial(_matrices, setup)
+    last = of('embedding') + of('hidden') / m.num_layers
+    last /= of('embedding', 'hidden', 'readout')
+  alone = of_streams / 2 + of_copies * last
+  if chip.is_gpu and not step_lib.hides(m):
+    alone = of_streams + of_copies + of_weights
+  in_all = of_streams + of_copies + of_weights
+  in_all += time(sent.get('exchanged', 0) / 2, devices)
+  return alone if math.isnan(seconds) else max(in_all - seconds, alone)
+
+
+def _matrices(setup: Setup, *kinds: str) -> int:
+  """Returns the elements of a device's part of parameters of some roles."""
+  shards = jax.tree.leaves(_shards(setup.shapes.params))
+  factors = jax.tree.leaves(setup.chain.factors)
+  return sum(x.size for f, x in zip(factors, shards) if f.kind in kinds)
+
+
+def _streams(setup: Setup, sizes: Mapping[str, int]) -> int:
+  """Returns the bytes of residual streams reduced along `tensor`."""
+  m, split = setup.model, sizes['data'] * sizes['fsdp'] * sizes['sequence']
+  tokens = setup.batch_size * m.context // split
+  item = jnp.dtype(m.compute_dtype).itemsize
+  count = 4 * m.num_layers + 2 if sizes['tensor'] > 1 else 0
+  return count * 2 * item * tokens * m.width
 
 
 def _fused(m: ModelConfig, chip: chips.Chip, sizes: Mapping[str, int]) -> bool:
@@ -281,12 +336,14 @@ def _memory(
   # As looked up, into the last norm, and out of it.
   around = tokens * 2 * item * m.width
   summed = microbatches > 1
+  # A loop over layers puts their gradients out together, before they are added.
+  looped = used[layers.STACKED] if summed and m.scan_layers else ()
   copies = _copies(m, sizes, microbatches, params, shards, used)
   memory = {
     'parameters': _bytes(shards),
     'optimizer': _bytes(_shards(setup.shapes.opt_state)),
     # Sums over micro-batches are in float32.
-    'gradients': _bytes(shards if summed else used),
+    'gradients': _bytes(shards if summed else used) + _bytes(looped),
     'weights in compute dtype': copies,
     'activations': m.num_layers * layer + around,
     'computed again': again,

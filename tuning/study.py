@@ -195,6 +195,7 @@ class Study:
     return {
       'deadline': deadline,
       'stop': stage.address(self.workdir / worker.STOP),
+      'programs': stage.address(self.workdir / 'programs'),
       'config': json.loads(run.config.to_json()),
       'directory': stage.address(run.directory),
       'finished': self._finished_curves(run),

@@ -16,6 +16,7 @@ from steepest.eval import evaluation
 from steepest.training import (
   chips,
   config as config_lib,
+  mesh as mesh_lib,
   processes,
   run as training_run,
 )
@@ -38,13 +39,15 @@ def train(job: dict[str, Any]) -> float | str | None:
     job: `config` and `directory` of the run, which may be of a bucket, and
       `finished`: the curves of the trials by which it may be ended early, None
       where it may not; `deadline`: when it saves and stops as time.time() tells
-      it, or None; `stop`: a file or object with which it does so too.
+      it, or None; `stop`: a file or object with which it does so too;
+      `programs`: the directory of what was compiled, for all runs.
 
   Returns:
     The validation loss, or the training loss where none is read; None if the
     run diverged or was ended early; STOPPED if it was asked to stop.
   """
   processes.keep_memory()
+  _keep_programs(job)
   config = ConfigDict(job['config'])
   away = buckets.is_address(job['directory'])
   with buckets.staged(
@@ -57,6 +60,14 @@ def train(job: dict[str, Any]) -> float | str | None:
     if loss is None:
       loss = _train(config, stage, job)
   return loss if not isinstance(loss, float) or math.isfinite(loss) else None
+
+
+def _keep_programs(job: dict[str, Any]) -> None:
+  directory = job['programs']
+  away = buckets.is_address(directory)
+  mesh_lib.keep_programs(
+    buckets.copy_of(directory) if away else pathlib.Path(directory)
+  )
 
 
 def _train(
@@ -144,6 +155,7 @@ def time_steps(job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
   What is compiled for it serves the run later.
   """
+  _keep_programs(job)
   config = ConfigDict(job['config'])
   config.update(
     steps=min(_STEPS, config.steps),

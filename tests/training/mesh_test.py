@@ -7,6 +7,7 @@ import types
 
 import jax
 from jax import numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 import pytest
 
@@ -554,10 +555,18 @@ def test_programs_are_kept_where_compiling_takes_long(
   if given:
     # JAX reads it by itself when it is imported.
     monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', 'mine')
-  before = jax.config.values['jax_compilation_cache_dir']
+  number = jnp.float32(1)
+  jax.jit(lambda x: x + 2)(number)
+  directory = 'jax_compilation_cache_dir'
+  least = 'jax_persistent_cache_min_compile_time_secs'
+  before = {key: jax.config.values[key] for key in (directory, least)}
+  jax.config.update(least, 0.0)
   try:
     mesh_lib.keep_programs(tmp_path)
-    after = jax.config.values['jax_compilation_cache_dir']
-    assert after == (str(tmp_path) if kept else before)
+    # Also in a process that has compiled others.
+    jax.jit(lambda x: x * 3 - 2)(number)
+    assert any(tmp_path.iterdir()) == kept
   finally:
-    jax.config.update('jax_compilation_cache_dir', before)
+    for key, value in before.items():
+      jax.config.update(key, value)
+    compilation_cache.reset_cache()

@@ -391,23 +391,27 @@ _SCHEDULE = """HloModule jit_f, is_scheduled=true
 
 %alone (q: bf16[8,16]) -> bf16[8,16] {
   %q = bf16[8,16]{1,0} parameter(0)
-  ROOT %exchanged = bf16[8,16]{1,0} all-to-all(%q), dimensions={0}
+  ROOT %exchanged = bf16[8,16]{1,0} all-to-all(%q), \
+replica_groups={{0,2},{1,3}}, dimensions={0}
 }
 
 ENTRY %main (x: bf16[8,16], k: bf16[16,16]) -> bf16[8,16] {
   %x = bf16[8,16]{1,0} parameter(0)
   %k = bf16[16,16]{1,0} parameter(1)
-  %waits = (bf16[8,16]{1,0}, bf16[64,16]{1,0}) all-gather-start(%x)
+  %waits = (bf16[8,16]{1,0}, bf16[64,16]{1,0}) all-gather-start(%x), \
+replica_groups=mesh['data'=8,'fsdp'=8,'tensor'=1] {'fsdp'}, dimensions={0}
   %view = bf16[16,16]{1,0} bitcast(%k)
   %waits_done = bf16[64,16]{1,0} all-gather-done(%waits)
-  %works = (bf16[8,16]{1,0}, bf16[1,16]{1,0}) reduce-scatter-start(%x)
+  %works = (bf16[8,16]{1,0}, bf16[1,16]{1,0}) reduce-scatter-start(%x), \
+replica_groups=mesh['axis_0'=8,'axis_1'=8] {'axis_0'}, dimensions={0}
   %fused = (bf16[8,16]{1,0}, bf16[64,16]{1,0}) fusion(%x, %k), calls=%both
   %first = bf16[8,16]{1,0} get-tuple-element(%fused), index=0
   %works_done = bf16[1,16]{1,0} reduce-scatter-done(%works)
   %far = ((bf16[8,16]{1,0}), bf16[8,16]{1,0}) async-start(%first), calls=%alone
   %product = bf16[8,16]{1,0} dot(%first, %k), lhs_contracting_dims={1}
   %far_done = bf16[8,16]{1,0} async-done(%far)
-  ROOT %now = bf16[8,16]{1,0} all-reduce(%far_done), to_apply=%sum
+  ROOT %now = bf16[8,16]{1,0} all-reduce(%far_done), \
+replica_groups=[8,8]<=[8,8]T(1,0), use_global_device_ids=true, to_apply=%sum
 }
 """
 
@@ -423,6 +427,16 @@ def test_collectives_hide_behind_what_runs_before_they_end():
     ('exchanged', 2 * _HALF, True),
     ('now', 2 * _HALF, False),
   ]
+  # The eight of a machine, or one each of eight.
+  assert [(k.received, k.span) for k in found if k.name != 'fused'][-5:] == [
+    *((7 * _HALF, 8), (7 * _HALF // 8, 57), (_HALF, 3), (0, 0)),
+    (2 * _HALF, 57),
+  ]
+  # Data sheets: NVLink has 450 GB/s in a direction, an adapter 400 Gb/s.
+  wanted = 7 * _HALF / 450e9 + 2 * _HALF / 50e9
+  seconds = compiled.exposed(found, chips.find('h100'))
+  assert seconds == pytest.approx(wanted)
+  assert math.isnan(compiled.exposed(found, chips.find('t4')))
 
 
 def test_text_of_no_program_is_refused():

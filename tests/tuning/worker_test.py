@@ -56,7 +56,11 @@ def test_what_cannot_run_is_named_before_the_first_trial(
   assert not list(tmp_path.glob('trials/*/*'))
 
 
-def test_trials_have_the_mesh_of_trials_and_targets_their_own(tmp_path):
+def test_trials_have_the_mesh_of_trials_and_targets_their_own(
+  tmp_path, monkeypatch
+):
+  kept = []
+  monkeypatch.setattr(worker.mesh_lib, 'keep_programs', kept.append)
   config = _config(**{'study.trial_mesh.fsdp': 2})
   config.study.target = {'mesh': {'data': 1}}
   study = studies.Study(config, tmp_path)
@@ -72,6 +76,8 @@ def test_trials_have_the_mesh_of_trials_and_targets_their_own(tmp_path):
     for kind in ('trials', 'finals')
   }
   assert meshes == {'trials': {(1, 2, 1, 1)}, 'finals': {(1, 1, 1, 1)}}
+  # All of them share what is compiled.
+  assert set(kept) == {tmp_path / 'programs'}
   attempts = [
     json.loads(path.read_text())['attempt']
     for path in tmp_path.rglob('env.json')
