@@ -137,8 +137,8 @@ def _print_plan(
   )
   sent = ', '.join(f'{n / 1e9:.3g} GB {how}' for how, n in planned.sent.items())
   console.print(
-    f'a device sends and gets in a step, by formula: {sent}'
-    f'{_alone(planned.exposed)}'
+    f'a device sends and gets in a step, by formula: {sent}; not overlapped: '
+    f'{_milliseconds(planned.exposed)}'
   )
   kept = config.checkpoints_kept if config.checkpoint_every else 0
   console.print(
@@ -159,10 +159,9 @@ def _print_plan(
   )
 
 
-def _alone(seconds: float) -> str:
-  if math.isnan(seconds):
-    return '; the speed of the links is not known'
-  return f'; {seconds * 1e3:.1f} ms of it not overlapped'
+def _milliseconds(seconds: float) -> str:
+  unknown = 'not known, nor is the speed of the links'
+  return unknown if math.isnan(seconds) else f'{seconds * 1e3:.1f} ms a step'
 
 
 def _compile(
@@ -190,8 +189,8 @@ def _compile(
     )
   kernels = compiled.kernels(found.text)
   print(
-    f'compiled in {found.seconds:.0f} s'
-    f'{_alone(compiled.exposed(kernels, chip))}\n'
+    f'compiled in {found.seconds:.0f} s; sent with no kernel beside it: '
+    f'{_milliseconds(compiled.exposed(kernels, chip))}\n'
   )
   Console(columns=120).print(_kernel_table(kernels))
   return peak
