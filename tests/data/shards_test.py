@@ -91,11 +91,11 @@ def _claim_a_record_more(directory):
   manifests.save(manifest, directory)
 
 
-def _write_an_id_too_large(directory):
+def _write_an_id_too_large(directory, at=-1):
   manifest = manifests.load(directory)
   first, second, *rest = manifest.shards
   tokens = np.full(second.records * 2048 + 1, 9, '<u2')
-  tokens[-1] = 512
+  tokens[at] = 512
   shards.write(directory / second.name, tokens, 2048)
   path = epath.Path(directory / second.name)
   second = dataclasses.replace(
@@ -169,6 +169,19 @@ def test_what_is_damaged_or_does_not_fit_is_one_line(
   with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
     _open(copy, data_config, **arguments)
   assert '\n' not in str(error.value)
+
+
+def test_an_id_too_large_inside_a_shard_ends_at_its_batch(copy, data_config):
+  """Checksums of all bytes are checked, ids of two records."""
+  _write_an_id_too_large(copy, at=2048 + 9)
+  held = manifests.load(copy).shards
+  count = sum(s.records for s in held if s.split == 'train')
+  data = _open(copy, data_config, context=2048, batch_size=1, steps=count)
+  with pytest.raises(ValueError) as error:
+    for _ in data.train(0):
+      pass
+  said = 'the data hold token id 512 but the vocabulary ends at 511: '
+  assert str(error.value) == f'{said}prepare them again'
 
 
 def test_each_of_four_processes_checks_its_part(copy, monkeypatch):
