@@ -198,8 +198,9 @@ def fit(
       with record.timed('train'), watch(), trace:
         batch = mesh_lib.put_batch(setup.mesh, rows, setup.batch_size)
         # What processes take is told apart where no step is under way.
-        apart = stragglers if measure and step > first else None
-        if apart:
+        apart = None
+        if stragglers and measure and step > first and stragglers.due(step):
+          apart = stragglers
           row, pending = record.read(pending), None
         start = time.perf_counter()
         state, stats = compiled(state, batch, operands, seed, flags[measure])

@@ -1,8 +1,8 @@
 """Which of several processes holds the others up.
 
 Processes of a run wait for each other in every step, so that a step takes all
-of them as long as the slowest. What each needs by itself is taken apart at the
-steps whose rows are written, P processes:
+of them as long as the slowest. What each needs by itself is taken apart every
+five seconds and ten steps, P processes:
 
 * host: seconds a step outside of the devices' work, mostly for data;
 * step: seconds of one step that begins once the step before has ended;
@@ -15,6 +15,7 @@ least, which makes seconds of a step of every process's probe.
 
 import collections
 from collections.abc import Mapping
+import math
 import socket
 import statistics
 import time
@@ -31,7 +32,10 @@ from steepest.training.state import Setup
 SLOW = 1.5
 # FLOPs of the probe over those of a step.
 _SHARE = 0.05
-# Times of measurement whose median counts.
+# Seconds and steps, at least, between two measurements, which empty the queue
+# of the devices.
+_EVERY = 5.0, 10
+# Measurements whose median counts.
 _KEPT = 5
 # Seconds until a process is told of once more.
 _AGAIN = 600.0
@@ -56,6 +60,7 @@ class Stragglers:
     self._kept: collections.deque[np.ndarray] = collections.deque(maxlen=_KEPT)
     self._told: dict[int, float] = {}
     self._before: tuple[int, float, float, float] | None = None
+    self._next = 0
     devices = setup.mesh.local_devices
     n, dtype = _SIZES[devices[0].platform == 'cpu']
     tokens = setup.batch_size * setup.model.context / setup.mesh.size
@@ -74,10 +79,14 @@ class Stragglers:
     )
     self._hosts = [bytes(n).decode('utf-8', 'replace').strip() for n in names]
 
+  def due(self, step: int) -> bool:
+    """Returns whether to measure a step, the same in every process."""
+    return step >= self._next
+
   def measure(
     self, step: int, seconds: float, outside: float, paused: float
   ) -> dict[str, float]:
-    """Returns what a row has of it, {} the first time.
+    """Returns what rows have of it from here on, {} the first time.
 
     Args:
       step: that has ended.
@@ -92,9 +101,11 @@ class Stragglers:
     steps = step - before[0]
     ran = 1 - (paused - before[2]) / (now - before[3])
     own = (outside - before[1]) / steps, seconds, probe / max(ran, 0.01)
-    self._kept.append(
-      multihost_utils.process_allgather(np.array(own, np.float32))
-    )
+    pace = (now - before[3]) / steps
+    told = multihost_utils.process_allgather(np.array([*own, pace], np.float32))
+    # The first process's pace, so that all agree.
+    self._next = step + max(_EVERY[1], math.ceil(_EVERY[0] / told[0, 3]))
+    self._kept.append(told[:, :3])
     host_P, step_P, probe_P = np.median(self._kept, 0).T
     times = alone(host_P, step_P, probe_P).tolist()
     # Of two it is the faster one's.
