@@ -24,8 +24,8 @@ OPTIONS = {
   'grace_seconds': ('60', 'From asking processes to stop to killing them.'),
 }
 _POLL_SECONDS = 0.1
-# Seconds that the others get when one process has ended badly.
-_AFTER_FAILURE = 5.0
+# Seconds that the others get to say what they met when one has ended badly.
+_AFTER_FAILURE = 1.0
 
 
 def submission(job: jobs.Job) -> jobs.Submission:

@@ -99,7 +99,7 @@ node='
 # Seconds before the end of the time that a run starts to save.
 _WARNING = 300
 # Seconds that the others have once one process has ended.
-_WAIT = 30
+_WAIT = 15
 
 
 def submission(job: jobs.Job) -> jobs.Submission:
