@@ -1,16 +1,16 @@
-"""Says what a run takes on chips that are not here.
+"""Estimates what a run takes on chips that are not at hand.
 
     python -m launch.bench --plan --config=experiments/gpt2_124m.py:adamw \\
         --devices=8 --chip=h100
 
-Parameters and optimizer state exactly, activations and all else of the memory
-by estimate, FLOPs by formula, and hours by the MFU that was measured on the
-chip. Nothing is compiled. Exit status 0: it fits; 3: it does not; 1: an error.
+Parameters and optimizer state are exact, other memory is estimated, FLOPs come
+from formulas, and hours from the MFU measured on the chip. Nothing is compiled.
+Exit status 0: it fits; 3: it does not; 1: an error.
 
-With --compile the step is compiled, for this machine's devices or for GPUs or
-TPUs that are not here (pip install 'steepest[cuda]' or 'steepest[tpu]'), and
-the compiler's program is read: memory, kernels, and what the devices send each
-other and whether they compute meanwhile. --chip=cpu tries both on the CPU.
+--compile compiles the step, for this machine's devices or for GPUs or TPUs that
+are not at hand (pip install 'steepest[cuda]' or 'steepest[tpu]'), and reads the
+compiled program: memory, kernels, what the devices send each other, and whether
+they compute meanwhile. --chip=cpu tries both on the CPU.
 """
 
 from collections.abc import Callable
@@ -42,17 +42,17 @@ def main() -> None:
   config = cli.define_config()
   plan = flags.DEFINE_bool('plan', False, 'Plan the run of --config.')
   devices = flags.DEFINE_integer(
-    'devices', 1, 'Chips that it runs on.', lower_bound=1
+    'devices', 1, 'Number of chips.', lower_bound=1
   )
   chip = flags.DEFINE_string(
     'chip', 'h100', f'{", ".join(chips.CHIPS)}, or cpu.'
   )
   price = cli.define_price()
   slices = flags.DEFINE_integer(
-    'slices', 1, 'Slices of TPUs that they are in.', lower_bound=1
+    'slices', 1, 'Number of TPU slices.', lower_bound=1
   )
   compile_ = flags.DEFINE_bool(
-    'compile', False, 'Compile the step and read what comes out.'
+    'compile', False, 'Compile the step and read the program.'
   )
 
   def command() -> None:

@@ -38,11 +38,11 @@ def run(
 ) -> None:
   """Parses the flags, calls `main` and exits.
 
-  `words` takes the arguments that are no flags; None: there may be none.
-  `addresses` names the flags that may hold addresses of buckets.
-  Any error is one line on stderr and exit status 1, an interruption 130;
-  STEEPEST_TRACEBACK=1 adds the traceback. `--help` prints `doc` and the flags
-  and exits 0.
+  `words` receives the arguments that are not flags; None: they are refused.
+  `addresses` names the flags that accept bucket addresses.
+  Any error is one line on stderr with exit status 1; an interruption exits with
+  130. STEEPEST_TRACEBACK=1 adds the traceback. `--help` prints `doc` and the
+  flags and exits with 0.
   """
   # Orbax logs pages about errors that are one line here.
   logging.set_verbosity(logging.FATAL)
@@ -81,7 +81,7 @@ def run(
 
 
 def _show_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
-  """Prints what no caller can catch, but for the late news of a full disk."""
+  """Prints errors that no caller can catch, except late ones of a full disk."""
   # TensorStore tells each array's failure to an event loop that Orbax closed
   # at the first.
   if str(unraisable.exc_value) != 'Event loop is closed':
@@ -98,9 +98,9 @@ def _leave_others() -> None:
 
 
 def write(out: flags.FlagHolder, main: Callable[[], None]) -> None:
-  """Calls `main`, which writes to --out, while no other command does.
+  """Calls `main`, which writes to --out, and keeps other commands out.
 
-  Of a bucket, --out becomes the copy on this machine.
+  For a bucket, --out becomes the local copy.
   """
   from steepest.data import buckets, locks
 
@@ -127,7 +127,7 @@ def define_config() -> flags.FlagHolder:
 
 
 def define_place() -> Callable[[], argparse.Namespace]:
-  """Defines what runs elsewhere need; returns what reads the flags' values."""
+  """Defines the flags of submitted runs; returns a reader of their values."""
   whole, many = flags.DEFINE_integer, flags.DEFINE_multi_string
   defined = [
     flags.DEFINE_string(
@@ -137,42 +137,44 @@ def define_place() -> Callable[[], argparse.Namespace]:
     whole(
       'nodes',
       1,
-      'Machines of a study, all their accelerators (slurm); else machines that '
-      '--processes share, or with a --chip as many as --devices need.',
+      'Machines of a study, with all their accelerators (slurm). For a run, '
+      'machines that --processes share; with --chip, --devices decide.',
       lower_bound=1,
     ),
     whole(
       'processes',
       0,
-      'Processes of a run; 0: one a GPU or TPU machine, else one. Of a study: '
-      'most runs side by side.',
+      'Processes of a run; 0: one per GPU or TPU machine, otherwise one. Of a '
+      'study: maximum number of concurrent runs.',
       lower_bound=0,
     ),
-    whole(
-      'restarts', 3, 'Times to start again without progress.', lower_bound=0
-    ),
+    whole('restarts', 3, 'Restarts in a row without progress.', lower_bound=0),
     flags.DEFINE_float(
-      'hours', None, 'Limit of a run (default: from the plan).', lower_bound=0.1
+      'hours',
+      None,
+      'Time limit of a run (default: from the plan).',
+      lower_bound=0.1,
     ),
     flags.DEFINE_float(
       'minutes',
       None,
-      'Time that a study has: it does what fits, saves and stops.',
+      'Time limit of a study: it does what fits, saves and stops.',
       lower_bound=0.0,
     ),
-    many('option', [], 'KEY=VALUE of the place.'),
-    many('env', [], 'NAME=VALUE of the runs; no secrets.'),
-    flags.DEFINE_bool('check', True, 'Refuse what will not fit.'),
-    flags.DEFINE_bool('dry_run', False, 'Print, submit nothing.'),
+    many('option', [], 'KEY=VALUE, an option of the place.'),
+    many('env', [], 'NAME=VALUE, set for the runs; no secrets.'),
+    flags.DEFINE_bool('check', True, 'Refuse runs that will not fit.'),
+    flags.DEFINE_bool('dry_run', False, 'Only print what would be submitted.'),
   ]
   return lambda: argparse.Namespace(**{f.name: f.value for f in defined})
 
 
 def define_preparation() -> Callable[[], 'Options']:
-  """Defines what a preparation is told, but for what a command has defined.
+  """Defines the flags of text preparation that are not defined yet.
 
   Returns:
-    What makes it of the flags' values; a ValueError says which one is missing.
+    A function that makes the options from the flags' values. It raises a
+    ValueError that names a missing flag.
   """
   # Light enough to be imported for --help.
   from steepest.data.preparing import options
@@ -209,7 +211,7 @@ def define_preparation() -> Callable[[], 'Options']:
 
 
 def define_required(name: str, meaning: str, form: str) -> flags.FlagHolder:
-  """Defines --NAME, without which the command ends; `form` is one it takes."""
+  """Defines the required flag --NAME; the error shows --NAME=`form`."""
   holder = flags.DEFINE_string(name, '', meaning)
   flags.register_validator(
     name, bool, f'--{name} is missing: give --{name}={form}'
@@ -220,7 +222,7 @@ def define_required(name: str, meaning: str, form: str) -> flags.FlagHolder:
 def define_price() -> flags.FlagHolder:
   """Defines --price."""
   return flags.DEFINE_float(
-    'price', 0.0, 'Dollars for an hour of one chip, with --plan.', lower_bound=0
+    'price', 0.0, 'Dollars per chip-hour, for --plan.', lower_bound=0
   )
 
 
@@ -268,7 +270,7 @@ def _check_characters(arguments: Iterable[str]) -> None:
   """Raises a ValueError for control characters: paths are printed."""
   for arg in arguments:
     if any(unicodedata.category(c) == 'Cc' and c not in '\n\t' for c in arg):
-      raise ValueError(f'{arg!r}: holds a control character')
+      raise ValueError(f'{arg!r}: contains a control character')
 
 
 def _check_addresses(allowed: Collection[str]) -> None:
@@ -278,8 +280,8 @@ def _check_addresses(allowed: Collection[str]) -> None:
     for value in values if flag.name not in allowed else ():
       if isinstance(value, str) and re.match(r'\w+://', value):
         raise ValueError(
-          f'--{flag.name}={value}: this takes what is on this machine alone: '
-          'mount the bucket or copy it here'
+          f'--{flag.name}={value}: takes only local paths: mount the bucket '
+          'or copy it here'
         )
 
 
@@ -294,9 +296,11 @@ def _print_flags() -> None:
   print('Flags:')
   for flag in _own_flags():
     default = f' (default {flag.default})' if flag.default else ''
+    # Abseil's words, in any whitespace.
+    text = re.sub(r'\.?;\s+repeat this option.*', ' (repeatable)', flag.help)
     print(
       textwrap.fill(
-        f'--{flag.name}: {flag.help}{default}',
+        f'--{flag.name}: {text}{default}',
         initial_indent='  ',
         subsequent_indent='      ',
       )

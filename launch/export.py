@@ -2,9 +2,9 @@
 
     python -m launch.export --model=ckpt:runs/tiny --out=DIR
 
-DIR gets config.json, generation_config.json, model.safetensors (float32),
-tokenizer.json and tokenizer_config.json. Multipliers of µP and of a depth rule
-are folded into the weights, so the logits stay what they were.
+Writes config.json, generation_config.json, model.safetensors (float32),
+tokenizer.json and tokenizer_config.json to DIR. It folds the multipliers of µP
+and of a depth rule into the weights, so the logits do not change.
 """
 
 import os

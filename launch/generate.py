@@ -4,9 +4,9 @@
     python -m launch.generate --model=hf:DIR --prompt=Once --temperature=0.8 \\
         --top_p=0.9 --seed=1
 
-The text is written as it comes and ends with the token that ends texts, after
---tokens, or where the model's context is full. Keys and values are kept, so
-each token costs a pass over that token only.
+Prints text as it is generated. Stops at the end-of-text token, after --tokens
+tokens, or when the model's context is full. Keys and values are cached, so each
+token costs a pass over that token only.
 """
 
 from collections.abc import Iterable
@@ -28,32 +28,32 @@ def main() -> None:
     'model': cli.define_required(
       'model', 'ckpt:WORKDIR or hf:DIR.', 'ckpt:WORKDIR or hf:DIR'
     ),
-    'prompt': flags.DEFINE_string('prompt', '', 'What the text starts with.'),
+    'prompt': flags.DEFINE_string('prompt', '', 'Start of the text.'),
     'tokens': flags.DEFINE_integer(
-      'tokens', 100, 'Most tokens to add.', lower_bound=1
+      'tokens', 100, 'Maximum number of new tokens.', lower_bound=1
     ),
     'temperature': flags.DEFINE_float(
       'temperature',
       0.0,
-      'Divides the logits; 0: always the most likely token.',
+      'Divides the logits; 0: take the most likely token.',
       lower_bound=0.0,
     ),
     'top_k': flags.DEFINE_integer(
       'top_k',
       0,
-      'Draw from that many of the most likely tokens; 0: from all.',
+      'Sample from this many most likely tokens; 0: from all.',
       lower_bound=0,
     ),
     'top_p': flags.DEFINE_float(
       'top_p',
       1.0,
-      'Draw from the most likely tokens that together have this probability '
-      '(out of those that --top_k leaves).',
+      'Sample from the most likely tokens with this total probability, among '
+      'those that --top_k leaves.',
       lower_bound=0.0,
       upper_bound=1.0,
     ),
     'seed': flags.DEFINE_integer(
-      'seed', 0, 'Of the draws.', lower_bound=0, upper_bound=2**32 - 1
+      'seed', 0, 'Seed of the samples.', lower_bound=0, upper_bound=2**32 - 1
     ),
   }
   cli.run(lambda: _generate(**{k: v.value for k, v in values.items()}), __doc__)

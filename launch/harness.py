@@ -3,9 +3,9 @@
     python -m launch.harness --model steepest \\
         --model_args model=ckpt:runs/tiny --tasks gsm8k --limit 100
 
-Needs lm-eval (pip install 'steepest[harness]'). Everything but --model and
---model_args is the harness's own: see its --help. Tasks that this project has
-itself are scored by launch.evaluate with the same prompts and metrics.
+Needs lm-eval (pip install 'steepest[harness]'). All flags except --model and
+--model_args are the harness's own: see its --help. For tasks that this project
+has itself, launch.evaluate uses the same prompts and metrics.
 """
 
 import multiprocessing

@@ -1,18 +1,18 @@
-"""Packs a study or run for a machine that no package index can be reached from.
+"""Packs a study or run for a machine that cannot reach a package index.
 
     python -m launch.pack --config=experiments/quickstart.py --out=quick.tar \\
         --platform=manylinux_2_28_x86_64 --python=3.12
 
-There, in the one folder of the archive, `./run --minutes=12` installs, does
-what fits into the minutes and leaves results.tar.gz. Back here
+There, in the archive's folder, `./run --minutes=12` installs the pack, does
+what fits into 12 minutes and writes results.tar.gz. Back here
 
     python -m launch.pack --config=experiments/quickstart.py \\
         --merge=results.tar.gz
 
-takes it into the study's directory, which launch.report reads and launch.study
-goes on with; packed again, the study goes on from there.
+merges the results into the study's directory. launch.report reads it,
+launch.study resumes from it, and so does the next pack.
 
-Of data.source=shards:DIR the shards are packed; where they are not yet there,
+With data.source=shards:DIR, the shards are packed. If they do not exist yet,
 --input=TEXT --tokenizer=… packs text instead, which is prepared there.
 """
 
@@ -33,33 +33,31 @@ def main() -> None:
   workdir = flags.DEFINE_string(
     'workdir',
     None,
-    'Directory of the study or run, which goes with it (default runs/CONFIG).',
+    'Directory of the study or run, packed too (default runs/CONFIG).',
   )
   out = flags.DEFINE_string(
     'out', None, 'FILE.tar or a directory; neither may exist.'
   )
   merge = flags.DEFINE_string(
-    'merge', None, 'results.tar.gz to take into the directory.'
+    'merge', None, 'results.tar.gz to merge into the directory.'
   )
   asked = [
     flags.DEFINE_string(
       'platform',
       f'manylinux_2_28_{os.uname().machine}',
-      'Of the wheels: manylinux_2_N_x86_64 or …_aarch64, glibc 2.N.',
+      'Platform of the wheels: manylinux_2_N_x86_64 or …_aarch64 (glibc 2.N).',
     ),
     flags.DEFINE_string(
-      'python', sysconfig.get_python_version(), 'Python of that machine.'
+      'python', sysconfig.get_python_version(), 'Python version there.'
     ),
-    flags.DEFINE_list('extras', [], 'Of the package, such as cuda.'),
+    flags.DEFINE_list('extras', [], 'Extras to install, such as cuda.'),
     flags.DEFINE_string(
       'have',
       '',
-      'What `pip list` says on that machine: these packages are left out.',
+      'File with the output of `pip list` there; those packages are left out.',
     ),
-    flags.DEFINE_integer('limit_mb', 4000, 'Most megabytes.', lower_bound=1),
-    flags.DEFINE_bool(
-      'checkpoints', False, 'Bring the checkpoints of the directory along.'
-    ),
+    flags.DEFINE_integer('limit_mb', 4000, 'Maximum size.', lower_bound=1),
+    flags.DEFINE_bool('checkpoints', False, 'Include checkpoints.'),
   ]
   text = cli.define_preparation()
 

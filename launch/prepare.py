@@ -4,11 +4,11 @@
         --out=shards
     python -m launch.prepare --describe=shards
 
-Reads .jsonl, .jsonl.gz, .jsonl.zst and .parquet with a `text` in each record,
-any other file as one document, and datasets of the Hugging Face hub and of
-TFDS. Duplicates are dropped, every source gives some documents for validation,
-and each document ends with the end of text. Stopped at any point, the same
-command goes on where it was; the result is the same, byte for byte.
+Reads .jsonl, .jsonl.gz, .jsonl.zst and .parquet files with a `text` in each
+record, any other file as one document, and Hugging Face and TFDS datasets. It
+drops duplicates, takes validation documents from every source and ends each
+document with the end-of-text token. Stopped at any point, the same command
+resumes; the result is the same, byte for byte.
 """
 
 from collections.abc import Callable
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 def main() -> None:
   """The command."""
   describe = flags.DEFINE_string(
-    'describe', None, 'Check a directory of shards and show what it holds.'
+    'describe', None, 'Check a directory of shards and describe its contents.'
   )
   workers = flags.DEFINE_integer(
-    'workers', 0, 'Processes that tokenize; 0: one for each core.'
+    'workers', 0, 'Processes that tokenize; 0: one per core.'
   )
   address = flags.DEFINE_string(
     'engine',
     '',
-    'HOST:PORT of a running Ray, or auto, whose machines do it '
-    '(docs/launching.md); default: this machine alone.',
+    'HOST:PORT of a running Ray cluster, or auto: work on its machines '
+    '(docs/launching.md). Default: only this machine.',
   )
   text = cli.define_preparation()
   cli.run(

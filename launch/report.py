@@ -1,14 +1,14 @@
-"""Compares runs: writes a page that opens offline, and prints its tables.
+"""Compares runs: writes a page that opens offline and prints its tables.
 
     python -m launch.report --runs=runs/study --out=runs/study/report
     python -m launch.report --compare=scores/a,scores/b --out=scores/a-b
 
---runs: directories are searched for runs; those with stage=final are compared,
-those with stage=tune tell how each optimizer was tuned. Runs may still be under
-way. A directory with the tables of a report is read likewise. --claims: a page
-of a paper's claims, each with what it rests on.
---compare: two models, each scored by launch.evaluate (its --out) or at the end
-of its training (its workdir), question by question.
+--runs: searches directories for runs. Runs with stage=final are compared; those
+with stage=tune show how each optimizer was tuned. Runs may be unfinished. A
+directory with a report's tables works too. --claims: writes a page with a
+paper's claims and the evidence for each.
+--compare: compares two models question by question, each scored by
+launch.evaluate (give its --out) or during training (give its workdir).
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from steepest.launch import cli
 def main() -> None:
   """The command."""
   runs = flags.DEFINE_list(
-    'runs', [], 'Run directories, directories that hold some, or tables.'
+    'runs', [], 'Run directories, directories of runs, or tables.'
   )
   compare = flags.DEFINE_list(
     'compare', [], 'Two directories with results.json of the same tasks.'
@@ -35,17 +35,17 @@ def main() -> None:
   step_times = flags.DEFINE_string(
     'step_times',
     '',
-    'JSON like the timing.json of a study, which it stands for.',
+    "JSON file to use in place of a study's timing.json.",
   )
   insist = flags.DEFINE_bool(
     'accept_unequal_budgets',
     False,
-    'Rank losses and scores of optimizers that were not tuned alike too.',
+    'Also rank losses and scores of optimizers that were not tuned alike.',
   )
   claims = flags.DEFINE_bool(
     'claims',
     False,
-    'Write claims.md too: what arXiv 2507.08472 claims beside what was found.',
+    'Also write claims.md: the claims of arXiv 2507.08472 and the findings.',
   )
 
   def run() -> None:

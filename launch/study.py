@@ -1,26 +1,26 @@
-"""Tunes optimizers on proxies, trains targets with the results, compares them.
+"""Tunes optimizers on proxies, trains targets with the best, compares them.
 
     python -m launch.study --config=experiments/quickstart.py --workdir=runs/q
 
-For every model × optimizer: a search on a proxy (study.search), µP transfer of
-the best values to a wider target, target runs with several seeds, benchmark
-scores; then the report. Started again, it skips what is done and goes on.
---targets=slurm|sky|xmanager|files sends each target out as a job of its own,
-as launch.submit sends runs (--chip, --devices, …); started again, the study
-collects those that have finished.
+For each model × optimizer, it searches on a proxy (study.search), transfers the
+best values to a wider target by µP, trains the target with several seeds and
+scores it on benchmarks; then it writes the report. Started again, it resumes.
+--targets=slurm|sky|xmanager|files submits each target as a separate job, as
+launch.submit does (--chip, --devices, …); started again, the study collects
+the targets that have finished.
 
     python -m launch.study --plan --config=experiments/paper_study.py \\
         --chip=h100 --devices=64
 
-says what a study would take on chips that are not here: runs, memory and
-GPU-hours of the trials and targets of each cell. Exit status 0: all of it fits;
-3: a run does not; 1: an error.
+estimates what a study takes on chips that are not at hand: runs, memory and
+chip-hours of the trials and targets of each cell. Exit status 0: all of it
+fits; 3: a run does not; 1: an error.
 
-SIGTERM and Ctrl-C let the runs under way save and stop, with exit status 75;
-once more leaves at once. The same command goes on.
+On SIGTERM or Ctrl-C, running trials and targets save and stop, with exit status
+75; a second signal exits at once. The same command resumes the study.
 
-With --minutes=N it says what will be done in them, does that in the order of
-its worth, saves and stops; the plan says the same of other chips.
+With --minutes=N, it lists what fits into N minutes, does that, the most
+important first, saves and stops; with --plan, it lists that for other chips.
 """
 
 import argparse
@@ -58,22 +58,21 @@ def main() -> None:
   workers = flags.DEFINE_integer(
     'workers',
     0,
-    'Most runs side by side, 1: in this process; 0: as many as accelerators '
-    'hold, or one pinned to each core on a CPU.',
+    'Maximum number of concurrent runs; 1: in this process; 0: as many as the '
+    'accelerators hold, or on a CPU one pinned to each core.',
     lower_bound=0,
   )
   address = flags.DEFINE_string(
     'engine',
     '',
-    'HOST:PORT of a running Ray, or auto, whose machines train the runs '
-    '(docs/launching.md); default: this machine alone.',
+    'HOST:PORT of a running Ray cluster, or auto: train on its machines '
+    '(docs/launching.md). Default: only this machine.',
   )
   optimizers = flags.DEFINE_string(
     'optimizers',
     None,
-    'What is compared, comma-separated, names or ./mine.py, or all: every one '
-    'in optimizers/ '
-    '(default: study.optimizers of the recipe).',
+    'Optimizers to compare: comma-separated names or paths (./mine.py), or '
+    'all: every one in optimizers/ (default: study.optimizers of the recipe).',
   )
   plan = flags.DEFINE_bool('plan', False, 'Plan only; train nothing.')
   price = cli.define_price()
@@ -81,7 +80,7 @@ def main() -> None:
     'targets',
     None,
     [place for place in cli.PLACES if place != 'local'],
-    'Where each target goes as a job of its own (default: they train here).',
+    'Where to submit each target as a separate job (default: train here).',
   )
   options = cli.define_place()
 

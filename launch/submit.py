@@ -1,13 +1,13 @@
-"""Runs a recipe somewhere else, or several times, or in several processes.
+"""Runs a recipe on a cluster, several times, or in several processes.
 
     python -m launch.submit --to=slurm --config=experiments/gpt2_124m.py:lion \\
         --chip=h100 --devices=16 --sweep=optimizer.lr=1e-4,2e-4 --dry_run
 
---to=local runs processes on this machine that JAX joins; slurm, sky and
-xmanager write a script and hand it over; files writes one for other launchers.
---dry_run prints that script and what launch.bench --plan says of the runs, and
-touches nothing. --option=KEY=VALUE sets what only one place has;
-docs/launching.md lists them. Words after `--` go to the command that is run,
+--to=local runs several processes on this machine as one JAX program; slurm, sky
+and xmanager write a script and submit it; files writes a JSON file for other
+launchers. --dry_run prints it with the plan of launch.bench --plan, and changes
+nothing. --option=KEY=VALUE sets an option of one of these places;
+docs/launching.md lists them. Arguments after `--` are passed to the command,
 as in `… -- --targets=slurm` for a study.
 """
 
@@ -28,12 +28,12 @@ def main() -> None:
   """The command."""
   config = cli.define_config()
   options = cli.define_place()
-  place = flags.DEFINE_enum('to', None, cli.PLACES, 'Where it runs.')
+  place = flags.DEFINE_enum('to', None, cli.PLACES, 'Where to run.')
   workdir = flags.DEFINE_string(
     'workdir', None, 'Directory of the runs (default runs/CONFIG-VARIANT).'
   )
   sweep = flags.DEFINE_multi_string(
-    'sweep', [], 'KEY=VALUE,VALUE,…: a run for each; several: each with each.'
+    'sweep', [], 'KEY=VALUE,VALUE,…: one run per value; all combinations.'
   )
   words: list[str] = []
   cli.run(

@@ -3,13 +3,12 @@
     python -m launch.train --config=experiments/tiny.py:gpt2,adamw \\
         --config.data.source=shards:DIR --workdir=runs/tiny
 
-Started again with the same workdir, it goes on where it was; a finished run
-is left as it is. The workdir gets config.json, env.json, metrics.jsonl,
-TensorBoard events, checkpoints/, on accelerators programs/ (what was compiled)
-and at the end summary.json. As one of several processes (training/processes.py;
-`launch.submit` starts them) it does its part of the run in a workdir that all
-of them see. A workdir at gs:// or s3:// is written by way of a copy here
-(data/buckets.py).
+Started again with the same workdir, it resumes; a finished run does not change.
+The workdir gets config.json, env.json, metrics.jsonl, TensorBoard events,
+checkpoints/, on accelerators programs/ (compiled programs), and at the end
+summary.json. As one of several processes (training/processes.py), which
+`launch.submit` starts, it does its part of the run in a shared workdir. A
+workdir at gs:// or s3:// is written through a local copy (data/buckets.py).
 """
 
 from collections.abc import Iterator
@@ -33,8 +32,8 @@ def main() -> None:
   restart = flags.DEFINE_bool(
     'restart',
     False,
-    'Go on although the workdir lacks checkpoints or rows that it had: from '
-    'the newest checkpoint left, or from the first step.',
+    'Resume although the workdir has lost checkpoints or rows: from the '
+    'newest checkpoint left, or from the first step.',
   )
   train = lambda: _train(config, workdir.value, restart.value)
   cli.run(train, __doc__, addresses=('workdir',))

@@ -1,13 +1,12 @@
-"""Shows runs while they train, in the terminal.
+"""Shows runs in the terminal while they train.
 
     python -m launch.watch runs/gpt2-124m-lion runs/study
 
-Any number of runs, and of directories that hold some, such as a study: step,
-loss and its slope in nats a thousand steps, tokens/s, MFU, time spent waiting
-for data, newest checkpoint and its age, time left, and what wants attention.
-All is read from their directories, or from buckets: it may run on any machine
-that sees them.
---once prints one view and ends. Ctrl-C ends the watching, not the runs.
+Takes any number of runs and of directories of runs, such as studies. Shows
+step, loss and its slope in nats per thousand steps, tokens/s, MFU, time spent
+waiting for data, newest checkpoint and its age, time left, and alarms. It reads
+only their directories, or buckets, so it works on any machine that sees them.
+--once prints one view and exits. Ctrl-C ends the display, not the runs.
 """
 
 import sys
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
   """The command."""
-  once = flags.DEFINE_bool('once', False, 'Print one view and end.')
+  once = flags.DEFINE_bool('once', False, 'Print one view and exit.')
   every = flags.DEFINE_float(
     'every', 2.0, 'Seconds between views.', lower_bound=0.1
   )
@@ -36,7 +35,7 @@ def main() -> None:
 
 def _watch(roots: list[str], once: bool, every: float) -> None:
   if not roots:
-    raise ValueError('of which runs? give their directories')
+    raise ValueError('no runs: give their directories')
   from rich.live import Live
 
   from steepest.data.terminal import Console

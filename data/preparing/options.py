@@ -27,47 +27,48 @@ class Options:
   """Arguments of a preparation; metadata['help'] of a field is its meaning."""
 
   inputs: str = _option(
-    'Comma-separated globs, hf:DATASET[:CONFIG[:SPLIT]] (also a local copy), '
-    'tfds:NAME[:SPLIT] (also the directory of one), or a sample by name: '
+    'Comma-separated globs, hf:DATASET[:CONFIG[:SPLIT]] (or a local copy), '
+    'tfds:NAME[:SPLIT] (or its directory), or the name of a sample: '
     f'{", ".join(f"{n} ({size})" for n, (_, size) in SAMPLES.items())}.'
   )
   tokenizer: str = _option(
-    'gpt2, gpt2:DIR, hf:FILE, llama:FILE, or bpe-train:N for a new one of N '
+    'gpt2, gpt2:DIR, hf:FILE, llama:FILE, or bpe-train:N to train one with N '
     'entries.'
   )
   out: pathlib.Path = _option('Directory to write.')
   validation_tokens: int = _option(
-    'Tokens of each source for validation.', default=1 << 18
+    'Validation tokens per source.', default=1 << 18
   )
   validation_fraction: float = _option(
-    'Fraction of a source that validation may take at most.', default=0.05
+    'Largest fraction of a source to use for validation.', default=0.05
   )
-  shard_tokens: int = _option('Tokens of a file.', default=1 << 27)
-  seed: int = _option('Fixes the order of documents.', default=0)
+  shard_tokens: int = _option('Tokens per shard.', default=1 << 27)
+  seed: int = _option('Seed of the document order.', default=0)
   source: str = _option(
-    'Source of all documents, whatever the files say.', default=''
+    'Source of all documents; overrides the files.', default=''
   )
   text_field: str = _option(
-    'Key or column that holds the text of JSON lines, Parquet and datasets.',
+    'Key or column with the text, in JSON lines, Parquet and datasets.',
     default='text',
   )
   max_rejected: float = _option(
-    'Share of the lines that may be bad; more stop the job, ten never do.',
+    'Largest fraction of bad lines; more than that, and more than ten, stop '
+    'the job.',
     default=0.01,
   )
   document_bytes: int = _option(
-    'Bytes of a document, and of a line that holds one, at most; longer ones '
-    'are bad lines.',
+    'Largest size of a document, and of a line that holds one; longer ones '
+    'count as bad lines.',
     default=DOCUMENT_BYTES,
   )
   decontaminate: str = _option(
-    'What is done with documents that share 13 words in a row with a scored '
+    'What to do with documents that share 13 consecutive words with a scored '
     "benchmark: 'drop' or 'report'; both write contaminated.jsonl.",
     default='',
   )
   decontaminate_data: str = _option(
-    'Directory of other benchmarks, *.jsonl[.gz]; default: those that '
-    'launch.evaluate scores.',
+    'Directory of other benchmarks, *.jsonl[.gz]; default: those of '
+    'launch.evaluate.',
     default='',
   )
 

@@ -178,7 +178,7 @@ def test_what_cannot_be_in_a_bucket_is_refused(fork_commands):
   for result, said in zip(
     results,
     (
-      '--workdir=s3://a/b: this takes what is on this machine alone',
+      '--workdir=s3://a/b: takes only local paths',
       '--targets=files with --workdir=gs://a/b: their places look at files',
       'az://a/b: give a directory, gs://BUCKET/PATH or s3://BUCKET/PATH',
     ),
