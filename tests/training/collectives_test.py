@@ -250,8 +250,12 @@ def test_parts_of_a_sequence_exchange_keys_and_values(compiled, name):
 @pytest.mark.parametrize(
   'mesh, subset',
   [
-    ({'mesh__data': 2, 'mesh__fsdp': 2, 'mesh__tensor': 2}, 2),
     ({'mesh__data': 2, 'mesh__fsdp': 2, 'microbatches': 2}, 2),
+    pytest.param(
+      {'mesh__data': 2, 'mesh__fsdp': 2, 'mesh__tensor': 2},
+      2,
+      marks=pytest.mark.slow,
+    ),
     pytest.param({'mesh__data': 8}, 2, marks=pytest.mark.slow),
     pytest.param(
       {'mesh__fsdp': 4, 'mesh__sequence': 2}, 4, marks=pytest.mark.slow

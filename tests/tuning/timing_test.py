@@ -24,7 +24,7 @@ def _study():
   config.study.update(
     models='gpt2', optimizers='adamw,sophia', target_steps=10, seeds=1
   )
-  config.study.axis_batch_size = (16,)
+  config.study.axis_epochs = (2,)
   config.study.timing_repeats = 2
   return config
 
@@ -42,7 +42,7 @@ def test_optimizers_of_a_group_take_turns(tmp_path):
     path = tmp_path / timing.FILE
     found = json.loads(path.read_text())
     groups = [of['group'] for of in found['groups']]
-    assert [of['batch_size'] for of in groups] == [8, 16]
+    assert [of['epochs'] for of in groups] == [1, 2]
     assert [of['tokens'] for of in groups] == [1280, 1280]
     for of in found['groups']:
       turns = [turn['optimizer'] for turn in of['repeats']]
