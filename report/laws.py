@@ -206,8 +206,7 @@ def _residuals(
   read_P: Array,
   log_loss_P: Array,
 ) -> Array:
-  floor, of_size_P, of_tokens_P = _terms(unknowns_U, whose_P, size_P, read_P)
-  return np.log(floor + of_size_P + of_tokens_P) - log_loss_P
+  return np.log(sum(_terms(unknowns_U, whose_P, size_P, read_P))) - log_loss_P
 
 
 def _gradient(

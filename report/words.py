@@ -128,9 +128,9 @@ def join(items: Iterable[str], last: str = 'and') -> str:
   return f'{", ".join(listed[:-1])} {last} {listed[-1]}'
 
 
-def plural(n: int, noun: str, nouns: str = '') -> str:
-  """Returns '1 seed' or '3 seeds'; `nouns` where an s alone will not do."""
-  return f'{n:,} {noun if n == 1 else nouns or noun + "s"}'
+def plural(n: int, noun: str) -> str:
+  """Returns '1 seed' or '3 seeds'."""
+  return f'{n:,} {noun}{"s" * (n != 1)}'
 
 
 @dataclasses.dataclass(frozen=True)

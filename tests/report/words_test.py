@@ -32,7 +32,6 @@ _NAN = float('nan')
     (words.join(['a', 'b', 'c'], 'or'), 'a, b or c'),
     (words.plural(1, 'seed'), '1 seed'),
     (words.plural(3, 'seed'), '3 seeds'),
-    (words.plural(2, 'search', 'searches'), '2 searches'),
     (words.head('eval_loss'), 'Validation loss'),
     (words.head('arc_easy/acc_norm'), 'ARC-Easy acc_norm'),
     (words.head('mine/acc'), 'Mine acc'),
