@@ -28,7 +28,7 @@ _PACKAGES = [
 # constraints.txt are the newest. What comes after an upper bound may break.
 _REQUIRES = [
   'absl-py>=2.1,<3',
-  'array_record>=0.8.1,<0.9',
+  'array_record>=0.8.6,<0.9',
   'clu>=0.0.12,<0.1',
   'etils[epath]>=1.14,<2',
   'flax>=0.12,<0.13',
