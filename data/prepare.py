@@ -412,10 +412,12 @@ class _Tally:
       for piece in pieces:
         if piece.input == first['file'] and piece.bytes and piece.end:
           line += documents.lines_before(piece.input, piece.begin)
+      unread = first['reason'].startswith('no `')
       raise ValueError(
         f'{bad} of {lines} lines give no document, more than '
         f'--max_rejected={self._most:g}; the first is line {line} of '
         f'{first["file"]} ({first["reason"]}): {first["quoted"]}'
+        + ('; --text_field=KEY names what holds the text' if unread else '')
       )
 
 

@@ -252,8 +252,13 @@ def _plan(
     found = plan.stages(config, chips.find(chip), devices, machine)
   console.print(plan.table(found))
   print(plan.summary(found, chip, devices, price))
-  if given.minutes is not None and all(stage.plan.mfu for stage in found):
-    print(budget.within(found, devices, given.minutes))
+  if given.minutes is not None:
+    said = (
+      f'timed steps will tell what {given.minutes:g} minutes are enough for'
+    )
+    if all(stage.plan.mfu for stage in found):
+      said = budget.within(found, devices, given.minutes)
+    print(said)
   if not all(stage.plan.fits for stage in found):
     sys.exit(_DOES_NOT_FIT)
 

@@ -187,6 +187,9 @@ def test_bad_lines_are_kept_apart(tmp_path, console):
     file.write('{"text": \n')
   with pytest.raises(ValueError, match='11 of 111 lines .* line 101 of'):
     prepare.prepare(_options(tmp_path / 'a.jsonl', tmp_path / 'more'), console)
+  options = _options(tmp_path / 'a.jsonl', tmp_path / 'more', text_field='body')
+  with pytest.raises(ValueError, match='no `body`.*; --text_field=KEY names'):
+    prepare.prepare(options, console)
   assert not (tmp_path / 'more').exists()
 
 

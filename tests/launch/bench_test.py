@@ -51,8 +51,17 @@ def test_the_plan_of_a_study_has_prices_checkpoints_and_what_fits(
 ):
   words = ['--plan', '--config=experiments/paper_study.py', '--chip=H100']
   words += ['--config.study.models=gpt2', '--optimizers=adamw', '--devices=64']
-  [done] = fork_commands([('study', [*words, '--price=2.5', '--minutes=600'])])
+  quick = ['--plan', '--config=experiments/quickstart.py', '--chip=L40S']
+  done, unknown = fork_commands(
+    [
+      ('study', [*words, '--price=2.5', '--minutes=600']),
+      ('study', [*quick, '--minutes=600']),
+    ]
+  )
   assert done.code == 0, done.err
+  # No MFU of that chip is known.
+  said = 'timed steps will tell what 600 minutes are enough for'
+  assert unknown.out.splitlines()[-1] == said
   # Parameters of the target and two moments in float32.
   L, D, V, T = 32, 2560, 50_304, 2048
   size = 12 * (V * D + T * D + L * (12 * D**2 + 2 * D) + D)
