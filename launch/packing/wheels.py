@@ -6,6 +6,7 @@ for the Python that it runs on itself.
 
 from collections.abc import Collection, Iterable
 import importlib.metadata
+import importlib.util
 import pathlib
 import re
 import subprocess
@@ -74,22 +75,20 @@ def download(
   environment = _environment(platform, python)
   texts = importlib.metadata.requires('steepest') or []
   wanted = _needs(texts, extras, environment)
-  met: dict[tuple[str, frozenset[str]], Requirement] = {}
-  got: dict[str, Requirement] = {}
-  while wanted:
-    keys = [(canonicalize_name(r.name), frozenset(r.extras)) for r in wanted]
-    new = {
-      key: requirement
-      for key, requirement in zip(keys, wanted)
-      if key not in met and key[0] not in have
-    }
-    names = {name: r for (name, _), r in new.items() if name not in got}
-    _get(names.values(), out, platform, python)
-    met, got = met | new, got | names
+  met, got = set[str](), set[str]()
+  while new := {
+    str(r): r
+    for r in wanted
+    if str(r) not in met and canonicalize_name(r.name) not in have
+  }:
+    met |= new.keys()
+    names = {canonicalize_name(r.name): r for r in new.values()}
+    _get([names[n] for n in names.keys() - got], out, platform, python)
+    got |= names.keys()
     wanted = [
       needed
-      for name, wheel_extras in new
-      for needed in _needs(_metadata(out, name), wheel_extras, environment)
+      for r in new.values()
+      for needed in _needs(_metadata(out, r.name), r.extras, environment)
     ]
   if got:
     # Installs the others there.
@@ -161,6 +160,10 @@ def _get(
     command = [sys.executable, '-m', 'pip', *command, '--no-deps', '--quiet']
     command += ['--disable-pip-version-check', *chosen]
     done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode and importlib.util.find_spec('pip') is None:
+      raise OSError(
+        f'{sys.executable} has no pip, which gets wheels: install it'
+      )
     if done.returncode:
       lines = done.stderr.strip().splitlines() or ['no message']
       raise OSError(
