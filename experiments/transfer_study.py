@@ -12,12 +12,8 @@ Half-lives are the same for all three optimizers. docs/results/transfer says
 what would count, and has what came out of an earlier form of it.
 
 Further words change one thing, in µP alone: `b1` and `b2` (half-lives in
-factors of four beside the rates, at the narrowest and the widest), `depth` (2
-to 8 layers under CompleteP instead of widths), `fixed_rho` (Sophia's rho does
-not grow with the width), `no_gain` (norms without gains), `zero_init` (readout
-and queries start at zero; LLaMA only, GPT-2's readout is tied) and the decay
-modes `independent`, `times_lr`, `times_role_lr` and `over_width`, each with a
-decay that is felt.
+factors of four beside the rates, at the narrowest and the widest) and `depth`
+(2 to 8 layers under CompleteP instead of widths).
 
 Hardware: two CPU cores.
 """
@@ -26,18 +22,10 @@ from ml_collections import ConfigDict
 
 from steepest.experiments import base
 
-# A fifth to a third of a weight in 300 steps. At Lion's best rate of 8e-3 all
-# modes take as much from a weight of the base.
-_DECAYS = {
-  'independent': 2e-3,
-  'times_lr': 0.25,
-  'times_role_lr': 0.25,
-  'over_width': 2e-3,
-}
 # Half-lives in tokens: 0.75 to 48 steps.
 _HALF_LIVES = (384, 1536, 6144, 24_576)
 _MEMORIES = ('b1', 'b2')
-_CHANGES = (*_MEMORIES, 'depth', 'fixed_rho', 'no_gain', 'zero_init', *_DECAYS)
+_CHANGES = (*_MEMORIES, 'depth')
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -80,10 +68,6 @@ def get_config(arg: str = '') -> ConfigDict:
   study.target_steps = config.steps
   # The trials are what is compared.
   study.seeds = 1
-  config.parametrization.scale_rho = 'fixed_rho' not in words
-  config.model.norm_gain = 'no_gain' not in words
-  config.model.zero_init_query = 'zero_init' in words
-  config.model.zero_init_readout = 'zero_init' in words
   for name in words & set(_MEMORIES):
     study[f'space_{name}_half_life'] = _HALF_LIVES
     study.axis_width, study.trial_seeds = (1, 8), 1
@@ -95,7 +79,4 @@ def get_config(arg: str = '') -> ConfigDict:
     config.parametrization.depth_rule = 'completep'
     study.axis_width, study.axis_depth = (), (1, 2, 4)
     study.retune = 'depth'
-  for mode in words & set(_DECAYS):
-    config.optimizer.decay_mode = mode
-    config.optimizer.weight_decay = _DECAYS[mode]
   return config

@@ -90,7 +90,7 @@ def test_studies_are_on_record(golden):
   study = base.flatten(base.get_study_config())
   for recipe, variants in (
     (quickstart, ('',)),
-    (transfer_study, ('gpt2', 'llama,no_gain', 'fixed_rho', 'times_role_lr')),
+    (transfer_study, ('gpt2', 'llama,b1', 'depth')),
   ):
     recorded = {}
     for words in variants:
