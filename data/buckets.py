@@ -90,13 +90,19 @@ def newest(names: Set[str]) -> Set[str]:
 
 
 def unfinished(names: Set[str]) -> Set[str]:
-  """Chooses all but the checkpoints of a study's runs that have ended."""
+  """Chooses all of a study but the checkpoints of runs that have ended."""
   found = set()
   for name in names:
     run, inside, _ = name.partition('/checkpoints/')
     if not (inside and f'{run}/summary.json' in names):
       found.add(name)
   return found
+
+
+def trials(names: Set[str]) -> Set[str]:
+  """Chooses the same of a study whose targets train elsewhere."""
+  of_targets = re.compile('finals/.*/checkpoints/')
+  return {name for name in unfinished(names) if not of_targets.match(name)}
 
 
 def read(
@@ -173,9 +179,15 @@ def for_records(path: str) -> str:
   return os.fspath(read(path)) if path.startswith('s3://') else path
 
 
-def copy_of(address: str) -> pathlib.Path:
-  """Returns where `staged` has the copy that it gives."""
-  return _Copy(address, 'write').directory
+def copy_of(address: str, kind: str = 'write') -> pathlib.Path:
+  """Returns where `staged` has the copy that it gives, whether it has or not.
+
+  Args:
+    address: of a directory in a bucket.
+    kind: of the copy.
+  """
+  scheme, _, path = address.rstrip('/').partition('://')
+  return downloads.cache_dir().absolute() / 'buckets' / kind / scheme / path
 
 
 @contextlib.contextmanager
@@ -286,8 +298,9 @@ class _Copy:
         f"{address} needs {_PACKAGES[scheme]}: pip install 'steepest[buckets]'"
       ) from error
     self._home = downloads.cache_dir().absolute() / 'buckets'
-    self.directory = self._home / kind / scheme / self._root
-    self.index = self._home / f'{kind}-index' / scheme / f'{self._root}.json'
+    self.directory = copy_of(address, kind)
+    index = copy_of(address, f'{kind}-index')
+    self.index = index.with_name(f'{index.name}.json')
     # Name → the object's tag, then size and time (ns) of the file.
     self._known: dict[str, list[Any]] = {}
 

@@ -32,7 +32,7 @@ import pathlib
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -85,18 +85,22 @@ def main() -> None:
   options = cli.define_place()
 
   def start() -> None:
+    from steepest.data import buckets
+
     study, given = _config(config, optimizers.value), options()
     if plan.value:
       away = targets.value is not None
       _plan(study, given, away, price.value)
       return
     place = workdir.value or cli.default_workdir(config)
-    directory = _place(place, targets.value)
+    directory = str(pathlib.Path(place).absolute())
+    if buckets.is_address(place):
+      directory = place.rstrip('/')
     sent = None
     if targets.value is not None:
       from steepest.launch.submitters import targets as elsewhere
 
-      sent = elsewhere.Targets(targets.value, given, pathlib.Path(directory))
+      sent = elsewhere.Targets(targets.value, given, directory)
     if given.dry_run:
       if sent is None:
         raise ValueError('--dry_run is of --targets; --plan says what it takes')
@@ -104,23 +108,12 @@ def main() -> None:
       return
     if sent is not None:
       sent.check(study)
-    _study(study, directory, workers.value, address.value, sent, given.minutes)
+    # What runs that have ended saved is not needed any more.
+    choice = buckets.unfinished if sent is None else buckets.trials
+    with buckets.staged(directory, 'at this study', choice) as stage:
+      _run(study, stage, workers.value, address.value, sent, given.minutes)
 
   cli.run(start, __doc__, addresses=('workdir',))
-
-
-def _place(workdir: str, targets: str | None) -> str:
-  """Returns where a study is: a path from the root, or an address."""
-  from steepest.data import buckets
-
-  if not buckets.is_address(workdir):
-    return str(pathlib.Path(workdir).absolute())
-  if targets is not None:
-    raise ValueError(
-      f'--targets={targets} with --workdir={workdir}: their places look at '
-      'files, so mount the bucket'
-    )
-  return workdir
 
 
 def _config(holder: flags.FlagHolder, optimizers: str | None) -> 'ConfigDict':
@@ -137,15 +130,6 @@ def _config(holder: flags.FlagHolder, optimizers: str | None) -> 'ConfigDict':
   for note in search.notes(config):
     print(f'note: {note}', file=sys.stderr)
   return config
-
-
-def _study(config: 'ConfigDict', workdir: str, *how: Any) -> None:
-  from steepest.data import buckets
-
-  # What runs that have ended saved is not needed any more.
-  choice = buckets.unfinished
-  with buckets.staged(workdir, 'at this study', choice) as stage:
-    _run(config, stage, *how)
 
 
 def _run(

@@ -42,6 +42,7 @@ def main() -> None:
     ),
     __doc__,
     words,
+    addresses=('workdir',),
   )
 
 

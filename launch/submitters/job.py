@@ -114,6 +114,12 @@ class Job:
     return self.module.endswith('.study')
 
   @property
+  def in_buckets(self) -> bool:
+    """Whether the runs read or write what lies in buckets."""
+    words = [w for unit in self.units for w in (unit.workdir, *unit.arguments)]
+    return any('gs://' in word or 's3://' in word for word in words)
+
+  @property
   def hosts(self) -> int:
     """Machines of one run."""
     return -(-self.devices // self.per_host) if self.chip else self.nodes

@@ -18,6 +18,7 @@ import time
 from types import FrameType
 from typing import IO
 
+from steepest.data import buckets
 from steepest.launch.submitters import job as jobs
 
 OPTIONS = {
@@ -80,6 +81,11 @@ class Supervisor:
     self._count = max(job.processes, 1)
     self._grace = float(job.options['grace_seconds'])
     self._workdir = pathlib.Path(unit.workdir)
+    self._logs = self._workdir / 'logs'
+    if buckets.is_address(unit.workdir):
+      # The copy of the run's process, which removes what the bucket lacks.
+      self._workdir = buckets.copy_of(unit.workdir)
+      self._logs = job.folder / 'logs' / unit.point
 
   def run(self) -> None:
     """Returns when the run has finished.
@@ -104,7 +110,7 @@ class Supervisor:
       if futile > self._job.restarts:
         raise ChildProcessError(
           f'{failure}; no progress in {futile} tries, the last checkpoint is '
-          f'of step {now}: see {self._logs()}'
+          f'of step {now}: see {self._logs}'
         )
       print(
         f'{failure}: all start again from step {now}',
@@ -134,9 +140,8 @@ class Supervisor:
   ) -> subprocess.Popen[bytes]:
     out: IO[bytes] | None = None
     if self._count > 1:
-      folder = self._logs()
-      folder.mkdir(parents=True, exist_ok=True)
-      log = (folder / f'process-{i}.log').open('ab')
+      self._logs.mkdir(parents=True, exist_ok=True)
+      log = (self._logs / f'process-{i}.log').open('ab')
       # The first process shows how it goes.
       out = None if i == 0 else files.enter_context(log)
     return subprocess.Popen(
@@ -174,9 +179,6 @@ class Supervisor:
     if not path.exists():
       return False
     return json.loads(path.read_text('utf-8'))['status'] == 'diverged'
-
-  def _logs(self) -> pathlib.Path:
-    return self._workdir / 'logs'
 
 
 def _environment(job: jobs.Job, i: int, port: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ import subprocess
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from steepest.data import files
+from steepest.data import buckets, files
 from steepest.experiments import base
 from steepest.launch.submitters import inputs, job as jobs
 from steepest.training import chips
@@ -73,9 +73,12 @@ def workdir_of(place: str, workdir: str) -> str:
   """Returns a run's directory as the machines see it.
 
   Raises:
-    ValueError: it has unprintable characters.
+    ValueError: it has unprintable characters, or is an address of another
+      storage.
   """
-  if place in _SAME_FILES:
+  if buckets.is_address(workdir):
+    workdir = workdir.rstrip('/')
+  elif place in _SAME_FILES:
     workdir = os.path.abspath(workdir)
   if not workdir.isprintable():
     raise ValueError(f'--workdir={workdir!r}: has unprintable characters')
@@ -116,16 +119,18 @@ def describe(
     )
   if not processes and place == 'local' and is_gpu:
     processes = devices
-  hours = options.hours
+  hours, away = options.hours, buckets.is_address(home)
   if study and hours is None and options.minutes is not None:
     hours = (options.minutes + _AROUND) / 60
   folder = pathlib.Path('runs', jobs.name_of(pathlib.PurePath(home).name))
+  if place in _SAME_FILES:
+    folder = pathlib.Path.cwd() / folder if away else pathlib.Path(home)
   job = jobs.Job(
     name,
     f'steepest.launch.{"study" if study else "train"}',
     tuple(units),
     root_of(place),
-    (pathlib.Path(home) if place in _SAME_FILES else folder) / 'submit',
+    folder / 'submit',
     chip,
     devices,
     options.nodes,
@@ -144,6 +149,11 @@ def describe(
         + ', or add --option=install=WHAT'
         * ('install' in job.options)
       )
+  if away and job.hosts > 1 and place not in _SAME_FILES and not study:
+    raise ValueError(
+      f'--workdir={home}: the machines of a run write to one copy of it, and '
+      f'those of --to={place} share no files: mount the bucket'
+    )
   if study and job.hosts > 1 and place not in ('slurm', 'sky'):
     raise ValueError(
       f'--to={place}: a study has one machine there, not {job.hosts}; its '

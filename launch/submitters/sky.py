@@ -2,10 +2,10 @@
 
 Managed jobs (`sky jobs launch`) find machines, again where spot ones are taken
 away, and start again what fails; the run goes on from its last checkpoint,
-which the machines need to share: in a bucket that is mounted. Each machine is
-one process; SkyPilot tells it which, and the address of the first. A slice of
-TPUs is one node, whose machines JAX knows. The machines of a study of several
-are those of a Ray of its own, beside SkyPilot's.
+which the machines need to share: in a bucket, which several need to have
+mounted. Each machine is one process; SkyPilot tells it which, and the address
+of the first. A slice of TPUs is one node, whose machines JAX knows. The
+machines of a study of several are those of a Ray of its own, beside SkyPilot's.
 """
 
 import shlex
@@ -132,6 +132,8 @@ def _installed(job: jobs.Job) -> str:
   extras = 'test' if not job.chip else 'cuda' if job.is_gpu else 'tpu'
   if job.is_study and job.is_gpu and job.hosts > 1:
     extras += ',ray'
+  if job.in_buckets:
+    extras += ',buckets'
   return f"-c constraints.txt -e '.[{extras}]'"
 
 

@@ -13,6 +13,7 @@ import re
 import shlex
 import textwrap
 
+from steepest.data import buckets, downloads
 from steepest.launch.submitters import job as jobs
 
 # Long options of sbatch 24.05, so that misspelt ones are found here; plugins of
@@ -46,10 +47,10 @@ _OWN = ('python', 'setup')
 _BODY = r"""
 set -u
 cd -- {root}
-{setup}case "${{SLURM_ARRAY_TASK_ID:-0}}" in
+{setup}{exports}case "${{SLURM_ARRAY_TASK_ID:-0}}" in
 {cases}
 esac
-{exports}{ray}
+{ray}
 # What would not be lost: checkpoints, and the runs of a study that have ended.
 kept() {{
   find "$workdir" -path '*/checkpoints/*' -prune ! -name '*[!0-9]*' -print \
@@ -125,9 +126,7 @@ def _script(job: jobs.Job) -> str:
   cases = []
   for i, unit in enumerate(job.units):
     line = shlex.join(unit.command(python, job.module))
-    cases.append(
-      f'{i}) workdir={shlex.quote(unit.workdir)}\n  set -- {line} ;;'
-    )
+    cases.append(f'{i}) workdir={_seen(unit.workdir)}\n  set -- {line} ;;')
   setup = job.options['setup']
   exports = [
     f'export {name}={shlex.quote(value)}'
@@ -144,6 +143,14 @@ def _script(job: jobs.Job) -> str:
     stopped=jobs.STOPPED,
   )
   return f'#!/bin/bash\n{_directives(job)}\n{body}'
+
+
+def _seen(workdir: str) -> str:
+  """Returns what the script looks at: of a bucket, the copy of the run."""
+  if not buckets.is_address(workdir):
+    return shlex.quote(workdir)
+  copy = buckets.copy_of(workdir).relative_to(downloads.cache_dir().absolute())
+  return f'"${{STEEPEST_CACHE:-.cache}}"/{shlex.quote(str(copy))}'
 
 
 def _ray(python: str) -> str:

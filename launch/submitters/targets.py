@@ -12,6 +12,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from steepest.data import buckets
 from steepest.experiments import base
 from steepest.launch.submitters import job as jobs, places
 from steepest.training import metrics
@@ -35,17 +36,18 @@ def overrides(config: ConfigDict) -> tuple[str, ...]:
 class Targets:
   """Sends the targets of a study to a place."""
 
-  def __init__(
-    self, place: str, options: argparse.Namespace, workdir: pathlib.Path
-  ):
+  def __init__(self, place: str, options: argparse.Namespace, workdir: str):
     """Sends nothing yet.
 
     Args:
       place: as in launch/cli.py.
       options: values of the flags of launch/cli.py.
-      workdir: of the study.
+      workdir: of the study, or its address.
     """
-    self._place, self._options, self._home = place, options, str(workdir)
+    self._place, self._options, self._home = place, options, workdir
+    self._stage = buckets.Stage(pathlib.Path(workdir))
+    if buckets.is_address(workdir):
+      self._stage = buckets.Stage(buckets.copy_of(workdir), workdir)
 
   def check(self, config: ConfigDict) -> None:
     """Raises what would be raised when targets are sent, and sends nothing.
@@ -62,7 +64,7 @@ class Targets:
     return '\n'.join(self._prepare(runs)[-1] for runs in self._runs(config))
 
   def _runs(self, config: ConfigDict) -> list[list[Run]]:
-    home = pathlib.Path(self._home)
+    home = self._stage.directory
     return [target_runs(config, home, cell, {}) for cell in cells.cells(config)]
 
   def send(self, runs: Sequence[Run]) -> None:
@@ -97,7 +99,11 @@ class Targets:
   ) -> tuple[jobs.Job, jobs.Submission, str]:
     """Returns the targets of a cell, a unit a seed, as a place gets them."""
     units = [
-      jobs.Unit(str(run.directory), overrides(run.config), run.directory.name)
+      jobs.Unit(
+        self._stage.address(run.directory),
+        overrides(run.config),
+        run.directory.name,
+      )
       for run in runs
     ]
     job = places.describe(

@@ -237,7 +237,8 @@ def _script(job: jobs.Job) -> str:
     resources=_resources(job, replicas),
     executor=_EXECUTORS[executor],
     image=job.options['image'],
-    extra='tpu' if job.chip and not job.is_gpu else 'cuda',
+    extra=('tpu' if job.chip and not job.is_gpu else 'cuda')
+    + ',buckets' * job.in_buckets,
     unit=unit,
   )
 

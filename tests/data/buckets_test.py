@@ -73,6 +73,17 @@ def test_what_one_machine_leaves_another_finds(bucket, caches):
     assert _files(stage.directory) == {**_files(read), '.lock': 'here alone'}
 
 
+def test_the_machine_that_wrote_it_gets_nothing_again(bucket, monkeypatch):
+  """Its disk is the nearer of two tiers."""
+  files = {'checkpoints/1/state': 'x', 'checkpoints/1/checksums.json': '{}'}
+  with buckets.staged(bucket, 'busy') as stage:
+    _write(stage.directory, files)
+  store = buckets._Copy(bucket, 'write')._files
+  monkeypatch.setattr(store, 'get', lambda *paths: pytest.fail(str(paths)))
+  with buckets.staged(bucket, 'busy') as stage:
+    assert _files(stage.directory) == files
+
+
 def test_a_second_writer_is_refused_until_the_first_is_killed(
   bucket, monkeypatch
 ):
@@ -217,6 +228,8 @@ def test_choices():
   assert buckets.rows(names) == kept
   assert buckets.newest(names) == {*kept, 'checkpoints/10/a'}
   assert buckets.unfinished(names) == names - {'t/0/checkpoints/1/a'}
+  study = {'finals/a/seed=0/checkpoints/1/a', 'trials/a/0/checkpoints/1/a'}
+  assert buckets.trials(study) == {'trials/a/0/checkpoints/1/a'}
 
 
 @pytest.mark.parametrize('path', ['az://a/b', 'gs://', 'gs://a', 's3://a/'])

@@ -166,20 +166,30 @@ def test_a_study_that_is_killed_goes_on_elsewhere(bucket, machine, tmp_path):
   assert (page / 'report.html').exists()
 
 
+def test_targets_go_where_the_study_is(fork_commands):
+  study = ['--config=experiments/quickstart.py', '--workdir=gs://a/b/']
+  words = ['--targets=files', '--dry_run', '--nocheck']
+  (result,) = fork_commands([('study', [*study, *words])])
+  assert result.code == 0, result.err
+  assert '"workdir": "gs://a/b/finals/' in result.out
+  assert '--workdir=gs://a/b/finals/' in result.out
+
+
 def test_what_cannot_be_in_a_bucket_is_refused(fork_commands):
-  study = ['--config=experiments/quickstart.py', '--targets=files']
+  tiny = '--config=experiments/tiny.py'
+  sent = ['--to=sky', '--chip=h100', '--devices=16', '--dry_run']
   results = fork_commands(
     [
-      ('submit', ['--config=experiments/tiny.py', '--workdir=s3://a/b']),
-      ('study', [*study, '--workdir=gs://a/b']),
-      ('train', ['--config=experiments/tiny.py', '--workdir=az://a/b']),
+      ('submit', [tiny, '--workdir=s3://a/b', *sent]),
+      ('pack', [tiny, '--out=gs://a/b.tar']),
+      ('train', [tiny, '--workdir=az://a/b']),
     ]
   )
   for result, said in zip(
     results,
     (
-      '--workdir=s3://a/b: takes only local paths',
-      '--targets=files with --workdir=gs://a/b: their places look at files',
+      '--workdir=s3://a/b: the machines of a run write to one copy of it',
+      '--out=gs://a/b.tar: takes only local paths',
       'az://a/b: give a directory, gs://BUCKET/PATH or s3://BUCKET/PATH',
     ),
   ):

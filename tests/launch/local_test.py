@@ -4,6 +4,7 @@ The command is a small program that saves checkpoints and ends as it is told;
 slow tests train.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -25,7 +26,10 @@ _ROOT = pathlib.Path(__file__).parent.parent.parent
 _PROGRAM = """
 import json, os, pathlib, signal, sys, time
 plan = json.loads(sys.argv[1])
-workdir = pathlib.Path(sys.argv[2].removeprefix('--workdir='))
+workdir = sys.argv[2].removeprefix('--workdir=')
+if workdir.startswith('s3://'):
+  workdir = os.environ['STEEPEST_CACHE'] + '/buckets/write/s3/' + workdir[5:]
+workdir = pathlib.Path(workdir)
 index = os.environ.get('STEEPEST_PROCESS', '0')
 workdir.mkdir(parents=True, exist_ok=True)
 starts = workdir / f'starts-{index}'
@@ -54,14 +58,16 @@ sys.exit(end)
 """
 
 
-def _job(tmp_path, plan, processes=1, units=1):
+def _job(tmp_path, plan, processes=1, units=1, place=None):
   (tmp_path / 'program.py').write_text(_PROGRAM, 'utf-8')
-  names = [str(tmp_path / f'run{i}') for i in range(units)]
+  names = [f'{place or tmp_path}/run{i}' for i in range(units)]
   arguments = (json.dumps([{str(k): v for k, v in p.items()} for p in plan]),)
   return jobs.Job(
     name='test',
     module='program',
-    units=tuple(jobs.Unit(name, arguments, name) for name in names),
+    units=tuple(
+      jobs.Unit(name, arguments, f'seed={i}') for i, name in enumerate(names)
+    ),
     root=tmp_path,
     folder=tmp_path / 'all',
     chip='',
@@ -88,6 +94,20 @@ def test_what_ends_badly_goes_on_while_it_gets_further(tmp_path, capfd):
   told = capfd.readouterr().err
   assert 'process 0 of 1 ended with status 1: all start again' in told
   assert 'signal SIGKILL: all start again from step 10' in told
+
+
+def test_progress_in_a_bucket_is_that_of_its_copy(tmp_path, monkeypatch):
+  """Logs are elsewhere: a run removes what its bucket does not have."""
+  monkeypatch.setenv('STEEPEST_CACHE', str(tmp_path / 'cache'))
+  plan = [{0: start, 1: [0, 0]} for start in ([5, 1], [10, 1], [15, 0])]
+  job = _job(tmp_path, plan, processes=2, place='s3://lab')
+  local.run(dataclasses.replace(job, restarts=0))
+  copy = tmp_path / 'cache' / 'buckets' / 'write' / 's3' / 'lab' / 'run0'
+  assert len((copy / 'starts-0').read_text().split()) == 3
+  logs = tmp_path / 'all' / 'logs' / 'seed=0'
+  assert {p.name for p in logs.iterdir()} == {
+    f'process-{i}.log' for i in (0, 1)
+  }
 
 
 def test_what_gets_no_further_ends(tmp_path):

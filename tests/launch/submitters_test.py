@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 import yaml
 
+from steepest.data import buckets
 from steepest.launch.submitters import (
   files,
   job as jobs,
@@ -137,6 +138,32 @@ def _nasty(place, **changed) -> jobs.Job:
   unit = jobs.Unit(f'/x/{_NASTY}', (f'--config.data.source={_NASTY}',), _NASTY)
   changed = {'environment': {'NASTY': _NASTY}, **changed}
   return _job(place, units=(unit,), **changed)
+
+
+@pytest.mark.parametrize('variables', [{}, {'STEEPEST_CACHE': '/x y'}])
+def test_slurm_looks_at_the_copy_of_a_run_in_a_bucket(variables, monkeypatch):
+  monkeypatch.delenv('STEEPEST_CACHE', raising=False)
+  address = 's3://lab/runs/a b'
+  job = _job(slurm, '', 1, workdir=address, environment=variables)
+  [script] = slurm.submission(job).files.values()
+  head, _, _ = script.replace('cd -- ', ': ').partition('# What would')
+  done = subprocess.run(
+    ['bash', '-c', f'{head}\nprintf "%s\\n" "$workdir" "$@"'],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  seen, *words = done.stdout.splitlines()
+  monkeypatch.setenv('STEEPEST_CACHE', variables.get('STEEPEST_CACHE', ''))
+  assert pathlib.Path(seen).absolute() == buckets.copy_of(address)
+  assert words[-1] == f'--workdir={address}'
+
+
+def test_machines_that_use_buckets_get_what_speaks_to_them():
+  for place in (sky, xmanager):
+    for changed, wanted in (({'workdir': 'gs://lab/run'}, True), ({}, False)):
+      text = place.submission(_job(place, **changed)).describe()
+      assert ('[cuda,buckets]' in text) == wanted
 
 
 def test_tasks_of_sky_hold_exactly_the_words():
