@@ -180,20 +180,17 @@ def test_a_study_is_one_process_a_machine(submitted):
   assert 'a study has one machine of TPUs, not 16' in pod.err
 
 
-@pytest.mark.parametrize('program', _MISSING)
-def test_a_missing_program_is_named(submitted, program):
-  result = submitted[0][f'no {program} here']
-  assert result.code == 1
-  assert f'no {program} here' in result.err and '--dry_run' in result.err
-  assert not any(submitted[1].iterdir())
-
-
-@pytest.mark.parametrize('message', _MISTAKES)
-def test_mistakes_end_with_a_line(submitted, message):
-  result = submitted[0][message]
-  assert result.code == 1
-  assert message in result.err
-  assert result.err.count('\n') == 1
+def test_what_is_missing_and_what_is_mistaken_is_named(submitted):
+  results, folder = submitted
+  for program in _MISSING:
+    result = results[f'no {program} here']
+    assert result.code == 1
+    assert f'no {program} here' in result.err and '--dry_run' in result.err
+  for message in _MISTAKES:
+    result = results[message]
+    assert result.code == 1 and message in result.err, message
+    assert result.err.count('\n') == 1, message
+  assert not any(folder.iterdir())
 
 
 @pytest.fixture
