@@ -19,13 +19,13 @@ def _read(path: pathlib.Path) -> list[dict]:
 
 
 def test_scores_and_scores_again(
-  run_command, model, scored_documents, tmp_path
+  fork_commands, model, scored_documents, tmp_path
 ):
   out = tmp_path / 'new' / 'out'
-  data = f'--data={scored_documents}'
-  args = (f'--model=hf:{model}', data, f'--out={out}')
-  done = run_command('evaluate', *args, '--tasks=arc_easy,mmlu', '--limit=10')
-  assert done.returncode == 0, done.stderr
+  args = [f'--model=hf:{model}', f'--data={scored_documents}']
+  words = [*args, f'--out={out}', '--tasks=arc_easy,mmlu', '--limit=10']
+  (done,) = fork_commands([('evaluate', words)])
+  assert done.code == 0, done.err
   results = json.loads((out / 'results.json').read_text())
   info, metrics = results['info'], results['metrics']
   assert metrics['arc_easy']['n'] == metrics['mmlu']['n'] == 10
@@ -39,21 +39,21 @@ def test_scores_and_scores_again(
   assert len(rows) == 80
   assert all(row['loglikelihood'] < 0 for row in rows)
   assert len(_read(out / 'predictions.jsonl')) == 30
-  table = [line for line in done.stdout.splitlines() if '±' in line]
+  table = [line for line in done.out.splitlines() if '±' in line]
   assert any('arc_easy' in line and 'acc_norm' in line for line in table)
   assert not any('anatomy' in line for line in table)
 
   pairs = tmp_path / 'pairs.jsonl'
   pairs.write_text(''.join(json.dumps(row) + '\n' for row in rows[:9]))
-  refused = run_command('evaluate', *args, f'--requests={pairs}')
-  assert refused.returncode == 1
-  assert f'{out} holds another evaluation (its tasks' in refused.stderr
-  assert _read(out / 'requests.jsonl') == rows
-  out = tmp_path / 'again'
-  done = run_command(
-    'evaluate', *args[:2], f'--requests={pairs}', f'--out={out}'
+  args.append(f'--requests={pairs}')
+  refused, done = fork_commands(
+    [('evaluate', [*args, f'--out={o}']) for o in (out, tmp_path / 'again')]
   )
-  assert done.returncode == 0, done.stderr
+  assert refused.code == 1
+  assert f'{out} holds another evaluation (its tasks' in refused.err
+  assert _read(out / 'requests.jsonl') == rows
+  assert done.code == 0, done.err
+  out = tmp_path / 'again'
   again = _read(out / 'requests.jsonl')
   assert len(again) == 9
   for row, before in zip(again, rows):
