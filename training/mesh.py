@@ -28,7 +28,6 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from steepest.models.config import ModelConfig
-from steepest.training import chips
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence')
 
@@ -52,13 +51,14 @@ RULES_OF_A_COPY = (('batch', 'fsdp'), *RULES[1:])
 
 
 _SCHEDULER = 'xla_gpu_enable_latency_hiding_scheduler'
-_FUSED_GATHER = 'xla_tpu_enable_async_collective_fusion_fuse_all_gather'
+# Not xla_tpu_enable_async_collective_fusion_fuse_all_gather: libtpu 0.0.48 says
+# that it may give wrong results on v5p and v6e, and refuses it; steps for v5e
+# that did not compile in 25 minutes had it.
 _OPTIONS: dict[str, dict[str, bool]] = {
   'gpu': {_SCHEDULER: True},
   'tpu': {
     'xla_enable_async_all_gather': True,
     'xla_tpu_enable_async_collective_fusion': True,
-    _FUSED_GATHER: True,
     'xla_tpu_enable_async_collective_fusion_multiple_steps': True,
     'xla_tpu_overlap_compute_collective_tc': True,
   },
@@ -391,10 +391,6 @@ def compiler_options(mesh: Mesh, hide: bool) -> dict[str, str | bool]:
   if _SCHEDULER in wanted and not hide:
     # Not left out: XLA's own default is to have it.
     wanted[_SCHEDULER] = False
-  if device.device_kind not in chips.CHIPS['v5e'].kinds:
-    # Libtpu 0.0.48 says that it may give wrong results on others, and refuses
-    # it; 0.0.42 takes it.
-    wanted.pop(_FUSED_GATHER, None)
   asked = [(k, v) for k, v in wanted.items() if k not in own]
   return dict(_accepted(tuple(asked), mesh))
 

@@ -146,7 +146,7 @@ def test_without_its_compiler_a_tpu_is_refused(monkeypatch):
   'chip, count, mesh',
   [
     ('v5e', 16, {'mesh__fsdp': 16}),
-    # Neither takes every option that v5e takes; this is no grid of v5p's.
+    # This is no grid of v5p's.
     ('v5p', 64, {'mesh__fsdp': 16, 'mesh__tensor': 2}),
     ('v6e', 16, {'mesh__fsdp': 4, 'mesh__tensor': 4}),
   ],
