@@ -57,7 +57,7 @@ def load(
     ValueError: it cannot be imported, or lacks one of `contents`.
   """
   if not pathlib.Path(path).is_file():
-    raise FileNotFoundError(f'{what}{path}: there is no such file')
+    raise FileNotFoundError(f'{what}{path}: no such file')
   try:
     module = _load(pathlib.Path(path).resolve())
   # SystemExit: of a script that was given by mistake.
@@ -67,7 +67,9 @@ def load(
       f'{what}{path} cannot be imported: {type(error).__name__}: {text}'
     ) from error
   if missing := [name for name in contents if not hasattr(module, name)]:
-    raise ValueError(f'{what}{path}: the file has no {", ".join(missing)}')
+    raise ValueError(
+      f'{what}{path}: the file does not define {", ".join(missing)}'
+    )
   return module
 
 

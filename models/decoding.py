@@ -142,7 +142,7 @@ class Sampler:
     longest = int(lengths_B.max())
     if longest > max_length:
       raise ValueError(
-        f'a prompt has {longest} tokens, the model takes {max_length}: '
+        f'a prompt has {longest} tokens, the model takes at most {max_length}: '
         'shorten it'
       )
     draw = functools.partial(

@@ -358,7 +358,7 @@ class _Tensors:
     if value.shape != shape:
       raise ValueError(
         f'{self._where}: tensor {full} has shape {value.shape}, config '
-        f'wants {shape}'
+        f'requires {shape}'
       )
     return value.astype(np.float32)
 
@@ -375,7 +375,7 @@ class _Tensors:
     left = [n for n in sorted(self._left) if not n.endswith(constants)]
     left = [n for n in left if n != _READOUT]
     if left:
-      raise ValueError(f'{self._where}: tensor {left[0]} has no place here')
+      raise ValueError(f'{self._where}: unexpected tensor {left[0]}')
 
 
 def _find_files(directory: pathlib.Path) -> list[pathlib.Path]:
@@ -389,10 +389,12 @@ def _find_files(directory: pathlib.Path) -> list[pathlib.Path]:
     names = set(map(str, held['weight_map'].values()))
     for name in sorted(names):
       if pathlib.PurePath(name).name != name or '\0' in name:
-        raise ValueError(f'{index} names {name!r}, which is no file beside it')
+        raise ValueError(
+          f'{index} names {name!r}, but no such file is beside it'
+        )
       if not (directory / name).is_file():
         raise FileNotFoundError(
-          f'{directory / name}, named in {index}, is gone'
+          f'{directory / name}, named in {index}, is missing'
         )
     return [directory / name for name in sorted(names)]
   files = [one] if one.exists() else sorted(directory.glob('*.safetensors'))

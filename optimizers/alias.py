@@ -171,7 +171,7 @@ def _transformation(
     inner = state.inner
     if curvature is not None:
       if not of.wants_curvature:
-        raise ValueError(f'{optimizer.name}: takes no curvature')
+        raise ValueError(f'{optimizer.name}: does not use curvature')
       inner = of.update_curvature(inner, curvature, now, state.steps)
     h = of.namespace(now, state.steps, now['lr'])
     _, changes, inner = of.changes(now, h, 1.0, 1.0, (grads, inner, params))

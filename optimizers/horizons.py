@@ -73,8 +73,8 @@ def apply(
       b = 2 ** (-every * of_step / tokens(horizon, of_run))
       if np.float32(b) >= 1:
         raise ValueError(
-          f'optimizer.{key(name, hyper)}={horizon:g}: so long that the decay '
-          f'rate of a step of {of_step} tokens is 1'
+          f'optimizer.{key(name, hyper)}={horizon:g}: so long that '
+          f'beta for a step of {of_step} tokens rounds to 1'
         )
       if name in ('b1', 'b2'):
         betas[name] = b

@@ -82,7 +82,7 @@ class Hyper:
     if self.scale not in SCALES:
       raise ValueError(f'scale={self.scale!r}: one of {", ".join(SCALES)}')
     if self.range is not None and not self.range[0] < self.range[1]:
-      raise ValueError(f'range={self.range}: lowest value first')
+      raise ValueError(f'range={self.range}: give the lowest value first')
 
 
 def lr(
@@ -244,7 +244,7 @@ class Optimizer:
   def __post_init__(self):
     # It names directories.
     if not re.fullmatch(r'\w[\w-]*', self.name, re.ASCII):
-      raise ValueError(f'name={self.name!r}: give letters, digits, - and _')
+      raise ValueError(f'name={self.name!r}: use only letters, digits, - and _')
     if not callable(self.transform):
       raise ValueError('transform: give a function of the hyperparameters')
     own = dict(self.hyperparameters)
@@ -300,7 +300,7 @@ def find(name: str) -> Optimizer:
     if 'OPTIMIZER' in found and isinstance(found['OPTIMIZER'], Optimizer):
       return found['OPTIMIZER']
     raise ValueError(
-      f'optimizer.name={name}: the file must hold OPTIMIZER = '
+      f'optimizer.name={name}: the file must define OPTIMIZER = '
       'Optimizer(name=…, label=…, reference=…, transform=…, '
       'hyperparameters=…), from steepest.optimizers.optimizer'
     )

@@ -120,7 +120,7 @@ class Checkpointer:
         damage[found] = str(e)
     if found == _NONE and damage:
       raise ValueError(
-        f'no checkpoint in {self.directory} is whole: '
+        f'no checkpoint in {self.directory} is intact: '
         f'{damage[max(damage)]}; restore it or use another --workdir'
       )
     if found == _NONE:
@@ -199,8 +199,8 @@ class Checkpointer:
     bad = _not_finite(restored['state'])
     if bad:
       raise ValueError(
-        f'checkpoint {self.directory / str(steps)}: {bad} holds numbers that '
-        'are not finite, which no run saves: restore it or delete it'
+        f'checkpoint {self.directory / str(steps)}: {bad} contains '
+        'non-finite numbers, which no run saves: restore it or delete it'
       )
     return restored['state'], metadata
 
@@ -274,8 +274,8 @@ class Checkpointer:
     self._manager.close()
     if self._failure is not None:
       raise OSError(
-        f'{self._failure}; make sure that it can be written (room, disk, other '
-        'processes) and run the same command again'
+        f'{self._failure}; make sure that it can be written (space, disk, '
+        'other processes) and run the same command again'
       )
 
   def _finish(
@@ -331,7 +331,7 @@ class Checkpointer:
     self._failure = f'checkpoint {self.directory / str(steps)}: {reason}'
     left = _steps(self.directory, verified=True)
     stays = f'the one of step {left[-1]} stays' if left else 'there is none yet'
-    self._warn(f'warning: {self._failure}; {stays}, training goes on')
+    self._warn(f'warning: {self._failure}; {stays}, training continues')
     if jax.process_index() == 0:
       # The next one may be under way.
       self._clear_unfinished(str(steps))
@@ -364,8 +364,8 @@ class Checkpointer:
           shutil.rmtree(self.directory / str(later), ignore_errors=True)
     for later, error in damage.items():
       self._warn(
-        f'warning: checkpoint of step {later} is not used, that of step '
-        f'{steps} is: {error}'
+        f'warning: checkpoint of step {later} is not used, but that of step '
+        f'{steps}: {error}'
       )
       if not self._read_only:
         self._put_aside(later)
@@ -472,7 +472,7 @@ def verify(directory: pathlib.Path) -> None:
   share = by_size[jax.process_index() :: jax.process_count()]
   for name, sha256 in _sha256(directory, share).items():
     if sha256 != wanted[name][1]:
-      raise ValueError(f'{directory / name} was changed since it was written')
+      raise ValueError(f'{directory / name} has changed since it was written')
 
 
 def _sha256(directory: pathlib.Path, names: list[str]) -> dict[str, str]:

@@ -379,7 +379,7 @@ def topology(name: str, devices: int, larger: bool = False) -> str:
   """
   sizes = {math.prod(map(int, s.split('x'))): s for s in CHIPS[name].slices}
   if not sizes:
-    raise ValueError(f'--chip={name}: no slices of it are known here')
+    raise ValueError(f'--chip={name}: its slices are not known')
   fits = [n for n in sizes if n >= devices] if larger else [devices]
   if not fits or fits[0] not in sizes:
     raise ValueError(

@@ -167,7 +167,7 @@ def check_ranges(config: ConfigDict) -> None:
       raise ValueError(f'{key}={values[key]}: must be above 0')
   for key in _NAMES:
     if key in values and not all(values[key].split(',')):
-      raise ValueError(f'{key}={values[key]!r}: give names, comma-separated')
+      raise ValueError(f'{key}={values[key]!r}: give comma-separated names')
   betas = config.optimizer.betas or ()
   if any(isinstance(b, (int, float)) and not 0 <= b < 1 for b in betas):
     raise ValueError(f'optimizer.betas={betas}: must be in [0, 1)')
@@ -175,8 +175,8 @@ def check_ranges(config: ConfigDict) -> None:
   whole = all(type(step) is int for step in steps)
   if steps and not (whole and len(steps) == 2 and 0 <= steps[0] < steps[1]):
     raise ValueError(
-      f'profile_steps={steps}: give two steps, the first that is traced and a '
-      'later one that is not, or ()'
+      f'profile_steps={steps}: give (FIRST, END), the first step to trace and '
+      'the one after the last, or ()'
     )
   if config.stage not in ('tune', 'final'):
     raise ValueError(f'stage={config.stage!r}: must be tune or final')
@@ -197,7 +197,7 @@ def _check_value(key: str, value: Any) -> None:
     for held in value:
       # What is no literal arrives as text, nan and inf too.
       if key not in _WORDS and not isinstance(held, (int, float)):
-        raise ValueError(f'{key}={value}: give numbers, comma-separated')
+        raise ValueError(f'{key}={value}: give comma-separated numbers')
       _check_value(key, held)
   elif isinstance(value, float) and not abs(value) <= _REAL:
     raise ValueError(f'{key}={value}: must be finite as a float32')
@@ -237,7 +237,7 @@ def check_memory(config: ConfigDict, model: ModelConfig) -> None:
     # Two numbers of four bytes.
     if 8 * count > have:
       raise ValueError(
-        f'{what} takes {8 * count / 2**30:,.0f} GiB at least, there are '
+        f'{what} takes at least {8 * count / 2**30:,.0f} GiB, there are '
         f'{have / 2**30:,.0f}: launch.bench --plan says what fits'
       )
 
@@ -298,7 +298,7 @@ def check_same(config: ConfigDict, workdir: pathlib.Path) -> None:
   if before['steps'] > now['steps'] and changes:
     raise ValueError(
       f'{workdir} holds a run of steps={before["steps"]}, asked for '
-      f'{now["steps"]}: its {kind} schedule would be another one, use another '
+      f'{now["steps"]}: its {kind} schedule would differ: use another '
       '--workdir'
     )
   if before['steps'] < now['steps'] and changes:
@@ -311,7 +311,7 @@ def check_same(config: ConfigDict, workdir: pathlib.Path) -> None:
     if _REMOVED[key] is not _ANY and _REMOVED[key] != value:
       raise ValueError(
         f'{workdir} holds a run with {key}={value}, which this version does '
-        'not know: use another --workdir'
+        'not support: use another --workdir'
       )
   for key in sorted(before | now):
     a, b = before.get(key), now.get(key)
@@ -338,7 +338,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     of_model = key.startswith(('model.', 'parametrization.'))
     if of_model and _REMOVED[key] is not _ANY and _REMOVED[key] != value:
       raise ValueError(
-        f'{path} has {key}={value}, which this version does not know'
+        f'{path} has {key}={value}, which this version does not support'
       )
   return config
 

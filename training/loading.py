@@ -112,7 +112,7 @@ def _load_hf(directory: str, named: str) -> LoadedModel:
 
 def _load_checkpoint(workdir: pathlib.Path, named: str) -> LoadedModel:
   if not (workdir / 'config.json').exists():
-    raise FileNotFoundError(f'ckpt:{workdir}: no config.json, not a run')
+    raise FileNotFoundError(f'ckpt:{workdir}: no config.json, so it is no run')
   if not (workdir / 'tokenizer.json').exists():
     raise FileNotFoundError(
       f'ckpt:{workdir}: no tokenizer.json; a run on a flat token file has '

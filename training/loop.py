@@ -244,7 +244,7 @@ def _start(
     if lost is not None and not restart:
       raise ValueError(
         f'{checkpointer.directory} had a checkpoint of step {lost} and has '
-        'none now: restore it, delete the run, or begin at the first step '
+        'none now: restore it, delete the run, or start from the first step '
         'with launch.train --restart'
       )
     return init(), 0
@@ -256,8 +256,8 @@ def _start(
   state, metadata = checkpointer.restore_run(record.setup, latest)
   if metadata['data_fingerprint'] != record.data.fingerprint:
     raise ValueError(
-      f'{record.workdir} was trained on other data than data.source gives '
-      'now: restore the data or use another --workdir'
+      f'{record.workdir} was trained on other data than the present '
+      'data.source: restore the data or use another --workdir'
     )
   held = record.count_rows(latest)
   # Checkpoints of earlier versions do not say how many there were.
@@ -267,7 +267,7 @@ def _start(
       f'{latest}, {metadata["rows"]} were written'
     )
     if not restart:
-      raise ValueError(f'{found}: restore it, or go on with --restart')
+      raise ValueError(f'{found}: restore it, or resume with --restart')
     record.tell('metrics', found)
   record.seconds |= metadata['seconds']
   record.losses = metadata['losses']

@@ -137,7 +137,7 @@ def _arranged(
     return mesh_utils.create_hybrid_device_mesh(inner, outer, **how)
   except (AssertionError, NotImplementedError, ValueError) as error:
     raise ValueError(
-      f'mesh: {dict(found)} does not lie on {len(devices)} devices in '
+      f'mesh: {dict(found)} does not fit {len(devices)} devices in '
       f'slices={slices}: use all devices of each slice'
     ) from error
 

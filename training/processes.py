@@ -173,8 +173,8 @@ def _join_explicitly(given: list[str]) -> None:
   coordinator, count, index = (os.environ[name] for name in _EXPLICIT)
   if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
     raise ValueError(
-      f'STEEPEST_PROCESS={index} of STEEPEST_PROCESSES={count}: must be whole '
-      'numbers, the first below the second'
+      f'STEEPEST_PROCESS={index} of STEEPEST_PROCESSES={count}: must be '
+      'integers, the first below the second'
     )
   host, _, port = coordinator.rpartition(':')
   if not host or not port.isdigit():

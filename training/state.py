@@ -237,8 +237,8 @@ def _boxed_shapes(module: Any, model: ModelConfig) -> Any:
       jax.eval_shape(module.apply, {'params': nn.unbox(shapes)}, tokens_BxL)
     except errors.ScopeParamNotFoundError as error:
       raise ValueError(
-        f'model.scan_layers=True: model.name={model.name} runs its blocks by '
-        'a loop of its own; layers.blocks of models/layers.py runs stacks'
+        f'model.scan_layers=True: model.name={model.name} runs its blocks in '
+        'its own loop; use layers.blocks of models/layers.py for stacks'
       ) from error
   return shapes
 

@@ -122,7 +122,7 @@ class WandbWriter:
   def _give_up(self, error: Exception) -> None:
     self._run = None
     self._warn(
-      f'Weights & Biases gets no more rows: {_said(error)}; all are in '
+      f'Weights & Biases receives no more rows: {_said(error)}; all are in '
       'metrics.jsonl'
     )
 

@@ -152,7 +152,7 @@ def test_a_task_file_outside_is_scored_like_ours(tmp_path):
 @pytest.mark.parametrize(
   'before, after, said',
   [
-    ('TASKS = ', 'TUSKS = ', 'the file has no TASKS'),
+    ('TASKS = ', 'TUSKS = ', 'the file does not define TASKS'),
     ("'trivia', ", "'arc_easy', ", "the name 'arc_easy' is taken"),
     ("'acc_norm'", "'f1'", "trivia has the metric 'f1', there are acc, "),
     ('import Task, ', 'import Tusk, ', "ImportError: .*'Tusk'"),
@@ -173,5 +173,5 @@ def test_what_is_wrong_in_a_task_file_is_one_line(
 
 
 def test_a_task_file_that_is_gone_is_named():
-  with pytest.raises(FileNotFoundError, match=r'gone\.py: there is no such'):
+  with pytest.raises(FileNotFoundError, match=r'gone\.py: no such file'):
     tasks.select('./gone.py')

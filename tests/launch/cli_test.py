@@ -112,7 +112,7 @@ _WRONG_OTHERS = [
   (
     'generate',
     [_MODEL, f'--prompt={"x" * 99}'],
-    'a prompt has 99 tokens, the model takes 32: shorten it',
+    'a prompt has 99 tokens, the model takes at most 32: shorten it',
   ),
   ('prepare', [], '--input is missing'),
   (

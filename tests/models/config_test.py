@@ -42,7 +42,7 @@ def test_zeros_are_resolved(build_model):
 @pytest.mark.parametrize(
   'text, said',
   [
-    ('', 'the file has no Model, HABITS, default_mlp_dim, check'),
+    ('', 'the file does not define Model, HABITS, default_mlp_dim, check'),
     (
       'check = Model = default_mlp_dim = 0\nHABITS = {}',
       'HABITS has no bias, tie_',
@@ -50,7 +50,7 @@ def test_zeros_are_resolved(build_model):
     (
       'from __future__ import annotations\nimport dataclasses\n'
       '@dataclasses.dataclass\nclass Model:\n  x: int = 0',
-      'the file has no HABITS, ',
+      'the file does not define HABITS, ',
     ),
     ('raise KeyError("a\\nb")', 'cannot be imported: KeyError'),
     ('import nowhere', 'cannot be imported: ModuleNotFoundError: .*nowhere'),

@@ -63,7 +63,7 @@ def test_a_row_stops_where_the_model_is_full(table):
   drawn = _draw(_sampler(), table, [[3, 1, 4, 1], [5]], 9, 6)
   assert [sum(t is not None for t in row) for row in drawn] == [2, 5]
   assert drawn[0][:2] == _draw(_sampler(), table, [[3, 1, 4, 1]], 2)[0]
-  with pytest.raises(ValueError, match='7 tokens, the model takes 6'):
+  with pytest.raises(ValueError, match='7 tokens, the model takes at most 6'):
     next(_sampler()(table, [[1] * 7], 1, 6))
 
 

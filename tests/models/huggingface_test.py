@@ -122,7 +122,9 @@ def test_shards(copy, golden, name):
   path.write_text(json.dumps({'metadata': {}, 'weight_map': index}), 'utf-8')
   assert _read(directory).keys() == wanted.keys()
   (directory / files[1]).unlink()
-  with pytest.raises(FileNotFoundError, match=f'{files[1]}, named in .* gone'):
+  with pytest.raises(
+    FileNotFoundError, match=f'{files[1]}, named in .* missing'
+  ):
     _read(directory)
   # Whole weights, but of another folder.
   there = directory.with_name('there')
@@ -130,7 +132,7 @@ def test_shards(copy, golden, name):
   safetensors.save_file(tensors, there / 'model.safetensors')
   index = dict.fromkeys(names, '../there/model.safetensors')
   path.write_text(json.dumps({'weight_map': index}), 'utf-8')
-  with pytest.raises(ValueError, match='which is no file beside it'):
+  with pytest.raises(ValueError, match='no such file is beside it'):
     _read(directory)
   path.write_text('[]', 'utf-8')
   with pytest.raises(ValueError, match='holds no JSON object'):
@@ -189,8 +191,11 @@ def test_tensors_that_do_not_fit_are_named(copy, name):
   others = {k: v for k, v in tensors.items() if k != key}
   for held, said in (
     (others, 'mlp.* is missing'),
-    ({**tensors, 'adapter.w': np.zeros((2, 2))}, r'adapter\.w has no place'),
-    ({**tensors, key: tensors[key][:-1]}, f'{key} has shape .*config wants'),
+    (
+      {**tensors, 'adapter.w': np.zeros((2, 2))},
+      r'unexpected tensor adapter\.w',
+    ),
+    ({**tensors, key: tensors[key][:-1]}, f'{key} has shape .*config requires'),
   ):
     _save(directory, held)
     with pytest.raises(ValueError, match=said):

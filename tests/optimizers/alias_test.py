@@ -82,7 +82,7 @@ def test_curvature_is_optional_and_sophias_alone():
   ones = jax.tree.map(jnp.ones_like, _PARAMS)
   _, state = _train(sophia.sophia(0.1, b2=0.5), 2, curvature=ones)
   np.testing.assert_allclose(state.inner.h['w'], 0.75)
-  with pytest.raises(ValueError, match='takes no curvature'):
+  with pytest.raises(ValueError, match='does not use curvature'):
     _train(lion.lion(0.1), 1, curvature=ones)
 
 

@@ -34,12 +34,12 @@ def test_a_file_elsewhere_is_an_optimizer(tmp_path, monkeypatch, setup, draw):
 @pytest.mark.parametrize(
   'text, said',
   [
-    ('x = 1', 'must hold OPTIMIZER'),
-    ('OPTIMIZER = 3', 'must hold OPTIMIZER'),
+    ('x = 1', 'must define OPTIMIZER'),
+    ('OPTIMIZER = 3', 'must define OPTIMIZER'),
     ('raise SystemExit(2)', 'cannot be imported: SystemExit: 2'),
     ('x =', 'SyntaxError: .*line 1'),
     ('import nowhere', 'ModuleNotFoundError: No module named .nowhere'),
-    (_MOMENTUM.replace("'momentum'", "'a/b'"), 'give letters, digits, - and'),
+    (_MOMENTUM.replace("'momentum'", "'a/b'"), 'only letters, digits, - and'),
     (_MOMENTUM.replace("'lr': Hyper(0.1, range=(1e-3, 1.0)), ", ''), "'lr' is"),
     (_MOMENTUM.replace('(1e-3, 1.0)', '(1.0, 1e-3)'), 'lowest value first'),
     (_MOMENTUM.replace('Hyper(0.9)', '0.9'), r"\['b1'\]: give a Hyper"),
@@ -51,7 +51,7 @@ def test_a_file_elsewhere_is_an_optimizer(tmp_path, monkeypatch, setup, draw):
 )
 def test_what_a_file_lacks_is_one_line(tmp_path, text, said):
   path = tmp_path / 'mine.py'
-  with pytest.raises(FileNotFoundError, match=r'mine\.py: there is no such'):
+  with pytest.raises(FileNotFoundError, match=r'mine\.py: no such file'):
     optimizer.find(str(path))
   path.write_text(text)
   with pytest.raises(ValueError, match=said) as error:

@@ -170,7 +170,7 @@ def test_numbers_that_are_not_finite_are_caught(tmp_path, make_state):
   writer = Checkpointer(tmp_path, 1)
   writer.save(jax.tree.unflatten(tree, spoilt), 3, _BOOKS)
   writer.wait()
-  with pytest.raises(ValueError, match='checkpoint .*/3: .* not finite'):
+  with pytest.raises(ValueError, match='checkpoint .*/3: .* non-finite'):
     writer.restore(setup.shapes, 3)
   [books] = (tmp_path / '3' / 'books').glob('metadata')
   text = books.read_text()
@@ -246,7 +246,9 @@ def test_no_whole_checkpoint_is_no_fresh_start(three_checkpoints):
     _damage(_files(three_checkpoints / steps)[0], 'truncated')
   for _ in range(2):
     reader = Checkpointer(three_checkpoints, 3)
-    with pytest.raises(ValueError, match='no checkpoint in .* is whole: .*/3/'):
+    with pytest.raises(
+      ValueError, match='no checkpoint in .* is intact: .*/3/'
+    ):
       reader.latest()
     reader.close()
 
@@ -278,7 +280,7 @@ def test_a_full_disk_costs_the_new_checkpoint_only(tmp_path, make_state, save):
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
   assert len(said) == 2
-  assert all('the one of step 1 stays, training goes on' in s for s in said)
+  assert all('the one of step 1 stays, training continues' in s for s in said)
   assert sorted(p.name for p in tmp_path.iterdir()) == ['1']
   with pytest.raises(OSError, match='checkpoint .*/3: .*; make sure that'):
     writer.close()

@@ -61,9 +61,9 @@ def test_runs_made_with_keys_of_earlier_versions(tmp_path, monkeypatch):
     ('optimizer.lr', 3.4028234663852890e38, 'must be finite as a float32'),
     ('optimizer.lr', float('nan'), 'must be finite as a float32'),
     ('optimizer.betas', (0.9, float('inf')), 'must be finite as a float32'),
-    ('profile_steps', (3,), 'give two steps'),
-    ('profile_steps', (3, 3), 'give two steps'),
-    ('profile_steps', (0.5, 3), 'give two steps'),
+    ('profile_steps', (3,), 'the first step to trace'),
+    ('profile_steps', (3, 3), 'the first step to trace'),
+    ('profile_steps', (0.5, 3), 'the first step to trace'),
   ],
 )
 def test_numbers_that_the_devices_do_not_hold_are_refused(key, value, said):

@@ -95,7 +95,7 @@ def test_a_day_passes_inside_a_save(train, tmp_path, check, monkeypatch):
   check(tmp_path / 'parts')
   said = (tmp_path / 'parts' / 'events.jsonl').read_text('utf-8')
   assert 'parts/checkpoints/10: ' in said and said.count('\n') == 1
-  assert 'the one of step 5 stays, training goes on' in said
+  assert 'the one of step 5 stays, training continues' in said
 
 
 def test_a_slow_disk(train, tmp_path, check, monkeypatch):

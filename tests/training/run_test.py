@@ -265,7 +265,7 @@ def test_a_trained_model_is_read_back(configure, tmp_path, saved, logits_of):
   [
     ('gone', 'give hf:DIR or ckpt:WORKDIR'),
     ('ckpt:', 'give hf:DIR or ckpt:WORKDIR'),
-    ('ckpt:gone', 'no config.json, not a run'),
+    ('ckpt:gone', 'no config.json, so it is no run'),
     ('hf:gone', 'no gone/config.json'),
   ],
 )
