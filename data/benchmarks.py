@@ -93,7 +93,7 @@ def _check_hash(directory: pathlib.Path, stem: str) -> None:
   # Those that earlier versions fetched have none.
   if known and files.sha256(path) != known:
     raise ValueError(
-      f'{path} has been changed since it was fetched: delete it and run again'
+      f'{path} has changed since it was fetched: delete it and run again'
     )
 
 

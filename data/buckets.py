@@ -122,7 +122,7 @@ def read(
     fcntl.flock(file, fcntl.LOCK_EX)
     copy.load()
     if not copy.pull(choice):
-      raise FileNotFoundError(f'{path}: there is nothing')
+      raise FileNotFoundError(f'{path}: not found')
   return copy.directory
 
 
@@ -346,7 +346,7 @@ class _Copy:
   def push(self) -> None:
     """Makes the bucket equal to the files."""
     if self._known and not self.directory.is_dir():
-      raise OSError(f'{self.directory} is gone: nothing is removed for that')
+      raise OSError(f'{self.directory} is gone: its objects in the bucket stay')
     gone = [n for n in self._known if not (self.directory / n).exists()]
     seals = {n for n in self._names() if n.endswith('.json')}
     names = {n for n in self._names() if not n.endswith('.json')} | seals

@@ -56,7 +56,7 @@ def room_for(part: pathlib.Path) -> Iterator[None]:
     if error.errno in _NO_SPACE:
       raise OSError(
         f'no space is left for {part} ({error.strerror}): free some and run '
-        'the same command again, it goes on from there; or delete it'
+        'the same command again to resume; or delete it'
       ) from error
     raise
 

@@ -92,7 +92,7 @@ def _open_npy(path: pathlib.Path) -> np.ndarray:
   except Exception as error:  # A damaged header raises what a tokenizer does.
     # NumPy quotes the whole header, which may be most of the file.
     reason = str(error)[:200]
-    raise ValueError(f'{path} is no readable .npy file: {reason}') from error
+    raise ValueError(f'{path} is not a readable .npy file: {reason}') from error
   if tokens_N.ndim != 1 or tokens_N.dtype not in (np.uint16, np.uint32):
     raise ValueError(
       f'{path} holds {tokens_N.dtype} of shape {tokens_N.shape}: save one '
@@ -111,7 +111,7 @@ def _open_bin(path: pathlib.Path) -> np.ndarray:
     if size != offset + int(header[2]) * dtype.itemsize:
       raise ValueError(
         f'{path} has {size} bytes where its header of {header[2]} tokens '
-        f'asks for {offset + int(header[2]) * dtype.itemsize}: copy it again'
+        f'requires {offset + int(header[2]) * dtype.itemsize}: copy it again'
       )
   elif size % dtype.itemsize:
     raise ValueError(f'{path} has {size} bytes, an odd number: not uint16')

@@ -245,8 +245,8 @@ def open_data(
 def _eos_id(config: ConfigDict, corpus: Corpus) -> int:
   if corpus.tokenizer_dir is None:
     raise ValueError(
-      f'data.mask_documents: {config.source} does not tell where a document '
-      'ends: use shards:DIR'
+      f'data.mask_documents: {config.source} does not mark the ends of '
+      'documents: use shards:DIR'
     )
   tokenizer = tokenizers.load(f'hf:{corpus.tokenizer_dir}')
   # launch.prepare writes no shards without one.
@@ -300,7 +300,9 @@ def _open_tfds(
   )
   if found.manifest is None:
     if not vocab_size:
-      raise ValueError(f'tfds:{name} does not say it: set model.vocab_size')
+      raise ValueError(
+        f'tfds:{name} has no vocabulary size: set model.vocab_size'
+      )
     return Corpus(train, validation, vocab_size, None, found.content, {})
   checks.check_tokenizer(found.directory, found.manifest, tokenizer)
   checks.check_fit(found.directory, found.manifest, context, vocab_size)

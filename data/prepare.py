@@ -279,7 +279,7 @@ class _Preparation:
       if kept and tokenizers.load(f'hf:{directory}').sha256 != tokenizer.sha256:
         raise ValueError(
           f'the tokenizer {self.options.tokenizer} has changed since this '
-          f'preparation began: bring it back, or delete {self.part}'
+          f'preparation began: restore it, or delete {self.part}'
         )
       tokenizer.save(directory)
       return tokenizer
@@ -414,7 +414,7 @@ class _Tally:
           line += documents.lines_before(piece.input, piece.begin)
       unread = first['reason'].startswith('no `')
       raise ValueError(
-        f'{bad} of {lines} lines give no document, more than '
+        f'{bad} of {lines} lines contain no document, more than '
         f'--max_rejected={self._most:g}; the first is line {line} of '
         f'{first["file"]} ({first["reason"]}): {first["quoted"]}'
         + ('; --text_field=KEY names what holds the text' if unread else '')

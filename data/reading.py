@@ -339,7 +339,7 @@ def check_blob(path: os.PathLike[str]) -> None:
     actual = hashlib.file_digest(file, make).hexdigest()
   if actual != name:
     raise ValueError(
-      f'{path} has been changed since it was fetched: delete {blob} and fetch '
+      f'{path} has changed since it was fetched: delete {blob} and fetch '
       'it again'
     )
 

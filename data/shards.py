@@ -132,7 +132,7 @@ class ShardWindows:
         )
         time.sleep(wait)
     raise OSError(
-      f'shard {path} cannot be read: bring it back and run the same command '
+      f'shard {path} cannot be read: restore it and run the same command '
       f'again ({reason})'
     )
 

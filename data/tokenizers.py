@@ -410,8 +410,8 @@ def _try_out(definition: bytes, where: str) -> None:
   model = model['model'] if isinstance(model, dict) and 'model' in model else {}
   if isinstance(model, dict) and 'dropout' in model and model['dropout']:
     raise ValueError(
-      f'{where}: dropout is {model["dropout"]!r:.40}, so that a text has '
-      'other tokens each time: set it to null'
+      f'{where}: dropout is {model["dropout"]!r:.40}, so a text gets '
+      'different tokens each time: set it to null'
     )
   try:
     done = subprocess.run(
@@ -428,7 +428,7 @@ def _try_out(definition: bytes, where: str) -> None:
   if done.returncode:
     said = done.stderr.decode(errors='replace').strip().splitlines()
     line = said[-1] if said else f'it ends the process ({done.returncode})'
-    raise ValueError(f'{where} is no tokenizer.json: {line[:200]}')
+    raise ValueError(f'{where} is not a usable tokenizer.json: {line[:200]}')
 
 
 def _special(backend: hf.Tokenizer, token: Any, token_id: Any) -> str | None:

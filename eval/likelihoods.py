@@ -294,7 +294,7 @@ def _collect(
     loglikelihood = float(logp_SxP[shard, part].sum(dtype=np.float64))
     if math.isnan(loglikelihood):
       raise ValueError(
-        'a log-likelihood is NaN: the parameters hold NaN or infinities; '
+        'a log-likelihood is NaN: the parameters contain NaN or infinity; '
         'score an earlier checkpoint'
       )
     found[number] = Score(loglikelihood, bool(hit_SxP[shard, part].all()))

@@ -311,7 +311,9 @@ def find(path: str) -> tuple[Task, ...]:
   """
   tasks = outside.load('task file ', path, ('TASKS',)).TASKS
   if not isinstance(tasks, tuple):
-    raise ValueError(f'task file {path}: TASKS is {tasks!r}, no tuple of Tasks')
+    raise ValueError(
+      f'task file {path}: TASKS is {tasks!r}, not a tuple of Tasks'
+    )
   for task in tasks:
     if not isinstance(task, Task):
       raise ValueError(f'task file {path}: TASKS has {task!r}, not a Task')

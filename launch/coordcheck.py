@@ -121,7 +121,7 @@ def _sizes(flag: str, words: list[str], least: int) -> tuple[int, ...]:
   good = len(sizes) == len(words) >= least and len(sizes) != 1
   if not good or list(sizes) != sorted(set(sizes)) or min(sizes, default=1) < 1:
     raise ValueError(
-      f'--{flag}={",".join(words)}: give two or more rising numbers'
+      f'--{flag}={",".join(words)}: give two or more increasing numbers'
     )
   return sizes
 

@@ -103,7 +103,7 @@ def main() -> None:
       sent = elsewhere.Targets(targets.value, given, directory)
     if given.dry_run:
       if sent is None:
-        raise ValueError('--dry_run is of --targets; --plan says what it takes')
+        raise ValueError('--dry_run needs --targets; --plan estimates a study')
       print(sent.describe(study))
       return
     if sent is not None:
@@ -121,7 +121,7 @@ def _config(holder: flags.FlagHolder, optimizers: str | None) -> 'ConfigDict':
   config = cli.required(holder)
   if 'study' not in config:
     raise ValueError(
-      '--config is no study: start from experiments/quickstart.py'
+      '--config is not a study: start from experiments/quickstart.py'
     )
   from steepest.tuning import search, study
 
@@ -180,7 +180,7 @@ def _run(
     if budget.ended:
       return
     if left := len(study.left()) if minutes is not None else 0:
-      print(f'time is up with {left} runs left: the same command goes on')
+      print(f'time is up with {left} runs left: the same command resumes')
     if study.has_results:
       _report(workdir, time.perf_counter() - start)
 
@@ -203,7 +203,7 @@ def _stoppable(workdir: pathlib.Path, budget: 'Budget') -> Iterator[None]:
     stop.touch()
     budget.end()
     name = signal.Signals(number).name
-    print(f'{name}: the runs under way save and stop', file=sys.stderr)
+    print(f'{name}: running trials and targets save and stop', file=sys.stderr)
 
   before = {n: signal.signal(n, receive) for n in _SIGNALS}
   try:
@@ -212,7 +212,7 @@ def _stoppable(workdir: pathlib.Path, budget: 'Budget') -> Iterator[None]:
     for number, handler in before.items():
       signal.signal(number, handler)
   if stop.exists():
-    print('stopped: the same command goes on', file=sys.stderr)
+    print('stopped: the same command resumes', file=sys.stderr)
     stop.unlink()
     sys.exit(interrupts.EXIT_CODE)
 

@@ -61,7 +61,7 @@ def _submit(
 
   study = 'study' in config
   if options.minutes is not None and not study:
-    raise ValueError('--minutes is of studies; a run has --hours')
+    raise ValueError('--minutes is for studies; a run has --hours')
   home = places.workdir_of(place, workdir or cli.default_workdir(holder))
   fixed = cli.overrides(holder)
   # A study has a process a machine, which has slots for its runs.

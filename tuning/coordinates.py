@@ -102,7 +102,7 @@ def config(settings: Settings, width: int, depth: int) -> ConfigDict:
   base_width = settings.widths[0]
   if base_width % (2 * _HEADS) or width % base_width:
     raise ValueError(
-      f'--widths: {width} must be a multiple of the first, and that of '
+      f'--widths: {width} must be a multiple of the first, and the first of '
       f'{2 * _HEADS}'
     )
   base_mlp_dim = model_config.find_model(settings.model).default_mlp_dim(

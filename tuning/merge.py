@@ -83,8 +83,8 @@ def _write(
   target = directory.joinpath(*path.parts[1:])
   if not (member.isreg() and inside) or path.is_absolute() or target.exists():
     raise ValueError(
-      f'{member.name!r} is no plain file below its one folder, or there twice: '
-      'nothing is taken'
+      f'{member.name!r} is not a plain file in the one folder, or a duplicate: '
+      'nothing is merged'
     )
   target.parent.mkdir(parents=True, exist_ok=True)
   held = tar.extractfile(member)

@@ -147,7 +147,7 @@ def mesh_sizes(config: ConfigDict, devices: int) -> dict[str, int]:
   sizes = mesh_lib.sizes(config.mesh, devices)
   if math.prod(sizes.values()) < devices:
     raise ValueError(
-      f'mesh: {sizes} is not for {devices} devices: set mesh.data=-1'
+      f'mesh: {sizes} does not fit {devices} devices: set mesh.data=-1'
     )
   return sizes
 

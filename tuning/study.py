@@ -557,7 +557,7 @@ def _refuse_older(
     if not begun and home.exists() and any(home.iterdir()):
       raise ValueError(
         f'{home} holds trials without {search.JOURNAL}, of an earlier version, '
-        'whose search cannot go on: use another --workdir; launch.report '
+        'whose search cannot resume: use another --workdir; launch.report '
         f'--runs={workdir} reads them'
       )
 

@@ -143,7 +143,7 @@ def take_back(
     ValueError: the configuration is wrong, or the archive damaged.
   """
   if not archive.is_file():
-    raise FileNotFoundError(f'--merge={archive}: there is no such file')
+    raise FileNotFoundError(f'--merge={archive}: no such file')
   with locks.hold(workdir, 'merging into this'):
     values = _ready(config, workdir)
     paths = {name: path for path, name in named(values).items()}
@@ -164,7 +164,7 @@ def take_back(
 def _written(target: pathlib.Path) -> Iterator[pathlib.Path]:
   """Has a directory filled and makes it the target, a .tar or a directory."""
   if target.exists():
-    raise ValueError(f'--out={target}: is there already')
+    raise ValueError(f'--out={target}: already exists')
   target.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=target.parent, prefix='.pack-') as parts:
     folder = ready = pathlib.Path(parts) / target.name.removesuffix('.tar')
@@ -204,8 +204,8 @@ def _write_inputs(
     source == config.data.source or pathlib.Path(source).exists()
   ):
     raise ValueError(
-      f'data.source={config.data.source}: of --input, which is prepared there, '
-      'give shards:DIR, where there is nothing yet'
+      f'data.source={config.data.source}: with --input, which is prepared '
+      'there, give shards:DIR, a directory that does not exist yet'
     )
   values = _ready(config, workdir)
   names = named(values)
@@ -232,7 +232,7 @@ def _copy(source: pathlib.Path, target: pathlib.Path, chosen: str = '') -> None:
   """Copies a file or a directory, of that of benchmarks those of some tasks."""
   target.parent.mkdir(parents=True, exist_ok=True)
   if not source.exists():
-    raise FileNotFoundError(f'{source}: there is no such file')
+    raise FileNotFoundError(f'{source}: no such file')
   if not source.is_dir():
     shutil.copy(source, target)
     return

@@ -38,8 +38,7 @@ def check(name: str) -> None:
     path /= _FILES[kind]
   if not path.exists():
     raise FileNotFoundError(
-      f'{name}: {path.absolute()} is not there; --nocheck submits it all the '
-      'same'
+      f'{name}: {path.absolute()} is not there; --nocheck submits it anyway'
     )
 
 

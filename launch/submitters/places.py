@@ -192,7 +192,7 @@ def prepare(
   if check and over > 0:
     raise ValueError(
       f'does not fit, by {over:.1f} GiB a device (launch.bench --plan says of '
-      'what); --nocheck submits it all the same'
+      'what); --nocheck submits it anyway'
     )
   hours = [plan.hours(config.steps) for plan, config in zip(plans, configs)]
   if hours and job.hours is None and not math.isnan(max(hours)):

@@ -84,7 +84,7 @@ def test_what_the_hub_sent_is_hashed_again(tmp_path, monkeypatch):
   for name, (content, blob) in held.items():
     path = tmp_path / 'blobs' / blob
     path.write_bytes(content.upper())
-    said = f'/{name} has been changed since it was fetched: delete .*/{blob} '
+    said = f'/{name} has changed since it was fetched: delete .*/{blob} '
     with pytest.raises(ValueError, match=said):
       downloads.hub_files('some/data', '*.x', tmp_path)
     path.write_bytes(content)

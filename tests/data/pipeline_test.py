@@ -92,7 +92,7 @@ def test_a_longer_run_begins_the_same_and_another_seed_does_not(tmp_path):
     ({'vocab_size': 400}, 'model.vocab_size to 401'),
     ({'epochs': 0}, 'data.epochs=0'),
     ({'mixture': 'wikipedia:1'}, 'unknown source'),
-    ({'mask_documents': True}, 'does not tell where a document ends'),
+    ({'mask_documents': True}, 'does not mark the ends of documents'),
     ({'source': ''}, 'shards:DIR or flat:FILE'),
     ({'source': 'corpus'}, 'shards:DIR or flat:FILE'),
     ({'source': 'flat:'}, 'shards:DIR or flat:FILE'),

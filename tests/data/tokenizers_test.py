@@ -164,7 +164,7 @@ def test_unknown_tokenizer_is_one_line(spec):
 
 def test_unreadable_tokenizer_is_one_line(tmp_path):
   (tmp_path / 'tokenizer.json').write_text('{}')
-  with pytest.raises(ValueError, match='is no tokenizer.json'):
+  with pytest.raises(ValueError, match='is not a usable tokenizer.json'):
     tokenizers.load(f'hf:{tmp_path}')
   (tmp_path / 'x.model').write_bytes(b'nothing')
   with pytest.raises(ValueError, match='is no SentencePiece model'):

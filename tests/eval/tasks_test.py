@@ -156,7 +156,7 @@ def test_a_task_file_outside_is_scored_like_ours(tmp_path):
     ("'trivia', ", "'arc_easy', ", "the name 'arc_easy' is taken"),
     ("'acc_norm'", "'f1'", "trivia has the metric 'f1', there are acc, "),
     ('import Task, ', 'import Tusk, ', "ImportError: .*'Tusk'"),
-    (')),)', ')))', 'no tuple of Tasks'),
+    (')),)', ')))', 'not a tuple of Tasks'),
     ("(Task('trivia'", "(1, Task('trivia'", 'TASKS has 1, not a Task'),
   ],
 )

@@ -198,7 +198,7 @@ def test_runs_of_a_study_that_is_asked_to_stop_save(shards, tmp_path):
     os.kill(pid, signal.SIGTERM)
   _, err = process.communicate(timeout=300)
   assert process.returncode == 75, err
-  assert err.splitlines()[-1] == 'stopped: the same command goes on'
+  assert err.splitlines()[-1] == 'stopped: the same command resumes'
   saved = {
     path.parent.parent: int(path.name)
     for path in tmp_path.glob('finals/*/*/checkpoints/[0-9]*')
@@ -213,7 +213,7 @@ def test_a_study_stops_when_its_time_is_up_and_goes_on(shards, whole, tmp_path):
   none = _run([*command, '--minutes=0'])
   assert none.returncode == 0, none.stderr
   assert '0 minutes on 1 worker are enough for 0 of 6 runs, by' in none.stdout
-  said = 'time is up with 6 runs left: the same command goes on'
+  said = 'time is up with 6 runs left: the same command resumes'
   assert none.stdout.splitlines()[-1] == said
   assert not _left(tmp_path)
   # However much is done in it.

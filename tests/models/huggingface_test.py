@@ -288,6 +288,6 @@ def test_files_of_the_hubs_cache_are_hashed_again(copy):
     whole = path.read_bytes()
     # As JSON and as a table of tensors it is as good as before.
     path.write_bytes(whole[:-1] + b' ' + whole[-1:])
-    with pytest.raises(ValueError, match=f'/{name} has been changed since'):
+    with pytest.raises(ValueError, match=f'/{name} has changed since'):
       read()
     path.write_bytes(whole)

@@ -212,7 +212,7 @@ def test_names_that_lead_elsewhere_are_refused(name, kind, tmp_path):
   beside.mkdir(parents=True)
   good = ('results/good', tarfile.REGTYPE)
   archive = _archive(tmp_path / 'a.tar.gz', good, (name, kind))
-  with pytest.raises(ValueError, match='nothing is taken') as error:
+  with pytest.raises(ValueError, match='nothing is merged') as error:
     with merge.unpacked(archive, beside):
       pytest.fail('it was unpacked')
   assert '\n' not in str(error.value)

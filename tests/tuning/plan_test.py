@@ -255,7 +255,7 @@ def test_memory_is_near_that_compiled_for_an_h100(name):
   'keys, message',
   [
     ({'mesh.fsdp': 3}, '8 devices do not divide by'),
-    ({'mesh.data': 2}, 'is not for 8 devices'),
+    ({'mesh.data': 2}, 'does not fit 8 devices'),
     ({'mesh.fsdp': 0}, 'must be positive'),
     ({'mesh.data': 0}, 'must be positive'),
     ({'batch_size': 12}, 'batch_size=12 is not a multiple'),
