@@ -4,10 +4,10 @@
 
 What: 4 layers, proxies 32 wide, targets 64 wide (0.3 M parameters), 3.5 M
 tokens of experiments/corpora/debian.md in a byte-level BPE of 1024 entries,
-more than ten a parameter, read once or a quarter of them four times.
-Rates, memories, decay and Sophia's rho are searched in trials a fifth as long
-and carried over; four seeds. docs/results/study says what would count, and has
-what came out.
+more than ten per parameter, read once or a quarter of them four times.
+Learning rates, betas, weight decay and Sophia's rho are searched in trials a
+fifth as long and transferred; four seeds. docs/results/study has the criteria
+set in advance, and the results.
 
     python experiments/corpora/debian.py --out=corpus
     python -m launch.prepare --input='corpus/*.jsonl' \

@@ -5,10 +5,11 @@
 
 What: LLaMA of 4 layers, proxies 32 wide, targets 64 wide (0.34 M parameters),
 3.5 M tokens of experiments/corpora/debian.md, prepared as
-experiments/cpu_study.py says: ten a parameter. For each optimizer all that its
-file has a range for, rates over a factor of sixteen, in trials an eighth as
-long; three seeds. docs/results/field says what would count, and has what came
-out of an earlier form of it, which searched rates alone.
+in experiments/cpu_study.py: ten per parameter. For each optimizer it searches
+everything that has a range in its file, learning rates over a factor of
+sixteen, in trials an eighth as long; three seeds. docs/results/field has the
+criteria set in advance, and the results of an earlier form that searched only
+learning rates.
 
 Hardware: two CPU cores.
 """

@@ -3,8 +3,8 @@
     python -m launch.train --config=experiments/gpt2_124m.py:sophia \
         --config.data.source=shards:DIR --workdir=runs/gpt2-124m-sophia
 
-What: 10.5 B tokens, 84 for every parameter, at half a million a step, so
-that numbers stand beside llm.c's and modded-nanogpt's. `:adamw`, `:lion` or
+What: 10.5 B tokens, 84 per parameter, half a million per step, to compare
+with numbers of llm.c and modded-nanogpt. `:adamw`, `:lion` or
 `:sophia`; the learning rates are base.py's starting points, not tuned ones.
 
 Hardware: one 80 GB accelerator or a node of eight; on smaller memory raise

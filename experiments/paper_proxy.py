@@ -5,15 +5,15 @@
         --workdir=runs/proxy/gpt2-lion/lr=4e-4
 
 What: the targets of paper_target.py at a tenth of the width. Depth, context,
-batch, vocabulary and head size are the targets', since µP promises a transfer
-over width alone; warm-up and decay are the targets' as shares of the run.
+batch, vocabulary and head size are the targets', since µP promises transfer
+across width only; warm-up and decay are the same fractions of the run.
 `:gpt2|llama,adamw|lion|sophia,single|multi`: `multi` reads a quarter of the
-tokens four times. experiments/paper_study.py searches rates, memories and decay
-of each optimizer alike.
+tokens four times. experiments/paper_study.py searches learning rates, betas and
+weight decay in the same way for each optimizer.
 
-Ours, since the paper does not print it: shapes, batch, schedule and the
+Our choices, which the paper does not give: shapes, batch, schedule and the
 2.6 B tokens of a trial. Sophia's curvature is bias-corrected here and in the
-targets: a trial is too short for the average to fill.
+targets: a trial is too short for the average to warm up.
 
 Hardware: one accelerator of 24 GB or more for each trial; trials are
 independent. No scores are given here: none has been measured yet.

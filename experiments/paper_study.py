@@ -4,16 +4,16 @@
         --targets=slurm --chip=h100 --devices=64
 
 What: {GPT-2, LLaMA} × {AdamW, Lion, Sophia-G} × {60 B tokens once, 15 B four
-times}: rates, memories, decay and ρ are searched on the proxies of
-paper_proxy.py, 2.6 B tokens a trial, and carried to targets ten times as wide
-and 23 times as long. The targets are paper_target.py's, but for what one study
-has to share so that its losses can be compared: GPT-2's tokenizer for both
-models, and for LLaMA an MLP ten times as wide as the proxy's. One seed, as in
-the paper: with one nothing is known of chance.
+times}. Learning rates, betas, weight decay and ρ are searched on the proxies of
+paper_proxy.py, 2.6 B tokens per trial, and transferred to targets ten times as
+wide and 23 times as long. The targets are paper_target.py's, except for what a
+study must share to compare losses: GPT-2's tokenizer for both models, and for
+LLaMA an MLP ten times as wide as the proxy's. One seed, as in the paper, which
+says nothing about noise.
 
 Hardware: --plan says what each part takes on given chips. Trials take one chip
 each; a target takes the devices of one machine, here 8 of 80 GB, or with
---targets as many machines as --devices need, as a job of its own
+--targets as many machines as --devices need, as a separate job
 (docs/launching.md). No scores are given here: none has been measured yet.
 """
 

@@ -4,18 +4,18 @@
         --config.data.source=shards:DIR --config.optimizer.lr=BEST \
         --config.seed=0 --workdir=runs/target/gpt2-lion/seed=0
 
-What: paper_proxy.py ten times as wide, nothing else changed but the length:
-BEST is the proxy's best rate, carried over by µP.
+What: paper_proxy.py ten times as wide and longer, otherwise unchanged. BEST is
+the proxy's best learning rate, transferred by µP.
 `:gpt2|llama,adamw|lion|sophia,single|multi`: `single` reads 60 B tokens of
 SlimPajama once, `multi` 15 B of them four times.
 
-Ours, since the paper does not print it: 32 layers, 20 heads of 128 features
+Our choices, which the paper does not give: 32 layers, 20 heads of 128 features
 (GPT-3 2.7B has 32 of 80; the size is the proxy's, which transfers better),
 SwiGLU of 6912, batch, schedule.
 
-Hardware: 6·N·D is 1e21 FLOPs a run. Parameters and optimizer state are split
-over the 8 accelerators of a node (`mesh.fsdp`), nodes hold copies; 80 GB
-each. No scores are given here: none has been measured yet.
+Hardware: 6·N·D is 1e21 FLOPs per run. Parameters and optimizer state are
+sharded over the 8 accelerators of a node (`mesh.fsdp`), 80 GB each; nodes hold
+copies. No scores are given here: none has been measured yet.
 """
 
 from ml_collections import ConfigDict

@@ -3,10 +3,10 @@
     make quickstart
 
 Targets of 0.3 to 0.5 M parameters, proxies a quarter as wide, 8 MB of English
-prose and Python code, a byte-level BPE of 2048 entries. Rate, memories and
-decay, for Sophia ρ too, are found in trials a fifth as long as a target; µP and
-horizons carry them over. Too small to say which optimizer is best for a real
-model: it shows every part of such a study.
+prose and Python code, a byte-level BPE of 2048 entries. Learning rate, betas,
+weight decay and Sophia's ρ are searched in trials a fifth as long as a target
+and transferred by µP and horizons. The study shows every part of a real one,
+but is too small to say which optimizer is best for a real model.
 """
 
 from ml_collections import ConfigDict

@@ -8,13 +8,13 @@
         --out=runs/sizes/report
 
 What: LLaMAs of 4 layers, 32, 64 and 128 wide (0.09, 0.28 and 0.98 M
-parameters), three seeds. AdamW reads 10, 20 and 40 tokens a parameter, so that
-its loss is known as a function of both; with `others` Lion, Sophia-G and Muon
+parameters), three seeds. AdamW reads 10, 20 and 40 tokens per parameter, which
+gives its loss as a function of both; with `others` Lion, Sophia-G and Muon
 read 20 (`--optimizers=NAME` adds any). Hyperparameters are searched once, at
-width 32, and carried to the other sizes by µP and by horizons that are shares
-of a run. `gpu`: 8 layers, 128, 256 and 512 wide (2.6, 8.4 and 29 M), the same
-ratios, on 512 tokens of context; `launch.pack` makes of it parts of as many
-minutes as a machine is there for. docs/results/atlas says what would count.
+width 32, and transferred to the other sizes by µP and by horizons as fractions
+of a run. `gpu`: 8 layers, 128, 256 and 512 wide (2.7, 8.5 and 30 M), the same
+ratios, with a context of 512; `launch.pack` splits it into parts of as many
+minutes as a machine is available. docs/results/atlas has the criteria.
 
 Data: experiments/corpora/debian.md in a BPE of 512 entries, or for `gpu` a
 sample of SlimPajama in one of 4096:

@@ -1,4 +1,4 @@
-"""Whether the best rates and memories stay where they are as models grow.
+"""Whether the best learning rates and betas stay the same as models grow.
 
     python -m launch.study --config=experiments/transfer_study.py:gpt2 \
         --workdir=runs/transfer-gpt2
@@ -8,8 +8,8 @@ What: AdamW, Lion and Sophia-G in µP and in the standard parametrization, width
 on real text (English prose and Python code) in a byte-level BPE of 512 entries.
 Heads have 16 features at every width; their number grows. `:gpt2` or `:llama`,
 one model a study, since their curvatures, and so Sophia's rho, differ in scale.
-Half-lives are the same for all three optimizers. docs/results/transfer says
-what would count, and has what came out of an earlier form of it.
+Half-lives are the same for all three optimizers. docs/results/transfer has the
+criteria set in advance, and the results of an earlier form.
 
 Further words change one thing, in µP alone: `b1` and `b2` (half-lives in
 factors of four beside the rates, at the narrowest and the widest) and `depth`
