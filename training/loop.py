@@ -215,8 +215,7 @@ def fit(
       stop, due = callbacks.stop(step + 1), config.due(step + 1)
       if stop or due:
         with record.timed('train'), watch():
-          row = record.read(pending)
-        pending = None
+          row, pending = record.read(pending), None
         params = state_lib.evaluation_params(setup, state)
         row |= record.evaluate(params, step + 1)
         # A stop leaves the rows that there would be without it.
