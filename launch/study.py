@@ -92,10 +92,7 @@ def main() -> None:
       away = targets.value is not None
       _plan(study, given, away, price.value)
       return
-    place = workdir.value or cli.default_workdir(config)
-    directory = str(pathlib.Path(place).absolute())
-    if buckets.is_address(place):
-      directory = place.rstrip('/')
+    directory = _directory(workdir.value or cli.default_workdir(config))
     sent = None
     if targets.value is not None:
       from steepest.launch.submitters import targets as elsewhere
@@ -114,6 +111,15 @@ def main() -> None:
       _run(study, stage, workers.value, address.value, sent, given.minutes)
 
   cli.run(start, __doc__, addresses=('workdir',))
+
+
+def _directory(workdir: str) -> str:
+  """Returns the absolute path of a study's directory, or its address."""
+  from steepest.data import buckets
+
+  if buckets.is_address(workdir):
+    return workdir.rstrip('/')
+  return str(pathlib.Path(workdir).absolute())
 
 
 def _config(holder: flags.FlagHolder, optimizers: str | None) -> 'ConfigDict':
