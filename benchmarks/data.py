@@ -30,7 +30,7 @@ import tokenizers as hf
 import zstandard
 
 from steepest.data import files, manifest as manifests, pipeline, shards
-from steepest.data.preparing import documents, tokenize
+from steepest.data.preparing import documents, options, tokenize
 from steepest.tuning import engine
 
 _ROUNDS = 5
@@ -76,7 +76,8 @@ def _tokenizing(text: str, home: pathlib.Path) -> None:
   backend = hf.Tokenizer.from_file(str(home / 'tokenizer.json'))
   with tempfile.TemporaryDirectory() as folder:
     directory = pathlib.Path(folder)
-    rules = tokenize.Rules(directory, _TEXT, home, '', 0, '', ())
+    most = options.DOCUMENT_BYTES
+    rules = tokenize.Rules(directory, _TEXT, most, home, '', 0, '', ())
     task = tokenize.Task(0, pieces)
     ours, plain, fast = _alternate(
       lambda: tokenize.write(rules, task),

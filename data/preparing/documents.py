@@ -399,7 +399,8 @@ def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
         for n in _SOURCES
         if n in inner
       }
-      values[name] = [dict(zip(fields, row)) for row in zip(*fields.values())]
+      rows = zip(*fields.values()) if fields else [()] * len(column)
+      values[name] = [dict(zip(fields, row)) for row in rows]
     else:
       values[name] = _texts(column)
   for row in zip(*values.values()):

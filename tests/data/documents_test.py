@@ -130,6 +130,13 @@ def test_the_text_may_have_another_name(files, field):
   assert row == {field: 'x'}
 
 
+def test_a_table_whose_meta_names_no_source_is_read(tmp_path):
+  table = pa.table({'text': ['one', 'two'], 'meta': [{'id': 1}, {'id': 2}]})
+  parquet.write_table(table, tmp_path / 'some.parquet')
+  read = _read(str(tmp_path / 'some.parquet'))
+  assert read == [documents.Document(t, 'some') for t in ('one', 'two')]
+
+
 def test_a_sources_path_counts_by_its_first_folder(tmp_path):
   named = {
     'cc/2019-30/en_head_0000.json.gz/line14': 'cc',
