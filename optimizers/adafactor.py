@@ -16,7 +16,7 @@ from steepest.optimizers.optimizer import (
 )
 from steepest.optimizers.trees import array_in, box_like, map_eps
 
-# One count for all layers, whose means are stacked.
+# Stacked layers share one step count; their means are stacked.
 _STACKED: Any = optax.FactoredState(None, 0, 0, 0)
 
 
@@ -28,17 +28,17 @@ def scale_by_adafactor(
   .. math::
     u_t = b_1 u_{t-1} + (1 - b_1) \mathrm{clip}_{RMS \le 1}(g_t / \sqrt{v_t})
 
-  where v is an average of g² + ε with decay min(b2, 1 - t^{-0.8}); of matrices
-  with two sides of 128 or more it keeps row and column means alone. Momentum
-  and the bound b2 are those of Zhai et al. (arXiv 2106.04560); learning rates
-  are not multiplied by the parameter's size.
+  where v averages g² + ε with decay min(b2, 1 - t^{-0.8}); for matrices with
+  both sides at least 128, only row and column means are kept. Momentum and the
+  bound b2 follow Zhai et al. (arXiv 2106.04560); the learning rate is not
+  multiplied by the parameter's size.
 
   Args:
     b1: decay of the momentum; like the others a number or traced scalar.
     b2: highest decay of the second moment.
     eps: added to squared gradients.
-    layers: that are stacked in each parameter's first axis, a number or a tree;
-      0: it is one.
+    layers: how many are stacked along each parameter's first axis, a number or
+      a tree; 0: none.
   """
 
   decay = lambda step, exponent: jnp.minimum(b2, 1 - (step + 1.0) ** -exponent)
@@ -46,7 +46,7 @@ def scale_by_adafactor(
   clip, average = optax.clip_by_block_rms(1.0), optax.ema(b1, debias=False)
 
   def of_one(g: jax.Array, *held: Any) -> tuple[jax.Array, optax.FactoredState]:
-    # Of parameters it wants the shapes alone.
+    # Optax only reads the parameters' shapes.
     g, factors = scale.update(g, optax.FactoredState(*held), g)
     return clip.update(g, optax.EmptyState())[0], factors
 
@@ -58,7 +58,7 @@ def scale_by_adafactor(
       )
       for box, n in zip(boxes, _counts(layers, boxes))
     ]
-    # Means of rows and columns are small: every device has them whole.
+    # Row and column means are small, so every device keeps them whole.
     means = [
       [box_like(box, x, [None] * x.ndim) for box, x in zip(boxes, xs)]
       for xs in list(zip(*found))[1:]
@@ -83,7 +83,7 @@ def scale_by_adafactor(
 
 
 def _counts(layers: Any, leaves: list[Any]) -> list[int]:
-  """Returns how many layers each leaf has; 0: it is one."""
+  """Returns how many layers each leaf stacks; 0: none."""
   found = jax.tree.leaves(layers)
   return found if len(found) == len(leaves) else found * len(leaves)
 

@@ -15,7 +15,7 @@ OPTIMIZER = Optimizer(
   name='adamh',
   label='AdamH',
   reference='Wen et al., arXiv 2606.16899',
-  # Adam's direction and its norm; optimizers/muonh.py has the sphere.
+  # Adam's direction, rescaled; optimizers/muonh.py moves along the sphere.
   transform=lambda h: hyperball(scale_by_adamw(h.b1, h.b2, h.eps)),
   path=on_sphere,
   remark=zeros,
@@ -25,9 +25,9 @@ OPTIMIZER = Optimizer(
     'b2': memory(0.95),
     'eps': epsilon(1e-8, factor='eps'),
   },
-  # The authors find that rates carry over across widths. For that a step must
-  # not align with its inputs; early in training it does, and its spectral norm
-  # is then near the Frobenius norm that is held: hence 1/√m, derived here.
+  # The authors find that learning rates transfer across widths. That requires
+  # steps not aligned with their inputs; early in training they are aligned, and
+  # the spectral norm is close to the fixed Frobenius norm: hence our 1/√m.
   lr_factors={**MUP, 'hidden': 'spectral'},
   moves=('hidden',),
 )

@@ -22,8 +22,8 @@ from steepest.optimizers.trees import map_eps
 def _transform(h: SimpleNamespace) -> optax.GradientTransformation:
   """Adam with a second, slow momentum: u = (m̂₁ + α_t·m₂) / (√v̂ + ε).
 
-  Its weight rises as α_t = α·t/T; its decay so that the inverse of its log
-  moves evenly from b1's to b3's (section 3), both over the T steps of the run.
+  Over the run's T steps its weight rises as α_t = α·t/T, and its decay goes
+  from b1 to b3 with 1 / log(decay) changing linearly (section 3).
   """
 
   def progress(count: jax.Array) -> jax.Array:
@@ -31,7 +31,7 @@ def _transform(h: SimpleNamespace) -> optax.GradientTransformation:
 
   def decay(count: jax.Array) -> jax.Array:
     t = progress(count)
-    # Of b1 = 0 there is no logarithm.
+    # b1 = 0 has no logarithm.
     start, end = jnp.log(jnp.maximum(h.b1, 1e-8)), jnp.log(h.b3)
     return jnp.exp(start * end / ((1 - t) * end + t * start))
 
@@ -52,7 +52,7 @@ OPTIMIZER = Optimizer(
     'b2': memory(0.999),
     'b3': memory(
       0.9999,
-      # As long as 0.9999 in the paper's 256,000 steps.
+      # The half-life of 0.9999 in the paper's 256,000 steps.
       half_life=0.027,
       unit='runs',
       range=(0.005, 0.25),

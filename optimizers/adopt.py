@@ -1,7 +1,7 @@
 """ADOPT (Taniguchi et al., arXiv 2411.02853), from Optax.
 
-Scales gradients by the second moment before them, then averages; with the
-authors' clip at ±t^(1/4), t from 0: the first gradient serves v alone.
+Divides gradients by the root of the previous second moment, then averages. The
+authors' clip at ±t^(1/4), t from 0, is kept: the first gradient only sets v.
 """
 
 from optax import contrib
@@ -25,7 +25,7 @@ OPTIMIZER = Optimizer(
     'lr': lr(6e-4, range=(1e-3, 8e-3)),
     'b1': momentum(0.9),
     'b2': memory(
-      # Ours: as long as 0.9999 in 100,000 steps.
+      # Our choice: the half-life of 0.9999 in 100,000 steps.
       0.9999,
       half_life=0.07,
       unit='runs',

@@ -1,4 +1,4 @@
-"""Optimizers as plain Optax, for anyone's training loop."""
+"""Optimizers as plain Optax transforms, for any training loop."""
 
 from collections.abc import Callable
 import inspect
@@ -15,14 +15,14 @@ from steepest.optimizers.optimizer import Optimizer
 
 
 class AliasState(NamedTuple):
-  """Updates done, and the optimizer's own state."""
+  """Number of updates so far, and the optimizer's own state."""
 
   steps: jax.Array
   inner: Any
 
 
 class _PlainFactors(NamedTuple):
-  """A parameter without a parametrization: every factor is 1."""
+  """Factors of a parameter without a parametrization: all 1."""
 
   kind: str
   decay: Any
@@ -35,7 +35,7 @@ class _PlainFactors(NamedTuple):
 
 
 class _Leaf:
-  """Keeps JAX from taking factors apart."""
+  """Keeps JAX from flattening factors."""
 
   def __init__(self, factors: _PlainFactors):
     vars(self).update(factors._asdict())
@@ -53,22 +53,22 @@ def alias(
   Its keyword arguments are the optimizer's hyperparameters with their defaults,
   and
 
-    cautious: cautious weight decay, only where u·θ ≥ 0 (arXiv 2510.12402).
-    cautious_updates: leaves out what the gradient points away from (arXiv
+    cautious: decay weights only where u·θ ≥ 0 (arXiv 2510.12402).
+    cautious_updates: drop update entries that oppose the gradient (arXiv
       2411.16085).
-    mask: a tree of booleans, or a function of the parameters that returns one:
-      which of them decay; None: all, as in optax.adamw.
-    steps: of the run, where the optimizer depends on them.
+    mask: which parameters decay: a tree of booleans, or a function of the
+      parameters that returns one; None: all, as in optax.adamw.
+    steps: number of steps in the run, if the optimizer depends on it.
 
-  `learning_rate` is a number or a schedule; decay is times the learning rate.
-  Leaves of two axes are kernels (fan_in, fan_out), those of more are stacks of
-  them, layer by layer; they get the optimizer, the rest, where it moves
-  matrices alone, AdamW with the arguments `auxiliary_…`. `update` needs the
-  parameters; with Sophia it takes `curvature=`, a tree that is folded into the
-  average before the step.
+  `learning_rate` is a number or a schedule; it multiplies the decay too. Leaves
+  with two axes are kernels (fan_in, fan_out); leaves with more are stacks of
+  kernels, one per layer. If the optimizer only moves matrices, AdamW moves the
+  other leaves, with the `auxiliary_…` arguments. `update` needs the parameters;
+  Sophia's also takes `curvature=`, a tree that is folded into the average
+  before the step.
 
   Args:
-    optimizer: the value of a file.
+    optimizer: the `OPTIMIZER` of a file.
   """
   defaults = {
     name: hyper.default
@@ -110,7 +110,7 @@ def alias(
 
 
 def _factors(params: Any, mask: Any) -> Any:
-  """Returns a tree of factors: leaves of two or more axes are kernels."""
+  """Returns a tree of factors; leaves with two or more axes are kernels."""
   decays = mask(params) if callable(mask) else mask
   if decays is None:
     decays = jax.tree.map(lambda _: True, params)
@@ -148,7 +148,7 @@ def _transformation(
 
   def hypers(count: jax.Array) -> dict[str, Any]:
     at = {k: v(count) if callable(v) else v for k, v in traced.items()}
-    # What stands for another hyperparameter has its value.
+    # A hyperparameter set to another's name takes that one's value.
     return {k: at[v] if isinstance(v, str) else v for k, v in at.items()}
 
   def init(params: Any) -> AliasState:
@@ -186,7 +186,7 @@ def _transformation(
 
 
 def _warn(chain: Chain, params: Any) -> None:
-  """Says what becomes of the parameters at the start, where they are known."""
+  """Warns how the optimizer changes the initial parameters, if concrete."""
   if any(isinstance(p, jax.core.Tracer) for p in jax.tree.leaves(params)):
     return
   if remark := chain.remark(params):

@@ -1,22 +1,22 @@
 """The one chain that all optimizers share.
 
-With u = scale(clip(g)), s_t the schedule, and for each role a factor r on the
-learning rate and one on the decay, r' (models/parametrization.py):
+With u = scale(clip(g)), schedule s_t, and for each role a factor r on the
+learning rate and a factor r' on the decay (models/parametrization.py):
 
   independent    θ ← θ - s_t·(lr·r·u + wd·r'·θ), r' = 1
   times_lr       θ ← θ - s_t·lr·(r·u + wd·r'·θ), r' = 1
   times_role_lr  θ ← θ - s_t·lr·(r·u + wd·r'·θ), r' = r
   over_width     θ ← θ - s_t·(lr·r·u + wd·r'·θ), r' = 1/width of hidden matrices
 
-`independent` is Loshchilov & Hutter's form: its wd is about 1e-4. `times_lr`
-is what torch.optim.AdamW and the authors of Lion and Sophia do, at r = 1.
-`times_role_lr` is the naive form, under which decay fades as models grow.
-`over_width` is near the best for compute-optimal runs (arXiv 2512.05620).
+`independent` is Loshchilov & Hutter's form, with wd about 1e-4. `times_lr` is
+what torch.optim.AdamW and the authors of Lion and Sophia use, at r = 1.
+`times_role_lr` is the naive form, whose decay weakens as models grow.
+`over_width` is near-optimal for compute-optimal runs (arXiv 2512.05620).
 Gains and biases have r' = 0. With cautious weight decay (arXiv 2510.12402)
 only entries with u·θ ≥ 0 decay.
 
-Roles that an optimizer does not move get AdamW's direction, with a learning
-rate, memories and a decay of their own (`auxiliary_…`).
+AdamW moves the roles that an optimizer leaves out, with its own learning rate,
+betas and decay (`auxiliary_…`).
 """
 
 from collections.abc import Callable, Mapping
@@ -43,7 +43,7 @@ from steepest.optimizers.optimizer import (
 from steepest.optimizers.trees import Split, cautious
 
 DECAY_MODES = ('independent', 'times_lr', 'times_role_lr', 'over_width')
-# Those whose decay is that of a step, whatever the learning rate.
+# Modes whose decay per step does not depend on the learning rate.
 _OF_STEP = ('independent', 'over_width')
 _FRACTION = Hyper(0.0, below=np.nextafter(1, 2))
 # Keys of experiments/base.py.
@@ -62,7 +62,7 @@ _CHAIN = {
 
 
 class Factors(Protocol):
-  """A parameter's factors; models/parametrization.py has them."""
+  """A parameter's factors; models/parametrization.py computes them."""
 
   lr: float
   spectral: float
@@ -75,7 +75,7 @@ class Factors(Protocol):
 
 
 class WithAuxiliary(NamedTuple):
-  """States of what the optimizer moves, and of AdamW for the rest."""
+  """The optimizer's state, and that of the auxiliary AdamW."""
 
   matrices: Any
   rest: Any
@@ -84,13 +84,13 @@ class WithAuxiliary(NamedTuple):
 def hyperparameters(
   config: ConfigDict, schedule: ConfigDict, steps: int
 ) -> dict[str, np.float32]:
-  """Returns what may change between runs of one compiled step, by name.
+  """Returns, by name, the values that runs of one compiled step may vary.
 
   Args:
-    config: the `optimizer` slice; `betas` are b1 and b2, and what it leaves
-      at None is the optimizer's default.
+    config: the `optimizer` slice; `betas` are b1 and b2, and None stands for
+      the optimizer's default.
     schedule: the `schedule` slice.
-    steps: of the run.
+    steps: number of steps in the run.
 
   Raises:
     ValueError: a value is out of its range, or there is no such optimizer.
@@ -115,7 +115,7 @@ def hyperparameters(
 
 
 def settings(optimizer: Optimizer, config: ConfigDict) -> dict[str, Any]:
-  """Returns the value of each hyperparameter of a run, static ones too.
+  """Returns the value of every hyperparameter of a run, static ones included.
 
   Raises:
     ValueError: `betas` are not two numbers, or a choice is unknown.
@@ -133,7 +133,7 @@ def settings(optimizer: Optimizer, config: ConfigDict) -> dict[str, Any]:
       raise ValueError(
         f'optimizer.{name}={found[name]!r}: must be one of {shown}'
       )
-  # What stands for another hyperparameter has its value.
+  # A hyperparameter set to another's name takes that one's value.
   for name, value in found.items():
     if isinstance(value, str) and value in found:
       found[name] = found[value]
@@ -144,7 +144,7 @@ def settings(optimizer: Optimizer, config: ConfigDict) -> dict[str, Any]:
 
 
 def complete(config: ConfigDict) -> None:
-  """Fills what an `optimizer` slice leaves open with the optimizer's defaults.
+  """Fills the gaps in an `optimizer` slice with the optimizer's defaults.
 
   Keys that only other optimizers of this folder have are taken out: a recipe
   or a study may set them for whichever runs they concern.
@@ -177,11 +177,11 @@ def complete(config: ConfigDict) -> None:
 
 
 def static(config: ConfigDict) -> FrozenConfigDict:
-  """Returns the `optimizer` or `schedule` slice without what may be swept."""
+  """Returns the `optimizer` or `schedule` slice without its sweepable keys."""
   keys = set(config) - {'betas', 'warmup', *_CHAIN}
   if 'name' in config:
     own = find(config.name).hyperparameters
-    # Keys of other optimizers decide nothing.
+    # Other optimizers' keys have no effect.
     keys &= {*_SLICE, *own} - {k for k, x in own.items() if not x.static}
     keys -= {'lr', 'eps', 'weight_decay'}
   return FrozenConfigDict({key: config[key] for key in keys})
@@ -204,13 +204,13 @@ class Chain:
   """clip → direction → role factor and decay → schedule.
 
   Attributes:
-    optimizer: which direction.
+    optimizer: gives the direction.
     static: its static hyperparameters.
     decay_mode: one of DECAY_MODES.
     schedule_kind: one of schedules.KINDS.
     factors: a tree like the parameters.
-    cautious: decay only where it does not work against the update.
-    cautious_updates: leave out what the gradient points away from.
+    cautious: decay only where it does not oppose the update.
+    cautious_updates: drop update entries that oppose the gradient.
     layout: PartitionSpecs like the parameters; None: unknown.
   """
 
@@ -235,7 +235,7 @@ class Chain:
 
   @property
   def evaluates_others(self) -> bool:
-    """Whether the model is evaluated with other parameters than trained."""
+    """Whether the evaluated parameters differ from the trained ones."""
     return self.optimizer.eval_params is not None
 
   def init(self, params: Any) -> Any:
@@ -245,7 +245,7 @@ class Chain:
     return self._direction(hyper).init(params)
 
   def remark(self, params: Any) -> str:
-    """Returns what is to be said of the parameters it starts from, or ''."""
+    """Returns a remark on the initial parameters, or ''."""
     if self.optimizer.remark is None:
       return ''
     kinds = jax.tree.map(lambda f: f.kind, self.factors)
@@ -263,14 +263,14 @@ class Chain:
     """Returns the new parameters, the new state and what to log.
 
     Args:
-      grads: mean gradient of the batch; rounded as it may be, what is made of
-        it is not.
+      grads: mean gradient of the batch, in any precision; the update is
+        computed in float32 or wider.
       state: from `init` or the last update.
       params: to be updated.
-      step: steps done before.
+      step: number of steps before this one.
       hypers: see `hyperparameters`.
-      measure: if given, a scalar: where it is not true,
-        role_statistics.MEASURED is zero.
+      measure: if given, a scalar; if it is false, role_statistics.MEASURED is
+        zero.
     """
     norm = optax.tree.norm(_wide(grads))
     limit = hypers['clip_norm']
@@ -287,11 +287,11 @@ class Chain:
     move = functools.partial(self.changes, hypers, h, s, clip)
 
     held, measured = (grads, state, params), {}
-    # Matrix products are not done twice.
+    # Never compute matrix products twice.
     apart = measure is not None and self.optimizer.flops is no_products
     if apart:
-      # Reductions beside the update keep XLA from doing it in one pass and in
-      # place, so they come before it, by a program of their own.
+      # Reductions next to the update would keep XLA from doing it in place and
+      # in one pass, so a separate computation does them first.
       sizes = lambda held: self._sizes(held[0], held[2], *move(held)[:2])
       measured = _only_if(measure, sizes, held)
       measured, held = jax.lax.optimization_barrier((measured, held))
@@ -307,11 +307,11 @@ class Chain:
   def changes(
     self, hypers: Mapping[str, Any], h: SimpleNamespace, s: Any, clip: Any, held
   ) -> tuple[Any, Any, Any]:
-    """Returns u, what is subtracted from the parameters, and the new state.
+    """Returns u, the changes to subtract from the parameters, and the state.
 
     Args:
       hypers: see `hyperparameters`.
-      h: what `namespace` makes of them.
+      h: what `namespace` returns for them.
       s: factor of the schedule.
       clip: factor on the gradient.
       held: gradient, state and parameters.
@@ -340,13 +340,13 @@ class Chain:
     return self.optimizer.curvature(state, curvature, h)
 
   def evaluation_params(self, state: Any, params: Any) -> Any:
-    """Returns the parameters with which the model is evaluated and saved."""
+    """Returns the parameters to evaluate and save."""
     if self.optimizer.eval_params is None:
       return params
     return self.optimizer.eval_params(state, params)
 
   def named(self, stats: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what `update` gave to log as numbers with names."""
+    """Returns the statistics of `update` as named numbers."""
     return role_statistics.named(self.factors, stats)
 
   def _direction(self, h: SimpleNamespace) -> optax.GradientTransformation:
@@ -372,7 +372,7 @@ class Chain:
   def namespace(
     self, hypers: Mapping[str, Any], step: Any, learning_rate: Any
   ) -> SimpleNamespace:
-    """Returns what the optimizer's `transform` gets."""
+    """Returns the argument of the optimizer's `transform`."""
     each = lambda fn: jax.tree.map(fn, self.factors)
     values = {**hypers, **self.static}
     for name, hyper in self.optimizer.hyperparameters.items():
@@ -454,7 +454,7 @@ def build(
 def _with_auxiliary(
   optimizer: Optimizer, h: SimpleNamespace
 ) -> optax.GradientTransformation:
-  """Returns the direction of a list of leaves, beside AdamW's for the rest."""
+  """Returns the optimizer's direction for its leaves, AdamW's for the rest."""
   split = Split(h.kinds, optimizer.moves)
   structure: Any = jax.tree.structure(h.kinds)
 
@@ -486,7 +486,7 @@ def _with_auxiliary(
 
 
 def _wide(grads: Any) -> Any:
-  """Returns gradients in float32, float64 ones as they are."""
+  """Returns gradients in float32; float64 ones stay as they are."""
   return jax.tree.map(
     lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), grads
   )
@@ -495,7 +495,7 @@ def _wide(grads: Any) -> Any:
 def _only_if(condition: Any, fn: Callable[[Any], Any], operand: Any) -> Any:
   """Returns fn(operand), or zeros without computing it."""
   zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(fn, operand))
-  # XLA computes both branches if all they hold is entrywise or reduces; a
-  # barrier is neither.
+  # XLA computes both branches if they hold only entrywise operations and
+  # reductions; a barrier is neither.
   apart = lambda operand: fn(jax.lax.optimization_barrier(operand))
   return jax.lax.cond(condition, apart, lambda _: zeros, operand)

@@ -1,4 +1,4 @@
-"""What an optimizer's updates take, and which roles it moves."""
+"""What an optimizer's updates cost, and which roles it moves."""
 
 import collections
 import math
@@ -10,20 +10,20 @@ from steepest.optimizers.build import Chain
 
 
 def state_bytes(chain: Chain, params: Any) -> int:
-  """Returns the bytes of the state of parameters, given as shapes."""
+  """Returns the bytes of optimizer state for parameters given as shapes."""
   return sum(_bytes(x) for x in jax.tree.leaves(_state(chain, params)))
 
 
 def update_bytes(chain: Chain, params: Any, state: Any = None) -> int:
   """Returns the bytes that an update has to move.
 
-  It reads gradients, reads and writes parameters and state, and leaves what
-  the optimizer calls `read_only` as it is.
+  It reads gradients, reads and writes parameters and state, and does not write
+  state that the optimizer calls `read_only`.
 
   Args:
-    chain: of the optimizer.
+    chain: the optimizer's chain.
     params: arrays or their shapes.
-    state: of the optimizer, likewise, where it is known.
+    state: the optimizer's state, likewise, if known.
   """
   total = 3 * sum(_bytes(x) for x in jax.tree.leaves(params))
   fixed = set(chain.optimizer.read_only)
@@ -36,7 +36,7 @@ def update_bytes(chain: Chain, params: Any, state: Any = None) -> int:
 
 
 def update_flops(chain: Chain, params: Any) -> float:
-  """Returns the FLOPs of an update's matrix products; 0 of entrywise ones."""
+  """Returns the FLOPs of an update's matrix products; 0 if it has none."""
   arrays = zip(jax.tree.leaves(chain.factors), jax.tree.leaves(params))
   return sum(
     chain.optimizer.flops(f.kind, x.shape, chain.static)
@@ -46,12 +46,12 @@ def update_flops(chain: Chain, params: Any) -> float:
 
 
 def exchanged_bytes(chain: Chain, params: Any) -> int:
-  """Returns what a device of a mesh sends and gets for an update itself.
+  """Returns the bytes that a device of a mesh exchanges for the update itself.
 
   0 where the optimizer does not say (`Optimizer.exchanged`).
 
   Args:
-    chain: of the optimizer.
+    chain: the optimizer's chain.
     params: shapes with shardings.
   """
   if chain.optimizer.exchanged is None:
@@ -62,7 +62,7 @@ def exchanged_bytes(chain: Chain, params: Any) -> int:
 
 
 def description(chain: Chain, params: Any) -> str:
-  """Returns a line on what moves which parameters; '' with one alone.
+  """Returns a line on which optimizer moves what; '' if one moves everything.
 
   As in 'muon: 24 hidden (1,179,648 parameters); adamw: 2 embedding, 9 gain
   (66,688 parameters)'.

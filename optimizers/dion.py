@@ -32,15 +32,15 @@ def scale_by_dion(
     M \leftarrow M - (1 - b_1) P R^\top, \quad
     u = \sqrt{n_{out} / n_{in}}\, P Q^\top
 
-  where the new Q has R's columns at length 1, and M is as long as it is wide or
-  longer (transposed, that is, where outputs are fewer than inputs): the
-  reference of the authors' code (microsoft/dion, dion_reference.py). What the
-  rank leaves out stays in M. Q starts normal; while M is zero there is no step.
+  where the new Q is R with columns of length 1, and M has at least as many rows
+  as columns (transposed if there are fewer outputs than inputs), as in the
+  authors' reference code (microsoft/dion, dion_reference.py). What the rank
+  leaves out stays in M. Q starts normal; while M is zero there is no step.
   Axes before the last two are layers, each with its own matrix.
 
   Args:
-    b1: decay of what a step has used, a number or traced scalar.
-    rank_fraction: rank over the shorter side.
+    b1: share of a step's direction that stays in M, a number or traced scalar.
+    rank_fraction: rank divided by the shorter side.
   """
 
   def init(params: Any) -> ScaleByDionState:
@@ -107,7 +107,7 @@ OPTIMIZER = Optimizer(
   reference='Ahn et al., arXiv 2504.05295',
   transform=lambda h: scale_by_dion(h.b1, h.rank_fraction),
   hyperparameters={
-    # The authors': 0.01 by default, 0.02 for 160M parameters.
+    # The authors use 0.01 by default, 0.02 for 160M parameters.
     'lr': lr(0.01, range=(4e-3, 0.032)),
     'b1': momentum(0.95, meaning='Share of a used direction that stays.'),
     'rank_fraction': Hyper(
@@ -118,7 +118,7 @@ OPTIMIZER = Optimizer(
       meaning='Rank over the shorter side.',
     ),
   },
-  # The authors' √(out / in) of orthonormal columns is the spectral norm of
+  # The authors scale orthonormal columns by √(out / in), the spectral norm of
   # arXiv 2310.17813, condition 1.
   lr_factors={**MUP, 'hidden': 'norm'},
   moves=('hidden',),

@@ -1,15 +1,15 @@
-"""Hyperparameters by their horizon, whatever the batch and the run's length.
+"""Hyperparameters as horizons, independent of batch size and run length.
 
   optimizer.NAME_half_life   b = 2^(-Δ / half-life), for any average's decay
                              rate b (b1, b2, b3 …); Δ: tokens between updates
-  optimizer.decay_timescale  decay of 1 / (timescale · steps) in a step at the
-                             peak rate; a share of the run, 1 or more too
-  schedule.warmup            steps of warm-up that make up as many tokens
+  optimizer.decay_timescale  decay of 1 / (timescale · steps) per step at the
+                             peak learning rate; a share of the run, may be ≥ 1
+  schedule.warmup            tokens of warm-up
 
-Half-lives and warm-up are tokens, or up to 1 a share of the run. A horizon that
-is given (above 0) counts, whatever its plain value is. Half-lives in tokens are
-what stays when the batch changes (arXiv 2507.07101); the timescale of decay is
-that of the weights' average over the updates (arXiv 2405.13698, 2505.13738).
+Half-lives and warm-up are in tokens; values up to 1 are shares of the run. A
+horizon above 0 overrides the plain value. Half-lives in tokens stay fixed when
+the batch size changes (arXiv 2507.07101); the timescale of decay is that of the
+weights as an average of the updates (arXiv 2405.13698, 2505.13738).
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ _HALF_LIFE = '_half_life'
 
 
 def key(name: str, hyper: Hyper) -> str:
-  """Returns the key of a hyperparameter's horizon; of others their own."""
+  """Returns the key of a hyperparameter's horizon, else its own name."""
   horizons = {'half_life': f'{name}{_HALF_LIFE}', 'timescale': TIMESCALE}
   return horizons[hyper.scale] if hyper.scale in horizons else name
 
@@ -37,23 +37,23 @@ def keys(hyperparameters: Mapping[str, Hyper]) -> set[str]:
 
 
 def tokens(horizon: float, of_run: float) -> float:
-  """Returns the tokens of a horizon, which may be a share of the run's."""
+  """Returns a horizon in tokens; it may be given as a share of the run."""
   return horizon * of_run if horizon <= 1 else horizon
 
 
 def apply(
   optimizer: ConfigDict, schedule: ConfigDict, steps: int, of_step: int
 ) -> None:
-  """Sets the plain values that follow from horizons.
+  """Sets the plain values that horizons imply.
 
   Args:
-    optimizer: the slice; one without horizons stays as it is.
+    optimizer: the slice; unchanged if it sets no horizons.
     schedule: the slice.
-    steps: of the run.
-    of_step: tokens of a step.
+    steps: number of steps in the run.
+    of_step: tokens per step.
 
   Raises:
-    ValueError: a horizon is negative, no number, or so long that the decay
+    ValueError: a horizon is negative, not a number, or so long that the decay
       rate is 1 in float32.
   """
   of_run = steps * of_step
@@ -95,7 +95,7 @@ def apply(
 
 
 def pair(betas: Sequence[float] | None) -> dict[str, float]:
-  """Returns b1 and b2 of a config's `betas`, {} where it sets none.
+  """Returns b1 and b2 of a config's `betas`, {} if it sets none.
 
   Raises:
     ValueError: they are not two numbers.
@@ -108,7 +108,7 @@ def pair(betas: Sequence[float] | None) -> dict[str, float]:
 
 
 def _given(config: ConfigDict, group: str, name: str) -> float:
-  """Returns a horizon, 0 where there is none."""
+  """Returns a horizon, 0 if there is none."""
   value = config[name] if name in config else 0.0
   if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
     raise ValueError(f'{group}.{name}={value!r}: give a number, 0 or more')
@@ -116,6 +116,6 @@ def _given(config: ConfigDict, group: str, name: str) -> float:
 
 
 def _setting(config: ConfigDict, own: Mapping[str, Hyper], name: str) -> Any:
-  """Returns a hyperparameter of a run, its default where it sets none."""
+  """Returns a run's value of a hyperparameter, or the default."""
   held = config[name] if name in config else None
   return own[name].default if held is None else held

@@ -27,8 +27,8 @@ from steepest.optimizers.trees import (
   zeros_like,
 )
 
-# The authors': noise over a momentum's mean size, largest root mean square of a
-# direction, and how the share of steps that refit falls.
+# The authors' constants: noise relative to a momentum's mean size, largest root
+# mean square of a direction, and how the share of refitting steps falls.
 _NOISE = float(np.sqrt(np.finfo(np.float32).eps))
 _LARGEST = 1.1
 _FULL_STEPS, _FALL, _LEAST_SHARE = 500, 0.001, 0.03
@@ -37,7 +37,7 @@ Factors = tuple[jax.Array, ...]
 
 
 class ScaleByKronState(NamedTuple):
-  """Steps, steps since the last refit, momentum, factors of each parameter."""
+  """Steps, steps since the last refit, momentum, each parameter's factors."""
 
   steps: jax.Array
   since: jax.Array
@@ -53,26 +53,26 @@ def scale_by_kron(
   max_size_triangular: int = 8192,
   memory_save_mode: str = '',
 ) -> optax.GradientTransformation:
-  r"""Momentum whitened by one factor for each axis, Q₁ and Q₂.
+  r"""Momentum whitened by one factor per axis, Q₁ and Q₂.
 
   .. math::
     P = Q_1^\top Q_1 \hat m\, Q_2^\top Q_2, \quad
     u = P \min(1, 1.1 / \mathrm{rms}(P))
 
   A refit moves each Q against triu(A·Aᵀ - B·Bᵀ)·Q with A = Q₁·(m̂ + noise·V)·Q₂ᵀ
-  and B = Q₁⁻ᵀ·V·Q₂⁻¹ of a normal V, over a lower bound on |A·Aᵀ + B·Bᵀ|. These
-  are the numbers of psgd_jax 0.2.9, whose own transform takes no traced
-  hyperparameters and keeps no axes for a mesh; its balancing of factors, which
-  changes no step, is left out. Vectors have a diagonal; axes before a matrix's
-  last two are layers, each by itself.
+  and B = Q₁⁻ᵀ·V·Q₂⁻¹ for a normal V, divided by a lower bound on |A·Aᵀ + B·Bᵀ|.
+  Results match psgd_jax 0.2.9, whose own transform takes no traced
+  hyperparameters and keeps no axis names for a mesh; its balancing of factors,
+  which changes no step, is left out. Vectors have a diagonal factor; axes
+  before a matrix's last two are layers, each with its own factors.
 
   Args:
     b1: decay of the momentum; a number or traced scalar, as the next two.
-    precond_lr: step of the factors.
-    update_probability: share of the steps that refit; 0: all of the first 500,
-      then ever fewer, down to 3 %.
+    precond_lr: step size of the factors.
+    update_probability: share of steps that refit; 0: all of the first 500, then
+      fewer and fewer, down to 3 %.
     kinds: a tree of the roles.
-    max_size_triangular: longer axes have a diagonal.
+    max_size_triangular: longer axes get a diagonal.
     memory_save_mode: 'one_diag' gives a matrix's longer axis a diagonal,
       'all_diag' both axes.
   """
@@ -124,7 +124,7 @@ def scale_by_kron(
 
 
 def _diagonal(shape: tuple[int, ...], longest: int, mode: str) -> list[bool]:
-  """Returns which axes, the last one or two, have a diagonal factor."""
+  """Returns which of the last one or two axes have a diagonal factor."""
   if len(shape) == 1:
     return [True]
   one = 0 if shape[0] >= shape[1] else 1
@@ -138,7 +138,7 @@ def _diagonal(shape: tuple[int, ...], longest: int, mode: str) -> list[bool]:
 
 
 def _identities(parameter: Any, n: int, longest: int, mode: str) -> Factors:
-  """Returns the first factors of a parameter whose last n axes have one."""
+  """Returns the initial factors of a parameter, for its last n axes."""
   array = array_in(parameter)
   before = array.shape[: array.ndim - n]
   found = []
@@ -155,7 +155,7 @@ def _identities(parameter: Any, n: int, longest: int, mode: str) -> Factors:
 
 
 def _layers(fn: Callable[..., Any], times: int) -> Callable[..., Any]:
-  """Returns `fn` mapped over so many leading axes."""
+  """Returns `fn` mapped over `times` leading axes."""
   for _ in range(times):
     fn = jax.vmap(fn)
   return fn
@@ -164,7 +164,7 @@ def _layers(fn: Callable[..., Any], times: int) -> Callable[..., Any]:
 def _along(
   axis: int, fn: Callable[[jax.Array, jax.Array], jax.Array]
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-  """Returns `fn` of a factor and columns for one axis of a matrix."""
+  """Returns `fn`, of a factor and columns, applied along a matrix's axis."""
   return lambda q, x: fn(q, x.T).T if axis else fn(q, x)
 
 
@@ -186,7 +186,7 @@ def _matrix(x: jax.Array) -> jax.Array:
 
 
 def _refit(precond_lr: Any, m: Any, v: Any, qs: Factors) -> Factors:
-  """Returns the next factors of one matrix or vector; v is the probe."""
+  """Returns the next factors of a matrix or vector; v is the random probe."""
   a = _matrix(m + _NOISE * jnp.abs(m).mean() * v)
   b = _matrix(v)
   for axis, q in enumerate(qs):
@@ -205,7 +205,7 @@ def _refit(precond_lr: Any, m: Any, v: Any, qs: Factors) -> Factors:
 
 
 def _lower_bound(z: jax.Array) -> jax.Array:
-  """Returns a bound from below, near it, on a symmetric matrix's norm."""
+  """Returns a tight lower bound on a symmetric matrix's norm."""
   largest = jnp.abs(z).max()
   z = z / largest
   longest = z[:, jnp.argmax((z * z).sum(0))] @ z
@@ -222,7 +222,7 @@ def _precondition(m: jax.Array, qs: Factors) -> jax.Array:
 
 
 def _flops(kind: str, shape: tuple[int, ...], static: Any) -> float:
-  """Each factor twice on the momentum, and the share of refits at the end."""
+  """Applies each factor twice, and refits as often as at the end of a run."""
   if kind in _VECTORS:
     return 0.0
   found, size = 0.0, math.prod(shape[-2:])
@@ -239,8 +239,8 @@ OPTIMIZER = Optimizer(
   name='kron',
   label='PSGD Kron',
   reference='Li, arXiv 2211.04422; psgd_jax 0.2.9, kron.py',
-  # Factors start at 1 and grow by a tenth a refit until gradients of any size
-  # are whitened: under µP all widths start with gradients of one size.
+  # Factors start at 1 and grow by a tenth per refit until they whiten gradients
+  # of any size; under µP, gradients start at the same size at every width.
   transform=map_eps(
     lambda h: scale_by_kron(
       h.b1,
@@ -252,7 +252,7 @@ OPTIMIZER = Optimizer(
     )
   ),
   hyperparameters={
-    # The authors': 3e-4 to 1e-3, a third of Adam's.
+    # The authors use 3e-4 to 1e-3, a third of Adam's.
     'lr': lr(3e-4, range=(3e-4, 2.4e-3)),
     'b1': momentum(0.9),
     'weight_decay': weight_decay(0.0),
@@ -273,7 +273,7 @@ OPTIMIZER = Optimizer(
     ),
   },
   # No rule is published that we could read. Entries of a whitened momentum are
-  # about 1 at any width, as Adam's; what SOAP's row says holds here too.
+  # about 1 at any width, as with Adam (see soap in docs/parametrization.md).
   flops=_flops,
 )
 kron = alias(OPTIMIZER)

@@ -27,7 +27,7 @@ def scale_by_lion(b1: Number, b2: Number) -> optax.GradientTransformation:
   The direction uses the old momentum (google/automl, lion_optax.py).
 
   Args:
-    b1: weight of the momentum in the direction; like b2 a number, a traced
+    b1: weight of the momentum in the direction; like b2, a number, a traced
       scalar or a tree of them.
     b2: decay of the momentum.
   """

@@ -29,19 +29,19 @@ class ScaleByMarsState(NamedTuple):
 def scale_by_mars(
   b1: float, b2: float, eps: Number, gamma: float
 ) -> optax.GradientTransformation:
-  r"""Adam of gradients with some of their last change added.
+  r"""Adam on gradients plus a multiple of their last change.
 
   .. math::
     c_t = g_t + \gamma \frac{b_1}{1 - b_1} (g_t - g_{t-1}), \quad
     c_t \leftarrow c_t / \max(1, \|c_t\|)
 
-  with g₀ = 0: the approximate form, whose last gradient is the one of the last
-  batch. As in the authors' code (AGI-Arena/MARS, mars.py) each matrix is
-  clipped by itself, and both moments are of what is clipped. Axes before the
-  last two are layers, each with its own norm.
+  with g₀ = 0. This is the approximate form: g_{t-1} comes from the last batch.
+  As in the authors' code (AGI-Arena/MARS, mars.py), each matrix is clipped
+  separately, and both moments use the clipped value. Axes before the last two
+  are layers, each with its own norm.
 
   Args:
-    b1: decay of the first moment, a number or traced scalar, as b2 and gamma.
+    b1: decay of the first moment; like b2 and gamma, a number or traced scalar.
     b2: decay of the second moment.
     eps: added to the denominator, outside the root; may be a tree.
     gamma: weight of the change.
@@ -72,7 +72,7 @@ OPTIMIZER = Optimizer(
   reference='Yuan et al., arXiv 2411.10438',
   transform=lambda h: scale_by_mars(h.b1, h.b2, h.eps, h.gamma),
   hyperparameters={
-    # The authors': 3e-3 by default, 6e-3 for GPT-2 small.
+    # The authors use 3e-3 by default, 6e-3 for GPT-2 small.
     'lr': lr(3e-3, range=(1.5e-3, 1.2e-2)),
     'b1': momentum(0.95),
     'b2': memory(0.99),
@@ -82,10 +82,10 @@ OPTIMIZER = Optimizer(
       range=(0.005, 0.1),
       meaning="Weight of the gradient's change, times b1 / (1 - b1).",
     ),
-    # The authors', of vectors; the chain does not let gains and biases decay.
+    # The authors' value for vectors; the chain exempts gains and biases.
     'auxiliary_weight_decay': Hyper(0.1, meaning='Of the rest.'),
   },
-  # The authors give no rule: Adam's, as the direction is Adam's.
+  # The authors give no lr_factors; the direction is Adam's, so these are too.
   moves=('embedding', 'hidden', 'readout'),
 )
 mars = alias(OPTIMIZER)

@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024; Liu et al., arXiv 2502.16982), from Optax.
 
-What orthogonalises momentum elsewhere in this folder takes its Newton-Schulz
-iterations from here.
+Other optimizers here that orthogonalise take their Newton-Schulz iterations
+from this file.
 """
 
 import collections
@@ -19,12 +19,12 @@ from steepest.optimizers.alias import alias
 from steepest.optimizers.optimizer import MUP, Hyper, Optimizer, lr, momentum
 from steepest.optimizers.trees import Number, average
 
-# Root mean square of an update's entries: that of AdamW's (arXiv 2502.16982).
+# Root mean square of an update's entries, as for AdamW (arXiv 2502.16982).
 RMS = 0.2
 # Jordan's coefficients; singular values end between 0.68 and 1.13.
 JORDAN = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
-# How a mesh splits each of some matrices; None: not at all, or unknown.
+# How a mesh splits each matrix; None: not at all, or unknown.
 Layout = Sequence[PartitionSpec] | None
 _AXES = contrib.MuonDimensionNumbers(-2, -1)
 PRECISION = Hyper(
@@ -43,23 +43,23 @@ def orthogonalize(
   eps: float = 1e-7,
   layout: Layout = None,
 ) -> list[jax.Array]:
-  """Returns U·Vᵀ of each U·Σ·Vᵀ, up to singular values near 1.
+  """Returns U·Vᵀ of each U·Σ·Vᵀ, with singular values only near 1.
 
-  X = G / (|G| + ε), then X ← a·X + (b·A + c·A²)·X with A = X·Xᵀ again and
-  again. Axes before the last two are layers, each with its own matrix.
+  Starts at X = G / (|G| + ε) and repeats X ← a·X + (b·A + c·A²)·X with
+  A = X·Xᵀ. Axes before the last two are layers, each with its own matrix.
 
   Args:
     matrices: of any shapes.
-    precision: 'momentum', that of the matrices, or 'bfloat16'.
+    precision: 'momentum' (that of the matrices) or 'bfloat16'.
     coefficients: a, b and c.
-    iterations: how often.
+    iterations: how many.
     eps: added to the norm.
-    layout: how a mesh splits each matrix; each device then gets whole ones.
+    layout: how a mesh splits each matrix; each device is then given whole ones.
   """
   newton_schulz = contrib.scale_by_muon(
     coefficients,
     iterations,
-    # Without momentum: the matrices as they are.
+    # No momentum: use the matrices as they are.
     beta=0.0,
     eps=eps,
     nesterov=False,
@@ -86,10 +86,10 @@ def _each_on_one_device(
   layout: Sequence[PartitionSpec],
   mesh: AbstractMesh,
 ) -> list[jax.Array]:
-  """Returns fn(matrices), where no matrix is computed by two devices.
+  """Returns fn(matrices), computing each matrix on one device only.
 
-  Matrices alike in shape and layout are stacked, and the stacks dealt out: for
-  that each device sends what it has once, and the results once.
+  Matrices of equal shape and layout are stacked, and each stack is spread over
+  the devices: each device sends its shards once and its results once.
   """
   alike: dict[Any, list[int]] = {}
   for i, (x, spec) in enumerate(zip(matrices, layout, strict=True)):
@@ -99,7 +99,7 @@ def _each_on_one_device(
     count, before = len(members), len(shape) - 2
     stack = jnp.stack([matrices[i] for i in members])
     stack = stack.reshape(-1, *shape[before:])
-    # As many for each device.
+    # Pad to the same number for each device.
     extra = -stack.shape[0] % mesh.size
     stack = jnp.pad(stack, ((0, extra), (0, 0), (0, 0)))
     stages = _stages(tuple(spec)[before:], mesh)
@@ -115,13 +115,13 @@ def _each_on_one_device(
 
 
 def _stages(spec: Sequence[Any], mesh: AbstractMesh) -> list[PartitionSpec]:
-  """Returns layouts of a stack of matrices, from theirs to one of whole ones.
+  """Returns layouts of a stack of matrices, from sharded to whole matrices.
 
-  Each moves one axis of the mesh, which an exchange between devices does.
+  Each moves one axis of the mesh, by one exchange between devices.
 
   Args:
-    spec: axes of the mesh along rows and columns.
-    mesh: of the devices.
+    spec: mesh axes along rows and columns.
+    mesh: the mesh of the devices.
   """
   axes = lambda entry: (entry,) if isinstance(entry, str) else entry or ()
   rows, columns = (axes(x) for x in (*spec, None, None)[:2])
@@ -135,13 +135,13 @@ def _stages(spec: Sequence[Any], mesh: AbstractMesh) -> list[PartitionSpec]:
 
 
 def exchanged(matrices: Sequence[Any], static: Mapping[str, Any]) -> int:
-  """Returns the bytes that a device sends and gets to orthogonalize matrices.
+  """Returns the bytes that a device exchanges to orthogonalize matrices.
 
-  Operands and results of the exchanges of `_stages`, there and back; over axes
-  of the mesh that split no matrix, results alone are gathered.
+  Counts operands and results of the exchanges of `_stages`, there and back;
+  over mesh axes that split no matrix, only results are gathered.
 
   Args:
-    matrices: their shapes, with shardings.
+    matrices: shapes with shardings.
     static: hyperparameters; `newton_schulz` is the precision.
   """
   stacks: collections.Counter[Any] = collections.Counter()
@@ -163,18 +163,18 @@ def exchanged(matrices: Sequence[Any], static: Mapping[str, Any]) -> int:
 
 
 def nesterov(b1: Number, m: Any, grads: Any) -> tuple[Any, Any]:
-  """Returns Nesterov's direction and the next average of the gradients."""
+  """Returns Nesterov's direction and the next average of gradients."""
   m = average(b1, m, grads)
   return average(b1, m, grads), m
 
 
 def fan_ratio(shape: Sequence[int]) -> float:
-  """Returns the outputs of a kernel (…, in, out) over its inputs."""
+  """Returns outputs / inputs of a kernel (…, in, out)."""
   return shape[-1] / shape[-2]
 
 
 def newton_schulz_flops(shape: tuple[int, ...], iterations: int) -> float:
-  """Returns the FLOPs of X·Xᵀ, its square and its product with X, each time."""
+  """Returns the FLOPs of X·Xᵀ, its square and its product with X, repeated."""
   short, long = sorted(shape[-2:])
   products = 4.0 * short * short * long + 2.0 * short**3
   return iterations * products * math.prod(shape[:-2])
@@ -192,9 +192,9 @@ def scale_by_muon(
     u = 0.2 \sqrt{\max(n_{in}, n_{out})}\, U V^\top
     \quad\text{of}\quad U \Sigma V^\top = \text{Nesterov momentum}
 
-  up to singular values near 1: five Newton-Schulz iterations. The factor gives
-  entries the size that AdamW's have, so both share learning rate and decay
-  (arXiv 2502.16982, equation 4); Jordan's is √max(1, n_out / n_in).
+  with singular values only near 1, by five Newton-Schulz iterations. The factor
+  gives entries AdamW's size, so that both share learning rate and decay (arXiv
+  2502.16982, equation 4); Jordan's is √max(1, n_out / n_in).
 
   Args:
     b1: decay of the momentum, a number or traced scalar.
@@ -202,7 +202,7 @@ def scale_by_muon(
     precision: see orthogonalize.
     layout: see orthogonalize.
   """
-  # Its momentum, divided by its norm: no iteration yet.
+  # Only momentum, divided by its norm; the iterations come below.
   muon = contrib.scale_by_muon(
     ns_steps=0,
     beta=b1,
@@ -238,7 +238,7 @@ OPTIMIZER = Optimizer(
     ),
     'newton_schulz': PRECISION,
   },
-  # What is orthogonalised grows with the width as a matrix, not entry by entry.
+  # An orthogonalised update scales with width as a matrix, not per entry.
   lr_factors=lambda static: {
     **MUP,
     'hidden': 'spectral' if static['scale'] == 'rms' else 'norm',

@@ -13,10 +13,10 @@ from steepest.optimizers.optimizer import MUP, Hyper, Optimizer, lr, momentum
 from steepest.optimizers.trees import zeros_like
 
 _TINY = 1e-10
-# Mean square of a start's entries, times the inputs: that of the matrices in
-# the authors' records which do not start at zero.
+# Mean square of initial entries times fan_in, as for the matrices in the
+# authors' records that do not start at zero.
 _START = 0.33
-# Coefficients that end at singular values of 1, and how often.
+# Coefficients that converge to singular values of 1, and iterations.
 _EXACT, _ITERATIONS = (2.0, -1.5, 0.5), 12
 
 
@@ -26,10 +26,10 @@ def hyperball(
   """Gives each update the norm of its matrix: u ← |θ|·u / |u|.
 
   With `on_sphere` as the path this is θ ← |θ|·y / |y|, y = θ - lr·|θ|·u / |u|,
-  so that lr is about the angle that a matrix turns in a step.
+  so that lr is about the angle by which a step turns a matrix.
 
   Args:
-    transform: of matrices, a list of leaves, layer by layer.
+    transform: acts on a list of matrices, layer by layer.
   """
 
   def update(grads: Any, state: Any, params: Any = None):
@@ -46,10 +46,10 @@ def hyperball(
 def on_sphere(
   state: Any, params: Any, changes: Any, h: SimpleNamespace
 ) -> tuple[Any, Any]:
-  """Moves hidden matrices along their spheres, the rest straight on.
+  """Moves hidden matrices along their spheres, the rest in a straight line.
 
-  A matrix at zero has no sphere and would stay: it first becomes a normal one
-  of mean square 0.33 / fan_in, the same in every run.
+  A zero matrix has no sphere and would never move: it is first replaced by a
+  normal one of mean square 0.33 / fan_in, the same in every run.
   """
   structure: Any = jax.tree.structure(params)
 
@@ -80,7 +80,7 @@ def _norm(x: jax.Array) -> jax.Array:
 
 
 def _radius(p: jax.Array) -> jax.Array:
-  """Returns each layer's norm, that of its start where it is zero."""
+  """Returns each layer's norm; for a zero layer that of its replacement."""
   start = (_START * p.shape[-1]) ** 0.5
   return jnp.where(_norm(p) == 0, start, _norm(p))
 
@@ -90,9 +90,9 @@ def scale_by_muonh(
   precision: str = 'momentum',
   layout: muon.Layout = None,
 ) -> optax.GradientTransformation:
-  """Nesterov momentum, orthogonalised to singular values of 1, and its norm.
+  """Nesterov momentum, orthogonalised to singular values of 1, then rescaled.
 
-  As in the authors' record (modded-nanogpt, track 3): twelve iterations. Axes
+  Twelve iterations, as in the authors' record (modded-nanogpt, track 3). Axes
   before the last two are layers, each with its own matrix.
 
   Args:
@@ -112,19 +112,20 @@ def scale_by_muonh(
   return hyperball(optax.GradientTransformation(zeros_like, update))
 
 
-# Of a method that holds its matrices' norms: what it shares with others.
+# Hyperparameters shared by the methods that keep matrix norms fixed.
 SHARED = {
-  # The records' 0.018, Levanter's 0.005 to 0.02.
+  # The authors' records use 0.018, Levanter 0.005 to 0.02.
   'lr': lr(0.018, range=(0.006, 0.048), meaning='Peak angle of a step.'),
-  # On a sphere decay turns nothing; embeddings and readout have none there.
+  # Decay cannot turn a matrix on its sphere; the records do not decay
+  # embeddings or readout.
   'weight_decay': Hyper(0.0, meaning='Of the rest; the sphere undoes it.'),
-  # As in Levanter, of embeddings, readout and vectors.
+  # For embeddings, readout and vectors, as in Levanter.
   'auxiliary_lr': lr(6e-4, range=(6e-4, 1.92e-2), meaning='Of the rest.'),
 }
 
 
 def zeros(params: Any, kinds: Any) -> str:
-  """Returns a line on the matrices that start at zero; '' if none does."""
+  """Returns a line on the matrices that start at zero, or ''."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(params)
   names = [
     jax.tree_util.keystr(path, simple=True, separator='/')
@@ -151,9 +152,9 @@ OPTIMIZER = Optimizer(
     'b1': momentum(0.95, meaning='Decay rate of what is orthogonalised.'),
     'newton_schulz': muon.PRECISION,
   },
-  # The authors find that rates carry over across widths; a matrix of norm
-  # √fan_out that turns by one angle has steps of one spectral norm, as arXiv
-  # 2310.17813 asks for.
+  # The authors find that learning rates transfer across widths; turning a
+  # matrix of norm √fan_out by a fixed angle takes steps of a fixed spectral
+  # norm, as arXiv 2310.17813 requires.
   lr_factors={**MUP, 'hidden': 'norm'},
   moves=('hidden',),
   flops=lambda _, shape, static: muon.newton_schulz_flops(shape, _ITERATIONS),

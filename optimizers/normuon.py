@@ -24,7 +24,7 @@ _ITERATIONS = 5
 
 
 class ScaleByNorMuonState(NamedTuple):
-  """Momentum, and the mean square of each output's row of updates."""
+  """Momentum, and the mean square of each output's update row."""
 
   m: list[jax.Array]
   v: list[jax.Array]
@@ -37,7 +37,7 @@ def scale_by_normuon(
   precision: str = 'momentum',
   layout: muon.Layout = None,
 ) -> optax.GradientTransformation:
-  r"""Orthogonalised momentum whose rows, one an output, get one size.
+  r"""Orthogonalised momentum with rows (one per output) of equal size.
 
   .. math::
     O = U V^\top \text{ of the Nesterov momentum}, \quad
@@ -45,15 +45,15 @@ def scale_by_normuon(
     N_{ij} = O_{ij} / \sqrt{v_i}, \quad
     u = \sqrt{\max(1, n_{out} / n_{in})}\, N \|O\| / \|N\|
 
-  This is the authors' code (zichongli5/NorMuon, normuon.py); v starts at 0 and
-  keeps its bias, which the norm cancels. Their paper steps by an exact root
-  mean square, u = 0.2·√(n_in·n_out)·N / |N|. Axes before the last two are
+  This follows the authors' code (zichongli5/NorMuon, normuon.py); v starts at 0
+  without bias correction, which the norm cancels. Their paper fixes the root
+  mean square: u = 0.2·√(n_in·n_out)·N / |N|. Axes before the last two are
   layers, each with its own matrix.
 
   Args:
-    b1: decay of the momentum, a number or traced scalar, as b2.
+    b1: decay of the momentum; like b2, a number or traced scalar.
     b2: decay of the rows' mean squares.
-    scale: 'shape', that of the code, or 'rms', that of the paper.
+    scale: 'shape' (the code's) or 'rms' (the paper's).
     precision: of the Newton-Schulz iterations, see muon.orthogonalize.
     layout: see muon.orthogonalize.
   """
@@ -82,7 +82,7 @@ def scale_by_normuon(
 
 
 def _rows(parameter: Any) -> Any:
-  """Returns zeros, one for each output of a kernel (…, in, out)."""
+  """Returns one zero per output of a kernel (…, in, out)."""
   array = array_in(parameter)
   zeros = jnp.zeros((*array.shape[:-2], array.shape[-1]), array.dtype)
   before = range(array.ndim - 2)
@@ -97,7 +97,7 @@ OPTIMIZER = Optimizer(
     h.b1, h.b2, h.scale, h.newton_schulz, h.layout
   ),
   hyperparameters={
-    # The authors', in three repositories: 0.01, 0.02 and 0.035.
+    # The authors use 0.01, 0.02 and 0.035 in three repositories.
     'lr': lr(0.02, range=(0.007, 0.056)),
     'b1': momentum(0.95, meaning='Decay rate of what is orthogonalised.'),
     'b2': memory(0.95, meaning="Decay rate of the rows' mean squares."),
@@ -108,13 +108,13 @@ OPTIMIZER = Optimizer(
       meaning="Size of a step: √max(1, out / in), or 0.2 as AdamW's entries.",
     ),
     'newton_schulz': muon.PRECISION,
-    # Of embeddings, readout and vectors, as in the authors' code.
+    # For embeddings, readout and vectors, as in the authors' code.
     'auxiliary_lr': lr(3e-4, range=(3e-4, 9.6e-3), meaning='Of the rest.'),
     'auxiliary_eps': epsilon(1e-10, factor='eps'),
     'auxiliary_weight_decay': Hyper(0.0, meaning='Of the rest.'),
   },
-  # The authors give none. Rows of one size leave the spectral norm near that
-  # of Muon's update, whose rule this is (arXiv 2310.17813, condition 1).
+  # The authors give none. Rows of equal size leave the spectral norm near that
+  # of Muon's update, so Muon's rule applies (arXiv 2310.17813, condition 1).
   lr_factors=lambda static: {
     **MUP,
     'hidden': 'norm' if static['scale'] == 'shape' else 'spectral',

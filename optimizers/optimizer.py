@@ -1,6 +1,6 @@
-"""What an optimizer is: one value, made in one file of this folder or of yours.
+"""What an optimizer is: one value in one file, in this folder or your own.
 
-A file holds one `OPTIMIZER`, an `Optimizer`. All it must have is a name, a
+Each file defines one `OPTIMIZER`, an `Optimizer`. It only needs a name, a
 label, a reference, an Optax transform whose update is the direction u, and its
 hyperparameters:
 
@@ -10,9 +10,9 @@ hyperparameters:
       hyperparameters={'lr': lr(0.1, range=(1e-3, 1.0)), 'b1': memory(0.9)},
     )
 
-`config.optimizer.name` takes the name of a file here, or the path of one
-elsewhere, `./momentum.py`. Clipping, decay, schedule and role factors are the
-chain's (optimizers/build.py).
+`config.optimizer.name` is the name of a file here, or the path of one
+elsewhere, such as `./momentum.py`. The chain (optimizers/build.py) does
+clipping, decay, schedule and role factors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,8 +31,8 @@ from steepest import optimizers
 from steepest.experiments import outside
 
 ROLES = ('embedding', 'hidden', 'readout', 'gain', 'bias')
-# Role → column of models/parametrization.py's table that scales its learning
-# rate: that of Adam, for directions whose entries do not shrink with width.
+# Role → column of the table in models/parametrization.py that scales its
+# learning rate, as for Adam: entries of the direction do not shrink with width.
 MUP = MappingProxyType(dict.fromkeys(ROLES, 'lr'))
 Columns = Mapping[str, str]
 SCALES = ('log', 'linear', 'log1m', 'half_life', 'timescale')
@@ -43,26 +43,26 @@ class Hyper:
   """A hyperparameter.
 
   Attributes:
-    default: value of a run that sets none; the name of another hyperparameter
-      stands for that one's value.
-    range: lowest and highest value of a search, or of the horizon that `scale`
-      names; None: not searched.
-    scale: what a search draws evenly: 'log', 'linear', 'log1m', the log of
-      1 - value, or the log of a horizon (optimizers/horizons.py): 'half_life'
+    default: value if a run sets none; the name of another hyperparameter means
+      that one's value.
+    range: lowest and highest value of a search, for the horizon if `scale`
+      names one; None: not searched.
+    scale: what a search samples uniformly: 'log', 'linear', 'log1m' (the log of
+      1 - value), or the log of a horizon (optimizers/horizons.py): 'half_life'
       of a decay rate, 'timescale' of weight decay.
-    unit: '' for pure numbers; of a horizon what a search carries over, 'tokens'
-      (its range is in steps of the proxy) or 'runs' (its range in these).
+    unit: '' for pure numbers; what a search transfers of a horizon: 'tokens'
+      (`range` is in steps of the proxy) or 'runs' (`range` is in runs).
     meaning: one sentence.
-    factor: 'eps' or 'rho': the parametrization's factor on it. `transform`
-      then gets a tree, each parameter its own value.
+    factor: 'eps' or 'rho': the parametrization scales it, and `transform` gets
+      a tree with one value per parameter.
     least: lowest value allowed.
-    below: bound that the value must stay under.
+    below: the value must be less than this.
     static: a constant of the compiled program instead of an argument.
-    choices: values allowed, of a static one.
-    half_life: of a run that sets neither value nor horizon, a share of it; 0:
+    choices: allowed values, if static.
+    half_life: as a share of the run, if it sets neither value nor horizon; 0:
       `default` is the value.
-    every: the hyperparameter that says how many steps lie between two updates
-      of the average; '': one.
+    every: the hyperparameter that holds the number of steps between updates of
+      the average; '': every step.
   """
 
   default: Any
@@ -88,19 +88,19 @@ class Hyper:
 def lr(
   default: float, range: tuple[float, float] | None = None, **kwargs: Any
 ) -> Hyper:
-  """Returns a peak learning rate; `range` is where proxies' best ones lie."""
+  """Returns a peak learning rate; `range` holds the best ones of proxies."""
   return Hyper(
     default, range=range, **{'meaning': 'Peak learning rate.', **kwargs}
   )
 
 
 def momentum(default: float | str, **kwargs: Any) -> Hyper:
-  """Returns a decay rate of an average of gradients."""
+  """Returns the decay rate of an average of gradients."""
   return memory(default, **{'range': (1.0, 30.0), **kwargs})
 
 
 def memory(default: float | str, **kwargs: Any) -> Hyper:
-  """Returns a decay rate of an average, of squares say: half-lives in steps."""
+  """Returns the decay rate of an average, e.g. of squares."""
   return Hyper(
     default,
     **{
@@ -130,7 +130,7 @@ def weight_decay(default: float = 1e-4) -> Hyper:
   )
 
 
-# Of those that want curvature; the training step makes the estimates.
+# For optimizers that use curvature; the training step makes the estimates.
 _CURVATURE = {
   'hessian_every': Hyper(
     10, least=1, unit='steps', meaning='Steps between curvature estimates.'
@@ -154,7 +154,7 @@ _CURVATURE = {
     meaning='Divide the average by 1 - b2^estimates; short runs need it.',
   ),
 }
-# Of AdamW, which moves the roles that an optimizer leaves.
+# For AdamW, which moves the roles that an optimizer leaves out.
 _AUXILIARY = {
   'auxiliary_lr': Hyper(
     'lr', range=(1e-3, 3.2e-2), meaning='Peak learning rate of the rest.'
@@ -179,42 +179,42 @@ class Optimizer:
   """An optimizer.
 
   Attributes:
-    name: a word: the file's stem, and what reports and directories call it.
+    name: a word: the file's stem, used in reports and directory names.
     label: display name.
     reference: paper and equation.
     transform: (h) → Optax transform whose update is u, to be subtracted. `h`
       has each hyperparameter by name, a number or, with a `factor`, a tree;
-      also `learning_rate` (s_t·lr), `step` (steps done before), `steps` (of
-      the run), and as trees `kinds` (roles) and `lr_factors`, `eps_factors`
-      (numbers), `layers` (how many are stacked in a leaf's first axis under
-      model.scan_layers, else 0); and `layout`, how a mesh splits parameters
-      (PartitionSpecs), None where that is not known.
-    hyperparameters: by name; `weight_decay`, with `curvature` the `hessian_…`
-      and, where roles are left to AdamW, the `auxiliary_…` are added.
+      also `learning_rate` (s_t·lr), `step` (number of steps before this one),
+      `steps` (of the run); the trees `kinds` (roles), `lr_factors` and
+      `eps_factors` (numbers), `layers` (how many are stacked along a leaf's
+      first axis under model.scan_layers, else 0); and `layout`, how a mesh
+      splits parameters (PartitionSpecs), None if unknown.
+    hyperparameters: by name; `weight_decay` is added, as are `hessian_…` with
+      `curvature`, and `auxiliary_…` if AdamW moves some roles.
     lr_factors: role → column of the µP table, or a function of the static
       hyperparameters that returns it; None: no rule is known.
-    moves: roles that `transform` gets, as a list of leaves where these are not
-      all; the others are moved by AdamW.
+    moves: roles that `transform` gets, as a list of leaves unless these are
+      all roles; AdamW moves the others.
     curvature: (state, diagonal, h) → state, folds in an estimate that the
-      training step makes; None: wants none.
-    path: (state, params, changes, h) → (params, state), what becomes of them;
-      None: the changes are subtracted.
+      training step makes; None: uses none.
+    path: (state, params, changes, h) → (params, state), applies the changes;
+      None: they are subtracted.
     eval_params: (state, params) → parameters that are evaluated and saved;
       None: those that are trained.
-    statistics: (state) → numbers to be logged; None: none.
-    schedule: kind of schedule that it insists on; '': the run's.
-    decay_mode: that it insists on, likewise.
-    cautious_updates: leaves out what the gradient points away from (arXiv
+    statistics: (state) → numbers to log; None: none.
+    schedule: kind of schedule that it requires; '': the run's.
+    decay_mode: decay mode that it requires; '': the run's.
+    cautious_updates: always drop update entries that oppose the gradient (arXiv
       2411.16085), whatever `optimizer.cautious_updates` says.
-    depends_on_steps: its first steps depend on how many there will be.
-    read_only: fields of the state that an update leaves as they are.
-    remark: (parameters at the start, their roles) → a line on what becomes of
-      them, '' if there is nothing to say; None: never is.
+    depends_on_steps: its first steps depend on the run's number of steps.
+    read_only: state fields that an update does not write.
+    remark: (initial parameters, their roles) → a line on how it changes them,
+      or ''; None: it never does.
     flops: (role and shape of a leaf it moves, static hyperparameters) → FLOPs
       of the matrix products.
     exchanged: (shapes of the leaves it moves, with shardings, static
-      hyperparameters) → operands and results, in bytes of a device, of the
-      collectives that it takes on their mesh; None: none, or not known.
+      hyperparameters) → bytes per device of the operands and results of its
+      collectives on their mesh; None: none, or unknown.
   """
 
   name: str
@@ -242,7 +242,7 @@ class Optimizer:
   exchanged: Callable[[Sequence[Any], Mapping[str, Any]], int] | None = None
 
   def __post_init__(self):
-    # It names directories.
+    # Directories are named after it.
     if not re.fullmatch(r'\w[\w-]*', self.name, re.ASCII):
       raise ValueError(f'name={self.name!r}: use only letters, digits, - and _')
     if not callable(self.transform):
@@ -266,11 +266,11 @@ class Optimizer:
 
   @property
   def leaves_some(self) -> bool:
-    """Whether the auxiliary AdamW moves some roles."""
+    """Whether it leaves some roles to the auxiliary AdamW."""
     return set(self.moves) != set(ROLES)
 
   def describe(self) -> dict[str, Any]:
-    """Returns what a run writes down of it, for reports."""
+    """Returns what a run records about it, for reports."""
     return {
       'name': self.name,
       'label': self.label,
@@ -289,11 +289,11 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Optimizer:
-  """Returns the optimizer of a file here, by name, or elsewhere, by path.
+  """Returns the optimizer in a file of this folder, by name, or by path.
 
   Raises:
-    FileNotFoundError: it is a path, and there is no file.
-    ValueError: there is none, or the file does not hold what it should.
+    FileNotFoundError: no file at this path.
+    ValueError: no optimizer of this name, or the file's content is wrong.
   """
   if outside.is_path(name):
     found = vars(outside.load('optimizer.name=', name))

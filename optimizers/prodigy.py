@@ -22,18 +22,18 @@ def scale_by_prodigy(
 ) -> optax.GradientTransformation:
   r"""Adam's direction times an estimate d of the learning rate.
 
-  d is the largest lower bound so far of the distance to the solution, from
-  how gradients point back to the start; it begins at 1e-6. A role's factor r
-  on the learning rate counts as one on the parameter, θ = r·φ: gradients of φ
-  are r·g, and d measures how far φ has to go, which does not change with the
-  width. The form that is safe under warm-up.
+  d is the largest lower bound so far on the distance to the solution, from how
+  gradients point back to the start; it begins at 1e-6. A role's factor r on the
+  learning rate is treated as one on the parameter, θ = r·φ: gradients of φ are
+  r·g, and d measures how far φ has to go, which does not depend on width. This
+  is the form that is safe under warm-up.
 
   Args:
-    b1: decay of the first moment; like b2, eps and learning_rate a number or
+    b1: decay of the first moment; like b2, eps and learning_rate, a number or
       a traced scalar.
     b2: decay of the second moment.
     eps: added to the denominator, times d.
-    learning_rate: s_t·lr, by which the chain will multiply.
+    learning_rate: s_t·lr, by which the chain multiplies later.
     lr_factors: a tree of r.
   """
   prodigy = contrib.prodigy(
@@ -43,14 +43,14 @@ def scale_by_prodigy(
 
   def init(params: Any) -> contrib.ProdigyState:
     state = prodigy.init(jax.tree.map(over, lr_factors, params))
-    # Not the buffers of the parameters, which a step consumes.
+    # Copy: a training step consumes the parameters' buffers.
     return state._replace(params0=jax.tree.map(jnp.copy, state.params0))
 
   def update(grads: Any, state: contrib.ProdigyState, params: Any = None):
     grads = jax.tree.map(lambda r, g: r * g, lr_factors, grads)
     params = jax.tree.map(over, lr_factors, params)
     updates, state = prodigy.update(grads, state, params)
-    # At a rate of 0 all updates are 0.
+    # At a learning rate of 0 all updates are 0.
     rate = jnp.where(learning_rate > 0, -learning_rate, 1)
     return jax.tree.map(lambda u: u / rate, updates), state
 

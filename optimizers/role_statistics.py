@@ -1,7 +1,7 @@
-"""What is logged of a model's parts: its roles, and its layers.
+"""Logged statistics of a model's parts: its roles and its layers.
 
-A layer is a module at the top of the model's tree of parameters. Q quantities,
-P parts.
+A layer is a top-level module of the model's parameter tree. Q: quantities,
+P: parts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,9 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-# What is logged of parameters and changes; an update may leave it out.
+# Statistics of parameters and changes; an update may skip them.
 MEASURED = ('param_norm', 'update_rms', 'parts', 'unclipped_fraction')
-# How each quantity comes from a part's sum and its number of coordinates.
+# Each quantity as a function of a part's sum and its number of coordinates.
 _QUANTITIES = {
   'grad_norm': lambda total, size: jnp.sqrt(total),
   'update_rms': lambda total, size: jnp.sqrt(total / size),
@@ -24,14 +24,14 @@ _QUANTITIES = {
 def measure(
   factors: Any, grads: Any, changes: Any, updates: Any | None
 ) -> dict[str, jax.Array]:
-  """Returns `parts`, Q×P, which `named` takes apart: one array is read at once.
+  """Returns `parts`, one Q×P array, read at once; `named` takes it apart.
 
   Args:
     factors: a tree like the parameters, see `build.Factors`.
-    grads: of the batch.
+    grads: gradients of the batch.
     changes: what is subtracted from the parameters.
-    updates: the optimizer's direction, if it clips coordinates at 1: the share
-      with |u| < 1 is measured too, and `unclipped_fraction` of all of them.
+    updates: the optimizer's direction, if it clips coordinates at 1: then also
+      measures the share with |u| < 1, per part and over all coordinates.
   """
   counts = [f.layers for f in jax.tree.leaves(factors)]
   leaves = zip(
@@ -60,7 +60,7 @@ def measure(
   stats = {
     'parts': jnp.stack(
       [
-        # What is not finite stays with the parts that it is in.
+        # Non-finite values only affect the parts that contain them.
         finish(jnp.where(member_PxN, total_N, 0).sum(-1), size_P)
         for finish, total_N in zip(_QUANTITIES.values(), totals)
       ]
@@ -75,8 +75,8 @@ def named(factors: Any, stats: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what is logged, with `parts`, if measured, taken apart.
 
   Returns:
-    Beside what else is in `stats` each quantity of each part, as
-    `update_rms/hidden` of a role and `update_rms/layer/block_0` of a layer.
+    The other entries of `stats`, and each quantity of each part, such as
+    `update_rms/hidden` for a role and `update_rms/layer/block_0` for a layer.
   """
   if 'parts' not in stats:
     return dict(stats)
@@ -89,7 +89,7 @@ def named(factors: Any, stats: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kept(stats: dict[str, Any], measure: bool) -> dict[str, Any]:
-  """Returns what there is of an update that did or did not measure."""
+  """Returns the statistics of an update, whether or not it measured."""
   if measure:
     return stats
   return {k: v for k, v in stats.items() if k not in MEASURED}
@@ -98,7 +98,7 @@ def kept(stats: dict[str, Any], measure: bool) -> dict[str, Any]:
 def _parts(factors: Any) -> dict[str, Sequence[int]]:
   """Returns which arrays each part has; roles first, in the tree's order.
 
-  A leaf in which layers are stacked counts as so many arrays: of `block_all`
+  A leaf of stacked layers counts as one array per layer: `block_all` gives
   those of `block_0`, `block_1`, ….
   """
   roles: dict[str, list[int]] = {}
@@ -125,6 +125,6 @@ def _members(factors: Any) -> np.ndarray:
 
 
 def _sum(x: jax.Array, layers: int) -> jax.Array:
-  """Returns the sums of the layers in an array, or its sum, as a vector."""
+  """Returns an array's sum, or the sums of its stacked layers, as a vector."""
   own = tuple(range(1 if layers else 0, x.ndim))
   return jnp.sum(x, own, dtype=jnp.float32).reshape(max(layers, 1))

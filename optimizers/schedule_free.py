@@ -1,8 +1,7 @@
 """Schedule-Free AdamW (Defazio et al., arXiv 2405.15682), from Optax.
 
-Gradients are taken at y = (1 - b1)·z + b1·x, which are the parameters of the
-training state; z is what the optimizer moves and x the average of all z, with
-which the model is evaluated.
+Gradients are taken at y = (1 - b1)·z + b1·x, the parameters in the training
+state. The optimizer moves z; the model is evaluated at x, the average of all z.
 """
 
 from types import SimpleNamespace
@@ -25,23 +24,23 @@ from steepest.optimizers.trees import map_eps
 
 
 class ScheduleFreeState(NamedTuple):
-  """The second moment, and z with what the average needs."""
+  """The second moment, and z with what averaging needs."""
 
   second: Any
   path: contrib.ScheduleFreeState
 
 
 def scale_by_schedule_free(b2: float, eps: float) -> Any:
-  """AdamW without momentum, u = g / (√v̂ + ε), with a place for z.
+  """AdamW without momentum, u = g / (√v̂ + ε); its state also holds z.
 
   Args:
-    b2: decay of the second moment; like eps a number or traced scalar.
+    b2: decay of the second moment; like eps, a number or traced scalar.
     eps: added to the denominator, outside the root.
   """
   scale = optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True)
 
   def init(params: Any) -> ScheduleFreeState:
-    # With b1 = 1 the average is y, as it is before the first step.
+    # With b1 = 1 the average is y, as before the first step.
     path = _averaging(0.0, 1.0).init(params)
     return ScheduleFreeState(scale.init(params), path)
 
@@ -57,13 +56,13 @@ def _path(
 ) -> tuple[Any, ScheduleFreeState]:
   """Returns the next y, and the state with the next z.
 
-  The average weighs each z by the square of the highest rate so far.
+  The average weights each z by the square of the highest learning rate so far.
 
   Args:
-    state: with the z before.
+    state: with the previous z.
     params: y.
-    changes: to be subtracted from z.
-    h: of the run.
+    changes: to subtract from z.
+    h: the run's hyperparameters.
   """
   negative = jax.tree.map(jnp.negative, changes)
   updates, path = _averaging(h.learning_rate, h.b1).update(
@@ -98,7 +97,7 @@ OPTIMIZER = Optimizer(
   eval_params=lambda state, params: contrib.schedule_free_eval_params(
     state.path, params
   ),
-  # Averaging takes the place of the schedule's decay: warm-up is all it takes.
+  # Averaging replaces the schedule's decay; only warm-up is left.
   schedule='constant',
 )
 schedule_free = alias(OPTIMIZER)

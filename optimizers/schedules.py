@@ -14,20 +14,20 @@ def factor(
   final_fraction: jax.Array,
   decay_fraction: jax.Array,
 ) -> jax.Array:
-  """Returns s_t of the step `step`, counted from 0, as float32.
+  """Returns s_t at step `step`, counted from 0, as float32.
 
   All kinds rise as (t + 1) / (warmup_steps + 1) up to t = warmup_steps. Then
   `linear` and `cosine` (arXiv 1608.03983) reach `final_fraction` at the last
-  step; `wsd` stays at 1 but for the last `decay_fraction` of the steps, where
-  it falls as 1 - √progress (arXiv 2405.18392); `constant` stays at 1.
+  step; `wsd` stays at 1 until the last `decay_fraction` of the steps, where it
+  falls as 1 - √progress (arXiv 2405.18392); `constant` stays at 1.
 
   Args:
     kind: one of `KINDS`; the only argument that is not traced.
-    step: steps done before.
+    step: number of steps before this one.
     steps: steps of the run.
     warmup_steps: steps of warm-up.
     final_fraction: s at the last step.
-    decay_fraction: of `wsd`.
+    decay_fraction: share of the steps in which `wsd` falls.
   """
   t = jnp.asarray(step, jnp.float32)
   warmup = (t + 1) / (warmup_steps + 1)

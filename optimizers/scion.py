@@ -23,22 +23,22 @@ def scale_by_scion(
   kinds: Any,
   precision: str = 'momentum',
 ) -> optax.GradientTransformation:
-  r"""The point of a norm's ball that lies furthest along the momentum.
+  r"""The point of a norm ball that lies furthest along the momentum.
 
   .. math::
     d_t = b_1 d_{t-1} + (1 - b_1) g_t, \quad
     \theta_{t+1} = (1 - \eta) \theta_t - \eta u_t
 
-  with u by role: a hidden matrix is orthogonalised, times √(out / in) and the
-  radius (spectral norm); embeddings and readout get the sign over their inputs,
-  the width, and vectors the momentum over its root mean square, with radii of
-  their own. The chain's decay of 1 is the first term: it keeps parameters in
-  their balls; 0 leaves the constraint out. Numbers are those of the authors'
-  code (LIONS-EPFL/scion, scion.py), whose `momentum` is 1 - b1. Axes before the
-  last two are layers; initial values are the model's, not the authors' own.
+  with u by role: hidden matrices are orthogonalised and scaled by √(out / in)
+  and the radius (spectral norm); embeddings and readout use the sign divided by
+  the width; vectors use the momentum divided by its root mean square. Each has
+  its own radius. The chain's decay of 1 gives the first term, which keeps
+  parameters in their balls; a decay of 0 drops the constraint. Values match the
+  authors' code (LIONS-EPFL/scion, scion.py), whose `momentum` is 1 - b1. Axes
+  before the last two are layers; initial values are the model's, not theirs.
 
   Args:
-    b1: decay of the momentum, a number or traced scalar, as are the radii.
+    b1: decay of the momentum; like the radii, a number or traced scalar.
     radius: of hidden matrices.
     outer_radius: of embeddings and readout.
     vector_radius: of gains and biases.
@@ -79,7 +79,7 @@ OPTIMIZER = Optimizer(
     h.b1, h.radius, h.outer_radius, h.vector_radius, h.kinds, h.newton_schulz
   ),
   hyperparameters={
-    # The authors': 2^-12, 0.00036.
+    # The authors use 2^-12 and 0.00036.
     'lr': lr(2**-12, range=(2**-13.5, 2**-10.5)),
     'b1': momentum(0.9, meaning="Decay rate; one minus the authors' momentum."),
     'weight_decay': Hyper(1.0, meaning='1: the constraint; 0: without it.'),
@@ -95,8 +95,8 @@ OPTIMIZER = Optimizer(
     'newton_schulz': muon.PRECISION,
   },
   decay_mode='times_lr',
-  # Norms under which rates carry over (the paper's claim): 1 for hidden
-  # matrices; the sign over the width meets the readout's 1/m a second time.
+  # Under these norms learning rates transfer (the paper's claim): 1 for hidden
+  # matrices; the readout's 1/m comes on top of its sign divided by the width.
   lr_factors=dict.fromkeys(ROLES, 'norm'),
   flops=_flops,
 )

@@ -11,7 +11,7 @@ from steepest.optimizers.trees import Number, average, zeros_like
 
 
 def scale_by_signum(b1: Number) -> optax.GradientTransformation:
-  """u = sign(m), m the average of gradients with decay b1."""
+  """u = sign(m), with m the average of gradients with decay b1."""
 
   def init(params):
     return ScaleByLionState(zeros_like(params))

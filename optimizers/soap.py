@@ -18,20 +18,20 @@ from steepest.optimizers.optimizer import (
 )
 from steepest.optimizers.trees import Number, array_in, box_like, like
 
-# Longer sides keep their basis, as in the authors' code.
+# Longer sides are not rotated, as in the authors' code.
 _LONGEST = 10_000
 _EXACT = jax.lax.Precision.HIGHEST
 
 
 class Basis(NamedTuple):
-  """Of one side of a matrix: average of G·Gᵀ, its eigenvectors as columns."""
+  """For one side of a matrix: average of G·Gᵀ, its eigenvectors as columns."""
 
   covariance: jax.Array
   vectors: jax.Array
 
 
 class MatrixState(NamedTuple):
-  """Momentum, second moment in the bases, and a basis a side or None."""
+  """Momentum, second moment in the bases, and each side's basis or None."""
 
   m: jax.Array
   v: jax.Array
@@ -60,20 +60,20 @@ def scale_by_soap(
       {\sqrt{\hat v} + \epsilon}\, Q_R^\top, \quad
     v = b_2 v + (1 - b_2) (Q_L^\top G Q_R)^2
 
-  The covariances G·Gᵀ and Gᵀ·G are averaged with b2; every few steps one power
-  iteration and a QR decomposition move the bases (algorithm 4), sorted by the
-  eigenvalues they estimate as in the authors' code (nikhilvyas/SOAP, soap.py).
-  The first gradient serves its eigenvectors alone, as there: in a basis of its
-  own v would be zero off the diagonal. Axes before the last two are layers,
-  each with its own matrix.
+  The covariances G·Gᵀ and Gᵀ·G are averaged with b2. Every few steps one power
+  iteration and a QR decomposition update the bases (algorithm 4), sorted by
+  estimated eigenvalues as in the authors' code (nikhilvyas/SOAP, soap.py). As
+  there, the first gradient only gives the first bases: in its own basis, v
+  would be zero off the diagonal. Axes before the last two are layers, each with
+  its own matrix.
 
   Args:
-    b1: decay of the first moment; like b2 and eps a number, a traced scalar
+    b1: decay of the first moment; like b2 and eps, a number, a traced scalar
       or a tree of them.
     b2: decay of the second moment and of the covariances.
     eps: added to the denominator, outside the root.
     precondition_every: steps between new bases, a number or traced scalar.
-    step: steps done before; None: as many as updates.
+    step: number of steps before this one; None: number of updates.
   """
 
   def init(params: Any) -> ScaleBySoapState:
@@ -84,7 +84,7 @@ def scale_by_soap(
     del params
     at = state.steps if step is None else step
     every = jnp.asarray(precondition_every).astype(jnp.int32)
-    # Eigenvectors at the first step, then a power iteration now and then.
+    # Eigenvectors at the first step, later power iterations.
     how = jnp.where(at == 0, 0, jnp.where(at % every == 0, 1, 2))
     hypers = (like(x, grads) for x in (b1, b2, eps))
     found = [
@@ -107,7 +107,7 @@ def _init_matrix(parameter: Any) -> MatrixState:
     if size > _LONGEST:
       return None
     whole = (*shape[:-2], size, size)
-    # Split like the matrix: rows by this side's axis, columns by the other's.
+    # Shard like the matrix: rows by this side's axis, columns by the other's.
     box = lambda x: box_like(parameter, x, (*before, side, -3 - side))
     return Basis(
       box(jnp.zeros(whole, dtype)),
@@ -133,7 +133,7 @@ def _update_matrix(
   m = b1 * state.m + (1 - b1) * g
   turned = _rotate(g, left, right)
   v = b2 * state.v + (1 - b2) * (turned * turned)
-  # The first gradient is not averaged.
+  # The first gradient does not enter the averages.
   t = jnp.maximum(steps, 1).astype(m.dtype)
   m_hat = _rotate(m, left, right) / (1 - b1**t)
   u = m_hat / (jnp.sqrt(v / (1 - b2**t)) + eps)
@@ -153,7 +153,7 @@ def _follow(
   how: jax.Array,
   b2: Any,
 ) -> tuple[Basis | None, jax.Array]:
-  """Returns the next basis of a side, new where it is time, and v in it."""
+  """Returns a side's next basis, updated if due, and v in that basis."""
   if basis is None:
     return None, v
   average = b2 * basis.covariance + (1 - b2) * covariance
@@ -192,7 +192,7 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _flops(kind: str, shape: tuple[int, ...], static: Any) -> float:
-  """Three rotations and the covariance; few updates have new bases."""
+  """Three rotations and the covariances; updates of the bases are rare."""
   del kind, static
   products = sum(
     4 * 2.0 * math.prod(shape[-2:]) * size

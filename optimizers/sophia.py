@@ -1,7 +1,7 @@
 """Sophia (Liu et al., arXiv 2305.14342).
 
-The training step supplies the curvature: Gauss-Newton-Bartlett estimates make
-it Sophia-G, Hutchinson's Sophia-H.
+The training step supplies the curvature: with Gauss-Newton-Bartlett estimates
+this is Sophia-G, with Hutchinson's Sophia-H.
 """
 
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from steepest.optimizers.trees import Number, average, like, zeros_like
 
 
 class ScaleBySophiaState(NamedTuple):
-  """Momentum, averaged curvature and how many estimates it holds."""
+  """Momentum, averaged curvature and its number of estimates."""
 
   m: Any
   h: Any
@@ -43,16 +43,16 @@ def scale_by_sophia(
     m_t = b_1 m_{t-1} + (1 - b_1) g_t, \quad
     u_t = \mathrm{sign}(m_t) \min(|m_t| / (\rho h_t + \epsilon), 1)
 
-  This is the authors' code (Liuhong99/Sophia, sophia.py), whose h times the
-  tokens of a batch is the h here. It starts at zero, so the steps before the
-  first estimate follow the momentum's sign; negative entries of h (Hutchinson)
-  do likewise.
+  This follows the authors' code (Liuhong99/Sophia, sophia.py); our h is theirs
+  times the tokens of a batch. It starts at zero, so steps before the first
+  estimate follow the momentum's sign, as do entries with negative h
+  (Hutchinson).
 
   Args:
-    b1: decay of the momentum; like the others a number, a traced scalar or a
+    b1: decay of the momentum; like the others, a number, a traced scalar or a
       tree of them.
     b2: decay of the curvature, used here only to correct its bias.
-    rho: gradient-to-curvature ratio beyond which an update is clipped.
+    rho: momentum-to-curvature ratio beyond which an update is clipped.
     eps: added to the denominator.
     bias_correction: divide h by 1 - b2^(estimates so far).
   """
@@ -68,7 +68,7 @@ def scale_by_sophia(
 
     def direction(m, h, b2, rho, eps):
       if bias_correction:
-        # Without an estimate h is zero, whatever it is divided by.
+        # Before the first estimate h is zero, whatever divides it.
         h = h / (1 - b2 ** jnp.maximum(n, 1).astype(h.dtype))
       limit = rho * jnp.maximum(h, 0) + eps
       return jnp.sign(m) * jnp.minimum(jnp.abs(m) / limit, 1)
@@ -84,7 +84,7 @@ def scale_by_sophia(
 def update_curvature(
   state: ScaleBySophiaState, curvature: Any, b2: Number
 ) -> ScaleBySophiaState:
-  """Folds a diagonal estimate into the average, whose decay is b2."""
+  """Folds a diagonal estimate into the average with decay b2."""
   h = average(b2, state.h, curvature)
   return state._replace(h=h, estimates=state.estimates + 1)
 

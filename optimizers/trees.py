@@ -1,6 +1,6 @@
-"""Trees of an optimizer's state: averages, roles apart, sharded boxes.
+"""Trees of an optimizer's state: averages, splits by role, sharded boxes.
 
-Where an optimizer's state is laid out, parameters are boxes: an array and the
+When an optimizer's state is laid out, parameters are boxes: an array and the
 names of its axes, by which it is sharded. State that keeps the box is sharded
 like its parameter.
 """
@@ -33,7 +33,7 @@ def square(tree: Any) -> Any:
 
 
 def like(value: Number, tree: Any) -> Any:
-  """Returns `value` as a tree like `tree`, a single one for every leaf."""
+  """Returns `value` as a tree like `tree`; a single value fills every leaf."""
   structure: Any = jax.tree.structure
   if structure(value) == structure(tree):
     return value
@@ -45,19 +45,19 @@ def like(value: Number, tree: Any) -> Any:
 def cautious(
   transform: optax.GradientTransformation, layers: Any = 0
 ) -> optax.GradientTransformation:
-  r"""Leaves out of a direction what the gradient points away from.
+  r"""Drops the entries of a direction that oppose the gradient.
 
   .. math::
     \phi_i = [u_i g_i > 0], \quad
     u_i \leftarrow u_i \phi_i \frac{n}{1 + \sum_j \phi_j}
 
   over the n entries of each parameter (Liang et al., arXiv 2411.16085,
-  algorithm 1 with ξ = 1), so that a parameter moves about as far as without.
+  algorithm 1 with ξ = 1), so that a parameter still moves about as far.
 
   Args:
-    transform: whose updates are directions to be subtracted.
-    layers: that are stacked in each parameter's first axis, a number or a tree;
-      0: it is one.
+    transform: its updates are directions to subtract.
+    layers: how many are stacked along each parameter's first axis, a number or
+      a tree; 0: none.
   """
 
   def update(grads: Any, state: Any, params: Any = None):
@@ -77,13 +77,13 @@ def cautious(
 def with_factors_on_eps(
   transform: optax.GradientTransformation, factors: Any
 ) -> optax.GradientTransformation:
-  """Gives each parameter its own epsilon, f·ε, where Optax has one for all.
+  """Gives each parameter its own epsilon, f·ε; Optax has one for all.
 
-  For a direction that the gradient's scale changes through ε alone,
-  m / (√v + f·ε) of g is m / (√v + ε) of g / f.
+  If the gradient's scale changes a direction through ε only, m / (√v + f·ε) for
+  g equals m / (√v + ε) for g / f.
 
   Args:
-    transform: such a direction.
+    transform: gives such a direction.
     factors: f, a tree of numbers like the parameters.
   """
 
@@ -102,26 +102,26 @@ def map_eps(
 
 
 class Split:
-  """Takes trees like the parameters apart by the kinds of roles."""
+  """Splits trees like the parameters by role."""
 
   def __init__(self, kinds: Any, chosen: Sequence[str]):
     """Remembers which parameters are chosen.
 
     Args:
-      kinds: a tree of the roles' kinds, like the parameters.
-      chosen: kinds that go into the first part.
+      kinds: a tree of roles, like the parameters.
+      chosen: roles that go into the first part.
     """
     self._structure: Any = jax.tree.structure(kinds)
     leaves = jax.tree.leaves(kinds)
     self._first = [kind in chosen for kind in leaves]
 
   def parts(self, tree: Any) -> tuple[list[Any], list[Any]]:
-    """Returns the chosen leaves and the others, boxes as they are."""
+    """Returns the chosen leaves and the others; boxes stay whole."""
     pairs = list(zip(self._first, self._structure.flatten_up_to(tree)))
     return [x for first, x in pairs if first], [x for f, x in pairs if not f]
 
   def whole(self, first: Sequence[Any], rest: Sequence[Any]) -> Any:
-    """Returns the tree of two parts."""
+    """Returns the tree that the two parts make up."""
     parts = iter(first), iter(rest)
     return self._structure.unflatten(
       next(parts[0] if chosen else parts[1]) for chosen in self._first
@@ -140,7 +140,7 @@ def box_like(parameter: Any, array: Any, axes: Sequence[int | None]) -> Any:
   Args:
     parameter: box or array.
     array: to be boxed.
-    axes: of each of its axes the parameter's axis it is sharded like.
+    axes: for each axis of `array`, the parameter's axis it is sharded like.
   """
   if not hasattr(parameter, 'names'):
     return array
