@@ -1,4 +1,4 @@
-"""Causal attention, by the fastest kernel that the device has.
+"""Causal attention, with the fastest kernel that the device has.
 
 B batch, L length, C length of a cache, H heads, K key-value heads, h head dim.
 """
@@ -15,7 +15,7 @@ from jax import numpy as jnp
 
 from steepest.models import remat
 
-# Tokens of a tile on TPUs; the kernel asks for multiples of the last.
+# Tokens per tile on TPUs; the kernel needs multiples of the last.
 TILES = (512, 256, 128)
 
 
@@ -28,11 +28,11 @@ def attend(
   segment_ids_BxL: jax.Array | None,
   positions_BxL: jax.Array | None,
 ) -> jax.Array:
-  """Returns B×L×H×h: attention among the tokens, or over a cache as well.
+  """Returns B×L×H×h: attention among the tokens, or also over a cache.
 
-  If `module` was given a collection `cache` (models/decoding.py), keys and
-  values are written into it at their positions, and each token sees what is
-  there up to its own position.
+  If `module` has a collection `cache` (models/decoding.py), keys and values are
+  written into it at their positions, and each token attends to all of it up to
+  its own position.
   """
   if not module.has_variable('cache', 'keys'):
     return causal_attention(
@@ -49,7 +49,7 @@ def attend(
 
   keys_BxCxKxh = extend('keys', k_BxLxKxh)
   values_BxCxKxh = extend('values', v_BxLxKxh)
-  # Beyond its position a row is stale or not written yet.
+  # Beyond a token's position the cache is stale or not written yet.
   index_1x1xC = jnp.arange(keys_BxCxKxh.shape[1])[None, None]
   mask_BxLxC = index_1x1xC <= positions_BxL[..., None]
   return jax.nn.dot_product_attention(
@@ -70,11 +70,11 @@ def causal_attention(
 ) -> jax.Array:
   """Returns B×L×H×h; H is a multiple of K, softmax in float32.
 
-  cuDNN's fused kernel serves half-precision inputs on GPUs, JAX's splash kernel
-  whole sequences on TPUs; elsewhere XLA compiles the plain formula. Instead of
-  segments, B×L×L says which token sees which of those before it. With either,
-  or where a mesh splits sequences, cuDNN's kernel gets the mask as a bias and
-  needs an even length for its backward pass.
+  Half-precision inputs on GPUs use cuDNN's fused kernel, whole sequences on
+  TPUs JAX's splash kernel; elsewhere XLA compiles the plain formula. Instead of
+  segments, a B×L×L mask can say which earlier tokens each token sees. With
+  either, or if a mesh splits sequences, cuDNN's kernel gets the mask as a bias
+  and needs an even length for its backward pass.
   """
   if remat.platform() == 'tpu':
     if splash_serves(q_BxLxHxh.shape[1], segment_ids_BxL):
@@ -103,7 +103,7 @@ def causal_attention(
   if fused and splits > 1:
     return _own_queries(kernel, *operands, mask_Bx1xLxL)
   y_BxLxHxh = kernel(*operands, mask=mask_Bx1xLxL, is_causal=True)
-  # The fused kernel's output is kept as such, with its statistics.
+  # The fused kernel's output is already kept, with its statistics.
   return y_BxLxHxh if fused else remat.named(y_BxLxHxh, 'attention')
 
 
@@ -114,11 +114,11 @@ def _own_queries(
   v_BxLxKxh: jax.Array,
   mask_Bx1xLxL: jax.Array | None,
 ) -> jax.Array:
-  """Attends on each device with its queries to all keys, which it gathers.
+  """Attends on each device from its own queries to all keys, after a gather.
 
-  cuDNN's partitioner knows only whole sequences and would refuse. A device's
-  queries need not start where the keys do, so causality is a mask too, and
-  what it hides is computed.
+  cuDNN's partitioner only accepts whole sequences. A device's queries need not
+  start where the keys do, so causality is a mask too, and the kernel computes
+  even what the mask hides.
   """
   index_L = jnp.arange(q_BxLxHxh.shape[1])
   causal_1x1xLxL = (index_L[:, None] >= index_L[None])[None, None]
@@ -147,10 +147,10 @@ def _sequence_splits() -> int:
 
 
 def splash_serves(length: int, segment_ids: jax.Array | None) -> bool:
-  """Returns whether JAX's splash kernel can compute it.
+  """Returns whether JAX's splash kernel can compute the attention.
 
-  It needs whole tiles, whole sequences on each device, and segments given by
-  their numbers, B×L.
+  It needs whole tiles, whole sequences on each device, and segments given as
+  ids, B×L.
   """
   if length % TILES[-1] or (segment_ids is not None and segment_ids.ndim > 2):
     return False
@@ -164,7 +164,7 @@ def splash(
   scale: float,
   segment_ids_BxL: jax.Array | None = None,
 ) -> jax.Array:
-  """Returns `causal_attention` on TPUs without ever holding L×L scores.
+  """Returns `causal_attention` on TPUs without storing L×L scores.
 
   Each device computes its own rows and heads. See `splash_serves`.
   """
@@ -229,7 +229,7 @@ def _make_splash(length: int, heads: int) -> Any:
 
 
 def splash_kernel() -> types.ModuleType:
-  """Returns JAX's module of the kernel, loaded only where it is used."""
+  """Returns JAX's splash module, imported only when used."""
   from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel,
   )

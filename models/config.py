@@ -1,4 +1,4 @@
-"""The shapes of a model, resolved and checked, and the file that has it."""
+"""A model's shapes, resolved and checked, and the file that defines it."""
 
 from collections.abc import Iterable
 import dataclasses
@@ -16,9 +16,9 @@ from steepest import models
 from steepest.experiments import outside
 from steepest.models import remat
 
-# What a model file holds; see `find_model`.
+# What a model file defines; see `find_model`.
 _CONTENTS = ('Model', 'HABITS', 'default_mlp_dim', 'check')
-# Keys whose value is the model's own unless the configuration sets them.
+# Keys that take the model's own value unless the configuration sets them.
 _HABITS = ('bias', 'tie_embeddings', 'norm_eps', 'activation')
 _DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 ACTIVATIONS = {
@@ -57,17 +57,17 @@ class ModelConfig:
 
 
 def find_model(name: str) -> Any:
-  """Returns the model file models/NAME.py, or the one at a path, `./mine.py`.
+  """Returns the module of models/NAME.py, or of a path such as `./mine.py`.
 
-  A model file, in here or anywhere, holds
+  A model file, here or anywhere, defines
     Model(config, rules): a Flax module of `ModelConfig` and `Parametrization`;
-      models/gpt2.py says what it takes and returns.
-    HABITS: its values of the keys bias, tie_embeddings, norm_eps, activation.
-    default_mlp_dim(width): what `mlp_dim` 0 stands for.
-    check(config): raises a ValueError where a `ModelConfig` does not suit it.
+      see models/gpt2.py for its arguments and results.
+    HABITS: defaults for the keys bias, tie_embeddings, norm_eps, activation.
+    default_mlp_dim(width): what `mlp_dim` 0 means.
+    check(config): raises a ValueError if the model cannot have this config.
 
   Raises:
-    FileNotFoundError: there is no such file.
+    FileNotFoundError: no file at this path.
     ValueError: no model has that name, or the file lacks one of these.
   """
   if outside.is_path(name):
@@ -91,7 +91,7 @@ def find_model(name: str) -> Any:
 
 
 def habits(config: ConfigDict) -> dict[str, Any]:
-  """Returns the keys of the `model` slice that its file decides if None."""
+  """Returns the keys of the `model` slice that default to the file's HABITS."""
   file = find_model(config.name)
   return {
     key: file.HABITS[key] if config[key] is None else config[key]
@@ -106,11 +106,11 @@ def resolve(
 
   Args:
     config: the `model` slice.
-    vocab_size: token ids in the data, used where the slice says 0.
+    vocab_size: number of token ids in the data, used if the slice says 0.
     dtype: the `dtype` slice.
 
   Raises:
-    FileNotFoundError: `name` is a path and there is no file.
+    FileNotFoundError: `name` is a path without a file.
     ValueError: a shape does not divide or a name is unknown.
   """
   file = find_model(config.name)

@@ -1,4 +1,4 @@
-"""Continues texts a token at a time; keys and values of the past are kept.
+"""Continues texts one token at a time, caching past keys and values.
 
 B rows, L tokens of a call, C length of the cache, D width, V vocabulary.
 """
@@ -23,7 +23,7 @@ Extend = Callable[..., tuple[jax.Array, Cache]]
 
 
 def make_cache(model: ModelConfig, rows: int, length: int) -> Cache:
-  """Returns an empty cache of C = `length` positions of each row."""
+  """Returns an empty cache with C = `length` positions per row."""
   shape = (rows, length, model.num_kv_heads, model.head_dim)
   zeros = lambda: jnp.zeros(shape, model.compute_dtype)
   return {
@@ -40,18 +40,18 @@ def extend(
   positions_BxL: jax.Array,
   last_B: jax.Array,
 ) -> tuple[jax.Array, Cache]:
-  """Appends tokens to the rows and returns what follows them.
+  """Appends tokens to the rows and returns logits for the next ones.
 
-  All positions below those of the tokens must be in the cache. A row's tokens
-  after its last one may be anything: later calls overwrite them before any
-  token sees them.
+  The cache must hold all positions below those of the tokens. What follows a
+  row's last token may be anything: later calls overwrite it before any token
+  attends to it.
 
   Args:
     module: the model.
     params: its parameters.
-    cache: of the tokens so far.
-    tokens_BxL: to append.
-    positions_BxL: of these tokens, each below C.
+    cache: keys and values of the tokens so far.
+    tokens_BxL: tokens to append.
+    positions_BxL: positions of these tokens, each below C.
     last_B: index of each row's last token among its L.
 
   Returns:
@@ -73,10 +73,9 @@ def extend(
 class Sampler:
   """Continues token ids, greedily or by sampling.
 
-  The prompts go through the model at once; after that a token costs a pass
-  over that token only. Two programs, one for the prompts and one for the tokens
-  that follow, serve all temperatures and seeds, and all lengths up to the next
-  power of two.
+  One pass processes the prompts; after that each new token costs a pass over
+  that token only. Two programs, one for prompts and one for new tokens, serve
+  all temperatures and seeds, and all lengths up to the next power of two.
 
   Attributes:
     compilations: programs compiled so far.
@@ -94,8 +93,8 @@ class Sampler:
     Args:
       extend_fn: `extend` of a module.
       make_cache: (rows, length) → empty cache.
-      vocab_size: ids from here on (a padded vocabulary's) are never drawn.
-      mesh: that the parameters lie on; None: one device.
+      vocab_size: ids from here on (padding of the vocabulary) are never drawn.
+      mesh: mesh that holds the parameters; None: one device.
     """
     self._extend = extend_fn
     self._make_cache = make_cache
@@ -117,22 +116,22 @@ class Sampler:
     seed: int = 0,
     eos_id: int | None = None,
   ) -> Iterator[list[int | None]]:
-    """Yields the next token of each row, the same for the same arguments.
+    """Yields the next token of each row, deterministically.
 
     A row ends with `eos_id`, which is yielded, or with its `max_length`th
-    token; after that it yields None. What a row draws does not depend on the
-    other rows.
+    token; after that it yields None. A row's draws do not depend on the other
+    rows.
 
     Args:
       params: first argument of the extend function.
-      prompts: ids to start from, at least one in each.
+      prompts: initial ids, at least one in each.
       tokens: how many to add to each, at most.
-      max_length: tokens that the model takes.
+      max_length: longest sequence that the model takes, in tokens.
       temperature: divides the logits; 0: always the most likely token.
-      top_k: draw from that many of the most likely tokens; 0: from all.
+      top_k: draw from this many of the most likely tokens; 0: from all.
       top_p: of those, draw from the most likely ones that together have this
         probability (nucleus sampling, arXiv 1904.09751).
-      seed: of the draws.
+      seed: seed of the draws.
       eos_id: the token that ends a row; None: none does.
 
     Raises:
@@ -171,7 +170,7 @@ class Sampler:
         alive[row] &= not full and (eos_id is None or token != eos_id)
       if count == tokens or not any(alive):
         return
-      # Rows that have ended go along, at a position that the cache has.
+      # Ended rows stay in the batch, at a position that the cache has.
       at_B = np.minimum(lengths_B + count - 1, room - 1)
       ids_B, cache = draw(
         params, cache, ids_B[:, None], at_B[:, None], np.zeros_like(at_B)
@@ -235,10 +234,10 @@ def pick(
     )
     return jnp.take_along_axis(order_BxV, rank_B[:, None], -1)[:, 0]
 
-  # Sorting the vocabulary takes longer than a small model does.
+  # Sorting the vocabulary takes longer than a small model's pass.
   return jax.lax.cond(temperature > 0, drawn, lambda: logits_BxV.argmax(-1))
 
 
 def _power(length: int) -> int:
-  """Returns the power of two that is not below `length`."""
+  """Returns the smallest power of two that is at least `length`."""
   return 1 << (length - 1).bit_length()

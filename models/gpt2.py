@@ -28,7 +28,7 @@ def default_mlp_dim(width: int) -> int:
 
 
 def check(config: ModelConfig) -> None:
-  """Raises a ValueError where keys and values have heads of their own."""
+  """Raises a ValueError if num_kv_heads differs from num_heads."""
   if config.num_kv_heads != config.num_heads:
     raise ValueError(
       'model.num_kv_heads: gpt2 has as many as query heads; set it to 0'
@@ -53,11 +53,11 @@ class Model(nn.Module):
 
     Args:
       tokens_BxL: ids.
-      segment_ids_BxL: tokens see only those of their own segment; None: a row
-        is one segment. Or, B×L×L, which token sees which of those before it.
-      positions_BxL: of the tokens; None: 0, 1, ….
-      features: return the two factors of the logits instead: what goes into
-        the readout, B×L×D, and the readout, V×D.
+      segment_ids_BxL: tokens only see their own segment; None: each row is one
+        segment. Or a B×L×L mask: which earlier tokens each token sees.
+      positions_BxL: positions of the tokens; None: 0, 1, ….
+      features: return the two factors of the logits instead: the readout's
+        input, B×L×D, and the readout, V×D.
     """
     c, rules = self.config, self.rules
     embedding_VxD = layers.embedding(self, rules)
@@ -72,7 +72,7 @@ class Model(nn.Module):
     table_PxD = nn.with_logical_constraint(table_PxD, ('positions', 'features'))
     if positions_BxL is None:
       added_LxD = table_PxD[: tokens_BxL.shape[1]].astype(c.compute_dtype)
-      # Each device sums the gradient of its own tokens, then all are gathered.
+      # Each device sums its own tokens' gradient, then all are gathered.
       added_LxD = nn.with_logical_constraint(added_LxD, ('length', 'features'))
       x_BxLxD += _repeat(added_LxD, tokens_BxL.shape[0])
     else:
@@ -124,10 +124,10 @@ class LayerNorm(nn.Module):
 
 
 def _repeat(x_LxD: jax.Array, B: int) -> jax.Array:
-  """Returns B copies, B×L×D, as a matrix product, which sums the gradient.
+  """Returns B copies, B×L×D, by a matrix product, as its gradient is one too.
 
-  For the gradient of a broadcast XLA would lay out the whole residual stream
-  on GPUs with the batch innermost, and transpose it for every product.
+  For a broadcast's gradient, XLA on GPUs would lay out the whole residual
+  stream with the batch innermost, and transpose it for every product.
   """
   ones_B = jnp.ones(B, x_LxD.dtype)
   return jnp.einsum('b,ld->bld', ones_B, x_LxD)
@@ -149,7 +149,7 @@ def _forward(x_BxLxD: jax.Array, eps: float) -> tuple[jax.Array, Any]:
     variance_BxLx1 = jnp.square(x - mean_BxLx1).mean(-1, keepdims=True)
   else:
     # E[x²] - μ² takes one pass over x, which XLA fuses with the addition
-    # before it. The cancellation costs less than x was rounded by.
+    # before it. Cancellation loses less than rounding x already has.
     square_BxLx1 = (x * x).mean(-1, keepdims=True)
     variance_BxLx1 = jnp.maximum(square_BxLx1 - mean_BxLx1 * mean_BxLx1, 0)
   scale_BxLx1 = jax.lax.rsqrt(variance_BxLx1 + eps)

@@ -1,6 +1,6 @@
 """GPT-2 and LLaMA models from directories in Hugging Face's layout.
 
-LLaMA with normalised queries and keys is Qwen3 there.
+There, LLaMA with normalised queries and keys is called Qwen3.
 """
 
 from collections.abc import Iterator
@@ -29,9 +29,9 @@ class Tensor(NamedTuple):
 
   Attributes:
     name: without the prefix that the class with a readout adds.
-    paths: of our parameters, side by side in its last dimension.
-    shape: of the tensor.
-    transposed: whether it is a torch.nn.Linear's, which holds the transpose.
+    paths: our parameters' paths, concatenated along its last dimension.
+    shape: shape of the tensor.
+    transposed: whether it is a torch.nn.Linear's, which stores the transpose.
   """
 
   name: str
@@ -41,9 +41,9 @@ class Tensor(NamedTuple):
 
 
 class _Layout(NamedTuple):
-  """Their names of what a model consists of, and ours.
+  """Hugging Face's names of a model's parts, and ours.
 
-  Linear layers have letters for their inputs and for the outputs of each part:
+  Each linear layer has a letter for its inputs and one for each part's outputs:
   D width, H query heads, K key-value heads, F MLP.
   """
 
@@ -90,12 +90,12 @@ _LAYOUTS = {
   ),
 }
 _READOUT = 'lm_head.weight'
-# Types of safetensors that weights are read from.
+# Safetensors dtypes that weights are read from.
 _DTYPES = ('F64', 'F32', 'F16', 'BF16')
 
 
 def tensors(model: ModelConfig) -> Iterator[Tensor]:
-  """Yields what a directory with `model` holds."""
+  """Yields the tensors that a directory with `model` holds."""
   layout, gpt2 = _LAYOUTS[model.name], model.name == 'gpt2'
   D, V = model.width, model.vocab_size
   sizes = {
@@ -145,12 +145,12 @@ def full_name(model: ModelConfig, tensor: Tensor) -> str:
 
 
 def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
-  """Returns the `model` keys that DIR/config.json fixes.
+  """Returns the `model` keys that DIR/config.json sets.
 
   Raises:
     FileNotFoundError: there is no config.json.
-    ValueError: it is neither GPT-2 nor LLaMA nor Qwen3, has a part that we
-      lack, or is not what was fetched.
+    ValueError: it is neither GPT-2 nor LLaMA nor Qwen3, uses a feature that we
+      lack, or differs from what was downloaded.
   """
   path = pathlib.Path(directory) / 'config.json'
   if not path.exists():
@@ -208,7 +208,7 @@ def _gpt2_config(c: dict[str, Any]) -> dict[str, Any]:
 
 
 def _llama_config(c: dict[str, Any]) -> dict[str, Any]:
-  # transformers 5 writes rope_parameters, with the base inside it only; older
+  # transformers 5 writes rope_parameters, which alone holds the base; older
   # versions write rope_scaling.
   where = 'rope_parameters' if c.get('rope_parameters') else 'rope_scaling'
   rope = c.get(where) or {}
@@ -222,7 +222,7 @@ def _llama_config(c: dict[str, Any]) -> dict[str, Any]:
   attention_bias = _or(c, 'attention_bias', False)
   if attention_bias != _or(c, 'mlp_bias', False):
     raise ValueError('attention_bias and mlp_bias differ: not supported')
-  # The files of the first LLaMA have no base.
+  # The first LLaMA's files have no base.
   base = _or(rope, 'rope_theta', _or(c, 'rope_theta', 10_000.0))
   heads = c['num_attention_heads']
   return {
@@ -243,12 +243,12 @@ def _llama_config(c: dict[str, Any]) -> dict[str, Any]:
 
 
 def _qwen3_config(c: dict[str, Any]) -> dict[str, Any]:
-  """Returns LLaMA's keys, and that queries and keys are normalised."""
+  """Returns LLaMA's keys plus `qk_norm`."""
   if _or(c, 'use_sliding_window', False):
     raise ValueError('use_sliding_window=True is not supported')
   if _or(c, 'attention_bias', False):
     raise ValueError('attention_bias without biases in the MLP: not supported')
-  # Its class has 128 where the file says nothing.
+  # transformers' class defaults to 128.
   head_dim = _or(c, 'head_dim', 128)
   return {**_llama_config({**c, 'head_dim': head_dim}), 'qk_norm': True}
 
@@ -262,14 +262,14 @@ def _check_types(found: dict[str, Any]) -> None:
     elif key in ('norm_eps', 'rope_base'):
       fits = isinstance(value, int | float) and 0 < value < math.inf
     else:
-      # In Python a bool is an int, in JSON true is no number.
+      # In Python a bool is an int; in JSON true is not a number.
       fits = type(value) is int and 0 < value < 2**31
     if not fits:
       raise ValueError(f'{value!r} cannot be model.{key}')
 
 
 def _or(config: dict[str, Any], key: str, absent: Any) -> Any:
-  """Returns a value, or transformers' default where config.json lacks it."""
+  """Returns a value, or transformers' default if config.json lacks it."""
   return config[key] if key in config else absent
 
 
@@ -286,8 +286,8 @@ def read_params(
 
   Raises:
     FileNotFoundError: there is no safetensors file.
-    ValueError: a tensor is missing, left over, or has another shape, the
-      layout cannot hold the model, or a file is not what was fetched.
+    ValueError: a tensor is missing, left over or of another shape, the layout
+      cannot hold the model, or a file differs from what was downloaded.
   """
   check_layout(model)
   file = _Tensors(pathlib.Path(directory))
@@ -306,7 +306,7 @@ def read_params(
 
 
 def check_layout(model: ModelConfig) -> None:
-  """Raises a ValueError if the layout has no place for a part of a model."""
+  """Raises a ValueError if the layout cannot hold a part of the model."""
   if model.name not in _LAYOUTS:
     raise ValueError(
       f'model.name={model.name}: transformers has no such model, only '
@@ -321,7 +321,7 @@ def check_layout(model: ModelConfig) -> None:
 
 
 class _Tensors:
-  """The tensors of a directory, of which each is taken once."""
+  """The tensors of a directory; each is taken once."""
 
   def __init__(self, directory: pathlib.Path):
     self._where = str(directory)
@@ -369,8 +369,8 @@ class _Tensors:
     raise ValueError(f'{self._where}: tensor {name} is missing')
 
   def check_all_used(self) -> None:
-    """Raises a ValueError that names a tensor that has not been taken."""
-    # Masks and rotary tables are constants; a tied readout may be repeated.
+    """Raises a ValueError that names a tensor left over."""
+    # Masks and rotary tables are constants; a tied readout may be duplicated.
     constants = ('.attn.bias', '.attn.masked_bias', 'rotary_emb.inv_freq')
     left = [n for n in sorted(self._left) if not n.endswith(constants)]
     left = [n for n in left if n != _READOUT]
@@ -379,7 +379,7 @@ class _Tensors:
 
 
 def _find_files(directory: pathlib.Path) -> list[pathlib.Path]:
-  """Returns the files that an index names, else the one, else all."""
+  """Returns the files that an index names, else the single file, else all."""
   index = directory / 'model.safetensors.index.json'
   one = directory / 'model.safetensors'
   if index.exists():

@@ -3,9 +3,9 @@
 That layout has no multipliers, so the parametrization's are folded into the
 weights: the readout's into the final normalisation (a tied embedding stays as
 it is), the attention scale beyond 1/√head_dim into the query projection, the
-residual branches' into the matrices that write to the residual stream. Where
-queries are normalised, their gain takes the attention scale; LLaMA is Qwen3
-then. A factor of 1 leaves every bit as it is.
+residual branches' into the matrices that write to the residual stream. With
+normalised queries, the attention scale goes into their gain, and LLaMA is
+exported as Qwen3. A factor of 1 changes no bit.
 """
 
 import json
@@ -40,11 +40,11 @@ def write(
   class always has them.
 
   Args:
-    directory: that exists; files of these names in it are replaced.
-    params: of the model, as its module has them.
+    directory: must exist; files of these names in it are replaced.
+    params: the model's parameters, as its module has them.
     rules: the model's parametrization, with its shapes.
-    bos_id: the tokenizer's id of the beginning of a text, None without one.
-    eos_id: of its end.
+    bos_id: the tokenizer's beginning-of-text id; None: it has none.
+    eos_id: its end-of-text id, likewise.
 
   Raises:
     ValueError: the layout cannot hold this model.
@@ -66,12 +66,12 @@ def write(
   )
   _write_json(directory / 'config.json', config)
   _write_json(directory / 'generation_config.json', special)
-  # safetensors makes its file readable by the owner only.
+  # safetensors makes its file readable only by the owner.
   shutil.copymode(directory / 'config.json', directory / 'model.safetensors')
 
 
 def _fold(path: str, value: np.ndarray, rules: Parametrization) -> np.ndarray:
-  """Returns a parameter times the multiplier of what it computes."""
+  """Returns a parameter times the multiplier of its output."""
   layer = path.split('/')[-2] if '/' in path else path
   attention = 'query_norm' if rules.model.qk_norm else 'query'
   factor = {
@@ -89,10 +89,9 @@ def _collect(
   params: dict[str, np.ndarray],
   rules: Parametrization,
 ) -> np.ndarray:
-  """Returns a tensor made of our parameters.
+  """Returns a tensor built from our parameters.
 
-  Biases and gains that the model does without, but transformers' class has,
-  are 0 and 1.
+  Biases and gains that transformers' class has but the model lacks are 0 and 1.
   """
   size = tensor.shape[0] // len(tensor.paths)
   held = lambda path: (

@@ -1,4 +1,4 @@
-"""What models share: linear layers, RMSNorm, a block's frame, both ends.
+"""Shared by models: linear layers, RMSNorm, block frame, embedding, readout.
 
 B batch, L length, D width, H heads, K key-value heads, h head dim,
 V vocabulary, I inputs, O outputs.
@@ -25,7 +25,7 @@ from steepest.models.parametrization import (
 )
 
 Layer = Callable[[jax.Array], jax.Array]
-# The blocks in a tree of parameters where their arrays are stacked.
+# Name of the blocks in a parameter tree with stacked arrays.
 STACKED = 'block_all'
 
 
@@ -46,7 +46,7 @@ def declare(
 
 
 class Linear(nn.Module):
-  """y = x·W, and + b where `bias` says what b is."""
+  """y = x·W, plus b if `bias` describes it."""
 
   features: int
   weight: RoleAndInit
@@ -68,8 +68,8 @@ class Linear(nn.Module):
 class RMSNorm(nn.Module):
   """Divides features by their root mean square, in float32.
 
-  With a gain if the model's normalisations have gains. The last axis holds the
-  features, of the residual stream or of a head.
+  Applies a gain if the model's normalisations have gains. The last axis holds
+  the features of the residual stream or of a head.
   """
 
   config: ModelConfig
@@ -91,8 +91,7 @@ class RMSNorm(nn.Module):
 class Block(nn.Module):
   """Attention and MLP, each added to the residual stream.
 
-  A model says what its `norm` and `mlp` are, and how it would `rotate` queries
-  and keys.
+  Each model defines its `norm` and `mlp`, and may `rotate` queries and keys.
   """
 
   config: ModelConfig
@@ -114,13 +113,13 @@ class Block(nn.Module):
     return stream(x_BxLxD)
 
   def norm(self, name: str) -> Layer:
-    """Returns the normalisation of that name, B×L×D to B×L×D."""
+    """Returns the normalisation with this name, B×L×D to B×L×D."""
     raise NotImplementedError
 
   def rotate(
     self, x_BxLxHxh: jax.Array, positions_BxL: jax.Array | None
   ) -> jax.Array:
-    """Returns queries or keys, rotated by their positions in some models."""
+    """Returns queries or keys; some models rotate them by their positions."""
     return x_BxLxHxh
 
   def mlp(self, x_BxLxD: jax.Array) -> jax.Array:
@@ -164,9 +163,9 @@ class Block(nn.Module):
   def head_norm(self, name: str, x_BxLxHxh: jax.Array) -> jax.Array:
     """Normalises the features of each head, if the model has `qk_norm`.
 
-    Normalised before rotary positions, queries and keys have products that
-    cannot grow without bound (Dehghani et al., arXiv 2302.05442; this form,
-    whose gain the heads share, is that of Qwen3, arXiv 2505.09388).
+    Normalising queries and keys before rotary positions bounds their products
+    (Dehghani et al., arXiv 2302.05442; this form, with one gain for all heads,
+    is that of Qwen3, arXiv 2505.09388).
     """
     if not self.config.qk_norm:
       return x_BxLxHxh
@@ -185,17 +184,17 @@ class Block(nn.Module):
 def blocks(
   model: Any, kind: type[nn.Module], x_BxLxD: jax.Array, *inputs: Any
 ) -> jax.Array:
-  """Returns what a model's blocks make of the residual stream, B×L×D.
+  """Applies a model's blocks to the residual stream; returns B×L×D.
 
-  One after another, `block_0`, `block_1`, …. Where their parameters are
-  stacked (`stack`) a loop runs over these: a block is compiled once, whatever
-  the number of layers, and what the backward pass needs is written to memory
-  as model.remat says.
+  Applies `block_0`, `block_1`, … in turn. If their parameters are stacked
+  (`stack`), this is a loop over layers: the block compiles once, whatever the
+  number of layers, and model.remat decides what is stored for the backward
+  pass.
 
   Args:
-    model: the module that is called, with fields `config` and `rules`.
+    model: the calling module, with fields `config` and `rules`.
     kind: class of its blocks.
-    x_BxLxD: the stream.
+    x_BxLxD: the residual stream.
     *inputs: further arguments of every block.
   """
   c, rules = model.config, model.rules
@@ -214,10 +213,10 @@ def blocks(
 
 
 def stack(params: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns parameters whose blocks are one, each array with layers in front.
+  """Returns parameters with all blocks in one, each array with a layer axis.
 
   Args:
-    params: of a model with `block_0`, `block_1`, …: arrays or boxes of them.
+    params: a model's, with `block_0`, `block_1`, …: arrays or boxes of them.
 
   Raises:
     ValueError: there is no `block_0`.
@@ -246,7 +245,7 @@ def stack(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unstack(params: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns parameters block by block, whether they are stacked or not."""
+  """Returns parameters with separate blocks, whether stacked or not."""
   found = dict(params)
   layers = found.pop(STACKED, None)
   for i in range(0 if layers is None else len(jax.tree.leaves(layers)[0])):
@@ -255,12 +254,12 @@ def unstack(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stream(x_BxLxD: jax.Array) -> jax.Array:
-  """Lays the residual stream out as the mesh splits it."""
+  """Shards the residual stream over the mesh."""
   return nn.with_logical_constraint(x_BxLxD, ('batch', 'length', 'features'))
 
 
 def embedding(module: nn.Module, rules: Parametrization) -> jax.Array:
-  """Declares the embedding of tokens, V×D."""
+  """Declares the token embedding, V×D."""
   c = rules.model
   return declare(
     module,
@@ -274,15 +273,15 @@ def embedding(module: nn.Module, rules: Parametrization) -> jax.Array:
 def look_up(
   embedding_VxD: jax.Array, tokens_BxL: jax.Array, dtype: DTypeLike
 ) -> jax.Array:
-  """Returns the tokens' rows, B×L×D, in a dtype.
+  """Returns the tokens' rows, B×L×D, in the given dtype.
 
-  On a mesh the table is gathered like any weight, in that dtype, not the rows
-  that are looked up; and its gradient is summed in float32 on each device, then
-  sent in that dtype, as those of matrices are.
+  On a mesh, the table is gathered in that dtype like any weight, not the rows
+  that are looked up; each device sums the table's gradient in float32, then
+  sends it in that dtype, as for matrices.
   """
   if jax.sharding.get_abstract_mesh().size <= 1:
     return embedding_VxD[tokens_BxL].astype(dtype)
-  # Here, since the backward pass is traced where logical axes mean nothing.
+  # Resolved here: logical axes are undefined where JAX traces the backward.
   of_tokens = nn.logical_to_mesh_axes(('batch', 'length'))
   of_table = nn.logical_to_mesh_axes(('vocab', 'width'))
   spread = _Spread(jnp.dtype(dtype), of_tokens, of_table)
@@ -290,7 +289,7 @@ def look_up(
 
 
 class _Spread(NamedTuple):
-  """The dtype that is sent, and how a mesh splits tokens and table."""
+  """The dtype to send in, and how a mesh splits tokens and table."""
 
   dtype: np.dtype
   of_tokens: Any
@@ -310,7 +309,7 @@ def _look_up(
 def _look_up_forward(
   embedding_VxD: jax.Array, tokens_BxL: jax.Array, spread: _Spread
 ):
-  # Of the table, the backward pass needs its rows' number and its dtype.
+  # The backward pass only needs the table's number of rows and its dtype.
   like_Vx0 = jnp.zeros_like(embedding_VxD, shape=(embedding_VxD.shape[0], 0))
   return _look_up(embedding_VxD, tokens_BxL, spread), (like_Vx0, tokens_BxL)
 
@@ -350,7 +349,7 @@ _look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
-  """Returns the axes of the mesh in an entry of a PartitionSpec."""
+  """Returns the mesh axes in an entry of a PartitionSpec."""
   return (axes,) if isinstance(axes, str) else axes or ()
 
 
@@ -361,14 +360,14 @@ def read_out(
   embedding_VxD: jax.Array,
   features: bool,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-  """Returns logits, or what they are the product of.
+  """Returns logits, or their two factors.
 
   Args:
-    module: the model, in which an untied readout is declared.
+    module: the model; declares the readout unless it is tied.
     rules: its parametrization.
     x_BxLxD: normalised residual stream.
-    embedding_VxD: the readout too, if it is tied.
-    features: whether the product is left to the caller.
+    embedding_VxD: also the readout, if tied.
+    features: whether to leave the product to the caller.
 
   Returns:
     Logits B×L×V in the compute dtype; with `features` the scaled stream, B×L×D,
@@ -390,11 +389,11 @@ def read_out(
 
 
 def matmul(x: jax.Array, w_IxO: jax.Array) -> jax.Array:
-  """Returns x·W for x of shape (…, I), with the gradients of that formula.
+  """Returns x·W for x of shape (…, I), with its usual gradients.
 
-  XLA's CPU code is slow for the weight gradient xᵀ·g where x, which it
-  transposes, has more columns than g. There (gᵀ·x)ᵀ is computed instead, which
-  makes whole training steps faster (docs/performance.md).
+  On CPUs, XLA is slow at the weight gradient xᵀ·g when x, which it transposes,
+  has more columns than g. This computes (gᵀ·x)ᵀ there instead, which makes
+  whole training steps faster (docs/performance.md).
   """
   if remat.platform() != 'cpu':
     return jnp.dot(x, w_IxO)
@@ -412,7 +411,7 @@ def _product_forward(x: jax.Array, w_IxO: jax.Array):
 
 def _product_backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array):
   x, w_IxO = residuals
-  # Not reshaped to a matrix: batch and length may be split over devices.
+  # No reshape to a matrix: batch and length may be split over devices.
   rows = tuple(range(x.ndim - 1))
   if x.shape[-1] > g.shape[-1]:
     # The barrier keeps the compiler from undoing the transposition.

@@ -26,7 +26,7 @@ def default_mlp_dim(width: int) -> int:
 
 
 def check(config: ModelConfig) -> None:
-  """Raises a ValueError where the features of a head are no pairs."""
+  """Raises a ValueError if the number of features per head is odd."""
   if config.head_dim % 2:
     raise ValueError(
       f'model.head_dim={config.head_dim}: rotary positions need an even one'
@@ -90,8 +90,8 @@ def rotate(
 ) -> jax.Array:
   """Rotary positions (arXiv 2104.09864) in Hugging Face's half-split order.
 
-  Features i and i + h/2 turn by position · base^(-2i/h), in float32. Without
-  positions a row's are 0, 1, ….
+  Features i and i + h/2 rotate by position · base^(-2i/h), in float32.
+  Positions default to 0, 1, … in each row.
   """
   length, half = x_BxLxHxh.shape[1], x_BxLxHxh.shape[3] // 2
   frequency_h = base ** -(jnp.arange(half, dtype=jnp.float32) / half)

@@ -1,4 +1,4 @@
-"""The rules for each role of a parameter, standard and µP, in one table.
+"""Rules for each parameter role, standard and µP, in one table.
 
 µP is the maximal-update parametrization of Tensor Programs V, arXiv
 2203.03466, in the form of its Table 8; docs/parametrization.md renders the
@@ -22,14 +22,14 @@ from steepest.models.config import ModelConfig
 
 
 class Row(NamedTuple):
-  """What a role gets; each cell is a key of `_CELLS`.
+  """A role's rules; each cell is a key of `_CELLS`.
 
-  `init` is a standard deviation (of a gain: its value) and `forward` a factor
+  `init` is a standard deviation (for a gain: its value) and `forward` a factor
   on the parameter's output. The others are factors on the optimizer's
-  hyperparameters: learning rate, learning rate of orthogonalised updates whose
-  entries have a fixed size, learning rate of updates of a fixed norm of the
-  layer, Sophia's rho, epsilon, and what decay takes from the parameter in a
-  step under each decay mode of optimizers/build.py.
+  hyperparameters: learning rate, learning rate of orthogonalised updates with
+  entries of a fixed size, learning rate of updates with a fixed layer norm,
+  Sophia's rho, epsilon, and the decay per step under each decay mode of
+  optimizers/build.py.
   """
 
   init: str
@@ -50,7 +50,7 @@ def _row(cells: str) -> Row:
 
 
 # fmt: off
-# The order of the cells is that of Row's fields.
+# Cells are in the order of Row's fields.
 TABLE = {
   'sp': {
     'embedding': _row('0.02     1    1    1  1  1  1    1  1  1  1'),
@@ -67,8 +67,8 @@ TABLE = {
     'bias':      _row('0        1    1    1  1  m  1/m  0  0  0    0'),
   },
 }
-# Further factors, under a depth rule, of parameters in a residual branch; the
-# forward factor is on the branch's output.
+# Additional factors under a depth rule, for parameters in a residual branch;
+# the forward factor applies to the branch's output.
 BRANCH = _row('1  d⁻ᵃ  dᵃ⁻¹  dᵃ⁻¹  dᵃ⁻¹  dᵃ  d⁻ᵃ  1  1  dᵃ⁻¹  1')
 # Factor on query-key products.
 ATTENTION = {'sp': '1/√h', 'mup': '√h₀/h'}
@@ -78,8 +78,8 @@ ATTENTION = {'sp': '1/√h', 'mup': '√h₀/h'}
 def _spectral(fan_in: float, fan_out: float) -> float:
   """Returns √(out/in) / √max(in, out).
 
-  That is the spectral norm that an update should have (arXiv 2310.17813,
-  condition 1) over that of an orthogonal one whose entries have a fixed size.
+  This is the spectral norm that an update should have (arXiv 2310.17813,
+  condition 1) over that of an orthogonal one with entries of a fixed size.
   """
   return (fan_out / fan_in / max(fan_in, fan_out)) ** 0.5
 
@@ -108,7 +108,7 @@ _DEPTH_ALPHA = {'none': None, 'completep': 1.0, 'depth_mup': 0.5}
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """The sizes that the cells of the table are functions of.
+  """The sizes that the table's cells depend on.
 
   Attributes:
     fan_in: inputs that one output of the parameter's matrix sums over.
@@ -169,14 +169,14 @@ class Factors:
 
   Attributes:
     lr: on the learning rate.
-    spectral: on the learning rate of orthogonalised updates whose entries have
-      a fixed size.
-    norm: on the learning rate of updates of a fixed norm of the layer.
+    spectral: on the learning rate of orthogonalised updates with entries of a
+      fixed size.
+    norm: on the learning rate of updates with a fixed layer norm.
     rho: on Sophia's rho.
     eps: on epsilon.
-    decay: decay mode → on what decay takes in a step; 0 for vectors.
+    decay: decay mode → on the decay per step; 0 for vectors.
     kind: the role's.
-    layers: of a model, stacked in the array's first axis; 0: it is one alone.
+    layers: how many are stacked along the array's first axis; 0: none.
   """
 
   lr: float
@@ -191,7 +191,7 @@ class Factors:
 
 @dataclasses.dataclass(frozen=True)
 class Parametrization:
-  """The rules of one model: its shapes against the base shapes."""
+  """The rules of one model: its shapes relative to the base shapes."""
 
   kind: str
   model: ModelConfig
@@ -225,7 +225,7 @@ class Parametrization:
 
   @property
   def residual_multiplier(self) -> float:
-    """Factor on what a branch adds to the residual stream."""
+    """Factor on a branch's output to the residual stream."""
     if self.depth_alpha is None:
       return 1.0
     return self._cell(BRANCH.forward, Role('hidden'))
@@ -280,7 +280,7 @@ class Parametrization:
     return role, nn.initializers.constant(self._init(role))
 
   def factors(self, role: Role) -> Factors:
-    """Returns the factors on the hyperparameters of a parameter."""
+    """Returns a parameter's factors on the hyperparameters."""
     row = TABLE[self.kind][role.kind]
 
     def cell(column: str) -> float:
@@ -322,7 +322,7 @@ def resolve(config: ConfigDict, model: ModelConfig) -> Parametrization:
   """Returns the rules for `model`.
 
   Args:
-    config: the `parametrization` slice; a base shape of 0 follows the model.
+    config: the `parametrization` slice; base shapes of 0 equal the model's.
     model: the model's resolved shapes.
 
   Raises:

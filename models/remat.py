@@ -1,14 +1,14 @@
-"""Rematerialisation: what a block keeps for its backward pass, by policy.
+"""Rematerialisation: what a block stores for its backward pass, by policy.
 
-  none   all that JAX asks for.
-  names  the results of matrix products: queries, keys, values, attention's
-         output, the stream after it and what goes into the activation. Norms
-         and activations are computed again.
-  dots   products with weights only; attention is computed again too, unless a
+  none   everything that JAX's backward pass reads.
+  names  results of matrix products: queries, keys, values, attention's output,
+         the stream after it and the activation's input. Norms and activations
+         are recomputed.
+  dots   only products with weights; attention is recomputed too, unless a
          fused kernel does it.
-  full   the block's input only; everything is computed again.
+  full   only the block's input; everything is recomputed.
 
-Each keeps less than the one before (docs/scaling.md has the bytes).
+Each stores less than the one before (bytes in docs/scaling.md).
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from flax import linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-# What the fused kernel on TPUs leaves for its backward pass.
+# What the fused TPU kernel stores for its backward pass.
 KERNEL = 'kernel'
 
 POLICIES = ('none', 'names', 'dots', 'full')
@@ -36,13 +36,13 @@ AnyModule = TypeVar('AnyModule', bound=type[nn.Module])
 
 
 def platform() -> str:
-  """Returns what is compiled for: the mesh's devices, else JAX's default."""
+  """Returns the platform compiled for: the mesh's, else JAX's default."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return jax.default_backend() if device is None else device.platform
 
 
 def named(x: jax.Array, name: str) -> jax.Array:
-  """Returns x under a name, by which the policy `names` keeps it."""
+  """Returns x under a name, so that the policy `names` keeps it."""
   assert name in _NAMES, name
   return checkpoint_name(x, name)
 
@@ -50,9 +50,9 @@ def named(x: jax.Array, name: str) -> jax.Array:
 def entrywise(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
   """Returns `fn` with a backward pass that starts from its operands.
 
-  Otherwise XLA writes its derivative, as large as its result, to memory in the
-  forward pass and reads it back. CPUs, where computing costs more than memory,
-  do that.
+  Otherwise XLA's forward pass writes the derivative, as large as the result, to
+  memory, and the backward pass reads it. CPUs still do so: there computing
+  costs more than memory.
   """
   return fn if platform() == 'cpu' else jax.checkpoint(fn)
 
@@ -60,8 +60,8 @@ def entrywise(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 def block(policy: str, kind: AnyModule, in_loop: bool = False) -> AnyModule:
   """Returns the class of a block with rematerialisation by `policy`.
 
-  Outside loops a barrier keeps XLA from taking the results of the first pass
-  for those of the second.
+  Outside loops, a barrier keeps XLA from reusing the forward pass's results
+  instead of recomputing them.
   """
   if policy == 'none':
     return kind
@@ -82,11 +82,11 @@ def _policy(name: str) -> Callable[..., Any] | None:
 
 
 def _cudnn(primitive: Any, *_: Any, **__: Any) -> bool:
-  """Returns whether it is cuDNN's kernel, whose output and statistics stay."""
+  """Whether this is cuDNN's kernel, whose output and statistics are kept."""
   return primitive.name.startswith('dot_product_attention_fwd')
 
 
-# The kernel on TPUs names what has to stay.
+# The TPU kernel names what must be kept.
 _kernels = jax.checkpoint_policies.save_from_both_policies(
   jax.checkpoint_policies.save_only_these_names(KERNEL), _cudnn
 )
