@@ -156,9 +156,8 @@ def find(spec: str, field: str = 'text') -> list[Input]:
   Args:
     spec: globs of local files, names of options.SAMPLES,
       'hf:DATASET[:CONFIG[:SPLIT]]' (a dataset of the Hugging Face hub, or a
-      local directory of that layout) and
-      'tfds:NAME[:SPLIT]' (a TFDS dataset with a text, or the directory of a
-      prepared one). SPLIT is 'train' by default.
+      local directory of that layout) and 'tfds:NAME[:SPLIT]' (a TFDS dataset
+      with a text, or a prepared one's directory). SPLIT is 'train' by default.
     field: of a record that holds the text.
 
   Raises:
