@@ -1,4 +1,4 @@
-"""What another value of an axis changes, and whether the ranking changes."""
+"""How changing the value of an axis affects losses and their ranking."""
 
 from collections.abc import Iterator, Mapping
 import itertools
@@ -18,7 +18,7 @@ from steepest.report import (
 )
 from steepest.report.section import Column
 
-# What changes with an axis by itself, so that tokens or epochs stay equal.
+# Keys that change along with an axis, so that tokens or epochs stay equal.
 _FOLLOWS = {
   'epochs': ('data_fingerprint',),
   'batch_size': ('steps', 'schedule.warmup_steps', 'log_every'),
@@ -28,7 +28,7 @@ _FOLLOWS = {
 
 
 def sections(comparison: tables.Comparison) -> list[section.Section]:
-  """Returns the section of what the axes of the study change."""
+  """Returns the section on the effects of the study's axes."""
   found = effects(comparison)
   if not len(found):
     return []
@@ -83,7 +83,7 @@ def sections(comparison: tables.Comparison) -> list[section.Section]:
 def _interaction_table(
   crossed: pd.DataFrame, numbers: dict[str, Column]
 ) -> section.Table:
-  """Returns the table of what each axis does to two optimizers' difference."""
+  """Returns the table of each axis's effect on two optimizers' difference."""
   names = (crossed[key].map(words.name) for key in ('first', 'second'))
   crossed = crossed.assign(
     pair=[' − '.join(pair) for pair in zip(*names, strict=True)],
@@ -109,13 +109,13 @@ def _interaction_table(
 
 
 def effects(comparison: tables.Comparison) -> pd.DataFrame:
-  """Returns what another value of an axis changes for each optimizer.
+  """Returns the effect of each change of an axis on each optimizer.
 
   Returns:
-    One row a change and optimizer: change (as it is shown), axis, group (with
+    One row per change and optimizer: change (as displayed), axis, group (with
     the study's own value), other, optimizer, difference (final validation loss
-    of `other` minus that of `group`), low, high, p, p_holm (for the optimizers
-    of the change), n (seeds); reason: why they are not compared, or ''.
+    of `other` minus that of `group`), low, high, p, p_holm (over the change's
+    optimizers), n (seeds); reason: why they are not compared, or ''.
   """
   parts = []
   for change, own, other in _changes(comparison):
@@ -135,11 +135,11 @@ def interactions(comparison: tables.Comparison) -> pd.DataFrame:
   """Returns whether an axis changes the difference between two optimizers.
 
   Returns:
-    One row a change and pair: change, axis, group, other, first, second,
+    One row per change and pair: change, axis, group, other, first, second,
     before, after (first minus second on either side), difference (after minus
-    before, paired by seed), low, high, p, p_holm (for the pairs of the change),
-    n; order: 'kept' or 'swapped' where the difference counts on both sides,
-    else 'not resolved'.
+    before, paired by seed), low, high, p, p_holm (over the change's pairs),
+    n; order: 'kept' or 'swapped' where both sides are significant, else
+    'not resolved'.
   """
   pairs = comparison.pairs
   pairs = pairs[pairs['column'] == 'eval_loss'].set_index(
@@ -177,7 +177,7 @@ _NUMBERS = ('difference', 'low', 'high', 'p', 'p_holm', 'n')
 
 
 def _corrected(rows: list[dict[str, Any]]) -> pd.DataFrame:
-  """Returns rows with p_holm, corrected for their number."""
+  """Returns rows with p_holm, corrected over all of them."""
   if not rows:
     return pd.DataFrame()
   frame = pd.DataFrame(rows)
@@ -190,9 +190,9 @@ def _changes(
 ) -> Iterator[tuple[dict[str, str], pd.DataFrame, pd.DataFrame]]:
   """Yields every two groups of a model that differ on one axis alone.
 
-  The one with the study's own value comes first; other values are compared
-  with nothing else. With each pair come the final losses on both sides, a row
-  a seed and a column an optimizer.
+  The group with the study's own value comes first; every other value is
+  compared with that one only. Each pair comes with the final losses of both
+  sides: one row per seed, one column per optimizer.
   """
   axes = comparison.tables.axes
   runs = comparison.compared
@@ -230,7 +230,7 @@ def _changes(
 
 
 def _value(value: object) -> str:
-  """Returns a value of an axis, large numbers as counts."""
+  """Returns an axis value as text, large numbers as counts."""
   if isinstance(value, int | np.integer) and value >= 10_000:
     return words.count(float(value))
   return str(value)
@@ -239,11 +239,11 @@ def _value(value: object) -> str:
 def _unlike(
   runs: pd.DataFrame, axis: str, own: pd.DataFrame, other: pd.DataFrame
 ) -> str:
-  """Says in what two groups differ that the axis does not change."""
+  """Says how two groups differ apart from the axis."""
   free = [tables.AXIS_KEYS.get(axis, axis), *_FOLLOWS.get(axis, ())]
   searched = selection.searched_keys(runs, pd.concat([own, other]))
   told = selection.told(own, searched, free)
-  # Epochs are part of the data's fingerprint, so it cannot tell the corpus.
+  # The data fingerprint covers epochs, so it cannot identify the corpus.
   if axis == 'epochs' and 'config.data.source' in own:
     told.append('config.data.source')
   return selection.differences(other.iloc[0], own.iloc[0], told)

@@ -1,8 +1,8 @@
-"""The batch from which an optimizer wastes tokens: its critical batch size.
+"""Critical batch size: the batch above which an optimizer wastes tokens.
 
 Reaching a loss with batches of B tokens takes D = D_min · (1 + B / B_crit)
 tokens (McCandlish et al., arXiv 1812.06162, eq. 2.11 with D = B · S; fitted so
-in arXiv 2505.13738): at B_crit twice the fewest. D is read between the token
+in arXiv 2505.13738): twice D_min at B_crit. D is interpolated between the token
 budgets of each batch size, so a study needs both axes in full:
 study.axis_batch_size and study.axis_tokens with study.axes_mode=product.
 """
@@ -69,7 +69,7 @@ def sections(comparison: tables.Comparison) -> list[section.Section]:
 
 
 def critical(points: pd.DataFrame) -> dict[str, float]:
-  """Fits the tokens to a loss over batch sizes.
+  """Fits the tokens needed to reach a loss over batch sizes.
 
   Args:
     points: batch (tokens), tokens and loss of each run of one optimizer.
@@ -78,8 +78,8 @@ def critical(points: pd.DataFrame) -> dict[str, float]:
     loss, fewest (D_min), batch (B_crit), low, high (95 %).
 
   Raises:
-    ValueError: fewer than FEWEST batch sizes reach one loss between budgets of
-      theirs, or tokens do not grow with the batch.
+    ValueError: fewer than FEWEST batch sizes reach a common loss between their
+      budgets, or tokens do not grow with the batch.
   """
   means = points.groupby(['batch', 'tokens'])['loss'].mean().reset_index()
   budgets = [of for _, of in means.groupby('batch') if len(of) > 1]

@@ -1,9 +1,9 @@
-"""What a paper and articles about it claim, beside what the runs show.
+"""Claims of a paper and of articles about it, compared with the runs.
 
 The paper trained models of 2.7 billion parameters on 22 tokens a parameter.
 Runs a thousand times smaller can agree or disagree with it, never refute it:
 every answer names the scale of the runs, their tokens per parameter and what
-was tuned, and an effect of the other sign is 'opposite seen at this scale'.
+was tuned; an effect of opposite sign is 'opposite seen at this scale'.
 """
 
 from collections.abc import Callable, Sequence
@@ -138,7 +138,7 @@ class Answer:
 
 
 def answers(comparison: tables.Comparison) -> list[Answer]:
-  """Tests every claim; what the runs lack is 'not tested'."""
+  """Tests every claim; those without runs are 'not tested'."""
   return [
     Answer(by, key, statement, test(comparison))
     for by, key, statement, test in _CLAIMS

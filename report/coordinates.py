@@ -12,7 +12,7 @@ import pandas as pd
 from steepest.report import page, theme
 from steepest.report.section import Cell, Column, Figure, Section, Table
 
-# Start of a quantity's name → title of its panel.
+# Prefix of a quantity's name → title of its panel.
 _PANELS = {
   'change/': 'Change of activations: mean |x after − x before|',
   'level/': 'Size of activations: mean |x|',
@@ -69,7 +69,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _figure(axis: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
-  """Draws log-log curves over one axis, a panel a kind of quantity."""
+  """Draws log-log curves over one axis, one panel per kind of quantity."""
   panels = [
     prefix
     for prefix in _PANELS

@@ -1,8 +1,8 @@
-"""Losses over a run's course.
+"""Loss curves over the course of training.
 
-A line is the mean over the seeds of one optimizer, its band reaches from the
-lowest to the highest seed; single seeds are a switch away. Diverged runs are
-in no mean and are always drawn.
+A line is the mean over an optimizer's seeds; its band spans the lowest to the
+highest seed. A switch shows single seeds. Diverged runs enter no mean and are
+always drawn.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,11 +16,11 @@ import pandas as pd
 from steepest.report import section, tables, theme, words
 from steepest.report.section import Section, Switch
 
-# Share of a run that the running mean of the training loss spans.
+# Window of the training loss's running mean, as a share of the run.
 _SMOOTHING = 0.05
-# Points of a drawn line; longer ones are averaged in bins.
+# Most points of a drawn line; longer ones are averaged in bins.
 _POINTS = {'mean': 400, 'single': 150}
-# Points up to which each is marked.
+# Most points for a line to mark each one.
 _MARKED = 12
 _POSITIONS = {
   'tokens': 'Tokens',
@@ -41,7 +41,7 @@ _SWITCHES = (
 
 @dataclasses.dataclass(frozen=True)
 class _Position:
-  """A horizontal axis: what one unit of it is."""
+  """A horizontal axis and its unit."""
 
   scale: float
   unit: str
@@ -105,9 +105,9 @@ class _Draw:
   """Makes traces of runs.
 
   Attributes:
-    points: logged, by run.
-    positions: horizontal axes, by column of the points.
-    looks: of theme.styles.
+    points: logged points by run.
+    positions: horizontal axes by column of the points.
+    looks: from theme.styles.
   """
 
   points: Mapping[str, pd.DataFrame]
@@ -117,7 +117,7 @@ class _Draw:
   def optimizer(
     self, panel: int, runs: pd.DataFrame
   ) -> Iterator[dict[str, Any]]:
-    """Yields all that is drawn of an optimizer's runs in a panel."""
+    """Yields all traces of an optimizer's runs in a panel."""
     for kind in ('eval', 'train'):
       lines = {run: self._line(run, f'{kind}/loss') for run in runs['run']}
       with_any = runs[[len(lines[run]) > 0 for run in runs['run']]]
@@ -142,7 +142,7 @@ class _Draw:
         )
     for run in runs[runs['status'] == 'diverged'].to_dict('records'):
       logged = self.points[run['run']]
-      # Where it ended its loss is off the panel.
+      # A diverged run's final loss is off the panel.
       if 'train/loss' not in logged or logged['train/loss'].isna().all():
         continue
       color = self.looks[run['optimizer']]['color']
@@ -170,8 +170,8 @@ class _Draw:
       return line
     window = max(1, round(len(line) * _SMOOTHING))
     line['y'] = _running_mean(line['y'].to_numpy(), window)
-    # Towards the end ever fewer values would be averaged: the line would end in
-    # one step's noise.
+    # Drop the end, where the window shrinks until the line shows the noise of a
+    # single step.
     return line[: len(line) - window // 2]
 
   def _mean(
@@ -188,7 +188,7 @@ class _Draw:
     if len(lines) > 1:
       suffix = f', mean of {len(lines)} seeds'
       when['seeds'] = 'mean'
-      # Many bands over one another would hide the lines.
+      # Many overlapping bands would hide the lines.
       opacity = 0.2 if len(self.looks) <= 6 else 0.07
       fill: dict[str, Any] = {
         'fill': 'tonexty',

@@ -7,7 +7,7 @@ import pandas as pd
 from steepest.report import section, statistics, tables, theme, words
 from steepest.report.section import Block, Column, Note, Section
 
-# Optimizers up to which every pair has a row; of more, those with the best one.
+# Most optimizers for a row per pair; beyond, only pairs with the best one.
 _FEW = 4
 _AXIS = 'Difference of loss (nats per token)'
 
@@ -91,16 +91,16 @@ def forest(
   looks: Mapping[str, Mapping[str, str]] | None = None,
   form: str = '.4f',
 ) -> section.Figure:
-  """Draws a row a difference, with its interval around it.
+  """Draws one row per difference, with its interval.
 
   Args:
     key: of the figure.
     frame: panel (its title), label, value, low, high, counts (whether beyond
-      chance), p_holm and optimizer, '' where it is of none.
+      chance), p_holm and optimizer ('' for none).
     title: of the horizontal axes.
     caption: of the figure.
-    looks: of theme.styles, for rows of an optimizer.
-    form: of a difference.
+    looks: from theme.styles, for rows with an optimizer.
+    form: format of a difference.
   """
   panels = dict(list(frame.groupby('panel', sort=False)))
   most = max(len(of) for of in panels.values())
@@ -155,7 +155,7 @@ def forest(
 
 
 def both_ways(pairs: pd.DataFrame) -> pd.DataFrame:
-  """Returns the pairs and each of them the other way round."""
+  """Returns each pair in both orders."""
   turned = pairs.rename(columns={'first': 'second', 'second': 'first'})
   signs = {'difference': -pairs['difference']}
   signs |= {'low': -pairs['high'], 'high': -pairs['low']}

@@ -9,7 +9,7 @@ from steepest.report import section, statistics, words
 from steepest.report.section import Column
 from steepest.report.tables import Comparison
 
-# What the rows of `pairs` have as their column.
+# Value of `column` in the rows of `pairs`.
 COLUMN = 'diverged'
 
 
@@ -20,8 +20,8 @@ def pairs(runs: pd.DataFrame, withheld: bool) -> pd.DataFrame:
   for all pairs. No rows where every seed finished.
 
   Args:
-    runs: the compared ones of a group, each ended.
-    withheld: whether nothing is claimed of the group: p is NaN.
+    runs: compared runs of a group, all ended.
+    withheld: whether nothing is claimed about the group; p is then NaN.
   """
   bad = _counts(runs)
   if not any(n for n, _ in bad.values()) or len(bad) < 2:
@@ -41,7 +41,7 @@ def pairs(runs: pd.DataFrame, withheld: bool) -> pd.DataFrame:
 
 
 def _counts(runs: pd.DataFrame) -> dict[str, tuple[int, int]]:
-  """Returns optimizer → diverged seeds, and all."""
+  """Returns optimizer → (diverged seeds, all seeds)."""
   return {
     str(name): (int((of == 'diverged').sum()), len(of))
     for name, of in runs.groupby('optimizer')['status']
@@ -49,7 +49,7 @@ def _counts(runs: pd.DataFrame) -> dict[str, tuple[int, int]]:
 
 
 def sentence(comparison: Comparison, group: str) -> str:
-  """Says which optimizers diverged, and which do so more often; ''."""
+  """Says which optimizers diverged, and which more often; '' for none."""
   runs, rows = comparison.compared, comparison.pairs
   bad = _counts(runs[runs['group'] == group])
   listed = [
@@ -78,13 +78,13 @@ def sentence(comparison: Comparison, group: str) -> str:
 
 
 def blocks(comparison: Comparison) -> list[section.Block]:
-  """Returns a sentence a group, and the table of pairs behind them."""
+  """Returns a sentence per group, and the table of pairs behind them."""
   said = {g: sentence(comparison, g) for g in comparison.groups}
   found: list[section.Block] = [
     f'{words.named(group)}: {text}' for group, text in said.items() if text
   ]
   rows = comparison.pairs
-  # Two that differ in nothing are no pair to look at.
+  # Pairs with equal shares tell nothing.
   rows = rows[(rows['column'] == COLUMN) & (rows['difference'] != 0)]
   if not len(rows):
     return found

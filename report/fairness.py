@@ -1,6 +1,6 @@
 """Whether every optimizer of a group was tuned with the same effort.
 
-Where it was not, losses and scores are not ranked, and a table says why.
+If not, losses and scores are not ranked, and a table says why.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,8 @@ import pandas as pd
 from steepest.report import section, selection, tables, words
 from steepest.report.tables import Comparison, Tables
 
-# Kinds of hyperparameters; every optimizer that has one of a kind searches it,
-# or none does. Those of no kind are an optimizer's own.
+# Hyperparameter → kind. All optimizers that have a kind search it, or none
+# does. Hyperparameters without a kind are the optimizer's own.
 _KINDS = {
   'lr': 'learning rate',
   'b1': 'memories',
@@ -35,22 +35,22 @@ _KINDS = {
   'logit_multiplier': 'multipliers',
 }
 _OWN = 'its own'
-# What an optimizer's own hyperparameters are fair beside: the others search all
-# that theirs depend on, too.
+# Searching an optimizer's own hyperparameters is fair if the others search all
+# of these kinds.
 _FULL = {'learning rate', 'memories', 'weight decay'}
-# The logarithms of two spans of rates may differ by so much, in all, before one
-# search is called narrower. Draws do not fill their range.
+# A search is narrower if the log of its learning-rate span is below this share
+# of the widest search's. Random draws do not fill their range.
 _NARROWER = 0.75
-# Rates that differ by less are the same.
+# Learning rates that differ by less, relatively, are the same.
 _SAME = 1e-5
-# Share of a dimension's span, at each end, that is its edge where values are
-# drawn, and how many they are at least.
+# With at least _DRAWS values, the edge is the outer _EDGE of their log span at
+# either end.
 _EDGE, _DRAWS = 0.1, 6
-# Trials of study.trials=0: so many, and so many more for each hyperparameter.
+# Trials under study.trials=0: a base, plus so many for each hyperparameter.
 TRIALS, TRIALS_OF_EACH = 8, 4
 
 
-# Reasons that a sentence lists; the table of fairness has them all.
+# Most reasons that a sentence lists; the fairness table has them all.
 _REASONS = 2
 _TUNING = (
   'group optimizer cell trials planned pruned diverged tokens_per_trial tokens '
@@ -63,18 +63,18 @@ _TUNING = (
 
 
 def tuning(tables_: Tables, compared: pd.DataFrame) -> pd.DataFrame:
-  """Returns one row an optimizer of a group: what its search did.
+  """Returns how each optimizer of each group was searched, one row each.
 
-  Columns: group, optimizer, cell, trials (that ended), planned (of these, the
+  Columns: group, optimizer, cell, trials (that ended), planned (of these; the
   others were added because the best lay at an edge), pruned, diverged,
-  tokens_per_trial, and of what all of them took tokens, flops, seconds;
+  tokens_per_trial; tokens, flops and seconds of all trials together;
   searched (JSON list of names, lr first), memories (JSON: those set by hand),
   span (highest over lowest planned rate), best_lr, chosen_lr, below and
   above (how many tried rates are lower and higher than the best one), edges
-  (JSON list of names whose best value is the lowest or highest tried), off (in
-  words, where final runs are not at what the search found), due (trials by the
-  rule for what is searched; None: not by rule), full (all was searched that the
-  optimizer's file has a range for). Without a search: 0 trials.
+  (JSON list of names whose best value is at an edge of those tried), off (how
+  final runs depart from what the search found), due (trials that the rule asks
+  for; None: not by rule), full (whether everything with a range in the
+  optimizer's file was searched). Without a search: 0 trials.
   """
   runs = tables_.runs
   trials = runs[(runs['stage'] == 'tune') & (runs['status'] != 'unfinished')]
@@ -101,7 +101,7 @@ def _tuned(
   plan: Mapping[str, Any],
 ) -> dict[str, Any]:
   trials = pd.concat(searches)
-  # Of several proxies the largest is what final runs rest on.
+  # With several proxies, final runs rest on the largest.
   last = searches[-1]
   planned = _planned(last, plan)
   values = [tables.hyperparameters(run) for run in last.to_dict('records')]
@@ -135,7 +135,7 @@ def _tuned(
     for key in ('tokens', 'flops', 'seconds')
     if key in trials
   }
-  # Runs of one trial differ in the seed alone; their mean loss counts.
+  # The runs of a trial differ only in seed; their mean loss counts.
   same = pd.Series([json.dumps(of) for of in values], last.index)
   losses = last['loss'].groupby(same).transform('mean')
   if math.isinf(losses.min()):
@@ -154,7 +154,7 @@ def _tuned(
 def _due(
   dimensions: int, plan: Mapping[str, Any], searches: int
 ) -> float | None:
-  """Returns the runs of trials by the rule, None where a study has another."""
+  """Returns the trial runs that the rule asks for; None if not by rule."""
   if 'study.trials' not in plan or plan['study.trials'] != 0:
     return None
   if plan['study.search'] == 'grid':
@@ -168,8 +168,8 @@ def _edges(
 ) -> list[str]:
   """Returns the hyperparameters whose best value is at an edge of those tried.
 
-  The lowest or highest, or of many the outer tenths of their span in logs. 0 is
-  an end that nothing lies beyond.
+  The edge is the lowest or highest value or, of many, the outer tenths of their
+  log span. 0 is no edge: nothing lies beyond it.
   """
   found = []
   for name, values in tried.items():
@@ -185,9 +185,9 @@ def _edges(
 
 
 def _planned(trials: pd.DataFrame, plan: Mapping[str, Any]) -> pd.Series:
-  """Returns which trials the study set out with; others were added at an edge.
+  """Returns which trials the study planned; others were added at an edge.
 
-  Those have rates beyond the planned ones, which is one rule for all.
+  Added trials are those with learning rates outside the planned range.
   """
   key = f'study.lrs_{trials["optimizer"].iloc[0]}'
   every = trials['lr'].notna()
@@ -205,7 +205,7 @@ def _planned(trials: pd.DataFrame, plan: Mapping[str, Any]) -> pd.Series:
 def _sides(
   tried: Sequence[float], chosen: float
 ) -> tuple[list[float], list[float]]:
-  """Returns those of `tried` that are lower and those that are higher."""
+  """Returns the values of `tried` below `chosen`, and those above it."""
   return (
     [value for value in tried if value < chosen * (1 - _SAME)],
     [value for value in tried if value > chosen * (1 + _SAME)],
@@ -218,10 +218,10 @@ def _off(
   trial: Mapping[str, Any],
   final: Mapping[str, Any],
 ) -> str:
-  """Says where final runs are not at what the search found; '' if they are.
+  """Says where final runs depart from what the search found; '' if nowhere.
 
-  A rate may lie between the best one and its neighbours, as a fitted minimum
-  does. What is a horizon may change with the steps, the tokens or the batch.
+  The learning rate may lie between the best one and its neighbours, as a fitted
+  minimum does. Horizons may scale with the steps, the tokens or the batch.
   """
   chosen = tables.hyperparameters(final)
   said = []
@@ -274,9 +274,9 @@ def _kind(name: str) -> str:
 
 
 def judge(tables_: Tables, tuned: pd.DataFrame) -> pd.DataFrame:
-  """Returns group, optimizer, subject, text, refuses: what was unequal.
+  """Returns what was unequal: group, optimizer, subject, text, refuses.
 
-  `refuses`: losses and scores of the group are not ranked for it.
+  `refuses`: whether it keeps the group's losses and scores from being ranked.
   """
   rows = []
   withdrawn = _withdrawn(tables_)
@@ -287,7 +287,7 @@ def judge(tables_: Tables, tuned: pd.DataFrame) -> pd.DataFrame:
     refused += _unequal(cells)
     searched = [row for row in cells if row['trials']]
     beside = [*_by_hand(cells), *_at_edges(cells)]
-    # Of what has no range in its own file.
+    # These searched all that their files have ranges for: not a refusal.
     beside += _lacking([row for row in searched if row['full']], searched)
     for refuses, said in ((True, refused), (False, beside)):
       rows += [(group, *one, refuses) for one in said]
@@ -295,7 +295,7 @@ def judge(tables_: Tables, tuned: pd.DataFrame) -> pd.DataFrame:
 
 
 def _withdrawn(tables_: Tables) -> dict[str, list[str]]:
-  """Returns by group why the authors of its studies take a ranking back."""
+  """Returns group → why the authors of its studies withdraw the ranking."""
   studies, runs = tables_.studies, tables_.runs
   if 'withdrawn' not in studies:
     return {}
@@ -310,7 +310,7 @@ def _withdrawn(tables_: Tables) -> dict[str, list[str]]:
 def _by_hand(tuned: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
   """Returns (optimizer, subject, text) of memories that nobody searched.
 
-  Unlike ones may favour an optimizer, which is said beside the ranking.
+  Unequal ones may favour an optimizer; a note beside the ranking says so.
   """
   tuned = [row for row in tuned if row['trials']]
   held = [json.loads(row['memories']) for row in tuned]
@@ -328,7 +328,7 @@ def _by_hand(tuned: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
 def _at_edges(tuned: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
   """Returns (optimizer, subject, text) of edges that extend no search.
 
-  What matters little is best at an edge by chance as often as not.
+  A hyperparameter of little effect is often best at an edge by chance.
   """
   return [
     (
@@ -344,7 +344,7 @@ def _at_edges(tuned: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
 
 
 def _unequal(tuned: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-  """Returns (optimizer, subject, text) of what speaks against a ranking."""
+  """Returns (optimizer, subject, text) of each reason not to rank."""
   said = []
   for row in tuned:
     if not row['trials']:
@@ -388,11 +388,11 @@ def _unequal(tuned: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
 def _lacking(
   rows: Sequence[Mapping[str, Any]], tuned: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, str, str]]:
-  """Returns (optimizer, subject, text) of kinds that others alone searched.
+  """Returns (optimizer, subject, text) of kinds that only others searched.
 
   Args:
-    rows: that are looked at.
-    tuned: all of a group that were searched.
+    rows: optimizers to look at.
+    tuned: all searched optimizers of the group.
   """
   said = []
   for row in rows:
@@ -436,7 +436,7 @@ def refusal(fairness: pd.DataFrame, group: str) -> str:
 
 
 def sections(comparison: Comparison) -> list[section.Section]:
-  """Returns what was equal and what was not, and every run left out."""
+  """Returns the section on equal tuning and on the runs left out."""
   blocks: list[section.Block] = [
     'Data and their order, initial weights, schedule, clipping, precision and '
     'everything else of a configuration are equal within a group, but for the '

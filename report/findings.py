@@ -1,7 +1,7 @@
 """Statements about optimizers and their learning rates, tested on runs.
 
-Each test looks at one kind of statement and returns a finding for every group,
-model or optimizer that it speaks of.
+Each test covers one kind of statement and returns a finding for every group,
+model or optimizer that it concerns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,13 +30,14 @@ OPPOSITE = 'opposite seen at this scale'
 UNRESOLVED = 'not resolved'
 UNTESTED = 'not tested'
 
-# Those that the paper compares; a study's other optimizers are not asked.
+# The optimizers that the paper compares; a study's others are not tested.
 AMONG = ('adamw', 'lion', 'sophia')
-# Final losses in about the same range: within this share of the lowest.
+# Final losses are in the same range within this share of the lowest.
 SAME_RANGE = 0.02
-# About twice: half a factor of two less or more.
+# 'About twice': within a factor of √2 of 2.
 ABOUT_TWICE = (2**0.5, 2**1.5)
-# A rate holds where the best one moves by less than a factor of two.
+# A learning rate transfers if the best one moves by less than a factor of two
+# (log2).
 SAME_RATE = (-1.0, 1.0)
 
 
@@ -45,16 +46,16 @@ class Finding:
   """A claim about one group, pair or optimizer, tested.
 
   Attributes:
-    where: what it is about, in words.
+    where: its subject, in words.
     conclusion: SEEN, OPPOSITE, UNRESOLVED or UNTESTED.
     effect: what was measured, with its value and unit, in words; ''.
-    interval: 95 % of this comparison alone, in words; ''.
-    p: two-sided, corrected for the comparisons made at once; NaN where an
+    interval: 95 %, uncorrected, in words; ''.
+    p: two-sided, corrected for all simultaneous comparisons; NaN where an
       interval decides.
     n: seeds; 0 where nothing was measured.
-    remark: why it is not resolved, or what else to know; ''.
+    remark: why it is not resolved, or a caveat; ''.
     size: of the models, and their tokens per parameter; ''.
-    tuned: what was; ''.
+    tuned: which hyperparameters were tuned; ''.
   """
 
   where: str
@@ -73,7 +74,7 @@ def _untested(where: str, remark: str) -> Finding:
 
 
 def within(low: float, high: float, band: tuple[float, float]) -> str:
-  """Returns what an interval says of 'the value lies in the band'."""
+  """Returns the conclusion of an interval on 'the value lies in the band'."""
   if band[0] <= low and high <= band[1]:
     return SEEN
   return OPPOSITE if high < band[0] or low > band[1] else UNRESOLVED
@@ -130,7 +131,7 @@ def _tuned(names: Sequence[str]) -> str:
 def _in_each_group(
   comparison: tables.Comparison, test: Any, architecture: str = ''
 ) -> list[Finding]:
-  """Returns the finding of `test(group)` for each group, of a model or all."""
+  """Returns `test(group)` for each group of one model, or of all."""
   runs = comparison.compared
   models = dict(zip(runs['group'], runs['architecture'], strict=True))
   return [
@@ -152,7 +153,7 @@ def _refusal(comparison: tables.Comparison, group: str) -> str:
 def _duels(
   comparison: tables.Comparison, group: str, column: str
 ) -> pd.DataFrame:
-  """Returns the pairs among AMONG, each of them both ways."""
+  """Returns the pairs of optimizers in AMONG, each in both orders."""
   rows = comparison.pairs
   rows = rows[(rows['group'] == group) & (rows['column'] == column)]
   rows = rows[rows['first'].isin(AMONG) & rows['second'].isin(AMONG)]
@@ -160,9 +161,9 @@ def _duels(
 
 
 def _sound(comparison: tables.Comparison, group: str, column: str) -> set[str]:
-  """Returns the optimizers that may be called the best of a column.
+  """Returns the optimizers that may be called the best in a column.
 
-  None of their seeds diverged, and their scores stand above guessing.
+  None of their seeds diverged, and their scores are above chance.
   """
   cells = comparison.cells
   of = cells[(cells['group'] == group) & (cells['column'] == column)]
@@ -178,7 +179,7 @@ def _measured(
   conclusion: str,
   remark: str,
 ) -> Finding:
-  """Returns a finding that rests on a row of `pairs`."""
+  """Returns the finding for a row of `pairs`."""
   unit = words.unit(row['column'], [row['difference']])
   return Finding(
     words.named(row['group']),
@@ -204,13 +205,13 @@ def best(
 ) -> list[Finding]:
   """Tests 'the optimizer is the best of AMONG', in each group.
 
-  Seen where it beats every other one, the opposite where one beats it.
+  Seen if it beats every other one, the opposite if any beats it.
 
   Args:
     comparison: whose groups are tested.
     column: a loss, or 'accuracy'.
     optimizer: optimizer.name.
-    architecture: that the claim is about; '': all.
+    architecture: the model claimed about; '': all.
   """
   sign = -1 if column == verdicts.ACCURACY else 1
 
@@ -273,7 +274,7 @@ def multi_epoch_lead(comparison: tables.Comparison) -> list[Finding]:
   runs = comparison.compared
   gpt2 = set(runs[runs['architecture'] == 'gpt2']['group'])
   rows = rows[(rows['axis'] == 'epochs') & rows['group'].isin(gpt2)]
-  # What the change adds to Sophia's loss more than to the rival's.
+  # How much more the change adds to Sophia's loss than to the rival's.
   rows = differences.both_ways(rows)
   rows = rows[(rows['first'] == 'sophia') & rows['second'].isin(AMONG)]
   found = []
@@ -336,9 +337,9 @@ def fewest_hours(comparison: tables.Comparison) -> list[Finding]:
 def twice_the_rate(comparison: tables.Comparison) -> list[Finding]:
   """Tests 'LLaMA’s best rate is about twice GPT-2’s', for each optimizer.
 
-  On the vertices of parabolas through the trials. Their error is that of
-  losses that vary as those of the final runs do over seeds: trials have one
-  seed, so this rather overstates it.
+  Compares the vertices of parabolas through the trials. Trials have one seed,
+  so their losses are assumed to vary as the final runs' do over seeds, which
+  tends to overstate the error.
   """
   found = []
   runs = comparison.tables.runs
@@ -377,7 +378,7 @@ def twice_the_rate(comparison: tables.Comparison) -> list[Finding]:
 
 
 def _varied(runs: pd.DataFrame) -> list[str]:
-  """Returns the hyperparameters that trials of one kind differ in, lr first."""
+  """Returns the hyperparameters that the trials vary, lr first."""
   kinds = ['architecture', 'optimizer', 'config.model.width', 'cell']
   trials = runs[runs['stage'] == 'tune']
   found = {'lr': None}
@@ -388,10 +389,10 @@ def _varied(runs: pd.DataFrame) -> list[str]:
 
 
 def _vertex(runs: pd.DataFrame) -> tuple[float, float] | None:
-  """Returns log2 of the best rate and its standard error; None without one.
+  """Returns log2 of the best learning rate and its standard error, or None.
 
   Args:
-    runs: of one model and optimizer: trials, and final runs for their noise.
+    runs: of one model and optimizer: trials, and final runs for the noise.
   """
   trials = runs[(runs['stage'] == 'tune') & np.isfinite(runs['loss'])]
   if trials['cell'].nunique() > 1:
@@ -408,7 +409,7 @@ def _vertex(runs: pd.DataFrame) -> tuple[float, float] | None:
 def rates_transfer(comparison: tables.Comparison) -> list[Finding]:
   """Tests 'the best rate stays where it is as models get wider' under µP.
 
-  From the narrowest to the widest model of a study over widths; standard
+  Compares the narrowest with the widest model of a study over widths; standard
   errors are pooled over its cells.
   """
   missing = [_untested('every model', 'no study over widths')]

@@ -1,11 +1,11 @@
 """Loss over model size and tokens, L(N, D) = E + A / N^a + B / D^b.
 
-One law for each optimizer, with E in common, N all parameters: Hoffmann et al.
-(arXiv 2203.15556), approach 3, by Huber's loss on log L. The loss is summed
-over the runs, since a mean ends the descent too early (arXiv 2404.10102). Every
-loss is that of a run to its end.
+One law per optimizer, all sharing E; N counts all parameters. Hoffmann et al.
+(arXiv 2203.15556), approach 3: Huber loss on log L, summed over the runs, since
+a mean ends the descent too early (arXiv 2404.10102). Losses are those of
+completed runs.
 
-Letters of shapes: P runs, U unknowns, R redrawn sets of runs, N sizes.
+Shapes: P runs, U unknowns, R redrawn sets of runs, N sizes.
 """
 
 import dataclasses
@@ -21,28 +21,28 @@ from steepest.report import statistics, words
 from steepest.report.speed import BASELINE
 from steepest.report.statistics import Array
 
-# Five unknowns of an optimizer, of which three are of the sizes.
+# An optimizer has five unknowns, of which three depend on the sizes.
 FEWEST_SIZES = 3
 FEWEST_POINTS = 6
-# Of Huber's loss, in log L (arXiv 2203.15556).
+# Of the Huber loss, in log L (arXiv 2203.15556).
 _DELTA = 1e-3
 _EXPONENTS = (0.02, 3.0)
-# Where the descents start: E as a share of the lowest loss, and exponents.
+# Starting points of the descents: E as a share of the lowest loss, exponents.
 _FLOORS = (0.3, 0.6, 0.9)
 _STARTS = (0.25, 0.7)
-# Sets of runs that are redrawn.
+# Number of bootstrap sets.
 REDRAWN = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-  """The fitted losses of some optimizers over sizes and tokens.
+  """The fitted laws of some optimizers.
 
   Attributes:
     optimizers: in the order of the unknowns.
     unknowns_U: log E, then log A, a, log B, b of each optimizer, with A and B
       in units of the loss at `unit`.
-    redrawn_RxU: the same, fitted to redrawn runs.
+    redrawn_RxU: the same, fitted to each redrawn set.
     unit: geometric means of parameters and tokens.
     freedom: runs minus unknowns.
   """
@@ -56,13 +56,13 @@ class Law:
   def tokens_for(
     self, optimizer: str, parameters: float, loss: Any, redrawn: bool = False
   ) -> Array:
-    """Returns D with L(N, D) = loss; NaN where no number of tokens does.
+    """Returns D with L(N, D) = loss; NaN where there is none.
 
     Args:
       optimizer: whose law.
       parameters: N.
-      loss: a number, or where `redrawn`, also one for each set.
-      redrawn: whether to answer by each redrawn set (R) instead of the fit.
+      loss: a number; with `redrawn`, also one for each set.
+      redrawn: whether to use each redrawn set (R) instead of the fit.
     """
     floor, scale, alpha, budget, beta = self.terms(optimizer, redrawn)
     size = np.log(parameters / self.unit[0])
@@ -91,7 +91,7 @@ class Law:
 
 
 def why_not(points: pd.DataFrame) -> str:
-  """Says why an optimizer's runs do not carry a law; '' where they do.
+  """Says why an optimizer's runs do not determine a law; '' if they do.
 
   Args:
     points: parameters, tokens and loss of each of its runs.
@@ -113,17 +113,17 @@ def why_not(points: pd.DataFrame) -> str:
 
 
 def fit(points: pd.DataFrame, seed: int = 0) -> Law:
-  """Fits the law of all optimizers that the runs carry.
+  """Fits the laws of all optimizers whose runs determine one.
 
-  Runs are redrawn by their residuals, scaled up for the unknowns: those of all
-  seeds and points of an optimizer stand for each other's.
+  The bootstrap resamples residuals, scaled up for the unknowns, among all runs
+  of an optimizer.
 
   Args:
     points: optimizer, parameters, tokens and loss of each run.
-    seed: of what is redrawn.
+    seed: of the bootstrap.
 
   Raises:
-    ValueError: no optimizer's runs carry one, or no exponent in range fits.
+    ValueError: no optimizer's runs determine one, or no exponent in range fits.
   """
   reasons = {str(name): why_not(of) for name, of in points.groupby('optimizer')}
   names = tuple(name for name, reason in reasons.items() if not reason)
@@ -156,7 +156,7 @@ def fit(points: pd.DataFrame, seed: int = 0) -> Law:
 
 
 def _starts(lowest: float, count: int) -> list[Array]:
-  """Returns unknowns of so many optimizers to descend from."""
+  """Returns the unknowns of `count` optimizers to descend from."""
   starts = []
   for floor, a, b in itertools.product(_FLOORS, _STARTS, _STARTS):
     part = lowest + math.log((1 - floor) / 2)
@@ -172,7 +172,7 @@ def _redraw(
   freedom: int,
   seed: int,
 ) -> Array:
-  """Fits the law anew to runs with residuals of others of their optimizer."""
+  """Refits the law to runs with residuals resampled within each optimizer."""
   rng, whose_P = np.random.default_rng(seed), design[0]
   residual_P = _residuals(fitted_U, *design, log_loss_P)
   smooth_P = log_loss_P + residual_P
@@ -190,7 +190,7 @@ def _redraw(
 def _terms(
   unknowns_U: Array, whose_P: Any, size_P: Array, read_P: Array
 ) -> Any:
-  """Returns E, and what size and tokens add to it, for each run."""
+  """Returns E and the terms of size and tokens, for each run."""
   scale_P, alpha_P, budget_P, beta_P = unknowns_U[1:].reshape(-1, 4)[whose_P].T
   return (
     np.exp(unknowns_U[0]),
@@ -255,14 +255,14 @@ def trend(
   """Returns the speed-up of an optimizer's law over the baseline's by size.
 
   Args:
-    law: that both are in.
-    optimizer: which is compared.
-    ratio: its tokens for each parameter.
+    law: holds both.
+    optimizer: to compare.
+    ratio: its tokens per parameter.
     sizes_N: numbers of parameters.
 
   Returns:
-    parameters, speedup, low, high (95 %, of the redrawn laws); NaN where the
-    baseline would need no finite number of tokens.
+    parameters, speedup, low, high (95 %, of the redrawn laws); NaN where no
+    finite number of tokens would do for the baseline.
   """
   rows = []
   for size in sizes_N:

@@ -1,4 +1,4 @@
-"""One HTML file that needs no net: sections, figures and their data."""
+"""A self-contained HTML page: sections, figures and their data."""
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,13 +41,13 @@ def write(
   """Writes a page and returns its path.
 
   Args:
-    path: of the file; replaced as a whole.
-    title: plain text, as all that follows.
+    path: of the file; replaced atomically.
+    title: plain text, as is everything below.
     subtitle: below it.
     sections: in order.
-    optimizers: all that the page names, which gives each its colour.
+    optimizers: all that the page names; determines their colours.
     answers: at the top.
-    origin: name → value, where the numbers are from; at the bottom.
+    origin: name → value: where the numbers are from; at the bottom.
   """
   figures = {
     f'plot-{figure.key}': figure.content
@@ -85,7 +85,7 @@ def replace(path: pathlib.Path, content: str) -> pathlib.Path:
 
 
 def _merged(answers: Sequence[section.Answer]) -> list[section.Answer]:
-  """Returns the answers, those that say the same as one."""
+  """Returns the answers with equal ones merged."""
   subjects: dict[section.Answer, list[str]] = {}
   for answer in answers:
     said = dataclasses.replace(answer, subject='')
@@ -109,13 +109,13 @@ def _environment() -> jinja2.Environment:
 
 @functools.cache
 def _plotly() -> str:
-  """Returns the plot library, packed: a third of the size."""
+  """Returns the plot library compressed to a third of its size."""
   packed = gzip.compress(offline.get_plotlyjs().encode(), mtime=0)
   return base64.b64encode(packed).decode()
 
 
 def _spans(columns: Sequence[section.Column]) -> list[tuple[str, int]]:
-  """Returns the titles over columns, each with its number of columns."""
+  """Returns the titles above the columns and how many columns each spans."""
   if not any(column.over for column in columns):
     return []
   return [
@@ -125,7 +125,7 @@ def _spans(columns: Sequence[section.Column]) -> list[tuple[str, int]]:
 
 
 def _shared(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-  """Returns the figures with positions that traces share written once."""
+  """Returns the figures with positions shared by traces written once."""
   positions: dict[str, int] = {}
   thinner = {}
   for key, content in figures.items():
@@ -144,14 +144,14 @@ def _shared(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _resource(name: str) -> Markup:
-  """Returns a file of ours as it is; nothing of a run is in it."""
+  """Returns a packaged file verbatim; it holds nothing from a run."""
   return Markup(
     (pathlib.Path(__file__).parent / 'templates' / name).read_text('utf-8')
   )
 
 
 def _script_json(value: Any) -> Markup:
-  """Returns JSON that cannot end the script element that it stands in."""
+  """Returns JSON that cannot end its enclosing script element."""
   dumped = json.dumps(
     _finite(value),
     separators=(',', ':'),
@@ -162,7 +162,7 @@ def _script_json(value: Any) -> Markup:
 
 
 def _finite(value: Any) -> Any:
-  """Returns `value` with null for numbers that JSON has no word for."""
+  """Returns `value` with null for numbers that JSON cannot represent."""
   if isinstance(value, Mapping):
     return {str(key): _finite(item) for key, item in value.items()}
   if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
 """Two models that answered the same questions, compared question by question.
 
-What is hard is hard for both, so differences question by question are told
-from zero sooner than the accuracies of two models on unlike questions.
+Hard questions are hard for both models, so paired differences need fewer
+questions than unpaired accuracies.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ from steepest.report import (
 )
 
 _FILES = ('results.json', 'predictions.jsonl', 'requests.jsonl')
-# What else than a report is read of them, by reading.KINDS.
+# Kinds of the keys that only this comparison reads, by reading.KINDS.
 _INFO = {
   'model': 'text',
   'limit': 'count',
@@ -60,11 +60,11 @@ _RULES = (
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """What launch.evaluate, or a run in its workdir, left.
+  """The files that launch.evaluate, or a run in its workdir, wrote.
 
   Attributes:
-    path: directory that holds results.json.
-    info: how the model was scored, as results.json has it.
+    path: directory of results.json.
+    info: how the model was scored, as in results.json.
     metrics: task or group → metric → value.
     answers: task, metric, question, value: 1 if right, 0 if wrong; for
       `perplexity` the log-likelihood.
@@ -99,7 +99,7 @@ class Pairing:
 
 
 def read(directory: str | os.PathLike[str]) -> Evaluation:
-  """Reads DIR/results.json and what lies beside it, or DIR/eval/….
+  """Reads results.json and its neighbours from DIR or DIR/eval.
 
   Raises:
     FileNotFoundError: there is none.
@@ -122,7 +122,7 @@ def read(directory: str | os.PathLike[str]) -> Evaluation:
     (r['task'], r['metric'], r['doc_id'], float(r['pred'] == r['gold']))
     for r in runs.read_predictions(path / 'predictions.jsonl')
   ]
-  # Tasks of one continuation have their answers in the requests.
+  # Tasks with a single continuation keep their answers in the requests.
   of_words = {name for name, of in metrics.items() if 'perplexity' in of}
   requests = reading.json_lines(path / 'requests.jsonl', 'evaluate again')
   for number, r in enumerate(requests if of_words else (), 1):
@@ -142,8 +142,7 @@ def compare(first: Evaluation, second: Evaluation) -> Pairing:
   """Compares two evaluations on every task and metric that both have.
 
   Raises:
-    ValueError: a task that both have was asked with other questions, or there
-      is none that both have.
+    ValueError: a shared task had different questions, or no task is shared.
   """
   found = [
     {(t, m) for t, of in e.metrics.items() for m in runs.METRICS if m in of}
@@ -191,7 +190,7 @@ def _leaves(task: str) -> tuple[str, ...]:
 
 
 def _values(of: Evaluation, task: str, metric: str) -> pd.Series:
-  """Returns the answers to a task's questions, or a group's."""
+  """Returns the answers to the questions of a task or a group."""
   answers = of.answers
   held = answers[
     answers['task'].isin(_leaves(task)) & (answers['metric'] == metric)
@@ -205,7 +204,7 @@ def _values(of: Evaluation, task: str, metric: str) -> pd.Series:
 
 
 def _check_same(first: Evaluation, second: Evaluation, task: str) -> None:
-  """Raises a ValueError if a task's files or its solved examples differ."""
+  """Raises ValueError if a task's files or its few-shot examples differ."""
   files = {tasks.TASKS[t].file for t in _leaves(task) if t in tasks.TASKS}
   for name in sorted(first.info['data'].keys() & second.info['data'].keys()):
     stem = pathlib.Path(name).name.split('.')[0].removesuffix('_dev')
@@ -252,7 +251,7 @@ def _notes(
 
 
 def summary(pairing: Pairing) -> str:
-  """Says in a sentence which model is better at what."""
+  """Says in one sentence which model is better at what."""
   pairs = pairing.pairs
   clauses = []
   for letter, sign in (('A', 1), ('B', -1)):
@@ -278,7 +277,7 @@ def _name(pair: Mapping[str, Any]) -> str:
 
 
 def table(pairing: Pairing) -> pd.DataFrame:
-  """Returns the differences as texts, under the heads of the page."""
+  """Returns the differences as text, under the page's column heads."""
   rows = []
   for pair in pairing.pairs.to_dict('records'):
     unit = words.unit(f'{pair["task"]}/{pair["metric"]}')
@@ -325,9 +324,9 @@ def write(
   """Writes compare.html and compare.csv; returns the page's path.
 
   Args:
-    pairing: what is shown.
-    out_dir: made where it is missing.
-    origin: name → value: command, date and what else is known.
+    pairing: to show.
+    out_dir: created if missing.
+    origin: name → value: command, date and so on.
   """
   out = pathlib.Path(out_dir)
   out.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ from steepest.report import (
 )
 from steepest.report.tables import Comparison
 
-# The topics of the page in their order.
+# The topics of the page, in order.
 SECTIONS: tuple[Callable[[Comparison], list[section.Section]], ...] = (
   speed.trade_off,
   results.sections,
@@ -47,7 +47,7 @@ SECTIONS: tuple[Callable[[Comparison], list[section.Section]], ...] = (
   widths.sections,
   fairness.sections,
 )
-# Of a comparison, what its tables do not hold.
+# Frames of a comparison that are not in its tables.
 _CONCLUDED = (
   'verdicts',
   'pairs',
@@ -56,7 +56,7 @@ _CONCLUDED = (
   'fairness',
   'left_out',
 )
-# Frames of more rows stand in tables/ alone.
+# Frames too long for the JSON: they are in tables/ only.
 _LONG = ('points', 'answers')
 
 
@@ -75,12 +75,12 @@ def run(
   Args:
     paths: of runs, or of a report's tables.
     out_dir: as in `write`.
-    command: likewise.
+    command: as in `write`.
     known: as in `tables.read`.
     console: for the table of results.
-    insist: as in verdicts.compare.
-    step_times: file of `runs.read_timing`; '': the studies' own.
-    claims_too: whether claims.md is written.
+    insist: as in `verdicts.compare`.
+    step_times: file for `runs.read_timing`; '': the studies' own.
+    claims_too: whether to write claims.md.
 
   Returns:
     The path of report.html.
@@ -103,9 +103,9 @@ def write(
   """Writes report.html, report.md, report.json, verdicts.csv and tables/.
 
   Args:
-    comparison: what to show.
+    comparison: to show.
     out_dir: directory for the files; created if missing.
-    command: what was run, for the footer.
+    command: the command line, for the footer.
 
   Returns:
     The path of report.html.
@@ -172,7 +172,7 @@ def _subtitle(comparison: Comparison) -> str:
 
 
 def _origin(comparison: Comparison, command: Sequence[str]) -> dict[str, str]:
-  """Returns where the numbers are from, as names and values."""
+  """Returns where the numbers are from, as name → value."""
   held = comparison.tables.runs
 
   def distinct(column: str) -> str:

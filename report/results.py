@@ -32,7 +32,7 @@ _NOTE = (
 
 
 def answers(comparison: Comparison) -> list[section.Answer]:
-  """Returns what is said of each group before anything else."""
+  """Returns the answers at the top of the page, one per group."""
   return [
     section.Answer(
       words.named(group),
@@ -45,10 +45,10 @@ def answers(comparison: Comparison) -> list[section.Answer]:
 
 
 def _answer(comparison: Comparison, group: str) -> str:
-  """Returns who has the lowest loss, and who wins what else."""
+  """Returns who has the lowest loss, and who wins the other columns."""
   text = _lowest_loss(comparison, group)
   v = comparison.verdicts
-  # Training time and tokens per second are one measurement.
+  # Training time and tokens per second are the same measurement.
   rest = ~v['column'].isin(['eval_loss', 'tokens_per_second'])
   won = v[(v['group'] == group) & (v['winner'] != '') & rest]
   parts = [
@@ -119,7 +119,7 @@ def sections(comparison: Comparison) -> list[section.Section]:
   if len(listed):
     frame = listed.reset_index()
     frame['group'] = frame['group'].map(words.named)
-    # Groups that say the same stand in one row.
+    # Groups with the same reason share a row.
     by = ['column', 'reason']
     frame = frame.groupby(by, sort=False)['group'].agg(' · '.join).reset_index()
     heads = {'group': 'Group', 'column': 'Columns', 'reason': 'Reason'}
@@ -136,7 +136,7 @@ def sections(comparison: Comparison) -> list[section.Section]:
 
 
 def without_mup(comparison: Comparison) -> list[str]:
-  """Says for which optimizers no µP rule is known, a sentence each."""
+  """Returns a sentence for each optimizer without a known µP rule."""
   runs = comparison.tables.runs
   if 'env.optimizer.has_mup_rule' not in runs:
     return []
@@ -185,7 +185,7 @@ def _cell(unit: words.Unit, row: Mapping[str, Any], wins: bool) -> Cell | None:
   if pd.isna(row['mean']):
     return None
   error = row['sd'] if math.isnan(row['chance']) else row['stderr']
-  # What is counted differs by rounding alone.
+  # Counts differ only by rounding.
   note = f'± {unit.number(error)}' if error > 1e-9 * row['mean'] else ''
   style = 'best' if wins else ''
   return Cell(unit.number(row['mean']), note, float(row['mean']), style=style)
@@ -221,7 +221,7 @@ def _plain(cell: Cell | str) -> str:
 
 
 def plain_notes(comparison: Comparison) -> list[str]:
-  """Returns the lines below the table where it is text."""
+  """Returns the lines below the plain-text table."""
   said = [
     (words.named(group), divergences.sentence(comparison, group))
     for group in comparison.groups
@@ -231,7 +231,7 @@ def plain_notes(comparison: Comparison) -> list[str]:
 
 
 def print_table(comparison: Comparison, console: Console) -> None:
-  """Prints the results, every benchmark's among them, and the answers."""
+  """Prints the results, benchmark scores included, and the answers."""
   lines = []
   if comparison.insisted and comparison.fairness['refuses'].any():
     console.print(_INSISTED, markup=False)

@@ -1,8 +1,8 @@
 """Run directories as frames: what was set, what happened, what was scored.
 
-Read as they are written today and as they were before: config.json, env.json,
-metrics.jsonl, summary.json, eval/results.json, eval/predictions.jsonl, and of a
-study config.json and timing.json.
+Reads today's and earlier formats of config.json, env.json, metrics.jsonl,
+summary.json, eval/results.json and eval/predictions.jsonl, and a study's
+config.json and timing.json.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ from pyarrow import json as arrow_json
 from steepest.data import reading
 from steepest.eval import tasks
 
-# Every run has these; anything else is read by whoever needs it.
+# Keys of every run's config; others are read where they are needed.
 _REQUIRED = (
   dict.fromkeys(
     'stage model.name optimizer.name parametrization.kind'.split(), 'text'
@@ -31,8 +31,8 @@ _REQUIRED = (
   )
   | {'seed': 'count', 'optimizer.lr': 'number above 0'}
 )
-# File → what its keys hold, by reading.KINDS.
 _STATUSES = ('finished', 'diverged', 'pruned')
+# Kinds of the keys of each file, by reading.KINDS.
 _SUMMARY = {
   'status': 'text',
   'steps': 'count',
@@ -77,9 +77,9 @@ _TIMING = {'device': 'text', 'commit': 'text', 'groups': 'list of objects'}
 _GROUP = {'group': 'object', 'repeats': 'list of objects'}
 _AGAIN = 'write the file again or remove the run'
 METRICS = ('acc', 'acc_norm', 'perplexity')
-# Logged points kept of a run, beside all that have an evaluation.
+# Logged points kept per run, besides all evaluations.
 _POINTS = 400
-# Bytes of rows that are read at a time.
+# Bytes of rows read at a time.
 _BLOCK = 1 << 24
 
 
@@ -99,11 +99,11 @@ COLUMNS = {
 
 
 class Known(NamedTuple):
-  """What is known of configurations, today's and earlier ones.
+  """What is known about configurations, today's and earlier ones.
 
   Attributes:
-    defaults: groups and keys; what a run's config lacks, because it was made
-      before there was the key, is taken from here.
+    defaults: groups and keys; supplies keys that a run's config lacks because
+      it predates them.
     ignored: keys that have no effect.
     study: defaults of the group that studies add.
     ranges: key → least and largest value.
@@ -130,8 +130,8 @@ def read(
   """Returns the frames of `tables.Tables` by name.
 
   Args:
-    directories: resolved path → path as it was given.
-    known: of their configurations.
+    directories: resolved path → path as given.
+    known: about their configurations.
 
   Raises:
     ValueError: a file is not valid or lacks a key.
@@ -160,7 +160,7 @@ def read(
 
 
 def as_frame(name: str, parts: Sequence[Any]) -> pd.DataFrame:
-  """Returns the frame of a table, with its columns where it has no row."""
+  """Returns the frame of a table, with its columns even if it has no rows."""
   columns = list(COLUMNS[name]) if name in COLUMNS else None
   if not parts:
     return pd.DataFrame(columns=columns)
@@ -180,7 +180,7 @@ def _study_of(directory: pathlib.Path) -> pathlib.Path | None:
 
 
 def _read_config(directory: pathlib.Path, known: Known) -> dict[str, Any]:
-  """Returns a config.json whose values are of the kinds of the defaults."""
+  """Returns a config.json, its values checked against the defaults' kinds."""
   path = directory / 'config.json'
   config = reading.json_object(path, _AGAIN)
   defaults = {**known.defaults, 'study': known.study}
@@ -209,7 +209,7 @@ def _check_config(
 
 
 def _kind(key: str, default: Any) -> str:
-  """Returns what a key of a config holds, by reading.KINDS."""
+  """Returns the kind of a config key's value, by reading.KINDS."""
   if key.startswith(('lrs_', 'space_')):
     return 'list of numbers'
   for kind, name in (
@@ -285,7 +285,7 @@ def _read_run(
 
 
 def _stem(name: str) -> str:
-  """Returns what a model or an optimizer at a path is called."""
+  """Returns the name of a model or an optimizer given by path."""
   return pathlib.Path(name).stem if name.endswith('.py') else name
 
 
@@ -327,7 +327,7 @@ def _read_points(path: pathlib.Path) -> pd.DataFrame:
     evaluations = [n for n in frame if n.startswith('eval/')]
     ends_P = np.isin(index_P, regular)
     ends_P |= frame[evaluations].notna().any(axis=1).to_numpy()
-    # A point has the rows up to one of these.
+    # A point covers the rows up to and including one of these.
     point_P = points + np.cumsum(ends_P) - ends_P
     of_point = frame.groupby(point_P)
     sums.append(of_point.sum())
@@ -339,7 +339,7 @@ def _read_points(path: pathlib.Path) -> pd.DataFrame:
   total, count = (pd.concat(of).groupby(level=0).sum() for of in (sums, counts))
   means = total / count
   last = pd.concat(lasts).groupby(level=0).nth(-1)
-  # Step, tokens, seconds and rate are those of a point's last row.
+  # Step, tokens, seconds and learning rate are those of a point's last row.
   for name in ('step', 'tokens', 'seconds', 'lr'):
     if name in means:
       means[name] = last[name]
@@ -348,13 +348,15 @@ def _read_points(path: pathlib.Path) -> pd.DataFrame:
 
 
 def _regular(n: int) -> np.ndarray:
-  """Returns the rows that a thinned curve's points end with, evaluations
-  aside."""
+  """Returns the last row of each point of a thinned curve.
+
+  Evaluations are added to them.
+  """
   return np.linspace(0, n - 1, min(n, _POINTS)).round().astype(int)
 
 
 def _count_rows(path: pathlib.Path) -> int:
-  """Returns how many rows a file has, without one that is cut short."""
+  """Returns how many complete rows a file has."""
   count = 0
   with path.open('rb') as file:
     while content := file.read(_BLOCK):
@@ -366,10 +368,10 @@ def _count_rows(path: pathlib.Path) -> int:
 
 
 def _frames(path: pathlib.Path) -> Iterator[pd.DataFrame]:
-  """Yields the rows of metrics.jsonl, many at a time, all of numbers.
+  """Yields the rows of metrics.jsonl in blocks of numbers.
 
   Raises:
-    ValueError: a row holds anything else; names it.
+    ValueError: a row holds anything else; names the row.
   """
   hint = 'start the run again from its checkpoint or remove it'
   for first, content in reading.line_blocks(path, _BLOCK):
@@ -387,8 +389,8 @@ def _frames(path: pathlib.Path) -> Iterator[pd.DataFrame]:
 
 
 def _numbers(content: bytes) -> pd.DataFrame | None:
-  """Returns rows of numbers; None where anything is out of the ordinary."""
-  # Arrow's stack overflows on values that are nested some 20,000 deep.
+  """Returns rows of numbers; None if anything is out of the ordinary."""
+  # Arrow's stack overflows on values nested some 20,000 deep.
   if b'[' in content or content.count(b'{') > content.count(b'\n') + 1:
     return None
   options = arrow_json.ReadOptions(block_size=len(content) + 1)
@@ -431,7 +433,7 @@ def _read_scores(path: pathlib.Path, name: str) -> dict[str, pd.DataFrame]:
           'task': task,
           'metric': metric,
           'value': float(metrics[metric]),
-          # Too few questions to estimate it: the largest that it can be.
+          # Too few questions to estimate it: take the largest possible.
           'stderr': 0.5 / metrics['n'] ** 0.5 if error is None else error,
           'n': int(metrics['n']),
           'chance': float(info['chance'][task]) if chance else math.nan,
@@ -459,7 +461,7 @@ def _read_scores(path: pathlib.Path, name: str) -> dict[str, pd.DataFrame]:
 def read_results(
   path: pathlib.Path,
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-  """Returns how scores came about, and task → its scores, of a results.json.
+  """Returns how a results.json was scored, and task → its scores.
 
   Raises:
     FileNotFoundError: there is none.
@@ -513,12 +515,12 @@ def read_timing(path: pathlib.Path, study: str = '') -> list[dict[str, Any]]:
 
   Args:
     path: JSON: device, commit and groups, each with its group (architecture
-      and axes) and repeats in the order they were run: optimizer and
+      and axes) and repeats in the order they ran: optimizer and
       seconds_per_step, a number or a list.
-    study: name of the study it belongs to; '' for any.
+    study: name of its study; '' for any.
 
   Raises:
-    ValueError: the file is not of that form.
+    ValueError: the file does not have that form.
   """
   timing = reading.json_object(path)
   reading.require(timing, _TIMING, str(path))

@@ -1,11 +1,11 @@
-"""What an optimizer saves at each token budget and size of model.
+"""An optimizer's speed-up at each token budget and model size.
 
-Its speed-up at a size is the tokens that the baseline needs there for the same
-loss, over those used (arXiv 2509.02046). It is read between the baseline's own
-budgets of that size, whatever any formula says; beyond them, and beyond the
-sizes, off the law of report/laws.py.
+The speed-up at a size is the tokens that the baseline needs there for the same
+loss, over those used (arXiv 2509.02046). Between the baseline's budgets of that
+size it is interpolated, without any law; beyond them, and beyond the sizes, it
+is read off the law of report/laws.py.
 
-Letters of shapes: B budgets.
+Shapes: B budgets.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,25 +22,25 @@ from steepest.report.section import Column
 from steepest.report.speed import BASELINE
 from steepest.report.statistics import Array
 
-# The largest size that is drawn, over the largest measured.
+# The largest size drawn, over the largest measured.
 _BEYOND = 10.0
-# Of speed-ups.
+# Axis ticks of speed-ups.
 _TICKS = [0.2, 0.3, 0.5, 0.7, 1, 1.2, 1.5, 2, 3, 5]
 
 
 def speedups(points: pd.DataFrame, law: Law | None) -> pd.DataFrame:
-  """Reads every optimizer's runs off the baseline.
+  """Returns every optimizer's speed-up over the baseline.
 
-  The interval has the seeds of both optimizers as sources of variance, each the
-  same at all points of an optimizer; beyond the baseline's budgets that of the
-  redrawn law instead of the baseline's seeds.
+  The interval combines the seed variances of both optimizers, each pooled over
+  an optimizer's points; beyond the baseline's budgets, the variance of the
+  redrawn law replaces that of the baseline's seeds.
 
   Args:
     points: optimizer, parameters, tokens and loss of each run.
-    law: of the baseline; None: nothing is read beyond its budgets.
+    law: of the baseline; None: nothing beyond its budgets.
 
   Returns:
-    One row an optimizer, size and budget: optimizer, parameters, tokens, loss
+    One row per optimizer, size and budget: optimizer, parameters, tokens, loss
     (mean over seeds), n, speedup, low, high (95 %), extrapolated.
   """
   cells = points.groupby(['optimizer', 'parameters', 'tokens'])['loss']
@@ -101,11 +101,11 @@ def speedups(points: pd.DataFrame, law: Law | None) -> pd.DataFrame:
 
 
 def tokens_between(own: pd.DataFrame, loss: float) -> float:
-  """Returns the tokens that a loss takes by some budgets; NaN beyond them.
+  """Returns the tokens that reach a loss, interpolated; NaN beyond budgets.
 
   Args:
-    own: tokens and mean loss of each budget, tokens rising.
-    loss: to read.
+    own: tokens and mean loss of each budget, tokens ascending.
+    loss: to reach.
   """
   found = _read(own['tokens'].to_numpy(), own['loss'].to_numpy(), loss)
   return math.nan if found is None else math.exp(found[0])
@@ -114,11 +114,11 @@ def tokens_between(own: pd.DataFrame, loss: float) -> float:
 def _between(
   own: pd.DataFrame, loss: float, spread: tuple[float, int]
 ) -> tuple[float, float, tuple[float, int]] | None:
-  """Reads a loss between a size's budgets.
+  """Interpolates a loss between a size's budgets.
 
   Returns:
-    log of the tokens, its slope over the loss, and the variance that the
-    baseline's seeds give it with their degrees of freedom; None beyond them.
+    Log of the tokens, its slope over the loss, and its variance from the
+    baseline's seeds with their degrees of freedom; None beyond the budgets.
   """
   read = _read(own['tokens'].to_numpy(), own['mean'].to_numpy(), loss)
   if read is None:
@@ -131,13 +131,13 @@ def _between(
 def _read(
   tokens_B: Array, losses_B: Array, loss: float
 ) -> tuple[float, float, Array] | None:
-  """Reads a loss by the parabola over log tokens through three budgets.
+  """Interpolates a loss by a parabola over log tokens through three budgets.
 
-  Of two budgets by the straight line.
+  With two budgets, by a straight line.
 
   Returns:
-    log of the tokens, its slope over the loss, and what each budget's loss adds
-    to the curve there; None where no two neighbours have the loss between them.
+    Log of the tokens, its slope over the loss, and the weight of each budget's
+    loss there; None if no two neighbouring budgets bracket the loss.
   """
   logs_B = np.log(tokens_B)
   for i in range(len(logs_B) - 1):
@@ -159,7 +159,7 @@ def _read(
 def models(comparison: tables.Comparison) -> dict[str, pd.DataFrame]:
   """Returns runs of models with several sizes or budgets, as `fit` takes them.
 
-  By model and the axes but width, depth and tokens.
+  Keyed by model and all axes but width, depth and tokens.
   """
   found = {}
   columns = ['optimizer', 'parameters', 'planned_tokens', 'eval_loss']
@@ -201,7 +201,7 @@ def sections(comparison: tables.Comparison) -> list[section.Section]:
 def _losses(
   comparison: tables.Comparison, looks: Mapping[str, Mapping[str, str]]
 ) -> list[section.Block]:
-  """Draws final losses over token budgets, a panel a model and its size."""
+  """Draws final losses over token budgets, one panel per model and size."""
   panels = [
     (model, runs)
     for model, runs in tables.by_model(comparison, ('tokens',))
@@ -298,7 +298,7 @@ def _figure(
 def _marks(
   own: pd.DataFrame, name: str, panel: int, look: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-  """Returns an optimizer's speed-ups, open where they are off a law."""
+  """Returns marks of an optimizer's speed-ups, hollow where extrapolated."""
   return [
     theme.trace(
       name,
@@ -307,7 +307,7 @@ def _marks(
       part['speedup'],
       'beyond the budgets' if beyond else 'measured',
       look,
-      # Plotly's bars of unequal length.
+      # Plotly's asymmetric error bars.
       error_y={
         'type': 'data',
         'array': theme.rounded(part['high'] - part['speedup']),

@@ -8,7 +8,7 @@ import pandas as pd
 from steepest.report import section, tables, theme, verdicts, words
 from steepest.report.section import Cell, Column
 
-# Of a benchmark's row, the share in which the optimizers' marks lie.
+# Share of a benchmark's row that the optimizers' marks span.
 _SPREAD = 0.7
 
 
@@ -55,9 +55,9 @@ def _questions(scores: pd.DataFrame, names: Sequence[str]) -> str:
 def _figure(
   comparison: tables.Comparison, held: pd.DataFrame, names: Sequence[str]
 ) -> section.Figure:
-  """Draws accuracies with standard errors and chance, a panel a group.
+  """Draws accuracies with standard errors and chance, one panel per group.
 
-  A row is a benchmark; the optimizers' marks lie below one another in it.
+  Each row is a benchmark, in which the optimizers' marks are stacked.
   """
   held = held[held['column'].isin(names)]
   groups = [g for g in comparison.groups if g in set(held['group'])]
@@ -120,7 +120,7 @@ def _figure(
 
 
 def _guessing(of_group: pd.DataFrame, panel: int) -> dict[str, Any]:
-  """Draws the accuracy of guessing through each benchmark's row."""
+  """Draws chance accuracy across each benchmark's row."""
   chance = of_group.drop_duplicates('column').dropna(subset='chance')
   return theme.chance(
     [100 * c for c in chance['chance'] for _ in range(3)],
@@ -136,7 +136,7 @@ def _guessing(of_group: pd.DataFrame, panel: int) -> dict[str, Any]:
 def _table(
   comparison: tables.Comparison, held: pd.DataFrame, names: Sequence[str]
 ) -> section.Table:
-  """Returns mean ± standard error, a row an optimizer."""
+  """Returns mean ± standard error, one row per optimizer."""
 
   def cell(row: Any) -> Cell:
     unit = words.unit(row['column'])

@@ -1,7 +1,7 @@
-"""What a page is made of: sections of paragraphs, tables and figures.
+"""The parts of a page: sections of paragraphs, tables and figures.
 
-Every text is plain text and is escaped where the page is written; nothing here
-is HTML. A topic is one file with its table, its figure and its words. It has
+Every text is plain and is escaped when the page is written; nothing here is
+HTML. A topic is one file with its table, its figure and its text. It defines
 
     def sections(comparison: tables.Comparison) -> list[Section]
 
@@ -24,10 +24,10 @@ class Cell:
   Attributes:
     text: what is shown.
     note: a smaller line below it.
-    value: the number of which `text` is a rounding; shown while pointed at.
-    optimizer: optimizer.name, whose line sample stands before the text.
+    value: the number that `text` rounds; shown on hover.
+    optimizer: optimizer.name, whose line sample precedes the text.
     style: 'best' (bold), 'bad', 'soft', or '' for plain.
-    hint: shown while pointed at.
+    hint: shown on hover.
   """
 
   text: str
@@ -44,11 +44,11 @@ class Column:
 
   Attributes:
     title: its head.
-    unit: a smaller line below the title; all numbers of a column have one.
-    number: whether its cells are right-aligned and never broken.
-    over: title that neighbouring columns share; '' where none does.
+    unit: a smaller line below the title; of all numbers in the column.
+    number: whether its cells are right-aligned and never wrapped.
+    over: title shared with neighbouring columns; '' for none.
     form: format of the numbers that `Table.of` finds in it.
-    best: column of the frame that says which of its cells are bold.
+    best: column of the frame that says which cells are bold.
   """
 
   title: str
@@ -64,12 +64,12 @@ class Table:
   """A table; the first cell of a row is its head.
 
   Attributes:
-    title: names it to those who cannot see it, and where it is folded away.
+    title: for screen readers, and shown while it is folded.
     columns: with their heads.
-    rows: a cell for each column, a str for a plain one. A row that is a str is
-      a heading over the rows below it.
+    rows: one cell per column; a str is a plain cell. A row that is a str is a
+      heading for the rows below it.
     note: smaller text below it.
-    folded: whether a click opens it.
+    folded: whether it starts folded.
     style: 'wide' fills the page, 'words' has sentences in its last column.
   """
 
@@ -93,10 +93,10 @@ class Table:
 
     Args:
       title: as above.
-      frame: a row a row; cells are texts, numbers, Cells or missing.
+      frame: one row per row; cells are texts, numbers, Cells or missing.
       columns: by the frame's columns; `optimizer` has the optimizers' names.
-      heading: column of the frame that stands over the rows that share it.
-      **changes: of the other attributes.
+      heading: column of the frame whose values head the rows that share them.
+      **changes: other attributes.
     """
     rows: list[Sequence[Cell | str] | str] = []
     over = None
@@ -124,13 +124,13 @@ def _cell(key: Any, row: Mapping[Any, Any], column: Column) -> Cell | str:
 
 @dataclasses.dataclass(frozen=True)
 class Switch:
-  """A choice of one option: buttons or, of many, a menu.
+  """A choice of one option: buttons or, for many options, a menu.
 
   Attributes:
-    name: key of `when` in the traces that it shows and hides. Switches of one
-      name are one switch.
-    label: stands before it.
-    options: value → text; the first is chosen.
+    name: key of `when` in the traces that it shows and hides. Switches with the
+      same name act as one.
+    label: precedes it.
+    options: value → text; the first is preselected.
   """
 
   name: str
@@ -143,13 +143,13 @@ class Figure:
   """A Plotly figure.
 
   Attributes:
-    key: of its element, once on a page.
-    title: what it shows, for those who cannot see it.
+    key: id of its element, unique on a page.
+    title: what it shows, for screen readers.
     caption: below it.
-    content: `data` and `layout` of Plotly, the layout from theme.layout, and
-      what page.js reads, see theme.py.
+    content: Plotly's `data` and `layout` (from theme.layout), and what page.js
+      reads; see theme.py.
     switches: above it.
-    optimizers: optimizer.name → name of those that buttons show and hide.
+    optimizers: optimizer.name → name, for the buttons that show and hide each.
   """
 
   key: str
@@ -162,7 +162,7 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Note:
-  """A paragraph: 'note' in smaller type, 'warning' not to be missed."""
+  """A paragraph: a 'note' in smaller type, or a prominent 'warning'."""
 
   text: str
   style: str = 'note'
@@ -177,11 +177,11 @@ class Section:
   """A topic of a page.
 
   Attributes:
-    anchor: what links name, once on a page.
+    anchor: target of links, unique on a page.
     title: its heading.
     blocks: in order.
-    folded: whether a click opens it; those that answer the page's question
-      stand open.
+    folded: whether it starts folded; sections that answer the page's question
+      start open.
   """
 
   anchor: str
@@ -197,7 +197,7 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """What the page says of one group of runs, at its top.
+  """The answer for one group of runs, at the top of the page.
 
   Attributes:
     subject: name of the group, such as 'GPT-2, epochs 4'.

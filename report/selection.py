@@ -1,6 +1,6 @@
-"""Which final runs may stand beside one another.
+"""Selects the final runs that may be compared.
 
-Those of a group that are alike in everything but the optimizer and its
+Runs of a group that are alike in everything but the optimizer and its
 hyperparameters, and start from the same weights on the same batch.
 """
 
@@ -12,10 +12,10 @@ import pandas as pd
 from steepest.report import tables
 from steepest.report.tables import Tables
 
-# Of `optimizer.`, what is no optimizer's own.
+# Keys of `optimizer.` that are no optimizer's own.
 SHARED = ('decay_mode', 'clip_norm')
-# Without influence on losses and parameters. The data are compared by their
-# fingerprint, not by where they lie; the benchmarks by their questions.
+# Keys without influence on losses and parameters. Data are compared by
+# fingerprint, not by location; benchmarks by their questions.
 IRRELEVANT = (
   'seed microbatches mesh.data mesh.fsdp mesh.tensor mesh.sequence model.remat '
   'model.scan_layers mesh.shard_optimizer_over_data '
@@ -24,17 +24,17 @@ IRRELEVANT = (
   'checkpoints_at stall_seconds stop_grace_seconds wandb_project '
   'profile_steps debug_nans'
 ).split()
-# By how much the losses before the first update may differ, relatively: they
-# are those of the same weights on the same batch, up to rounding.
+# Relative tolerance of the losses before the first update: the same weights on
+# the same batch, up to rounding.
 _ROUNDING = {'float32': 1e-4}
 _COARSE_ROUNDING = 2e-3
 
 
 def select(tables_: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
-  """Picks the final runs that are compared.
+  """Picks the final runs to compare.
 
-  Of each group the largest set that is alike: with the most optimizers, then
-  the most runs, then read first. Of each optimizer one setting, that of most
+  From each group, the largest set that is alike: with the most optimizers, then
+  the most runs, then read first. From each optimizer, the setting with the most
   seeds.
 
   Returns:
@@ -55,7 +55,7 @@ def select(tables_: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def searched_keys(runs: pd.DataFrame, finals: pd.DataFrame) -> list[str]:
-  """Returns the columns of what studies searched beside the optimizer's own."""
+  """Returns the columns that studies searched besides the optimizer's own."""
   trials = runs[(runs['stage'] == 'tune') & runs['cell'].isin(finals['cell'])]
   return [
     column
@@ -68,12 +68,12 @@ def searched_keys(runs: pd.DataFrame, finals: pd.DataFrame) -> list[str]:
 def told(
   runs: pd.DataFrame, searched: Sequence[str], free: Sequence[str] = ()
 ) -> list[str]:
-  """Returns the columns in which runs of unlike optimizers have to be equal.
+  """Returns the columns in which runs of different optimizers must be equal.
 
   Args:
-    runs: with their columns.
-    searched: of searched_keys, which may differ.
-    free: what else may.
+    runs: whose columns are returned.
+    searched: from searched_keys; these may differ.
+    free: others that may differ.
   """
   skipped = {*searched, *(f'config.{key}' for key in (*IRRELEVANT, *free))}
   columns = [
@@ -147,7 +147,7 @@ def _alike(
 def differences(
   run: Mapping[str, Any], other: Mapping[str, Any], columns: Sequence[str]
 ) -> str:
-  """Says in which columns a run differs from another one."""
+  """Says in which columns two runs differ."""
   return '; '.join(
     f'{column.removeprefix("config.").replace("_", " ")} is '
     f'{_shown(run[column])}, not {_shown(other[column])}'
@@ -161,9 +161,9 @@ def _shown(value: Any) -> str:
 
 
 def _same_start(runs: pd.DataFrame, out: list[tuple[str, str]]) -> pd.DataFrame:
-  """Leaves out runs of other initial weights or another first batch.
+  """Leaves out runs with other initial weights or another first batch.
 
-  Of each seed those stay that most others agree with; of as many, the first.
+  Keeps, for each seed, the largest set of runs that agree; of equals the first.
   """
   dropped = []
   for _, of in runs.groupby('seed'):
@@ -191,7 +191,7 @@ def _same_start(runs: pd.DataFrame, out: list[tuple[str, str]]) -> pd.DataFrame:
 
 
 def searches(trials: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
-  """Returns the trials of each search: of one cell, on one proxy."""
+  """Returns the trials of each search: one cell on one proxy."""
   proxy = ['config.model.width', 'config.model.num_layers', 'planned_tokens']
   keys = ['cell', 'config.parametrization.kind', *proxy]
   keys = [key for key in keys if key in trials]

@@ -1,8 +1,8 @@
-"""Times: the timing pass, the trade-off, the way to AdamW's loss.
+"""Times: the timing pass, time against loss, time to AdamW's loss.
 
-A time is compared only where it was measured to be comparable: by the timing
-pass at the end of a study, in which the optimizers' steps alternate on one
-machine, or by a throughput benchmark. Runs on a busy machine say little.
+Times are compared only if measured for it: by the timing pass at the end of a
+study, which alternates the optimizers' steps on one machine, or by a throughput
+benchmark. Runs on a busy machine say little.
 """
 
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ from steepest.report import section, statistics, theme, words
 from steepest.report.section import Cell, Column
 from steepest.report.tables import Comparison, Tables
 
-# Repeats of one optimizer's steps have to agree within this share.
+# Repeats of one optimizer's steps must agree within this share.
 AGREEMENT = 0.03
-# The optimizer that others are measured against.
+# The optimizer that the others are measured against.
 BASELINE = 'adamw'
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-  """Seconds of a step of each optimizer, measured side by side.
+  """Seconds per step of each optimizer, measured side by side.
 
   Attributes:
     seconds: optimizer → median over repeats.
     repeats: of the optimizer with the fewest.
-    reason: why they decide nothing; '' where they may.
+    reason: why they decide nothing; '' if they may.
   """
 
   seconds: dict[str, float]
@@ -69,7 +69,7 @@ def timing(tables_: Tables, group: str, optimizers: Sequence[str]) -> Timing:
 def fastest(found: Timing) -> tuple[str, str]:
   """Returns the optimizer with the fastest step, or '' and why there is none.
 
-  It is faster than every other one by more than repeats may differ.
+  It beats every other one by more than repeats may differ.
   """
   if found.reason or len(found.seconds) < 2:
     return '', found.reason or 'there is one optimizer to compare'
@@ -106,7 +106,7 @@ def trade_off(comparison: Comparison) -> list[section.Section]:
     of = marks[marks['group'] == group]
     longest = of['seconds'].max() / unit.scale
     if np.ptp(of['seconds']) / unit.scale < 1e-6 * longest:
-      # Plotly cannot label an axis of no width.
+      # Plotly cannot label an axis of zero width.
       ends = [0.9 * longest, 1.1 * longest]
       layout[theme.axis('x', panel)]['range'] = ends
     data += [
@@ -139,7 +139,7 @@ def trade_off(comparison: Comparison) -> list[section.Section]:
 
 
 def _marks(comparison: Comparison) -> pd.DataFrame:
-  """Returns group, optimizer, seconds, loss and what is shown of each."""
+  """Returns group, optimizer, seconds, loss and the display of each."""
   parts = []
   for group in comparison.groups:
     of = comparison.cells
@@ -186,7 +186,7 @@ _SEEN = ('eval_loss', 'seconds', 'accuracy')
 def _told_apart(
   comparison: Comparison, group: str, column: str
 ) -> set[tuple[str, str]]:
-  """Returns (better, worse) of every two that are shown to differ."""
+  """Returns (better, worse) for each pair shown to differ."""
   if comparison.refused(group):
     return set()
   p = comparison.pairs
@@ -237,8 +237,7 @@ def _mark(
 
 
 def sections(comparison: Comparison) -> list[section.Section]:
-  """Returns how long each optimizer takes to the baseline's loss, and for what
-  the runs took their time."""
+  """Returns the section on time to the baseline's loss and on goodput."""
   found = []
   spent = _goodput(comparison.compared)
   if spent is not None:
@@ -258,8 +257,7 @@ def sections(comparison: Comparison) -> list[section.Section]:
 
 
 def _goodput(runs: pd.DataFrame) -> section.Table | None:
-  """Returns a table of the shares of their time that runs spent in steps, and
-  on what else; None where no run says."""
+  """Returns the table of how runs' time divides; None if no run says."""
   names = [name for name in runs if name.startswith('goodput.')]
   if not names or not runs[names].notna().all(axis=1).any():
     return None
@@ -278,13 +276,13 @@ def _goodput(runs: pd.DataFrame) -> section.Table | None:
 
 
 def to_target(comparison: Comparison) -> pd.DataFrame:
-  """Returns one row a run: where it reaches the baseline's final loss.
+  """Returns where each run reaches the baseline's final loss, one row per run.
 
-  Columns: group, optimizer, seed, tokens (NaN where it is not reached), share
-  (of the run), speedup (tokens of the baseline's run over these), first
-  (whether the first validation is below already: an upper bound), gap (final
-  loss minus the target). The curve is the run's validation losses, made to fall
-  by isotonic regression, and linear between two.
+  Columns: group, optimizer, seed, tokens (NaN if never reached), share (of the
+  run), speedup (tokens of the baseline's run over these), first (whether the
+  first validation is already below: an upper bound), gap (final loss minus the
+  target). The curve is the run's validation losses, made monotone by isotonic
+  regression and interpolated linearly.
   """
   rows: list[dict[str, Any]] = []
   done = comparison.compared
@@ -325,14 +323,14 @@ _REACHED = 'group optimizer seed tokens share speedup first gap'.split()
 
 
 def crossing(x_P: np.ndarray, losses_P: np.ndarray, target: float) -> float:
-  """Returns where a falling curve first is at `target`, between its points.
+  """Returns where a falling curve first reaches `target`.
 
-  Linear between two points; the first point's x where it is below already, NaN
-  where the curve never is.
+  Linear between points; the first point's x if it is already below, NaN if the
+  curve never gets there.
 
   Args:
-    x_P: rising, such as tokens.
-    losses_P: falling, see statistics.smoothed.
+    x_P: ascending, such as tokens.
+    losses_P: non-increasing, see statistics.smoothed.
     target: loss.
   """
   below = np.flatnonzero(losses_P <= target)

@@ -1,10 +1,10 @@
-"""Differences, their intervals and p-values, and what a number of seeds shows.
+"""Differences, their intervals and p-values, and the power of seed counts.
 
-Nothing here knows of runs or files. Every function takes arrays with any
-leading axes, so that a simulation of thousands of studies runs the very code
-that decides about one (tests/report/family_test.py).
+Nothing here knows about runs or files. Functions take arrays with any leading
+axes, so that a simulation of thousands of studies runs the same code that
+decides about one (tests/report/family_test.py).
 
-Letters of shapes: K optimizers, M comparisons, S seeds, Q questions.
+Shapes: K optimizers, M comparisons, S seeds, Q questions.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from scipy import optimize, special, stats
 
 # Two-sided level of every family of comparisons.
 LEVEL = 0.05
-# Fewer seeds claim nothing: two leave one degree of freedom.
+# Fewer seeds support no claim: two leave one degree of freedom.
 FEWEST_SEEDS = 3
-# Chance to see the difference that is called detectable.
+# Probability of seeing a difference called detectable.
 POWER = 0.8
-# Stands for no degree of freedom, where the error is not known.
+# Stands for zero degrees of freedom, where the error is unknown.
 _NO_FREEDOM = 1e-9
-# Levels that p-values of two sources are interpolated between.
+# Levels between which p-values of two sources are interpolated.
 _LEVELS = np.geomspace(1e-12, 1.0, 512)
 
 Array = NDArray[np.float64]
@@ -34,12 +34,12 @@ class Differences:
   """Differences of means, elementwise.
 
   Their squared error is the sum of the variances of one or two sources. The
-  critical value is the mean of the sources' own values of Student's t, weighted
-  by their variances (Cochran and Cox, Experimental Designs, 1950). One number
-  of degrees of freedom for the sum (Satterthwaite 1946) errs too often with few
-  seeds: of three equal optimizers with three seeds it told accuracies of two
-  apart in 11 % of simulations, of 14 in 62 %, and losses of unpaired seeds of
-  two optimizers in 6.6 %.
+  critical value is the mean of the sources' own Student's t quantiles, weighted
+  by variance (Cochran and Cox, Experimental Designs, 1950). A single number of
+  degrees of freedom for the sum (Satterthwaite 1946) errs too often with few
+  seeds: of three equal optimizers with three seeds it told two apart by
+  accuracy in 11 % of simulations, of 14 in 62 %; two with unpaired seeds by
+  loss in 6.6 %.
 
   Attributes:
     value: first minus second.
@@ -57,11 +57,11 @@ class Differences:
     return np.sqrt(np.sum([variance for variance, _ in self.sources], axis=0))
 
   def critical(self, level: float) -> Array:
-    """Returns what |value| exceeds with probability `level` by chance."""
+    """Returns what |value| exceeds by chance with probability `level`."""
     return self._weighted([quantile(level, f) for _, f in self.sources])
 
   def _weighted(self, quantiles: Sequence[Array]) -> Array:
-    """Returns the error times the mean of quantiles weighted by variance."""
+    """Returns the error times the variance-weighted mean of quantiles."""
     if len(self.sources) == 1:
       return quantiles[0] * self.stderr
     sums = zip(self.sources, quantiles, strict=True)
@@ -80,7 +80,7 @@ class Differences:
       t = np.where((size == 0) & (self.stderr == 0), 0.0, t)
       p = 2 * special.stdtr(np.maximum(freedom, _NO_FREEDOM), -t)
       return np.where(np.isnan(self.stderr), np.nan, p)
-    # The level at which |value| is critical: halve the grid, then interpolate.
+    # Find the level at which |value| is critical: bisect, then interpolate.
     grid = [quantile(_LEVELS, f) for _, f in self.sources]
     low = np.zeros(size.shape, np.int64)
     high = np.full(size.shape, _LEVELS.size - 1)
@@ -96,15 +96,15 @@ class Differences:
     return np.where(np.isnan(self.stderr), np.nan, p)
 
   def interval(self, level: float = LEVEL) -> tuple[Array, Array]:
-    """Returns the ends of the interval of confidence 1 − level."""
+    """Returns the ends of the 1 − level confidence interval."""
     reach = self.critical(level)
     return self.value - reach, self.value + reach
 
   def row(self, comparisons: int = 1) -> dict[str, float]:
     """Returns a single difference as a row of a table.
 
-    difference, stderr and n; low, high, p and detectable (beside so many
-    comparisons) where there are enough seeds.
+    Has difference, stderr and n; with enough seeds also low, high, p and
+    detectable (among so many comparisons).
     """
     found = {
       'difference': float(self.value),
@@ -122,11 +122,11 @@ class Differences:
     }
 
   def detectable(self, comparisons: int = 1) -> Array:
-    """Returns the difference that would be seen with the chance POWER.
+    """Returns the difference that would be seen with probability POWER.
 
-    It lies beyond the critical value of the level that Holm's rule asks of the
-    smallest of so many p-values; Student's t shifted by the difference stands
-    for the noncentral t.
+    Uses the critical value at the level that Holm's rule sets for the smallest
+    of `comparisons` p-values, and approximates the noncentral t by a shifted
+    Student's t.
     """
     return self.critical(LEVEL / comparisons) + self.critical(2 * (1 - POWER))
 
@@ -138,10 +138,10 @@ def quantile(level: ArrayLike, freedom: ArrayLike) -> Array:
 
 
 def paired(first_S: ArrayLike, second_S: ArrayLike) -> Differences:
-  """Compares optimizers over the seeds that both have: Student's paired t.
+  """Compares optimizers over shared seeds: Student's paired t.
 
   Args:
-    first_S: …×S, a value for each seed.
+    first_S: …×S, one value per seed.
     second_S: …×S, of the same seeds in the same order.
   """
   difference_S = np.asarray(first_S, np.float64) - np.asarray(second_S)
@@ -174,14 +174,14 @@ def scored(
 ) -> Differences:
   """Compares accuracies: seeds and questions are two sources of variance.
 
-  All seeds answer the same questions, so more seeds do not make the error of
-  the questions smaller. What both sources have in common is counted in both, so
-  their sum is rather too large.
+  All seeds answer the same questions, so more seeds do not reduce the error of
+  the questions. Variance common to both sources is counted twice, so their sum
+  errs on the large side.
 
   Args:
-    first_S: …×S, a seed's accuracy over the questions.
+    first_S: …×S, each seed's accuracy over the questions.
     second_S: …×S, of the same seeds in the same order.
-    variance: of the mean difference over the questions, `question_variance`.
+    variance: of the mean difference over questions, from `question_variance`.
     questions: Q.
   """
   seeds = paired(first_S, second_S)
@@ -191,10 +191,10 @@ def scored(
 
 
 def question_variance(first_SxQ: Array, second_SxQ: Array) -> Array:
-  """Returns the variance that questions give a difference of accuracies.
+  """Returns the variance of an accuracy difference due to the questions.
 
   Args:
-    first_SxQ: …×S×Q, 1 where the seed's model answers rightly, else 0.
+    first_SxQ: …×S×Q, 1 where the seed's model answers correctly, else 0.
     second_SxQ: the same seeds and questions for the other optimizer.
   """
   difference_Q = np.mean(
@@ -217,7 +217,7 @@ def sample(values: ArrayLike) -> tuple[float, float]:
 
 
 def holm(p_M: ArrayLike) -> Array:
-  """Corrects p-values for their number (Holm 1979), over the last axis.
+  """Applies Holm's correction (1979) to p-values over the last axis.
 
   NaN counts as a comparison that shows nothing, and stays NaN.
   """
@@ -237,11 +237,11 @@ def pairs(k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def holds_scores(n: int, k: int) -> bool:
-  """Whether all pairs of k optimizers can be told apart by scores of n seeds.
+  """Whether scores of n seeds may tell apart all pairs of k optimizers.
 
-  Far out, where many comparisons put their level, the critical values of two
-  sources are too low for few seeds: 14 equal optimizers with three seeds that
-  differ by a point were told apart in 11 % of simulations.
+  Far in the tails, where many comparisons put the level, the critical values of
+  two sources are too low for few seeds: 14 equal optimizers with three seeds
+  that differ by a point were told apart in 11 % of simulations.
   """
   return n >= 5 or k <= {3: 3, 4: 6}.get(n, 0)
 
@@ -249,17 +249,17 @@ def holds_scores(n: int, k: int) -> bool:
 def corrected(p_M: Array, best: ArrayLike, k: int, every: bool = True) -> Array:
   """Corrects the p-values of all pairs; the best is tested first.
 
-  The one hypothesis that is tested first is that an optimizer beats all others:
-  it is claimed where its k − 1 comparisons hold together after Holm's
-  correction for k − 1. Then those of the others follow, corrected for their
-  number. Without such a winner all pairs are corrected together. The chance to
-  tell apart any two that are equal stays at LEVEL, which the slow test shows.
+  The first hypothesis is that the best optimizer beats all others: it is
+  claimed if all its k − 1 comparisons hold after Holm's correction for k − 1.
+  The pairs of the others follow, corrected for their number. Without such a
+  winner all pairs are corrected together. The probability of telling apart any
+  two equal optimizers stays at LEVEL, as the slow test shows.
 
   Args:
     p_M: …×M, of the pairs in the order of `pairs`; NaN where not comparable.
-    best: … index of the optimizer with the best mean.
+    best: …, index of the optimizer with the best mean.
     k: optimizers.
-    every: whether pairs without the best, and all where none wins, get a
+    every: whether pairs without the best, and all pairs if none wins, get a
       p-value too; see `holds_scores`.
 
   Returns:
@@ -268,7 +268,7 @@ def corrected(p_M: Array, best: ArrayLike, k: int, every: bool = True) -> Array:
   first_M, second_M = pairs(k)
   best = np.asarray(best)[..., None]
   own_M = (first_M == best) | (second_M == best)
-  # Those set aside come first in Holm's order, so that they do not count.
+  # Excluded pairs come first in Holm's order, so that they do not count.
   own = holm(np.where(own_M, p_M, -1.0))
   rest = holm(np.where(own_M, -1.0, p_M))
   wins = np.all(np.where(own_M, own < LEVEL, True), -1, keepdims=True)
@@ -278,13 +278,12 @@ def corrected(p_M: Array, best: ArrayLike, k: int, every: bool = True) -> Array:
 
 
 def seeds_needed(gap: float, k: int, most: int = 100) -> int | None:
-  """Returns how many seeds show a gap to all others with the chance POWER.
+  """Returns how many seeds show a gap to all others with probability POWER.
 
   Args:
-    gap: over the standard deviation of a difference between two optimizers of
-      one seed.
+    gap: in standard deviations of a one-seed difference between two optimizers.
     k: optimizers; the comparison is the most demanding of k − 1.
-    most: more than so many seeds: None.
+    most: returns None if more seeds are needed.
   """
   for n in range(FEWEST_SEEDS, most + 1):
     unit = Differences(np.zeros(()), ((np.asarray(1 / n), n - 1.0),), n)
@@ -308,11 +307,11 @@ def ratio(values: ArrayLike) -> tuple[float, float, float]:
 
 
 def divergences(first: tuple[int, int], second: tuple[int, int]) -> float:
-  """Returns Fisher's exact p that two shares of diverged seeds are equal.
+  """Returns Fisher's exact p-value for equal shares of diverged seeds.
 
   Args:
     first: diverged seeds, and all seeds.
-    second: likewise of the other optimizer.
+    second: likewise for the other optimizer.
   """
   table = [(bad, n - bad) for bad, n in (first, second)]
   return float(stats.fisher_exact(table).pvalue)
@@ -328,9 +327,9 @@ def question_test(first_Q: ArrayLike, second_Q: ArrayLike) -> dict[str, float]:
 
   Returns:
     value (mean of the first minus mean of the second), stderr (NaN for one
-    question), low, high (95 %), p (Student's t for paired differences);
-    first_only, second_only: questions on which one of them had more; p_signs,
-    of these two counts alone (for right and wrong: McNemar's exact test).
+    question), low, high (95 %), p (Student's paired t); first_only,
+    second_only: questions on which only that one did better; p_signs, from
+    these two counts alone (for right or wrong answers: McNemar's exact test).
   """
   found = paired(np.asarray(first_Q, np.float64), np.asarray(second_Q))
   difference_Q = np.asarray(first_Q, np.float64) - np.asarray(second_Q)

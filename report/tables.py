@@ -1,11 +1,11 @@
-"""Run directories as tidy tables, the only thing that a report is made from.
+"""Run directories as tidy tables, the only input of a report.
 
     tables = read(['runs/study'])      # run directories, or tables written here
     write(tables, 'runs/study/report/tables')
 
-Every table is a pandas frame with one row an observation; `Tables` lists them
-with their columns. A topic of the report takes a `Comparison`, which is the
-tables and what verdicts.py concludes from them.
+Every table is a pandas frame with one row per observation; `Tables` lists them
+with their columns. A topic of the report takes a `Comparison`: the tables and
+what verdicts.py concludes from them.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ import pandas as pd
 
 from steepest.report import runs as runs_lib, words
 
-# Axis of a study → config key of its value; `tokens` is in no key.
+# Axis of a study → config key of its value; `tokens` has none.
 AXIS_KEYS = {
   'width': 'model.width',
   'depth': 'model.num_layers',
@@ -30,47 +30,46 @@ AXIS_KEYS = {
   'batch_size': 'batch_size',
   'schedule': 'schedule.kind',
 }
-# Columns of runs that tables from elsewhere need.
+# Columns of `runs` that tables from elsewhere need.
 _NEEDED = {'run', 'stage', 'status', 'architecture', 'optimizer', 'seed', 'lr'}
 
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
-  """What runs left, one row an observation.
+  """The records of runs, one row per observation.
 
   Attributes:
-    runs: one row a run.
-      run: its directory, relative to what all have in common; unique.
-      study: the directory of its study likewise; '' without one.
+    runs: one row per run.
+      run: its directory, relative to the common parent; unique.
+      study: the directory of its study, likewise; '' without one.
       stage: 'tune' (a trial) or 'final'.
       status: 'finished', 'diverged', 'pruned' or 'unfinished'.
-      group: what optimizers are compared in, as it is shown: the model and the
+      group: in which optimizers are compared, as displayed: the model and the
         value of each axis ('gpt2', 'llama, epochs 4').
       cell: the group, for axes that get a search of their own, and the
-        optimizer: a trial served the final runs of the same cell.
+        optimizer: trials served the final runs of the same cell.
       architecture, optimizer, seed, lr; planned_steps, planned_tokens.
       axis.NAME: the value on each axis that studies declare.
       steps, tokens: done; seconds: of training steps alone.
       every other number of summary.json by its name: train_loss, eval_loss,
         tokens_per_second, flops, parameters, eval_loss_by_source.web, …
       first_loss: training loss before the first update; NaN if not logged.
-      loss: what trials are ranked by: eval_loss, else train_loss; infinite
-        unless finished.
+      loss: ranks trials: eval_loss, else train_loss; infinite unless finished.
       config.KEY: every leaf of config.json ('config.optimizer.lr'); lists as
-        JSON ('[0.9, 0.95]'); missing where the run has no such key.
+        JSON ('[0.9, 0.95]'); missing if the run has no such key.
       env.KEY: every leaf of env.json; env.device: '1 × cpu'.
-    points: run, step, tokens, seconds, flops and what was logged by its name
-      ('train/loss', 'eval/loss', 'lr', 'grad_norm', …). Of long runs about
-      400 points: each has the means of the numbers logged since the one
-      before; evaluations and the step before the first update stand alone.
+    points: run, step, tokens, seconds, flops and every logged name
+      ('train/loss', 'eval/loss', 'lr', 'grad_norm', …). Long runs have about
+      400 points, each the mean of the numbers logged since the previous one;
+      evaluations and the step before the first update stand alone.
     scores: run, task, metric, value, stderr, n (questions), chance, questions
-      (what identifies them), limit.
-    answers: run, task, metric, question, right (0 or 1); a task of a group
-      (MMLU's subjects) by itself.
+      (which identifies them), limit.
+    answers: run, task, metric, question, right (0 or 1); tasks inside a group
+      (MMLU's subjects) one by one.
     timing: study, group, optimizer, repeat, seconds_per_step (the median of
       the repeat's steps), device, commit; from the timing pass.
     studies: study and every leaf of the study's config.json by its name;
-      withdrawn: why its authors take its rankings back, in tables alone.
+      withdrawn: why its authors withdraw its rankings, in tables only.
   """
 
   runs: pd.DataFrame
@@ -82,7 +81,7 @@ class Tables:
 
   @property
   def axes(self) -> list['Axis']:
-    """What final runs differ in by their studies' plan."""
+    """The axes on which studies plan their final runs to differ."""
     return _axes(self.runs, self.studies)
 
 
@@ -91,13 +90,13 @@ NAMES = tuple(field.name for field in dataclasses.fields(Tables))
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-  """What a study varies beside model and optimizer.
+  """A quantity that a study varies besides model and optimizer.
 
   Attributes:
     name: 'tokens' or a key of AXIS_KEYS.
-    own: the value of the study's own configuration, which the others are
-      compared with; of several studies, of the first.
-    values: those that final runs have, rising.
+    own: the value in the study's own configuration, with which the others are
+      compared; with several studies, the first one's.
+    values: those of final runs, ascending.
   """
 
   name: str
@@ -107,27 +106,27 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """The tables and what is concluded from them; what every topic is given.
+  """The tables and the conclusions from them; the input of every topic.
 
   Attributes:
-    tables: what runs left.
+    tables: the records of runs.
     compared: the rows of tables.runs that are compared: final runs, alike in
-      everything but the optimizer and its hyperparameters, one for each seed;
-      diverged ones among them.
-    left_out: run, group, reason: final runs that are not, and why.
-    tuning: one row a cell (group, optimizer): trials, planned, pruned,
-      diverged, tokens_per_trial, searched (names), spans and the chosen place.
-    fairness: group, optimizer ('' for all), subject, text, refuses (whether
-      losses and scores are not ranked for it).
+      everything but the optimizer and its hyperparameters, one per seed,
+      diverged ones included.
+    left_out: run, group, reason: final runs that are not compared, and why.
+    tuning: one row per cell (group, optimizer): trials, planned, pruned,
+      diverged, tokens_per_trial, searched (names), spans and the chosen point.
+    fairness: group, optimizer ('' for all), subject, text, refuses (whether it
+      keeps losses and scores from being ranked).
     cells: group, optimizer, column, mean, sd (over seeds), stderr (accuracies:
       of questions and seeds), n (seeds), seeds (as planned), diverged.
     pairs: group, column, first, second, difference (first − second), stderr,
       freedom, low, high (95 %), p, p_holm, detectable (the difference that
-      would be seen with 80 % chance), n; column `diverged`: of the shares of
-      seeds that diverged, p by Fisher's exact test.
-    verdicts: group, column, winner, reason, p, n: the one decision that
-      everything shown reads; winner is '' where nothing is claimed.
-    insisted: whether the user insists on ranking what was tuned unequally.
+      would be seen with 80 % probability), n; column `diverged`: of the shares
+      of diverged seeds, p by Fisher's exact test.
+    verdicts: group, column, winner, reason, p, n: the single decision that all
+      output reads; winner is '' where none is claimed.
+    insisted: whether the user insists on ranking unequally tuned optimizers.
   """
 
   tables: Tables
@@ -142,20 +141,20 @@ class Comparison:
 
   @property
   def groups(self) -> list[str]:
-    """The groups that have final runs, in the order they are shown."""
+    """The groups that have final runs, in display order."""
     return list(dict.fromkeys(self.verdicts['group']))
 
   def refused(self, group: str) -> bool:
-    """Whether losses and scores of a group are not ranked: unequal search."""
+    """Whether unequal search keeps a group's losses and scores unranked."""
     of = self.fairness[self.fairness['group'] == group]
     return bool(of['refuses'].any()) and not self.insisted
 
   def winner(self, group: str, column: str) -> str:
-    """Returns the optimizer that wins a column; '' where none is claimed."""
+    """Returns the optimizer that wins a column; '' if none is claimed."""
     return self._verdict(group, column)['winner']
 
   def reason(self, group: str, column: str) -> str:
-    """Returns why no winner is claimed; '' where one is."""
+    """Returns why no winner is claimed; '' if one is."""
     return self._verdict(group, column)['reason']
 
   def _verdict(self, group: str, column: str) -> dict[str, str]:
@@ -171,12 +170,12 @@ def read(
 ) -> Tables:
   """Reads every run at or under `paths`, each once.
 
-  A run directory holds config.json and metrics.jsonl. Where a path holds none,
-  the tables that `write` left there are read instead.
+  A run directory holds config.json and metrics.jsonl. If a path holds none, the
+  tables that `write` left there are read instead.
 
   Args:
     paths: run directories, directories that hold some, or a report's tables.
-    known: of their configurations; None: nothing.
+    known: about their configurations; None: nothing.
 
   Raises:
     FileNotFoundError: a path does not exist or holds no run.
@@ -209,7 +208,7 @@ def read(
 
 
 def _labels(runs: pd.DataFrame) -> dict[str, str]:
-  """Returns optimizer → label, as its file gave it to a run."""
+  """Returns optimizer → label, as recorded in its runs."""
   if 'env.optimizer.label' not in runs:
     return {}
   known = runs[runs['env.optimizer.label'].notna()]
@@ -233,7 +232,7 @@ def write(
 
 
 def write_table(frame: pd.DataFrame, path: pathlib.Path) -> None:
-  """Writes a frame, whole or not at all; its suffix says how."""
+  """Writes a frame atomically, in the format of the suffix."""
   partial = path.with_name(f'.{path.name}.partial')
   frame = frame.copy()
   for name in frame.select_dtypes(object).columns:
@@ -248,7 +247,7 @@ def write_table(frame: pd.DataFrame, path: pathlib.Path) -> None:
 
 
 def config(run: Mapping[str, Any], key: str) -> Any:
-  """Returns the value of a config key of a row of runs; None without it."""
+  """Returns the value of a config key in a row of runs; None if missing."""
   name = f'config.{key}'
   value = run[name] if name in run else None
   if isinstance(value, str) and value[:1] in '[{':
@@ -256,7 +255,7 @@ def config(run: Mapping[str, Any], key: str) -> Any:
   return None if missing(value) else value
 
 
-# Other horizons → what they decide.
+# Other horizons → the hyperparameter that each determines.
 _HORIZONS = {'decay_timescale': 'weight_decay', 'warmup': 'warmup_steps'}
 
 
@@ -274,13 +273,13 @@ def hyperparameters(run: Mapping[str, Any]) -> dict[str, float]:
       value, bool | np.bool_
     ):
       found[key] = float(value)
-  # What a horizon decides is no number of its own; 0 is no horizon.
+  # A hyperparameter that a horizon determines is not free; 0 is no horizon.
   for name in [n for n in found if n.endswith('_half_life')] + list(_HORIZONS):
     plain = _HORIZONS[name] if name in _HORIZONS else name[: -len('_half_life')]
     if name in found:
       found.pop(plain if found[name] else name, None)
     if name not in _HORIZONS and name in found and found[name] <= 1:
-      # A share of the run, beside others' tokens.
+      # Convert a share of the run to tokens, as for the others.
       found[name] *= float(run['planned_tokens'])
   return found
 
@@ -300,11 +299,11 @@ def group_label(architecture: str, axes: Mapping[str, Any]) -> str:
 
 
 def missing(value: Any) -> bool:
-  """Returns whether a value of a frame is none."""
+  """Returns whether a value in a frame is missing."""
   return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-# Tables that a report left.
+# Reading tables that a report wrote.
 
 
 def _table_directories(root: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -318,7 +317,7 @@ def _read_tables(directory: pathlib.Path) -> Tables:
   for name in NAMES:
     path = directory / f'{name}.parquet'
     if path.exists():
-      # Of flags that some runs lack, Parquet makes None.
+      # Parquet turns flags that some runs lack into None.
       frames[name] = pd.read_parquet(path).fillna(math.nan)
     elif (path := directory / f'{name}.csv').exists():
       frames[name] = pd.read_csv(path, keep_default_na=False, na_values=[''])
@@ -338,7 +337,7 @@ def _read_tables(directory: pathlib.Path) -> Tables:
 
 
 def _joined(tables: Sequence[Tables]) -> Tables:
-  """Puts tables under one another; runs of the same name are told apart."""
+  """Concatenates tables; runs with the same name are made distinct."""
   if len(tables) == 1:
     return tables[0]
   frames: dict[str, list[pd.DataFrame]] = {name: [] for name in NAMES}
@@ -368,7 +367,7 @@ def _placed(tables: Tables) -> Tables:
   runs, studies = tables.runs.copy(), tables.studies
   axes = _axes(runs, studies)
   for axis in axes:
-    # A column with a gap would make floats of whole numbers.
+    # A gap in a column would turn its integers into floats.
     runs[f'axis.{axis.name}'] = pd.Series(
       axis_values(runs, axis.name), runs.index, dtype=object
     )
@@ -385,14 +384,14 @@ def _placed(tables: Tables) -> Tables:
 
 
 def axis_values(runs: pd.DataFrame, name: str) -> list[Any]:
-  """Returns each run's value on an axis; tokens are those that it plans."""
+  """Returns each run's value on an axis; tokens are the planned ones."""
   column = 'planned_tokens'
   if name != 'tokens':
     column = f'config.{AXIS_KEYS[name]}'
   if column not in runs:
     return [''] * len(runs)
   values = list(runs[column])
-  # A column with a gap holds floats.
+  # A column with gaps holds floats.
   return [
     int(v) if isinstance(v, float) and v.is_integer() else v for v in values
   ]
@@ -434,7 +433,7 @@ def by_model(
 
 
 def _rank(value: Any) -> tuple[bool, Any]:
-  """Returns what numbers, and then words, are sorted by."""
+  """Returns a sort key: numbers first, then words."""
   return isinstance(value, str), value
 
 
@@ -449,7 +448,7 @@ def _declared(study: Mapping[str, Any]) -> list[str]:
 
 
 def _own(study: Mapping[str, Any], name: str, stage: str) -> Any:
-  """Returns the value of the study's own configuration; None if unknown."""
+  """Returns the value in the study's own configuration; None if unknown."""
   if name != 'tokens':
     key = AXIS_KEYS[name]
     own = study[key] if key in study else None
@@ -464,9 +463,9 @@ def _own(study: Mapping[str, Any], name: str, stage: str) -> Any:
 
 
 def _cells(runs: pd.DataFrame, studies: pd.DataFrame) -> list[str]:
-  """Returns 'model optimizer' and the axes whose values are searched anew.
+  """Returns 'model optimizer' with the axes whose values are searched anew.
 
-  Tokens stand as multiples of the study's own, which trials and final runs
+  Tokens are given as multiples of the study's own, which trials and final runs
   share.
   """
   plans = {study['study']: study for study in studies.to_dict('records')}

@@ -1,18 +1,18 @@
-"""What the figures share: looks of optimizers, panels, axes, rounding.
+"""Shared parts of figures: optimizer styles, panels, axes, rounding.
 
-A figure is a dict of plain values: `data` and `layout` of Plotly, and
+A figure is a dict of plain values: Plotly's `data` and `layout`, and
   csv: names of the columns x, y, error_x, error_y of its download; a column
     without a name is left out.
-  titles: key → title of the horizontal axes that a figure over a run's course
-    can have; its traces hold their positions in `xs`, key → values, not in x.
-  limits: {'switch': name, 'of': option → range of each panel} where the
-    vertical axes depend on a switch otherwise.
+  titles: key → title of each horizontal axis that a figure over a run's course
+    offers; its traces hold their positions in `xs`, key → values, not in x.
+  limits: {'switch': name, 'of': option → range of each panel} where, without
+    `titles`, the vertical axes depend on a switch.
   xnames: {'switch': name, 'of': option → horizontal axis} likewise.
 The `meta` of a trace has `kind` (a column of the CSV), `optimizer` and `seed`
-where it is of one, `run`, `labels` of its points, and `when`: switch → option
-under which it is shown.
+where it has one, `run`, `labels` of its points, and `when`: switch → option
+that shows it.
 
-Text out of files is escaped here, since Plotly reads its labels as HTML.
+Text from files is escaped here, since Plotly reads labels as HTML.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,8 +23,8 @@ import numpy as np
 
 from steepest.report import words
 
-# Okabe and Ito's colours, told apart by the colour-blind, and three more;
-# dashes and markers tell the same in grey.
+# Okabe and Ito's colour-blind-safe colours and three more; dashes and markers
+# distinguish optimizers in grey.
 _COLORS = (
   '#0072B2',
   '#D55E00',
@@ -41,10 +41,10 @@ _MARKERS = ('circle', 'square', 'diamond', 'triangle-up', 'cross', 'star')
 _FIRST = ('adamw', 'lion', 'sophia')
 
 INK = '#1f2933'
-# Of what is of no optimizer.
+# Style of traces without an optimizer.
 PLAIN = {'color': INK, 'dash': 'solid', 'marker': 'circle'}
 _MARGIN = {'l': 62, 'r': 12, 't': 34, 'b': 56}
-_GAP = 92  # between panels that lie below one another, in pixels
+_GAP = 92  # between stacked panels, in pixels
 _LINE = {
   'gridcolor': '#e4e7eb',
   'linecolor': '#9aa5b1',
@@ -75,8 +75,8 @@ _FONT = {
 def styles(optimizers: Iterable[str]) -> dict[str, dict[str, str]]:
   """Returns optimizer → color, dash and marker.
 
-  Pass all optimizers of the page, so that each looks the same in all figures.
-  Up to 54 differ in at least one of the three, up to six in each.
+  Pass all optimizers of the page, so that each has one style in all figures.
+  Up to 54 differ in at least one of the three, up to six in all three.
   """
   names = set(optimizers)
   first = [name for name in _FIRST if name in names]
@@ -93,7 +93,7 @@ def styles(optimizers: Iterable[str]) -> dict[str, dict[str, str]]:
 
 def _style(place: int) -> dict[str, str]:
   color = place % len(_COLORS)
-  # Each round of the colours takes other dashes for them.
+  # Each round of the colours pairs them with other dashes.
   form = (color + place // len(_COLORS)) % len(_DASHES)
   return {
     'color': _COLORS[color],
@@ -108,13 +108,13 @@ def names(optimizers: Iterable[str]) -> dict[str, str]:
 
 
 def pale(color: str, share: float = 0.2) -> str:
-  """Returns a colour '#rrggbb' that lets the paper shine through."""
+  """Returns a colour '#rrggbb' made transparent."""
   red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
   return f'rgba({red},{green},{blue},{share:g})'
 
 
 def text(value: object) -> str:
-  """Returns `value` for a Plotly label: neither markup nor a template."""
+  """Returns `value` escaped for a Plotly label: no markup, no template."""
   return html.escape(str(value)).replace('%{', '% {')
 
 
@@ -126,17 +126,17 @@ def layout(
   narrowest: int = 300,
   columns: int = 3,
 ) -> dict[str, Any]:
-  """Returns a layout with a panel for each title, below one another.
+  """Returns a layout with one panel per title, stacked.
 
-  page.js puts panels side by side where there is room, by `meta`.
+  page.js puts panels side by side where there is room, using `meta`.
 
   Args:
     titles: of the panels; their annotations come first.
     height: of a panel's plot area, in pixels.
-    x: Plotly's keys of all horizontal axes; `title` is a text.
-    y: likewise of the vertical ones.
-    narrowest: width of a panel beside another, in pixels.
-    columns: at most this many panels stand side by side.
+    x: Plotly's keys for all horizontal axes; `title` is a text.
+    y: likewise for the vertical ones.
+    narrowest: least width of a panel beside another, in pixels.
+    columns: most panels side by side.
   """
   inner = len(titles) * height + (len(titles) - 1) * _GAP
   figure: dict[str, Any] = {
@@ -154,7 +154,7 @@ def layout(
       'height': height,
       'narrowest': narrowest,
       'columns': columns,
-      # Lines are broken where a panel is narrower than its title.
+      # page.js wraps titles that are wider than their panels.
       'titles': [text(name) for name in titles],
     },
   }
@@ -184,7 +184,7 @@ def title(name: str) -> dict[str, Any]:
 def chance(
   x: Sequence[float | None], y: Sequence[float | None], number: int
 ) -> dict[str, Any]:
-  """Returns the dotted line of what guessing gets, broken at None."""
+  """Returns the dotted line of chance, broken at None."""
   return {
     'type': 'scatter',
     'mode': 'lines',
@@ -219,7 +219,7 @@ def log_ticks(values: Iterable[float]) -> dict[str, Any]:
 
 
 def axis(letter: str, number: int) -> str:
-  """Returns the layout's key of an axis of panel 1, 2, …"""
+  """Returns the layout key of an axis of panel 1, 2, …"""
   return f'{letter}axis' if number == 1 else f'{letter}axis{number}'
 
 
@@ -249,11 +249,11 @@ def trace(
     x: positions.
     y: heights.
     kind: see above.
-    look: of `styles`: color, dash and marker.
-    meta: what else `meta` has.
-    errors: error_x, error_y: bars of equal length both ways.
+    look: from `styles`: color, dash and marker.
+    meta: further keys of `meta`.
+    errors: error_x, error_y: symmetric error bars.
     size: of the marks.
-    style: further keys of Plotly.
+    style: further Plotly keys.
   """
   bars = {
     key: {
@@ -282,10 +282,10 @@ def trace(
 
 
 def digits(value: float) -> float:
-  """Returns six significant digits: less than a pixel, a third of the bytes."""
+  """Rounds to six significant digits: subpixel, a third of the bytes."""
   return float(f'{value:.6g}')
 
 
 def rounded(values: Iterable[float]) -> list[float | None]:
-  """Returns six significant digits of each; None for what is not finite."""
+  """Rounds each to six significant digits; None for non-finite values."""
   return [digits(float(v)) if np.isfinite(v) else None for v in values]

@@ -1,4 +1,4 @@
-"""How each optimizer was tuned: every trial over what was searched."""
+"""How each optimizer was tuned: every trial over each searched value."""
 
 from collections.abc import Mapping
 import json
@@ -19,7 +19,7 @@ from steepest.report import (
 from steepest.report.section import Cell, Column
 
 _MEMORIES = ('b1', 'b2', 'b3')
-# What trials that have no mark at their loss are drawn as, at the upper edge.
+# Marks at the upper edge, for trials without one at their loss.
 _AT_EDGE = {
   'diverged': 'x',
   'ended early': 'triangle-down',
@@ -28,7 +28,7 @@ _AT_EDGE = {
 
 
 def sections(comparison: tables.Comparison) -> list[section.Section]:
-  """Returns the section of the searches."""
+  """Returns the section on the searches."""
   blocks: list[section.Block] = []
   found = trials(comparison.tables)
   if len(found):
@@ -44,12 +44,12 @@ def sections(comparison: tables.Comparison) -> list[section.Section]:
 
 
 def trials(found: tables.Tables) -> pd.DataFrame:
-  """Returns a row for each trial and hyperparameter that its search varied.
+  """Returns a row per trial and hyperparameter that its search varied.
 
   Columns: model (and the axes that got a search of their own), optimizer, name
-  (of the hyperparameter), x (its value; of a memory b, 1 − b), loss, status,
-  alone (whether the search varied nothing else), used (x of the final runs, or
-  else of the best trial). Searches in which no trial finished are left out.
+  (of the hyperparameter), x (its value; for a memory b, 1 − b), loss, status,
+  alone (whether the search varied nothing else), used (x of the final runs,
+  else of the best trial). Searches without a finished trial are left out.
   """
   runs = found.runs
   parts = []
@@ -64,7 +64,7 @@ def trials(found: tables.Tables) -> pd.DataFrame:
     cell, optimizer = of['cell'].iloc[0], of['optimizer'].iloc[0]
     finals = runs[(runs['stage'] == 'final') & (runs['cell'] == cell)]
     used = values.loc[of['loss'].astype(float).idxmin()].to_dict()
-    # Shares of a run are shown as the proxies' tokens.
+    # Shares of a run are shown in the proxies' tokens.
     length = {'planned_tokens': rows[0]['planned_tokens']}
     for final in finals.head(1).to_dict('records'):
       used |= tables.hyperparameters({**final, **length})
@@ -86,14 +86,14 @@ def trials(found: tables.Tables) -> pd.DataFrame:
 
 
 def _order(run: Mapping[str, Any]) -> tuple[Any, ...]:
-  """Returns what searches are sorted by, given a trial: sizes as numbers."""
+  """Returns the sort key of a trial's search: sizes as numbers."""
   sizes = [tables.config(run, f'model.{k}') for k in ('num_layers', 'width')]
   kind = tables.config(run, 'parametrization.kind')
   return run['architecture'], kind, *sizes, run['cell']
 
 
 def _label(name: str) -> str:
-  """Returns what the positions of a hyperparameter are called."""
+  """Returns the axis label of a hyperparameter."""
   if name == 'lr':
     return 'Peak learning rate'
   if name in _MEMORIES:
@@ -105,7 +105,7 @@ def _label(name: str) -> str:
 def _figure(
   found: pd.DataFrame, looks: Mapping[str, Mapping[str, str]]
 ) -> section.Figure:
-  """Draws every trial's loss, a panel an optimizer.
+  """Draws every trial's loss, one panel per optimizer.
 
   Optimizers of a model share the vertical axis, which shows the better half of
   every search.
@@ -160,7 +160,7 @@ def _figure(
 
 
 def _range(found: pd.DataFrame) -> list[float]:
-  """Returns the losses that a model's panels show."""
+  """Returns the range of losses in a model's panels."""
   by_search = found.groupby('optimizer')['loss']
   low = float(found['loss'].min())
   high = float(by_search.quantile(0.75).max())
@@ -175,7 +175,7 @@ def _trials(
   high: float,
   when: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-  """Returns marks of trials and of what was used, and a line of a curve."""
+  """Returns marks of trials and of the value used, and the curve's line."""
   optimizer, used = of['optimizer'].iloc[0], of['used'].iloc[0]
   done = of[of['status'] == 'finished']
   held = {
@@ -186,7 +186,7 @@ def _trials(
   made = []
   for kind, frame in held.items():
     if len(frame):
-      # The edge's height is no loss.
+      # The height at the edge is not a loss.
       meta = {'when': when, 'edge': True}
       y = [high] * len(frame)
       hover = f'{kind}, %{{x:.3~g}}<extra>%{{fullData.name}}</extra>'
@@ -217,7 +217,7 @@ def _trials(
 
 
 def _table(tuned: pd.DataFrame) -> section.Table:
-  """Returns a row for each optimizer of each group: what its search did."""
+  """Returns how each optimizer of each group was searched, one row each."""
   tokens = words.unit('tokens', tuned['tokens_per_trial'])
   spent = words.unit('tokens', tuned['tokens'])
   seconds = words.unit('seconds', tuned['seconds'])

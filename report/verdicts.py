@@ -1,4 +1,4 @@
-"""Who wins which column: the one decision that everything shown reads."""
+"""Who wins which column: the single decision that all output reads."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -22,11 +22,11 @@ from steepest.report.tables import Comparison, Tables
 
 LOSSES = ('train_loss', 'eval_loss')
 TIMES = ('seconds', 'tokens_per_second')
-# The mean over the benchmarks, each counted once.
+# Key of the mean over the benchmarks, each counted once.
 ACCURACY = 'accuracy'
-# Tasks whose answers differ in length: a mean accuracy takes acc_norm.
+# Tasks whose answers differ in length: the mean accuracy uses acc_norm.
 _BY_LENGTH = ('arc_challenge', 'hellaswag', 'openbookqa', 'piqa')
-# Counts that differ by less, relatively, are the same.
+# Counts that differ by less, relatively, are equal.
 _EQUAL = 1e-6
 
 
@@ -38,10 +38,10 @@ class Column:
     key: as in summary.json, or TASK/METRIC.
     lower: whether less is better.
     values: optimizer → seed → value, of finished runs.
-    variance: of a difference of two optimizers on given seeds that the
-      questions cause, and their number; None for a loss.
-    stderr: optimizer → standard error that the questions give its mean.
-    chance: of guessing; NaN for a loss.
+    variance: of a difference of two optimizers on given seeds due to the
+      questions, and the number of questions; None for a loss.
+    stderr: optimizer → standard error of its mean due to the questions.
+    chance: accuracy of guessing; NaN for a loss.
   """
 
   key: str
@@ -60,8 +60,8 @@ def compare(
   """Compares the final runs within each group.
 
   Args:
-    tables: what runs left.
-    insist: whether losses and scores are ranked where the optimizers of a group
+    tables: the records of runs.
+    insist: whether to rank losses and scores even if the optimizers of a group
       were tuned with unequal effort.
     timing: rows of a throughput benchmark (`runs.read_timing`), used instead
       of the timing pass of the studies.
@@ -116,8 +116,8 @@ _VERDICTS = ['group', 'column', 'winner', 'reason', 'p', 'n']
 def _under_way(tables: Tables, group: str, compared: pd.DataFrame) -> str:
   """Says that a study has not ended; '' if it has.
 
-  Seeds are declared before. To look while they come in, and to stop when a
-  difference shows, would find one too often.
+  Seeds are declared in advance. Looking as they come in and stopping once a
+  difference shows would find one too often.
   """
   runs = tables.runs
   finals = runs[(runs['stage'] == 'final') & (runs['group'] == group)]
@@ -171,9 +171,9 @@ def _by_seed(runs: pd.DataFrame, key: str) -> dict[str, dict[int, float]]:
 
 
 def outermost(scores: pd.DataFrame) -> list[tuple[str, str]]:
-  """Returns the (task, metric) pairs that are shown, in eval/tasks.py's order.
+  """Returns the (task, metric) pairs to show, in eval/tasks.py's order.
 
-  Tasks and groups inside a group that was scored are left out.
+  Tasks and groups inside a scored group are left out.
   """
   found = {*zip(scores['task'], scores['metric'], strict=True)}
   names = {task for task, _ in found}
@@ -192,9 +192,9 @@ def outermost(scores: pd.DataFrame) -> list[tuple[str, str]]:
 def answers(
   tables: Tables, runs: pd.DataFrame, task: str, metric: str
 ) -> pd.DataFrame:
-  """Returns question × run: 1 where the run answers rightly, else 0.
+  """Returns question × run: 1 where the run answers correctly, else 0.
 
-  Empty where a run's answers are not known, or are not those of its score.
+  Empty if a run's answers are unknown or do not match its score.
   """
   leaves = tasks.GROUPS[task] if task in tasks.GROUPS else (task,)
   a = tables.answers
@@ -221,7 +221,7 @@ def _score_column(
 ) -> Column:
   """Returns the mean over (task, metric) `parts`, each counted once.
 
-  Without values where runs scored unlike questions.
+  Has no values if runs were scored on different questions.
   """
   columns = [_scored(tables, runs, task, metric) for task, metric in parts]
   values = {
@@ -304,7 +304,7 @@ def _cells(
 
 
 def above_chance(column: Column, optimizer: str) -> bool:
-  """Whether a mean accuracy stands above guessing, beyond seeds and noise."""
+  """Whether a mean accuracy is above chance, beyond seeds and noise."""
   values = np.array(list(column.values[optimizer].values()))
   if values.size < statistics.FEWEST_SEEDS:
     return False
@@ -318,7 +318,7 @@ def above_chance(column: Column, optimizer: str) -> bool:
 
 
 def difference(column: Column, a: str, b: str) -> statistics.Differences:
-  """Compares two optimizers over the seeds that both have finished."""
+  """Compares two optimizers over the seeds that both finished."""
   first, second = column.values[a], column.values[b]
   seeds = sorted(first.keys() & second.keys())
   if len(seeds) >= min(len(first), len(second), statistics.FEWEST_SEEDS):
@@ -342,8 +342,8 @@ def _decide(
 
   Args:
     column: with the values of finished runs.
-    runs: the compared ones of the group.
-    reason: why nothing is ranked; '' where nothing speaks against it.
+    runs: the compared runs of the group.
+    reason: why nothing is ranked; '' if nothing prevents it.
   """
   names = sorted(name for name in column.values if column.values[name])
   k = len(names)
@@ -424,7 +424,7 @@ def _claim(
 def _measured(
   tables: Tables, group: str, runs: pd.DataFrame
 ) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
-  """Returns cells and verdict of the times and of the counted operations."""
+  """Returns cells and verdicts of times and operation counts."""
   done = runs[runs['status'] == 'finished']
   optimizers = sorted(done['optimizer'].unique())
   if not optimizers:

@@ -1,7 +1,7 @@
-"""Whether the best learning rate stays where it is as models widen.
+"""Whether the best learning rate stays put as models widen.
 
 A cell is a model, an optimizer and a parametrization, with a curve of loss over
-rate for each width and seed.
+learning rate for each width and seed.
 """
 
 import math
@@ -14,19 +14,19 @@ from steepest.report import section, tables, theme, words
 from steepest.report.section import Cell, Column, Section
 
 CELL = ['architecture', 'parametrization', 'optimizer']
-# From narrow to wide: dark to light for all kinds of colour vision.
+# From narrow to wide: dark to light, for any colour vision.
 _COLORS = ('#440154', '#3b528b', '#21918c', '#5ec962', '#b8b21c')
-# Losses further above the best of any width than this share of the span of
-# the widths' best ones are off the panel.
+# Headroom above the highest of the widths' best losses, as a share of their
+# span; higher losses are off the panel.
 _HEADROOM = 0.6
 
 
 def curves(found: tables.Tables) -> pd.DataFrame:
-  """Returns the trials of cells that were searched over rates at two widths.
+  """Returns the trials of cells searched over learning rates at two widths.
 
   Columns: architecture, parametrization, optimizer, width, seed, lr, loss
-  (infinite where the run diverged). Cells whose trials of one width, seed and
-  rate differ in something else are left out.
+  (infinite if the run diverged). Cells whose trials of one width, seed and
+  learning rate differ in anything else are left out.
   """
   runs = found.runs
   trials = runs[
@@ -57,16 +57,16 @@ def curves(found: tables.Tables) -> pd.DataFrame:
 def optimum(
   losses: pd.Series, reach: int = 1
 ) -> tuple[float, np.ndarray | None]:
-  """Returns log2 of the best rate of a curve, and its gradient by the losses.
+  """Returns log2 of a curve's best rate, and its gradient by the losses.
 
-  The minimum of the parabola, in the logarithm of the rate, by least squares
-  through the lowest loss and `reach` neighbours either way; the lowest point
-  itself, without a gradient, where it lies at an end of what was tried or
-  beside a run that diverged; NaN where every run diverged.
+  The minimum of the least-squares parabola in the log learning rate through the
+  lowest loss and `reach` neighbours either way. The lowest point itself,
+  without a gradient, if it lies at an end of the range or beside a run that
+  diverged; NaN if every run diverged.
 
   Args:
-    losses: by rate.
-    reach: how many neighbours.
+    losses: by learning rate.
+    reach: number of neighbours.
   """
   losses = losses.sort_index()
   if not len(losses) or not np.isfinite(losses.min()):
@@ -85,19 +85,19 @@ def optimum(
 
 
 def optima(found: pd.DataFrame) -> pd.DataFrame:
-  """Returns a row a cell, width and seed.
+  """Returns a row per cell, width and seed.
 
   Columns: those of CELL, width, seed, best (log2 of the best rate), loss (the
-  lowest), cost (loss at the narrowest width's best rate above the lowest).
+  lowest), cost (loss at the narrowest width's best rate minus the lowest).
 
   Args:
-    found: of `curves`.
+    found: from `curves`.
   """
   rows = []
   for cell, of_cell in found.groupby(CELL):
     narrow = of_cell[of_cell['width'] == of_cell['width'].min()]
     by_rate = narrow.pivot(index='lr', columns='seed', values='loss')
-    # Of the rates that all seeds tried, that of the lowest mean loss.
+    # The rate with the lowest mean loss, among those that all seeds tried.
     proxy = by_rate.dropna().mean(axis=1).idxmin()
     for (width, seed), of in of_cell.groupby(['width', 'seed']):
       losses = of.set_index('lr')['loss']
@@ -120,7 +120,7 @@ _MEASURED = ('best', 'loss', 'cost')
 
 
 def drifts(optima_: pd.DataFrame) -> pd.DataFrame:
-  """Returns by cell the slope of log2 of the best rate over that of the width.
+  """Returns each cell's slope of log2 best rate over log2 width.
 
   Columns: mean over seeds, sem (its standard error).
   """
@@ -137,7 +137,7 @@ def drifts(optima_: pd.DataFrame) -> pd.DataFrame:
 
 
 def sections(comparison: tables.Comparison) -> list[Section]:
-  """Returns the section of rates over widths."""
+  """Returns the section on learning rates over widths."""
   found = curves(comparison.tables)
   if not len(found):
     return []
@@ -157,7 +157,7 @@ def sections(comparison: tables.Comparison) -> list[Section]:
 
 
 def _curves(found: pd.DataFrame, means: pd.DataFrame) -> section.Figure:
-  """Draws a line a width, a panel a model and parametrization."""
+  """Draws a line per width, a panel per model and parametrization."""
   panels = list(dict.fromkeys(found.sort_values(CELL)['panel']))
   optimizers = sorted(found['optimizer'].unique())
   sizes = sorted(found['width'].unique())
@@ -203,7 +203,7 @@ def _curves(found: pd.DataFrame, means: pd.DataFrame) -> section.Figure:
 def _width(
   name: str, panel: int, of: pd.DataFrame, star: pd.Series, look: dict[str, Any]
 ) -> list[dict[str, Any]]:
-  """Draws the line of a width and an optimizer, and a star at its best rate."""
+  """Draws the line of a width and optimizer, with a star at its best rate."""
   mean, error = _level(of.pivot(index='lr', columns='seed', values='loss'))
   best = [2 ** star['best', 'mean']], [star['loss', 'mean']]
   drawn: list[tuple[str, Any, Any, dict[str, Any]]] = [
@@ -232,8 +232,8 @@ def _width(
 def _level(by_rate: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
   """Returns mean losses and their standard errors over seeds, by rate.
 
-  Where only some seeds tried a rate, the mean of theirs is moved by what these
-  seeds differ from all seeds in at the rates that all tried.
+  If only some seeds tried a rate, their mean is shifted by how these seeds
+  differ from all seeds at the rates that all tried.
   """
   finite = by_rate.where(np.isfinite(by_rate))
   levels = finite.dropna().mean()
@@ -247,7 +247,7 @@ def _level(by_rate: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
 
 
 def _limits(means: pd.DataFrame, own: pd.DataFrame, panel: str) -> list[float]:
-  """Returns the losses that an optimizer's panel shows."""
+  """Returns the range of losses in an optimizer's panel."""
   cells = own[own['panel'] == panel][[*CELL, 'width']].drop_duplicates()
   best = means.loc[[tuple(cell) for cell in cells.to_numpy()]]['loss', 'mean']
   if not best.notna().any():
@@ -260,7 +260,7 @@ def _limits(means: pd.DataFrame, own: pd.DataFrame, panel: str) -> list[float]:
 def _table(
   found: pd.DataFrame, best: pd.DataFrame, means: pd.DataFrame
 ) -> section.Table:
-  """Returns best rates, their drift and what carrying the narrowest's costs."""
+  """Returns best rates, their drift and the cost of keeping the narrowest's."""
   slopes = drifts(best)
   rows = []
   for cell, of in found.groupby(CELL):

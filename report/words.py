@@ -1,4 +1,4 @@
-"""How names and numbers are written, and the report as plain text."""
+"""Formatting of names and numbers, and the report as plain text."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 MISSING = '–'
-# What keeps a number and its unit on one line.
+# Keeps a number and its unit on one line.
 _SPACE = '\u00a0'
 
 _CONTESTANTS = {
@@ -83,18 +83,18 @@ _NAMES = {
 }
 
 
-# Labels that optimizers' own files give, of the runs at hand.
+# Optimizer → the label in its own file, for the runs at hand.
 _LABELS: dict[str, str] = {}
 
 
 def take_labels(labels: Mapping[str, str]) -> None:
-  """Makes `name` spell optimizers that it does not know as their files do."""
+  """Makes `name` use these labels for optimizers that it does not know."""
   _LABELS.clear()
   _LABELS.update(labels)
 
 
 def name(key: str) -> str:
-  """Returns the usual spelling of a name out of a config or a file."""
+  """Returns the usual spelling of a name from a config or a file."""
   return ({key: key} | _LABELS | _NAMES)[key]
 
 
@@ -104,19 +104,19 @@ def named(text: str) -> str:
 
 
 def column(key: str) -> str:
-  """Returns what a column is called in a sentence: 'ARC-Easy acc_norm'."""
+  """Returns a column's name in a sentence: 'ARC-Easy acc_norm'."""
   task, slash, metric = key.rpartition('/')
   return f'{name(task)} {metric}' if slash else name(key)
 
 
 def head(key: str) -> str:
-  """Returns what stands above a column."""
+  """Returns the head of a column."""
   return capitalized(column(key))
 
 
 def capitalized(text: str) -> str:
-  """Returns a text whose first letter, and no other, is made a capital."""
-  # A Greek capital is another symbol.
+  """Returns a text with its first letter capitalized, the rest unchanged."""
+  # A capital Greek letter is another symbol.
   return text[:1].upper() + text[1:] if text[:1].isascii() else text
 
 
@@ -135,13 +135,13 @@ def plural(n: int, noun: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-  """How all numbers of one column are written.
+  """The format of all numbers in a column.
 
   Attributes:
     label: 's', '%' …; '' for a number without a unit.
-    scale: what a value is divided by.
+    scale: divisor of values.
     form: format of the quotient; 'scientific' for powers of ten.
-    step: unit of a difference of two values where it is not `label`.
+    step: unit of a difference of two values if it is not `label`.
   """
 
   label: str
@@ -150,7 +150,7 @@ class Unit:
   step: str = ''
 
   def number(self, value: float | None) -> str:
-    """Returns a value without its unit; a dash where there is none."""
+    """Returns a value without its unit; a dash if missing."""
     if value is None or math.isnan(value):
       return MISSING
     if self.form == 'scientific':
@@ -193,7 +193,7 @@ _KNOWN = {
   'accuracy': _SHARE,
   'flops': Unit('', 1.0, 'scientific', 'FLOPs'),
 }
-# The unit of a column is the first whose least value the largest one reaches.
+# A column's unit is the first whose least value its largest number reaches.
 _COUNTS = (
   *(
     (least, Unit(label, scale, form))
@@ -219,11 +219,11 @@ _BY_SIZE = {
 
 
 def unit(key: str, values: Iterable[float | None] = ()) -> Unit:
-  """Returns how a column's numbers are written.
+  """Returns the unit of a column.
 
   Args:
     key: as in summary.json, or 'task/metric'.
-    values: of the column; the largest chooses the unit of all.
+    values: of the column; the largest determines the unit.
   """
   if key in _BY_SIZE:
     known = [abs(v) for v in values if v is not None and math.isfinite(v)]
@@ -259,7 +259,7 @@ def power(exponent: int) -> str:
 
 
 def signed(value: float | None, form: str) -> str:
-  """Returns a number with a minus sign; a dash where there is none."""
+  """Returns a number with a true minus sign; a dash if missing."""
   if value is None or math.isnan(value):
     return MISSING
   return f'{value:{form}}'.replace('-', '−')
@@ -295,12 +295,12 @@ def print_table(
   rows: Sequence[Sequence[str]],
   fixed: int = 1,
 ) -> None:
-  """Prints a table, in several pieces where the console is too narrow.
+  """Prints a table, in several pieces if the console is too narrow.
 
   Args:
-    console: where to.
+    console: to print on.
     heads: a name for each column.
-    rows: a text for each column; nothing in them is read as markup.
+    rows: a text for each column, never interpreted as markup.
     fixed: columns on the left that every piece repeats.
   """
   widths = [
@@ -331,12 +331,12 @@ def print_table(
 
 
 def _narrow(text: str) -> str:
-  """Returns a head in lines: narrow ones leave room for the numbers."""
+  """Breaks a head into lines: narrow heads leave room for the numbers."""
   return text.replace('ARC-', 'ARC-\n').replace(' ', '\n')
 
 
 def markdown(value: object) -> str:
-  """Returns text that is no markup and cannot leave its cell of a table."""
+  """Escapes text so that it is no markup and cannot leave its table cell."""
   escaped = html.escape(' '.join(str(value).split()), quote=False)
   return re.sub(r'([\\`*_\[\]|])', r'\\\1', escaped)
 
