@@ -1,8 +1,8 @@
-"""How long the runs of a study take, and which of them fit into its minutes.
+"""How long a study's runs take, and which of them fit into its time budget.
 
-Known is what runs on this machine took, before one has ended some timed steps.
-With minutes, searches come before targets and all cells take turns, so that the
-time ends with every optimizer as far as the others.
+Estimates come from earlier runs on this machine or, before any has ended, from
+a few timed steps. Under a budget, searches come before targets and all cells
+take turns, so that time runs out with every optimizer equally far.
 """
 
 import collections
@@ -32,25 +32,25 @@ _TIMES = (
   'eval_seconds',
   'checkpoint_seconds',
 )
-# A slot that goes on with its program compiles nothing and takes less.
+# Fewer compile seconds mean that the slot reused its program.
 _COMPILED = 1.0
-# What of env.json tells whether another run would take as long there.
+# Keys of env.json that tell whether another run would take as long there.
 _MACHINE = ('system', 'platform', 'device_kind', 'cpu_cores')
-# In how many parts the trials of a search take turns with those of others: each
-# change compiles anew.
+# Turns into which a search's trials are split: more turns share the time more
+# evenly, but each compiles anew.
 _PARTS = 4
 
 _Kind = tuple[str, str, str]
 
 
 class Item(NamedTuple):
-  """A run that may be done.
+  """A run to schedule.
 
   Attributes:
-    seconds: that it takes.
+    seconds: its duration.
     width: places that it takes.
     stage: that it belongs to.
-    needs: stage that has to be done before it; None: none.
+    needs: stage that must be done before it; None: none.
   """
 
   seconds: float
@@ -60,7 +60,7 @@ class Item(NamedTuple):
 
 
 def fitting(items: Sequence[Item], places: int, seconds: float) -> list[bool]:
-  """Returns which runs end in time, each begun as soon as there are places."""
+  """Returns which runs end in time if each starts once places are free."""
   free, late, found = [0.0] * places, set(), []
   for item in items:
     free.sort()
@@ -75,7 +75,7 @@ def fitting(items: Sequence[Item], places: int, seconds: float) -> list[bool]:
 
 
 def turn(kind: str, number: int, count: int) -> int:
-  """Returns when a run has its turn among those of other cells.
+  """Returns the turn in which a run is done, among those of other cells.
 
   Args:
     kind: 'trials' or 'targets'.
@@ -89,8 +89,8 @@ def missing(items: Sequence[Item], fits: Sequence[bool]) -> list[str]:
   """Returns a line for trials and one for targets that do not fit, if any.
 
   Args:
-    items: whose stages are a cell and a kind.
-    fits: as from `fitting`.
+    items: each with a (cell, kind) as its stage.
+    fits: from `fitting`.
   """
   whole = collections.Counter(item.stage for item in items)
   late = whole - collections.Counter(
@@ -105,13 +105,13 @@ def missing(items: Sequence[Item], fits: Sequence[bool]) -> list[str]:
 
 
 def within(found: Sequence['Stage'], devices: int, minutes: float) -> str:
-  """Says what of a planned study will be done in some minutes, and what not.
+  """Says which part of a planned study fits into some minutes.
 
   Args:
-    found: stages of tuning/plan.py.
-    devices: chips that there are.
-    minutes: that they are had for; compilation, validation and benchmarks take
-      some of them and are not counted.
+    found: stages from tuning/plan.py.
+    devices: available chips.
+    minutes: for which they are available; compilation, validation and
+      benchmarks are not counted.
   """
   points = list(dict.fromkeys(stage.cell.point for stage in found))
   kinds = {'tune': 'trials', 'train': 'targets'}
@@ -144,32 +144,32 @@ class Budget:
   """The time that a study has.
 
   Attributes:
-    deadline: its end as time.time() tells it; None: it has none.
+    deadline: its end as time.time(); None: no limit.
     ended: whether somebody asked to stop.
   """
 
   def __init__(self, minutes: float | None = None):
-    """Begins now."""
+    """Starts the clock."""
     self.deadline = None if minutes is None else time.time() + 60 * minutes
     self.ended = False
     self._known: dict[_Kind, list[float]] = {}
     self._timed: dict[_Kind, list[float]] = {}
     self._compilations: list[float] = []
     self._said = -1
-    # Made once: a configuration takes milliseconds.
+    # A cache: building a configuration takes milliseconds.
     self._weights: dict[pathlib.Path, float] = {}
 
   @property
   def left(self) -> float:
-    """Seconds that are left."""
+    """Seconds left."""
     return math.inf if self.deadline is None else self.deadline - time.time()
 
   def end(self) -> None:
-    """Lets nothing more begin: somebody asked to stop."""
+    """Lets no more runs begin: somebody asked to stop."""
     self.ended, self.deadline = True, -math.inf
 
   def add(self, run: 'Run') -> None:
-    """Notes how long a run took."""
+    """Records how long a run took."""
     summary = cells.outcome(run.directory)
     times = (summary[key] for key in _TIMES if key in summary)
     self._note(self._known, run, summary, math.fsum(times))
@@ -186,10 +186,10 @@ class Budget:
       self._compilations.append(summary['compile_seconds'])
 
   def seconds(self, run: 'Run') -> float:
-    """Returns what a run takes, as those nearest to it did; 0 of no known run.
+    """Returns a run's seconds, estimated from similar runs; 0 without any.
 
-    Of the same kind, model and optimizer; where there are none, of the same
-    kind and model, of the same kind, or of any. Compilation is not counted.
+    Takes runs of the same kind, model and optimizer or, if there are none, of
+    the same kind and model, the same kind, or any. Excludes compilation.
     """
     known, timed = self._known, self._timed
     nearest = (known, 3), (known, 2), (known, 1), (timed, 1), (timed | known, 0)
@@ -202,7 +202,7 @@ class Budget:
     return 0.0
 
   def fits(self, run: 'Run', compiled: bool) -> bool:
-    """Returns whether a run may begin: it ends in time, or saves on its way."""
+    """Returns whether a run may begin: it ends, or checkpoints, in time."""
     every, seconds = run.config.checkpoint_every, self.seconds(run)
     if every:
       seconds *= min(1.0, every / run.config.steps)
@@ -216,10 +216,10 @@ class Budget:
     return statistics.median(self._compilations or [0.0])
 
   def _costs(self, study: 'Study', left: Sequence['Run']) -> list[float]:
-    """Returns seconds of runs, with those of compiling in the first of each."""
+    """Returns seconds of runs; the first of each program includes compiling."""
     costs, known = [], set()
     for run in left:
-      # Where all take turns, each turn compiles.
+      # If cells take turns, each turn compiles.
       key = run.stage, self.deadline is not None and study.turn(run)
       costs.append(self.seconds(run) + self._compilation * (key not in known))
       known.add(key)
@@ -228,15 +228,15 @@ class Budget:
   def estimate(
     self, study: 'Study', engine: Engine, kinds: Collection[str]
   ) -> str:
-    """Says how long the runs that are left take, and where that is from.
+    """Says how long the runs left will take, and how that is known.
 
-    Of a study with minutes also what will be done in them and what not.
+    With a time budget, also says what will and will not fit into it.
     """
     left = study.left(kinds)
     source = self._learn(study, left, engine, kinds) if left else ''
     slots, runs = len(engine.slots), _count(len(left), 'run')
     if not source:
-      # None is left, or the run itself will say what is wrong.
+      # No run is left, or the run itself will report what is wrong.
       return f'{runs} to do' if left else ''
     workers = f'on {_count(slots, "worker")}'
     if self.deadline is None:
@@ -250,7 +250,7 @@ class Budget:
   def change(
     self, study: 'Study', engine: Engine, kinds: Collection[str]
   ) -> str:
-    """Says how many runs will be done, '' where that is what was said."""
+    """Says how many runs will be done; '' if unchanged."""
     before = self._said
     _, fits = self._forecast(study, engine, kinds)
     if self._said == before or not fits:
@@ -261,7 +261,7 @@ class Budget:
   def _forecast(
     self, study: 'Study', engine: Engine, kinds: Collection[str]
   ) -> tuple[list[Item], list[bool]]:
-    """Returns the runs that are left, in turn, and which will be done."""
+    """Returns the runs left, in order of turns, and which will be done."""
     left = study.left(kinds)
     items = [
       Item(cost, 1, run.stage, study.needs(run))
@@ -283,7 +283,7 @@ class Budget:
     engine: Engine,
     kinds: Collection[str],
   ) -> str:
-    """Finds out what runs take; returns where that is from, '' for nowhere."""
+    """Learns how long runs take; returns the source, '' if there is none."""
     ended = [
       run
       for run in study.planned(kinds)
@@ -293,7 +293,7 @@ class Budget:
     first = {run.stage.kind: run for run in reversed(left)}
     timed = [first[kind] for kind in kinds if kind in first]
     if self.deadline is None:
-      # With minutes it matters that runs may be from another machine.
+      # Under a budget it matters that runs may be from another machine.
       timed = [] if ended else [left[0]]
     self._known = {}
     for run in timed:
@@ -316,12 +316,12 @@ class Budget:
 
 
 def weight(config: ConfigDict) -> float:
-  """Returns what a run computes, in arbitrary units.
+  """Returns a run's computation, in arbitrary units.
 
-  Tokens × parameters of its blocks and readout, and what curvature adds.
+  Tokens × parameters of its blocks and readout, plus the cost of curvature.
   """
   width, layers = config.model.width, config.model.num_layers
-  # Twelve width² a block, and a readout of a few thousand entries.
+  # 12 · width² per block, and a readout of a few thousand entries.
   size = 12 * layers * width**2 + 2048 * width
   found = float(config.steps * config.batch_size * config.model.context * size)
   o = config_lib.resolve(config).optimizer

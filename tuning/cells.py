@@ -1,12 +1,13 @@
 """The cells of a study: what each of its runs trains.
 
-A cell is a model × an optimizer × a point of the study's axes. Hyperparameters
-are searched on a proxy and carried by µP to a target `study.width_ratio` times
-as wide. Cells that differ only on axes that are not retuned share a search.
+A cell is a model × an optimizer × a point on the study's axes. Hyperparameters
+are searched on a proxy and transferred by µP to a target `study.width_ratio`
+times as wide. Cells that differ only on axes that are not retuned share a
+search.
 
-An axis has values; the study's own, which its configuration has anyway, is
-always among them. A point holds the values that are not the study's own. The
-keys are `study.axis_*` in experiments/base.py.
+The values of an axis always include the study's own, from its configuration. A
+point holds the values that are not the study's own. The keys are
+`study.axis_*` in experiments/base.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,7 @@ Point = tuple[tuple[str, Value], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-  """An axis of a study: its own value and those tried beside it."""
+  """An axis of a study: the study's own value and the others tried."""
 
   name: str
   own: Value
@@ -52,10 +53,10 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """A model × an optimizer × a point of the axes.
+  """A model × an optimizer × a point on the axes.
 
-  Model and optimizer are names or paths; as text, and so in directories, a path
-  is the model's stem, and the name that the optimizer's file gives.
+  Model and optimizer are names or paths. As text, and so in directories, a
+  model's path becomes its stem, and an optimizer's the name in its file.
   """
 
   model: str
@@ -68,7 +69,7 @@ class Cell:
 
 
 def name_of(optimizer: str) -> str:
-  """Returns the name of an optimizer, also of one at a path."""
+  """Returns the name of an optimizer given by name or path."""
   if outside.is_path(optimizer):
     return optimizer_lib.find(optimizer).name
   return optimizer
@@ -78,8 +79,8 @@ def cells(config: ConfigDict) -> list[Cell]:
   """Returns the cells of a study in the order in which they are run.
 
   Raises:
-    ValueError: an optimizer or a value on an axis is not possible, or two
-      models have one name.
+    ValueError: an optimizer or an axis value is invalid, or two models share a
+      name.
   """
   given = config.study.models
   models = given.split(',')
@@ -92,7 +93,7 @@ def optimizers(config: ConfigDict) -> list[str]:
   """Returns the optimizers of a study; 'all' are those in optimizers/.
 
   Raises:
-    ValueError: one is unknown, or two have one name.
+    ValueError: one is unknown, or two share a name.
   """
   given = config.study.optimizers
   if given == 'all':
@@ -133,7 +134,7 @@ def axes(config: ConfigDict) -> list[Axis]:
 def _axis(
   config: ConfigDict, name: str, own: Value, kind: type | tuple[str, ...]
 ) -> Axis:
-  """Returns an axis; `kind` is the type of its values, or the words it has."""
+  """Returns an axis; `kind` is the type of its values, or its words."""
   given = tuple(config.study[f'axis_{name}'])
   key = f'study.axis_{name}={given}'
   for value in given:
@@ -150,7 +151,7 @@ def _axis(
 
 
 def points(config: ConfigDict) -> list[Point]:
-  """Returns where the targets lie, the study's own values () first.
+  """Returns the points of the targets, the study's own values () first.
 
   Raises:
     ValueError: as `axes`, or study.axes_mode is unknown.
@@ -169,11 +170,11 @@ def points(config: ConfigDict) -> list[Point]:
 
 
 def search_of(config: ConfigDict, cell: Cell) -> Cell:
-  """Returns the cell whose search gives a cell its hyperparameters.
+  """Returns the cell whose search supplies a cell's hyperparameters.
 
   Raises:
     ValueError: study.retune names an axis that does not exist, or widths are
-      to be searched but the study's own targets are wider than its proxies.
+      retuned but the study's own targets are wider than its proxies.
   """
   names = [n.strip() for n in config.study.retune.split(',') if n.strip()]
   known = [axis.name for axis in axes(config)]
@@ -197,7 +198,7 @@ def trial_config(
 
   Args:
     config: of the study.
-    cell: that is searched, see `search_of`.
+    cell: to search, see `search_of`.
     values: of the trial, by hyperparameter.
     seed: of the run, counted from the study's own.
   """
@@ -207,10 +208,10 @@ def trial_config(
   run.seed += seed
   set_values(run, values)
   _apply(run, dict(cell.point), 1)
-  # Only the end of a trial is compared.
+  # Only the final loss of a trial is compared.
   run.eval_every = 0
   run.eval_tasks = ''
-  # A trial is short: it is done again rather than resumed.
+  # A trial is short: it is rerun rather than resumed.
   run.checkpoint_every = 0
   return run
 
@@ -222,7 +223,7 @@ def target_config(
 
   Raises:
     ValueError: study.target has an unknown key, an axis does not divide, or
-      tokens for each parameter are asked for without a vocabulary.
+      tokens per parameter are asked for without a vocabulary.
   """
   run = _cell_config(config, cell)
   try:
@@ -249,7 +250,7 @@ def parameters(run: ConfigDict) -> int:
   """Returns the number of a run's parameters, embeddings included.
 
   Raises:
-    ValueError: model.vocab_size is 0, so that the data would have to tell it.
+    ValueError: model.vocab_size is 0, which leaves it to the data.
   """
   if not run.model.vocab_size:
     raise ValueError(
@@ -267,14 +268,14 @@ def _parameters(rules: parametrization.Parametrization) -> int:
 
 
 def devices(mesh: ConfigDict, machine: int) -> int:
-  """Returns on how many devices a run is trained: those of a slot.
+  """Returns the number of devices that train a run: those of a slot.
 
   Args:
     mesh: of the run.
     machine: devices of a machine, which data=-1 fills.
 
   Raises:
-    ValueError: a size makes no sense, or the machine does not divide.
+    ValueError: a size is invalid, or the machine does not divide.
   """
   sizes = {axis: mesh[axis] for axis in AXES}
   rest = math.prod(n for axis, n in sizes.items() if axis != 'data')
@@ -298,27 +299,27 @@ def set_values(run: ConfigDict, values: Mapping[str, float]) -> None:
 
 
 def trials_dir(workdir: pathlib.Path, cell: Cell) -> pathlib.Path:
-  """Returns where a search's trials are kept, a directory each."""
+  """Returns the directory of a search's trials, which have one each."""
   return workdir / 'trials' / str(cell)
 
 
 def trial_dir(
   config: ConfigDict, workdir: pathlib.Path, cell: Cell, number: int, seed: int
 ) -> pathlib.Path:
-  """Returns where a trial's run is kept; several seeds are a level deeper."""
+  """Returns the directory of a trial's run; several seeds nest deeper."""
   home = trials_dir(workdir, cell) / f'{number:03d}'
   return home / f'seed={seed}' if config.study.trial_seeds > 1 else home
 
 
 def target_dir(workdir: pathlib.Path, cell: Cell, seed: int) -> pathlib.Path:
-  """Returns where a target's run is kept."""
+  """Returns the directory of a target's run."""
   return workdir / 'finals' / str(cell) / f'seed={seed}'
 
 
 def ended(config: ConfigDict, workdir: pathlib.Path) -> float | None:
-  """Returns the loss to compare of a run; None while it has not ended.
+  """Returns a run's loss for comparison; None while it has not ended.
 
-  It is infinite where the run diverged or was ended early.
+  Infinite if the run diverged or was ended early.
 
   Raises:
     ValueError: the directory holds another run.
@@ -331,13 +332,13 @@ def ended(config: ConfigDict, workdir: pathlib.Path) -> float | None:
 
 
 def outcome(workdir: pathlib.Path) -> dict[str, Any]:
-  """Returns what a run left when it ended, {} while it has not."""
+  """Returns the summary of a run; {} while it has not ended."""
   path = workdir / 'summary.json'
   return json.loads(path.read_text('utf-8')) if path.exists() else {}
 
 
 def has_ended(workdir: pathlib.Path) -> bool:
-  """Returns whether a run has ended, however it did."""
+  """Returns whether a run has ended in any way."""
   return 'status' in outcome(workdir)
 
 
@@ -348,7 +349,7 @@ def ending(workdir: pathlib.Path) -> str:
 
 
 def loss_of(summary: Mapping[str, Any]) -> float:
-  """Returns the validation loss, or where there is none the training loss."""
+  """Returns the validation loss, else the training loss."""
   loss = summary['eval_loss']
   return float(summary['train_loss'] if loss is None else loss)
 
@@ -358,7 +359,7 @@ def _cell_config(config: ConfigDict, cell: Cell) -> ConfigDict:
   run = ConfigDict(config.to_dict())
   del run.study
   base.set_model(run, cell.model)
-  # The study fixes everything of the optimizer but its name and defaults.
+  # The study fixes all optimizer keys but its name and defaults.
   base.set_optimizer(run, cell.optimizer)
   shapes = model_config.resolve(run.model, 1, run.dtype)
   for key in ('num_kv_heads', 'head_dim', 'mlp_dim'):
@@ -376,15 +377,14 @@ def _cell_config(config: ConfigDict, cell: Cell) -> ConfigDict:
 def _apply(run: ConfigDict, at: dict[str, Value], ratio: int) -> None:
   """Moves a run from the study's own values to a point.
 
-  Wider models have more heads of the same size. Runs of other batch sizes read
-  as many tokens: steps, warm-up and the distances between validations change
-  inversely, and a micro-batch keeps its sequences. Other token budgets have
-  the same warm-up.
+  Wider models have more heads of the same size. Runs with other batch sizes
+  read as many tokens: steps, warm-up and validation intervals scale inversely,
+  and a micro-batch keeps its sequences. Other token budgets keep the warm-up.
 
   Args:
     run: a proxy's configuration.
     at: values by axis.
-    ratio: width over the proxy's where the point has none.
+    ratio: width over the proxy's, if the point has none.
 
   Raises:
     ValueError: the steps would not be a whole number.

@@ -1,9 +1,9 @@
 """Compiles a run's step for a chip that need not be here, and reads the result.
 
-Libtpu compiles for a topology of TPUs by its name, JAX's CUDA plugin for GPUs
-by a description of one (`jax.experimental.topologies`). What is read is XLA's
-own text of the program that the chip would run: its memory, its kernels in the
-order of their schedule, and which collectives have others run beside them.
+Libtpu compiles for a named TPU topology, JAX's CUDA plugin for a description of
+GPUs (`jax.experimental.topologies`). The result is XLA's own text of the
+program that the chip would run: its memory, its kernels in schedule order, and
+which collectives overlap with other kernels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ _COLLECTIVES = (
   *('collective-permute', 'ragged-all-to-all', 'recv', 'reduce-scatter'),
   'send',
 )
-# They name or arrange values; no kernel runs.
+# Opcodes that name or arrange values; no kernel runs.
 _NOTHING = (
   *('add-dependency', 'after-all', 'bitcast', 'constant', 'domain'),
   *('get-tuple-element', 'opt-barrier', 'parameter', 'partition-id'),
@@ -43,7 +43,7 @@ _MOVES = (
 )
 _PRODUCTS = ('dot', 'convolution')
 _ATTENTION = ('fmha', 'splash', 'flash_attention')
-# Of several that a fusion holds, the first is what it is.
+# A fusion's kind is the first of these that it holds.
 _KINDS = {
   **dict.fromkeys(_PRODUCTS, 'matrix product'),
   'scatter': 'scatter',
@@ -60,17 +60,17 @@ class Kernel:
   Attributes:
     name: of the instruction.
     kind: 'matrix product', 'attention', 'reduction', 'elementwise', 'scatter',
-      'sort', 'copy', 'collective' or, for what is not known, 'custom call'.
-    source: the operation of the model that it comes from; may be empty.
+      'sort', 'copy', 'collective' or, if unknown, 'custom call'.
+    source: the model's operation that it comes from; may be empty.
     bytes: of its operands and results, each once and whole; it may read or
       write less of one that it slices.
-    count: runs in one step.
-    steady: False for what not every step runs: the branch, of several, that
-      moves most, as where curvature is estimated. Also in a loop of a length
-      that the program does not tell, which is counted once.
-    hidden: of a collective: whether kernels run between its start and its end.
-    received: of a collective, bytes that come in from other devices, at most.
-    span: of a collective, devices in a row among which a group of it lies.
+    count: executions per step.
+    steady: False for kernels that not every step runs: those in the branch that
+      moves most, as where curvature is estimated, and those in a loop of
+      unknown length, which is counted once.
+    hidden: for a collective, whether kernels run between its start and end.
+    received: for a collective, most bytes that come in from other devices.
+    span: for a collective, the consecutive devices that a group of it spans.
   """
 
   name: str
@@ -86,13 +86,13 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """What the compiler says of one device.
+  """The compiler's account of one device.
 
   Attributes:
     arguments: bytes of parameters, optimizer state and batch.
-    temporaries: bytes of all else, results that replace no argument included.
+    temporaries: bytes of all else, including results that replace no argument.
     seconds: of compilation.
-    text: the program, as XLA's instructions.
+    text: the program, as XLA instructions.
   """
 
   arguments: int
@@ -107,17 +107,17 @@ def devices(
   """Returns `count` devices to compile for, of this machine if it has them.
 
   Args:
-    chip: what they are.
+    chip: their type.
     name: of the chip.
-    count: of all slices.
-    slices: of TPUs, all alike, which only a slower network joins.
+    count: over all slices.
+    slices: equal TPU slices, joined only by a slower network.
 
   Raises:
     ValueError: there are none, or too few.
   """
   if chip.is_gpu:
-    # Before JAX looks for devices: its plugin checks the versions of CUDA's
-    # libraries, some tell none where there is no GPU, and it would stay out.
+    # Set before JAX looks for devices: its plugin checks the versions of CUDA
+    # libraries, some report none without a GPU, and it would not load.
     os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')
   here = [
     d for d in jax.devices() if any(k in d.device_kind for k in chip.kinds)
@@ -134,7 +134,7 @@ def devices(
     described = [n for n, c in chips.CHIPS.items() if c.xla or c.slices]
     chips.among(name, described, f'--chip={name}: --compile knows')
   if chip.is_gpu:
-    # Groups that fast links join, machines of a group, GPUs of a machine.
+    # Groups joined by fast links × machines per group × GPUs per machine.
     shape = f'{-(-count // chip.host)}x1x{min(count, chip.host)}'
     platform, wanted = 'cuda', ''
   else:
@@ -158,9 +158,9 @@ def devices(
 
 
 def _target(chip: chips.Chip) -> str:
-  """Returns XLA's description of a GPU beside the libraries that are here."""
-  # Private, and all there is: which of cuDNN's kernels the compiled program
-  # holds depends on its version.
+  """Returns XLA's description of a GPU with the libraries installed here."""
+  # Private, but the only way: the cuDNN kernels in the compiled program depend
+  # on its version.
   from jax._src.lib import cuda_versions
 
   if cuda_versions is None:
@@ -176,11 +176,11 @@ def _target(chip: chips.Chip) -> str:
 def capability(device: jax.Device) -> Iterator[None]:
   """Lets JAX's cuDNN attention be compiled for a GPU that is not here.
 
-  JAX asks the first GPU of its own what that attention may do, and there may
-  be none. The two functions that ask are private: there is no other way.
+  JAX asks its first GPU what that attention supports, and there may be none.
+  The two functions that ask are private: there is no other way.
 
   Raises:
-    ValueError: JAX has them no more.
+    ValueError: JAX no longer has them.
   """
   if device.platform != 'gpu' or device in jax.devices():
     yield
@@ -226,7 +226,7 @@ def compile_step(config: ConfigDict, devices: list[jax.Device]) -> Compiled:
     with capability(devices[0]):
       step = step_lib.compile_step(setup, hypers)
   except jax.errors.JaxRuntimeError as error:
-    # Where Python takes part in compiling, its traceback comes first.
+    # If Python takes part in compiling, its traceback comes first.
     said = re.search(r'^\w*Error: .*', str(error), re.MULTILINE)
     line = said[0] if said else str(error).splitlines()[0]
     raise ValueError(f'the compiler says: {line[:300]}') from error
@@ -264,7 +264,7 @@ class _Instruction:
     return match[1] if match else ''
 
   def called(self, *names: str) -> list[str]:
-    """Returns the computations that attributes of these names give."""
+    """Returns the computations named in these attributes."""
     given = rf'\b(?:{"|".join(names)})=(\{{[^}}]*\}}|%[\w.\-]+)'
     found = re.findall(given, self.attributes)
     return re.findall(r'%([\w.\-]+)', ' '.join(found))
@@ -277,10 +277,10 @@ def kernels(text: str) -> list[Kernel]:
   """Returns the kernels of a compiled program, in the order they run.
 
   Args:
-    text: `as_text()` of what `compile` of JAX returns.
+    text: `as_text()` of the result of JAX's `compile`.
 
   Raises:
-    ValueError: the text is not of a compiled program.
+    ValueError: the text is not a compiled program.
   """
   program: _Program = {}
   entry = ''
@@ -297,15 +297,14 @@ def kernels(text: str) -> list[Kernel]:
 
 
 def exposed(found: Sequence[Kernel], chip: chips.Chip) -> float:
-  """Returns the seconds of a step in which devices send and do nothing else.
+  """Returns the seconds of a step in which devices only communicate.
 
-  Those of collectives that no kernel runs beside, at the speed of the links.
-  The program does not tell how long a kernel takes: what it runs beside may
-  take longer.
+  Counts collectives that overlap with no kernel, at link speed. Overlapped
+  collectives may outlast their kernels, whose times the program does not tell.
 
   Args:
-    found: of a program.
-    chip: that it is for.
+    found: kernels of a program.
+    chip: that it runs on.
   """
   return sum(
     k.count * k.received / chip.bandwidth(k.span)
@@ -328,7 +327,7 @@ def _instruction(name: str, text: str) -> _Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-  """Returns where the bracket at `start` closes."""
+  """Returns the index of the bracket that closes the one at `start`."""
   depth = 0
   for match in re.compile(r'[()]').finditer(text, start):
     depth += 1 if match[0] == '(' else -1
@@ -339,11 +338,11 @@ def _closing(text: str, start: int) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def _bytes(kind: str) -> int:
-  """Returns the bytes of a type's arrays, but for tuples' room to work in."""
+  """Returns the bytes of a type's arrays, without scratch space in tuples."""
   total = 0
   for match in re.finditer(r'\b(pred|[a-z]+(\d+)\w*)\[([\d,<=]*)\]', kind):
     shape = [int(n) for n in match[3].replace('<=', '').split(',') if n]
-    # cuBLAS and cuDNN put out bytes that nobody reads.
+    # cuBLAS and cuDNN return scratch bytes that nobody reads.
     scratch = kind.startswith('(') and match[1] in ('s8', 'u8')
     bits = int(match[2] or 8)
     total += 0 if scratch else -(-bits * math.prod(shape) // 8)
@@ -356,7 +355,7 @@ def _walk(
   lines = program[name]
   sizes = {i.name: i.bytes for i in lines}
   for at, i in enumerate(lines):
-    # What runs in the background ends with an operation that moves nothing.
+    # Asynchronous operations end with one that moves nothing.
     if i.opcode in _NOTHING or i.opcode.endswith(('-done', '-update')):
       continue
     if i.opcode == 'while':
@@ -380,7 +379,7 @@ def _walk(
       opcodes = _opcodes(program, i)
       kind = _kind(i, opcodes)
       operands = sum(sizes[n] for n in set(i.operands))
-      # The type of a start has its operands too.
+      # The type of a start includes its operands.
       both = i.bytes if i.is_start else operands + i.bytes
       kernel = Kernel(
         i.name,
@@ -400,15 +399,15 @@ def _walk(
 
 
 def _received(opcodes: set[str], operands: int, results: int) -> int:
-  """Returns the bytes of a collective that come in, of many devices."""
+  """Returns the bytes that a collective receives, for many devices."""
   if any(o.startswith(('all-gather', 'reduce-scatter')) for o in opcodes):
     return abs(results - operands)
-  # What is reduced everywhere is scattered, then gathered.
+  # An all-reduce is a reduce-scatter, then an all-gather.
   return operands * (1 + any(o.startswith('all-reduce') for o in opcodes))
 
 
 def _span(attributes: str) -> int:
-  """Returns how many devices in a row a group of a collective lies among."""
+  """Returns how many consecutive devices a collective's group spans."""
   numbers = lambda text: [int(n) for n in text.split(',')]
   if found := re.search(r'=mesh\[([^\]]*)\] \{([^}]*)\}', attributes):
     span, stride = 1, 1
@@ -428,7 +427,7 @@ def _span(attributes: str) -> int:
 
 
 def _hidden(lines: list[_Instruction], at: int) -> bool:
-  """Returns whether kernels run while the start at `at` is under way."""
+  """Returns whether kernels run during the collective started at `at`."""
   names = {lines[at].name} if lines[at].is_start else set()
   for i in lines[at + 1 :] if names else ():
     if names.intersection(i.operands):
@@ -441,7 +440,7 @@ def _hidden(lines: list[_Instruction], at: int) -> bool:
 
 
 def _opcodes(program: _Program, i: _Instruction) -> set[str]:
-  """Returns what an instruction does, with all that it fuses."""
+  """Returns the opcodes of an instruction and of all that it fuses."""
   if not i.opcode.startswith('fusion'):
     return {i.opcode}
   inside = (j for name in i.called('calls') for j in program[name])

@@ -1,4 +1,4 @@
-"""Trains a few steps at each size and measures what should not depend on it.
+"""Trains a few steps at each size and measures what should not vary with it.
 
 B batch, L length, H heads, K key-value heads, h head dim, P visible pairs.
 """
@@ -32,27 +32,27 @@ from steepest.training import (
 from steepest.training.state import TrainState
 from steepest.tuning import slopes
 
-# Large, as the check asks for, yet below those at which narrow models, whose
-# heads have 8 features, saturate within the steps.
+# Large, as the check requires, yet too small for narrow models, whose heads
+# have 8 features, to saturate within the steps.
 _LR = 2e-3
 _LRS = {
   **dict.fromkeys(('cautious_lion', 'lion', 'signum', 'sophia'), 1e-3),
-  # Angles, or steps whose spectral norm is about the rate.
+  # Angles, or steps whose spectral norm is about the learning rate.
   **dict.fromkeys(('adamh', 'dion', 'muonh', 'normuon'), 1e-2),
-  # Times radii of 50 and 3000.
+  # Multiplied by radii of 50 and 3000.
   'scion': 2e-4,
 }
 _HEADS = 4
 _BATCH, _CONTEXT = 16, 64
-# So that at the base 10 to 50 % of the matrices' coordinates are unclipped: of
-# GPT-2, and models outside.
+# Leave 10 to 50 % of the matrices' coordinates unclipped at the base; _RHO is
+# for GPT-2 and models given by path.
 _RHO, _RHO_OF_LLAMA = 2.0, 0.1
 # The second refresh is in use within 10 steps.
 _HESSIAN_EVERY = 4
 # Curvature estimates whose mean is measured.
 DRAWS = 16
 
-# Compilation takes most of the time; less optimized code comes sooner.
+# Compilation dominates the time; less optimized code compiles faster.
 _QUICK = {
   'xla_backend_optimization_level': 0,
   'xla_llvm_disable_expensive_passes': True,
@@ -67,15 +67,15 @@ Quantities = dict[str, float]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What is checked.
+  """What to check.
 
   Attributes:
     model: a file in models/, or the path of one.
     optimizer: a file in optimizers/, or the path of one.
     kind: 'mup' or 'sp'.
-    depth_rule: of mup, 'none', 'completep' or 'depth_mup'.
-    widths: rising; the first is the base.
-    depths: rising; the first is the base.
+    depth_rule: for mup: 'none', 'completep' or 'depth_mup'.
+    widths: ascending; the first is the base.
+    depths: ascending; the first is the base.
     steps: optimizer steps.
     seeds: runs of each size.
   """
@@ -113,12 +113,12 @@ def config(settings: Settings, width: int, depth: int) -> ConfigDict:
   c.model.update(
     num_layers=depth,
     width=width,
-    # Heads grow, or a wrong attention scale would not show.
+    # Heads grow with width, or a wrong attention scale would not show.
     num_heads=_HEADS,
     mlp_dim=base_mlp_dim * ratio,
     context=_CONTEXT,
-    # As appendix D of arXiv 2203.03466 advises: random queries start with a
-    # sharper attention at the base, which LLaMA's curvatures show (slope -2.7).
+    # As appendix D of arXiv 2203.03466 advises: random queries sharpen the
+    # base's initial attention, which shows in LLaMA's curvatures (slope -2.7).
     zero_init_query=True,
   )
   c.parametrization.update(
@@ -134,7 +134,7 @@ def config(settings: Settings, width: int, depth: int) -> ConfigDict:
     lr=_lr(settings),
     rho=_RHO_OF_LLAMA if settings.model == 'llama' else _RHO,
     hessian_every=_HESSIAN_EVERY,
-    # Two estimates are 2 % of the curvature without it.
+    # Without it, two estimates reach only 2 % of the curvature.
     hessian_bias_correction=True,
     weight_decay=0.0,
     clip_norm=0.0,
@@ -146,7 +146,7 @@ def config(settings: Settings, width: int, depth: int) -> ConfigDict:
 
 
 def _lr(settings: Settings) -> float:
-  """Returns the learning rate; of an optimizer outside, its default."""
+  """Returns the learning rate; for an optimizer given by path, its default."""
   if outside.is_path(settings.optimizer):
     return find(settings.optimizer).hyperparameters['lr'].default
   return _LRS[settings.optimizer] if settings.optimizer in _LRS else _LR
@@ -158,8 +158,8 @@ def check(
   """Trains every size and judges the slopes.
 
   Args:
-    settings: what is checked.
-    console: where progress is shown.
+    settings: what to check.
+    console: shows progress.
 
   Raises:
     ValueError: a name is unknown or a width does not divide.
@@ -169,7 +169,7 @@ def check(
   sizes = [(width, base_depth) for width in settings.widths]
   sizes += [(base_width, depth) for depth in settings.depths[1:]]
   for width, depth in sizes:
-    config(settings, width, depth)  # All are valid before any is trained.
+    config(settings, width, depth)  # Validate all before training any.
   measured: dict[tuple[int, int], list[Quantities]] = {}
   with Progress(console=console, disable=not console.is_terminal) as bar:
     total = len(sizes) * settings.seeds * settings.steps
@@ -210,7 +210,7 @@ def write(
 
 
 def describe(settings: Settings) -> str:
-  """Returns what is run, in a few words."""
+  """Returns a short description of the check."""
   optimizer = find(settings.optimizer)
   text = (
     f'{settings.steps} steps of {_BATCH} × {_CONTEXT} bytes, '
@@ -225,7 +225,7 @@ class Size:
   """The compiled functions of one width and depth."""
 
   def __init__(self, settings: Settings, width: int, depth: int):
-    """Resolves the shapes; nothing is compiled yet."""
+    """Resolves the shapes; compiles nothing yet."""
     c = config(settings, width, depth)
     self.steps = settings.steps
     self._model = model_config.resolve(c.model, VOCAB_SIZE, c.dtype)
@@ -248,15 +248,15 @@ class Size:
 
     Args:
       text: token ids.
-      seed: of initial weights and data.
+      seed: for initial weights and data.
       on_step: called after each step.
 
     Returns:
       `level/POINT` and `change/POINT`: mean |x_T| and mean |x_T - x_0| of an
       activation after training, on one batch; `update/ROLE`: mean |Δθ| of
-      the update that would come next; where there is curvature,
-      `curvature/ROLE`: its mean over coordinates and DRAWS estimates, and
-      `unclipped/ROLE`: share of coordinates that it does not clip.
+      the next update; for optimizers with curvature, `curvature/ROLE`: its
+      mean over coordinates and DRAWS estimates, and `unclipped/ROLE`: share
+      of coordinates that are not clipped.
     """
     batch = lambda step: text_batch(text, _BATCH, _CONTEXT, seed, step)
     state = state_lib.init(self.setup, seed)
@@ -274,12 +274,12 @@ class Size:
   def activations(
     self, params: Any, tokens_BxL: jax.Array
   ) -> dict[str, jax.Array]:
-    """Returns what the modules of the model give, by name.
+    """Returns the outputs of the model's modules, by name.
 
     Blocks between the first and the last are left out, so that models of any
-    depth have the same names. `attention_logits` are those of pairs that the
-    mask lets through, B×H×P; `attention_limits`, of the same shape, what they
-    would be if each query had become a key: scale·|k|·|k'|.
+    depth have the same names. `attention_logits`, B×H×P, are those of unmasked
+    pairs; `attention_limits`, of the same shape, are what they would be if each
+    query had become a key: scale·|k|·|k'|.
     """
     found: dict[str, jax.Array] = {}
 
@@ -320,7 +320,7 @@ class Size:
     k_BxLxHxh = jnp.repeat(k_BxLxKxh, m.num_heads // m.num_kv_heads, 2)
     scale = self.setup.module.rules.attention_scale
     logits_BxHxLxL = jnp.einsum('BqHh,BkHh->BHqk', q_BxLxHxh, k_BxLxHxh)
-    # Queries start at zero and are still on their way; keys have their size.
+    # Queries start at zero and are still growing; keys have their final size.
     k_BxLxH = jnp.linalg.norm(k_BxLxHxh, axis=-1)
     limits_BxHxLxL = jnp.einsum('BqH,BkH->BHqk', k_BxLxH, k_BxLxH)
     rows_P, columns_P = np.tril_indices(L)
@@ -346,11 +346,11 @@ class Size:
     hypers: dict[str, jax.Array],
     seed: jax.Array,
   ) -> dict[str, jax.Array]:
-    """Measures the update that would come next, with curvature known well."""
+    """Measures the next update, with well-estimated curvature."""
     found: dict[str, jax.Array] = {}
     params, opt_state = state.params, state.opt_state
     if self._chain.wants_curvature:
-      # The run's own few estimates are forgotten.
+      # Discard the run's own few estimates.
       opt_state = self._chain.init(params)._replace(m=opt_state.m)
 
       def fold(i: jax.Array, opt_state: Any) -> Any:
@@ -379,7 +379,7 @@ class Size:
     return found
 
   def _role_means(self, tree: Any) -> dict[str, jax.Array]:
-    """Returns the mean entry of the parameters of each role."""
+    """Returns the mean over the parameters of each role."""
     leaves: dict[str, list[jax.Array]] = {}
     for x, f in zip(
       jax.tree.leaves(tree), jax.tree.leaves(self._chain.factors)
@@ -392,11 +392,11 @@ class Size:
 def read_text() -> np.ndarray:
   """Returns the first 4 MB of the library's modules as uint8 token ids.
 
-  Modules come in the order of their paths, so that the same Python gives the
-  same text on every machine.
+  Modules are sorted by path, so that the same Python gives the same text on
+  every machine.
 
   Raises:
-    FileNotFoundError: the library's source is not there.
+    FileNotFoundError: the library's source is missing.
   """
   paths = corpus.library()
   text = bytearray()
@@ -420,7 +420,7 @@ def text_batch(
   Args:
     text: token ids.
     batch_size: windows.
-    context: tokens of a window.
+    context: tokens per window.
     seed: of the run.
     step: of the run.
 

@@ -1,11 +1,11 @@
-"""Runs jobs on slots, in the shape of `concurrent.futures.Executor`.
+"""Runs jobs on slots, with an interface like `concurrent.futures.Executor`.
 
 A slot is what one run needs: a core, or some GPUs or TPU chips of one machine.
-A single slot is this process itself; of several on one machine each is a
-spawned process that sees its own devices alone. Workers stay warm: what a slot
-has compiled serves its next job. Jobs and results are JSON values; whatever
-lasts stands in the directories of the runs, so that a job that is started again
-goes on where its checkpoints are.
+A single slot is this process itself; several on one machine are spawned
+processes that see only their own devices. Workers stay warm: what a slot has
+compiled serves its next job. Jobs and results are JSON values; all lasting
+state is in the run directories, so that a restarted job resumes from its
+checkpoints.
 """
 
 import abc
@@ -25,21 +25,21 @@ from typing import Any, NamedTuple
 
 from steepest.training import processes
 
-# How often a job is started again after its worker died.
+# How often a job is restarted after its worker died.
 _RESTARTS = 2
-# Chips of a TPU process → their arrangement; other numbers have none.
+# Chips of a TPU process → their topology; other numbers have none.
 _TPU_BOUNDS = {1: '1,1,1', 2: '1,2,1', 4: '2,2,1'}
 
 
 class JobFailedError(ValueError):
-  """A job raised an error, or its worker died again and again."""
+  """A job raised an error, or its worker died repeatedly."""
 
 
 class WorkerDied(Exception):
-  """The worker of a slot ended in a job.
+  """The worker of a slot died during a job.
 
   Attributes:
-    slot: where the job is tried again; None: there.
+    slot: on which to retry the job; None: the same.
   """
 
   def __init__(self, slot: int | None = None):
@@ -48,11 +48,11 @@ class WorkerDied(Exception):
 
 
 class Place(NamedTuple):
-  """What the process of a slot may use.
+  """The resources of a slot's process.
 
   Attributes:
     cores: that it is pinned to; (): any.
-    variables: of its environment, which say what devices it sees.
+    variables: environment variables that select its devices.
   """
 
   cores: tuple[int, ...] = ()
@@ -60,12 +60,12 @@ class Place(NamedTuple):
 
 
 class Engine(abc.ABC):
-  """Some slots; as a context manager it ends what runs on them."""
+  """Some slots; as a context manager it stops their workers on exit."""
 
   def __init__(self) -> None:
     """Starts nothing yet."""
     self._threads: dict[int, futures.ThreadPoolExecutor] = {}
-    # Jobs by slot that have not ended.
+    # Slot → number of its unfinished jobs.
     self._load: collections.Counter[int] = collections.Counter()
     self._guard = threading.Lock()
     self._closed = False
@@ -82,30 +82,30 @@ class Engine(abc.ABC):
   @property
   @abc.abstractmethod
   def slots(self) -> Sequence[int]:
-    """Numbers of the slots that there are now."""
+    """Numbers of the slots available now."""
 
   @abc.abstractmethod
   def _call(
     self, slot: int, function: Callable[[Any], Any], job: Any
   ) -> tuple[Any, str | None]:
-    """Returns what `call` does on a slot; raises WorkerDied."""
+    """Returns the result of `call` on a slot; raises WorkerDied."""
 
   @abc.abstractmethod
   def _stop(self) -> None:
-    """Ends all workers, whatever they do."""
+    """Stops all workers, whatever they are doing."""
 
   def submit(
     self, slot: int, function: Callable[[Any], Any], job: Any
   ) -> futures.Future[Any]:
-    """Starts a job; in this process, it has ended when this returns.
+    """Starts a job; in-process, it has ended when this returns.
 
     Args:
-      slot: where; its jobs run one after another.
-      function: of a module, which workers import.
+      slot: to run on; its jobs run one after another.
+      function: at module level, for workers to import.
       job: its argument.
 
     Returns:
-      A future of what the function returns. It raises JobFailedError if the
+      A future of the function's result. It raises JobFailedError if the
       function raised an error, or if its worker died three times.
     """
     if slot not in self._threads:
@@ -122,10 +122,10 @@ class Engine(abc.ABC):
   def run(
     self, function: Callable[[Any], Any], tasks: Iterable[Any]
   ) -> Iterator[Any]:
-    """Yields the results of some tasks as they are ready.
+    """Yields the results of tasks as they complete.
 
     Args:
-      function: of a module, which workers import.
+      function: at module level, for workers to import.
       tasks: drawn only when a slot is about to need one.
 
     Raises:
@@ -135,7 +135,7 @@ class Engine(abc.ABC):
     pending: set[futures.Future[Any]] = set()
     more = True
     while more or pending:
-      # A second task waits at each slot, so that none is idle in between.
+      # Queue a second task per slot, so that none is idle in between.
       while more and len(pending) < 2 * len(self.slots):
         try:
           task = next(iterator)
@@ -149,7 +149,7 @@ class Engine(abc.ABC):
         yield future.result()
 
   def _run(self, slot: int, function: Callable[[Any], Any], job: Any) -> Any:
-    """Returns a job's result; starts it again where its worker dies."""
+    """Returns a job's result; restarts it if its worker dies."""
     deaths = 0
     while deaths <= _RESTARTS:
       try:
@@ -160,7 +160,7 @@ class Engine(abc.ABC):
         if death.slot is None:
           deaths += 1
         else:
-          # Its machine is gone, which says nothing of the job.
+          # Its machine is gone, which says nothing about the job.
           slot = death.slot
         continue
       if error is not None:
@@ -171,7 +171,7 @@ class Engine(abc.ABC):
     )
 
   def _hint(self) -> str:
-    """Says where more is found."""
+    """Says where to find more."""
     return ''
 
 
@@ -208,14 +208,14 @@ class InProcess(Engine):
 
 
 class Processes(Engine):
-  """Several slots of this machine, a process each."""
+  """Several slots on this machine, one process each."""
 
   def __init__(self, places: Sequence[Place], logs: pathlib.Path | None = None):
     """Starts nothing yet.
 
     Args:
       places: of the slots.
-      logs: directory of what workers print; None: where this process prints.
+      logs: directory for the workers' output; None: this process's output.
     """
     super().__init__()
     self._places = places
@@ -223,7 +223,7 @@ class Processes(Engine):
     # One dead worker breaks a whole executor, so each has its own.
     self._executors: dict[int, process.ProcessPoolExecutor] = {}
     self._context = multiprocessing.get_context('spawn')
-    # Workers leave when its other end is closed, however this process ends.
+    # Workers exit when our end is closed, however this process ends.
     self._theirs, self._ours = self._context.Pipe(duplex=False)
 
   @property
@@ -233,7 +233,7 @@ class Processes(Engine):
   def _call(
     self, slot: int, function: Callable[[Any], Any], job: Any
   ) -> tuple[Any, str | None]:
-    # It may have died between two jobs, which costs none of the attempts.
+    # A worker that died between two jobs costs no attempt.
     while not self._closed:
       if slot not in self._executors:
         log = None if self._logs is None else self._logs / f'worker-{slot}.log'
@@ -267,7 +267,7 @@ class Processes(Engine):
 
 
 def local(places: Sequence[Place], logs: pathlib.Path | None = None) -> Engine:
-  """Returns the engine of slots on this machine; `logs` as for Processes."""
+  """Returns an engine of slots on this machine; `logs` as for Processes."""
   return InProcess() if len(places) == 1 else Processes(places, logs)
 
 
@@ -276,8 +276,8 @@ def call(
 ) -> tuple[Any, str | None]:
   """Returns a job's result and None, or None and its error in one line.
 
-  Errors are sent as text, since not all of them can be pickled; where workers
-  have logs, these get the traceback.
+  Errors are sent as text, since not all can be pickled; workers with logs write
+  the traceback there.
   """
   try:
     return function(job), None
@@ -294,7 +294,7 @@ def enter(
   slot: int, place: Place, log: pathlib.Path | None, node: str = ''
 ) -> None:
   """Makes this process the worker of a slot, before it imports JAX."""
-  # Ctrl-C reaches all processes of a terminal; the driver ends this one.
+  # Ctrl-C reaches all processes of a terminal; the driver stops this one.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   os.environ.update(
     place.variables, TOKENIZERS_PARALLELISM='false', STEEPEST_SLOT=str(slot)
@@ -307,7 +307,7 @@ def enter(
       for descriptor in (1, 2):
         os.dup2(file.fileno(), descriptor)
   if place.cores:
-    # JAX's thread pools follow the cores that they are given.
+    # JAX sizes its thread pools by the process's cores.
     os.sched_setaffinity(0, place.cores)
 
 
@@ -317,7 +317,7 @@ def _begin(
   place: Place,
   log: pathlib.Path | None,
 ) -> None:
-  # A signal to all of a job's processes is the driver's to answer.
+  # Signals to all of a job's processes are handled by the driver.
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
   enter(slot, place, log)
   parent = multiprocessing.parent_process()
@@ -335,11 +335,11 @@ class Machine:
   """This machine.
 
   Attributes:
-    machine: its devices; 1 for CPUs, whose processes have one device each.
+    machine: number of devices; 1 for CPUs, with one device per process.
   """
 
   def __init__(self, workers: int = 0):
-    """Takes note of what there is; `workers` as `most` of `places`."""
+    """Looks at this machine's devices; `workers` as `most` of `places`."""
     platform, devices = processes.local_devices()
     self.machine = 1 if platform == 'cpu' else len(devices)
     self._workers = workers
@@ -351,19 +351,19 @@ class Machine:
     pass
 
   def engine(self, size: int, most: int, logs: pathlib.Path) -> Engine:
-    """Returns slots of `size` devices each, at most so many."""
+    """Returns up to `most` slots of `size` devices each."""
     return local(places(size, self._workers)[:most], logs)
 
 
 def machines(address: str, workers: int = 0) -> Any:
-  """Returns what gives engines: this machine, or those of a Ray.
+  """Returns a source of engines: this machine, or a Ray cluster.
 
   Args:
     address: '', or as for ray_engine.Cluster.
-    workers: slots at most; 0: as many as there are.
+    workers: most slots; 0: as many as fit.
 
   Raises:
-    OSError: Ray is not installed, or not there.
+    OSError: Ray is not installed or not running.
   """
   if not address:
     return Machine(workers)
@@ -383,11 +383,11 @@ def places(size: int, most: int = 0) -> list[Place]:
 
   Args:
     size: devices of a slot.
-    most: how many slots are wanted; 0: as many as there are. On a CPU, any
-      number is possible; what is asked for is not pinned to cores.
+    most: slots wanted; 0: as many as fit. On a CPU, any number is possible; an
+      explicit one is not pinned to cores.
 
   Raises:
-    ValueError: there is none, or TPU chips cannot be grouped so.
+    ValueError: there is none, or TPU chips cannot be grouped like that.
   """
   platform, devices = processes.local_devices()
   if platform == 'cpu':

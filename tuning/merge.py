@@ -1,8 +1,8 @@
-"""Takes runs that were done elsewhere into a study's or a run's directory.
+"""Merges runs done elsewhere into a study's or a run's directory.
 
-Taken is only what would be done here: a run of the very same configuration that
-has ended, or got further than the one that is here. The archive may be
-anybody's, so no name in it is trusted.
+Takes only what would be done here: a run with the very same configuration that
+has ended, or got further than the one here. The archive may be anybody's, so no
+name in it is trusted.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,11 +28,11 @@ _CHUNK = 1 << 20
 
 
 class Merged(NamedTuple):
-  """What became of the runs of an archive, by their directories.
+  """The fate of an archive's runs, by directory.
 
   Attributes:
-    taken: are here now.
-    kept: are here already, as far or further.
+    taken: now here.
+    kept: were already here, as far or further.
     refused: why others were left out.
   """
 
@@ -45,11 +45,11 @@ class Merged(NamedTuple):
 def unpacked(
   archive: pathlib.Path, beside: pathlib.Path
 ) -> Iterator[pathlib.Path]:
-  """Has what an archive holds below its one top folder in a new directory.
+  """Unpacks an archive, without its top folder, into a temporary directory.
 
   Args:
     archive: .tar.gz.
-    beside: directory in which that directory is, for a while.
+    beside: parent of the temporary directory.
 
   Raises:
     ValueError: it is damaged, or holds anything but plain files inside it.
@@ -62,7 +62,7 @@ def unpacked(
         with tarfile.open(fileobj=file, mode='r:') as tar:
           for member in tar:
             _write(tar, member, found)
-        # Its checksum is at the end, which no reader of members gets to.
+        # The checksum is at the end, which reading members does not reach.
         while file.read(_CHUNK):
           pass
     except ValueError as error:
@@ -75,7 +75,7 @@ def unpacked(
 def _write(
   tar: tarfile.TarFile, member: tarfile.TarInfo, directory: pathlib.Path
 ) -> None:
-  """Writes a member to where its name says, unless that is elsewhere."""
+  """Writes a member under `directory`, refusing names that point outside."""
   if member.isdir():
     return
   path = pathlib.PurePosixPath(member.name)
@@ -88,7 +88,7 @@ def _write(
     )
   target.parent.mkdir(parents=True, exist_ok=True)
   held = tar.extractfile(member)
-  assert held is not None  # Of a plain file there is one.
+  assert held is not None  # A plain file has one.
   with target.open('xb') as file:
     shutil.copyfileobj(held, file)
 
@@ -99,18 +99,18 @@ def into(
   found: pathlib.Path,
   rename: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> Merged:
-  """Takes the runs that would be done next here, as long as there are some.
+  """Takes the runs that would be done next here, until there are none.
 
   Args:
-    workdir: of the study or run, on which nothing else works.
+    workdir: of the study or run, which nothing else uses.
     waiting: returns configurations and directories of the runs that may begin
       now.
-    found: directory of the same elsewhere, some of which is moved.
-    rename: config.json of a run there → the same with the files of here.
+    found: directory of its copy from elsewhere; taken runs are moved out of it.
+    rename: config.json of a run there → the same with local files.
   """
   names = {p.parent.relative_to(found) for p in found.rglob('config.json')}
   merged, looked = Merged([], [], {}), set[pathlib.Path]()
-  # Each search goes on with what was taken: what comes next is asked then.
+  # Searches continue from the runs taken, so ask again for the next ones.
   while new := [(run, at) for run, at in waiting() if at not in looked]:
     for run, at in new:
       looked.add(at)
@@ -137,7 +137,7 @@ def _take(
   there: pathlib.Path,
   rename: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> None:
-  """Moves a run to its place if it is the same and is further."""
+  """Moves a run into place if it is the same run and further along."""
   path = there / 'config.json'
   try:
     metrics.write_json(path, rename(json.loads(path.read_text('utf-8'))))
@@ -158,7 +158,7 @@ def _done(config: ConfigDict, directory: pathlib.Path) -> float:
   """Returns the steps of a run's newest checkpoint, infinite if it has ended.
 
   Raises:
-    ValueError: it is another run, or files of it are damaged.
+    ValueError: it is another run, or its files are damaged.
   """
   loss = cells.ended(config, directory)
   if loss is None:

@@ -1,9 +1,9 @@
-"""What a run or a study takes, before anything of it is paid for.
+"""Plans what a run or a study will take, before paying for any of it.
 
 Nothing is compiled or run. Parameters and optimizer state are exact, from
-their shapes and shardings. All else is an estimate: activations by the policy
-of recomputation, FLOPs by formula, times by the MFU that was measured on the
-chip (training/chips.py). docs/scaling.md holds it against measurements.
+their shapes and shardings. All else is an estimate: activations by the remat
+policy, FLOPs by formula, times by the MFU measured on the chip
+(training/chips.py). docs/scaling.md compares it with measurements.
 
 B sequences, L tokens of one, D width, H heads, K key-value heads, h head
 dimension, F width of the MLP, V vocabulary.
@@ -38,14 +38,14 @@ from steepest.training.state import Setup
 from steepest.tuning import cells, search
 from steepest.tuning.cells import Cell
 
-# Share of the memory that arrays may fill. The runtime takes the rest, and the
-# gaps between arrays.
+# Share of the memory that arrays may fill. The runtime and the gaps between
+# arrays take the rest.
 USABLE = 0.92
-# Factor between the model's size and that of which an MFU is known, from which
-# on the plan says so.
+# Factor between the model's size and that of the measured MFU, from which on
+# the plan warns.
 _FAR = 10
-# What a step's plan reads of a run, beside the vocabulary of its data. Points
-# of a study that differ in other things, such as tokens, share one.
+# Keys that a step's plan reads, besides the data's vocabulary. Points of a
+# study that differ only in others, such as tokens, share a plan.
 _OF_STEP = (
   *('model', 'optimizer', 'parametrization', 'dtype', 'mesh'),
   *('batch_size', 'microbatches'),
@@ -56,25 +56,25 @@ _OUTSIDE = ('embedding', 'positions', 'readout')
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
-  """What a training step takes.
+  """The cost of a training step.
 
   Attributes:
     mesh: size of each axis.
     parameters: of the model.
-    memory: bytes of each device by what holds them.
-    peak: bytes of each device at the fullest moment.
-    capacity: bytes of each device that may be used.
+    memory: bytes per device, by use.
+    peak: most bytes in use per device.
+    capacity: usable bytes per device.
     flops: of all devices, by the convention of training/flops.py.
-    update_flops: of the optimizer's matrix products, beside these.
+    update_flops: further FLOPs, of the optimizer's matrix products.
     update_bytes: of all devices, that an update reads and writes.
     tokens: of all devices.
-    seconds: not a number where no MFU is known.
-    mfu: that the seconds assume; None where it is not known.
+    seconds: NaN if no MFU is known.
+    mfu: that the seconds assume; None if unknown.
     checkpoint: bytes of one.
-    sent: operands and results of the collectives of a step, bytes of each
-      device by what they do.
-    exposed: seconds of a step in which a device sends and does nothing else;
-      not a number where the speed of the links is not known.
+    sent: operands and results of a step's collectives, bytes per device, by
+      purpose.
+    exposed: seconds of a step in which a device only communicates; NaN if the
+      link speed is unknown.
   """
 
   mesh: dict[str, int]
@@ -102,14 +102,14 @@ class StepPlan:
 
   @property
   def far(self) -> bool:
-    """Whether the MFU is of a model of quite another size."""
+    """Whether the MFU is that of a model of a very different size."""
     if self.mfu is None:
       return False
     return not 1 / _FAR < self.mfu.parameters / self.parameters < _FAR
 
   @property
   def basis(self) -> str:
-    """Says what the seconds assume."""
+    """The assumption behind the seconds."""
     trust = '; far from this size: less than it takes' if self.far else ''
     return f'an MFU of {self.mfu}{trust}'
 
@@ -119,10 +119,10 @@ class StepPlan:
 
 
 def vocab_size(config: ConfigDict) -> int:
-  """Returns the rows of the embedding, from the data where need be.
+  """Returns the rows of the embedding, from the data if necessary.
 
   Raises:
-    ValueError: nothing says how many.
+    ValueError: neither config nor data tells.
   """
   if config.model.vocab_size:
     return config.model.vocab_size
@@ -160,10 +160,10 @@ def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
 
 
 def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
-  """Returns what a run's step takes on `devices` of a chip.
+  """Returns the plan of a run's step on `devices` of a chip.
 
   Raises:
-    ValueError: the configuration does not fit together.
+    ValueError: the configuration is inconsistent.
   """
   m = model_config.resolve(config.model, vocab_size(config), config.dtype)
   sizes = mesh_sizes(config, devices)
@@ -206,13 +206,13 @@ def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
 
 
 def _sent(setup: Setup, sizes: Mapping[str, int]) -> dict[str, int]:
-  """Returns what a device sends and gets for weights, gradients and streams.
+  """Returns bytes of a device's collectives, by purpose.
 
-  A part and the whole, of each matrix in the compute dtype: gathered for the
-  forward pass, of layers that are computed again twice, and scattered as a
-  gradient; a part is reduced over copies. Along `tensor` two streams a
-  layer are reduced in each pass, and two outside. What an optimizer exchanges
-  is in it where the optimizer says how much; gains and biases are left out.
+  Counts shard and whole of each matrix in the compute dtype: gathered for the
+  forward pass, twice for recomputed layers, and scattered as a gradient; shards
+  are reduced over replicas. Along `tensor`, each pass reduces two residual
+  streams per layer, and two outside. Includes the optimizer's exchanges if it
+  declares them; leaves out gains and biases.
   """
   m, n = setup.model, setup.microbatches
   item = jnp.dtype(m.compute_dtype).itemsize
@@ -228,7 +228,7 @@ def _sent(setup: Setup, sizes: Mapping[str, int]) -> dict[str, int]:
   }
   assert setup.spec is not None
   if setup.spec.mesh.shard_optimizer_over_data and data > 1:
-    # Parameters, of which each copy updates a part.
+    # Each replica updates a part of the parameters.
     sent['gathered'] += 4 * own * (data + 1) // data
   sent['reduced'] += _streams(setup, sizes)
   if exchanged := costs.exchanged_bytes(setup.chain, setup.shapes.params):
@@ -243,18 +243,18 @@ def _exposed(
   chip: chips.Chip,
   seconds: float,
 ) -> float:
-  """Returns the seconds in which a device sends and does nothing else.
+  """Returns the seconds in which a device only communicates.
 
-  As compiled for H100s: what is reduced along `tensor` in the forward pass, and
-  over copies what comes after the last backward pass, which is all where
-  micro-batches are summed, else the embedding and the first layer. All, where
-  the scheduler is off. At least what sending takes beyond the computation.
+  As compiled for H100s: the reductions along `tensor` in the forward pass, and
+  those over replicas after the last backward pass (all of them if micro-batches
+  are summed, else the embedding's and the first layer's). Everything if the
+  scheduler is off. At least the communication that exceeds the computation.
   """
   m, fsdp = setup.model, sizes['fsdp']
   devices = math.prod(sizes.values())
   copy = devices // sizes['data']
   time = lambda size, span: size / chip.bandwidth(span) if size else 0.0
-  # Of a part and the whole, the other parts come in.
+  # Of shard and whole, the other shards are received.
   moved = (sent['gathered'] + sent['scattered']) * (fsdp - 1) / (fsdp + 1)
   of_weights = time(moved, copy)
   streams = _streams(setup, sizes)
@@ -274,7 +274,7 @@ def _exposed(
 
 
 def _matrices(setup: Setup, *kinds: str) -> int:
-  """Returns the elements of a device's part of parameters of some roles."""
+  """Returns the elements of a device's shards of parameters of some roles."""
   shards = jax.tree.leaves(_shards(setup.shapes.params))
   factors = jax.tree.leaves(setup.chain.factors)
   return sum(x.size for f, x in zip(factors, shards) if f.kind in kinds)
@@ -290,7 +290,7 @@ def _streams(setup: Setup, sizes: Mapping[str, int]) -> int:
 
 
 def _fused(m: ModelConfig, chip: chips.Chip, sizes: Mapping[str, int]) -> bool:
-  """Returns whether a kernel does attention, as models/attention.py picks."""
+  """Returns whether attention is fused, as models/attention.py decides."""
   sequence = sizes['sequence']
   if chip.attention == 'splash':
     return m.context % attention.TILES[-1] == 0 and sequence == 1
@@ -300,7 +300,7 @@ def _fused(m: ModelConfig, chip: chips.Chip, sizes: Mapping[str, int]) -> bool:
 
 
 def _shards(tree: Any) -> Any:
-  """Returns the shapes of a device's part of arrays."""
+  """Returns the shapes of a device's shards of arrays."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.sharding.shard_shape(x.shape), x.dtype),
     tree,
@@ -314,16 +314,16 @@ def _bytes(tree: Any) -> int:
 def _memory(
   setup: Setup, sizes: Mapping[str, int], fused: bool
 ) -> tuple[dict[str, int], int]:
-  """Returns a device's bytes by what holds them, and at the fullest moment.
+  """Returns a device's bytes by use, and its peak.
 
   Args:
     setup: of the run, on an abstract mesh.
     sizes: of that mesh.
-    fused: whether a kernel does attention.
+    fused: whether attention is fused.
   """
   m, microbatches = setup.model, setup.microbatches
   params, shards = setup.shapes.params, _shards(setup.shapes.params)
-  # As matrix products take them; gradients have the same dtypes.
+  # As used in matrix products; gradients have the same dtypes.
   used = jax.eval_shape(functools.partial(step_lib.rounded, setup), shards)
   item = jnp.dtype(m.compute_dtype).itemsize
   rows = setup.batch_size // (sizes['data'] * sizes['fsdp'] * microbatches)
@@ -331,12 +331,12 @@ def _memory(
   gated = any('mlp_gate' in path for path in traverse_util.flatten_dict(params))
   kept = lambda remat: _kept(m, remat, gated, fused, sizes['tensor'])
   layer, whole = tokens * kept(m.remat), tokens * kept('none')
-  # While a layer is computed again, all its values are there once.
+  # While a layer is recomputed, all its values are in memory once.
   again = whole - layer
-  # As looked up, into the last norm, and out of it.
+  # The embedding's output, and the last norm's input and output.
   around = tokens * 2 * item * m.width
   summed = microbatches > 1
-  # A loop over layers puts their gradients out together, before they are added.
+  # A loop over layers returns their gradients together before they are added.
   looped = used[layers.STACKED] if summed and m.scan_layers else ()
   copies = _copies(m, sizes, microbatches, params, shards, used)
   memory = {
@@ -347,15 +347,15 @@ def _memory(
     'weights in compute dtype': copies,
     'activations': m.num_layers * layer + around,
     'computed again': again,
-    # Their gradient takes their place.
+    # Their gradient overwrites them.
     'logits': tokens * item * m.vocab_size // sizes['tensor'],
   }
   state = memory['parameters'] + memory['optimizer']
   forward = copies + memory['activations'] + max(memory['logits'], again)
   if summed:
     return memory, state + memory['gradients'] + forward
-  # Gradients replace activations. XLA frees copies on the way, but puts off
-  # some products, whose operands stay.
+  # Gradients replace activations. XLA frees copies on the way, but defers some
+  # products, whose operands stay.
   backward = memory['gradients'] + copies + layer + again
   return memory, state + max(forward, backward)
 
@@ -363,19 +363,19 @@ def _memory(
 def _kept(
   m: ModelConfig, remat: str, gated: bool, fused: bool, tensor: int
 ) -> int:
-  """Returns the bytes that a layer keeps of a token for its backward pass.
+  """Returns the bytes per token that a layer keeps for its backward pass.
 
   The count of Korthikanti et al. (arXiv 2205.05198, section 4.1) without
   dropout, by the policies of models/remat.py. With `none`: input and output of
-  both norms, queries, keys, values, attention's output, and in the MLP what
-  goes into the activation and comes out of it.
+  both norms, queries, keys, values, attention's output, and input and output of
+  the MLP's activation.
 
   Args:
     m: shapes.
     remat: the policy.
     gated: whether the MLP has a gate.
-    fused: whether a kernel does attention. Without one, L×L scores are kept
-      in float32 and in the compute dtype.
+    fused: whether attention is fused. If not, L×L scores are kept in float32
+      and in the compute dtype.
     tensor: size of that mesh axis, which splits heads and MLP.
   """
   item = jnp.dtype(m.compute_dtype).itemsize
@@ -383,7 +383,7 @@ def _kept(
     return item * m.width
   none = remat == 'none'
   heads, inputs = m.num_heads * m.head_dim, 2 if gated else 1
-  # The policy `dots` sees the product with values only inside a kernel.
+  # Policy `dots` keeps the product with the values only if a kernel does it.
   outputs = heads if fused or remat != 'dots' else 0
   queries = heads + 2 * m.num_kv_heads * m.head_dim
   mlp = (inputs + (1 if none else 0)) * m.mlp_dim
@@ -404,11 +404,11 @@ def _copies(
   shards: Any,
   used: Any,
 ) -> int:
-  """Returns the bytes of the weights as the matrix products take them.
+  """Returns the bytes of the weights as used in matrix products.
 
-  A device rounds its part once a step. With fsdp they are gathered too: all,
-  from the forward to the backward pass, which leaves the parts to further
-  micro-batches; or, where layers are computed again, two layers at a time.
+  A device rounds its shard once a step. With fsdp, weights are gathered too:
+  all, from the forward to the backward pass, which leaves the shards for
+  further micro-batches; or, if layers are recomputed, two layers at a time.
   """
   item = jnp.dtype(m.compute_dtype).itemsize
   pairs = zip(jax.tree.leaves(shards), jax.tree.leaves(used), strict=True)
@@ -436,10 +436,10 @@ class Stage:
   Attributes:
     cell: model, optimizer and point of the study's axes.
     kind: 'tune' or 'train'.
-    runs: how many.
+    runs: number of runs.
     steps: of a run.
     plan: of a step.
-    search: cell whose trials come first; None of trials.
+    search: cell whose trials come first; None for trials.
   """
 
   cell: Cell
@@ -465,18 +465,18 @@ def stages(
 
   Args:
     config: of the study.
-    chip: what it runs on.
-    devices: how many of them.
-    machine: those that data=-1 of a target's mesh fills, the most that it has;
-      0: of one machine.
+    chip: that it runs on.
+    devices: number of chips.
+    machine: chips that data=-1 fills in a target's mesh, at most; 0: those of
+      one machine.
 
   Raises:
-    ValueError: the configuration does not fit together, or the mesh not the
+    ValueError: the configuration is inconsistent, or the mesh does not fit the
       chips.
   """
   machine = machine or min(devices, chip.host)
   if not config.data.source and not config.model.vocab_size:
-    # The tokenizer is yet to be made.
+    # The tokenizer does not exist yet.
     config = ConfigDict(config.to_dict())
     config.model.vocab_size = config.study.vocab_size
   found = []
@@ -516,13 +516,13 @@ def _devices(run: ConfigDict, machine: int) -> int:
 def summary(
   found: Sequence[Stage], chip: str, devices: int, price: float = 0.0
 ) -> str:
-  """Returns what a study takes in all.
+  """Returns the total cost of a study, in words.
 
   Args:
     found: its stages.
     chip: name of the chip.
-    devices: how many of them.
-    price: of an hour of one, in dollars; 0: not told.
+    devices: number of chips.
+    price: dollars per chip-hour; 0: unknown.
   """
   of = lambda kind: sum(stage.hours for stage in found if stage.kind == kind)
   tune, train = of('tune'), of('train')
@@ -541,7 +541,7 @@ def summary(
 
 
 def cost(hours: float, price: float) -> str:
-  """Returns what chip-hours cost, as the end of a sentence; '' at no price."""
+  """Returns the cost of chip-hours as a clause; '' without a price."""
   return f', ${hours * price:,.2f} at ${price:g} a chip-hour' if price else ''
 
 

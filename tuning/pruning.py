@@ -1,22 +1,22 @@
-"""Trials that lag behind are ended early, by Optuna's median pruner."""
+"""Ends lagging trials early, by Optuna's median pruner."""
 
 from collections.abc import Mapping, Sequence
 import math
 from typing import Any
 
-# Finished trials before any is ended early, and the share of a trial's steps in
-# which it is not; the share that its training loss is averaged over.
+# Finished trials before any is ended early; the initial share of a trial's
+# steps that is exempt; the share over which its training loss is averaged.
 _FINISHED, _FREE, _WINDOW = 4, 0.3, 1 / 20
 
 
 def curve(
   rows: Sequence[Mapping[str, Any]], steps: int
 ) -> list[tuple[int, float]]:
-  """Returns (steps done, mean training loss since the point before).
+  """Returns (steps done, mean training loss since the previous point).
 
   Args:
-    rows: of metrics.jsonl; stretches without a row are left out.
-    steps: of the run, a twentieth of which makes a stretch.
+    rows: of metrics.jsonl; windows without a row are left out.
+    steps: of the run; a window is a twentieth of them.
   """
   window = max(1, round(steps * _WINDOW))
   losses: dict[int, list[float]] = {}
@@ -33,8 +33,8 @@ def curve(
 class MedianPruner:
   """Tells when Optuna's median pruner ends a trial.
 
-  All trials of a cell read the same batches, so that their training losses can
-  be compared step by step. A trial ends once the lowest point of its curve so
+  All trials of a cell read the same batches, so their training losses are
+  comparable step by step. A trial ends once the lowest point of its curve so
   far is above the median of the finished trials' curves at the same step.
   """
 
@@ -44,7 +44,7 @@ class MedianPruner:
     steps: int,
     log_every: int,
   ):
-    """Takes the curves of finished trials, and of the trial its steps."""
+    """Takes the curves of finished trials, and the trial's own steps."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -63,8 +63,8 @@ class MedianPruner:
     self._trial = study.ask()
 
   def ends(self, row: Mapping[str, Any]) -> str:
-    """Returns why a trial ends at a row, '' while it does not."""
-    # The finished trials are known by the rows that they kept alone.
+    """Returns why a trial ends at a row; '' if it does not."""
+    # Finished trials are known only by the rows that they logged.
     if row['step'] % self._log_every == 0:
       self._rows.append(row)
     done = row['step'] + 1

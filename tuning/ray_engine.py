@@ -1,15 +1,15 @@
-"""Slots on several machines: actors of a Ray that is running (Ray Core).
+"""Slots on several machines: actors on a running Ray cluster (Ray Core).
 
     ray start --head                    on the first machine, then
     ray start --address=FIRST:6379      on each other one
 
 An actor keeps what it has compiled. Jobs are JSON values, paths and names of
 functions, so nothing large goes through Ray; all machines see the same files
-and the same installation. What a lost node did goes on elsewhere, from its
-checkpoint.
+and the same installation. Jobs of a lost node resume elsewhere from their
+checkpoints.
 
-Ray's wire is cloudpickle: whoever may speak to it runs code. So a token is
-always asked for; SECURITY.md says what else is to be done.
+Ray's wire format is cloudpickle: whoever can connect can run code. So a token
+is always required; SECURITY.md says what else to do.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from steepest.tuning import engine
 
 _MODE = 'RAY_AUTH_MODE'
-# Read when Ray is imported.
+# Ray reads it on import.
 os.environ.setdefault(_MODE, 'token')
 os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
 
@@ -32,36 +32,36 @@ import ray  # noqa: E402
 from ray import exceptions  # noqa: E402
 from ray.util import scheduling_strategies  # noqa: E402
 
-# Ray's name of what a slot has, in the order in which they are looked for.
+# Ray's names of devices, in the order in which slots look for them.
 _RESOURCES = ('GPU', 'TPU', 'CPU')
 
 
 class _Slot(NamedTuple):
-  """A slot's node, and which one of that node's slots it is."""
+  """A slot's node, and its index among that node's slots."""
 
   node: str
   place: int
 
 
 class Cluster:
-  """The machines of a Ray; as a context manager it leaves them.
+  """The machines of a Ray cluster; as a context manager it disconnects.
 
   Attributes:
-    machine: devices of a machine, the smallest of all; 1 for CPUs, whose
-      processes have one device each.
+    machine: devices of the smallest machine; 1 for CPUs, with one device per
+      process.
   """
 
   def __init__(self, address: str, workers: int = 0):
-    """Joins a Ray as a driver.
+    """Joins a Ray cluster as a driver.
 
     Args:
-      address: HOST:PORT of its head, or 'auto': one of this machine. A `ray
-        start` has to have been done on this machine too.
-      workers: slots at most; 0: as many as there are.
+      address: HOST:PORT of its head, or 'auto': this machine's. `ray start`
+        must have been run on this machine too.
+      workers: most slots; 0: as many as fit.
 
     Raises:
       OSError: there is none, or it refuses the token.
-      ValueError: the environment asks for a Ray without token.
+      ValueError: the environment asks for Ray without a token.
     """
     if os.environ[_MODE] != 'token':
       raise ValueError(
@@ -71,7 +71,7 @@ class Cluster:
     host, _, port = address.rpartition(':')
     try:
       if address != 'auto':
-        # Ray itself would try for minutes.
+        # Ray itself would retry for minutes.
         socket.create_connection((host, int(port)), 10).close()
       ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError, exceptions.RayError) as error:
@@ -95,19 +95,19 @@ class Cluster:
     ray.shutdown()
 
   def engine(self, size: int, most: int, logs: pathlib.Path) -> 'RayEngine':
-    """Returns slots of `size` devices each, at most so many."""
+    """Returns up to `most` slots of `size` devices each."""
     most = min(most, self._workers or most)
     return RayEngine(self._resource, size, most, logs)
 
   def cores(self, logs: pathlib.Path) -> 'RayEngine':
-    """Returns a slot for each core."""
+    """Returns one slot per core."""
     return RayEngine('CPU', 1, self._workers or sys.maxsize, logs)
 
 
 class RayEngine(engine.Engine):
-  """Slots on all nodes of a Ray, an actor each.
+  """Slots on all nodes of a Ray cluster, one actor each.
 
-  Nodes that join get slots, and slots of lost ones are no more.
+  Nodes that join get slots; those of lost nodes vanish.
   """
 
   def __init__(self, resource: str, size: int, most: int, logs: pathlib.Path):
@@ -117,10 +117,10 @@ class RayEngine(engine.Engine):
       resource: Ray's name of the devices: 'GPU', 'TPU' or 'CPU'.
       size: devices of a slot.
       most: slots at once.
-      logs: directory of what workers print.
+      logs: directory for the workers' output.
 
     Raises:
-      ValueError: no node has as many devices.
+      ValueError: no node has that many devices.
     """
     super().__init__()
     self._resource, self._size, self._most = resource, size, most
@@ -137,7 +137,7 @@ class RayEngine(engine.Engine):
 
   @property
   def slots(self) -> Sequence[int]:
-    """Numbers of the slots that there are now.
+    """Numbers of the slots available now.
 
     Raises:
       JobFailedError: all machines are lost.
@@ -170,7 +170,7 @@ class RayEngine(engine.Engine):
       with self._lock:
         actor = self._actors.pop(slot, None)
         if actor is not None:
-          # Perhaps it is only cut off; files are fenced (training/attempt.py).
+          # It may only be cut off; files are fenced (training/attempt.py).
           ray.kill(actor)
       raise engine.WorkerDied(self._elsewhere(slot)) from error
     except exceptions.RayError as error:
@@ -179,7 +179,7 @@ class RayEngine(engine.Engine):
   def _actor(self, slot: int) -> Any:
     with self._lock:
       if slot not in self._slots:
-        # It ended between two jobs.
+        # The worker died between two jobs.
         raise engine.WorkerDied(self._elsewhere(slot))
       if slot not in self._actors:
         at = self._slots[slot]
@@ -205,7 +205,7 @@ class RayEngine(engine.Engine):
       return self._actors[slot]
 
   def _elsewhere(self, slot: int) -> int | None:
-    """Returns the slot for what a lost one did; None: it is still there."""
+    """Returns a replacement for a lost slot; None if it still exists."""
     left = self.slots
     if slot in left or self._closed:
       return None
@@ -226,11 +226,11 @@ class _Worker:
   def __init__(
     self, slot: int, at: _Slot, cores: int, log: pathlib.Path, directory: str
   ):
-    # Where relative paths begin.
+    # The base of relative paths.
     os.chdir(directory)
     own: tuple[int, ...] = ()
     if cores:
-      # Ray counts cores, but leaves processes to choose among all of them.
+      # Ray counts cores, but does not pin processes to them.
       usable = sorted(os.sched_getaffinity(0))
       own = tuple(usable[at.place * cores : (at.place + 1) * cores])
     place = engine.Place(own, engine.cpu_devices(cores) if cores else {})

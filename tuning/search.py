@@ -1,11 +1,11 @@
-"""The search of a cell: which trials it wants, given how others ended.
+"""The search of a cell: which trials to run, given the losses of others.
 
-Optuna keeps it, in the journal WORKDIR/optuna.log, which its dashboard opens
-(`optuna-dashboard runs/study/optuna.log`). A search is asked again and again:
-`Search.trials` returns all trials so far, and the search is over once each of
-them has a loss. A proposal depends on the trials with lower numbers and their
-losses alone, never on which of them ended first or on how many ran at once, so
-a study that was killed goes on with the very same trials.
+Optuna stores it in the journal WORKDIR/optuna.log, which its dashboard opens
+(`optuna-dashboard runs/study/optuna.log`). A search is polled: `Search.trials`
+returns all trials so far, and the search is over once each of them has a loss.
+A proposal depends only on the trials with lower numbers and their losses, never
+on which ended first or how many ran at once, so a study that was killed goes on
+with the very same trials.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,30 +31,30 @@ if TYPE_CHECKING:
 KINDS = ('grid', 'sobol', 'tpe')
 JOURNAL = 'optuna.log'
 
-# Names of hyperparameters → values; lr is always among them.
+# Hyperparameter → value; always includes lr.
 Values = dict[str, float]
 
-# What optimizers share, in the order of the Sobol sequence's dimensions; those
-# of an optimizer's own follow as its file has them. The sequence always has
-# `_COLUMNS`, whatever a study searches, so that points agree in what is shared.
+# Shared hyperparameters, in the order of the Sobol sequence's dimensions; an
+# optimizer's own follow in the order of its file. The sequence always has
+# `_COLUMNS` dimensions, so that points agree in what is shared.
 _SHARED = (
   *('lr', horizons.TIMESCALE, 'b1_half_life', 'b2_half_life', 'b3_half_life'),
   *('warmup', 'auxiliary_lr'),
 )
 _COLUMNS = 32
-# What every optimizer has, searched where a study's own key says. The clip has
-# the last column: others' stay where they were.
+# Hyperparameters of every optimizer, searched if a study's own key says so. The
+# clip takes the last column, so that the others keep theirs.
 _OF_ALL = {'warmup': Hyper(0.0), 'clip_norm': Hyper(1.0)}
-# Trials of a search: so many, and so many more for each dimension.
+# Trials of a search: a base, plus so many for each dimension.
 _TRIALS, _TRIALS_OF_EACH = 8, 4
-# A half-life is searched up to this share of the proxy's run, over a factor of
-# at least so much.
+# A half-life is searched up to this share of the proxy's run, over at least
+# this factor.
 _LONGEST, _NARROWEST = 1 / 4, 8.0
-# Rates of a grid over an optimizer's own range.
+# Learning rates of a grid over an optimizer's own range.
 _RATES = 4
 # Share of the range of log lr, at each end, that counts as its edge.
 _EDGE = 0.1
-# Factors between rates that differ by less count as equal.
+# Ratios between learning rates that differ by a smaller factor are equal.
 _SAME = 1.05
 
 
@@ -67,14 +67,14 @@ class Trial(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Dimension:
-  """A hyperparameter that is searched.
+  """A hyperparameter to search.
 
-  Its coordinate is log x, so that equal steps change what it does by equal
+  Its coordinate is log x, so that equal steps change its effect by equal
   factors, unless the optimizer's file says otherwise.
 
   Attributes:
     name: key of the hyperparameter or of its horizon.
-    values: rising; of a grid, or those whose lowest and highest bound a range.
+    values: ascending; of a grid, or bounding a range with its ends.
     scale: 'log', 'linear' or 'log1m', see optimizers/optimizer.py.
   """
 
@@ -90,7 +90,7 @@ class Dimension:
 
   @property
   def label(self) -> str:
-    """What Optuna shows: what is spread evenly, or its exponential."""
+    """Optuna's label: the evenly spread coordinate, or its exponential."""
     return f'1 - {self.name}' if self.scale == 'log1m' else self.name
 
   def coordinate(self, value: float) -> float:
@@ -106,11 +106,11 @@ class Dimension:
 
 
 def dimensions(config: ConfigDict, optimizer: str) -> list[Dimension]:
-  """Returns what a study searches for an optimizer, lr first.
+  """Returns the dimensions that a study searches for an optimizer, lr first.
 
   Raises:
-    ValueError: values are out of their range, do not rise, or there are fewer
-      than four rates.
+    ValueError: values are out of range or not ascending, or there are fewer
+      than four learning rates.
   """
   study = config.study
   key = _rates_key(optimizer)
@@ -146,7 +146,7 @@ def dimensions(config: ConfigDict, optimizer: str) -> list[Dimension]:
 
 
 def complete(config: ConfigDict) -> None:
-  """Writes into a study which rates it starts from, for its report."""
+  """Writes the initial learning rates into a study, for its report."""
   for optimizer in cells.optimizers(config):
     lrs, *_ = dimensions(config, optimizer)
     config.study[_rates_key(optimizer)] = lrs.values
@@ -159,7 +159,7 @@ def _rates_key(optimizer: str) -> str:
 def _given_values(
   config: ConfigDict, key: str, hyper: Hyper
 ) -> tuple[float, ...]:
-  """Returns what a study's own key says of a dimension."""
+  """Returns a dimension's values from the study's own key."""
   values = tuple(float(v) for v in config.study[key])
   shown = f'study.{key}={values}'
   if not values or list(values) != sorted(set(values)):
@@ -179,7 +179,8 @@ def _bounds(
 ) -> tuple[float, float]:
   """Returns the range in an optimizer's file, half-lives in tokens.
 
-  There they are in steps of the proxy; a part of its run is the longest.
+  The file gives half-lives in steps of the proxy; they are limited to a share
+  of its run.
   """
   if hyper.scale != 'half_life' or hyper.unit != 'tokens':
     return ends
@@ -190,7 +191,7 @@ def _bounds(
 
 
 def check(config: ConfigDict) -> None:
-  """Raises a ValueError that names the first wrong key of the search."""
+  """Raises ValueError, naming the search's first invalid key."""
   for key, known in (('search', KINDS), ('pruning', ('none', 'median'))):
     if config.study[key] not in known:
       raise ValueError(
@@ -210,7 +211,7 @@ def check(config: ConfigDict) -> None:
 
 
 def count(config: ConfigDict, optimizer: str) -> int:
-  """Returns how many trials a search has if its range is not extended."""
+  """Returns the number of trials of a search without extensions."""
   found = dimensions(config, optimizer)
   if config.study.search == 'grid':
     return math.prod(len(d.values) for d in found)
@@ -235,7 +236,7 @@ def open_journal(workdir: pathlib.Path) -> 'optuna.storages.JournalStorage':
   path = workdir / JOURNAL
   workdir.mkdir(parents=True, exist_ok=True)
   if path.exists():
-    # A driver that was killed may have left half a line, or Optuna's own lock.
+    # A killed driver may have left half a line, or Optuna's own lock.
     text = path.read_bytes()
     if not text.endswith(b'\n'):
       with path.open('r+b') as file:
@@ -250,13 +251,13 @@ def open_journal(workdir: pathlib.Path) -> 'optuna.storages.JournalStorage':
 class Search:
   """The trials of one cell.
 
-  A grid takes all combinations of the values; while the best trial's rate is
-  the lowest or highest tried with its other values, the next rate, by the
-  grid's own ratio, is tried with them. `sobol` takes points of a scrambled
-  Sobol sequence between the lowest and highest values; `tpe` begins
-  with a quarter of them, at least four, and then asks Optuna's tree-structured
-  Parzen estimator. While the best rate lies at an edge, both widen the range by
-  one step of the rates, with as many trials as that length had before.
+  A grid takes all combinations of the values; while the best trial's learning
+  rate is the lowest or highest tried with its other values, the grid adds the
+  next one, by its own ratio, with those values. `sobol` takes points of a
+  scrambled Sobol sequence between the lowest and highest values; `tpe` begins
+  with a quarter of them, at least four, then asks Optuna's tree-structured
+  Parzen estimator. While the best learning rate is at an edge, both widen the
+  range by one step of the given rates, at the same density of trials.
   """
 
   def __init__(
@@ -268,7 +269,7 @@ class Search:
     """Opens the search in its study's journal, or begins it.
 
     Raises:
-      ValueError: it was begun otherwise, or a key of it is wrong.
+      ValueError: it began with other settings, or one of its keys is invalid.
     """
     import optuna
 
@@ -296,15 +297,15 @@ class Search:
     }
 
   def trials(self, losses: Mapping[int, float]) -> list[Trial]:
-    """Returns all trials so far; asked again once some have ended.
+    """Returns all trials so far; call again once some have ended.
 
     Args:
-      losses: by the trial's number, of those that have ended; infinite where
-        the trial diverged or was ended early.
+      losses: of ended trials, by number; infinite if the trial diverged or was
+        ended early.
 
     Raises:
-      ValueError: every trial diverged, or the best rate is still at the edge
-        of what was tried after study.max_extensions.
+      ValueError: every trial diverged, or the best learning rate is still at
+        the edge after study.max_extensions.
     """
     for number in sorted(losses.keys() - self._told):
       if math.isfinite(losses[number]):
@@ -324,15 +325,15 @@ class Search:
     return range(max(0, number - self._keys.parallel_trials + 1))
 
   def best(self, losses: Mapping[int, float]) -> Values:
-    """Returns the values of the lowest loss of a search that is over.
+    """Returns the values with the lowest loss of a finished search.
 
     Raises:
-      ValueError: there is none, since every trial diverged.
+      ValueError: every trial diverged.
     """
     return self._best(self._trials, losses).values
 
   def _next(self, losses: Mapping[int, float]) -> Values | None:
-    """Returns what is tried next; None: nothing, for now or at all."""
+    """Returns the next values to try; None: nothing, for now or at all."""
     number = len(self._trials)
     if self._ordered and any(n not in losses for n in self.before(number)):
       return None
@@ -392,9 +393,9 @@ class Search:
   def _parzen(
     self, number: int, losses: Mapping[int, float], lrs: tuple[float, float]
   ) -> Values:
-    """Asks a sampler that knows the trials up to `before(number)` alone.
+    """Asks a sampler that knows only the trials in `before(number)`.
 
-    Those after them count as running, whether or not they have ended.
+    Later ones count as running, whether or not they have ended.
     """
     import optuna
 
@@ -464,7 +465,7 @@ class Search:
     return found
 
   def _check_same(self, cell: cells.Cell) -> None:
-    """Raises a ValueError if the search was begun otherwise."""
+    """Raises ValueError if the search began with other settings."""
     names = ['search', 'pruning', 'trial_seeds']
     names += ['parallel_trials'] * self._ordered
     names += ['search_seed'] * (self._keys.search != 'grid')
@@ -496,20 +497,20 @@ def _states() -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _sobol(seed: int, number: int) -> np.ndarray:
-  """Returns a point of the sequence that all searches of a seed share."""
+  """Returns a point of the sequence shared by all searches of a seed."""
   sequence = qmc.Sobol(_COLUMNS, rng=np.random.default_rng(seed))
   return sequence.random_base2((number + 1).bit_length())[number]
 
 
 def notes(config: ConfigDict) -> list[str]:
-  """Returns what is unequal in the searches of a study, a line each.
+  """Returns what is unequal in the searches of a study, one line each.
 
-  Trials, the factor between neighbouring rates, the factor that all rates
-  span, and how many hyperparameters are searched: with more of any, an
-  optimizer has a better chance to come near its best.
+  Compares the trials, the factor between neighbouring learning rates, the
+  factor that they span, and the number of searched hyperparameters: with more
+  of any, an optimizer has a better chance to come near its best.
 
   Raises:
-    ValueError: a key of the search is wrong.
+    ValueError: a key of the search is invalid.
   """
   check(config)
   names = cells.optimizers(config)

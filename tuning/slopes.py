@@ -1,8 +1,8 @@
-"""Whether measured quantities scale with a model's size as they may.
+"""Whether measured quantities scale with a model's size as they should.
 
-A quantity q at sizes n has the slope of log2 q over log2 n, by least squares.
-Maximal-update parametrization is the one in which the change that training
-makes to every activation keeps its size (arXiv 2203.03466, appendix D.1).
+The slope of a quantity q over sizes n is that of log2 q over log2 n, by least
+squares. In maximal-update parametrization, the change that training makes to
+each activation keeps its size (arXiv 2203.03466, appendix D.1).
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,11 +35,11 @@ class Row:
   Attributes:
     axis: 'width' or 'depth'.
     quantity: such as `change/logits`.
-    sizes: of the axis.
+    sizes: along the axis.
     values: sizes × seeds.
-    slope: mean over seeds; NaN where a value is not positive and finite.
+    slope: mean over seeds; NaN if a value is not positive and finite.
     error: its standard error over seeds; NaN with one seed.
-    band: slopes that pass; None: recorded without a verdict.
+    band: slopes that pass; None: no verdict.
   """
 
   axis: str
@@ -69,8 +69,8 @@ class Row:
 
 # Chosen so that the right rules pass and each wrong one fails on both models
 # and all optimizers (tests/launch/coordcheck_test.py, with slopes in
-# docs/parametrization.md). The theory's slopes are those of infinite width:
-# with few features a head, logits still shrink.
+# docs/parametrization.md). The theory's slopes hold at infinite width: with few
+# features per head, logits still shrink.
 _ANY = -math.inf
 _STREAM = Band(
   -0.15, 0.15, 'training must change the residual stream alike at every size'
@@ -89,7 +89,7 @@ _LIMITS = Band(
   'logits of queries that have become keys, as training may make them: a scale '
   'of 1/√head_dim lets them grow by 1/2',
 )
-# Axis -> pattern of quantities -> slopes that pass; the first that fits.
+# Axis → quantity pattern → slopes that pass; the first match counts.
 _BANDS = {
   'width': {
     'change/embedding': _STREAM,
@@ -117,7 +117,7 @@ _BANDS = {
       -0.2, 0.25, 'where it falls, Sophia turns into the sign of its momentum'
     ),
   },
-  # Where branches shrink with depth, so does what the first of them adds.
+  # If branches shrink with depth, so does the contribution of the first.
   'depth': {
     'change/embedding': _STREAM,
     'change/last_block': _STREAM,
@@ -136,7 +136,7 @@ def fit(sizes: Sequence[int], values: np.ndarray) -> np.ndarray:
     values: sizes × seeds.
 
   Returns:
-    One a seed, NaN where a value is not positive and finite.
+    One per seed, NaN if a value is not positive and finite.
   """
   x = np.log2(np.asarray(sizes, float))
   x -= x.mean()
@@ -155,8 +155,8 @@ def judge(
 
   Args:
     axis: 'width' or 'depth'.
-    sizes: of the axis.
-    measured: for each size and seed, quantity -> value.
+    sizes: along the axis.
+    measured: for each size and seed, quantity → value.
   """
   rows = []
   for name in measured[0][0]:
@@ -172,7 +172,7 @@ def judge(
 
 
 def to_dict(row: Row) -> dict[str, Any]:
-  """Returns JSON values; what is not finite is None."""
+  """Returns JSON values; non-finite ones become None."""
   finite = lambda x: x if math.isfinite(x) else None
   return {
     'axis': row.axis,
@@ -189,7 +189,7 @@ def to_dict(row: Row) -> dict[str, Any]:
 
 
 def _band(axis: str, quantity: str) -> Band | None:
-  """Returns the slopes that pass; None: recorded without a verdict."""
+  """Returns the slopes that pass; None: no verdict."""
   for pattern, allowed in _BANDS[axis].items():
     if fnmatch.fnmatchcase(quantity, pattern):
       return allowed

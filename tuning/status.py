@@ -1,7 +1,7 @@
-"""Where runs stand, read from what they leave in their directories.
+"""The status of runs, read from the files in their directories.
 
-`launch.watch` shows any number of runs, `StudyDisplay` those of a study that
-goes on, `TrainingDisplay` the one of this process.
+`launch.watch` shows any number of runs, `StudyDisplay` those of a running
+study, `TrainingDisplay` this process's own.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ from steepest.data import locks, reading
 from steepest.data.terminal import Console, escape, progress
 from steepest.experiments import outside
 
-# What is read of each file, by reading.KINDS.
+# Keys read from each file, by reading.KINDS.
 _CONFIG = {'steps': '?count', 'checkpoint_every': '?count'}
 _SUMMARY = {'status': '?text', 'steps': '?count'}
 _ROW = {
@@ -46,26 +46,26 @@ _ROW = {
 _TIMES = 'process/slowest_seconds', 'process/median_seconds'
 _EVENT = {'time': 'number', 'kind': 'text', 'step': 'count'}
 _STEPS = re.compile('0|[1-9][0-9]{0,17}')
-# Rows that slope, rate and data wait are taken from.
+# Rows from which slope, throughput and data wait are computed.
 _RECENT = 50
-# Events that may be news.
+# Latest events to look through for news.
 _EVENTS = 500
-# A run has stalled after this many times its usual time between rows.
+# A run stalls after this multiple of its usual time between rows.
 _STALL = 10
 _SHORTEST_STALL = 120.0
-# Checkpoints that may fail to come.
+# Checkpoints that may be missed.
 _MISSED = 3
-# Share of the time that waiting for data may take.
+# Acceptable share of the time spent waiting for data.
 _WAIT = 0.1
-# Nats above the best recent loss.
+# Acceptable rise over the best recent loss, in nats.
 _RISE = 0.5
 # Seconds for which an event is news.
 _NEWS = 600.0
-# In the order of the view; a summary may name others, which have ended.
+# In display order; a summary may name others, all of them ended.
 _STATES = ('running', 'diverged', 'dead', 'waiting', 'stopped', 'finished')
-# A study holds its directory for its runs, which lie so deep in it.
+# A study's lock covers its runs, which are at most this deep below it.
 _ABOVE = 4
-# A run that no process holds, and that is quiet as long, is not under way.
+# A run that no process holds has stopped after this many quiet seconds.
 _QUIET = 10.0
 _COLUMNS = (
   'step',
@@ -82,25 +82,25 @@ _COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-  """Where a run stands.
+  """The status of a run.
 
   Attributes:
     path: of its directory.
-    state: 'waiting', 'running', 'unreadable' or how it ended; 'stopped' where
-      its process has left it in order, 'dead' where that is gone, or gives no
-      sign of life on another machine.
-    done: steps.
-    steps: in all.
+    state: 'waiting', 'running', 'unreadable' or how it ended; 'stopped' if its
+      process left it in order, 'dead' if that is gone, or gives no sign of life
+      on another machine.
+    done: steps done.
+    steps: total steps.
     loss: of the latest row, in nats.
-    slope: of the recent loss, nats in a thousand steps.
+    slope: of the recent loss, in nats per thousand steps.
     tokens_per_second: recent.
     mfu: recent.
-    goodput: share of the time since the run first began that went into steps.
-    wait: share of the recent time that went by waiting for data.
+    goodput: share of the time since the run first began spent in steps.
+    wait: share of the recent time spent waiting for data.
     checkpoint: steps of the newest.
     checkpoint_age: seconds since it was written.
     left: seconds to the end, at the recent pace.
-    alarms: what wants attention.
+    alarms: problems that need attention.
   """
 
   path: pathlib.Path
@@ -137,7 +137,7 @@ def find(roots: Sequence[str]) -> list[pathlib.Path]:
 
 
 def _runs(root: pathlib.Path) -> Iterator[pathlib.Path]:
-  # What a run that trains or is deleted takes away is passed over.
+  # Skip what a training run removes, or what is deleted meanwhile.
   for name, folders, files in os.walk(root):
     folders.sort()
     folder = pathlib.Path(name)
@@ -150,18 +150,18 @@ def _is_run(folder: pathlib.Path, files: Sequence[str]) -> bool:
   try:
     config = reading.json_object(folder / 'config.json')
   except (OSError, ValueError):
-    # It may be a model's, or a run's that nobody can read.
+    # It may be a model's, or an unreadable run's.
     return 'metrics.jsonl' in files
-  # A study's own file has its keys; models have a config.json too.
+  # A study's config has `steps` and `study`; models have a config.json too.
   return 'steps' in config and 'study' not in config
 
 
 def read(run: pathlib.Path, now: float) -> Status:
-  """Returns where a run stands at the time `now`, as of time.time()."""
+  """Returns the status of a run at the time `now`, as of time.time()."""
   try:
     return _read(run, now)
   except Exception as error:
-    # What is wrong with one run, whatever it is, hides no other.
+    # No error in one run may hide the others.
     said = ' '.join(f'{error}'.replace(f'{run}{os.sep}', '').split())
     said = f'cannot be read: {type(error).__name__}: {said}'
     return Status(run, 'unreadable', 0, 0, alarms=(said[:200],))
@@ -216,7 +216,7 @@ def _state(run: pathlib.Path, rows: list[dict[str, Any]], now: float) -> str:
 
 
 def table(found: Sequence[Status], rows: int | None) -> Table:
-  """Returns the view of runs, at most `rows` of them, the liveliest first."""
+  """Returns the table of at most `rows` runs, the most active first."""
   states = [*_STATES, *sorted({s.state for s in found} - set(_STATES))]
   ranked = sorted(found, key=lambda s: (not s.alarms, states.index(s.state)))
   shown = ranked if rows is None else ranked[: max(1, rows)]
@@ -250,7 +250,7 @@ def table(found: Sequence[Status], rows: int | None) -> Table:
 
 
 def _pace(rows: list[dict[str, Any]]) -> dict[str, Any]:
-  """Returns slope, rate, MFU and data wait of recent rows."""
+  """Returns slope, throughput, MFU and data wait of recent rows."""
   first, last = rows[0], rows[-1]
   values: dict[str, Any] = {'seconds_per_step': None}
   steps = last['step'] - first['step']
@@ -263,7 +263,7 @@ def _pace(rows: list[dict[str, Any]]) -> dict[str, Any]:
   values['tokens_per_second'] = rate
   values['wait'] = waited / (seconds + waited)
   if 'mfu' in last:
-    # The row's is the mean since the beginning.
+    # The row's MFU is the mean since the start.
     values['mfu'] = last['mfu'] * rate / last['tokens_per_second']
   x, y = np.array([(r['step'], r['train/loss']) for r in rows], float).T
   x -= x.mean()
@@ -283,7 +283,7 @@ def _alarms(
   if found.state != 'running':
     return []
   alarms = []
-  # Rows hold numbers only, but other programs may have written them.
+  # Rows hold only numbers, but other programs may have written them.
   if found.loss is None or not math.isfinite(found.loss):
     alarms.append('loss is no number')
   else:
@@ -305,7 +305,7 @@ def _alarms(
 
 
 def _slow(row: Mapping[str, Any]) -> str:
-  """Names the process that a row says all others wait for; '' for none."""
+  """Names the process that all others wait for, by a row; '' for none."""
   if not {'process/slow', *_TIMES} <= row.keys():
     return ''
   slowest, median = (row[key] for key in _TIMES)
@@ -313,7 +313,7 @@ def _slow(row: Mapping[str, Any]) -> str:
 
 
 def _patience(rows: list[dict[str, Any]]) -> float:
-  """Returns after how many seconds without a row a run has stalled."""
+  """Returns the seconds without a row after which a run has stalled."""
   return max(_SHORTEST_STALL, _STALL * _interval(rows))
 
 
@@ -329,7 +329,7 @@ def _quiet(run: pathlib.Path, now: float) -> float:
 
 
 def _news(path: pathlib.Path, now: float) -> list[str]:
-  """Returns what happened to a run of late, the latest of each kind."""
+  """Returns a run's recent events, the latest of each kind."""
   latest = {}
   for event in _tail(path, _EVENTS):
     reading.require(event, _EVENT, path.name)
@@ -342,19 +342,19 @@ def _newest_checkpoint(folder: pathlib.Path) -> tuple[int, float] | None:
   """Returns the steps of the newest checkpoint and when it was written."""
   names = os.listdir(folder) if folder.is_dir() else []
   for steps in sorted(map(int, filter(_STEPS.fullmatch, names)), reverse=True):
-    # It may be deleted or put aside meanwhile.
+    # It may be deleted or moved meanwhile.
     with contextlib.suppress(OSError):
       return steps, (folder / str(steps)).stat().st_mtime
   return None
 
 
 def _is_last(summary: dict[str, Any], steps: int) -> bool:
-  """Whether a summary is of the run as it is configured now."""
+  """Whether a summary matches the run as it is configured now."""
   return summary['status'] != 'finished' or summary['steps'] >= steps
 
 
 def _tail(path: pathlib.Path, count: int) -> list[dict[str, Any]]:
-  """Returns the last rows of a file of JSON lines, complete ones only."""
+  """Returns the last complete rows of a JSON lines file."""
   if not path.exists():
     return []
   last = itertools.islice(reading.objects_backwards(path), count)
@@ -362,7 +362,7 @@ def _tail(path: pathlib.Path, count: int) -> list[dict[str, Any]]:
 
 
 def _names(paths: Sequence[pathlib.Path]) -> list[str]:
-  """Returns the paths from the folder on that is above all of them."""
+  """Returns the paths relative to their common parent."""
   if len(paths) < 2:
     return [str(path) for path in paths]
   top = pathlib.Path(os.path.commonpath([p.absolute().parent for p in paths]))
@@ -376,7 +376,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _clock(seconds: float) -> str:
-  """Returns a time as 45 s, 12 min, 3:05 h or 2.5 d."""
+  """Formats a time as 45 s, 12 min, 3:05 h or 2.5 d."""
   if seconds < 100:
     return f'{seconds:.0f} s'
   if seconds < 6000:
@@ -387,7 +387,7 @@ def _clock(seconds: float) -> str:
 
 
 def describe(row: Mapping[str, Any]) -> str:
-  """Returns loss, tokens/s and MFU of a row in a few words."""
+  """Formats loss, tokens/s and MFU of a row."""
   mfu = f'{row["mfu"]:.1%}' if 'mfu' in row else 'n/a'
   evaluated = f' val {row["eval/loss"]:.3f}' if 'eval/loss' in row else ''
   slow = _slow(row)
@@ -430,7 +430,7 @@ class TrainingDisplay:
     done = row['step'] + 1
     status = describe(row)
     if not self._bar.n:
-      # A run that goes on did the steps before in another time.
+      # A resumed run did its earlier steps at another time.
       self._bar.initial = self._bar.n = done
     self._bar.update(done - self._bar.n)
     self._bar.set_postfix_str(escape(status))
@@ -440,9 +440,9 @@ class TrainingDisplay:
 
 
 class StudyDisplay:
-  """A bar for a study and a line for each slot, read from run directories.
+  """A bar for a study and a line per slot, read from run directories.
 
-  Without a terminal, a line for every run that ends and every minute.
+  Without a terminal, prints a line for every run that ends and every minute.
   """
 
   def __init__(
@@ -454,8 +454,8 @@ class StudyDisplay:
     """Shows nothing yet.
 
     Args:
-      weights: run directory → what the run computes, in any unit.
-      ended: those of them that have ended.
+      weights: run directory → the run's computation, in any unit.
+      ended: directories of ended runs.
       slots: of the engine.
     """
     self.console = Console()
@@ -486,21 +486,21 @@ class StudyDisplay:
       self._live.stop()
 
   def begin(self, slot: int, directory: pathlib.Path, label: str) -> None:
-    """Shows that a slot has begun with a run."""
+    """Shows that a slot has begun a run."""
     self._running[slot] = directory, label
-    # A search that is extended adds runs as it goes.
+    # Extended searches add runs on the way.
     mean = math.fsum(self._weights.values()) / len(self._weights)
     self._weights.setdefault(directory, mean)
 
   def end(self, slot: int, text: str, stopped: bool = False) -> None:
-    """Shows that the run of a slot has ended, and how, or was stopped."""
+    """Shows that a slot's run has ended, and how, or was stopped."""
     directory, _ = self._running.pop(slot)
     if not stopped:
       self._ended.add(directory)
     self.say(text)
 
   def say(self, text: str) -> None:
-    """Prints a line, after the share of the study that is done."""
+    """Prints a line that starts with the share of the study done."""
     self.console.print(f'{self._fraction():4.0%} {text}', soft_wrap=True)
 
   def _say_on(self) -> None:
@@ -529,7 +529,7 @@ class StudyDisplay:
     return view
 
   def _status(self) -> str:
-    """Returns how many runs have ended, and the time left at today's pace."""
+    """Returns how many runs have ended, and the time left at this pace."""
     said = f'{len(self._ended)} of {len(self._weights)} runs'
     done, spent = self._fraction(), time.monotonic() - self._start
     if done - self._before < 0.01:

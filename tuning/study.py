@@ -1,7 +1,7 @@
 """A study: searches on proxies, then targets, on the slots of an engine.
 
-What is done stands in the run directories and in the searches' journal alone,
-so that a study that was killed goes on with the same command.
+All progress is in the run directories and the searches' journal, so that the
+same command resumes a study that was killed.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -29,7 +29,7 @@ KINDS = ('trials', 'targets')
 
 
 class Stage(NamedTuple):
-  """The trials or the targets of a cell; trials serve all cells of a search."""
+  """The trials or targets of a cell; trials serve all cells of a search."""
 
   cell: Cell
   kind: str
@@ -42,7 +42,7 @@ class Run(NamedTuple):
     stage: that it belongs to.
     directory: of the run.
     config: of the run.
-    label: the run in a few words.
+    label: a short description.
     number: of the trial, or the target's seed.
   """
 
@@ -54,10 +54,10 @@ class Run(NamedTuple):
 
 
 class Study:
-  """What is done of a study and what comes next.
+  """The progress of a study, and what comes next.
 
   Attributes:
-    failures: cell → why nothing more of it is done.
+    failures: cell → why it was given up.
   """
 
   def __init__(
@@ -72,13 +72,13 @@ class Study:
     Args:
       config: of the study.
       workdir: of the study.
-      send: takes the targets of a cell once its search is done, those that have
-        not ended, and they are no runs for slots; None: they are.
+      send: takes a cell's unfinished targets once its search is done, instead
+        of the slots; None: slots train them.
       stage: of a workdir whose runs other machines train; None: all see it.
 
     Raises:
-      ValueError: the configuration does not fit together, or a search was
-        begun otherwise.
+      ValueError: the configuration is inconsistent, or a search began with
+        other settings.
     """
     self.config = config
     self.workdir = workdir
@@ -98,9 +98,9 @@ class Study:
         self._searches[cell] = Search(config, cell, storage)
     self._losses: dict[Cell, dict[int, float]] = {c: {} for c in self._searches}
     self._best: dict[Cell, Values] = {}
-    # By directory: the loss of a run that has ended, infinite without one.
+    # Directory → loss of an ended run, infinite without one.
     self._ended: dict[pathlib.Path, float] = {}
-    # Made once: a configuration takes milliseconds.
+    # A cache: building a configuration takes milliseconds.
     self._runs: dict[object, list[Run]] = {}
     self._curves: dict[pathlib.Path, list[tuple[int, float]]] = {}
     self._running: dict[int, Run] = {}
@@ -122,7 +122,7 @@ class Study:
     )
 
   def breadth(self, kinds: Collection[str] = KINDS) -> int:
-    """Returns how many runs of some kinds can be under way at once."""
+    """Returns how many runs of some kinds can run at once."""
     keys, most = self.config.study, 0
     open_ = [self._search_of[cell] for cell in self._open]
     for cell in dict.fromkeys(open_):
@@ -147,19 +147,19 @@ class Study:
     kinds: Collection[str] = KINDS,
     fits: Callable[[Run, bool], bool] | None = None,
   ) -> Run | None:
-    """Returns what an idle slot does next; None if there is nothing now.
+    """Returns the next run of an idle slot; None if there is none now.
 
-    A slot stays with what it has compiled, then takes what no other is at,
-    then joins in.
+    A slot stays with what it has compiled, then takes what no other slot works
+    on, then joins others.
 
     Args:
-      slot: that is idle.
+      slot: idle one.
       kinds: of runs that it may do.
       fits: (run, whether the slot has compiled it) → whether there is time for
-        it; then cells take turns.
+        it; if given, cells take turns.
     """
     run, known = None, -1
-    # A search that ends makes room for targets: look again.
+    # A search that has just ended releases targets: look again.
     while run is None and known != len(self._best):
       known = len(self._best)
       found = self._find(slot, kinds, fits)
@@ -179,7 +179,7 @@ class Study:
     error: str | None,
     stopped: bool = False,
   ) -> Run:
-    """Notes how the run of a slot ended: its loss, an error, or not yet."""
+    """Records how a slot's run ended: its loss, an error, or not yet."""
     run = self._running.pop(slot)
     if self._stage is not None:
       self._stage.pull(run.directory)
@@ -211,7 +211,7 @@ class Study:
     return found
 
   def planned(self, kinds: Collection[str] = KINDS) -> list[Run]:
-    """Returns all runs, without those by which searches may be extended."""
+    """Returns all runs, without those that extensions may add."""
     found = []
     if 'trials' in kinds:
       for cell in dict.fromkeys(self._search_of.values()):
@@ -226,21 +226,21 @@ class Study:
     return found
 
   def left(self, kinds: Collection[str] = KINDS) -> list[Run]:
-    """Returns those of `planned` that have not ended, as cells take turns."""
+    """Returns the unfinished runs of `planned`, in order of turns."""
     found = self.planned(kinds)
     left = [run for run in found if not cells.has_ended(run.directory)]
     return sorted(left, key=self.turn)
 
   def needs(self, run: Run) -> Stage | None:
-    """Returns the trials that have to be done before a run, if any."""
+    """Returns the trials that a run depends on, if any."""
     if run.stage.kind == 'trials':
       return None
     return Stage(self._search_of[run.stage.cell], 'trials')
 
   def turn(self, run: Run) -> tuple[bool, int, int]:
-    """Returns the place of a run where all cells take turns.
+    """Returns the sort key of a run when cells take turns.
 
-    Searches come before targets, the study's own point before those of axes.
+    Searches come before targets, the study's own point before others.
     """
     cell, kind = run.stage
     count = search.count(self.config, cell.optimizer)
@@ -248,13 +248,13 @@ class Study:
     return kind == 'targets', self._points.index(cell.point), turn
 
   def raise_failures(self) -> None:
-    """Raises a ValueError that names the cells that failed, if any did."""
+    """Raises ValueError, naming the failed cells, if there are any."""
     if self.failures:
       said = (f'{cell}: {error}' for cell, error in self.failures.items())
       raise ValueError('; '.join(said))
 
   def best(self, cell: Cell) -> Values | None:
-    """Returns what the search of a cell has found; None while it goes on."""
+    """Returns the best values of a cell's search; None while it runs."""
     return self._best.get(self._search_of[cell])
 
   def _find(
@@ -263,7 +263,7 @@ class Study:
     kinds: Collection[str],
     fits: Callable[[Run, bool], bool] | None,
   ) -> Iterator[Run]:
-    """Yields what a slot may do, of each stage a run, the best one first."""
+    """Yields one run of each stage that a slot may do, the best first."""
     known = len(self._best)
     taken = {run.stage for run in self._running.values()}
     for joins in (False, True):
@@ -281,7 +281,7 @@ class Study:
           return
 
   def _waiting(self, stage: Stage) -> list[Run]:
-    """Returns the runs of a stage that may begin; gives up one that fails."""
+    """Returns the runs of a stage that may begin; gives up a failing stage."""
     try:
       if stage.kind == 'trials':
         return self._trials(stage.cell)
@@ -361,21 +361,21 @@ class Study:
     return True
 
   def _done(self, cell: Cell) -> bool:
-    """Returns whether all targets of a cell are there."""
+    """Returns whether all targets of a cell are done."""
     return all(
       cells.has_ended(cells.target_dir(self.workdir, cell, seed))
       for seed in range(self.config.study.seeds)
     )
 
   def _finished_curves(self, run: Run) -> list[list[tuple[int, float]]] | None:
-    """Returns the curves by which a trial is ended early, None for none."""
+    """Returns the curves against which to prune a trial, None for none."""
     if run.stage.kind != 'trials' or self.config.study.pruning == 'none':
       return None
     cell, found = run.stage.cell, []
     for number in self._searches[cell].before(run.number):
       if math.isinf(self._losses[cell][number]):
         continue
-      # Of the same seed, on the same batches.
+      # Runs of the same seed, on the same batches.
       at = cells.trials_dir(self.workdir, cell) / f'{number:03d}'
       if self.config.study.trial_seeds > 1:
         at /= run.directory.name
@@ -397,11 +397,11 @@ class Study:
 
 
 def complete(config: ConfigDict) -> None:
-  """Checks a study's configuration, and names its optimizers and rates.
+  """Checks a study's configuration; fills in optimizers and learning rates.
 
   Raises:
-    ValueError: it does not fit together; hours before the first target would
-      find it out.
+    ValueError: it is inconsistent, which the first target would only find hours
+      later.
   """
   config_lib.check_ranges(config)
   config_lib.make_absolute(config)
@@ -439,14 +439,14 @@ def target_runs(
 def phases(
   config: ConfigDict, machine: int, away: bool = False
 ) -> list[tuple[tuple[str, ...], int]]:
-  """Returns which kinds of runs a study does at once, and their devices.
+  """Returns the phases of a study: kinds of runs, and devices per run.
 
-  Trials and targets are mixed if they have equally many.
+  Trials and targets share a phase if they take equally many.
 
   Args:
     config: of the study.
     machine: see `cells.devices`.
-    away: whether targets take no devices, as they are sent away.
+    away: whether targets are sent away, and so take no devices.
   """
   trials = cells.devices(config.study.trial_mesh, machine)
   if away:
@@ -462,11 +462,11 @@ def phases(
 
 
 def check(study: Study, engine: Engine, machine: int) -> None:
-  """Looks at data, mesh and memory of all kinds of runs that are left.
+  """Checks data, mesh and memory of each kind of run left.
 
   Args:
-    study: that is to be run.
-    engine: whose first slot does it.
+    study: to run.
+    engine: its first slot does the check.
     machine: see `cells.devices`.
 
   Raises:
@@ -487,7 +487,7 @@ def run(
   kinds: Collection[str] = KINDS,
   budget: Budget | None = None,
 ) -> None:
-  """Does all runs of some kinds that fit, and shows how far it is."""
+  """Does all runs of some kinds that fit, and shows progress."""
   budget = budget or Budget()
   if study.over or budget.ended:
     return
@@ -510,7 +510,7 @@ def _run(
   fits = None if budget.deadline is None else budget.fits
   told: set[Cell] = set()
   while True:
-    # A slot whose result is yet to be noted is not free, idle as it may be.
+    # An idle slot whose result is not recorded yet is not free.
     free = set(engine.slots) - set(pending.values())
     for slot in sorted(free) if budget.left > 0 else ():
       if (taken := study.take(slot, kinds, fits)) is not None:
@@ -551,7 +551,7 @@ def _run(
 def _refuse_older(
   workdir: pathlib.Path, begun: bool, searched: Iterable[Cell]
 ) -> None:
-  """Raises a ValueError if searches of an earlier version have begun."""
+  """Raises ValueError if searches of an earlier version have begun."""
   for cell in searched:
     home = cells.trials_dir(workdir, cell)
     if not begun and home.exists() and any(home.iterdir()):
@@ -563,7 +563,7 @@ def _refuse_older(
 
 
 def _program(stage: Stage) -> tuple[object, ...]:
-  """Returns what runs that share a compilation have in common."""
+  """Returns a key that runs with the same compiled program share."""
   free = ('epochs', 'tokens')
   compiled = [at for at in stage.cell.point if at[0] not in free]
   return stage.kind, stage.cell.model, stage.cell.optimizer, compiled

@@ -1,8 +1,8 @@
 """The timing pass of a study: steps of all optimizers in turn, on one machine.
 
-What runs of a study took depends on what else their machines did at the time.
-So once the targets are done, the compiled steps of all optimizers of a group
-alternate, A B C A B C …, and the report compares these times alone.
+Times of a study's runs depend on the other load of their machines. So once the
+targets are done, the compiled steps of a group's optimizers alternate,
+A B C A B C …, and the report compares only these times.
 """
 
 from collections.abc import Mapping
@@ -31,24 +31,24 @@ from steepest.tuning import cells
 from steepest.tuning.engine import Engine
 
 FILE = 'timing.json'
-# Steps between what some optimizers do besides; whole rounds are timed.
+# Intervals of some optimizers' extra work; whole intervals are timed.
 _ROUNDS = ('hessian_every', 'precondition_every')
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, engine: Engine) -> None:
-  """Times all groups of a study that is done and writes timing.json.
+  """Times all groups of a finished study and writes timing.json.
 
-  Those that it has are not timed again.
+  Skips groups that are in it already.
 
   Args:
     config: of the study.
     workdir: of the study.
-    engine: whose first slot does it, while the others are idle.
+    engine: its first slot does the timing, while the others are idle.
 
   Raises:
     ValueError: a step could not be compiled or run.
   """
-  # Times of one core among busy ones say little.
+  # Times from one core among busy ones say little.
   repeats = config.study.timing_repeats
   if repeats < 0:
     repeats = 3 if processes.has_accelerator() else 0
@@ -79,9 +79,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, engine: Engine) -> None:
 def _groups(
   config: ConfigDict, workdir: pathlib.Path
 ) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-  """Returns what targets that are compared share, and a run of each optimizer.
+  """Returns each group's shared settings, and a run of each optimizer.
 
-  Those whose target of seed 0 is there, as it was configured.
+  Takes the targets of seed 0 that exist, as they were configured.
   """
   found: dict[str, list[dict[str, Any]]] = {}
   for cell in cells.cells(config):
@@ -110,7 +110,7 @@ def time_in_turn(job: Mapping[str, Any]) -> dict[str, Any]:
   """Times the steps of several runs that differ in their optimizer.
 
   Args:
-    job: `configs` of the runs, and `repeats`: how often each has its turn.
+    job: `configs` of the runs, and `repeats`: turns of each.
 
   Returns:
     `device`, `commit` and `repeats`: in the order in which they were timed,
@@ -147,7 +147,7 @@ class _Steps:
     )
     packed = 'segment_ids' in rows
     self._step = steps.compile_step(self._setup, hypers, packed)
-    # What it takes besides the state and the batch; nothing is measured.
+    # The step's other arguments; nothing is measured with them.
     self._rest = mesh_lib.replicate(
       mesh, (hypers, np.uint32(0), np.bool_(False))
     )
@@ -156,8 +156,8 @@ class _Steps:
     self._count = 2 * max(rounds, default=10)
 
   def seconds_per_step(self) -> float:
-    """Returns the mean of some steps from the initial state on."""
-    # Only one state is held at a time.
+    """Returns the mean over some steps from the initial state."""
+    # Only one state is in memory at a time.
     state = states.init(self._setup, 0)
     jax.block_until_ready(state)
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What a slot of the engine does: jobs are dictionaries of JSON values."""
+"""The jobs of an engine's slots: dictionaries of JSON values."""
 
 import json
 import math
@@ -24,11 +24,11 @@ from steepest.training.interrupts import Stopped
 from steepest.training.loop import Diverged, Pruned
 from steepest.tuning import cells, plan, pruning
 
-# Of a run that its deadline ended, or that was asked to stop.
+# Result of a run that its deadline ended, or that was asked to stop.
 STOPPED = 'stopped'
-# In the study's directory: asks all of its runs to stop, wherever they are.
+# File in the study's directory that asks all its runs to stop, anywhere.
 STOP = 'stop'
-# Steps that are timed before a study begins.
+# Steps timed before a study begins.
 _STEPS = 10
 
 
@@ -36,15 +36,15 @@ def train(job: dict[str, Any]) -> float | str | None:
   """Trains a run unless it is done, and returns the loss to compare.
 
   Args:
-    job: `config` and `directory` of the run, which may be of a bucket, and
-      `finished`: the curves of the trials by which it may be ended early, None
-      where it may not; `deadline`: when it saves and stops as time.time() tells
-      it, or None; `stop`: a file or object with which it does so too;
-      `programs`: the directory of what was compiled, for all runs.
+    job: `config` and `directory` (possibly in a bucket) of the run;
+      `finished`: curves of the trials against which to prune it, or None;
+      `deadline`: when to save and stop, as time.time(), or None; `stop`: a file
+      or object that makes it do so, too; `programs`: the directory of compiled
+      programs, shared by all runs.
 
   Returns:
-    The validation loss, or the training loss where none is read; None if the
-    run diverged or was ended early; STOPPED if it was asked to stop.
+    The validation loss, else the training loss; None if the run diverged or was
+    ended early; STOPPED if it was asked to stop.
   """
   processes.keep_memory()
   _keep_programs(job)
@@ -73,7 +73,7 @@ def _keep_programs(job: dict[str, Any]) -> None:
 def _train(
   config: ConfigDict, stage: buckets.Stage, job: dict[str, Any]
 ) -> float | str | None:
-  """Trains a run; returns as `train`, its loss as it is."""
+  """Trains a run; returns what `train` does, with the raw loss."""
   deadline = math.inf if job['deadline'] is None else job['deadline']
   pruner = None
   if job['finished'] is not None:
@@ -107,14 +107,14 @@ def _train(
 
 
 def check(job: dict[str, Any]) -> None:
-  """Looks at the runs of a study as they would begin; trains nothing.
+  """Checks a study's runs as they would begin; trains nothing.
 
   Args:
     job: `runs`: name, configuration and number of devices of each.
 
   Raises:
-    ValueError: data or benchmarks of one cannot be read, its mesh does not
-      divide it, or it does not fit the memory by tuning/plan.py.
+    ValueError: a run's data or benchmarks cannot be read, its mesh does not
+      divide it, or by tuning/plan.py it does not fit into memory.
   """
   for name, values, devices in job['runs']:
     try:
@@ -151,9 +151,9 @@ def _check(config: ConfigDict, devices: int) -> None:
 
 
 def time_steps(job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Returns summary and env.json of the first steps of a run, thrown away.
+  """Returns summary and env.json of a run's first steps, kept nowhere.
 
-  What is compiled for it serves the run later.
+  The run reuses what is compiled for it.
   """
   _keep_programs(job)
   config = ConfigDict(job['config'])
