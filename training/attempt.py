@@ -1,8 +1,8 @@
-"""The attempt that has a run's directory: the latest; earlier ones stop.
+"""Only the latest attempt at a run owns its directory; earlier ones stop.
 
-A machine that was cut off and comes back would go on with a run that has been
-started again elsewhere. So each attempt writes its id into env.json, and reads
-it again before it adds to what the directory holds.
+A machine that was cut off and comes back would continue a run that has been
+restarted elsewhere. So each attempt writes its id into env.json, and checks it
+before every write to the directory.
 """
 
 from collections.abc import Mapping
@@ -19,14 +19,14 @@ _ATTEMPT = {'number': 'count', 'began': '?number of at least 0'}
 
 
 class Superseded(ValueError):
-  """The run's directory is another attempt's, or gone."""
+  """Another attempt owns the run's directory, or it is gone."""
 
 
 class Attempt:
   """This process's attempt at a run.
 
   Attributes:
-    began: when the first attempt at it did, as of time.time().
+    began: start of the first attempt at it, as of time.time().
   """
 
   def __init__(
@@ -38,14 +38,14 @@ class Attempt:
   ):
     """Takes the directory over and writes its env.json.
 
-    Which slot of an engine it runs on, and of which node, is what the engine
-    put into STEEPEST_SLOT and STEEPEST_NODE.
+    An engine names the slot and node that it runs on in STEEPEST_SLOT and
+    STEEPEST_NODE.
 
     Args:
       workdir: the directory.
-      about: what env.json says besides.
-      began: when this one did, as of time.time().
-      goes_on: whether an earlier attempt left anything to go on with.
+      about: other contents of env.json.
+      began: start of this attempt, as of time.time().
+      goes_on: whether an earlier attempt left anything to resume from.
     """
     before = _read(workdir)
     self.began = began
@@ -64,7 +64,7 @@ class Attempt:
     metrics.write_json(workdir / _FILE, env)
 
   def check(self) -> None:
-    """Raises Superseded once the directory is another attempt's, or gone."""
+    """Raises Superseded if another attempt owns the directory or it is gone."""
     if not (self._workdir / _FILE).exists():
       raise Superseded(
         f'{self._workdir / _FILE} is gone: was the directory removed? This run '
@@ -82,7 +82,7 @@ class Attempt:
 
 
 def _read(workdir: pathlib.Path) -> dict[str, Any] | None:
-  """Returns the latest attempt; None without one, as in older directories."""
+  """Returns the latest attempt; None without one, as in old directories."""
   path = workdir / _FILE
   if not path.exists():
     return None
@@ -94,5 +94,5 @@ def _read(workdir: pathlib.Path) -> dict[str, Any] | None:
       reading.require(attempt, _ATTEMPT, str(path))
     return attempt
   except ValueError:
-    # Damaged: whoever begins writes another.
+    # Damaged: the next attempt writes a new one.
     return None

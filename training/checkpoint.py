@@ -1,8 +1,8 @@
 """Asynchronous Orbax checkpoints of state and metadata, with checksums.
 
-By their checksums, torn and changed checkpoints are known before they are used.
-Of several processes, each takes those of the files that it wrote, and reads an
-equal part of all of them when the run starts again.
+Checksums reveal torn and changed checkpoints before they are used. With several
+processes, each computes those of the files that it wrote, and verifies an equal
+share of all files when the run restarts.
 """
 
 from collections.abc import Callable
@@ -31,9 +31,9 @@ from steepest.training.metrics import write_json
 from steepest.training.state import TrainState
 
 CHECKSUMS = 'checksums.json'
-# Beside the directory, so that it is seen when that was emptied.
+# Beside the directory, so that an emptied directory is noticed.
 _LATEST = 'latest_checkpoint.json'
-# What the loop keeps beside the state, by reading.KINDS.
+# What the loop saves beside the state, as kinds of reading.KINDS.
 _BOOKS = {
   'seconds': 'object of numbers',
   'losses': 'object of numbers',
@@ -41,9 +41,9 @@ _BOOKS = {
   'shapes': 'object',
   'rows': '?count',
 }
-# What the first process tells the others when there is no step to tell.
+# What the first process tells the others when there is no step.
 _NONE = -1
-# Files that are read side by side, and for how long others are waited for.
+# Files read in parallel, and how long to wait for other processes.
 _THREADS = 8
 _SEAL_MINUTES = 20
 
@@ -52,8 +52,8 @@ class Checkpointer:
   """Checkpoints of one run, named by the steps done.
 
   A checkpoint counts once it was read back and its checksums stand beside it;
-  only then are older ones deleted. One that cannot be written is given up with
-  a warning, and what there was before stays.
+  only then are older ones deleted. If one cannot be written, a warning says so
+  and earlier ones stay.
   """
 
   def __init__(
@@ -67,13 +67,13 @@ class Checkpointer:
     """Opens the directory.
 
     Args:
-      directory: of all checkpoints, made if it does not exist.
-      kept: latest checkpoints to keep.
+      directory: for all checkpoints, created if missing.
+      kept: how many of the latest checkpoints to keep.
       read_only: change nothing there.
       warn: told of checkpoints that are damaged or could not be written; by
         default they are written to stderr.
-      check: raises a ValueError where another attempt has the run; then
-        nothing is written or deleted any more.
+      check: raises a ValueError if another attempt owns the run; from then on
+        nothing is written or deleted.
     """
     self.directory = pathlib.Path(directory).absolute()
     self._kept = kept
@@ -91,8 +91,8 @@ class Checkpointer:
       options=ocp.CheckpointManagerOptions(
         enable_async_checkpointing=not read_only, read_only=read_only
       ),
-      # Compressed, they are kept in memory a second time until they are
-      # written, for some eight percent of the disk.
+      # Compression would hold a second copy in memory until it is written, and
+      # save only some eight percent of the disk space.
       item_handlers={
         'state': ocp.PyTreeCheckpointHandler(use_compression=False),
         'books': ocp.JsonCheckpointHandler(),
@@ -100,12 +100,12 @@ class Checkpointer:
     )
 
   def latest(self) -> int | None:
-    """Returns the steps done in the newest checkpoint that is whole.
+    """Returns the steps done in the newest intact checkpoint.
 
-    Newer ones that are not are named and put aside; read-only, just named.
+    Reports newer, damaged ones and, unless read-only, moves them aside.
 
     Raises:
-      ValueError: there are checkpoints, but none of them is whole.
+      ValueError: there are checkpoints, but none is intact.
     """
     damage: dict[int, str] = {}
     while True:
@@ -131,7 +131,7 @@ class Checkpointer:
     return None if found == _NONE else found
 
   def recorded(self) -> int | None:
-    """Returns the steps of the newest checkpoint that ever was whole."""
+    """Returns the steps of the newest checkpoint that was ever verified."""
     path = self.directory.with_name(_LATEST)
     if not path.exists():
       return None
@@ -143,14 +143,14 @@ class Checkpointer:
   def save(
     self, state: TrainState, steps: int, metadata: dict[str, Any]
   ) -> None:
-    """Starts writing; earlier checkpoints stay until it is verified.
+    """Starts writing; earlier checkpoints stay until this one is verified.
 
-    Waits until the one before is written, and the one before that verified.
+    Waits until the previous one is written and the one before that verified.
 
     Args:
       state: copied to the host before this returns.
-      steps: steps done, the position in the data too.
-      metadata: JSON values carried through restarts.
+      steps: steps done, also the position in the data.
+      metadata: JSON values that survive restarts.
     """
     self._written.wait()
     self._ask_once()
@@ -180,7 +180,7 @@ class Checkpointer:
 
     Args:
       target: ShapeDtypeStructs with shardings.
-      steps: of the checkpoint.
+      steps: the checkpoint's.
 
     Raises:
       ValueError: the checkpoint is of another model.
@@ -207,7 +207,7 @@ class Checkpointer:
   def restore_run(
     self, setup: state_lib.Setup, steps: int
   ) -> tuple[TrainState, dict[str, Any]]:
-    """As `restore`, whether the run that saved it stacked layers or not."""
+    """Like `restore`, whether or not the saving run stacked layers."""
     if self._stacked(steps) == setup.model.scan_layers:
       return self.restore(setup.shapes, steps)
     other = state_lib.other_form(setup)
@@ -215,7 +215,7 @@ class Checkpointer:
     return state_lib.restack(setup, state), metadata
 
   def restore_model(self, setup: state_lib.Setup, steps: int) -> Any:
-    """Returns the parameters alone, of a `setup` that stacks no layers."""
+    """Returns only the parameters, for a `setup` that stacks no layers."""
     if not self._stacked(steps):
       return self.restore_params(setup.shapes.params, steps)
     other = state_lib.other_form(setup)
@@ -227,7 +227,7 @@ class Checkpointer:
     return any(path.startswith(f'{layers.STACKED}/') for path in shapes)
 
   def restore_params(self, target: Any, steps: int) -> Any:
-    """Returns the parameters alone; `target` as in `restore`."""
+    """Returns only the parameters; `target` as in `restore`."""
     self._check(self.metadata(steps)['shapes'], _shapes(target), steps)
     item = {'params': target}
     restore_args = ocp.checkpoint_utils.construct_restore_args(item)
@@ -253,14 +253,14 @@ class Checkpointer:
     return restored['books']
 
   def wait(self) -> None:
-    """Returns once everything started is on disk or was given up."""
+    """Returns once every started checkpoint is on disk or has failed."""
     if self._finishing is not None:
       self._finishing.join()
       self._finishing = None
       self._ask_once()
 
   def _ask_once(self) -> None:
-    # Orbax raises what went wrong in each thread that asks, once.
+    # Orbax raises each error once in every thread that waits.
     with contextlib.suppress(OSError, ValueError):
       self._manager.wait_until_finished()
 
@@ -305,16 +305,16 @@ class Checkpointer:
       self._failure = None
 
   def _seal(self, directory: pathlib.Path) -> None:
-    """Has every process read the files that it wrote, and one write that down.
+    """Has each process read back its files, and one record the checksums.
 
-    This is no computation of JAX's: training goes on meanwhile.
+    Runs no JAX computation, so training continues meanwhile.
     """
     part = lambda i: directory / f'.{i}.{CHECKSUMS}'
     try:
       if self._has_the_run():
         write_json(part(jax.process_index()), checksums(directory, own=True))
     finally:
-      # Whoever failed leaves none.
+      # A process that failed leaves no file.
       barrier = ocp.multihost.get_barrier_sync_fn()
       barrier(key=f'seal {directory}', timeout_ms=_SEAL_MINUTES * 60_000)
     if jax.process_index() == 0 and self._has_the_run():
@@ -333,7 +333,7 @@ class Checkpointer:
     stays = f'the one of step {left[-1]} stays' if left else 'there is none yet'
     self._warn(f'warning: {self._failure}; {stays}, training continues')
     if jax.process_index() == 0:
-      # The next one may be under way.
+      # The next one may already be being written.
       self._clear_unfinished(str(steps))
       self._clear_unverified(steps)
 
@@ -345,20 +345,20 @@ class Checkpointer:
     return True
 
   def _clear_unverified(self, steps: int) -> None:
-    """Removes a checkpoint whose writer, perhaps another, did not finish."""
+    """Removes a checkpoint that its writer, maybe another, did not finish."""
     at = self.directory / str(steps)
     if jax.process_index() == 0 and not has_checksums(at):
       shutil.rmtree(at, ignore_errors=True)
 
   def _clear_unfinished(self, steps: str = '*') -> None:
-    """Frees what a write that was cut off took."""
+    """Frees the space of interrupted writes."""
     for path in self.directory.glob(f'{steps}.orbax-checkpoint-tmp*'):
       shutil.rmtree(path, ignore_errors=True)
 
   def _leave(self, steps: int, damage: dict[int, str]) -> None:
-    """Makes a whole checkpoint the newest, says why later ones are not it."""
+    """Makes an intact checkpoint the newest; says why later ones are not."""
     if not self._read_only:
-      # The others were cut off before they were verified.
+      # The others were interrupted before they were verified.
       for later in set(_steps(self.directory)) - set(damage):
         if later > steps:
           shutil.rmtree(self.directory / str(later), ignore_errors=True)
@@ -393,8 +393,8 @@ def checksums(
   """Reads files of a complete checkpoint and returns sizes and checksums.
 
   Args:
-    directory: of one checkpoint, which nobody writes to any more.
-    own: those alone that this process wrote; what is nobody's is the first's.
+    directory: one checkpoint's, no longer being written.
+    own: only files that this process wrote; unowned ones count as the first's.
 
   Raises:
     OSError: a file cannot be read.
@@ -413,7 +413,7 @@ def checksums(
 
 
 def _writer(path: pathlib.Path) -> int:
-  """Returns the process that wrote a file, from Orbax's name of its folder."""
+  """Returns the process that wrote a file, from Orbax's folder name."""
   folders = [p for p in path.parts if p.startswith('ocdbt.process_')]
   number = folders[-1].rpartition('_')[2] if folders else '0'
   return int(number) if number.isdigit() else 0
@@ -422,7 +422,7 @@ def _writer(path: pathlib.Path) -> int:
 def write_checksums(
   directory: pathlib.Path, files: dict[str, dict[str, Any]]
 ) -> None:
-  """Writes down the checksums of a checkpoint, which seals it."""
+  """Writes a checkpoint's checksums, which seals it."""
   temporary = directory / f'.{CHECKSUMS}.tmp'
   with temporary.open('w', encoding='utf-8') as file:
     json.dump({'files': files}, file, indent=1)
@@ -439,10 +439,10 @@ def has_checksums(directory: pathlib.Path) -> bool:
 def verify(directory: pathlib.Path) -> None:
   """Compares the files of a checkpoint with their checksums.
 
-  Of several processes, each reads its part of them.
+  With several processes, each reads its share.
 
   Raises:
-    ValueError: names the first file that is not what was written.
+    ValueError: a file differs from what was written; names the first one.
   """
   try:
     files = reading.parse((directory / CHECKSUMS).read_text('utf-8'))['files']
@@ -485,7 +485,7 @@ def _sha256(directory: pathlib.Path, names: list[str]) -> dict[str, str]:
 
 
 def _told(steps: int) -> int:
-  """Returns what the first process found: others may see files later."""
+  """Returns the first process's value; others may see files later."""
   if jax.process_count() == 1:
     return steps
   return int(multihost_utils.broadcast_one_to_all(np.int32(steps)))
@@ -497,7 +497,7 @@ def _finite(leaves: list[jax.Array]) -> list[jax.Array]:
 
 
 def _not_finite(state: Any) -> str:
-  """Returns the path of a leaf with a number that is not finite, or ''."""
+  """Returns the path of a leaf with a non-finite number, or ''."""
   leaves = {
     jax.tree_util.keystr(path, simple=True, separator='/'): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(state)
@@ -515,7 +515,7 @@ def _shapes(params: Any) -> dict[str, list[int]]:
 
 
 def _to_stderr(text: str) -> None:
-  # Where the disk is full the file behind stderr may be on it.
+  # If the disk is full, the file behind stderr may be on it.
   with contextlib.suppress(OSError):
     print(text, file=sys.stderr, flush=True)
 

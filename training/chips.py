@@ -1,13 +1,13 @@
-"""Accelerators: what their makers say of them, and the MFU measured on them.
+"""Accelerators: their makers' specifications, and the MFU measured on them.
 
-Each chip names its source: dense rates of the SXM form where there are several,
-with sums in float32. Memories are what the sheets say; where the chip keeps
-error-correcting codes in the memory itself (GDDR6), what they leave of it, 15
-of 16 parts. Slices of TPUs are those of the Cloud TPU documentation.
-Links are those of the same sheets, in one direction, and of the systems with
-eight GPUs the adapters: 400 Gb/s for each, of the A100 200 (DGX data sheets).
-Descriptions for XLA are those of OpenXLA,
-xla/backends/gpu/target_config/specs, read there from such devices.
+Each chip names its source. Peaks are dense, of the SXM form if there are
+several, with float32 accumulation. Memory sizes are from the data sheets; chips
+that store error-correcting codes in the memory itself (GDDR6) have 15/16 of it
+left. Slices of TPUs are those of the Cloud TPU documentation.
+Link rates are from the same sheets, in one direction. Network rates are of
+systems with eight GPUs: 400 Gb/s per adapter, 200 for the A100 (DGX sheets).
+XLA's descriptions are OpenXLA's, xla/backends/gpu/target_config/specs, which
+were read from such devices.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
   import jax
 
 _GIB = 2**30
-# Slices as Google Cloud has them: chips along each dimension.
+# Slices that Google Cloud offers: chips along each dimension.
 _FLAT = ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 _CUBES = (
   *('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8'),
@@ -35,7 +35,7 @@ class Mfu:
   """A share of the peak that training reached.
 
   Attributes:
-    parameters: of the model.
+    parameters: the model's number of parameters.
     share: by the convention of training/flops.py, or one close to it.
     source: who measured it, on how many chips.
   """
@@ -54,19 +54,19 @@ class Chip:
   """One kind of accelerator.
 
   Attributes:
-    source: of peak and memory.
-    kinds: parts of the names that JAX has for it.
-    peak: dense bfloat16 FLOP/s; of the T4, which has none, float16.
+    source: source of peak and memory.
+    kinds: substrings of JAX's names for it.
+    peak: dense bfloat16 FLOP/s; float16 for the T4, which lacks bfloat16.
     memory: bytes.
-    host: chips of one machine, as providers rent them.
-    attention: the kernel that keeps no L×L scores for the backward pass:
-      'cudnn', 'splash' or ''; models/attention.py says when it serves.
+    host: chips per machine, as providers rent them.
+    attention: the kernel that stores no L×L scores for the backward pass:
+      'cudnn', 'splash' or ''; models/attention.py says when it applies.
     measured: MFU of models of several sizes.
-    slices: topologies of TPUs, from the smallest.
-    xla: of a GPU, fields of XLA's GpuDeviceInfoProto, its `name`, compute
+    slices: TPU topologies, smallest first.
+    xla: for a GPU, fields of XLA's GpuDeviceInfoProto, its `name`, compute
       `capability` and feature `extension`.
-    link: bytes a second that it gets over the links of its machine or, of a
-      TPU, those along one dimension of its slice; 0: not known.
+    link: bytes/s that it receives over its machine's links or, for a TPU, those
+      along one dimension of its slice; 0: unknown.
     network: likewise over its share of the machine's network adapters.
   """
 
@@ -84,24 +84,24 @@ class Chip:
 
   @property
   def is_gpu(self) -> bool:
-    """Whether it is one; else it is a TPU, or the CPU."""
+    """Whether it is a GPU; otherwise it is a TPU or the CPU."""
     return self.attention != 'splash' and not math.isnan(self.peak)
 
   def mfu(self, parameters: float) -> Mfu | None:
-    """Returns the MFU measured on the model nearest in size."""
+    """Returns the MFU measured on the model closest in size."""
     distance = lambda m: abs(math.log(m.parameters / parameters))
     return min(self.measured, key=distance, default=None)
 
   def bandwidth(self, span: int) -> float:
-    """Returns the bytes/s at which one of `span` chips in a row hears others.
+    """Returns the bytes/s that one of `span` adjacent chips receives.
 
-    Not a number where that is not known.
+    NaN if unknown.
     """
     apart = self.is_gpu and span > self.host
     return (self.network if apart else self.link) or math.nan
 
 
-# Of every GPU from the A100 to the H200.
+# Shared by all GPUs from the A100 to the H200.
 _GPU = {
   'threads_per_block_limit': 1024,
   'threads_per_warp': 32,
@@ -232,7 +232,7 @@ CHIPS = {
     link=200e9,
   ),
   'v7': Chip(
-    # JAX has two devices a chip, each with half of it.
+    # JAX sees two devices per chip, each with half of it.
     'Cloud TPU documentation, TPU7x',
     ('TPU7x',),
     2307e12 / 2,
@@ -305,15 +305,15 @@ CHIPS = {
     '',
   ),
 }
-# Others on which a run may find itself.
+# Other chips that a run may find itself on.
 _OTHER_PEAKS = {'GB200': 2500e12, 'H100 PCIe': 756e12, 'TPU v4': 275e12}
 
 
 def name_of(text: str) -> str:
-  """Returns the chip's name as CHIPS has it, however it is written.
+  """Returns the chip's name as in CHIPS, however `text` spells it.
 
   Raises:
-    ValueError: there is none of that name; says which is nearest.
+    ValueError: no chip has that name; names the nearest.
   """
   name = re.sub(r'[^a-z0-9]', '', text.lower())
   among(name, CHIPS, f'--chip={text}: there are')
@@ -321,11 +321,11 @@ def name_of(text: str) -> str:
 
 
 def among(name: str, known: Iterable[str], said: str) -> None:
-  """Raises a ValueError where a name is not among the known ones.
+  """Raises a ValueError if a name is unknown.
 
   Args:
-    name: that is looked for.
-    known: all there are, in the message after the nearest.
+    name: the name to look for.
+    known: all names; the message lists them after the nearest.
     said: how the message begins.
   """
   if name in known:
@@ -347,7 +347,7 @@ def host() -> Chip:
 
 
 def of(device: 'jax.Device') -> Chip | None:
-  """Returns the chip that a device is; None for others."""
+  """Returns a device's chip; None if unknown."""
   kinds = {kind: chip for chip in CHIPS.values() for kind in chip.kinds}
   # The longest name first: a "TPU v5 lite" is no "TPU v5".
   for kind in sorted(kinds, key=len, reverse=True):
@@ -357,7 +357,7 @@ def of(device: 'jax.Device') -> Chip | None:
 
 
 def peak(device: 'jax.Device') -> float | None:
-  """Returns a device's bfloat16 FLOP/s; None where they are not known."""
+  """Returns a device's bfloat16 FLOP/s; None if unknown."""
   # The longest name first: an "H100 PCIe" is no "H100".
   known = _OTHER_PEAKS | {k: c.peak for c in CHIPS.values() for k in c.kinds}
   for kind in sorted(known, key=len, reverse=True):
@@ -367,12 +367,12 @@ def peak(device: 'jax.Device') -> float | None:
 
 
 def topology(name: str, devices: int, larger: bool = False) -> str:
-  """Returns the topology of a slice of TPUs, chips along each dimension.
+  """Returns the topology of a TPU slice, as chips along each dimension.
 
   Args:
-    name: of the chip.
-    devices: chips of the slice.
-    larger: whether the next larger slice will do.
+    name: the chip's name.
+    devices: number of chips in the slice.
+    larger: whether to accept the next larger slice.
 
   Raises:
     ValueError: there is no such slice.
@@ -394,8 +394,8 @@ def target_config(chip: Chip, cudnn: int, cuda: int) -> str:
 
   Args:
     chip: the GPU.
-    cudnn: version of cuDNN, as it tells it: 92801 is 9.28.1.
-    cuda: version of CUDA's runtime: 13050 is 13.5.
+    cudnn: cuDNN version, as cuDNN encodes it: 92801 is 9.28.1.
+    cuda: CUDA runtime version: 13050 is 13.5.
   """
   fields = dict(chip.xla)
   name, (major, minor) = fields.pop('name'), fields.pop('capability')

@@ -1,4 +1,4 @@
-"""A run's configuration: checked before it is used, saved and read back."""
+"""A run's configuration: checked before use, saved and read back."""
 
 from collections.abc import Mapping
 import difflib
@@ -19,8 +19,8 @@ from steepest.models import config as model_config, huggingface
 from steepest.models.config import ModelConfig
 from steepest.optimizers import build, horizons
 
-# Keys that a restart may change: they do not change what is computed, or are
-# what a run that went wrong is to be saved by.
+# Keys that a restart may change: they do not affect what is computed, or they
+# rescue a run that went wrong.
 _FREE = (
   'steps',
   'log_every',
@@ -37,14 +37,14 @@ _FREE = (
   'wandb_project',
 )
 
-# Keys of earlier versions → the value with which they did nothing: runs made
-# with it can be resumed. `_ANY`: no value ever changed what a run computes.
+# Keys of earlier versions → the value at which they had no effect; runs with it
+# can be resumed. `_ANY`: no value ever affected what a run computes.
 _ANY = object()
 _REMOVED: dict[str, Any] = {
   'checkpoints_at': _ANY,
   'dtype.moments': 'float32',
   'model.rope_scaling': '',
-  # Muon's is b1 now.
+  # Now Muon's b1.
   'optimizer.momentum': _ANY,
   'spikes.most': _ANY,
   'spikes.policy': 'stop',
@@ -54,10 +54,10 @@ _REMOVED: dict[str, Any] = {
   'study.vmapped_trials': _ANY,
 }
 
-# Steps and sizes are int32 on the devices, real numbers float32.
+# On devices, steps and sizes are int32, real numbers float32.
 _INTEGER = 2**31 - 1
 _REAL = float(np.finfo(np.float32).max)
-# Key → least and largest value; optimizers say those of their own keys.
+# Key → smallest and largest value; optimizers define those of their own keys.
 _RANGES: dict[str, tuple[float, float]] = {
   'batch_size': (1, _INTEGER),
   'checkpoint_every': (0, _INTEGER),
@@ -71,7 +71,7 @@ _RANGES: dict[str, tuple[float, float]] = {
   'microbatches': (1, _INTEGER),
   'model.context': (1, _INTEGER),
   'model.norm_eps': (0, _REAL),
-  # Layers are traced and compiled one by one.
+  # Layers are traced and compiled one at a time.
   'model.num_layers': (1, 1000),
   'model.width': (1, _INTEGER),
   'parametrization.base_depth': (0, _INTEGER),
@@ -85,7 +85,7 @@ _RANGES: dict[str, tuple[float, float]] = {
   'stall_seconds': (0, 1e9),
   'steps': (1, _INTEGER),
   'stop_grace_seconds': (0, 1e9),
-  # Each trial of the search and each of the targets is a directory.
+  # Every trial of the search and every target is a directory.
   'study.max_extensions': (0, 1000),
   'study.parallel_trials': (1, _INTEGER),
   'study.search_seed': (0, _INTEGER),
@@ -102,7 +102,7 @@ _ABOVE_ZERO = (
   'parametrization.attention_multiplier',
   'parametrization.logit_multiplier',
 )
-# Names separated by commas, none of them empty.
+# Comma-separated names, none empty.
 _NAMES = ('study.models', 'study.optimizers')
 # Lists of words; all others are of numbers.
 _WORDS = ('study.axis_parametrization', 'study.axis_schedule')
@@ -110,14 +110,14 @@ _MOST_CHARACTERS = 4096
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-  """Returns a copy with the values that files and horizons give.
+  """Returns a copy with all values filled in.
 
-  Those of the model's and the optimizer's file, and what follows from horizons.
+  Uses the defaults of the model's and the optimizer's files, and horizons.
 
   Raises:
-    FileNotFoundError: the model is a path and there is no file.
+    FileNotFoundError: the model is a path without a file.
     ValueError: there is no such model or optimizer, no optimizer has a key, or
-      a horizon is not possible.
+      a horizon is impossible.
   """
   config = config.copy_and_resolve_references()
   make_absolute(config)
@@ -133,7 +133,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 
 def make_absolute(config: ConfigDict) -> None:
-  """Makes paths of files outside absolute: a run goes on from anywhere.
+  """Makes paths of external files absolute, to resume a run from anywhere.
 
   Raises:
     ValueError: a path would hold a comma.
@@ -147,11 +147,11 @@ def make_absolute(config: ConfigDict) -> None:
 
 
 def check_ranges(config: ConfigDict) -> None:
-  """Raises a ValueError that names the first key out of its range."""
+  """Raises a ValueError that names the first key outside its range."""
   values: dict[str, Any] = base.flatten(config)
   known = base.flatten(base.get_study_config())
   for key, value in values.items():
-    # The group takes new keys: lrs_NAME, space_NAME, what `target` changes.
+    # This group accepts new keys: lrs_NAME, space_NAME, what `target` changes.
     if key.startswith('study.') and key not in known:
       if not key.startswith(('study.lrs_', 'study.space_', 'study.target.')):
         near = difflib.get_close_matches(key, known, 1)
@@ -159,7 +159,7 @@ def check_ranges(config: ConfigDict) -> None:
         raise ValueError(f'unknown key {key}{hint}')
     _check_value(key, value)
   for key, (least, _) in _RANGES.items():
-    # None: what the model's file says.
+    # None: the value from the model's file.
     if key in values and values[key] is not None and values[key] < least:
       raise ValueError(f'{key}={values[key]}: must be at least {least}')
   for key in _ABOVE_ZERO:
@@ -183,9 +183,9 @@ def check_ranges(config: ConfigDict) -> None:
 
 
 def _check_value(key: str, value: Any) -> None:
-  """Checks what holds for every value of a type."""
+  """Checks what every value of a type must satisfy."""
   if value is None:
-    # What the model's file says.
+    # The value from the model's file.
     return
   if isinstance(value, str):
     if not value.isprintable() or len(value) > _MOST_CHARACTERS:
@@ -195,7 +195,7 @@ def _check_value(key: str, value: Any) -> None:
       )
   elif isinstance(value, (tuple, list)):
     for held in value:
-      # What is no literal arrives as text, nan and inf too.
+      # Non-literals arrive as text, including nan and inf.
       if key not in _WORDS and not isinstance(held, (int, float)):
         raise ValueError(f'{key}={value}: give comma-separated numbers')
       _check_value(key, held)
@@ -210,10 +210,10 @@ def _check_value(key: str, value: Any) -> None:
 
 
 def check_memory(config: ConfigDict, model: ModelConfig) -> None:
-  """Raises a ValueError if a run can by no means be held.
+  """Raises a ValueError if a run cannot possibly fit into memory.
 
-  Parameters and one moment of each, or the tokens of a batch, in all memory
-  there is: what fits this may still not fit (launch.bench --plan).
+  Compares parameters with one moment each, and a batch's tokens, with all the
+  memory there is: a run that passes may still not fit (launch.bench --plan).
   """
   have = _memory()
   layer = model.num_heads * model.head_dim + 2 * model.mlp_dim
@@ -234,7 +234,7 @@ def check_memory(config: ConfigDict, model: ModelConfig) -> None:
       config.batch_size * model.context,
     ),
   ):
-    # Two numbers of four bytes.
+    # Two four-byte numbers.
     if 8 * count > have:
       raise ValueError(
         f'{what} takes at least {8 * count / 2**30:,.0f} GiB, there are '
@@ -243,10 +243,10 @@ def check_memory(config: ConfigDict, model: ModelConfig) -> None:
 
 
 def _memory() -> float:
-  """Returns the bytes of all devices, infinity where nothing says."""
+  """Returns the memory of all devices in bytes, infinity if unknown."""
   device = jax.local_devices()[0]
   if device.platform == 'cpu':
-    # Those of one machine share it.
+    # CPU devices of one machine share its memory.
     page, pages = os.sysconf('SC_PAGE_SIZE'), os.sysconf('SC_PHYS_PAGES')
     return float(page * pages * jax.process_count())
   stats = device.memory_stats()
@@ -256,7 +256,7 @@ def _memory() -> float:
 
 
 def import_shapes(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
-  """Takes the model's shapes from the checkpoint that it starts from."""
+  """Takes the model's shapes from its initial checkpoint."""
   spec = config.model.init_from
   if not spec:
     return
@@ -267,7 +267,7 @@ def import_shapes(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
     name = f'model.{key}'
     if name in overrides and overrides[name] != value:
       smaller = key == 'context' and 0 < overrides[name] < value
-      # 0 asks for the default, which is what the checkpoint says.
+      # 0 means the default, here the checkpoint's value.
       if not smaller and overrides[name] != 0:
         raise ValueError(
           f'--config.{name}={overrides[name]} disagrees with {spec}, which '
@@ -276,17 +276,17 @@ def import_shapes(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
       if smaller:
         continue
     config.model[key] = value
-  # It was trained without factors: it is the base, not the recipe's shapes.
+  # It was trained without factors, so it is the base, not the recipe's shapes.
   for key in config.parametrization:
     if key.startswith('base_') and f'parametrization.{key}' not in overrides:
       config.parametrization[key] = 0
 
 
 def check_same(config: ConfigDict, workdir: pathlib.Path) -> None:
-  """Raises a ValueError that names the first key on which a restart differs."""
+  """Raises a ValueError that names the first key that a restart changes."""
   saved, removed = _read_config(workdir / 'config.json')
   make_absolute(saved)
-  # Keys of other optimizers go; earlier versions wrote them all.
+  # Drop keys of other optimizers; earlier versions wrote them all.
   try:
     build.complete(saved.optimizer)
   except (ValueError, TypeError) as error:
@@ -325,8 +325,8 @@ def check_same(config: ConfigDict, workdir: pathlib.Path) -> None:
 def read_config(workdir: pathlib.Path) -> ConfigDict:
   """Returns a run's configuration, to load its model.
 
-  A key that did not exist when the run was made has its default, which does
-  what was done before there was a key.
+  Keys that did not exist when the run was made get their defaults, which do
+  what was done before the key existed.
 
   Raises:
     ValueError: config.json is damaged, or its model needs a key that this
@@ -344,7 +344,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
 
 
 def _read_config(path: pathlib.Path) -> tuple[ConfigDict, dict[str, Any]]:
-  """Returns the configuration in a file, and its values of removed keys."""
+  """Returns a file's configuration, and its values of removed keys."""
   config = ConfigDict(as_json(base.get_config()))
   removed: dict[str, Any] = {}
   try:
@@ -365,7 +365,7 @@ def _read_config(path: pathlib.Path) -> tuple[ConfigDict, dict[str, Any]]:
 
 
 def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
-  """Returns how a run ended, None where it has not.
+  """Returns how a run ended, None if it has not.
 
   Raises:
     ValueError: summary.json is damaged.
@@ -395,11 +395,11 @@ def _first_line(error: Exception) -> str:
 
 
 def known() -> dict[str, Any]:
-  """Returns how to read configurations, those of earlier versions too.
+  """Returns how to read configurations, including earlier versions' ones.
 
   Returns:
-    Of `report.runs.Known`: defaults are what a key that a run lacks stands for,
-    of removed keys the value with which they did nothing.
+    Fields of `report.runs.Known`; its defaults are the values of keys that a
+    run lacks; for removed keys, the value at which they had no effect.
   """
   effective = {k: v for k, v in _REMOVED.items() if v is not _ANY}
   return {
@@ -411,5 +411,5 @@ def known() -> dict[str, Any]:
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:
-  """Returns the configuration as config.json holds it."""
+  """Returns the configuration as stored in config.json."""
   return json.loads(config.to_json())

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, devices, commit."""
+"""A run's environment: versions, devices, commit."""
 
 import importlib.metadata
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-# In a copy of the source without its repository: the commit that it is of.
+# File in a source copy without repository: the commit that it was made from.
 COMMIT = 'COMMIT'
 _PACKAGES = (
   'steepest',
@@ -25,7 +25,7 @@ _PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-  """Returns what env.json holds; nothing that names a machine or a person."""
+  """Returns the contents of env.json, which names no machine or person."""
   devices = jax.devices()
   return {
     'versions': {p: importlib.metadata.version(p) for p in _PACKAGES},
@@ -42,12 +42,12 @@ def describe() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-  """Returns the commit of the source, `+` where files differ from it."""
+  """Returns the commit of the source, with `+` if files differ from it."""
   root = pathlib.Path(__file__).resolve().parent.parent
   if (root / COMMIT).is_file():
     return (root / COMMIT).read_text('utf-8').strip() or None
   try:
-    # Without locks: runs start while people, and other runs, use the index.
+    # No locks: people and other runs may use the index as a run starts.
     git = lambda *a: subprocess.run(
       ['git', '--no-optional-locks', *a],
       cwd=root,
@@ -55,7 +55,7 @@ def git_commit() -> str | None:
       text=True,
       check=True,
     ).stdout.strip()
-    # A package installed into somebody else's repository has no commit.
+    # A package installed inside another project's repository has no commit.
     if pathlib.Path(git('rev-parse', '--show-toplevel')) != root:
       return None
     dirty = git('status', '--porcelain', '--untracked-files=no')

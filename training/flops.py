@@ -14,23 +14,23 @@ CONVENTION = (
   'passes not counted; over the dense bfloat16 peak of the devices'
 )
 
-# A curvature estimate over the cost of a gradient: sampled labels take one
+# Cost of a curvature estimate relative to a gradient: sampled labels take one
 # gradient, a Hessian-vector product about two.
 CURVATURE_COST = {'gnb': 1.0, 'hutchinson': 2.0}
 
 
 def of_estimate(estimator: str, subset: int) -> float:
-  """Returns a curvature estimate's cost over that of a step's gradient.
+  """Returns a curvature estimate's cost relative to a step's gradient.
 
   Args:
     estimator: a key of CURVATURE_COST.
-    subset: the estimate takes one of so many sequences.
+    subset: the estimate uses one in `subset` sequences.
   """
   return CURVATURE_COST[estimator] / subset
 
 
 def count(params: Any) -> dict[str, int]:
-  """Returns numbers of parameters: all, and those outside embeddings.
+  """Returns the number of parameters: all, and without embeddings.
 
   Args:
     params: arrays or their shapes.
@@ -49,7 +49,7 @@ def count(params: Any) -> dict[str, int]:
 
 
 def per_token(params: Any, model: ModelConfig) -> float:
-  """Returns the FLOPs of one token, forward and backward; see CONVENTION."""
+  """Returns the FLOPs per token, forward and backward; see CONVENTION."""
   n = count(params)['parameters_without_embeddings']
   n += model.vocab_size * model.width
   heads = model.num_heads * model.head_dim

@@ -18,18 +18,18 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-# EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again.
+# EX_TEMPFAIL of sysexits.h: nothing is wrong; run the same command again.
 EXIT_CODE = 75
-# Seconds between looks at the step.
+# Seconds between checks of the step.
 _TICK = 0.05
-# Seconds that processes have to say where they are.
+# Seconds that processes have to report where they are.
 _ANSWER = 15.0
-# Processes that are named at most.
+# Most processes to name.
 _NAMED = 3
 
 
 class Stopped(Exception):
-  """A run that was asked to stop did so after `steps` steps."""
+  """A run stopped after `steps` steps, as requested."""
 
   def __init__(self, message: str, steps: int):
     super().__init__(message)
@@ -39,17 +39,17 @@ class Stopped(Exception):
 class StopSignals:
   """Turns SIGTERM and SIGINT into a request that the training loop reads.
 
-  The first signal asks; a second one, or the end of the grace time, leaves at
-  once with EXIT_CODE. Of several processes, all learn of the signal to one of
-  them at the same step, through JAX's coordination service.
+  The first signal requests a stop; a second one, or the end of the grace time,
+  exits at once with EXIT_CODE. If one of several processes gets the signal, all
+  learn of it at the same step, through JAX's coordination service.
   """
 
   def __init__(self, grace_seconds: float):
     """Does nothing yet.
 
     Args:
-      grace_seconds: from the first signal to leaving without a checkpoint; 0:
-        as long as it takes.
+      grace_seconds: from the first signal until it exits without a checkpoint;
+        0: no limit.
     """
     self._grace = grace_seconds
     self._asked: str | None = None
@@ -57,7 +57,7 @@ class StopSignals:
 
   def __enter__(self) -> 'StopSignals':
     self._several = jax.process_count() > 1
-    # With several processes, SIGTERM is the coordination service's to see.
+    # With several processes, the coordination service handles SIGTERM.
     wanted = (
       (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT)
     )
@@ -70,7 +70,7 @@ class StopSignals:
       signal.signal(number, handler)  # type: ignore[arg-type]
 
   def requested(self, steps: int) -> bool:
-    """Returns whether to stop after `steps` steps; called once a step."""
+    """Returns whether to stop after `steps` steps; called once per step."""
     if self._several:
       if not multihost_utils.reached_preemption_sync_point(steps):
         return False
@@ -81,7 +81,7 @@ class StopSignals:
     if self._asked is not None:
       os._exit(EXIT_CODE)
     if self._several:
-      # So that the others hear of it too.
+      # Tell the others too.
       self._asked = 'SIGINT'
       os.kill(os.getpid(), signal.SIGTERM)
       return
@@ -101,17 +101,17 @@ class StopSignals:
 
 
 class StallTimer:
-  """Watches for steps that do not end, in a thread of its own.
+  """Watches for steps that do not end, in a separate thread.
 
-  Where one of several processes hangs, the others wait for it inside a
-  collective operation, which nothing in their own program can leave. So the
-  first whose step takes too long writes down where it is, with the stacks of
-  its threads; all others see that and do the same; each says which of them
-  hangs and exits, and whoever started them starts all again.
+  If one of several processes hangs, the others wait for it inside a collective
+  operation, which nothing in their own program can interrupt. So the first
+  process whose step takes too long writes a report of where it is, with its
+  threads' stacks; the others see the report and write theirs; each names the
+  process that hangs and exits, and their launcher restarts all.
 
   Attributes:
     paused: seconds in which this process did not run at all, as far as the
-      thread saw.
+      thread could see.
   """
 
   def __init__(
@@ -124,9 +124,9 @@ class StallTimer:
     """Does nothing yet.
 
     Args:
-      seconds: that one step may take; 0: any time.
-      directory: gets a report of each process. All of them see it, and it is of
-        this start alone: its being there is what the others go by.
+      seconds: longest time for one step; 0: no limit.
+      directory: gets a report from each process. All processes must see it, and
+        it belongs to this start only: the others act once it exists.
       where: says what this process is 'doing', for how many 'seconds', at which
         'step', and whether it 'waits' for others there.
       tell: (one line, whether this process speaks for all).
@@ -136,7 +136,7 @@ class StallTimer:
     self._directory = directory
     self._where = where
     self._tell = tell
-    # Seconds that the step under way has taken.
+    # Seconds that the current step has taken.
     self._taken: list[float] | None = None
     self._over = threading.Event()
     self._thread: threading.Thread | None = None
@@ -156,7 +156,7 @@ class StallTimer:
 
   @contextlib.contextmanager
   def step(self) -> Iterator[None]:
-    """What is inside has to end in time."""
+    """Context for one step, which has to end in time."""
     self._taken = [0.0]
     try:
       yield
@@ -168,7 +168,7 @@ class StallTimer:
     while not self._over.wait(_TICK):
       passed = time.monotonic() - before
       before += passed
-      # Who was stopped, or had no core, has not waited for the others.
+      # A process that was stopped, or had no core, did not wait for others.
       late = passed - _TICK
       self.paused += late if late > _TICK / 5 else 0.0
       taken = self._taken
@@ -184,7 +184,7 @@ class StallTimer:
         self._leave()
 
   def _leave(self) -> None:
-    # Even if the file system is what hangs.
+    # Exits even if the file system hangs.
     last = threading.Timer(4 * _ANSWER, os._exit, (1,))
     last.daemon = True
     last.start()
@@ -200,7 +200,7 @@ class StallTimer:
       speaks,
     )
     if self._index == 0 and self._count > 1:
-      # The others need it for as long as they live.
+      # The others need it until they exit.
       time.sleep(1)
     os._exit(1)
 
@@ -221,7 +221,7 @@ class StallTimer:
     unfinished.replace(self._directory / name)
 
   def _read_reports(self) -> tuple[str, bool]:
-    """Returns who hangs where, and whether this process is the first to say."""
+    """Returns which process hangs where, and whether this one reports it."""
     end = time.monotonic() + _ANSWER
     paths = [self._directory / f'process-{i}.txt' for i in range(self._count)]
     while not all(p.exists() for p in paths) and time.monotonic() < end:

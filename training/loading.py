@@ -1,4 +1,4 @@
-"""Loads trained models, to be scored, exported or talked to."""
+"""Loads trained models for scoring, export or chat."""
 
 import dataclasses
 import functools
@@ -31,11 +31,11 @@ class LoadedModel(NamedTuple):
   """A trained model.
 
   Attributes:
-    features_fn: what scores are computed from; see eval/likelihoods.py.
+    features_fn: gives what scores are computed from; see eval/likelihoods.py.
     params: on the devices.
     tokenizer: the one that it was trained with.
     rules: its shapes and multipliers.
-    description: where it is from, JSON values.
+    description: where it comes from, as JSON values.
   """
 
   features_fn: Any
@@ -46,12 +46,12 @@ class LoadedModel(NamedTuple):
 
   @property
   def max_length(self) -> int:
-    """Most tokens that go in."""
+    """Longest input, in tokens."""
     return self.rules.model.context
 
   def sampler(self, mesh: Mesh | None) -> decoding.Sampler:
-    """Returns what continues texts with parameters that lie on `mesh`."""
-    # Nothing is differentiated, so nothing is rematerialised.
+    """Returns a sampler for parameters on `mesh`."""
+    # Without a backward pass there is nothing to rematerialise.
     model = dataclasses.replace(self.rules.model, remat='none')
     rules = dataclasses.replace(self.rules, model=model)
     module = model_config.find_model(model.name).Model(model, rules)
@@ -64,10 +64,10 @@ class LoadedModel(NamedTuple):
 
 
 def load_model(spec: str) -> LoadedModel:
-  """Loads `hf:DIR` or `ckpt:WORKDIR`, which may be in buckets.
+  """Loads `hf:DIR` or `ckpt:WORKDIR`, which may be in a bucket.
 
   Raises:
-    ValueError: it is neither, or what is there does not fit.
+    ValueError: it is neither, or the contents do not fit.
   """
   kind, _, directory = spec.partition(':')
   if kind == 'hf' and directory:
@@ -80,13 +80,13 @@ def load_model(spec: str) -> LoadedModel:
 
 
 def replicate(params: Any) -> tuple[Any, Mesh | None]:
-  """Returns the parameters and the mesh that they lie on.
+  """Returns the parameters and their mesh.
 
-  Parameters of one device are copied to all, which then share the rows.
+  Parameters on one device are copied to all devices, which then share the rows.
   """
   sharding = jax.tree.leaves(params)[0].sharding
   if isinstance(sharding, NamedSharding):
-    assert isinstance(sharding.mesh, Mesh)  # An array lies on real devices.
+    assert isinstance(sharding.mesh, Mesh)  # Arrays are on real devices.
     return params, sharding.mesh
   if jax.device_count() == 1:
     return params, None
@@ -121,7 +121,7 @@ def _load_checkpoint(workdir: pathlib.Path, named: str) -> LoadedModel:
   config = config_lib.read_config(workdir)
   tokenizer = tokenizers.load(f'hf:{workdir}')
   config.model.vocab_size = config.model.vocab_size or tokenizer.vocab_size
-  # One sequence a device: the mesh must fit the model, not a batch.
+  # One sequence per device: the mesh must fit the model, not a batch.
   config.batch_size, config.microbatches = jax.device_count(), 1
   config.model.scan_layers = False
   model = model_config.resolve(config.model, tokenizer.vocab_size, config.dtype)
@@ -150,7 +150,7 @@ def _load_checkpoint(workdir: pathlib.Path, named: str) -> LoadedModel:
 
 
 def _fit_mesh(mesh: ConfigDict, width: int) -> None:
-  """Splits the model over the devices here if the run had others."""
+  """Adapts the mesh to this job's devices if the run had different ones."""
   try:
     mesh_lib.make_mesh(mesh)
   except ValueError:

@@ -31,14 +31,14 @@ from steepest.training.step import compile_step
 from steepest.training.stragglers import Stragglers
 from steepest.training.validation import Validation
 
-# The step, its numbers on the devices, and the latest of processes.
+# The step, its statistics on the devices, and the latest process timings.
 _Pending = tuple[int, Any, dict[str, float]]
-# Rows of which one has the numbers of each layer: most of a row is theirs.
+# One in this many rows has per-layer statistics, which are most of a row.
 _LAYERS_EVERY = 10
 
 
 class Data(Protocol):
-  """What the loop reads; data/pipeline.py has it."""
+  """The data that the loop reads; data/pipeline.py implements it."""
 
   fingerprint: str
 
@@ -67,16 +67,16 @@ class LoopConfig:
   profile_steps: tuple[int, ...]
 
   def due(self, done: int) -> bool:
-    """Returns whether `done` steps are followed by anything but a step."""
+    """Returns whether anything but a step follows `done` steps."""
     every = (self.eval_every, self.eval_tasks_every, self.checkpoint_every)
     return done == self.steps or any(n and done % n == 0 for n in every)
 
   def written(self, step: int) -> bool:
-    """Returns whether the row of a step is written."""
+    """Returns whether a step's row is written."""
     return step % self.log_every == 0 or self.due(step + 1)
 
   def whole(self, step: int) -> bool:
-    """Returns whether the row of a step has the numbers of each layer."""
+    """Returns whether a step's row has per-layer statistics."""
     return step % (_LAYERS_EVERY * self.log_every) == 0 or self.due(step + 1)
 
 
@@ -87,11 +87,11 @@ class Callbacks:
   Attributes:
     evaluate: (params, steps done, whether the run ends) → benchmark scores.
     on_row: called with each row.
-    stop: (steps done) → whether to save and leave; asked once a step.
-    writers: (function that reports a failure) → further writers of metrics.
-    check: raises where another attempt has the run's directory; asked before
+    stop: (steps done) → whether to save and stop; called once per step.
+    writers: (function that reports a failure) → additional metrics writers.
+    check: raises if another attempt owns the run's directory; called before
       anything is written there.
-    began: when the first attempt at the run did, as of time.time(); None: now.
+    began: start of the run's first attempt, as of time.time(); None: now.
   """
 
   evaluate: Callable[[Any, int, bool], dict[str, float]] | None = None
@@ -105,12 +105,12 @@ class Callbacks:
 
 
 class Ended(ValueError):
-  """A run is over before its last step.
+  """A run ended before its last step.
 
   Attributes:
     status: how it ended, as in summary.json.
-    steps: done.
-    summary: what summary.json holds.
+    steps: steps done.
+    summary: contents of summary.json.
   """
 
   status = ''
@@ -146,25 +146,25 @@ def fit(
 ) -> dict[str, Any]:
   """Trains to the last step and returns what summary.json holds.
 
-  Goes on from the newest checkpoint in the workdir.
+  Resumes from the newest checkpoint in the workdir.
 
   Args:
     setup: constants of the programs.
-    data: that is read.
+    data: the data to read.
     hypers: hyperparameters by name.
-    config: of the loop.
-    workdir: of the run.
+    config: the loop's keys.
+    workdir: the run's directory.
     callbacks: what others add.
     hparams: shown in TensorBoard beside the table of parameters.
-    init: makes the state where there is no checkpoint.
-    restart: go on although checkpoints or rows of the workdir are gone.
+    init: makes the state if there is no checkpoint.
+    restart: continue even if checkpoints or rows of the workdir are gone.
 
   Raises:
     Diverged: names the step; the last good checkpoint is kept.
     Pruned: a callback ended the run.
-    Stopped: a stop was asked for; a checkpoint of that step is kept.
-    ValueError: the workdir holds another run's checkpoints, or lacks some that
-      it had, or rows.
+    Stopped: a stop was requested; a checkpoint of that step is kept.
+    ValueError: the workdir holds another run's checkpoints, or has lost
+      checkpoints or rows.
   """
   record = _Record(setup, data, hypers, config, workdir, callbacks)
   put = lambda tree: mesh_lib.replicate(setup.mesh, tree)
@@ -184,7 +184,7 @@ def fit(
     lag: dict[str, float] = {}
     for step in range(first, config.steps):
       record.step = step
-      # The first step, which the next one waits for, joins the processes.
+      # Not watched: the first step connects the processes; the next waits.
       watch = record.stall.step if step > first + 1 else contextlib.nullcontext
       with record.timed('data'), watch():
         rows = next(batches)
@@ -197,7 +197,7 @@ def fit(
       trace = jax.profiler.StepTraceAnnotation('train', step_num=step)
       with record.timed('train'), watch(), trace:
         batch = mesh_lib.put_batch(setup.mesh, rows, setup.batch_size)
-        # What processes take is told apart where no step is under way.
+        # Processes are timed separately while no step is running.
         apart = None
         if stragglers and measure and step > first and stragglers.due(step):
           apart = stragglers
@@ -207,7 +207,7 @@ def fit(
         if apart:
           jax.block_until_ready(stats)
           lag = record.lag(apart, time.perf_counter() - start)
-        # The last step's numbers are read while this one runs.
+        # Read the last step's statistics while this one runs.
         row = row or record.read(pending)
       if row:
         record.write(row)
@@ -218,7 +218,7 @@ def fit(
           row, pending = record.read(pending), None
         params = state_lib.evaluation_params(setup, state)
         row |= record.evaluate(params, step + 1)
-        # A stop leaves the rows that there would be without it.
+        # A stop leaves the same rows as a run without it.
         record.write(row, always=due)
         record.save(checkpointer, state, step + 1, now=stop)
         if stop and step + 1 < config.steps:
@@ -234,7 +234,7 @@ def _start(
   init: Callable[[], TrainState],
   restart: bool,
 ) -> tuple[TrainState, int]:
-  """Returns the state to go on from, and the steps done."""
+  """Returns the state to resume from, and the steps done."""
   latest = checkpointer.latest() if checkpointer else None
   if checkpointer is None:
     return init(), 0
@@ -259,7 +259,7 @@ def _start(
       'data.source: restore the data or use another --workdir'
     )
   held = record.count_rows(latest)
-  # Checkpoints of earlier versions do not say how many there were.
+  # Earlier versions' checkpoints do not record the number of rows.
   if 'rows' in metadata and held != metadata['rows']:
     found = (
       f'{record.workdir / "metrics.jsonl"} has {held} rows before step '
@@ -274,7 +274,7 @@ def _start(
 
 
 def _start_number() -> int:
-  """Returns a number that all processes have, and no other start of the run."""
+  """Returns a number that all processes share, unique to this start."""
   now = int(time.time())
   if jax.process_count() > 1:
     now = int(multihost_utils.broadcast_one_to_all(np.uint32(now)))
@@ -282,11 +282,11 @@ def _start_number() -> int:
 
 
 class _Record:
-  """What a run writes down: rows, evaluations, checkpoints, times.
+  """What a run records: rows, evaluations, checkpoints, times.
 
   Attributes:
-    step: that is under way.
-    seconds: that the loop spent so far on each of summary.PHASES.
+    step: the current step.
+    seconds: spent so far on each of summary.PHASES.
     stall: watches the steps.
     losses: the latest validation losses.
   """
@@ -326,7 +326,7 @@ class _Record:
 
   @contextlib.contextmanager
   def timed(self, what: str) -> Iterator[None]:
-    """Counts the time that its body takes, and what passed before as other."""
+    """Counts its body's time as `what`, and the time before it as other."""
     start = time.perf_counter()
     self.seconds['other'] += start - self._left
     self._doing = what, start
@@ -338,11 +338,11 @@ class _Record:
       self.seconds[what] += self._left - start
 
   def begin(self) -> None:
-    """Counts from here on what is not timed as other."""
+    """From here on counts untimed seconds as other."""
     self._left = time.perf_counter()
 
   def lag(self, stragglers: Stragglers, seconds: float) -> dict[str, float]:
-    """Returns what the row of the step that took so long has of processes."""
+    """Returns process timings for the row of a step that took `seconds`."""
     row = stragglers.measure(
       self.step,
       seconds,
@@ -355,9 +355,9 @@ class _Record:
     return row
 
   def _total(self) -> float:
-    """Returns the seconds since the run first began."""
+    """Returns the seconds since the run's first start."""
     total = self._before + time.perf_counter() - self._created
-    # Clocks may have been set between two attempts.
+    # A clock may have been changed between attempts.
     return max(total, sum(self.seconds.values()), 1e-9)
 
   def _where(self) -> dict[str, Any]:
@@ -377,7 +377,7 @@ class _Record:
 
   @contextlib.contextmanager
   def summarised(self) -> Iterator[None]:
-    """Gives an error that ends the run for good what summary.json holds."""
+    """Attaches the contents of summary.json to an error that ends the run."""
     try:
       yield
     except Ended as error:
@@ -389,24 +389,24 @@ class _Record:
     try:
       return compile_step(self.setup, self._hypers, 'segment_ids' in rows)
     except jax.errors.JaxRuntimeError:
-      # A signal to all processes of a group ends the compiler's own, too.
+      # A signal to a process group also ends the compiler's processes.
       if self._callbacks.stop(self.step):
         raise self.stopped(self.step) from None
       raise
 
   def count_rows(self, first: int) -> int:
-    """Counts, and returns, the rows of the steps before `first`."""
+    """Counts and returns the rows of steps before `first`."""
     self._rows, _ = metrics.rows_before(self.workdir, first)
     return self._rows
 
   def tell(self, kind: str, text: str) -> None:
-    """Writes an event down."""
+    """Records an event."""
     self._events.add(kind, self.step, text)
 
   def open_checkpoints(
     self, stack: contextlib.ExitStack
   ) -> Checkpointer | None:
-    """Opens the checkpoints, where any are to be saved; `stack` closes them."""
+    """Opens the checkpoints, if any are to be saved; `stack` closes them."""
     if not self.config.checkpoint_every:
       return None
     checkpointer = Checkpointer(
@@ -429,11 +429,11 @@ class _Record:
     first: int,
     hparams: Mapping[str, Any],
   ) -> None:
-    """Opens the writers of metrics; of several processes, the first writes."""
+    """Opens the metrics writers; only the first process writes."""
     if jax.process_index():
       return
     self._callbacks.check()
-    # How the run ended before is not how it ends now.
+    # The summary of an earlier end no longer holds.
     (self.workdir / 'summary.json').unlink(missing_ok=True)
     warn = lambda text: self._events.add('metrics', self.step, text)
     files = metrics.MetricWriter(self.workdir, first, warn)
@@ -446,7 +446,7 @@ class _Record:
         writer.write_texts(0, {'parameters': table})
 
   def read(self, pending: _Pending | None) -> dict[str, Any]:
-    """Waits for a step's numbers and returns its row, {} without one."""
+    """Waits for a step's statistics and returns its row, {} if None."""
     if pending is None:
       return {}
     step, stats, lag = pending
@@ -467,7 +467,7 @@ class _Record:
     return {'step': step, 'tokens': tokens, **row, **lag}
 
   def write(self, row: dict[str, Any], always: bool = False) -> None:
-    """Writes a row down where one is due."""
+    """Writes a row if one is due."""
     step = row['step']
     row['seconds'] = seconds = self.seconds['train']
     row['data/wait_seconds'] = self.seconds['data']
@@ -516,7 +516,7 @@ class _Record:
     done: int,
     now: bool,
   ) -> None:
-    """Saves a checkpoint where one is due, or `now`."""
+    """Saves a checkpoint if one is due, or `now`."""
     last = done == self.config.steps
     if checkpointer is None:
       return
@@ -524,7 +524,7 @@ class _Record:
       return
     with self.timed('checkpoint'):
       try:
-        # Rows come before their checkpoint; without them there is none.
+        # Rows are written before their checkpoint; if they fail, so does it.
         for writer in self._writers:
           writer.flush()
       except OSError as error:
@@ -553,7 +553,7 @@ class _Record:
     passes = 0
     if self.setup.chain.wants_curvature:
       passes = steps // int(self._hypers['hessian_every'])
-    # Numbers of a run that failed would be taken for those of one that ended.
+    # A failed run's numbers would be mistaken for those of a finished one.
     finished, diverged = status == 'finished', status == 'diverged'
     with self.timed('other'):
       pass

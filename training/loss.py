@@ -1,4 +1,4 @@
-"""What training minimises.
+"""The loss that training minimises.
 
 B batch, L length, V vocabulary.
 """
@@ -12,16 +12,16 @@ from jax import numpy as jnp
 def training_loss(
   logits_BxLxV: jax.Array, batch: Mapping[str, jax.Array], z_loss: float
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Returns the mean over tokens, in nats, and what to log of it.
+  """Returns the mean loss over tokens, in nats, and what to log.
 
   A z-loss, w·mean((log Σ exp(logits))²), is added to what is minimised
-  (Chowdhery et al., arXiv 2204.02311, section 5) and logged apart:
-  `train/loss` stays the cross-entropy, which runs are compared by and whose
+  (Chowdhery et al., arXiv 2204.02311, section 5) and logged separately:
+  `train/loss` remains the cross-entropy, by which runs are compared and whose
   curvature is estimated.
 
   Args:
-    logits_BxLxV: of the model.
-    batch: `targets`, B×L token ids, and what else data/pipeline.py yields.
+    logits_BxLxV: the model's.
+    batch: `targets`, B×L token ids, and whatever else data/pipeline.py yields.
     z_loss: its weight w.
   """
   loss_BxL, normalizer_BxL = with_normalizer(logits_BxLxV, batch['targets'])
@@ -43,15 +43,15 @@ def with_normalizer(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns each token's loss and log Σ exp(logits), both B×L, in float32.
 
-  Differentiated by JAX, the formula keeps float32 exponentials, a second and
-  larger copy of the logits. They are written and read again, which at GPT-2
-  124M is most of what plain JAX loses to PyTorch (docs/scaling.md). Here the
-  gradient, softmax - one-hot, is made from the logits in the dtype they have,
-  in one pass. Either result may be differentiated.
+  If JAX differentiates the formula, it stores float32 exponentials, a second
+  and larger copy of the logits. Writing and reading them is most of what plain
+  JAX loses to PyTorch at GPT-2 124M (docs/scaling.md). This function computes
+  the gradient, softmax - one-hot, from the logits in their own dtype, in one
+  pass. Either result may be differentiated.
 
   Args:
-    logits_BxLxV: float32 or bfloat16; the gradient has the same dtype, rounded
-      once.
+    logits_BxLxV: float32 or bfloat16; the gradient has the same dtype and is
+      rounded once.
     labels_BxL: ids.
   """
   return _value(logits_BxLxV, labels_BxL)
@@ -67,7 +67,7 @@ def _value(
 
 
 def _forward(logits_BxLxV: jax.Array, labels_BxL: jax.Array):
-  # Not `with_normalizer`: Sophia-H differentiates this forwards.
+  # Not `with_normalizer`: Sophia-H uses forward mode through this.
   loss_BxL, normalizer_BxL = _value(logits_BxLxV, labels_BxL)
   kept = logits_BxLxV, labels_BxL, normalizer_BxL
   return (loss_BxL, normalizer_BxL), kept
@@ -81,7 +81,7 @@ def _backward(
   of_loss_BxL, of_normalizer_BxL = gradients
   logits = logits_BxLxV.astype(jnp.float32)
   probability_BxLxV = jnp.exp(logits - normalizer_BxL[..., None])
-  # Compared, not scattered: it fuses, and each device has its vocabulary's.
+  # Comparing fuses, unlike scattering, and works per shard of the vocabulary.
   index_1x1xV = jnp.arange(logits.shape[-1], dtype=labels_BxL.dtype)[None, None]
   gradient_BxLxV = probability_BxLxV * (of_loss_BxL + of_normalizer_BxL)[
     ..., None

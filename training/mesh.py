@@ -1,4 +1,4 @@
-"""The device mesh: which logical axis goes where, and what is compiled for it.
+"""The device mesh: how logical axes map to it, and compiling for it.
 
 B batch, L length.
 """
@@ -46,14 +46,14 @@ RULES = (
   ('layers', None),
 )
 
-# The same for a copy of the model by itself.
+# The same within one copy of the model.
 RULES_OF_A_COPY = (('batch', 'fsdp'), *RULES[1:])
 
 
 _SCHEDULER = 'xla_gpu_enable_latency_hiding_scheduler'
 # Not xla_tpu_enable_async_collective_fusion_fuse_all_gather: libtpu 0.0.48 says
-# that it may give wrong results on v5p and v6e, and refuses it; steps for v5e
-# that did not compile in 25 minutes had it.
+# that it may give wrong results on v5p and v6e, and rejects it; with it, some
+# steps for v5e did not compile in 25 minutes.
 _OPTIONS: dict[str, dict[str, bool]] = {
   'gpu': {_SCHEDULER: True},
   'tpu': {
@@ -66,7 +66,7 @@ _OPTIONS: dict[str, dict[str, bool]] = {
 
 
 def sizes(config: ConfigDict, devices: int) -> dict[str, int]:
-  """Returns the size of each axis of the `mesh` slice on so many devices.
+  """Returns the size of each axis of the `mesh` slice on `devices` devices.
 
   Raises:
     ValueError: a size is not positive, there are too few devices, or -1 does
@@ -94,10 +94,10 @@ def sizes(config: ConfigDict, devices: int) -> dict[str, int]:
 def make_mesh(
   config: ConfigDict, devices: list[jax.Device] | None = None
 ) -> Mesh:
-  """Returns the mesh of the `mesh` slice over this job's devices, or others.
+  """Returns the mesh of the `mesh` slice over `devices`, by default this job's.
 
   Raises:
-    ValueError: as `sizes`, or devices of several processes are left idle.
+    ValueError: as `sizes`, or some of several processes' devices stay idle.
   """
   devices = jax.devices() if devices is None else devices
   found = sizes(config, len(devices))
@@ -117,11 +117,11 @@ def make_mesh(
 def _arranged(
   found: Mapping[str, int], devices: list[jax.Device]
 ) -> np.ndarray:
-  """Returns devices as an array of the axes' sizes, near ones beside another.
+  """Returns devices as an array of the axes' sizes, with near ones adjacent.
 
-  Axes that send more lie along the links of the chips. Where the devices are
-  in slices that only a slower network joins, `data` goes over these, and the
-  axes after it only by what they are more.
+  Axes with more traffic run along the chips' links. If only a slower network
+  joins the devices' slices, `data` spans the slices first, and later axes only
+  what it leaves of them.
   """
   slices = len({getattr(device, 'slice_index', None) for device in devices})
   outer, left = [], slices
@@ -129,7 +129,7 @@ def _arranged(
     outer.append(math.gcd(size, left))
     left //= outer[-1]
   inner = [size // n for size, n in zip(found.values(), outer)]
-  # Where sizes are no grid of the chips', two may share one of its dimensions.
+  # If sizes do not match the chips' grid, two may share a dimension of it.
   how: dict[str, Any] = {'devices': devices, 'allow_split_physical_axes': True}
   try:
     if slices == 1:
@@ -144,12 +144,12 @@ def _arranged(
 
 def shardings(mesh: Mesh | AbstractMesh, specs: Any) -> Any:
   """Returns NamedShardings of a tree of logical PartitionSpecs."""
-  # Flax's annotation does not know that abstract meshes do too.
+  # Flax's annotation omits abstract meshes, which work too.
   return nn.logical_to_mesh_sharding(specs, mesh, RULES)  # type: ignore
 
 
 def even(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
-  """Returns a sharding without the mesh axes that do not divide an array."""
+  """Returns a sharding without the mesh axes that do not divide the array."""
   spec = [
     axes if size % _parts(sharding, axes) == 0 else None
     for size, axes in zip(shape, sharding.spec)
@@ -158,9 +158,9 @@ def even(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def over_data(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
-  """Returns a sharding that splits one of an array's axes over `data`, too.
+  """Returns a sharding that also splits one of the array's axes over `data`.
 
-  That is the first one that divides; vectors and scalars stay as they are.
+  This is the first one that divides; vectors and scalars stay as they are.
   """
   spec = [*sharding.spec, *[None] * len(shape)][: len(shape)]
   for i, axes in enumerate(spec if len(shape) > 1 else ()):
@@ -177,7 +177,7 @@ def _parts(sharding: NamedSharding, axes: Any) -> int:
 
 
 def batch_shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
-  """Returns the shardings of B×L token arrays and of what has B alone."""
+  """Returns the shardings of B×L token arrays and of arrays with only B."""
   rows = ('data', 'fsdp')
   return (
     NamedSharding(mesh, PartitionSpec(rows, 'sequence')),
@@ -191,7 +191,7 @@ def batch_shapes(
   """Returns the shapes, with shardings, of what data/pipeline.py yields.
 
   Args:
-    mesh: of the devices.
+    mesh: the mesh of the devices.
     batch_size: B.
     context: L.
     packed: whether there are segment ids and positions.
@@ -253,7 +253,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of what every device holds whole."""
+  """Returns the sharding of what every device holds in full."""
   return NamedSharding(mesh, PartitionSpec())
 
 
@@ -295,12 +295,12 @@ def check(
 def check_subset(
   shape: Mapping[str, int], batch_size: int, subset: int
 ) -> None:
-  """Raises a ValueError where not every device has rows for the curvature.
+  """Raises a ValueError unless every device has rows for the curvature.
 
   Args:
-    shape: axis of the mesh → size; see `check` for those that divide.
-    batch_size: sequences of a step.
-    subset: one of so many of them is used.
+    shape: mesh axis → size; see `check` for those that divide.
+    batch_size: sequences per step.
+    subset: one in `subset` of them is used.
   """
   rows = batch_size // (shape['data'] * shape['fsdp'])
   if rows % subset == 0:
@@ -327,14 +327,14 @@ def compiled(
   """Compiles a function for a mesh.
 
   Args:
-    mesh: of the devices.
+    mesh: the mesh of the devices.
     fn: the function.
     args: its arguments, or their shapes.
-    in_shardings: of the arguments; None: every device has them whole.
-    out_shardings: of what it returns.
-    donate: numbers of the arguments that it consumes.
+    in_shardings: of the arguments; None: every device has them in full.
+    out_shardings: of its results.
+    donate: indices of the arguments that it consumes.
     hide: see `compiler_options`.
-    ahead: now; else when it is called first.
+    ahead: compile now rather than at the first call.
   """
   jitted = jax.jit(
     fn,
@@ -356,31 +356,31 @@ def compiled(
 
 
 def keep_programs(directory: pathlib.Path) -> None:
-  """Has JAX keep what it compiles there, so that a restart need not compile.
+  """Caches JAX's compiled programs there, so that a restart need not compile.
 
-  Where the user says where, by JAX_COMPILATION_CACHE_DIR, that stays. CPUs, for
-  which compiling takes seconds, keep nothing: their programs are for one kind
-  of CPU, which JAX does not look at, the directory may be moved to another, and
-  XLA says of its own that they may crash (github.com/jax-ml/jax/issues/38445).
+  JAX_COMPILATION_CACHE_DIR, if set, takes precedence. CPUs, where compiling
+  takes seconds, cache nothing: programs are for one CPU model, JAX does not
+  check it, and the directory may move to another; XLA itself warns that they
+  may crash (github.com/jax-ml/jax/issues/38445).
   """
   given = 'JAX_COMPILATION_CACHE_DIR' in os.environ
   if not given and jax.default_backend() != 'cpu':
     compilation_cache.set_cache_dir(str(directory))
-    # Whether programs are kept JAX asks once, at the first that it compiles.
+    # JAX decides whether to cache only once, at its first compilation.
     compilation_cache.reset_cache()
 
 
 def compiler_options(mesh: Mesh, hide: bool) -> dict[str, str | bool]:
-  """Returns XLA's options for a mesh; what the user set in XLA_FLAGS stays.
+  """Returns XLA's options for a mesh; those set in XLA_FLAGS stay.
 
-  Only what makers document, and only between several devices: collectives run
-  beside computation. docs/scaling.md says where each is from. What a small
-  program that gathers, scatters and reduces does not compile with is left out:
-  options come and go with versions of XLA.
+  They let collectives overlap computation on several devices; all are
+  documented by the makers (sources in docs/scaling.md). XLA versions add and
+  remove options, so any with which a small program that gathers, scatters and
+  reduces does not compile are left out.
 
   Args:
-    mesh: what is compiled for.
-    hide: whether GPUs have the scheduler that hides latency.
+    mesh: the mesh to compile for.
+    hide: whether GPUs use the latency-hiding scheduler.
   """
   device = mesh.devices.flat[0]
   if mesh.size == 1 or device.platform not in _OPTIONS:
@@ -389,7 +389,7 @@ def compiler_options(mesh: Mesh, hide: bool) -> dict[str, str | bool]:
   own = re.findall(r'--(\w+)', given)
   wanted = dict(_OPTIONS[device.platform])
   if _SCHEDULER in wanted and not hide:
-    # Not left out: XLA's own default is to have it.
+    # Set explicitly, since XLA enables it by default.
     wanted[_SCHEDULER] = False
   asked = [(k, v) for k, v in wanted.items() if k not in own]
   return dict(_accepted(tuple(asked), mesh))
@@ -400,7 +400,7 @@ _Options = tuple[tuple[str, str | bool], ...]
 
 @functools.cache
 def _accepted(options: _Options, mesh: Mesh) -> _Options:
-  """Returns the options that this XLA takes together; logs the others."""
+  """Returns the options that this XLA accepts together; logs the others."""
   if not _refusal(options, mesh):
     return options
   kept: _Options = ()
@@ -413,9 +413,9 @@ def _accepted(options: _Options, mesh: Mesh) -> _Options:
 
 
 def _refusal(options: _Options, mesh: Mesh) -> str:
-  """Returns what the compiler says against options, '' if nothing.
+  """Returns the compiler's objection to options, '' if none.
 
-  Some it checks only where there is a collective that they concern.
+  It checks some only if the program has a collective that they affect.
   """
   split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
   shape = jax.ShapeDtypeStruct(

@@ -21,12 +21,12 @@ from steepest.data import reading, terminal
 
 EVENTS = 'events.jsonl'
 _DELETE = 'delete that line'
-# Bytes read at a time where lines are counted.
+# Bytes read at a time when counting lines.
 _BLOCK = 1 << 20
 
 
 class Writer(Protocol):
-  """What the training loop writes to."""
+  """Receives the training loop's metrics."""
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None: ...
 
@@ -42,9 +42,9 @@ class Writer(Protocol):
 class MetricWriter:
   """Writes metrics.jsonl and TensorBoard events of one run.
 
-  Each step stands once in metrics.jsonl: rows of steps that a restart will do
-  again are cut off when the writer opens. Rows that find no room on the disk
-  are kept until they do; TensorBoard events are given up.
+  Each step is in metrics.jsonl once: opening the writer cuts off rows of steps
+  that a restart will repeat. If the disk is full, rows are kept until there is
+  room; TensorBoard events are dropped.
   """
 
   def __init__(
@@ -56,8 +56,8 @@ class MetricWriter:
     """Opens the files.
 
     Args:
-      workdir: of the run.
-      first_step: the step that comes next; earlier rows are kept.
+      workdir: the run's directory.
+      first_step: the next step; earlier rows are kept.
       warn: told of TensorBoard events that could not be written.
     """
     self._path = pathlib.Path(workdir) / 'metrics.jsonl'
@@ -65,7 +65,7 @@ class MetricWriter:
       _, size = rows_before(workdir, first_step)
       with _named(self._path):
         os.truncate(self._path, size)
-    # Unbuffered: what was written is known when there is no room for the rest.
+    # Unbuffered, to know what was written when the disk is full.
     self._file = self._path.open('ab', buffering=0)
     self._waiting = b''
     self._tensorboard = TensorBoardWriter(self._path.parent, first_step)
@@ -75,7 +75,7 @@ class MetricWriter:
     """Writes one row; values are finite numbers, logged unrounded."""
     row = {'step': step, **scalars}
     self._waiting += json.dumps(row, allow_nan=False).encode() + b'\n'
-    # What finds no room now is tried again with the next row.
+    # If the disk is full now, the next row tries again.
     with contextlib.suppress(OSError):
       self._write_waiting()
     with self._tensorboard_may_fail():
@@ -97,7 +97,7 @@ class MetricWriter:
     """Returns once all rows are on disk.
 
     Raises:
-      OSError: they are not; they are tried again with the next row.
+      OSError: they are not; the next row tries again.
     """
     with self._tensorboard_may_fail():
       self._tensorboard.flush()
@@ -106,7 +106,7 @@ class MetricWriter:
       os.fsync(self._file.fileno())
 
   def close(self) -> None:
-    """Flushes and closes. Raises as `flush`."""
+    """Flushes and closes; raises like `flush`."""
     try:
       self.flush()
     finally:
@@ -128,45 +128,45 @@ class MetricWriter:
 
 
 class TensorBoardWriter:
-  """TensorBoard event files of one run; after an error, a new one is begun.
+  """TensorBoard event files of one run; an error starts a new file.
 
   tensorboardX's own SummaryWriter hands events to a thread; on a full disk that
-  thread ends and the training waits for it for ever.
+  thread ends and training waits for it forever.
   """
 
   def __init__(self, workdir: pathlib.Path, first_step: int):
     """Opens nothing yet.
 
     Args:
-      workdir: of the run.
-      first_step: the step that comes next; TensorBoard drops what earlier
-        files have of it and later ones.
+      workdir: the run's directory.
+      first_step: the next step; TensorBoard drops earlier files' events of
+        this step and later ones.
     """
     self._workdir = workdir
     self._first_step = first_step
     self._writer: EventsWriter | None = None
 
   def add(self, step: int, **values: Any) -> None:
-    """Writes an event, whose fields are those of TensorBoard's protocol.
+    """Writes an event with fields of TensorBoard's protocol.
 
     Raises:
-      OSError: there is no room; what was added since `flush` may be lost.
+      OSError: the disk is full; events since the last `flush` may be lost.
     """
     event = event_pb2.Event(wall_time=time.time(), step=step, **values)
     self._try(lambda writer: writer.write_event(event))
 
   def flush(self) -> None:
-    """Returns once all is on disk. Raises as `add`."""
+    """Returns once everything is on disk; raises like `add`."""
     self._try(lambda writer: writer.flush())
 
   def close(self) -> None:
-    """Flushes and closes. Raises as `add`."""
+    """Flushes and closes; raises like `add`."""
     if self._writer is not None:
       self._try(lambda writer: writer.close())
 
   def _try(self, do: Any) -> None:
     if self._writer is None:
-      # Files of the same second would have the same name.
+      # Two files of the same second would share a name.
       count = len(list(self._workdir.glob('events.out.tfevents.*')))
       self._writer = EventsWriter(str(self._workdir / 'events'), f'.{count}')
       start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -182,25 +182,25 @@ class TensorBoardWriter:
 class Events:
   """Appends to events.jsonl of a run and writes to stderr.
 
-  Neither fails where the disk is full: an event is told, not relied on.
+  Neither fails if the disk is full: nothing relies on events.
   """
 
   def __init__(self, workdir: str | os.PathLike[str], writes: bool):
-    """Takes note of where to write.
+    """Opens nothing yet.
 
     Args:
-      workdir: of the run.
+      workdir: the run's directory.
       writes: False for processes that leave writing to another.
     """
     self._path = pathlib.Path(workdir) / EVENTS
     self._writes = writes
 
   def add(self, kind: str, step: int, text: str) -> None:
-    """Writes one event down.
+    """Writes one event.
 
     Args:
       kind: 'checkpoint' or 'metrics'.
-      step: that the run was at.
+      step: the run's step.
       text: one line for people.
     """
     if not self._writes:
@@ -235,7 +235,7 @@ def read_rows(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def last_rows(
   workdir: str | os.PathLike[str], share: float
 ) -> list[dict[str, Any]]:
-  """Returns the last rows of metrics.jsonl: a share of them, one at least.
+  """Returns the last rows of metrics.jsonl: a share of all, at least one.
 
   Raises:
     ValueError: one of them is damaged.
@@ -251,9 +251,9 @@ def last_rows(
 def rows_before(
   workdir: str | os.PathLike[str], first_step: int
 ) -> tuple[int, int]:
-  """Returns how many rows earlier steps have, and how many bytes.
+  """Returns the number and bytes of the rows of earlier steps.
 
-  Only what comes after them is looked at: a run may have a million.
+  Parses only the rows after them, since a run may have a million.
 
   Raises:
     ValueError: a row is damaged.
@@ -267,7 +267,7 @@ def rows_before(
 
 
 def _backwards(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
-  """Yields where each row ends, and the row, from the last on."""
+  """Yields each row with its end offset, last row first."""
   for end, row in reading.objects_backwards(path, _DELETE):
     yield end, _checked(row, path)
 
@@ -280,7 +280,7 @@ def _checked(row: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
 
 
 def _count_lines(path: pathlib.Path, size: int) -> int:
-  """Returns how many lines end within the first bytes of a file."""
+  """Returns how many lines end within the first `size` bytes of a file."""
   count = 0
   with path.open('rb') as file:
     while size > 0 and (content := file.read(min(size, _BLOCK))):
@@ -289,7 +289,7 @@ def _count_lines(path: pathlib.Path, size: int) -> int:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-  """Writes JSON to a temporary name beside `path`, then renames."""
+  """Writes JSON to a temporary file beside `path`, then renames it."""
   path = pathlib.Path(path)
   temporary = path.with_name(f'.{path.name}.tmp')
   with _named(path):
@@ -299,7 +299,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 @contextlib.contextmanager
 def _named(path: pathlib.Path) -> Iterator[None]:
-  """Gives errors of writing, such as a full disk, the name of the file."""
+  """Adds the file's name to write errors, such as a full disk."""
   try:
     yield
   except OSError as error:

@@ -1,14 +1,14 @@
-"""This process: its memory, its place among others, and work that they share.
+"""This process: its memory, its rank, and work shared with other processes.
 
-A launcher says in the environment which of several processes this is:
+A launcher's environment variables say which of several processes this is:
 
     STEEPEST_COORDINATOR=HOST:PORT  of process 0
     STEEPEST_PROCESSES=N            in all
     STEEPEST_PROCESS=I              this one, from 0
     STEEPEST_DISTRIBUTED=auto       instead: ask what manages the machines
 
-Tasks of an `srun` and machines of a Vertex AI job need neither: SLURM and
-CLUSTER_SPEC say who they are.
+Tasks of an `srun` and machines of a Vertex AI job need none of these: SLURM and
+CLUSTER_SPEC identify them.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ _T = TypeVar('_T')
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _LARGEST = 2**31 - 1
 _EXPLICIT = ('STEEPEST_COORDINATOR', 'STEEPEST_PROCESSES', 'STEEPEST_PROCESS')
-# Of what one process tells the others of an error.
+# Longest error message that a process sends to the others.
 _MESSAGE_BYTES = 2048
 
 
@@ -34,10 +34,10 @@ def keep_memory() -> None:
   """Tells glibc to reuse large buffers, which makes training on a CPU faster.
 
   XLA allocates a step's temporary buffer anew each time, and glibc maps and
-  unmaps large ones, so that the kernel clears every page again at every step.
+  unmaps large ones, so the kernel clears every page again at every step.
 
-  Must come before JAX starts its threads. Does nothing with another C library,
-  or where there is an accelerator.
+  Call it before JAX starts its threads. Does nothing with another C library or
+  if there is an accelerator.
   """
   if not sys.platform.startswith('linux') or has_accelerator():
     return
@@ -47,7 +47,7 @@ def keep_memory() -> None:
     return  # Another C library.
   mallopt(_MMAP_MAX, 0)
   mallopt(_TRIM_THRESHOLD, _LARGEST)
-  # Arenas of other threads are too small for large buffers.
+  # Other threads' arenas are too small for large buffers.
   mallopt(_ARENA_MAX, 1)
 
 
@@ -59,11 +59,11 @@ def has_accelerator() -> bool:
 def local_devices() -> tuple[str, list[str]]:
   """Returns this machine's platform and devices, without starting JAX.
 
-  A process that starts it takes the accelerators from the others.
+  A process that starts JAX takes the accelerators away from others.
 
   Returns:
-    'gpu' and what CUDA_VISIBLE_DEVICES calls them, 'tpu' and the numbers of the
-    chips, or 'cpu' and the numbers of the cores that this process may use.
+    'gpu' and ids for CUDA_VISIBLE_DEVICES, 'tpu' and the chips' numbers, or
+    'cpu' and the numbers of the cores that this process may use.
   """
   if os.environ.get('JAX_PLATFORMS') != 'cpu':
     nodes = sorted(glob.glob('/dev/nvidia[0-9]*'))
@@ -72,13 +72,13 @@ def local_devices() -> tuple[str, list[str]]:
     if nodes and visible is not None:
       gpus = [name for name in visible.split(',') if name not in ('', '-1')]
     if not nodes and glob.glob('/dev/kfd'):
-      # AMD's: a process has all that there are.
+      # AMD: one process gets all GPUs.
       gpus = ['0']
     if gpus:
       return 'gpu', gpus
     chips = glob.glob('/dev/accel[0-9]*')
     if importlib.util.find_spec('libtpu') is not None:
-      # Newer generations; others use these nodes too.
+      # Newer TPU generations; other devices use these nodes too.
       chips += glob.glob('/dev/vfio/[0-9]*')
     if chips:
       return 'tpu', [str(i) for i in range(len(chips))]
@@ -90,12 +90,12 @@ def local_devices() -> tuple[str, list[str]]:
 def join() -> int:
   """Joins the job, if there is one, and returns this process's index.
 
-  Returns at once if there is one process only.
+  Returns at once if there is only one process.
 
   Raises:
-    ValueError: the environment says half of it, or what is no number.
+    ValueError: the environment is incomplete, or has a malformed number.
   """
-  # Not at the top: the memory's allocator is set before JAX starts.
+  # Not at the top: the allocator must be set up before JAX starts.
   import jax
 
   os.environ.update(_from_cluster_spec())
@@ -111,13 +111,13 @@ def join() -> int:
 
 
 def together(work: Callable[[], _T]) -> _T:
-  """Returns what `work` does here, once every process has done its own.
+  """Returns the result of `work` here, once every process has done its own.
 
-  Called by all processes in the same order.
+  All processes must call it in the same order.
 
   Raises:
-    OSError, ValueError: what it raised here; of several processes, everywhere
-      what it raised in the first that failed.
+    OSError, ValueError: what `work` raised here; with several processes, all
+      raise the error of the first that failed.
   """
   import jax
   from jax.experimental import multihost_utils
@@ -140,7 +140,7 @@ def together(work: Callable[[], _T]) -> _T:
 
 
 def _from_cluster_spec() -> dict[str, str]:
-  """Returns what Vertex AI says of its machines, in our variables."""
+  """Translates Vertex AI's description of its machines into our variables."""
   text = os.environ.get('CLUSTER_SPEC')
   if not text or os.environ.get('STEEPEST_COORDINATOR'):
     return {}
@@ -155,11 +155,11 @@ def _from_cluster_spec() -> dict[str, str]:
 
 
 def _managed() -> bool:
-  """Whether something else started several processes."""
+  """Whether a cluster manager started several processes."""
   asked = os.environ.get('STEEPEST_DISTRIBUTED', '')
   if asked not in ('', 'auto'):
     raise ValueError(f'STEEPEST_DISTRIBUTED={asked!r}: must be auto')
-  # Set for each task that srun starts, not for the script that calls it.
+  # Set for each task that srun starts, not for the calling script.
   tasks = os.environ.get('SLURM_STEP_NUM_TASKS', '1')
   return asked == 'auto' or (tasks.isdigit() and int(tasks) > 1)
 
@@ -181,7 +181,7 @@ def _join_explicitly(given: list[str]) -> None:
     raise ValueError(f'STEEPEST_COORDINATOR={coordinator!r}: give HOST:PORT')
   if int(count) == 1:
     return
-  # On one machine, nobody outside it can join.
+  # On one machine, keep outsiders from joining.
   local = host in ('127.0.0.1', 'localhost')
   jax.distributed.initialize(
     coordinator,

@@ -1,4 +1,4 @@
-"""A trace of some steps by JAX's profiler, for TensorBoard and Perfetto."""
+"""Traces some steps with JAX's profiler, for TensorBoard and Perfetto."""
 
 from collections.abc import Sequence
 import pathlib
@@ -14,8 +14,8 @@ class Profile:
     """Traces nothing yet.
 
     Args:
-      directory: of the run.
-      steps: first step that is traced, and the first that is no more; (): none.
+      directory: the run's directory.
+      steps: first traced step, and first step no longer traced; (): none.
     """
     self._directory = directory
     self._first, self._end = steps or (0, 0)
@@ -28,11 +28,11 @@ class Profile:
     self._stop()
 
   def before(self, step: int, running: Any) -> None:
-    """Begins or ends, as is due before a step.
+    """Starts or ends the trace if due before a step.
 
     Args:
-      step: that comes next.
-      running: arrays of the step before, which may be under way.
+      step: the next step.
+      running: arrays of the previous step, which may still be running.
     """
     if self._traces and step >= self._end:
       jax.block_until_ready(running)

@@ -1,4 +1,4 @@
-"""Trains a run from its configuration: the one place that knows all of it."""
+"""Trains a run from its configuration; only this file knows all of it."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -38,7 +38,7 @@ from steepest.training.loop import (
 from steepest.training.state import Setup, TrainState
 from steepest.training.wandb import WandbWriter
 
-# Makes Callbacks.evaluate; eval/evaluation.py has it.
+# Makes Callbacks.evaluate; implemented in eval/evaluation.py.
 MakeEvaluate = Callable[
   [Callable[..., Any], jax.sharding.Mesh, int, str | None, pathlib.Path],
   Callable[[Any, int, bool], dict[str, float]],
@@ -55,24 +55,24 @@ def train(
   stop: Callable[[int], bool] = lambda steps: False,
   restart: bool = False,
 ) -> dict[str, Any]:
-  """Trains one run, or goes on with it, and returns its summary.
+  """Trains or resumes one run and returns its summary.
 
   Args:
-    config: as experiments/base.py has it.
-    workdir: of the run; see `python -m launch.train --help`.
-    overrides: keys set on the command line, which no imported model may
-      contradict.
+    config: with the keys of experiments/base.py.
+    workdir: the run's directory; see `python -m launch.train --help`.
+    overrides: keys set on the command line; an imported model must not
+      contradict them.
     make_evaluate: (features, mesh, context, tokenizer_dir, workdir) → callback
-      for benchmark scores (eval/evaluation.py); None: there are none.
+      for benchmark scores (eval/evaluation.py); None: no scores.
     on_row: called with each row of metrics.
-    stop: (steps done) → whether to save and leave; asked once a step.
-    restart: go on although the workdir lacks checkpoints or rows that it had.
+    stop: (steps done) → whether to save and stop; called once per step.
+    restart: continue even if the workdir lost checkpoints or rows.
 
   Raises:
     ValueError: the configuration, the data or the workdir do not fit, or the
       run diverged.
-    FloatingPointError: `debug_nans`, and where the NaN was made.
-    Stopped: `stop` said so.
+    FloatingPointError: with `debug_nans`; names where the NaN arose.
+    Stopped: `stop` requested it.
   """
   began = time.time()
   if buckets.is_address(workdir):
@@ -133,10 +133,10 @@ def train(
 
 
 def begin(config: ConfigDict, mesh: Any = None) -> tuple[pipeline.Data, Setup]:
-  """Opens a run's data and returns it, with the constants of its programs.
+  """Opens a run's data; returns it with the constants of the run's programs.
 
   Args:
-    config: of the run, resolved.
+    config: the run's, resolved.
     mesh: as in `state.setup`.
 
   Raises:
@@ -156,7 +156,7 @@ def begin(config: ConfigDict, mesh: Any = None) -> tuple[pipeline.Data, Setup]:
 def finished(
   config: ConfigDict, workdir: pathlib.Path
 ) -> dict[str, Any] | None:
-  """Returns the summary of a workdir that holds this run to its end.
+  """Returns the summary if the workdir holds this run, finished.
 
   Raises:
     ValueError: it holds another run, or one that diverged.
@@ -191,7 +191,7 @@ def finished(
 def _has_begun(workdir: pathlib.Path) -> bool:
   """Whether a workdir holds rows, a checkpoint or a summary.
 
-  What failed before them may be tried again with another configuration.
+  A run that failed before these may be retried with another configuration.
   """
   rows = workdir / 'metrics.jsonl'
   return (
@@ -236,10 +236,10 @@ def make_setup(
   """Returns the constants of a run's programs, shared by runs of its shape.
 
   Args:
-    config: of the run.
+    config: the run's.
     model: its resolved shapes.
     devices: to use; (): all of this job's.
-    mesh: instead of theirs, see `state.setup`.
+    mesh: replaces theirs, see `state.setup`.
   """
   spec = state_lib.Spec(
     parametrization.resolve(config.parametrization, model),
@@ -253,7 +253,7 @@ def make_setup(
 
 
 def _initial_state(config: ConfigDict, setup: Setup) -> TrainState:
-  """Returns the state that a run starts from, and says what it needs to."""
+  """Returns a run's initial state, and prints remarks on it."""
   if config.model.init_from:
     directory = config.model.init_from.removeprefix('hf:')
     params = huggingface.read_params(directory, setup.model)
@@ -269,7 +269,7 @@ def _initial_state(config: ConfigDict, setup: Setup) -> TrainState:
 def _writers(
   config: ConfigDict, workdir: pathlib.Path
 ) -> Callable[[Callable[[str], None]], list[metrics.Writer]]:
-  """Returns what makes the writers besides the files in the workdir."""
+  """Returns the factory of the writers other than the workdir's files."""
   if not config.wandb_project:
     return lambda warn: []
   if importlib.util.find_spec('wandb') is None:
@@ -287,7 +287,7 @@ def _open_workdir(
   tokenizer_dir: str | None,
   began: float,
 ) -> Attempt | None:
-  """Writes down what identifies the run; of several processes, one does."""
+  """Records what identifies the run; of several processes, one writes."""
   if jax.process_index():
     return None
   workdir.mkdir(parents=True, exist_ok=True)
@@ -300,7 +300,7 @@ def _open_workdir(
 
 
 def _origin(error: BaseException) -> str:
-  """Names the line, no library's, at which an error came about."""
+  """Returns the line outside libraries where an error arose."""
   root = str(pathlib.Path(__file__).parent.parent)
   frames = [
     frame

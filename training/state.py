@@ -1,4 +1,4 @@
-"""What a run carries from step to step, and the constants of its programs.
+"""A run's state from step to step, and the constants of its programs.
 
 B batch, L length, V vocabulary.
 """
@@ -22,12 +22,12 @@ from steepest.optimizers import build
 from steepest.optimizers.build import Chain
 from steepest.training import mesh as mesh_lib
 
-# Purposes of random numbers: a key is fold_in(seed, purpose, step).
+# Uses of random numbers: a key is fold_in(seed, purpose, step).
 _PURPOSES = {'init': 0, 'labels': 1, 'probe': 2}
 
 
 class TrainState(NamedTuple):
-  """All that training carries; `step` counts the updates done."""
+  """The whole training state; `step` counts the updates done."""
 
   step: jax.Array
   params: Any
@@ -36,14 +36,14 @@ class TrainState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """All that decides what is compiled: runs of equal specs share programs.
+  """All that determines compilation: runs with equal specs share programs.
 
   Attributes:
     rules: the model's shapes and multipliers.
     optimizer: the `optimizer` slice without what a sweep may change.
     schedule: the `schedule` slice, likewise.
     mesh: the `mesh` slice.
-    batch_size: sequences of a step.
+    batch_size: sequences per step.
     microbatches: slices of a batch.
   """
 
@@ -63,13 +63,13 @@ class Setup:
     module: the model; see models/.
     model: its resolved shapes.
     chain: the optimizer.
-    mesh: of the devices used.
+    mesh: the mesh of the devices used.
     shapes: ShapeDtypeStructs with shardings, like the state.
-    batch_size: sequences of a step.
+    batch_size: sequences per step.
     microbatches: slices of a batch whose gradients are averaged.
     estimator: 'gnb' or 'hutchinson', used if the chain wants curvature.
-    subset: curvature is estimated on one of so many sequences.
-    spec: what it was made of.
+    subset: curvature is estimated on one in `subset` sequences.
+    spec: what it was made from.
   """
 
   module: Any
@@ -99,26 +99,26 @@ class Setup:
     visible_BxLxL: jax.Array,
     positions_BxL: jax.Array,
   ) -> tuple[jax.Array, jax.Array]:
-    """Returns what the readout gets, and the readout; not compiled."""
+    """Returns the readout's input, and the readout; not compiled."""
     return self.apply(params, tokens_BxL, visible_BxLxL, positions_BxL, True)
 
 
-# A plan asks for the shapes of many runs, which differ in what has none.
+# A plan needs the shapes of many runs, most with the same shapes.
 @functools.lru_cache(maxsize=64)
 def setup(
   spec: Spec,
   devices: tuple[jax.Device, ...] = (),
   mesh: Any = None,
 ) -> Setup:
-  """Returns the constants of a run's programs; nothing is compiled yet.
+  """Returns the constants of a run's programs; compiles nothing yet.
 
-  Kept: what was compiled for one serves the next run of its shape.
+  Cached, so that the next run of the same shape reuses compiled programs.
 
   Args:
-    spec: of the run.
+    spec: the run's.
     devices: to use; (): all of this job's.
-    mesh: instead of one of devices: a jax.sharding.AbstractMesh, where only
-      shapes are asked for.
+    mesh: replaces theirs, such as a jax.sharding.AbstractMesh when only shapes
+      are needed.
 
   Raises:
     ValueError: a name is unknown, or a size does not divide.
@@ -159,7 +159,7 @@ def init(setup: Setup, seed: int) -> TrainState:
 
 
 def from_params(setup: Setup, params: Any) -> TrainState:
-  """Returns the state before the first step from given parameters."""
+  """Returns the state before the first step, with given parameters."""
 
   def place(value: np.ndarray, sharding: jax.sharding.NamedSharding):
     return jax.make_array_from_callback(
@@ -168,7 +168,7 @@ def from_params(setup: Setup, params: Any) -> TrainState:
 
   if setup.model.scan_layers:
     params = layers.stack(params)
-  # Each process has them all and places its part.
+  # Each process has all parameters and places its part.
   params = jax.tree.map(place, params, setup.shardings.params)
   first = functools.partial(_first, setup.chain)
   with jax.set_mesh(setup.mesh):
@@ -176,14 +176,14 @@ def from_params(setup: Setup, params: Any) -> TrainState:
 
 
 def evaluation_params(setup: Setup, state: TrainState) -> Any:
-  """Returns the parameters with which the model is evaluated and saved."""
+  """Returns the parameters to evaluate and save."""
   if not setup.chain.evaluates_others:
     return state.params
   return _compiled_evaluation_params(setup)(state.opt_state, state.params)
 
 
 def key_for(seed: Any, purpose: str, step: Any) -> jax.Array:
-  """Returns the random key of a purpose at a step."""
+  """Returns the random key for a purpose at a step."""
   key = jax.random.fold_in(jax.random.key(seed), _PURPOSES[purpose])
   return jax.random.fold_in(key, step)
 
@@ -191,7 +191,7 @@ def key_for(seed: Any, purpose: str, step: Any) -> jax.Array:
 def constrained(
   apply: Callable[..., Any], rules: Any
 ) -> Callable[..., jax.Array]:
-  """Lets the model's logical constraints find their mesh axes."""
+  """Maps the model's logical sharding constraints to mesh axes."""
 
   def wrapped(params: Any, *inputs: jax.Array) -> jax.Array:
     with nn.logical_axis_rules(rules):
@@ -228,7 +228,7 @@ def _boxed_shapes(module: Any, model: ModelConfig) -> Any:
   """Returns the parameters' shapes, which all optimizers share.
 
   Raises:
-    ValueError: layers are to be stacked, and the model's are not.
+    ValueError: layers are to be stacked, but the model has its own loop.
   """
   shapes = jax.eval_shape(lambda: init_params(module, model, 0))
   if model.scan_layers:
@@ -246,7 +246,7 @@ def _boxed_shapes(module: Any, model: ModelConfig) -> Any:
 def init_params(module: Any, model: ModelConfig, seed: Any) -> Any:
   """Returns a model's initial parameters in boxes that name their axes.
 
-  Their values are the same whether layers are stacked or not.
+  Stacking layers does not change the values.
   """
   tokens_BxL = jnp.zeros((1, model.context), jnp.int32)
   params = module.init(key_for(seed, 'init', 0), tokens_BxL)['params']
@@ -254,7 +254,7 @@ def init_params(module: Any, model: ModelConfig, seed: Any) -> Any:
 
 
 def other_form(of: Setup) -> Setup:
-  """Returns the same with layers stacked if they are not, and one by one else.
+  """Returns the setup with layers stacked if they are not, else unstacked.
 
   See model.scan_layers.
   """
@@ -269,11 +269,11 @@ def other_form(of: Setup) -> Setup:
 def restack(setup: Setup, state: TrainState) -> TrainState:
   """Returns a state of `other_form(setup)` in the form of `setup`.
 
-  There has to be room for both.
+  Memory must have room for both.
 
   Raises:
-    ValueError: the optimizer has state of layers that is in no box, which
-      would tell the parameter (optimizers/trees.py).
+    ValueError: the optimizer's per-layer state is not in a box, which would
+      name the parameter (optimizers/trees.py).
   """
   other = other_form(setup)
   before, after = _origins(other), _origins(setup)
@@ -309,9 +309,9 @@ def restack(setup: Setup, state: TrainState) -> TrainState:
 
 
 def _origins(setup: Setup) -> list[str]:
-  """Returns the path of the parameter that each array of the state is of.
+  """Returns the parameter's path for each array of the state.
 
-  '' for those in no box.
+  '' for arrays without a box.
   """
   boxed = _boxed_shapes(setup.module, setup.model)
   named = _map_boxes(lambda path, p: p.replace(role=path), boxed)

@@ -19,7 +19,7 @@ from steepest.training import mesh as mesh_lib
 from steepest.training.loss import cross_entropy, training_loss
 from steepest.training.state import Setup, TrainState, constrained, key_for
 
-# Kinds of parameters that enter matrix products and nothing else.
+# Roles of parameters that only enter matrix products.
 _PRODUCTS = ('hidden', 'readout')
 
 
@@ -36,9 +36,9 @@ def train_step(
   Args:
     setup: constants of the program.
     state: before the step.
-    batch: `inputs` and `targets`, B×L token ids; to keep documents apart,
-      `segment_ids` and `positions`. Every target counts, the first token of
-      a document after the end of the one before it too.
+    batch: `inputs` and `targets`, B×L token ids; to keep documents apart, also
+      `segment_ids` and `positions`. Every target counts, even a document's
+      first token after the end of the previous one.
     hypers: hyperparameters by name, float32 scalars.
     seed: of the run.
     measure: whether to measure role_statistics.MEASURED; None: always.
@@ -46,7 +46,7 @@ def train_step(
   chain = setup.chain
   losses, grads = gradient(setup, state.params, batch)
   if setup.mesh.size > 1:
-    # Else XLA may reduce them whole where the optimizer's state is split more.
+    # Else XLA may all-reduce them if the optimizer's state is split further.
     grads = jax.lax.with_sharding_constraint(grads, setup.shardings.params)
   params, opt_state, stats = chain.update(
     grads, state.opt_state, state.params, state.step, hypers, measure
@@ -54,8 +54,8 @@ def train_step(
   if chain.wants_curvature:
 
     def refresh(opt_state: Any) -> Any:
-      # Tied to the parameters: XLA would draw the labels' random numbers,
-      # which depend on no branch, at every step.
+      # Tied to the parameters: else XLA would draw the labels' random numbers
+      # at every step, since they do not depend on the branch.
       step, at = jax.lax.optimization_barrier((state.step, params))
       diagonal = curvature(setup, at, batch, seed, step)
       return chain.update_curvature(opt_state, diagonal, hypers, step)
@@ -91,16 +91,16 @@ def curvature(
 ) -> Any:
   """Returns an estimate of the diagonal curvature at `params`.
 
-  Gauss-Newton-Bartlett (arXiv 2305.14342, algorithm 2): labels are sampled
-  from the model, the gradient is averaged over all rows used, then squared
-  once, times the tokens used. Hutchinson (algorithm 1): a Gaussian probe
+  Gauss-Newton-Bartlett (arXiv 2305.14342, algorithm 2): samples labels from
+  the model, averages the gradient over all rows used, then squares it and
+  multiplies by the tokens used. Hutchinson (algorithm 1): a Gaussian probe
   times its product with the Hessian. Neither is clipped. `_chosen` picks the
   rows.
   """
   if setup.estimator == 'hutchinson':
     key = key_for(seed, 'probe', step)
     return _hutchinson(setup, params, _chosen(setup, batch), key)
-  # One key a sequence of the whole batch: neither mesh nor micro-batches nor
+  # One key per sequence of the whole batch: neither the mesh, micro-batches nor
   # a subset change a sequence's labels.
   keys_B = jax.random.split(
     key_for(seed, 'labels', step), batch['inputs'].shape[0]
@@ -120,9 +120,9 @@ def curvature(
 
 
 def sample(keys_B: jax.Array, logits_BxLxV: jax.Array) -> jax.Array:
-  """Returns labels B×L drawn from softmax(logits), a key for each sequence.
+  """Returns labels B×L drawn from softmax(logits), with one key per sequence.
 
-  The Gumbel-max trick, as jax.random.categorical: unlike with an inverse
+  Uses the Gumbel-max trick, like jax.random.categorical: unlike with an inverse
   distribution function, rounding hardly ever changes a label.
   """
   noise_BxLxV = jax.vmap(
@@ -130,7 +130,7 @@ def sample(keys_B: jax.Array, logits_BxLxV: jax.Array) -> jax.Array:
   )(keys_B)
   score_BxLxV = logits_BxLxV + noise_BxLxV
   if platform() != 'cpu':
-    # One reduction, for which no score is written.
+    # One reduction, so scores are never written to memory.
     return score_BxLxV.argmax(-1)
   # Two plain reductions take half the time of argmax on a CPU.
   best_BxLx1 = score_BxLxV.max(-1, keepdims=True)
@@ -140,10 +140,10 @@ def sample(keys_B: jax.Array, logits_BxLxV: jax.Array) -> jax.Array:
 
 
 def rounded(setup: Setup, params: Any) -> Any:
-  """Rounds the parameters that enter nothing but matrix products.
+  """Rounds the parameters that only enter matrix products.
 
-  Done once a step, before the gradient, which then comes in that dtype: half
-  as many bytes.
+  Once per step, before the gradient, which then has the same dtype and half
+  the bytes.
   """
   dtype = setup.model.compute_dtype
   to_dtype = lambda p, f: p.astype(dtype) if f.kind in _PRODUCTS else p
@@ -153,11 +153,11 @@ def rounded(setup: Setup, params: Any) -> Any:
 def eval_loss(
   setup: Setup, params: Any, batch: Mapping[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns the sum over sequences of the mean loss a token, in nats.
+  """Returns the sum over sequences of the mean loss per token, in nats.
 
   Args:
     setup: constants of the program.
-    params: of the model.
+    params: the model's.
     batch: with `mask`, B: 0 for rows that do not count.
 
   Returns:
@@ -172,9 +172,9 @@ def compile_step(
 ) -> jax.stages.Compiled:
   """Compiles (state, batch, hypers, seed, measure) → (state, stats).
 
-  It consumes the state. What was compiled before is not compiled again. With
-  JAX's debug_nans it is compiled when it is called first, which JAX needs to
-  find the operation that made a NaN.
+  The program consumes the state. Compiled programs are reused. With JAX's
+  debug_nans, compilation waits for the first call, which JAX needs to find the
+  operation that produced a NaN.
 
   Args:
     setup: constants of the program.
@@ -240,11 +240,11 @@ def _compiled_eval_loss(setup: Setup, packed: bool) -> jax.stages.Compiled:
 
 
 def hides(model: ModelConfig) -> bool:
-  """Returns whether communication is to be hidden, whatever memory that takes.
+  """Returns whether to hide communication, whatever memory that takes.
 
-  Of layers that are computed again one by one, the scheduler that does it on
-  GPUs puts off so much that it takes the memory which that saves; in a loop
-  over layers it cannot (docs/scaling.md).
+  If unstacked layers are recomputed, GPUs' latency-hiding scheduler delays so
+  much work that it uses up the memory saved; in a loop over layers it cannot
+  (docs/scaling.md).
   """
   return model.remat != 'full' or model.scan_layers
 
@@ -272,30 +272,30 @@ def _hutchinson(
 def _chosen(
   setup: Setup, batch: Mapping[str, jax.Array]
 ) -> Mapping[str, jax.Array]:
-  """Returns rows 0, n, 2·n, … of a batch: each device keeps some it has."""
+  """Returns rows 0, n, 2·n, … of a batch; each device keeps some of its own."""
   n = setup.subset
   if n == 1:
     return batch
-  # The rows of a device are a multiple of n: mesh.check_subset.
+  # Each device's number of rows is a multiple of n (mesh.check_subset).
   return jax.tree.map(
     lambda x: x.reshape(x.shape[0] // n, n, *x.shape[1:])[:, 0], batch
   )
 
 
 def _curvature_slices(setup: Setup) -> int:
-  """Returns the micro-batches of a curvature estimate.
+  """Returns the number of micro-batches of a curvature estimate.
 
-  Where the subset divides the number of micro-batches, they are as large as
-  those of the gradient.
+  If the subset divides the gradient's number of micro-batches, they are as
+  large as the gradient's.
   """
   return setup.microbatches // math.gcd(setup.microbatches, setup.subset)
 
 
 def _mean(setup: Setup, fn: Callable[[Any], Any], batch: Any, n: int) -> Any:
-  """Returns the mean of fn(part) over n micro-batches, one after the other.
+  """Returns the mean of fn(part) over n micro-batches, in sequence.
 
-  Each copy of the model along the mesh axis `data` sums its own gradients;
-  they are reduced over the copies once.
+  Each copy of the model along the mesh axis `data` sums its own gradients; one
+  reduction over the copies follows.
   """
   copies = _copies(setup)
   if n == copies == 1:
@@ -307,7 +307,7 @@ def _mean(setup: Setup, fn: Callable[[Any], Any], batch: Any, n: int) -> Any:
     batch,
   )
   if copies > 1:
-    # An axis for the copies of the model, along which nothing is summed.
+    # A separate axis for the copies of the model; nothing is summed along it.
     parts = jax.tree.map(
       lambda x: x.reshape(n, copies, -1, *x.shape[2:]), parts
     )
@@ -317,7 +317,7 @@ def _mean(setup: Setup, fn: Callable[[Any], Any], batch: Any, n: int) -> Any:
     return _by_copy(jax.tree.map(jnp.add, total, fn(part)), copies), None
 
   shapes = jax.eval_shape(fn, jax.tree.map(lambda x: x[0], parts))
-  # Sums are in float32, whatever is summed.
+  # Sum in float32, whatever the dtype of the terms.
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
   total, _ = jax.lax.scan(add, _by_copy(zeros, copies), parts)
   if copies > 1:
@@ -338,7 +338,7 @@ def _by_copy(tree: Any, copies: int) -> Any:
 
 
 def _copies(setup: Setup) -> int:
-  """Returns the copies of the model that sum their gradients apart."""
+  """Returns how many copies of the model sum their gradients separately."""
   return setup.mesh.shape['data'] if setup.microbatches > 1 else 1
 
 
@@ -354,10 +354,10 @@ def _logits(
 def _apply(
   apply: Callable[..., jax.Array], params: Any, batch: Mapping[str, jax.Array]
 ) -> jax.Array:
-  """Returns a batch's logits B×L×V, documents apart if it has segment ids.
+  """Returns a batch's logits B×L×V; segment ids keep documents apart.
 
-  Packed documents then get the logits that each has alone: tokens see those of
-  their own segment, and positions start anew.
+  Each packed document then gets the same logits as alone: tokens only see their
+  own segment, and positions restart.
   """
   if 'segment_ids' not in batch:
     return apply(params, batch['inputs'])

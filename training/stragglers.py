@@ -1,16 +1,16 @@
-"""Which of several processes holds the others up.
+"""Finds which of several processes holds up the others.
 
-Processes of a run wait for each other in every step, so that a step takes all
-of them as long as the slowest. What each needs by itself is taken apart every
-five seconds and ten steps, P processes:
+A run's processes wait for each other in every step, so a step takes as long as
+the slowest. Every five seconds and ten steps, what each of P processes needs by
+itself is measured:
 
-* host: seconds a step outside of the devices' work, mostly for data;
-* step: seconds of one step that begins once the step before has ended;
-* probe: seconds of a few matrix products that its own devices do alone, over
+* host: seconds per step outside the devices' work, mostly for data;
+* step: seconds of one step that begins after the previous one has ended;
+* probe: seconds that its own devices take for a few matrix products, divided by
   the share of the time in which the process ran at all.
 
-The one that waits least for the others has the ratio of step to probe that is
-least, which makes seconds of a step of every process's probe.
+The process that waits least for the others has the smallest ratio of step to
+probe; this ratio converts every process's probe to seconds per step.
 """
 
 import collections
@@ -28,35 +28,35 @@ import numpy as np
 from steepest.training import flops
 from steepest.training.state import Setup
 
-# A process is slow that takes so many times the median.
+# A process is slow if it takes this many times the median.
 SLOW = 1.5
-# FLOPs of the probe over those of a step.
+# FLOPs of the probe relative to a step's.
 _SHARE = 0.05
-# Seconds and steps, at least, between two measurements, which empty the queue
-# of the devices.
+# Least seconds and steps between two measurements, which drain the devices'
+# queues.
 _EVERY = 5.0, 10
-# Measurements whose median counts.
+# Number of measurements whose median counts.
 _KEPT = 5
-# Seconds until a process is told of once more.
+# Seconds until a process is reported again.
 _AGAIN = 600.0
 _LONGEST_NAME = 64
-# Rows of a probe's matrices, on accelerators and on CPUs.
+# Rows and dtype of a probe's matrices, on accelerators and on CPUs.
 _SIZES = (2048, jnp.bfloat16), (256, jnp.float32)
 
 
 def alone(
   host_P: np.ndarray, step_P: np.ndarray, probe_P: np.ndarray
 ) -> np.ndarray:
-  """Returns the seconds a step that each process needs by itself."""
+  """Returns the seconds per step that each process needs by itself."""
   times_P: np.ndarray = host_P + (step_P / probe_P).min() * probe_P
   return times_P
 
 
 class Stragglers:
-  """Measures, at the same steps in every process."""
+  """Measures processes, at the same steps in all of them."""
 
   def __init__(self, setup: Setup):
-    """Joins the processes: all of them make one."""
+    """Joins the processes; all of them must create one."""
     self._kept: collections.deque[np.ndarray] = collections.deque(maxlen=_KEPT)
     self._told: dict[int, float] = {}
     self._before: tuple[int, float, float, float] | None = None
@@ -66,7 +66,7 @@ class Stragglers:
     tokens = setup.batch_size * setup.model.context / setup.mesh.size
     work = _SHARE * tokens * flops.per_token(setup.shapes.params, setup.model)
     count = max(1, round(work / (2 * n**3)))
-    # The mean of each row, so that products stay what they are.
+    # Averages each row, so that products keep their values.
     matrix_NxN = np.full((n, n), 1 / n, dtype)
     self._matrices = [jax.device_put(matrix_NxN, d) for d in devices]
     self._products = jax.jit(
@@ -80,19 +80,19 @@ class Stragglers:
     self._hosts = [bytes(n).decode('utf-8', 'replace').strip() for n in names]
 
   def due(self, step: int) -> bool:
-    """Returns whether to measure a step, the same in every process."""
+    """Returns whether to measure a step; the same in every process."""
     return step >= self._next
 
   def measure(
     self, step: int, seconds: float, outside: float, paused: float
   ) -> dict[str, float]:
-    """Returns what rows have of it from here on, {} the first time.
+    """Returns the timings for rows from here on, {} the first time.
 
     Args:
-      step: that has ended.
-      seconds: that it took.
+      step: the step that has ended.
+      seconds: how long it took.
       outside: seconds spent outside of steps since the start.
-      paused: seconds in which the process did not run since the start.
+      paused: seconds since the start in which the process did not run.
     """
     probe, now = self._probe(), time.perf_counter()
     before, self._before = self._before, (step, outside, paused, now)
@@ -108,7 +108,7 @@ class Stragglers:
     self._kept.append(told[:, :3])
     host_P, step_P, probe_P = np.median(self._kept, 0).T
     times = alone(host_P, step_P, probe_P).tolist()
-    # Of two it is the faster one's.
+    # Of two processes, the median is the faster one's.
     slowest, median = max(times), statistics.median_low(times)
     row = {f'process/seconds/{i}': t for i, t in enumerate(times)}
     row |= {
@@ -120,7 +120,7 @@ class Stragglers:
     return row
 
   def news(self, row: Mapping[str, float]) -> str:
-    """Says which process is slow by a row; '' for none, or one said of late."""
+    """Says which process a row shows as slow; '' if none or just reported."""
     if 'process/slow' not in row:
       return ''
     slow, now = int(row['process/slow']), time.monotonic()

@@ -1,4 +1,4 @@
-"""What summary.json holds of a run, and the table of its parameters."""
+"""The contents of a run's summary.json, and the table of its parameters."""
 
 import math
 from typing import Any
@@ -11,9 +11,9 @@ from steepest.optimizers import costs
 from steepest.training import flops
 from steepest.training.state import Setup
 
-# Share of the rows whose mean is the training loss of the run.
+# Share of the last rows whose mean is the run's training loss.
 TAIL = 0.05
-# What the loop spends time on → its name in the summary's goodput.
+# Activity of the loop → its name in the summary's goodput.
 PHASES = {
   'train': 'steps',
   'compile': 'compiling',
@@ -36,13 +36,13 @@ def summarise(
   """Returns what summary.json holds after `steps` steps.
 
   Args:
-    setup: that trained it.
+    setup: the run's setup.
     rows: the last TAIL of metrics.jsonl.
-    steps: done.
+    steps: steps done.
     seconds: spent on each of PHASES.
     losses: the last validation losses, as logged.
-    curvature_passes: done, beyond one gradient a step.
-    peak_flops: a second, of all devices together; None: not known.
+    curvature_passes: passes done beyond one gradient per step.
+    peak_flops: FLOP/s of all devices together; None: unknown.
   """
   tokens = steps * setup.batch_size * setup.model.context
   flops_per_token = flops.per_token(setup.shapes.params, setup.model)
@@ -97,14 +97,14 @@ def summarise(
 
 
 def goodput(seconds: dict[str, float], total: float) -> dict[str, float]:
-  """Returns the shares of a run's time, whose sum is 1.
+  """Returns the shares of a run's time, which sum to 1.
 
-  Restarting is all that passes outside of the loop: starting, what a run was
-  down for, and since its last checkpoint what it had to do again.
+  Restarting is all time outside the loop: startup, downtime, and work since the
+  last checkpoint that had to be repeated.
 
   Args:
-    seconds: of what is kept, on each of PHASES.
-    total: seconds since the run first began.
+    seconds: spent on each of PHASES, without repeated work.
+    total: seconds since the run's first start.
   """
   shares = {name: seconds[what] / total for what, name in PHASES.items()}
   return shares | {'restarting': 1 - sum(seconds.values()) / total}

@@ -1,4 +1,4 @@
-"""Losses on sequences that no step has trained on."""
+"""Losses on sequences that no step trains on."""
 
 from collections.abc import Mapping
 import math
@@ -13,7 +13,7 @@ from steepest.training.step import eval_loss
 
 
 class Validation:
-  """The validation sequences of a run, placed on the devices once."""
+  """A run's validation sequences, placed on the devices once."""
 
   def __init__(
     self,
@@ -24,10 +24,10 @@ class Validation:
     """Places the sequences.
 
     Args:
-      setup: of the model that is judged.
-      batches: per source, as data/pipeline.py gives them.
-      bytes_per_token: UTF-8 bytes of a token, ends of documents counted as
-        tokens of none, by source; {} where the text is not known.
+      setup: the setup of the model to evaluate.
+      batches: per source, as data/pipeline.py returns them.
+      bytes_per_token: mean UTF-8 bytes per token by source, where ends of
+        documents are tokens of no bytes; {} if the text is unknown.
     """
     self._setup = setup
     self._bytes = bytes_per_token
@@ -42,8 +42,8 @@ class Validation:
   def losses(self, params: Any) -> dict[str, float]:
     """Returns eval/loss, the mean over sequences in nats, and each source's.
 
-    And eval/bits_per_byte, all bits over all bytes of the sequences, which
-    compares models of unlike tokenizers, and each source's. Empty where there
+    Also eval/bits_per_byte, all bits over all bytes of the sequences, to
+    compare models with different tokenizers, and each source's. Empty if there
     are no sequences.
     """
     losses: dict[str, float] = {}
@@ -57,7 +57,7 @@ class Validation:
       losses[f'eval/loss/{source}'] = source_total / source_count
       total, count = total + source_total, count + source_count
       if source in self._bytes:
-        # Sequences are of one length, which cancels.
+        # All sequences have the same length, which cancels.
         of_source = source_count * self._bytes[source]
         size += of_source
         bits = source_total / math.log(2) / of_source

@@ -1,8 +1,7 @@
-"""Writer of metrics to Weights & Biases, an optional package.
+"""Writes metrics to Weights & Biases, an optional package.
 
-`pip install 'steepest[wandb]'` installs it; `wandb login`, or
-WANDB_MODE=offline and later `wandb sync`, is up to the user: no key passes
-through here.
+`pip install 'steepest[wandb]'` installs it. Users run `wandb login`, or set
+WANDB_MODE=offline and run `wandb sync` later: no key passes through here.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,17 +13,17 @@ import uuid
 from steepest.data import files
 
 _ID = 'wandb-id.txt'
-# Of the names of metrics that are of one layer; training/loop.py logs them.
+# Part of the names of per-layer metrics, which training/loop.py logs.
 _LAYER = '/layer/'
 
 
 class WandbWriter:
-  """One run there for each workdir; a restart goes on with it.
+  """One W&B run per workdir, which a restart continues.
 
-  An agent of a sweep there says which one, in WANDB_RUN_ID.
+  An agent of a W&B sweep chooses the run, by WANDB_RUN_ID.
 
-  Training does not depend on it: what fails there is told, and nothing is sent
-  any more until the run is started again.
+  Training does not depend on it: a failure is reported, and nothing more is
+  sent until the run is restarted.
   """
 
   def __init__(
@@ -36,9 +35,9 @@ class WandbWriter:
     """Opens the run.
 
     Args:
-      workdir: of the run; keeps its id.
-      project: in which it is shown.
-      warn: told once of what fails.
+      workdir: the run's directory; keeps its id.
+      project: W&B project that shows it.
+      warn: told once of a failure.
 
     Raises:
       ValueError: the package is not installed, or the run cannot be opened the
@@ -59,7 +58,7 @@ class WandbWriter:
     given = os.environ['WANDB_RUN_ID'] if 'WANDB_RUN_ID' in os.environ else ''
     name = known or given or uuid.uuid4().hex
     if not known:
-      # First: whoever is killed meanwhile goes on with that one.
+      # Written first, so that a run killed meanwhile continues with this id.
       files.write(path, [name.encode()])
     try:
       self._run = wandb.init(
@@ -69,7 +68,7 @@ class WandbWriter:
         id=name,
         resume='allow',
       )
-      # Its own counter refuses steps that a restart does again.
+      # W&B's own step counter rejects steps that a restart repeats.
       self._run.define_metric('step')
       self._run.define_metric('*', step_metric='step')
     except Exception as error:  # The service's errors share no base class.
@@ -105,7 +104,7 @@ class WandbWriter:
     self._try(lambda run: run.finish())
 
   def _hide(self, run: Any, scalars: Mapping[str, Any]) -> None:
-    """Has no panel drawn for each layer; they stay to be chosen."""
+    """Hides the panels of per-layer metrics; users can still add them."""
     for name in scalars.keys() - self._hidden:
       if _LAYER in name:
         run.define_metric(name, step_metric='step', hidden=True)
