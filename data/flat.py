@@ -1,6 +1,6 @@
 """One flat token file: `.npy`, or the `.bin` of nanoGPT and llm.c.
 
-T is the context, n some windows, N the tokens of a file.
+T is the context, n a number of windows, N the tokens of a file.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _CHUNK = 1 << 24
 
 
 class Contents(NamedTuple):
-  """What a token file holds: its hash and its largest token id."""
+  """A token file's hash and largest token id."""
 
   sha256: str
   max_id: int
@@ -52,15 +52,15 @@ def open_tokens(path: pathlib.Path) -> np.ndarray:
   """Maps a token file into memory.
 
   Args:
-    path: `.npy` of uint16 or uint32 in one dimension; `.bin` of raw uint16
-      (nanoGPT), or with llm.c's header, which its magic number tells.
+    path: one-dimensional `.npy` of uint16 or uint32; `.bin` of raw uint16
+      (nanoGPT), or with llm.c's header, recognized by its magic number.
 
   Returns:
-    The tokens, uint16 or uint32[N], read from disk as they are used.
+    The tokens, uint16 or uint32[N], read from disk on use.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: it is of another kind, or cut short.
+    ValueError: it is of another kind, or truncated.
   """
   if not path.is_file():
     raise FileNotFoundError(f'no token file {path}: check data.source')

@@ -1,11 +1,10 @@
-"""The right to write to a directory of a bucket, which no machine can lock.
+"""The right to write to a directory in a bucket, which no machine can lock.
 
-Whoever comes creates `.lock.N`, which does not exist yet, by a conditional put;
-the largest N has it. Its owner writes the object again every ten seconds. One
-that was not written for a minute, or whose process of this machine is gone, is
-no more: no two clocks are compared. An owner that finds a later one ends at
-once; an upload that was under way then may still arrive, which the checksums of
-a checkpoint tell.
+A process creates a new `.lock.N` by a conditional put; the largest N holds the
+lease. Its owner rewrites the object every ten seconds. A lease expires if it is
+not written for a minute, or if its process on this machine is gone: no two
+clocks are compared. An owner that finds a later lease exits at once; an upload
+then under way may still arrive, which a checkpoint's checksums reveal.
 """
 
 import contextlib
@@ -20,30 +19,30 @@ from typing import Any, Protocol
 import uuid
 
 NAME = '.lock.'
-# Seconds between two signs of life, and until an owner without one is given up.
+# Seconds between heartbeats, and without one until an owner is given up.
 BEAT, _LEASE = 10.0, 60.0
 
 
 class Objects(Protocol):
-  """The objects of a directory in a bucket; all raise OSErrors."""
+  """The objects of a directory in a bucket; all methods raise OSError."""
 
   address: str
 
   def locks(self) -> dict[int, str]:
-    """Returns number → name of the lock objects."""
+    """Returns the lock objects, number → name."""
 
   def write(self, name: str, content: bytes, new: bool = False) -> bool:
-    """Writes an object; returns whether it did, where it has to be `new`."""
+    """Writes an object; with `new`, only if there is none. Returns success."""
 
   def content(self, name: str) -> bytes | None:
-    """Returns an object, None where there is none."""
+    """Returns the content of an object, None if there is none."""
 
   def remove(self, name: str) -> None:
-    """Removes an object that may be gone."""
+    """Removes an object, which may be gone already."""
 
 
 class Lease:
-  """The right to write to a directory of a bucket."""
+  """The right to write to a directory in a bucket."""
 
   def __init__(self, objects: Objects, what: str):
     self._objects, self._what = objects, what
@@ -58,10 +57,10 @@ class Lease:
     }
 
   def take(self, takes_over: bool) -> None:
-    """Takes it.
+    """Takes the lease.
 
     Raises:
-      OSError: a process that lives has it, and it is not taken over.
+      OSError: a live process has it, and it is not taken over.
     """
     while True:
       before = max(self._objects.locks().items(), default=(0, ''))
@@ -73,12 +72,12 @@ class Lease:
         )
       self._number = before[0] + 1
       if self._objects.write(self._name, self._content(), new=True):
-        # One that listed before others came may have created an older one.
+        # A process with an outdated listing may have created an older one.
         if max(self._objects.locks()) == self._number:
           break
         self._objects.remove(self._name)
     if before[0] and takes_over:
-      # Until it has seen this lock, or can see none.
+      # Wait until the former owner has seen this lock, or is gone.
       while self._lives(before[1]):
         pass
     for number, name in self._objects.locks().items():
@@ -86,7 +85,7 @@ class Lease:
         self._objects.remove(name)
 
   def beat(self) -> None:
-    """Gives a sign of life; ends the process where another has the lock."""
+    """Sends a heartbeat; ends the process if another has the lease."""
     newest = max(self._objects.locks().items(), default=(self._number, ''))
     if newest[0] > self._number:
       print(
@@ -100,7 +99,7 @@ class Lease:
     self._objects.write(self._name, self._content())
 
   def release(self) -> None:
-    """Gives it back; the object stays, so that numbers only grow."""
+    """Releases the lease; its object stays, so that numbers only grow."""
     with contextlib.suppress(OSError):
       self._objects.write(self._name, b'{}')
 
@@ -112,7 +111,7 @@ class Lease:
     return json.dumps(self._me | {'beat': self._beats}).encode()
 
   def _lives(self, name: str) -> bool:
-    """Returns whether an owner gives a sign of life within the lease."""
+    """Returns whether an owner sends a heartbeat within the lease."""
     first = self._objects.content(name)
     if first is None or not (owner := _parse(first)):
       return False
@@ -133,7 +132,7 @@ class Lease:
 
 
 def _parse(content: bytes) -> dict[str, Any]:
-  """Returns who has a lock; {}: nobody, or a damaged object."""
+  """Returns the owner of a lock; {}: nobody, or a damaged object."""
   try:
     owner = json.loads(content)
   except ValueError:
@@ -142,7 +141,7 @@ def _parse(content: bytes) -> dict[str, Any]:
 
 
 def _runs(owner: dict[str, Any]) -> bool:
-  """Whether a process of this machine is there, as far as one can know."""
+  """Whether a process of this machine runs, as far as one can know."""
   try:
     os.kill(int(owner['process']), 0)
   except ProcessLookupError:
@@ -153,11 +152,11 @@ def _runs(owner: dict[str, Any]) -> bool:
 
 
 def _machine() -> str:
-  """Returns what processes that see each other have in common."""
+  """Returns an id shared by processes that can see each other."""
   with contextlib.suppress(OSError):
     boot = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text('ascii')
     return f'{boot.strip()} {os.stat("/proc/self/ns/pid").st_ino}'
-  # Another system: who lives is known by signs of life alone.
+  # Another system: only heartbeats tell who is alive.
   return uuid.uuid4().hex
 
 

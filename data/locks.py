@@ -1,4 +1,4 @@
-"""One process at a time in a directory that it writes to."""
+"""Limits a directory to one writing process at a time."""
 
 from collections.abc import Iterator
 import contextlib
@@ -12,21 +12,21 @@ import socket
 import typing
 
 NAME = '.lock'
-# Of file systems that have no locks.
+# Errors of file systems without locks.
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
 def hold(directory: pathlib.Path, what: str) -> Iterator[None]:
-  """Holds a directory, made if it is missing, while the body runs.
+  """Holds a directory, created if missing, while the body runs.
 
-  By flock: it ends with its process, however that ends, at once on this machine
-  and, on a network file system, when the server gives a lost machine up. No
-  clock is read. Where a file system has no locks nothing is held.
+  Uses flock, which ends with its process, however that ends: at once on this
+  machine and, on a network file system, when the server gives up a lost one. No
+  clock is read. On a file system without locks nothing is held.
 
   Args:
-    directory: that is written to; one made for nothing goes again.
-    what: is being done there, for the message.
+    directory: to write to; one created here and left empty is removed again.
+    what: the activity there, for the message.
 
   Raises:
     OSError: another process has it; the message says which.
@@ -54,14 +54,14 @@ def hold(directory: pathlib.Path, what: str) -> Iterator[None]:
       try:
         here = os.stat(directory / NAME)
       except FileNotFoundError:
-        continue  # Its owner left between the two steps above.
+        continue  # Its owner finished between the two steps above.
       if not os.path.samestat(os.fstat(file.fileno()), here):
         continue
       _sign(file)
       try:
         yield
       finally:
-        # Not there where the directory is gone, or holds what was written.
+        # Fails if the directory is gone, or holds what was written.
         with contextlib.suppress(OSError):
           os.unlink(directory / NAME)
           for path in made:
@@ -70,18 +70,18 @@ def hold(directory: pathlib.Path, what: str) -> Iterator[None]:
 
 
 def holder(directory: pathlib.Path, above: int = 0) -> str:
-  """Says whether a process is at a directory, by what lock files say.
+  """Says whether a process holds a directory, according to lock files.
 
-  No lock is tried: it would be in the way of a process that starts.
+  Tries no lock: that would get in the way of a process that starts.
 
   Args:
-    directory: that is written to.
-    above: directories above it that may be held for it, as a study's are for
-      its runs.
+    directory: to look at.
+    above: levels above it that may be locked for it, as a study's directory is
+      for its runs.
 
   Returns:
-    'none' without a file; else 'alive' or 'dead' of a process of this machine,
-    and 'elsewhere' where that cannot be told.
+    'none' without a file; else 'alive' or 'dead' for a process of this machine,
+    'elsewhere' if that cannot be told.
   """
   for place in (directory, *directory.absolute().parents[:above]):
     try:
@@ -95,7 +95,7 @@ def holder(directory: pathlib.Path, above: int = 0) -> str:
     except ProcessLookupError:
       return 'dead'
     except PermissionError:
-      # Another user's.
+      # The process is another user's.
       return 'alive'
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
       return 'elsewhere'
@@ -103,7 +103,7 @@ def holder(directory: pathlib.Path, above: int = 0) -> str:
 
 
 def _sign(file: typing.TextIO) -> None:
-  """Writes down who has the lock."""
+  """Records who has the lock."""
   now = datetime.datetime.now(datetime.UTC)
   owner = {
     'process': os.getpid(),
@@ -123,5 +123,5 @@ def _owner(file: typing.TextIO) -> str:
   try:
     return ', '.join(f'{k} {v}' for k, v in json.loads(file.read()).items())
   except (ValueError, AttributeError):
-    # It has only just taken it.
+    # Its owner has only just taken it.
     return 'starting'

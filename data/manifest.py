@@ -1,4 +1,4 @@
-"""manifest.json: what a directory of shards holds, written last."""
+"""manifest.json: the contents of a directory of shards, written last."""
 
 import dataclasses
 import json
@@ -12,24 +12,24 @@ import numpy as np
 
 from steepest.data import files, reading
 
-# Raised when a reader of the former version could not read the files. The
-# first one lacks the fields that have defaults below.
+# Raised when readers of the former version cannot read the files. Version 1
+# lacks the fields that have defaults below.
 VERSION = 2
 _READABLE = (1, 2)
 # R: a record has R + 1 tokens, the last of them the next record's first.
 RECORD_TOKENS = 2048
 NAME = 'manifest.json'
 SPLITS = ('train', 'validation')
-# The source of the documents whose own source fills no record.
+# The source for documents whose own source fills no record.
 POOLED = 'small sources'
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Documents of one source that were kept.
+  """The documents kept from one source.
 
-  `tokens` and `bytes` (UTF-8) are those of the documents; `tokens` counts
-  their ends, too.
+  `tokens` and `bytes` (UTF-8) are totals over the documents; `tokens` includes
+  end-of-text tokens.
   """
 
   documents: int
@@ -43,7 +43,7 @@ class Shard:
 
   `tokens` is records · R, `documents` counts those that begin in it, `bytes`
   and `sha256` are the file's, `sampled_sha256` is the hash of some places in it
-  (files.py), '' where it was not taken.
+  (files.py), '' if not taken.
   """
 
   name: str
@@ -68,7 +68,7 @@ class TokenizerInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-  """All there is to know about a directory of shards."""
+  """The description of a directory of shards."""
 
   version: int
   # Arguments that decided the contents, and the input files with their sizes.
@@ -76,18 +76,18 @@ class Manifest:
   inputs: list[dict[str, Any]]
   seed: int
   record_tokens: int
-  # NumPy's name of a token's type on disk, little-endian.
+  # NumPy name of the tokens' dtype on disk, little-endian.
   dtype: str
   documents: int
   duplicates: int
   rejected: int
   tokens: int
-  # Those after a source's last full record, which are in no shard.
+  # Tokens after each source's last full record, which are in no shard.
   unused_tokens: int
   sources: dict[str, Source]
   shards: list[Shard]
   tokenizer: TokenizerInfo
-  # What a reader should know, such as a source without validation text.
+  # Notes for the reader, such as on a source without validation text.
   notes: list[str]
   # Documents kept for validation, by the sources of the shards.
   validation: dict[str, Source] = dataclasses.field(default_factory=dict)
@@ -97,7 +97,7 @@ class Manifest:
   program: str = ''
 
   def sources_of(self, split: str) -> list[str]:
-    """Returns the sources that a split has shards of."""
+    """Returns the sources with shards in a split."""
     return sorted({s.source for s in self.shards if s.split == split})
 
   def select(self, split: str, source: str) -> list[Shard]:
@@ -105,13 +105,13 @@ class Manifest:
     return [s for s in self.shards if (s.split, s.source) == (split, source)]
 
   def bytes_per_token(self) -> dict[str, float]:
-    """Returns bytes over tokens, of validation documents where there are."""
+    """Returns bytes per token by source, of validation documents if any."""
     sources = sorted({**self.sources, **self.validation}.items())
     return {n: s.bytes / s.tokens for n, s in sources if s.tokens}
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-  """Returns the smallest type on disk that holds every id."""
+  """Returns the smallest dtype on disk that holds every id."""
   return np.dtype('<u2' if vocab_size <= 1 << 16 else '<u4')
 
 
@@ -141,7 +141,7 @@ def load(directory: epath.PathLike) -> Manifest:
       raise ValueError(
         f'version {version!r}, this program reads {VERSION} at most'
       )
-    # Earlier versions counted documents by their length.
+    # Earlier versions counted documents by length.
     content.pop('lengths', None)
     manifest = _read(Manifest, content, 'it')
     _check(manifest)
@@ -153,10 +153,10 @@ def load(directory: epath.PathLike) -> Manifest:
 
 
 def _read(hint: Any, value: Any, name: str) -> Any:
-  """Returns a JSON value as the type that a field is declared with.
+  """Returns a JSON value as a field's declared type.
 
   Raises:
-    TypeError: it is of another type; names it.
+    TypeError: it has another type; names the value.
   """
   if dataclasses.is_dataclass(hint):
     if not isinstance(value, dict):
@@ -174,7 +174,7 @@ def _read(hint: Any, value: Any, name: str) -> Any:
     return [_read(inner[0], v, f'an entry of {name}') for v in value]
   if kind is dict and isinstance(value, dict):
     return {k: _read(inner[1], v, f'{name}[{k!r}]') for k, v in value.items()}
-  # JSON's true is no number, whatever Python says.
+  # JSON's true is no number, although Python's bool is an int.
   whole = hint is int and type(value) is int and 0 <= value < 1 << 63
   if hint is Any or whole or (hint is str and isinstance(value, str)):
     return value
@@ -182,13 +182,13 @@ def _read(hint: Any, value: Any, name: str) -> Any:
 
 
 def _check(manifest: Manifest) -> None:
-  """Raises a ValueError where a value could not have been written."""
+  """Raises ValueError if a value could not have been written."""
   if manifest.record_tokens != RECORD_TOKENS:
     raise ValueError(f'records of {manifest.record_tokens} tokens')
   if manifest.dtype not in ('uint16', 'uint32'):
     raise ValueError(f'tokens of type {manifest.dtype!r}')
   for shard in manifest.shards:
-    # A name with folders in it could lead out of the directory.
+    # A name with folders could point outside the directory.
     if pathlib.PurePath(shard.name).name != shard.name or '\0' in shard.name:
       raise ValueError(f'a shard named {shard.name!r}')
     sources = {*manifest.sources, POOLED}

@@ -1,4 +1,4 @@
-"""Which window each row of a run reads: a function of the seed and the row.
+"""The window that each row of a run reads: a function of seed and row.
 
 n is a number of rows, T the context.
 """
@@ -25,9 +25,9 @@ class Windows(Protocol):
 
 
 class Order:
-  """The windows of a run in the order of training, over all processes.
+  """The windows of a run in training order, over all processes.
 
-  Each source is shuffled as a whole and its first windows are taken, so a
+  Each source is shuffled as a whole and its first windows are taken, so that a
   longer run of one epoch begins with the same batches.
   """
 
@@ -43,7 +43,7 @@ class Order:
 
     Args:
       train: the windows of each source.
-      weights: the proportions in which sources are mixed.
+      weights: the mixing proportions of sources.
       config: the `data` keys of experiments/base.py.
       seed: fixes the order.
       rows: of the whole run.
@@ -81,7 +81,7 @@ class Order:
       )
 
   def read(self, rows: Sequence[int]) -> np.ndarray:
-    """Returns the windows of some rows of the run, [n, T + 1]."""
+    """Returns the windows of n rows of the run, [n, T + 1]."""
     by_source: dict[int, list[tuple[int, int]]] = {}
     for i, row in enumerate(rows):
       source, number = self._mixture.locate(row)
@@ -100,17 +100,16 @@ class Order:
 
 
 class Shuffle:
-  """`distinct` of the numbers below `available`, once in each epoch.
+  """`distinct` of the numbers below `available`, once per epoch.
 
-  Every epoch has an order of its own. Equal to a grain.MapDataset of the
-  numbers that is shuffled, cut, shuffled again and repeated, but without what
-  that costs for each element.
+  Every epoch has its own order. Equal to a grain.MapDataset of the numbers,
+  shuffled, cut, shuffled again and repeated, without its cost per element.
   """
 
   def __init__(
     self, available: int, distinct: int, epochs: int, seed: int | None
   ):
-    """Takes the seed of the order; None: numbers as they stand."""
+    """Takes the seed of the order; None: ascending numbers."""
     self._available, self._distinct = available, distinct
     self._epochs, self._seed = epochs, seed
 
@@ -142,12 +141,12 @@ def _source_seed(seed: int, name: str) -> int:
 
 
 class Mixture:
-  """Interleaves endless sources in fixed proportions, without any state.
+  """Interleaves endless sources in fixed proportions, without state.
 
-  Row n belongs to the source whose quota grows from n to n + 1. The counts of
-  any prefix of S sources are within (S - 1) / 2 of `n · weight /
-  sum(weights)`, as each of S - 1 roundings is off by half a row at most, and
-  exact where all of these are whole numbers.
+  Row n belongs to the source whose quota grows from n to n + 1. With S sources,
+  the counts of any prefix are within (S - 1) / 2 of `n · weight /
+  sum(weights)`, as each of S - 1 roundings is off by at most half a row, and
+  exact if all of these are whole numbers.
   """
 
   def __init__(self, weights: Sequence[int]):
@@ -158,7 +157,7 @@ class Mixture:
     self._total = sum(weights)
 
   def counts(self, n: int) -> list[int]:
-    """Returns how many of the first n rows each source gives."""
+    """Returns how many of the first n rows come from each source."""
     counts = []
     total = self._total
     for weight in self._weights:
@@ -191,10 +190,10 @@ def parse_mixture(text: str, sizes: Mapping[str, int]) -> dict[str, int]:
     sizes: tokens or windows of each source.
 
   Returns:
-    Integer weights of the sources that take part, in the order of `sizes`.
+    Integer weights of the sources in the mixture, in the order of `sizes`.
 
   Raises:
-    ValueError: an unknown source, or a weight that is no positive number.
+    ValueError: a source is unknown, or a weight is not a positive number.
   """
   if not text:
     return {name: size for name, size in sizes.items() if size}

@@ -1,7 +1,7 @@
-"""Batches of token windows: a function of the seed and the step alone.
+"""Batches of token windows: a function of only the seed and the step.
 
-B is the sequences of a batch on this process, T the context, N the tokens of a
-file.
+B is the number of sequences in this process's batch, T the context, N the
+tokens of a file.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,15 +27,15 @@ from steepest.data import (
 
 Batch = dict[str, np.ndarray]
 
-# Batches that are read ahead, and the threads that read them.
+# Batches read ahead, and the threads that read them.
 _READ_AHEAD = 8
 _THREADS = 2
 
 
 class Corpus(NamedTuple):
-  """What `data.source` opens to, before any order is put on it.
+  """The opened `data.source`, not yet in any order.
 
-  `content` is what fixes all tokens: a hash, or several.
+  `content` identifies all tokens: one hash or several.
   """
 
   train: Mapping[str, orders.Windows]
@@ -57,12 +57,12 @@ class Data:
   """Training batches and validation sequences of one run.
 
   Attributes:
-    vocab_size: ids that the tokens may take.
+    vocab_size: number of possible token ids.
     tokenizer_dir: directory of the tokenizer.json, None for flat files.
     sources: names of the sources that training reads.
-    bytes_per_token: UTF-8 bytes of a token by source, of its validation
-      documents where it has some; empty for flat files.
-    fingerprint: hash of what fixes the data but the seed, the steps and the
+    bytes_per_token: UTF-8 bytes per token by source, of its validation
+      documents if any; empty for flat files.
+    fingerprint: hash of all that determines the data, except seed, steps and
       batch size.
   """
 
@@ -76,7 +76,7 @@ class Data:
     fingerprint: str,
     eos_id: int | None = None,
   ):
-    """Takes what is open; an `eos_id` adds what tells documents apart."""
+    """Takes opened data; an `eos_id` adds segment ids and positions."""
     self.vocab_size = corpus.vocab_size
     self.tokenizer_dir = corpus.tokenizer_dir
     self.sources = order.names
@@ -94,8 +94,8 @@ class Data:
   def batch(self, step: int) -> Batch:
     """Returns `inputs` and `targets` of a step, int32[B, T] each.
 
-    With data.mask_documents also `segment_ids` and `positions` of the inputs,
-    as `segments` returns them.
+    With data.mask_documents, also `segment_ids` and `positions` of the inputs,
+    as returned by `segments`.
     """
     if not 0 <= step < self._steps:
       raise IndexError(f'step {step} of a run of {self._steps}')
@@ -114,8 +114,8 @@ class Data:
     """Returns the first `eval_sequences` validation windows of each source.
 
     Returns:
-      By source the batches, as in training, with `mask`, float32[B]: 1 for a
-      sequence, 0 for the rows that fill the last batch.
+      Source → batches, as in training, with `mask`, float32[B]: 1 for a
+      sequence, 0 for the rows that pad the last batch.
     """
     return {
       name: self._validation_batches(windows)
@@ -129,7 +129,7 @@ class Data:
     for start in range(0, count, self._share.batch_size):
       numbers = start + np.array(self._share.rows)
       real = numbers < count
-      # The source's first window fills the last batch.
+      # The source's first window pads the last batch.
       batch = self._split(windows.read(np.where(real, numbers, 0).tolist()))
       batches.append({**batch, 'mask': real.astype(np.float32)})
     return batches
@@ -154,16 +154,15 @@ def segments(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Numbers the documents of packed windows.
 
-  A document ends with its end-of-text token, which belongs to it. A window
-  may begin and end inside a document; the piece counts from 0, too.
+  A document includes its end-of-text token. A window may begin and end inside a
+  document; positions of such a piece count from 0, too.
 
   Args:
     tokens_BxT: token ids.
     eos_id: of the end-of-text token.
 
   Returns:
-    Segment ids from 1 on, and positions that count from 0 in each segment,
-    int32[B, T] both.
+    Segment ids from 1, and positions from 0 in each segment, both int32[B, T].
   """
   first_BxT = np.zeros(tokens_BxT.shape, bool)
   first_BxT[:, 0] = True
@@ -175,7 +174,7 @@ def segments(
 
 
 class _Steps:
-  """The rows that one process reads of each step, as a source for Grain."""
+  """The rows that one process reads in each step, as a source for Grain."""
 
   def __init__(self, order: orders.Order, share: Share, steps: int):
     self._order, self._share, self._steps = order, share, steps
@@ -211,14 +210,14 @@ def open_data(
     seed: fixes the order.
     eval_sequences: validation sequences of each source.
     vocab_size: rows of the model's embedding; 0: as many as the data need.
-    tokenizer_sha256: the tokenizer that the shards must be made with.
-    rows: of each batch, that this process reads; None: all.
-    part: (i, n) for the i-th of n processes, which check an n-th of the shards
-      each.
+    tokenizer_sha256: of the tokenizer that must have made the shards.
+    rows: of each batch that this process reads; None: all.
+    part: (i, n) for the i-th of n processes, each of which checks one n-th of
+      the shards.
 
   Raises:
     FileNotFoundError: a file is missing.
-    ValueError: damaged data, or data that do not fit the run.
+    ValueError: the data are damaged or do not fit the run.
   """
   if config.epochs < 1:
     raise ValueError(f'data.epochs={config.epochs}: give 1 or more')
@@ -315,7 +314,7 @@ def _of_shards(
   directory: epath.Path,
   manifest: manifests.Manifest,
 ) -> Corpus:
-  """Returns the corpus of shards, whichever way their records are read."""
+  """Returns the corpus of shards, however their records are read."""
   return Corpus(
     train,
     validation,

@@ -1,10 +1,10 @@
-"""Text to token shards, in three stages that go on where they stopped.
+"""Text to token shards, in three resumable stages.
 
-Text to token chunks (preparing/tokenize.py, on all cores), chunks to the order
-of all documents (sorting.py, one scan of some bytes a document), and that order
-to shards (cutting.py, on all cores). The directory of shards appears, complete,
-at the end. The same input and options give the same bytes, on any number of
-cores and however often the preparation was stopped.
+Text to token chunks (preparing/tokenize.py, on all cores), chunks to an order
+of all documents (sorting.py, one scan of some bytes per document), and that
+order to shards (cutting.py, on all cores). The directory of shards appears at
+the end, complete. The same input and options give the same bytes, on any number
+of cores and however often the preparation was stopped.
 """
 
 import collections
@@ -33,22 +33,21 @@ from steepest.data.preparing import cutting, documents, sorting, tokenize
 from steepest.data.preparing.options import Options
 
 _R = manifests.RECORD_TOKENS
-# Characters that train a tokenizer.
+# Most characters that train a tokenizer.
 _TRAINING_CHARACTERS = 1 << 28
-# Bytes of a chunk: a part of all, within bounds.
+# Chunks of the whole input, and the bounds of a chunk's bytes.
 _CHUNKS = 64
 _CHUNK_BYTES = (1 << 20, 1 << 25)
-# One process, whose tokenizer has a thread for each core, has read less text
-# than this before others would have started.
+# Bytes of text up to which one process, with a tokenizer thread per core, is
+# done before others would have started.
 _SMALL = 1 << 25
-# Rejects that never stop a preparation, and lines that are read before their
-# share may.
+# Rejects that never stop a preparation, and lines read before their share may.
 _FEW_REJECTS = 10
 _EARLY = 10_000
 _JOB = 'job.json'
 
-# (function, tasks) → results as they are ready, such as `map`. Functions are
-# those of a module, tasks and results can be pickled.
+# (function, tasks) → results as they complete, such as `map`. Functions are at
+# module level; tasks and results can be pickled.
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
@@ -58,27 +57,27 @@ def prepare(
   run: Run = map,
   cache: pathlib.Path | None = None,
 ) -> manifests.Manifest:
-  """Writes a directory of shards, or finds that it is there already.
+  """Writes a directory of shards unless it exists already.
 
   Args:
     options: what to write.
-    console: where progress is shown.
+    console: shows progress.
     run: runs the tasks of the first and the last stage.
     cache: as for downloads.cache_dir.
 
   Raises:
-    FileNotFoundError: a glob matches nothing, a tokenizer is missing.
+    FileNotFoundError: a glob matches nothing, or a tokenizer is missing.
     FileExistsError: the directory holds something else.
     OSError: the disk is full, or another process writes the directory.
     ValueError: unreadable input, or too little of it.
   """
-  # What a link leads to is replaced, not the link.
+  # Replace a link's target, not the link.
   options = dataclasses.replace(options, out=options.out.resolve())
   options.check()
   found = documents.find(options.inputs, options.text_field)
   named = [{'name': i.name, 'bytes': i.bytes} for i in found]
   if (manifest := _existing(options, named)) is not None:
-    # It may have been stopped just before it cleaned up.
+    # The preparation may have been stopped just before it cleaned up.
     _clear(options.out)
     return manifest
   part = unfinished(options.out)
@@ -101,7 +100,7 @@ def prepare(
 
 
 def processes(inputs: str) -> int:
-  """Returns how many processes prepare these inputs soonest: 1, or the cores.
+  """Returns the fastest number of processes for inputs: 1, or all cores.
 
   Args:
     inputs: as for documents.find.
@@ -128,10 +127,10 @@ def _progress(console: rich_console.Console) -> rich_progress.Progress:
 def _existing(
   options: Options, named: list[dict[str, Any]]
 ) -> manifests.Manifest | None:
-  """Returns the manifest of what these options wrote, None without any.
+  """Returns the manifest that these options wrote, None if there is none.
 
   Raises:
-    FileExistsError: something else is there.
+    FileExistsError: the directory holds something else.
   """
   out = options.out
   if not out.exists() or (out.is_dir() and not any(out.iterdir())):
@@ -142,7 +141,7 @@ def _existing(
     )
   manifest = manifests.load(out)
   defaults = {f.name: f.default for f in dataclasses.fields(Options)}
-  # A directory may be older than an option.
+  # The directory may predate an option.
   command = {**defaults, **manifest.command}
   differ = [k for k, v in options.command().items() if command[k] != v]
   if manifest.inputs != named:
@@ -164,9 +163,9 @@ def unfinished(out: pathlib.Path) -> pathlib.Path:
 
 
 def _clear(out: pathlib.Path) -> None:
-  """Removes what a preparation that has ended left beside `out`."""
+  """Removes what a finished preparation left beside `out`."""
   if unfinished(out).exists():
-    # Another process that has it cleans up itself.
+    # Another process that holds it will clean up itself.
     part = unfinished(out)
     with contextlib.suppress(OSError), locks.hold(part, f'preparing {out}'):
       shutil.rmtree(part)
@@ -179,20 +178,19 @@ def _resume(
 ) -> None:
   """Keeps what the same command left in the directory, and nothing else.
 
-  Where inputs have changed, the chunks of those before the first such one
-  stay.
+  If inputs changed, keeps the chunks of those before the first changed one.
   """
   job = {'command': dict(command), 'inputs': [list(i[:3]) for i in found]}
   path = part / _JOB
   before = json.loads(path.read_text('utf-8')) if path.exists() else {}
   same = 0
-  # Compared as it would be read again.
+  # Compare it in the form in which it would be read back.
   job = json.loads(json.dumps(job))
   if before.keys() == job.keys() and before['command'] == job['command']:
     pairs = zip(before['inputs'], job['inputs'])
     same = len(list(itertools.takewhile(lambda p: p[0] == p[1], pairs)))
   if before != job:
-    # A tokenizer that is trained here is one of all inputs.
+    # A tokenizer trained here depends on all inputs.
     same *= not str(command['tokenizer']).startswith('bpe-train:')
     kept = [locks.NAME, _JOB, *(['chunks', 'tokenizer'] if same else [])]
     for left in part.iterdir():
@@ -209,7 +207,7 @@ def _resume(
 
 @dataclasses.dataclass(frozen=True)
 class _Preparation:
-  """One preparation in its directory, which a lock keeps to it."""
+  """One preparation in its directory, to which it holds the lock."""
 
   options: Options
   found: list[documents.Input]
@@ -218,9 +216,9 @@ class _Preparation:
   run: Run
 
   def write(self, cache: pathlib.Path | None) -> manifests.Manifest:
-    """Goes through the stages; returns what stands in `out`."""
+    """Runs the stages; returns the manifest in `out`."""
     options, out = self.options, self.part / 'out'
-    # How many bad lines are too many decides no contents.
+    # The limit on bad lines does not affect the contents.
     _resume(self.part, {**options.command(), 'max_rejected': None}, self.found)
     tokenizer = self._tokenizer(cache)
     if (out / manifests.NAME).exists():
@@ -296,7 +294,7 @@ class _Preparation:
   def _tokenize(
     self, tokenizer: tokenizers.Tokenizer, cache: pathlib.Path | None
   ) -> list[tokenize.Done]:
-    """Brings the whole input into chunks; returns the tasks in order."""
+    """Tokenizes the whole input into chunks; returns the tasks in order."""
     options, directory = self.options, self.part / 'chunks'
     if tokenizer.eos_id is None:
       tokenizer.encode_documents([])
@@ -346,7 +344,7 @@ class _Preparation:
   def _sort(
     self, chunks: list[tokenize.Chunk]
   ) -> tuple[sorting.Distinct, list[sorting.SortedDocuments]]:
-    """Sorts all documents; a finished sorting is taken as it is."""
+    """Sorts all documents; reuses a finished sorting."""
     options, directory = self.options, self.part / 'sorted'
     path = self.part / 'sorted.json'
     if not path.exists():
@@ -363,7 +361,7 @@ class _Preparation:
     return sorting.load(path)
 
   def _cut(self, plans: list[cutting.Plan]) -> list[manifests.Shard]:
-    """Writes the shards that are missing; returns all in order."""
+    """Writes the missing shards; returns all in order."""
     done = {p.shard['name']: cutting.written(p) for p in plans}
     missing = [p for p in plans if done[p.shard['name']] is None]
     task = self.progress.add_task(
@@ -382,12 +380,12 @@ class _Preparation:
 
 
 class _Tally:
-  """What became of the lines so far."""
+  """Counts of the lines kept and rejected so far."""
 
   def __init__(self, most: float):
     self._most = most
     self.documents = self.tokens = self._rejected = 0
-    # Number and pieces of the first task with a bad line, and that line.
+    # The first task with a bad line: its number and pieces, and that line.
     self._first: tuple[int, list[documents.Piece], dict[str, Any]] | None = None
 
   def add(self, done: tokenize.Done) -> None:
@@ -402,7 +400,7 @@ class _Tally:
         self._first = task.number, task.pieces, bad
 
   def check(self, least: int) -> None:
-    """Raises a ValueError when too much of at least `least` lines is bad."""
+    """Raises ValueError if too many of at least `least` lines are bad."""
     lines, bad = self.documents + self._rejected, self._rejected
     if self._first is None or lines < least:
       return

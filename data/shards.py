@@ -1,6 +1,6 @@
 """Token shards in ArrayRecord files: written once, read in windows.
 
-R is a record's tokens less the one it shares with the next, T the context,
+R is a record's tokens minus the one shared with the next record, T the context,
 N the tokens of a stream.
 """
 
@@ -22,15 +22,15 @@ import numpy as np
 
 from steepest.data import manifest as manifests
 
-# Seconds between tries to read a shard: two minutes in all.
+# Seconds between attempts to read a shard: two minutes in all.
 _WAITS = (1, 2, 4, 8, 15, 30, 60)
 
-# Shards that are kept open, and records in them: ten bytes each of their index
-# are in memory. The index is compressed in the file, and opening reads all of
-# it, so that what is not kept costs about a millisecond a record.
+# Most shards kept open, and most records in them: their index takes ten bytes
+# of memory per record. It is compressed in the file, and opening reads all of
+# it, so that a shard not kept open costs about a millisecond per record read.
 _OPEN_SHARDS = 128
 _OPEN_RECORDS = 1 << 21
-# Shards that are read side by side, and what is read of a file at a time.
+# Shards read in parallel, and bytes read from a file at a time.
 _THREADS = 16
 _BUFFER_BYTES = 8192
 
@@ -51,7 +51,7 @@ class ShardWindows:
     self._length = self._per_record * sum(s.records for s in shards)
     self._directory, self._shards = directory, shards
     self._ends = list(itertools.accumulate(s.records for s in shards))
-    # What all shards together may keep open is divided over the sources.
+    # The limits for all shards together are divided among the sources.
     count = max(len(manifest.shards), 1)
     records = max(sum(s.records for s in manifest.shards), 1)
     share = min(_OPEN_SHARDS / count, _OPEN_RECORDS / records)
@@ -63,13 +63,13 @@ class ShardWindows:
     return self._length
 
   def read(self, numbers: Sequence[int]) -> np.ndarray:
-    """Returns some windows, [n, T + 1]; each record is read once.
+    """Returns n windows, [n, T + 1]; reads each record once.
 
-    Storage that is away for a while is waited for.
+    Waits for storage that is temporarily away.
 
     Raises:
       OSError: a shard still cannot be read.
-      ValueError: a shard is damaged there.
+      ValueError: a shard is damaged at these windows.
     """
     located = [divmod(i, self._per_record) for i in numbers]
     records = self._read(list(dict.fromkeys(record for record, _ in located)))
@@ -108,11 +108,11 @@ class ShardWindows:
     return self._reader(number).read([r - first for r in records])
 
   def _read_patiently(self, number: int, records: list[int]) -> list[bytes]:
-    """Reads records of a shard, which may be away for a while."""
+    """Reads records of a shard, which may be temporarily away."""
     shard = self._shards[number]
     path = self._directory / shard.name
     for wait in (*_WAITS, None):
-      # A reader that failed once would fail for ever.
+      # A reader that failed once would fail forever.
       self._reader.cache_clear()
       try:
         return self._read_shard(number, records)
@@ -138,7 +138,7 @@ class ShardWindows:
 
 
 def _is_there(path: epath.Path, size: int) -> bool:
-  """Whether a file is as long as it was and gives all its bytes."""
+  """Whether a file has its former size and all its bytes can be read."""
   try:
     with path.open('rb') as file:
       return size == sum(len(c) for c in iter(lambda: file.read(1 << 20), b''))
@@ -151,7 +151,7 @@ def write(path: pathlib.Path, tokens_N: np.ndarray, record_tokens: int) -> None:
 
   Args:
     path: the file.
-    tokens_N: the tokens, in the type in which they are stored.
+    tokens_N: the tokens, in their dtype on disk.
     record_tokens: R.
 
   Raises:
@@ -159,14 +159,14 @@ def write(path: pathlib.Path, tokens_N: np.ndarray, record_tokens: int) -> None:
   """
   part = path.with_name(f'{path.name}.{os.getpid()}.part')
   try:
-    # One record a group: any record is read without its neighbours.
+    # One record per group: any record can be read without its neighbours.
     writer = array_record_module.ArrayRecordWriter(str(part), 'group_size:1')
     try:
       for start in range(0, len(tokens_N) - 1, record_tokens):
         writer.write(tokens_N[start : start + record_tokens + 1].tobytes())
       writer.close()
     except RuntimeError as error:
-      # It gives no errno: on a full disk, or one that cannot be written.
+      # The writer sets no errno if the disk is full or cannot be written.
       raise OSError(errno.ENOSPC, str(error), str(part)) from error
     os.replace(part, path)
   finally:

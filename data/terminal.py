@@ -1,4 +1,4 @@
-"""A terminal that shows text as it is, whatever names and files hold."""
+"""A terminal that shows text literally, whatever names and files hold."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,18 +9,18 @@ from tqdm import auto, tqdm
 
 
 class Console(RichConsole):
-  """Reads no markup, and shows control characters as escapes.
+  """Ignores markup, and shows control characters as escapes.
 
-  Paths, optimizers' names and rows of runs are other people's text: brackets in
-  them are no style, and an escape sequence moves no cursor.
+  Paths, optimizers' names and rows of runs are untrusted text: brackets in them
+  must not set styles, nor escape sequences move the cursor.
   """
 
   def __init__(self, columns: int | None = None, **options: Any):
     """Opens standard output.
 
     Args:
-      columns: where it is no terminal; None: rich's.
-      **options: of rich's console.
+      columns: width if it is no terminal; None: rich's default.
+      **options: for rich's console.
     """
     super().__init__(markup=False, emoji=False, highlight=False, **options)
     if columns is not None and not self.is_terminal:
@@ -29,13 +29,13 @@ class Console(RichConsole):
   def render(
     self, renderable: object, options: ConsoleOptions | None = None
   ) -> Iterator[Segment]:
-    """Yields the segments of what is printed, all of them printable."""
+    """Yields the segments to print, with only printable characters."""
     for text, style, control in super().render(renderable, options):  # type: ignore[arg-type]
       yield Segment(text if control else escape(text), style, control)
 
 
 def progress(description: str, unit: str, total: int | None = None) -> tqdm:
-  """Returns a bar on stderr, a notebook's own in one; a mute one in a pipe."""
+  """Returns a bar: on stderr, a widget in a notebook, silent in a pipe."""
   console = Console(stderr=True)
   return auto.tqdm(
     desc=escape(description),
@@ -47,7 +47,7 @@ def progress(description: str, unit: str, total: int | None = None) -> tqdm:
 
 
 def escape(text: str) -> str:
-  """Returns `text` with escapes for what is no printable character."""
+  """Returns `text` with unprintable characters escaped."""
   return ''.join(
     c
     if c.isprintable() or c in '\n\t\N{NO-BREAK SPACE}'

@@ -3,9 +3,9 @@
     tfds_builder.SteepestTokens(shards='shards', data_dir='tfds').build()
     source = tfds.data_source('steepest_tokens', data_dir='tfds', split='train')
 
-R + 1 tokens a record, as in the shards. Neither writing nor reading needs
-TensorFlow. data.source=tfds:steepest_tokens trains on it, with the batches of
-the shards themselves: their manifest and tokenizer lie beside the records.
+Records have R + 1 tokens, as in the shards. Neither writing nor reading needs
+TensorFlow. data.source=tfds:steepest_tokens trains on it, with the same batches
+as the shards: their manifest and tokenizer are beside the records.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from steepest.data import checks, manifest as manifests
 
 
 class SteepestTokens(tfds.core.GeneratorBasedBuilder):
-  """The records of a directory that launch.prepare wrote, in their order."""
+  """The records of a directory that launch.prepare wrote, in order."""
 
   VERSION = tfds.core.Version('1.0.0')
   # TFDS would look for the namespace package in one directory.
@@ -30,11 +30,11 @@ class SteepestTokens(tfds.core.GeneratorBasedBuilder):
   def __init__(
     self, *, shards: epath.PathLike | None = None, **arguments: Any
   ) -> None:
-    """Takes the directory of the shards, which reading does not need.
+    """Takes the directory of the shards, needed only for writing.
 
     Args:
-      shards: with a manifest.json; only to write the dataset.
-      **arguments: of every builder, such as data_dir.
+      shards: directory with a manifest.json; only to write the dataset.
+      **arguments: common to all builders, such as data_dir.
     """
     self._shards = None if shards is None else epath.Path(shards)
     self._manifest = manifests.load(shards) if shards is not None else None
@@ -42,7 +42,7 @@ class SteepestTokens(tfds.core.GeneratorBasedBuilder):
     super().__init__(**arguments)
 
   def build(self) -> None:
-    """Writes the dataset, or finds that it is there already.
+    """Writes the dataset unless it exists already.
 
     Raises:
       FileNotFoundError: a shard is missing.
@@ -51,7 +51,7 @@ class SteepestTokens(tfds.core.GeneratorBasedBuilder):
     if self._shards is None or self._manifest is None:
       raise ValueError('no shards are given: write SteepestTokens(shards=DIR)')
     checks.verify(self._shards, self._manifest, 'full')
-    # Checksums of downloads: there are none.
+    # There are no downloads, hence no checksums.
     config = tfds.download.DownloadConfig(
       register_checksums=False, try_download_gcs=False
     )
@@ -74,7 +74,7 @@ class SteepestTokens(tfds.core.GeneratorBasedBuilder):
           'source': tfds.features.Text(),
         }
       ),
-      # The shards are shuffled by document, and records continue each other.
+      # Shards are already shuffled by document; records continue each other.
       disable_shuffling=True,
     )
 

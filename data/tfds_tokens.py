@@ -17,7 +17,7 @@ from steepest.data import downloads, manifest as manifests
 class TfdsWindows:
   """Windows of T + 1 tokens in some records of a source.
 
-  A record has (M - 1) // T of them; what it has beyond is not read.
+  A record has (M - 1) // T of them; its remaining tokens are not read.
   """
 
   def __init__(
@@ -26,7 +26,7 @@ class TfdsWindows:
     """Reads nothing yet.
 
     Args:
-      source: what `tfds.data_source` returns.
+      source: from `tfds.data_source`.
       numbers: of the records.
       tokens: M.
       context: T.
@@ -38,7 +38,7 @@ class TfdsWindows:
     return self._per_record * len(self._numbers)
 
   def read(self, numbers: Sequence[int]) -> np.ndarray:
-    """Returns some windows, [n, T + 1]; each record is read once."""
+    """Returns n windows, [n, T + 1]; reads each record once."""
     size = self._context
     located = [divmod(i, self._per_record) for i in numbers]
     wanted = list(dict.fromkeys(self._numbers[r] for r, _ in located))
@@ -56,10 +56,10 @@ class Dataset(NamedTuple):
   """A TFDS dataset of token records.
 
   Attributes:
-    directory: where it lies.
+    directory: of the dataset.
     windows: split → source → windows.
-    manifest: of the shards that it was made of, None without one.
-    content: what fixes its tokens, as a text.
+    manifest: of the shards that it was made from, None without one.
+    content: text that identifies its tokens.
   """
 
   directory: epath.Path
@@ -72,17 +72,17 @@ def open_dataset(name: str, context: int) -> Dataset:
   """Opens a dataset whose examples have `tokens`, int[M] of one length.
 
   Args:
-    name: as TFDS has it, NAME[/CONFIG][:VERSION], in its data directory
-      ($TFDS_DATA_DIR), or the directory of a prepared one.
+    name: in TFDS, NAME[/CONFIG][:VERSION], from its data directory
+      ($TFDS_DATA_DIR), or the directory of a prepared dataset.
     context: T.
 
   Raises:
     OSError: TFDS cannot open it.
-    ValueError: its examples are no such tokens, or shorter than T + 1.
+    ValueError: its examples are not such tokens, or shorter than T + 1.
   """
   import tensorflow_datasets as tfds
 
-  # Importing it makes its name known.
+  # Importing it registers its name.
   from steepest.data import tfds_builder
 
   del tfds_builder

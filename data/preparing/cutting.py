@@ -1,7 +1,7 @@
 """Sorted documents to shards.
 
 R is manifest.RECORD_TOKENS, N the tokens of a shard, K the documents that
-reach into it.
+overlap it.
 """
 
 import collections
@@ -22,16 +22,16 @@ _R = manifests.RECORD_TOKENS
 
 
 class Plan(NamedTuple):
-  """Records from `first` on of a sorted source, for one file.
+  """The records of a sorted source, from `first` on, that go to one file.
 
   Attributes:
-    shard: what the manifest will say, but for size and hashes.
+    shard: its entry in the manifest, but for size and hashes.
     sorted: file of the documents, sorting.SORTED[D].
     tokens: of the sorted source.
     first: first record.
-    part: directory of the preparation. The file goes to `out` in it; a sign
-      that it is complete goes to `done`.
-    vocab_size: ids that a token may take.
+    part: directory of the preparation. The file goes to `out` in it, a marker
+      that it is complete to `done`.
+    vocab_size: number of possible token ids.
   """
 
   shard: dict[str, Any]
@@ -48,7 +48,7 @@ def plan(
   part: pathlib.Path,
   vocab_size: int,
 ) -> list[Plan]:
-  """Cuts every sorted source into files; what fills no record is left over.
+  """Cuts every sorted source into files; drops what fills no record.
 
   Raises:
     ValueError: all text together fills no record.
@@ -85,7 +85,7 @@ def plan(
 
 
 def written(plan: Plan) -> manifests.Shard | None:
-  """Returns the shard of a plan that was carried out, None otherwise."""
+  """Returns the shard of a plan if it is complete, else None."""
   path = plan.part / 'done' / f'{plan.shard["name"]}.json'
   if not path.exists():
     return None
@@ -125,8 +125,8 @@ def _read(
 ) -> tuple[np.ndarray, int]:
   """Returns tokens [begin, end) of a source and the documents begun there.
 
-  A document counts for the shard in which it begins; the last shard of a
-  source counts those that fill no record, too.
+  A document counts for the shard in which it begins; a source's last shard also
+  counts those that fill no record.
   """
   starts_D = documents_D['start']
   first = int(np.searchsorted(starts_D, begin, 'right')) - 1
@@ -140,7 +140,7 @@ def _read(
   sizes_K = (np.minimum(ends_K, end) - low_K).astype(np.int64)
   offsets_K = own_K['offset'].astype(np.int64) + low_K - begins_K
   tokens_N = np.empty(end - begin, manifests.token_dtype(plan.vocab_size))
-  # Each chunk in one sweep, from its beginning to its end.
+  # Read each chunk in one sweep, from beginning to end.
   order_K = np.lexsort((offsets_K, own_K['chunk']))
   for chunk, group in itertools.groupby(
     order_K.tolist(), lambda k: own_K['chunk'][k]

@@ -6,7 +6,7 @@ from typing import Any
 
 from steepest.data import manifest as manifests
 
-# Datasets of the hub by name: where they are, and their sizes.
+# Datasets of the hub, by name: their locations and sizes.
 SAMPLES = {
   'slimpajama-6b': ('hf:DKYoon/SlimPajama-6B', '6 B tokens, 14 GB'),
   'fineweb-edu': (
@@ -14,7 +14,7 @@ SAMPLES = {
     '10 B tokens, 28.5 GB',
   ),
 }
-# Bytes of a document, or of a line that holds one, at most.
+# Most bytes of a document, or of a line that holds one.
 DOCUMENT_BYTES = 1 << 26
 
 
@@ -73,13 +73,13 @@ class Options:
   )
 
   def command(self) -> dict[str, Any]:
-    """Returns what decides the contents of the directory."""
+    """Returns the arguments that determine the directory's contents."""
     fields = dataclasses.asdict(self)
     del fields['out']
     return fields
 
   def check(self) -> None:
-    """Raises a ValueError where an argument makes no sense."""
+    """Raises ValueError if an argument is invalid."""
     kind, _, size = self.tokenizer.partition(':')
     for valid, name, hint in (
       (self.validation_tokens >= 0, 'validation_tokens', 'give 0 or more'),
@@ -114,7 +114,7 @@ class Options:
         'add --decontaminate=drop or report',
       ),
       (
-        # Finished work is moved there, from beside it.
+        # Finished work is moved there from a neighbouring directory.
         not self.out.is_mount(),
         'out',
         'is a mount point, give a directory inside it',

@@ -1,8 +1,8 @@
-"""All documents of all chunks: without duplicates, in order, split in two.
+"""Deduplicates, sorts and splits all documents of all chunks.
 
-D is the documents of a part, the only ones that are in memory at a time. Parts
-are ranges of the keys that order the documents, so duplicates fall into the
-same part, and one part after the other is the order of a source.
+D is the documents of a part, the only ones in memory at a time. Parts are
+ranges of the sort keys, so duplicates fall into the same part, and parts in
+sequence give the order of a source.
 """
 
 import collections
@@ -18,7 +18,7 @@ from steepest.data import files, manifest as manifests
 from steepest.data.preparing import tokenize
 
 # Hash in two halves, place in the input (the chunk in the upper 32 bits), first
-# token in the chunk's file, tokens, UTF-8 bytes, number of the source.
+# token in the chunk's file, tokens, UTF-8 bytes, index of the source.
 _DOCUMENT = np.dtype(
   [
     ('high', '<u8'),
@@ -33,14 +33,14 @@ _DOCUMENT = np.dtype(
 # First token of a document in the sorted source, its chunk and its place there.
 SORTED = np.dtype([('start', '<u8'), ('chunk', '<u4'), ('offset', '<u8')])
 _CHUNK_BITS = np.uint64(32)
-# Documents of a part, about.
+# Documents per part, approximately.
 _PART = 1 << 21
 # The first candidates for validation have this many times the tokens wanted.
 _CANDIDATES = 16
 
 
 class Validation(NamedTuple):
-  """Tokens kept for validation, and the fraction of a source they may be."""
+  """Tokens to keep for validation, at most a fraction of each source."""
 
   tokens: int
   fraction: float
@@ -58,12 +58,12 @@ class SortedDocuments:
 
 @dataclasses.dataclass
 class Distinct:
-  """What all documents are without their duplicates.
+  """Counts of the documents without duplicates.
 
   Attributes:
     sources: counts by source.
-    duplicates: documents that were dropped.
-    pooled: names of the sources that together are manifests.POOLED.
+    duplicates: number of documents dropped.
+    pooled: names of the sources that make up manifests.POOLED.
   """
 
   sources: dict[str, manifests.Source]
@@ -72,7 +72,7 @@ class Distinct:
 
 
 class Sorting:
-  """Sorts documents in a directory of its own."""
+  """Sorts documents in its own directory."""
 
   def __init__(
     self,
@@ -93,7 +93,7 @@ class Sorting:
   def sort(self, advance: Callable[[], None]) -> Distinct:
     """Drops duplicates and sorts; calls `advance` now and then.
 
-    Of equal documents the first of the input stays.
+    Among equal documents, keeps the first in the input.
     """
     self._partition(advance)
     counts: dict[str, np.ndarray] = {}
@@ -170,7 +170,7 @@ class Sorting:
       tokens[pooled[name]] += source.tokens
     names = sorted(tokens)
     numbers = {name: i for i, name in enumerate(names)}
-    # From the number of a source to the one that it is sorted into.
+    # Index of a source → index of the source that it is sorted into.
     into = np.array(
       [numbers[pooled[n]] if n in pooled else 0 for n in self._names], np.int64
     )
@@ -218,8 +218,8 @@ class Sorting:
   ) -> np.ndarray:
     """Returns the places of all validation documents.
 
-    These are `validation_mask` of each sorted source, of which only the
-    documents with the smallest hashes are looked at: enough to decide.
+    Applies `validation_mask` to each sorted source, looking only at the
+    documents with the smallest hashes: enough to decide.
     """
     chosen: list[np.ndarray] = []
     pending = list(range(len(tokens)))
@@ -247,7 +247,7 @@ class Sorting:
   def _candidates(
     self, into: np.ndarray, shares: dict[int, float]
   ) -> dict[int, np.ndarray]:
-    """Returns by source the documents whose hash is in its lowest share."""
+    """Returns, by source, the documents in its lowest share of hashes."""
     bounds = np.zeros(into.max(initial=0) + 1)
     for i, share in shares.items():
       bounds[i] = share
@@ -268,8 +268,8 @@ def validation_mask(
 ) -> np.ndarray:
   """Chooses validation documents by their hashes, whatever their order.
 
-  Documents are taken in the order of their hashes until `wanted` tokens are
-  reached; one that would bring the sum above `most` is passed over.
+  Takes documents in the order of their hashes until `wanted` tokens are
+  reached; skips any that would bring the sum above `most`.
 
   Args:
     hashes_D: uint64.
@@ -294,7 +294,7 @@ def validation_mask(
 def save(
   path: pathlib.Path, distinct: Distinct, found: Sequence[SortedDocuments]
 ) -> None:
-  """Writes what was found, as a sign that the sorting is complete."""
+  """Writes the results, which marks the sorting as complete."""
   values = [dataclasses.asdict(distinct), *map(dataclasses.asdict, found)]
   files.write(path, [json.dumps(values).encode()])
 
