@@ -130,7 +130,7 @@ def test_copies_of_the_hub_are_read_once(mirror):
   assert before == {p: p.stat().st_mtime_ns for p in directory.iterdir()}
   with (directory / 'mmlu_dev.jsonl').open('a') as file:
     file.write('{}\n')
-  with pytest.raises(ValueError, match=r'mmlu_dev\.jsonl has been changed'):
+  with pytest.raises(ValueError, match=r'mmlu_dev\.jsonl has changed'):
     benchmarks.locate(f'hub:{mirror}', ['mmlu_dev'])
 
 

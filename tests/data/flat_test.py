@@ -36,8 +36,8 @@ _HEADER = np.array([20240520, 1, 1000, *[0] * 253], '<i4').tobytes()
 @pytest.mark.parametrize(
   ('name', 'content', 'message'),
   [
-    ('x.npy', b'no array', 'no readable .npy'),
-    ('x.npy', _npy(np.array([{}])), 'no readable .npy'),
+    ('x.npy', b'no array', 'not a readable .npy'),
+    ('x.npy', _npy(np.array([{}])), 'not a readable .npy'),
     ('x.npy', _npy(np.arange(9)), 'int64'),
     ('x.bin', b'odd', 'an odd number'),
     ('x.bin', b'', 'no tokens'),

@@ -149,7 +149,7 @@ def test_full_disk_leaves_nothing_half_written(
   resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
   try:
     with pytest.raises(
-      OSError, match='no space is left for .*goes on'
+      OSError, match='no space is left for .*to resume'
     ) as error:
       prepare.prepare(options, console)
   finally:

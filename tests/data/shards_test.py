@@ -339,7 +339,7 @@ def test_storage_that_is_away_is_waited_for(
 
   monkeypatch.setattr(shards.time, 'sleep', sleep)
   if away == 'for ever':
-    with pytest.raises(OSError, match='train-0.* cannot be read: bring'):
+    with pytest.raises(OSError, match='train-0.* cannot be read: restore'):
       data.batch(0)
     assert sum(waits) == 120
   elif away == 'damaged':

@@ -208,7 +208,7 @@ def test_mistakes_are_named_before_anything_is_written(fork_commands, tmp_path):
     (['--merge=no.tar.gz'], '--merge=no.tar.gz: no such file'),
     ([f'--out={tmp_path}'], f'--out={tmp_path}: already exists'),
     ([out, shards], f'{tmp_path}/shards: no such file'),
-    (text, 'of --input, which is prepared there, give shards:DIR'),
+    (text, 'with --input, which is prepared there, give shards:DIR'),
     ([*text, shards], f"no file matches --input='{tmp_path}/*.txt'"),
     ([out, '--input=hf:x'], '--tokenizer is missing'),
   ]

@@ -135,7 +135,7 @@ def test_each_of_four_processes_reads_its_part(tmp_path, monkeypatch):
         checkpoint.verify(tmp_path)
       except ValueError as error:
         found.append(str(error))
-    assert len(found) == 1 and f'{name} was changed' in found[0]
+    assert len(found) == 1 and f'{name} has changed' in found[0]
     _damage(tmp_path / name, 'flipped')
 
 
