@@ -40,12 +40,12 @@ LIMIT_RULE = (
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-  """Benchmarks that models of one tokenizer can be scored on.
+  """Benchmarks tokenised for models that share a tokenizer.
 
   Attributes:
     selection: tasks and groups.
     questions: their documents.
-    requests: those of `questions`, in order, then given pairs.
+    requests: those of `questions`, in order, then the user's pairs.
     info: what was read: tokenizer, limit, data files with their hashes.
   """
 
@@ -55,7 +55,7 @@ class Suite:
   info: Mapping[str, Any]
 
   def check(self, max_length: int) -> None:
-    """Raises a ValueError if a continuation does not fit into a model."""
+    """Raises a ValueError if a continuation exceeds `max_length` tokens."""
     for request in self.requests:
       requests_lib.truncate(request, max_length)
 
@@ -65,7 +65,7 @@ class Results:
   """Scores of a model.
 
   Attributes:
-    info: how they came about; see `run`.
+    info: how they were obtained; see `run`.
     metrics: task or group → {metric: value, metric_stderr: value, n: count}.
     rows: for each request its strings, ids, log-likelihood and is_greedy.
     predictions: for each question and accuracy, the index chosen and the gold.
@@ -82,7 +82,7 @@ class Results:
     files.write(directory / 'predictions.jsonl', _lines(self.predictions))
     results = {'info': self.info, 'metrics': self.metrics}
     text = json.dumps(results, indent=1) + '\n'
-    # Written last: where it exists, the others are complete.
+    # Written last: if it exists, the others are complete.
     files.write(directory / 'results.json', [text.encode()])
 
 
@@ -131,10 +131,10 @@ def prepare(
 
 
 def add_requests(suite: Suite, path: str, tokenizer: Tokenizer) -> Suite:
-  """Returns a suite with the pairs of a file too, which have no metrics.
+  """Returns a suite that includes a file's pairs, which have no metrics.
 
   Args:
-    suite: stays as it is.
+    suite: is not changed.
     path: see `requests.read_requests`; '': no file.
     tokenizer: the suite's.
   """
@@ -162,17 +162,17 @@ def run(
     score_fn: the model's scorer.
     params: the model's.
     suite: what to score it on.
-    max_length: tokens that the model takes.
-    progress: called with requests done and requests in all.
+    max_length: the model's longest input, in tokens.
+    progress: called with the numbers of requests done and in all.
 
   Returns:
     Results, whose `info` adds to the suite's: `max_length`; `chance`, accuracy
     of guessing by task and group; `requests`; `truncated`, requests that lost
-    their start; `empty`, selected tasks without a question; `seconds`, of wall
-    time, compilation included.
+    their start; `empty`, selected tasks without a question; `seconds` of wall
+    time, including compilation.
 
   Raises:
-    ValueError: a continuation is longer than the model.
+    ValueError: a continuation is longer than `max_length`.
   """
   start = time.perf_counter()
   scores = score_fn(params, suite.requests, max_length, progress)
@@ -206,13 +206,12 @@ def run(
 
 
 def evaluator(tasks: str, data: str, limit: int) -> MakeEvaluate | None:
-  """Returns what makes the callback by which a run scores itself.
+  """Returns a function that makes the callback by which a run scores itself.
 
-  It is called with the run's features function (likelihoods.py), the mesh of
-  its parameters, the tokens that it takes, the directory of its tokenizer and
-  its own. The callback returns the scores of every group and of every task
-  outside a group; after the last step it also writes WORKDIR/eval/, as
-  launch.evaluate does.
+  Its arguments are the run's features function (likelihoods.py), the mesh of
+  its parameters, its context length, its tokenizer's directory and its workdir.
+  The callback returns the scores of every group and of every task outside a
+  group; after the last step it also writes WORKDIR/eval/, like launch.evaluate.
 
   Args:
     tasks: see `tasks.select`; '': none, and there is no callback.
@@ -272,7 +271,7 @@ def _suite(
 
 @functools.lru_cache(maxsize=1)
 def _score_fn(features: Features, mesh: Mesh | None) -> ScoreFn:
-  """Returns what compiles once for all runs of a program."""
+  """Returns a scorer that compiles once for all runs of a program."""
   return likelihoods.ScoreFn(features, mesh)
 
 

@@ -1,7 +1,7 @@
 """A model for lm-evaluation-harness (the optional package lm-eval).
 
 Tasks, prompts, metrics and output are the harness's own; log-likelihoods come
-from likelihoods.py and texts from a sampler that is handed in.
+from likelihoods.py, and texts from the given sampler.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,10 +11,10 @@ from steepest.data.tokenizers import Tokenizer
 from steepest.eval import requests as requests_lib
 from steepest.eval.likelihoods import Score, ScoreFn
 
-# Rows continued together, and tokens between two looks for stop strings.
+# Rows continued together, and tokens between searches for stop strings.
 _ROWS = 16
 _STRIDE = 8
-# Tokens to generate where a task does not say: the harness's default.
+# Tokens to generate if a task sets no number: the harness's default.
 _TOKENS = 256
 _TOKEN_KEYS = (
   'max_gen_toks',
@@ -23,20 +23,20 @@ _TOKEN_KEYS = (
   'max_completion_tokens',
 )
 
-# As models/decoding.py has it.
+# See models/decoding.py.
 Sampler = Callable[..., Iterable[list[int | None]]]
 _Pair = tuple[Sequence[int], Sequence[int]]
 
 
 class Model(NamedTuple):
-  """What scores and what continues texts.
+  """A model that scores and continues texts.
 
   Attributes:
     score_fn: likelihoods.ScoreFn.
-    sampler: of the same model.
+    sampler: the same model's.
     params: the model's.
     tokenizer: the model's.
-    max_length: tokens that the model takes.
+    max_length: the model's longest input, in tokens.
   """
 
   score_fn: ScoreFn
@@ -47,7 +47,7 @@ class Model(NamedTuple):
 
 
 class Answers:
-  """Answers the three kinds of request of the harness, without it."""
+  """Answers the harness's three kinds of request, without importing it."""
 
   def __init__(self, model: Model):
     """Answers for `model`."""
@@ -61,8 +61,8 @@ class Answers:
     """Returns log-likelihoods of whole texts, in nats.
 
     Every token is predicted once, the first one after the prefix token. A text
-    that is longer than the model takes is cut into windows, the last of which
-    reaches back as far as the model can.
+    that is too long for the model is cut into windows; the last one reaches
+    back as far as the model can.
     """
     windows: list[_Pair] = []
     owners = []
@@ -81,7 +81,7 @@ class Answers:
     """Continues texts until a stop string, which is left out.
 
     Args:
-      contexts: lose their start where they leave too little room.
+      contexts: lose their start if they leave too little room.
       options: the harness's: `until`, `max_gen_toks`, and with `do_sample`
         also `temperature`, `top_k` and `top_p`.
 
@@ -104,11 +104,11 @@ class Answers:
       for context in contexts
     ]
     texts = [''] * len(prompts)
-    # Sorted, so that rows of similar length go together.
+    # Sorted, to batch rows of similar length.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for first in range(0, len(order), _ROWS):
       rows = order[first : first + _ROWS]
-      # Always the same number, so that one program does.
+      # Always the same number of rows, so that one program suffices.
       padded = rows + rows[-1:] * (_ROWS - len(rows))
       found = self._continue(
         [prompts[i] for i in padded], tokens, stops, _sampling(options)
@@ -174,7 +174,7 @@ class Answers:
 
 
 def _sampling(options: dict[str, Any]) -> dict[str, Any]:
-  """Returns how tokens are drawn: the most likely, unless `do_sample`."""
+  """Returns sampling arguments; greedy unless `do_sample`."""
   if not ('do_sample' in options and options['do_sample']):
     return {}
   known = {'temperature': float, 'top_k': int, 'top_p': float}
@@ -189,7 +189,7 @@ def _cut(text: str, stops: Sequence[str]) -> str:
 
 
 def register(load: Callable[[str], Model]) -> type:
-  """Makes `steepest` a model of the harness; returns its class.
+  """Registers `steepest` as a model of the harness; returns its class.
 
   Args:
     load: turns `hf:DIR` or `ckpt:WORKDIR` into a model.

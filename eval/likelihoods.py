@@ -4,9 +4,9 @@ B rows of a batch, L tokens of a row, D features, V vocabulary, S shards of the
 rows, N tokens of a shard, P points of a shard, K points whose logits are
 computed at a time.
 
-packing.py says what goes on which row. Logits are computed only at the points
-where a request is scored: with a large vocabulary all others would be much of
-the work and most of the memory.
+packing.py assigns tokens to rows. Logits are computed only at the points where
+a request is scored: with a large vocabulary the others would be much of the
+work and most of the memory.
 """
 
 import collections
@@ -30,11 +30,11 @@ import numpy as np
 
 from steepest.eval import packing, requests as requests_lib
 
-# Tokens of a batch on each device.
+# Tokens per batch on each device.
 _TOKENS = 2**14
 _TOKENS_CPU = 2**10
-# Bytes of float32 logits at a time on each device; on a CPU it is fastest if
-# they stay in the caches.
+# Bytes of float32 logits at a time on each device; CPUs are fastest if they
+# stay in the caches.
 _LOGITS_BYTES = 2**28
 _LOGITS_BYTES_CPU = 2**24
 _FEWEST_POINTS = 16
@@ -43,8 +43,8 @@ _AHEAD = 4
 _FLYING = 2
 
 # (params, tokens B×L, visible B×L×L, positions B×L) → the two factors of the
-# logits: what goes into the readout, B×L×D, and the readout, V×D. A token sees
-# itself and, of those before it in its row, the ones that `visible` says.
+# logits: the readout's input, B×L×D, and the readout, V×D. A token sees itself
+# and those earlier tokens in its row that `visible` allows.
 Features = Callable[
   [Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]
 ]
@@ -53,7 +53,7 @@ Progress = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """Sum of log-probabilities, in nats, and whether each token was argmax."""
+  """Sum of log-probabilities, in nats, and whether every token was argmax."""
 
   loglikelihood: float
   is_greedy: bool
@@ -62,8 +62,8 @@ class Score:
 class ScoreFn:
   """Scores requests of a causal language model.
 
-  Parameters are an argument of what is compiled, so a model in training is
-  scored again and again without compiling again.
+  Parameters are an argument of the compiled program, so a model in training can
+  be scored repeatedly without recompiling.
 
   Attributes:
     compilations: programs compiled so far.
@@ -100,21 +100,21 @@ class ScoreFn:
       params: first argument of the features function.
       requests: what to score, in any order; they are read while the first ones
         are being scored.
-      max_length: tokens that the model takes; longer inputs lose their start.
-      progress: called with requests done and requests in all.
+      max_length: the model's longest input; longer ones lose their start.
+      progress: called with the numbers of requests done and in all.
 
     Returns:
       A score for each request, in order.
 
     Raises:
-      ValueError: a continuation is longer than the model, or a result is NaN.
+      ValueError: a continuation exceeds `max_length`, or a result is NaN.
     """
     numbers: list[int] = []
     found: dict[int, Score] = {}
     packer, at_once = self._packer(params, max_length)
     targets = _distinct(requests, max_length, numbers)
     made = packer.batches(packing.chunks(targets))
-    # Batches sent and not awaited: one is computed while the next is packed.
+    # Batches sent but not awaited: one is computed while the next is packed.
     flying: collections.deque[tuple[packing.Batch, Any]] = collections.deque()
     done = 0
     with contextlib.ExitStack() as stack:
@@ -139,7 +139,7 @@ class ScoreFn:
           return [found[number] for number in numbers]
 
   def _packer(self, params: Any, max_length: int) -> tuple[packing.Packer, int]:
-    """Returns how rows are filled, and the points computed at a time."""
+    """Returns the packer, and the number of points computed at a time."""
     if not self._vocab_size:
       row = jax.ShapeDtypeStruct((self._shards, max_length), jnp.int32)
       visible = jax.ShapeDtypeStruct((*row.shape, max_length), jnp.bool_)
@@ -172,10 +172,10 @@ class ScoreFn:
     """Returns log-probabilities and whether they are the highest, S×P each.
 
     Args:
-      params: of the model.
-      arrays: of a `packing.Batch`.
-      count: portions of points to compute; the others stay 0.
-      at_once: points of a portion, K.
+      params: the model's.
+      arrays: those of a `packing.Batch`.
+      count: number of portions of points to compute; the others stay 0.
+      at_once: points per portion, K.
     """
     self.compilations += 1  # This body runs only when JAX traces it.
     tokens_BxL, positions_BxL, trees_BxL, branches_BxL = arrays[:4]
@@ -184,7 +184,7 @@ class ScoreFn:
     x_BxLxD, readout_VxD = self._features_fn(
       params, tokens_BxL, _visible(trees_BxL, branches_BxL), positions_BxL
     )
-    # Before the loop, which would gather it for every portion.
+    # Done before the loop, which would gather it for every portion.
     readout_VxD = self._constrain(readout_VxD, 'tensor')
     x_SxNxD = x_BxLxD.reshape(S, -1, x_BxLxD.shape[-1])
     x_SxNxD = self._constrain(x_SxNxD, self._row_axes)
@@ -216,7 +216,7 @@ class ScoreFn:
 
 
 def _visible(trees_BxL: jax.Array, branches_BxL: jax.Array) -> jax.Array:
-  """Returns which token may see which, B×L×L; causality is not in it."""
+  """Returns which token may see which, B×L×L, apart from causality."""
   of_one_tree = trees_BxL[:, :, None] == trees_BxL[:, None]
   of_one_branch = branches_BxL[:, :, None] == branches_BxL[:, None]
   return of_one_tree & (of_one_branch | (branches_BxL[:, None] == 0))

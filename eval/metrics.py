@@ -1,4 +1,4 @@
-"""From log-likelihoods to accuracies, their standard errors and groups.
+"""Turns log-likelihoods into accuracies, standard errors and group scores.
 
 The formulas are those of lm-evaluation-harness 0.4.13.
 """
@@ -26,8 +26,8 @@ def predict(question: Question, scores: Sequence[Score], metric: str) -> int:
 
   Args:
     question: has n choices.
-    scores: of its n requests, then (acc_mutual_info only) of the n requests
-      without context.
+    scores: those of its n requests, then (only for acc_mutual_info) of the n
+      requests without context.
     metric: one of tasks.ACCURACIES.
   """
   choices = question.example.choices
@@ -37,7 +37,7 @@ def predict(question: Question, scores: Sequence[Score], metric: str) -> int:
     case 'acc':
       lengths = np.ones(len(choices))
     case 'acc_norm':
-      # Code points, as the harness does; acc_bytes is the other reading.
+      # Code points, as in the harness; acc_bytes counts bytes instead.
       lengths = np.array([len(choice) for choice in choices])
     case 'acc_bytes':
       lengths = np.array([len(choice.encode()) for choice in choices])
@@ -46,13 +46,13 @@ def predict(question: Question, scores: Sequence[Score], metric: str) -> int:
       lengths = np.ones(len(choices))
     case _:
       raise ValueError(f'{metric} does not rank choices')
-  # An empty choice comes last.
+  # An empty choice ranks last.
   with np.errstate(divide='ignore'):
     return int(np.argmax(values / lengths))
 
 
 def is_right(question: Question, scores: Sequence[Score], metric: str) -> bool:
-  """Returns whether `metric` counts the question as answered right."""
+  """Returns whether the answer is right by `metric`."""
   gold = question.example.gold
   if gold is None:
     return scores[0].is_greedy
@@ -67,13 +67,13 @@ def summarize(
   """Returns a task's metrics, their standard errors and `n`.
 
   Args:
-    questions: of one task, at least one.
-    scores: of each question's requests.
-    bootstraps: replicates behind `perplexity_stderr`.
+    questions: those of one task, at least one.
+    scores: those of each question's requests.
+    bootstraps: number of replicates for `perplexity_stderr`.
 
   Returns:
-    Accuracies in [0, 1]; perplexity per target word. A standard error that one
-    question leaves undefined is None.
+    Accuracies in [0, 1]; perplexity per target word. Standard errors that are
+    undefined for a single question are None.
   """
   metrics: Metrics = {}
   for metric in questions[0].task.metrics:
@@ -97,7 +97,7 @@ def mean_stderr(values: Sequence[float]) -> float | None:
 
 
 def _perplexity(loglikelihoods: np.ndarray) -> np.ndarray:
-  # A hopeless model's is larger than any float.
+  # A hopeless model's perplexity overflows.
   with np.errstate(over='ignore'):
     return np.exp(-np.mean(loglikelihoods, axis=-1))
 
@@ -105,16 +105,16 @@ def _perplexity(loglikelihoods: np.ndarray) -> np.ndarray:
 def _bootstrap_stderr(values: Sequence[float], count: int) -> float | None:
   """Returns the standard deviation of the perplexity of resampled values.
 
-  Chunk i of the replicates uses Python's generator with seed i, as the harness
-  does, so the number is the same.
+  Chunk i of the replicates uses Python's generator with seed i, like the
+  harness, so the results are the same.
   """
   if len(values) < 2:
     return None
   items = np.asarray(values)
   replicates = []
   for chunk in range(-(-count // _BOOTSTRAP_CHUNK)):
-    # random.Random(chunk).choices(items), 1000 times, as one array: from the
-    # same state NumPy's Mersenne Twister gives the same numbers.
+    # random.Random(chunk).choices(items), 1000 times, as one array: NumPy's
+    # Mersenne Twister gives the same numbers from the same state.
     _, (*key, position), _ = random.Random(chunk).getstate()
     bits = np.random.MT19937()
     bits.state = {
@@ -147,7 +147,7 @@ def pool(tasks: Sequence[Mapping[str, Any]]) -> Metrics:
 
 
 def chance(questions: Sequence[Question]) -> float | None:
-  """Returns the accuracy of guessing; None where there is nothing to guess."""
+  """Returns the accuracy of guessing; None if there is nothing to guess."""
   if questions[0].example.gold is None:
     return None
   return float(np.mean([1 / len(q.example.choices) for q in questions]))

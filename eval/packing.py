@@ -2,14 +2,14 @@
 
 B rows of a batch, L tokens of a row, S shards of the rows, P points of a shard.
 
-A request is scored at the last positions of its input. What follows a position
-does not affect it, since models are causal, so a request whose input is a
-prefix of another's is scored along with that one: the letters of a
-multiple-choice question, and choices of one token in general, cost one pass.
-Inputs that share a prefix become a tree: the trunk that they share, then a
-branch for each, which sees the trunk and itself. A row holds several trees,
-which do not see one another, so there is hardly any padding. What the model has
-to give are points: (position, token) pairs.
+A request is scored at the last positions of its input. Models are causal, so a
+request whose input is a prefix of another's is scored along with that one: the
+letters of a multiple-choice question, and single-token choices in general, cost
+one pass.
+Inputs with a common prefix become a tree: the shared trunk, then a branch for
+each, which sees the trunk and itself. A row holds several trees, which do not
+see one another, so there is hardly any padding. The model has to score points:
+(position, token) pairs.
 """
 
 import bisect
@@ -20,22 +20,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Rows are no shorter than this, however short the requests: they get filled.
+# Shortest row, even for shorter requests: several fill one row.
 _SHORTEST = 256
-# Row lengths at most: a program is compiled for each.
+# Most row lengths: a program is compiled for each.
 _LENGTHS = 8
-# Sequences of a tree at most: bounds the search for the best trees.
+# Most sequences in a tree: bounds the search for the best trees.
 _BRANCHES = 32
-# Requests that are packed together: memory does not grow with the suite.
+# Requests packed together, so that memory does not grow with the suite.
 _CHUNK = 8192
 
-# What the model reads, and the ids that are scored at its last positions.
+# The model's input ids, and the ids scored at its last positions.
 Target = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclasses.dataclass
 class _Sequence:
-  """Tokens, and the numbers of the targets that are scored on them."""
+  """Tokens, and the numbers of the targets scored on them."""
 
   tokens: tuple[int, ...]
   targets: list[int]
@@ -45,7 +45,7 @@ class _Sequence:
 class _Tree(NamedTuple):
   """Sequences that share their first `trunk` tokens.
 
-  `size` is the room that it needs on a row, in tokens or in points.
+  `size` is the space that it needs in a row, in tokens or points.
   """
 
   trunk: int
@@ -60,7 +60,7 @@ class Batch(NamedTuple):
     arrays: tokens, positions, trees and branches, B×L; then positions in the
       shard and the tokens scored there, S×P. Tree 0 is padding; branch 0 is
       the trunk.
-    points: largest number of a shard.
+    points: largest number of points in a shard.
     owners: (shard, first point, points, target) of each target.
   """
 
@@ -74,10 +74,10 @@ class Packer:
   """Turns targets into batches.
 
   Attributes:
-    lengths: of rows, shortest first.
-    tokens: of a shard of a batch, approximately.
-    shards: into which rows are split.
-    multiple: the points of a shard are padded to a multiple of this.
+    lengths: row lengths, shortest first.
+    tokens: approximate number of tokens per shard of a batch.
+    shards: number of shards that rows are split into.
+    multiple: a shard's points are padded to a multiple of this.
   """
 
   lengths: Sequence[int]
@@ -86,7 +86,7 @@ class Packer:
   multiple: int
 
   def batches(self, chunks: Iterable[dict[int, Target]]) -> Iterator[Batch]:
-    """Yields batches that hold every target of every chunk once."""
+    """Yields batches that contain every target of every chunk once."""
     waiting: dict[int, list[list[_Tree]]] = {n: [] for n in self.lengths}
     targets: dict[int, Target] = {}
     for chunk in chunks:
@@ -116,7 +116,7 @@ class Packer:
     spots = np.zeros((2, self.shards, capacity), np.int32)
     filled = [0] * self.shards
     owners = []
-    # Dealt in the order of their points, so that shards get about as many.
+    # Dealt in order of their points, so that shards get about as many each.
     rows = sorted(rows, key=lambda row: sum(_points(t) for t in row))
     for i, row in enumerate(rows):
       shard, within = i % self.shards, i // self.shards
@@ -137,7 +137,7 @@ class Packer:
 def chunks(
   targets: Iterable[tuple[int, Target]],
 ) -> Iterator[dict[int, Target]]:
-  """Yields numbered targets in portions, each packed by itself."""
+  """Yields numbered targets in portions that are packed separately."""
   chunk: dict[int, Target] = {}
   for index, target in targets:
     chunk[index] = target
@@ -151,12 +151,12 @@ def chunks(
 def row_lengths(max_length: int, multiple: int) -> list[int]:
   """Returns the lengths of rows, shortest first.
 
-  They are few, because each costs a compilation, and depend on `max_length`
-  only, so that all tasks share them.
+  They are few, because each costs a compilation, and depend only on
+  `max_length`, so that all tasks share them.
 
   Args:
-    max_length: of the model, the longest; each is half of the next one, or a
-      smaller part where halves would not come down to the shortest.
+    max_length: the model's, and the longest row; each length is half of the
+      next, or a smaller part if halving would not reach the shortest.
     multiple: lengths are multiples of this.
   """
   part = max(2, math.ceil((max_length / _SHORTEST) ** (1 / (_LENGTHS - 1))))
@@ -168,7 +168,7 @@ def row_lengths(max_length: int, multiple: int) -> list[int]:
 
 def _sequences(targets: dict[int, Target]) -> list[_Sequence]:
   """Puts each target on a sequence that starts with its input."""
-  # In descending order an input comes right after those that start with it.
+  # In descending order, an input directly follows those that start with it.
   order = sorted(targets, key=targets.__getitem__, reverse=True)
   sequences: list[_Sequence] = []
   for index in order:
@@ -189,14 +189,14 @@ def _sequences(targets: dict[int, Target]) -> list[_Sequence]:
 def _trees(
   sequences: Sequence[_Sequence], lengths: Sequence[int]
 ) -> list[_Tree]:
-  """Cuts sorted sequences into the trees that need the least room.
+  """Cuts sorted sequences into the trees that need the least space.
 
   A tree is no longer than the row that its longest sequence needs.
   """
   alike = [0]
   for left, right in zip(sequences, sequences[1:]):
     alike.append(_common(left.tokens, right.tokens))
-  # The least room that the first n sequences need, and their last tree.
+  # The least space that the first n sequences need, and their last tree.
   best = [0]
   last = [_Tree(0, (), 0)]
   for end in range(1, len(sequences) + 1):
@@ -247,8 +247,8 @@ def _rows(
 ) -> Iterator[tuple[int, list[list[_Tree]]]]:
   """Yields the rows of each length, longest first.
 
-  The longest trees come first, each on the row where it leaves the least room;
-  the room left on rows of one length takes trees that need shorter ones.
+  The longest trees go first, each on the row where it leaves the least room;
+  trees that need shorter rows fill the room left on longer ones.
   """
   left = sorted(trees, key=lambda tree: tree.size, reverse=True)
   for shorter, length in reversed(list(zip([0, *lengths], lengths))):

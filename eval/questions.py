@@ -1,4 +1,4 @@
-"""Benchmark documents as questions: from files to strings.
+"""Turns benchmark documents into questions, from files to strings.
 
 The rules are those of lm-evaluation-harness 0.4.13.
 """
@@ -12,7 +12,7 @@ import random
 from steepest.data import reading
 from steepest.eval.tasks import Document, Example, Task
 
-# The harness's seed for the examples that questions draw.
+# The harness's seed for drawing the examples of questions.
 _SHOTS_SEED = 1234
 
 
@@ -58,14 +58,14 @@ def read_questions(
   Args:
     tasks: what to read, in the order of the result.
     directory: holds `<file>.jsonl[.gz]` of every task.
-    limit: most questions of a family, 0 for all: the first ones of a task; of
-      several subjects (MMLU) each in turn gives its next question, in the order
-      of `tasks`, until there are `limit`.
-    limits: of families with a limit of their own.
+    limit: most questions per family, 0 for all: a task's first ones; with
+      several subjects (MMLU), each in turn gives its next question, in the
+      order of `tasks`, until there are `limit`.
+    limits: by family, for those with a limit of their own.
 
   Raises:
     FileNotFoundError: a file is missing.
-    ValueError: a document does not fit its task's schema; names it.
+    ValueError: a document violates its task's schema; names it.
   """
   files = {
     stem: _by_subject(find_file(directory, stem)) for stem in stems(tasks)
@@ -98,8 +98,8 @@ def read_questions(
 def _spare(task: Task) -> int:
   """Returns how many examples are drawn beyond those needed.
 
-  Where no test split is scored, the harness draws one more, so that it can drop
-  the question itself.
+  If it does not score a test split, the harness draws one more, so that it can
+  drop the question itself.
   """
   return int(task.shots > 0 and task.split == 'validation')
 
@@ -107,7 +107,7 @@ def _spare(task: Task) -> int:
 def _draw(
   task: Task, pool: Sequence[Document], doc: Document, rng: random.Random
 ) -> list[int]:
-  """Returns which examples of the pool come before a question."""
+  """Returns the indices of the pool's examples that precede a question."""
   if not task.shots_drawn or not task.shots:
     return list(range(task.shots))
   drawn = rng.sample(range(len(pool)), task.shots + _spare(task))
@@ -151,7 +151,7 @@ def _example(task: Task, stem: str, doc_id: int, doc: Document) -> Example:
 
 def _solved(example: Example) -> str:
   if example.gold is None:
-    # The harness puts its delimiter before the blank that the word has.
+    # The harness puts its delimiter before the word's own space.
     return f'{example.contexts[0]} {example.continuations[0]}\n\n'
   gold = example.gold
   return f'{example.contexts[gold]}{example.continuations[gold]}\n\n'

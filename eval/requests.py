@@ -1,4 +1,4 @@
-"""From strings to token ids: what is scored after what.
+"""Turns strings into token ids: continuations to score after contexts.
 
 The rules are those of lm-evaluation-harness 0.4.13 for decoder-only models.
 """
@@ -11,7 +11,7 @@ from steepest.data import reading
 from steepest.data.tokenizers import Tokenizer
 from steepest.eval.questions import Question
 
-# What a line of given pairs holds, by reading.KINDS.
+# Fields of a line of the user's pairs, as kinds of reading.KINDS.
 _FIELDS = {
   'task': 'text',
   'doc_id': 'text, number or list of them',
@@ -19,7 +19,7 @@ _FIELDS = {
   'context': 'text',
   'continuation': 'text',
 }
-# Requests tokenised at a time.
+# Requests to tokenise at a time.
 _CHUNK = 4096
 
 
@@ -32,7 +32,7 @@ class Request:
     doc_id: index of the document in its file (MMLU: within the subject).
     choice: index of the choice; n + i is choice i without a context, for
       `acc_mutual_info` of n choices.
-    context: text, before whitespace at its end moves into the continuation.
+    context: text, before trailing whitespace moves into the continuation.
     continuation: text to score, delimiter included.
     context_ids: tokens of the context, after whitespace has moved.
     continuation_ids: tokens to score.
@@ -52,7 +52,7 @@ def tokenize(
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
   """Returns the ids of contexts and of continuations.
 
-  Whitespace at the end of a context moves to the continuation; the two are
+  A context's trailing whitespace moves to the continuation; the two are
   tokenised together. An empty context becomes the prefix token (beginning of
   sequence, else end of sequence).
 
@@ -155,7 +155,7 @@ def _requests(
 ) -> list[Request]:
   """Returns the requests of (task, doc_id, choice)s and their strings."""
   found: list[Request] = []
-  # In portions: the tokenizer's own results take far more room than the ids.
+  # In portions: the tokenizer's results take far more memory than the ids.
   for start in range(0, len(pairs), _CHUNK):
     part = slice(start, start + _CHUNK)
     found += [

@@ -11,7 +11,7 @@ To add one, write a file anywhere, say ./trivia.py:
 
 and put the documents, one JSON object a line, into DIR/trivia.jsonl. Then
 `--tasks=arc_easy,./trivia.py --data=DIR` scores it, and `--config.eval_tasks`
-takes the same. In here a task takes the same function and a line of
+takes the same. In this file, a task needs the same function and a line in
 `_list_tasks`; data/benchmarks.py says where documents are downloaded from.
 
 Prompts follow lm-evaluation-harness 0.4.13: nothing is stripped or normalised
@@ -29,8 +29,8 @@ from steepest.experiments import outside
 
 Document = Mapping[str, Any]
 
-# Ways to rank choices: by their scores as they are, per character, per byte, or
-# less the score without the context.
+# Ways to rank choices: by their scores, the scores per character or per byte,
+# or the scores minus those without the context.
 ACCURACIES = ('acc', 'acc_norm', 'acc_bytes', 'acc_mutual_info')
 
 _METRICS = (*ACCURACIES, 'perplexity')
@@ -43,11 +43,11 @@ class Example:
   """One document as strings; entry i of each tuple belongs to choice i.
 
   Attributes:
-    contexts: what comes before the scored text, one for each choice.
+    contexts: the text before the scored text, one for each choice.
     continuations: the scored text, delimiter included.
     choices: the choices without the delimiter; scores are divided by their
       lengths.
-    gold: index of the right choice; None where there is only one continuation,
+    gold: index of the right choice; None if there is only one continuation,
       which is right if it is the model's greedy choice.
   """
 
@@ -64,17 +64,17 @@ class Task:
   Attributes:
     name: what `--tasks` and results call it.
     example: turns a document into strings.
-    metrics: names out of ACCURACIES, and `perplexity`.
+    metrics: names from ACCURACIES, and `perplexity`.
     file: stem of the documents' file, `<file>.jsonl[.gz]`; '': the name.
     family: tasks of a family (the subjects of MMLU) share a `limit`; '': the
       name.
     subject: only documents with this `subject` count; None: all.
-    description: comes before everything.
+    description: text before everything else.
     split: of the public dataset, 'test' or 'validation', that is scored.
     shots: solved examples before the question.
-    shots_file: stem of the file that they come from; '': `<name>_train`.
-    shots_drawn: each question draws its own at random; False: all have the
-      first ones.
+    shots_file: stem of the examples' file; '': `<name>_train`.
+    shots_drawn: each question draws its own at random; False: all use the first
+      ones.
   """
 
   name: str
@@ -128,7 +128,7 @@ def _hellaswag(doc: Document) -> Example:
 
 
 def _clean_wikihow(text: str) -> str:
-  # An ending's leading "[substeps] " leaves a blank, which is scored: stripping
+  # An ending's leading "[substeps] " leaves a space, which is scored: stripping
   # again would change half of the documents.
   text = text.strip().replace(' [title]', '. ')
   return re.sub(r'\[.*?\]', '', text).replace('  ', ' ')
@@ -221,7 +221,7 @@ def _mmlu_family(
   opening: str,
   shots: int = 0,
 ) -> list[Task]:
-  """Returns a task for each subject, in alphabetical order."""
+  """Returns one task per subject, in alphabetical order."""
   return [
     Task(
       name=f'mmlu_{subject}{suffix}',
@@ -250,7 +250,7 @@ def _list_tasks() -> dict[str, Task]:
     Task('boolq', _boolq, ('acc',), split='validation'),
     Task('openbookqa', _openbookqa, norm),
     Task('sciq', _sciq, norm),
-    # In this form it has no other split: shots come from what is scored.
+    # This form has no other split: shots come from the scored one.
     Task(
       'lambada_openai',
       _lambada,
@@ -267,7 +267,7 @@ def _list_tasks() -> dict[str, Task]:
     norm,
     'The following are questions (with answers)',
   )
-  # The same requests under every normalisation.
+  # The same requests, with every normalisation.
   tasks += [
     dataclasses.replace(
       task,
@@ -290,7 +290,7 @@ def _list_groups() -> dict[str, tuple[str, ...]]:
     }
     groups[f'mmlu{suffix}'] = sum(parts.values(), ())
     for part, names in parts.items():
-      # The harness's own names, so that results can be laid side by side.
+      # The harness's own names, so that results can be compared directly.
       inner = f'::{part.replace("_", " ")}' if suffix else f'_{part}'
       groups[f'mmlu{suffix}{inner}'] = names
   return groups
@@ -306,8 +306,8 @@ def find(path: str) -> tuple[Task, ...]:
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: it cannot be imported, has no tasks, or has one whose name is
-      taken.
+    ValueError: it cannot be imported, has no tasks, or has one with a name
+      already taken.
   """
   tasks = outside.load('task file ', path, ('TASKS',)).TASKS
   if not isinstance(tasks, tuple):
@@ -335,7 +335,7 @@ class Selection:
   Attributes:
     tasks: to run.
     groups: to report, and their tasks.
-    limits: questions of a family, where `--tasks` says so.
+    limits: questions per family, where `--tasks` sets a limit.
   """
 
   tasks: tuple[Task, ...]
@@ -349,8 +349,8 @@ def select(patterns: str, shots: int | None = None) -> Selection:
   A group stands for its tasks and for the groups inside it.
 
   Args:
-    patterns: names, globs and paths of task files, each with a limit if need
-      be: 'arc_*,mmlu:500,./mine.py'.
+    patterns: names, globs and paths of task files, each optionally with a
+      limit: 'arc_*,mmlu:500,./mine.py'.
     shots: solved examples before every question; None: the tasks' own.
 
   Returns:
@@ -359,7 +359,7 @@ def select(patterns: str, shots: int | None = None) -> Selection:
   Raises:
     FileNotFoundError: a task file does not exist.
     ValueError: a pattern matches nothing (names the nearest task or group), or
-      a task file holds no tasks.
+      a task file has no tasks.
   """
   words = [word.strip() for word in patterns.split(',') if word.strip()]
   if not words:
@@ -406,7 +406,7 @@ def _match(pattern: str) -> list[str]:
 
 def _split_limit(word: str) -> tuple[str, int | None]:
   """Returns the name and the limit of 'name:limit' or 'name'."""
-  # Names of groups have colons too.
+  # Group names have colons too.
   name, colon, number = word.rpartition(':')
   if not colon or not number.isdigit():
     return word, None
