@@ -74,7 +74,7 @@ class Dimension:
 
   Attributes:
     name: key of the hyperparameter or of its horizon.
-    values: ascending; of a grid, or bounding a range with its ends.
+    values: ascending; those of a grid, or the ends bound a range.
     scale: 'log', 'linear' or 'log1m', see optimizers/optimizer.py.
   """
 
