@@ -22,8 +22,8 @@ quickstart: install
 
 # The pages of docs/results, out of their tables.
 reports: install
-	for study in study field axes transfer; do $(BIN)/python -m launch.report \
-	  --runs=docs/results/$$study --claims --out=build/reports/$$study \
+	for tables in docs/results/*/tables; do $(BIN)/python -m launch.report \
+	  --runs=$${tables%/tables} --claims --out=build/reports/$$(basename $${tables%/tables}) \
 	  || exit 1; done
 
 test: install
