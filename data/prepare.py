@@ -29,7 +29,13 @@ from steepest.data import (
   manifest as manifests,
   tokenizers,
 )
-from steepest.data.preparing import cutting, documents, sorting, tokenize
+from steepest.data.preparing import (
+  cutting,
+  documents,
+  parsing,
+  sorting,
+  tokenize,
+)
 from steepest.data.preparing.options import Options
 
 _R = manifests.RECORD_TOKENS
@@ -424,9 +430,10 @@ def _training_texts(
 ) -> Iterator[str]:
   characters = 0
   for document in documents.read(found, most):
-    if isinstance(document, documents.Document):
-      yield document.text
-      characters += len(document.text)
+    if isinstance(document, parsing.Document):
+      for text in parsing.pieces(document.text):
+        yield text
+        characters += len(text)
       if characters > _TRAINING_CHARACTERS:
         return
 

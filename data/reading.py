@@ -5,6 +5,7 @@ numbers. Anything else is a ValueError that names the file and the place.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
 import gzip
 import hashlib
 import json
@@ -12,6 +13,7 @@ import math
 import os
 import pathlib
 import re
+import secrets
 from typing import Any, cast
 import zlib
 
@@ -25,6 +27,16 @@ _DEPTH = 100
 _CHUNK = 1 << 15
 # The escape of one half of a pair of UTF-16; both halves make a character.
 _HALF = re.compile(r'\\u[dD][89a-fA-F]')
+# Of a long line: bytes of JSON that are parsed at once, whose values take up to
+# thirty times as many; bytes of a string that is kept out of them; and bytes of
+# such a string that are read at once.
+MOST_PARSED = 1 << 23
+_CUT = 1 << 16
+_SLICE = 1 << 22
+# A string of JSON, or the rest of the text if it does not end.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.S)
+# Bytes that reading a table may allocate.
+_TABLE_BYTES = 7 << 27
 # In the Hugging Face hub's cache: SHA-256, or git's SHA-1.
 _BLOB = re.compile('[0-9a-f]{64}|[0-9a-f]{40}')
 
@@ -100,6 +112,98 @@ def parse(text: str | bytes) -> Any:
   if text.count('[') + text.count('{') > _DEPTH:
     _check_depth(value)
   return value
+
+
+def parse_long(
+  text: bytes | bytearray, begin: int, end: int
+) -> tuple[Any, dict[str, tuple[int, int]]]:
+  """Returns the value of a long line of JSON, and where its long strings are.
+
+  The value holds names in place of the long strings. They have no UTF-8, so
+  nothing takes them for texts; `unescaped` returns the strings themselves.
+
+  Args:
+    text: holds the line.
+    begin: where the line begins.
+    end: where it ends.
+
+  Raises:
+    ValueError: the line is not JSON, is nested too deeply, or has more than
+      MOST_PARSED bytes besides its long strings.
+  """
+  mark, at = secrets.token_hex(16), begin
+  rest = bytearray()
+  cut: dict[str, tuple[int, int]] = {}
+  for found in _STRING.finditer(text, begin, end):
+    start, stop = found.span()
+    if len(rest) + start - at > MOST_PARSED:
+      break
+    if stop - start > _CUT and text[stop - 1] == ord('"'):
+      name = f'{mark}{len(cut)}'
+      rest += text[at:start] + rf'"\ud800{name}"'.encode()
+      cut[f'\ud800{name}'] = start + 1, stop - 1
+      at = stop
+  if len(rest) + end - at > MOST_PARSED:
+    raise ValueError(f'more than {MOST_PARSED} bytes besides long strings')
+  rest += text[at:end]
+  return parse(bytes(rest)), cut
+
+
+def unescaped(text: bytes | bytearray, begin: int, end: int) -> bytearray:
+  """Returns the UTF-8 of the inside of a JSON string, read in slices.
+
+  Raises:
+    ValueError: it is not JSON or not Unicode, or cannot be cut into slices.
+  """
+  found = bytearray()
+  while begin < end:
+    last = min(begin + _SLICE, end)
+    if last < end:
+      # After a blank or a line break, no escape is incomplete.
+      blank = text.rfind(b' ', begin, last) + 1
+      last = max(blank, text.rfind(b'\\n', begin, last) + 2)
+      if last <= begin + 1:
+        raise ValueError(f'no place to cut it within {_SLICE} bytes')
+    found += parse(b'"' + text[begin:last] + b'"').encode()
+    begin = last
+  return found
+
+
+def allocated() -> int:
+  """Returns the bytes of data of this process; 0 on systems but Linux."""
+  status = pathlib.Path('/proc/self/status')
+  if not status.exists():
+    return 0
+  return int(status.read_text('utf-8').split('VmData:')[1].split()[0]) << 10
+
+
+@contextlib.contextmanager
+def memory_limit(before: int) -> Iterator[None]:
+  """Limits what reading a table adds to the bytes `allocated` before.
+
+  A small file may unpack to gigabytes. Only Linux limits allocated data.
+
+  Raises:
+    MemoryError: the limit does not suffice.
+  """
+  if not before:
+    yield
+    return
+  import resource
+
+  soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+  most = before + _TABLE_BYTES
+  if soft != resource.RLIM_INFINITY:
+    most = min(most, soft)
+  # Arrow's own allocator reserves gigabytes, which would count.
+  pool = pa.default_memory_pool()
+  pa.set_memory_pool(pa.system_memory_pool())
+  resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    pa.set_memory_pool(pool)
 
 
 def value(text: str | bytes, where: str, hint: str = '') -> Any:
@@ -284,8 +388,9 @@ def table(path: os.PathLike[str], columns: list[str] | None = None) -> pa.Table:
     ValueError: it is damaged.
   """
   try:
-    return parquet.read_table(path, columns=columns)
-  except (pa.ArrowException, UnicodeError) as error:
+    with memory_limit(allocated()):
+      return parquet.read_table(path, columns=columns, use_threads=False)
+  except (pa.ArrowException, MemoryError, UnicodeError) as error:
     line = str(error).splitlines()[0]
     raise _bad(str(path), f'is no parquet file: {line}') from error
 

@@ -1,7 +1,6 @@
 """Text to token ids and back: GPT-2, Hugging Face, LLaMA and trained BPE."""
 
-import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import functools
 import hashlib
 import json
@@ -154,40 +153,56 @@ class Tokenizer:
     short = [text for text in texts if len(text) <= _PART]
     encodings = iter(self._plain_backend.encode_batch_fast(short))
     return [
-      self._ended(
-        array.array('I', next(encodings).ids)
-        if len(text) <= _PART
-        else self._encode_parts(text)
-      )
+      np.array(self._ended(next(encodings).ids), np.uint32)
+      if len(text) <= _PART
+      else np.concatenate(list(self.encode_parts([text])))
       for text in texts
     ]
 
-  def _ended(self, ids: array.array) -> np.ndarray:
-    if not ids or ids[-1] != self.eos_id:
-      ids.append(self.eos_id)
-    return np.frombuffer(ids, np.uint32)
+  def encode_parts(self, pieces: Iterable[str]) -> Iterator[np.ndarray]:
+    """Yields what `encode_documents` gives for a long document, in parts.
 
-  def _encode_parts(self, text: str) -> array.array:
-    # It grows in place: a text may have as many tokens as bytes.
+    Args:
+      pieces: of the document, in order.
+
+    Raises:
+      ValueError: a stretch of it has no place where it can be cut.
+    """
     before, after = self._around
-    ids = array.array('I', before)
-    for part in self.parts(text):
-      ids.extend(self._plain(part))
-    ids.extend(after)
-    return ids
+    last = before
+    yield np.array(before, np.uint32)
+    for part in self.parts(pieces):
+      ids = self._plain(part)
+      last = ids or last
+      yield np.array(ids, np.uint32)
+    end = self._ended(last + after)[len(last) :]
+    yield np.array(end, np.uint32)
 
-  def parts(self, text: str) -> Iterator[str]:
+  def _ended(self, ids: list[int]) -> list[int]:
+    assert self.eos_id is not None
+    return ids if ids and ids[-1] == self.eos_id else [*ids, self.eos_id]
+
+  def parts(self, pieces: Iterable[str]) -> Iterator[str]:
     """Yields a text in parts whose ids, in a row, are those of the text.
 
     A blank or line break between words is such a place if it is one for the
     text around it, as pre-tokenizers look at a few characters and merges stay
     within a word; some tokenizers put the blank there themselves.
 
+    Args:
+      pieces: of the text, in order.
+
     Raises:
       ValueError: a stretch of the text has no such place.
     """
-    begin = 0
-    while len(text) - begin > _PART:
+    text, begin, more = '', 0, iter(pieces)
+    while True:
+      while len(text) - begin <= _PART + _AROUND:
+        if (piece := next(more, None)) is None:
+          break
+        text, begin = text[begin:] + piece, 0
+      if len(text) - begin <= _PART:
+        break
       for match in _last_gaps(text, begin + _PART // 2, begin + _PART):
         at = match.start()
         left = text[max(begin, at - _AROUND) : at]

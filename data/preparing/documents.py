@@ -11,22 +11,19 @@ import difflib
 import glob
 import importlib.util
 import io
-import itertools
-import json
 import os
 import pathlib
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-from pyarrow import compute, parquet
+from pyarrow import parquet
 
 from steepest.data import downloads, reading
+from steepest.data.preparing import parsing
 from steepest.data.preparing.options import DOCUMENT_BYTES, SAMPLES
 
 _JSON_LINES = ('.jsonl', '.json', '.ndjson')
 _COMPRESSED = {'.gz': 'gzip', '.zst': 'zstd'}
-# What is read of a record beside its text.
-_COLUMNS = ('meta', 'source')
 # Documents of an input that is one text, at least, and bytes of one at most.
 _CUTS = 64
 _CUT = 1 << 16
@@ -36,58 +33,6 @@ _ROW_BYTES = 1 << 25
 _BLOCK = 1 << 20
 # Rows of a TFDS dataset that a process reads at a time.
 _PIECE_ROWS = 8192
-# Characters of a rejected line that are quoted.
-_QUOTED = 200
-# Fields of `meta` that name a source.
-_SOURCES = ('redpajama_set_name', 'source')
-
-
-class Document(NamedTuple):
-  """A text and where it comes from."""
-
-  text: str
-  source: str
-
-
-class Reject(NamedTuple):
-  """A line or row that gives no document."""
-
-  file: str
-  line: int
-  reason: str
-  quoted: str
-
-
-class Block(NamedTuple):
-  """A piece of a file that is parsed at once.
-
-  Attributes:
-    file: name under which rejects are reported.
-    stem: source of the documents that name none.
-    first: number of its first line or row; of lines, counted from where the
-      piece begins.
-    content: lines of JSON, one document's bytes (`text`), or rows.
-    text: whether the content is one document.
-    field: of a line or row that holds the text.
-    most: bytes of a document or a line at most.
-  """
-
-  file: str
-  stem: str
-  first: int
-  content: bytes | pa.RecordBatch | list[dict[str, Any]]
-  text: bool = False
-  field: str = 'text'
-  most: int = DOCUMENT_BYTES
-
-  @property
-  def bytes(self) -> int:
-    """About its size."""
-    if isinstance(self.content, list):
-      return sum(len(str(row.get(self.field))) for row in self.content)
-    if isinstance(self.content, bytes):
-      return len(self.content)
-    return self.content.nbytes
 
 
 class Piece(NamedTuple):
@@ -183,7 +128,7 @@ def find(spec: str, field: str = 'text') -> list[Input]:
 
 def read(
   found: Iterable[Input], most: int = DOCUMENT_BYTES
-) -> Iterator[Document | Reject]:
+) -> Iterator[parsing.Document | parsing.Reject]:
   """Yields the documents of some inputs, in order.
 
   A `.jsonl` (also `.gz`, `.zst`) or `.parquet` file holds one in each line or
@@ -198,13 +143,13 @@ def read(
   for one in found:
     piece = Piece(one.name, one.bytes, 0, 0, one.field, one.cut)
     for block in blocks(piece, _BLOCK, most):
-      for _, item in parse(block):
+      for _, item in parsing.parse(block):
         yield item
 
 
 def blocks(
   piece: Piece, size: int, most: int = DOCUMENT_BYTES
-) -> Iterator[Block]:
+) -> Iterator[parsing.Block]:
   """Yields a piece in blocks of whole lines, about `size` bytes each.
 
   Args:
@@ -225,7 +170,7 @@ def blocks(
     yield block._replace(field=piece.field, most=most)
 
 
-def _blocks(piece: Piece, size: int, most: int) -> Iterator[Block]:
+def _blocks(piece: Piece, size: int, most: int) -> Iterator[parsing.Block]:
   path = pathlib.Path(piece.input)
   try:
     if path.suffix.lower() == '.parquet':
@@ -240,30 +185,11 @@ def _blocks(piece: Piece, size: int, most: int) -> Iterator[Block]:
     else:
       with _open(path) as file:
         content = file.read(most + 1)
-        yield Block(str(path), _stem(path), 1, content, text=True)
+        yield parsing.Block(str(path), _stem(path), 1, content, text=True)
+  except MemoryError as error:
+    raise ValueError(f'{path}: takes too much memory') from error
   except (pa.ArrowException, OSError, EOFError, UnicodeError) as error:
     raise ValueError(f'{path} is damaged or cut short: {error}') from error
-
-
-def parse(block: Block) -> Iterator[tuple[int, Document | Reject]]:
-  """Yields line number and document of each line, row or text of a block."""
-  content = block.content
-  if block.text:
-    assert isinstance(content, bytes)
-    yield block.first, _document(block, block.first, content)
-  elif isinstance(content, bytes):
-    for number, line in enumerate(content.split(b'\n'), block.first):
-      if line.strip():
-        yield number, _from_line(block, number, line)
-  else:
-    rows = content if isinstance(content, list) else _rows(content)
-    for number, row in enumerate(rows, block.first):
-      yield number, _from_record(block, number, row)
-
-
-def quote(line: str | bytes) -> str:
-  """Returns the beginning of a line in ASCII, by Python's own quoting."""
-  return ascii(line[:_QUOTED])
 
 
 # ------------------------------------------------------------------- files
@@ -326,7 +252,7 @@ def _open(path: pathlib.Path) -> io.BufferedIOBase:
 
 def _lines_within(
   path: pathlib.Path, piece: Piece, most: int
-) -> Iterator[Block]:
+) -> Iterator[parsing.Block]:
   """Yields one block of the lines that begin in a piece."""
   with _open(path) as file:
     if piece.begin:
@@ -335,26 +261,38 @@ def _lines_within(
       _skip_line(file)
     if (rest := piece.end - file.tell()) > 0:
       content = _finish_line(file, file.read(rest), most)
-      yield Block(str(path), _stem(path), 1, content)
+      yield parsing.Block(str(path), _stem(path), 1, content)
 
 
-def _line_blocks(path: pathlib.Path, size: int, most: int) -> Iterator[Block]:
+def _line_blocks(
+  path: pathlib.Path, size: int, most: int
+) -> Iterator[parsing.Block]:
   with _open(path) as file:
     number = 1
-    while content := file.read(size):
-      content = _finish_line(file, content, most)
-      yield Block(str(path), _stem(path), number, content)
+    while begun := file.read(size):
+      content = _finish_line(file, begun, most)
+      yield parsing.Block(str(path), _stem(path), number, content)
       number += content.count(b'\n')
 
 
-def _finish_line(file: io.BufferedIOBase, content: bytes, most: int) -> bytes:
+def _finish_line(
+  file: io.BufferedIOBase, content: bytes, most: int
+) -> bytes | bytearray:
   """Returns content to the end of its last line, of one too long enough."""
   have = len(content) - (content.rfind(b'\n') + 1)
-  rest = file.readline(max(0, most + 1 - have)) if have else b''
-  if have + len(rest) > most and not rest.endswith(b'\n'):
-    _skip_line(file)
-    rest += b'\n'
-  return content + rest
+  if not have:
+    return content
+  # A bytearray grows in place.
+  whole = bytearray(content)
+  while have <= most:
+    part = file.readline(min(_BLOCK, most + 1 - have))
+    whole += part
+    have += len(part)
+    if not part or part.endswith(b'\n'):
+      return whole
+  _skip_line(file)
+  whole += b'\n'
+  return whole
 
 
 def _skip_line(file: io.BufferedIOBase) -> None:
@@ -362,57 +300,69 @@ def _skip_line(file: io.BufferedIOBase) -> None:
     pass
 
 
-def _row_blocks(path: pathlib.Path, field: str) -> Iterator[Block]:
-  with parquet.ParquetFile(path) as file:
+def _row_blocks(path: pathlib.Path, field: str) -> Iterator[parsing.Block]:
+  with _table(path, reading.allocated()) as file:
     names = file.schema_arrow.names
-    if field not in names:
-      raise ValueError(
-        f'{path} has no column `{field}`: --text_field=COLUMN of '
-        f'{", ".join(names)}'
-      )
-    columns = [c for c in (field, *_COLUMNS) if c in names]
-    number = 1
-    for group in range(file.num_row_groups):
-      about = file.metadata.row_group(group)
-      # Rows of large documents are read a few at a time.
-      fit = _ROW_BYTES * about.num_rows // max(1, about.total_byte_size)
-      count = min(max(1, fit), _ROWS)
-      for rows in file.iter_batches(count, [group], columns):
-        yield Block(str(path), _stem(path), number, rows)
-        number += len(rows)
+    about = file.metadata
+  # After opening the file, as the stacks of Arrow's threads count.
+  before = reading.allocated()
+  if field not in names:
+    raise ValueError(
+      f'{path} has no column `{field}`: --text_field=COLUMN of '
+      f'{", ".join(names)}'
+    )
+  columns = [c for c in (field, *parsing.COLUMNS) if c in names]
+  number = 1
+  for group in range(about.num_row_groups):
+    # Rows of large documents are read a few at a time.
+    held = about.row_group(group)
+    fit = _ROW_BYTES * held.num_rows // max(1, held.total_byte_size)
+    count = min(max(1, fit), _ROWS)
+    for rows in _batches(path, group, columns, count, before):
+      if rows is None:
+        raise ValueError(f'{path}, row {number}: takes too much memory')
+      number += len(rows)
+      yield parsing.Block(str(path), _stem(path), number - len(rows), rows)
+      del rows
 
 
-def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-  """Yields rows whose texts are bytes, which may be no UTF-8.
+def _table(path: pathlib.Path, before: int) -> parquet.ParquetFile:
+  with reading.memory_limit(before):
+    # Pages are read one by one, however large a group of rows is.
+    return parquet.ParquetFile(path, buffer_size=_BLOCK)
 
-  Whatever else a row holds, such as dates that Python has none for, stays
-  unread.
+
+def _batches(
+  path: pathlib.Path, group: int, columns: list[str], count: int, before: int
+) -> Iterator[pa.RecordBatch | None]:
+  """Yields a group's rows within bounded memory; None where one does not fit.
+
+  Args:
+    path: of the file.
+    group: number of the group.
+    columns: to read.
+    count: rows of a batch. If they do not fit, rows are read one by one.
+    before: bytes that the process had allocated before.
   """
-  columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-  values: dict[str, list[Any]] = {}
-  for name, column in columns.items():
-    if name == 'meta' and pa.types.is_struct(column.type):
-      inner = [column.type.field(i).name for i in range(column.type.num_fields)]
-      fields = {
-        n: _texts(compute.struct_field(column, n))
-        for n in _SOURCES
-        if n in inner
-      }
-      rows = zip(*fields.values()) if fields else [()] * len(column)
-      values[name] = [dict(zip(fields, row)) for row in rows]
-    else:
-      values[name] = _texts(column)
-  for row in zip(*values.values()):
-    yield dict(zip(values, row))
-
-
-def _texts(column: pa.Array) -> list[bytes | None]:
-  kind = column.type
-  if pa.types.is_dictionary(kind):
-    column, kind = column.dictionary_decode(), kind.value_type
-  if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-    return column.cast(pa.large_binary()).to_pylist()
-  return [None] * len(column)
+  done = 0
+  for size in (count, 1):
+    left = done
+    with _table(path, before) as file:
+      batches = file.iter_batches(size, [group], columns, use_threads=False)
+      try:
+        while True:
+          with reading.memory_limit(before):
+            if (rows := next(batches, None)) is None:
+              return
+          if left <= 0:
+            yield rows
+            done += len(rows)
+          left -= len(rows)
+          # Otherwise two batches would be in memory while the next is read.
+          del rows
+      except MemoryError:
+        continue
+  yield None
 
 
 # ---------------------------------------------------------------- datasets
@@ -438,7 +388,9 @@ def _dataset_pieces(
     yield end - ends.step, end
 
 
-def _dataset_blocks(piece: Piece, kind: str, name: str) -> Iterator[Block]:
+def _dataset_blocks(
+  piece: Piece, kind: str, name: str
+) -> Iterator[parsing.Block]:
   """Yields the rows of a piece of a dataset.
 
   Rows of a hub's dataset are counted within each of its files.
@@ -457,15 +409,17 @@ def _dataset_blocks(piece: Piece, kind: str, name: str) -> Iterator[Block]:
       end = min(piece.end or len(source), len(source))
       rows = (source[i] for i in range(piece.begin, end))
       first = piece.begin + 1
-    iterator = iter(rows)
-    # Rows are counted: their sizes are known only later.
-    for number in itertools.count(first, _ROWS):
-      batch = [
-        _plain(row, piece.field) for row in itertools.islice(iterator, _ROWS)
-      ]
-      if not batch:
-        return
-      yield Block(item, stem, number, batch)
+    batch: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+      kept = (piece.field, *parsing.COLUMNS)
+      batch.append({k: row[k] for k in kept if k in row})
+      size += parsing.size_of(row, piece.field)
+      if len(batch) == _ROWS or size >= _ROW_BYTES:
+        yield parsing.Block(item, stem, first, batch)
+        first, batch, size = first + len(batch), [], 0
+    if batch:
+      yield parsing.Block(item, stem, first, batch)
 
 
 @contextlib.contextmanager
@@ -476,17 +430,6 @@ def _told(item: str) -> Iterator[None]:
   except Exception as error:
     line = downloads.first_line(error)
     raise OSError(f'--input={item}: {line}') from error
-
-
-def _plain(row: Mapping[str, Any], field: str) -> dict[str, Any]:
-  """Keeps the columns that are read; TFDS gives text as bytes."""
-  return {
-    k: row[k].decode(errors='surrogateescape')
-    if isinstance(row[k], bytes)
-    else row[k]
-    for k in (field, *_COLUMNS)
-    if k in row
-  }
 
 
 def _check_hub(name: str) -> None:
@@ -521,80 +464,3 @@ def _tfds(name: str) -> Sequence[Mapping[str, Any]]:
     builder = tfds.builder_from_directory(dataset)
     return builder.as_data_source(split=split or 'train')
   return tfds.data_source(dataset, split=split or 'train')
-
-
-# ----------------------------------------------------------------- records
-
-
-def _from_line(block: Block, number: int, line: bytes) -> Document | Reject:
-  if len(line) > block.most:
-    return _reject(block, number, f'longer than {block.most} bytes', line)
-  try:
-    record = reading.parse(line)
-  except ValueError:
-    return _reject(block, number, 'no JSON', line)
-  if not isinstance(record, dict):
-    return _reject(block, number, 'no JSON object', line)
-  return _from_record(block, number, record)
-
-
-def _from_record(
-  block: Block, number: int, record: dict[str, Any]
-) -> Document | Reject:
-  text = record.get(block.field)
-  if not isinstance(text, (str, bytes)):
-    return _reject(block, number, f'no `{block.field}`', str(record))
-  try:
-    source = _source(record)
-  except ValueError:
-    return _reject(block, number, 'no source to be read', str(record))
-  return _document(block, number, text, source)
-
-
-def _document(
-  block: Block, number: int, text: str | bytes, source: str | None = None
-) -> Document | Reject:
-  if len(text) > block.most:
-    return _reject(block, number, f'longer than {block.most} bytes', text)
-  try:
-    # A lone surrogate, which JSON can spell, has no UTF-8 either.
-    text = text.decode() if isinstance(text, bytes) else text
-    size = len(text.encode())
-  except UnicodeError:
-    return _reject(block, number, 'no Unicode', text)
-  if size > block.most:
-    return _reject(block, number, f'longer than {block.most} bytes', text)
-  if not text.strip():
-    return _reject(block, number, 'empty', text)
-  return Document(text, source or block.stem)
-
-
-def _source(record: dict[str, Any]) -> str | None:
-  """Returns what a record says of its source, None where it says nothing.
-
-  Raises:
-    ValueError: it is no Unicode, or nested too deeply.
-  """
-  meta = record.get('meta')
-  if isinstance(meta, (str, bytes)):
-    try:
-      meta = reading.parse(meta)
-    except json.JSONDecodeError:
-      meta = None
-  if not isinstance(meta, dict):
-    meta = {}
-  for name in (*(meta.get(key) for key in _SOURCES), record.get('source')):
-    if isinstance(name, (str, bytes)):
-      name = name.decode() if isinstance(name, bytes) else name
-      name.encode()
-      # Of each line's own path, the first folder.
-      folder = name.strip('/').partition('/')[0]
-      if folder and not folder.endswith(':'):
-        return folder
-  return None
-
-
-def _reject(
-  block: Block, number: int, reason: str, line: str | bytes
-) -> Reject:
-  return Reject(block.file, number, reason, quote(line))

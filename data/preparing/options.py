@@ -15,7 +15,7 @@ SAMPLES = {
   ),
 }
 # Most bytes of a document, or of a line that holds one.
-DOCUMENT_BYTES = 1 << 26
+DOCUMENT_BYTES = 1 << 28
 
 
 def _option(help: str, **default: Any) -> Any:

@@ -8,9 +8,11 @@ import collections
 from collections.abc import Iterable, Iterator
 import functools
 import hashlib
+import itertools
 import json
 import pathlib
-from typing import Any, NamedTuple
+import tempfile
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from steepest.data import (
   manifest as manifests,
   tokenizers,
 )
-from steepest.data.preparing import documents
+from steepest.data.preparing import documents, parsing
 
 # Hash in two halves, first token in the chunk's file, tokens, UTF-8 bytes, and
 # the number of the source in the chunk's own list.
@@ -39,6 +41,8 @@ _PART_BITS = 12
 MOST_TASKS = 1 << 20
 # Characters that are tokenized at a time.
 _CHARACTERS = 1 << 20
+# Bytes of tokens that are copied at a time.
+_COPIED = 1 << 20
 
 
 class Task(NamedTuple):
@@ -186,10 +190,10 @@ def save(
   directory: pathlib.Path,
   number: int,
   index_D: np.ndarray,
-  tokens: Iterable[np.ndarray],
+  tokens: Iterable[bytes],
 ) -> None:
   """Writes the documents of a chunk."""
-  files.write(tokens_path(directory, number), (t.data for t in tokens))
+  files.write(tokens_path(directory, number), tokens)
   files.write(_path(directory, number, 'index'), [index_D.data])
 
 
@@ -214,7 +218,7 @@ def write(rules: Rules, task: Task) -> Done:
   """
   chunks: list[Chunk] = []
   lines: list[int] = []
-  blocks: list[documents.Block] = []
+  blocks: list[parsing.Block] = []
 
   def flush() -> None:
     if len(chunks) >> _PART_BITS:
@@ -231,7 +235,7 @@ def write(rules: Rules, task: Task) -> Done:
       lines.append(0)
       for block in documents.blocks(piece, rules.size, rules.most):
         blocks.append(block)
-        if piece.end and isinstance(block.content, bytes):
+        if piece.end and isinstance(block.content, (bytes, bytearray)):
           lines[-1] += block.content.count(b'\n')
         if sum(b.bytes for b in blocks) >= rules.size:
           flush()
@@ -244,35 +248,39 @@ def write(rules: Rules, task: Task) -> Done:
   return Done(task, lines, chunks)
 
 
-def _write(
-  rules: Rules, number: int, blocks: Iterable[documents.Block]
-) -> Chunk:
+def _write(rules: Rules, number: int, blocks: Iterable[parsing.Block]) -> Chunk:
   """Tokenizes and writes a chunk; returns what it holds."""
   tokenizer = _tokenizer(rules.tokenizer)
   dtype = manifests.token_dtype(tokenizer.vocab_size)
   kept, rejects, contaminated = _read(rules, blocks)
   index_D = np.zeros(len(kept), INDEX)
   names: dict[str, int] = {}
-  tokens: list[np.ndarray] = []
-  for row, (document, ids) in zip(index_D, _encode(tokenizer, kept, dtype)):
-    text = document.text.encode()
-    digest = hashlib.sha256(text).digest()
-    row['high'], row['low'] = np.frombuffer(digest[:16], '<u8')
-    row['length'], row['bytes'] = len(ids), len(text)
-    row['source'] = names.setdefault(document.source, len(names))
-    tokens.append(ids)
-  order_D = np.lexsort(
-    (order_keys(index_D['high'], rules.seed), index_D['source'])
-  )
-  ends_D = np.cumsum(index_D['length'][order_D], dtype=np.uint64)
-  index_D['offset'][order_D] = ends_D - index_D['length'][order_D]
+  # Tokens in the order of the input, which may take more room than there is.
+  with tempfile.TemporaryFile(dir=rules.directory.parent) as file:
+    for row, (document, parts) in zip(index_D, _encode(tokenizer, kept)):
+      text = document.text
+      text = text.encode() if isinstance(text, str) else text
+      digest = hashlib.sha256(text).digest()
+      row['high'], row['low'] = np.frombuffer(digest[:16], '<u8')
+      for ids in parts:
+        row['length'] += len(ids)
+        file.write(ids.astype(dtype).data)
+      row['bytes'] = len(text)
+      row['source'] = names.setdefault(document.source, len(names))
+    order_D = np.lexsort(
+      (order_keys(index_D['high'], rules.seed), index_D['source'])
+    )
+    ends_D = np.cumsum(index_D['length'][order_D], dtype=np.uint64)
+    index_D['offset'][order_D] = ends_D - index_D['length'][order_D]
+    held_D = index_D['length'].astype(np.int64) * dtype.itemsize
+    tokens = _in_order(file, held_D, order_D)
+    save(rules.directory, number, index_D, tokens)
   for kind, lines in (('rejects', rejects), ('contaminated', contaminated)):
     path = _path(rules.directory, number, kind)
     # Of an earlier state of the input.
     path.unlink(missing_ok=True)
     if lines:
       files.write(path, ((json.dumps(line) + '\n').encode() for line in lines))
-  save(rules.directory, number, index_D, (tokens[i] for i in order_D))
   return Chunk(
     number,
     list(names),
@@ -282,6 +290,19 @@ def _write(
     rejects[0] if rejects else None,
     dict(collections.Counter(line['source'] for line in contaminated)),
   )
+
+
+def _in_order(
+  file: IO[bytes], held_D: np.ndarray, order_D: np.ndarray
+) -> Iterator[bytes]:
+  """Yields the bytes of documents in another order than the file's."""
+  begins_D = np.cumsum(held_D) - held_D
+  for i in order_D:
+    file.seek(int(begins_D[i]))
+    rest = int(held_D[i])
+    while rest:
+      yield (content := file.read(min(rest, _COPIED)))
+      rest -= len(content)
 
 
 def _path(directory: pathlib.Path, number: int, kind: str) -> pathlib.Path:
@@ -295,30 +316,28 @@ def _done(directory: pathlib.Path, task: int) -> pathlib.Path:
 
 
 def _read(
-  rules: Rules, blocks: Iterable[documents.Block]
-) -> tuple[
-  list[documents.Document], list[dict[str, Any]], list[dict[str, Any]]
-]:
+  rules: Rules, blocks: Iterable[parsing.Block]
+) -> tuple[list[parsing.Document], list[dict[str, Any]], list[dict[str, Any]]]:
   """Returns documents, rejects and contaminated documents of some blocks."""
-  kept: list[documents.Document] = []
+  kept: list[parsing.Document] = []
   rejects, contaminated = [], []
   for block in blocks:
     lines, found = [], []
-    for line, item in documents.parse(block):
+    for line, item in parsing.parse(block):
       item = _cuttable(rules, block, line, item)
-      if isinstance(item, documents.Reject):
+      if isinstance(item, parsing.Reject):
         rejects.append(item._asdict())
       else:
         lines.append(line)
         found.append(item._replace(source=rules.source or item.source))
     repeated = [False] * len(found)
     if rules.decontaminate:
-      known = _benchmarks(rules.benchmarks)
-      repeated = known.repeated_in([d.text for d in found])
+      repeated = _repeated(rules, [d.text for d in found])
     for line, document, repeats in zip(lines, found, repeated):
       if repeats:
         about = {'file': block.file, 'line': line, 'source': document.source}
-        contaminated.append({**about, 'quoted': documents.quote(document.text)})
+        quoted = parsing.quote(next(parsing.pieces(document.text)))
+        contaminated.append({**about, 'quoted': quoted})
       if not repeats or rules.decontaminate == 'report':
         kept.append(document)
   return kept, rejects, contaminated
@@ -326,34 +345,56 @@ def _read(
 
 def _cuttable(
   rules: Rules,
-  block: documents.Block,
+  block: parsing.Block,
   line: int,
-  item: documents.Document | documents.Reject,
-) -> documents.Document | documents.Reject:
+  item: parsing.Document | parsing.Reject,
+) -> parsing.Document | parsing.Reject:
   """Returns what `parse` gave, or a reject of a text that cannot be cut."""
-  if isinstance(item, documents.Document):
+  if isinstance(item, parsing.Document):
     try:
-      collections.deque(_tokenizer(rules.tokenizer).parts(item.text), 0)
+      collections.deque(_parts(rules, item.text), 0)
     except ValueError as error:
-      quoted = documents.quote(item.text)
-      return documents.Reject(block.file, line, str(error), quoted)
+      quoted = parsing.quote(item.text)
+      return parsing.Reject(block.file, line, str(error), quoted)
   return item
 
 
+def _parts(rules: Rules, text: str | parsing.Utf8) -> Iterator[str]:
+  return _tokenizer(rules.tokenizer).parts(parsing.pieces(text))
+
+
+def _repeated(rules: Rules, texts: list[str | parsing.Utf8]) -> list[bool]:
+  """Tells which texts repeat a benchmark; long ones part by part."""
+  known = _benchmarks(rules.benchmarks)
+  short = iter(known.repeated_in([t for t in texts if isinstance(t, str)]))
+  return [
+    next(short)
+    if isinstance(text, str)
+    else known.repeated_in_parts(_parts(rules, text))
+    for text in texts
+  ]
+
+
 def _encode(
-  tokenizer: tokenizers.Tokenizer,
-  kept: list[documents.Document],
-  dtype: np.dtype,
-) -> Iterator[tuple[documents.Document, np.ndarray]]:
-  batch: list[documents.Document] = []
-  characters = 0
-  for i, document in enumerate(kept):
-    batch.append(document)
-    characters += len(document.text)
-    if characters >= _CHARACTERS or i + 1 == len(kept):
-      ids = tokenizer.encode_documents([d.text for d in batch])
-      yield from zip(batch, (d.astype(dtype) for d in ids))
-      batch, characters = [], 0
+  tokenizer: tokenizers.Tokenizer, kept: list[parsing.Document]
+) -> Iterator[tuple[parsing.Document, Iterable[np.ndarray]]]:
+  """Yields documents with their tokens, in parts."""
+  # A batch ends with the document that makes it large enough.
+  sizes = itertools.accumulate(len(document.text) for document in kept)
+  batches = [size // _CHARACTERS for size in sizes]
+  numbered = zip(kept, [0, *batches])
+  for (_, short), group in itertools.groupby(
+    numbered, lambda of: (of[1], isinstance(of[0].text, str))
+  ):
+    found = [document for document, _ in group]
+    if short:
+      batch = [str(document.text) for document in found]
+      for document, ids in zip(found, tokenizer.encode_documents(batch)):
+        yield document, [ids]
+    else:
+      for document in found:
+        pieces = parsing.pieces(document.text)
+        yield document, tokenizer.encode_parts(pieces)
 
 
 @functools.lru_cache(maxsize=1)

@@ -19,6 +19,14 @@ def test_equals_a_search_by_hand(scored, documents):
   assert repeated == [bool(_runs(w) & runs) for w in documents]
 
 
+@given(_WORDS, st.lists(_WORDS, max_size=4))
+def test_parts_of_a_document_repeat_what_the_whole_does(scored, parts):
+  known = decontamination.Benchmarks([' '.join(scored)])
+  whole = [word for part in parts for word in part]
+  repeated = known.repeated_in_parts(' '.join(part) for part in parts)
+  assert repeated == bool(_runs(whole) & _runs(scored))
+
+
 def test_case_and_punctuation_do_not_hide_a_question():
   question = (
     'Which statement best explains why photosynthesis is the foundation of '

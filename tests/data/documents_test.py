@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from steepest.data import prepare
-from steepest.data.preparing import documents
+from steepest.data.preparing import documents, parsing
 
 _RECORDS = [
   {'text': 'one', 'meta': {'redpajama_set_name': 'RedPajamaC4'}},
@@ -72,14 +72,14 @@ def test_pieces_are_the_whole_file_wherever_they_are_cut(tmp_path, size):
     assert len(pieces) == -(-path.stat().st_size // size)
     blocks = [b for piece in pieces for b in documents.blocks(piece, size)]
     assert b''.join(b.content for b in blocks) == path.read_bytes()
-    found = [item for b in blocks for _, item in documents.parse(b)]
+    found = [item for b in blocks for _, item in parsing.parse(b)]
     assert [d.text for d in found[:-1]] == ['x' * i for i in range(1, 30)]
     # Lines of a piece are counted from its beginning.
     *_, (piece, bad) = [
       (piece, item)
       for piece in pieces
       for block in documents.blocks(piece, size)
-      for _, item in documents.parse(block)
+      for _, item in parsing.parse(block)
     ]
     before = documents.lines_before(one.name, piece.begin)
     assert before + bad.line == 31
@@ -126,15 +126,13 @@ def test_the_text_may_have_another_name(files, field):
     assert [d.source for d in read] == _SOURCES
   with pytest.raises(ValueError, match=f'--text_field=COLUMN of {field}, meta'):
     _read(str(table))
-  row = documents._plain({field: b'x', 'id': 3}, field)
-  assert row == {field: 'x'}
 
 
 def test_a_table_whose_meta_names_no_source_is_read(tmp_path):
   table = pa.table({'text': ['one', 'two'], 'meta': [{'id': 1}, {'id': 2}]})
   parquet.write_table(table, tmp_path / 'some.parquet')
   read = _read(str(tmp_path / 'some.parquet'))
-  assert read == [documents.Document(t, 'some') for t in ('one', 'two')]
+  assert read == [parsing.Document(t, 'some') for t in ('one', 'two')]
 
 
 def test_a_sources_path_counts_by_its_first_folder(tmp_path):
@@ -199,9 +197,10 @@ def test_redpajama_sample_is_read_whole(conformance):
     'wiki': 10,
   }
   read = [d for part in found.values() for d in part]
-  assert all(isinstance(d, documents.Document) for d in read)
+  assert all(isinstance(d, parsing.Document) for d in read)
   assert len({d.text for d in read}) == len(read) - 1
-  assert max(len(d.text.encode()) for d in read) == 1_395_542
+  # The book stays UTF-8.
+  assert max(len(d.text) for d in read) == 1_395_542
   assert {d.source for d in found['c4-rp']} == {'c4'}
   # Of cc/2019-30/en_head_0000.json.gz/line14, and so on.
   assert {d.source for d in found['cc']} == {'cc'}
@@ -211,7 +210,7 @@ def test_redpajama_sample_is_read_whole(conformance):
 # ---------------------------------------------------------------- datasets
 
 
-def _read(spec: str) -> list[documents.Document | documents.Reject]:
+def _read(spec: str) -> list[parsing.Document | parsing.Reject]:
   return list(documents.read(documents.find(spec)))
 
 
@@ -329,8 +328,8 @@ def test_tfds_examples_are_documents(tmp_path):
 
 
 def test_a_damaged_text_of_a_dataset_is_a_reject():
-  row = documents._plain({'text': b'\xff\xfe', 'source': 'x', 'id': 3}, 'text')
-  block = documents.Block('hf:x', 'x', 5, [row, {'source': 'x'}])
-  first, second = (item for _, item in documents.parse(block))
+  row = {'text': b'\xff\xfe', 'source': 'x'}
+  block = parsing.Block('hf:x', 'x', 5, [row, {'source': 'x'}])
+  first, second = (item for _, item in parsing.parse(block))
   assert (first.line, first.reason) == (5, 'no Unicode')
   assert (second.line, second.reason) == (6, 'no `text`')

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from steepest.data import manifest as manifests, prepare, tokenizers
-from steepest.data.preparing import documents
+from steepest.data.preparing import documents, parsing
 
 
 def _streams(directory: pathlib.Path) -> dict[tuple[str, str], np.ndarray]:
@@ -51,7 +51,7 @@ def _check(directory: pathlib.Path, patterns: str) -> manifests.Manifest:
   expected = collections.defaultdict(set)
   texts = {}
   for item in documents.read(documents.find(patterns)):
-    if isinstance(item, documents.Document):
+    if isinstance(item, parsing.Document):
       texts.setdefault(item.text, item.source)
   for text, source in texts.items():
     ids = [*tokenizer.encode(text), tokenizer.eos_id]

@@ -217,7 +217,7 @@ def _hugging_face(directory):
 def _documents(directory):
   import gzip
 
-  from steepest.data.preparing import documents
+  from steepest.data.preparing import documents, parsing
 
   lines = [
     {'text': 'one', 'meta': {'redpajama_set_name': 'a'}},
@@ -229,7 +229,7 @@ def _documents(directory):
 
   def read():
     for found in documents.read(documents.find(f'{directory}/*')):
-      assert isinstance(found, documents.Document | documents.Reject)
+      assert isinstance(found, parsing.Document | parsing.Reject)
 
   return read, ['a.jsonl', 'b.jsonl.gz']
 
