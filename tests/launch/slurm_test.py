@@ -113,8 +113,8 @@ _TRAIN = (
 class Cluster:
   """SLURM's daemons, and the jobs that they are given."""
 
-  def __init__(self, directory: pathlib.Path):
-    self.directory = directory
+  def __init__(self, directory: pathlib.Path, variables: dict[str, str]):
+    self.directory, self._variables = directory, variables
     self._daemons: list[subprocess.Popen[bytes]] = []
     self._ids: dict[str, str] = {}
 
@@ -161,9 +161,7 @@ class Cluster:
       )
 
   def _env(self) -> dict[str, str]:
-    env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-    conf = str(self.directory / 'slurm.conf')
-    return {**env, 'SLURM_CONF': conf, 'JAX_PLATFORMS': 'cpu'}
+    return {**self._variables, 'SLURM_CONF': f'{self.directory}/slurm.conf'}
 
   def run(self, *argv: str) -> str:
     done = subprocess.run(
@@ -245,7 +243,7 @@ def _until(
 
 
 @pytest.fixture(scope='module')
-def cluster(tmp_path_factory) -> Iterator[Cluster]:
+def cluster(tmp_path_factory, command_env, compiled_once) -> Iterator[Cluster]:
   """A cluster with all jobs of these tests, which run side by side."""
   if os.geteuid():
     pytest.skip('only root starts a SLURM')
@@ -254,7 +252,7 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
       pytest.skip(f'no {program} here: apt-get install slurm-wlm munge')
   if subprocess.run(['unshare', '--mount', 'true'], check=False).returncode:
     pytest.skip('no mounts of its own here')
-  cluster = Cluster(tmp_path_factory.mktemp('slurm'))
+  cluster = Cluster(tmp_path_factory.mktemp('slurm'), command_env)
   try:
     cluster.start()
     two = {'nodes': 2, 'processes': 2}
@@ -264,6 +262,7 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
       cluster.submit(name, module='steepest.launch.train', **train)
     if importlib.util.find_spec('ray'):
       study = {'module': 'steepest.launch.study', 'root': _ROOT, 'nodes': 2}
+      study['environment'] = compiled_once
       one = ('cpus-per-task=1',)
       cluster.submit('study', words=lambda _: _STUDY, options=one, **study)
     cluster.submit('array', [5, 0], points=('run', _NASTY), **two)
