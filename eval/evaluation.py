@@ -13,8 +13,9 @@ from typing import Any
 from etils import epath
 import jax
 from jax.sharding import Mesh
+from rich.table import Table
 
-from steepest.data import benchmarks, files, tokenizers
+from steepest.data import benchmarks, files, terminal, tokenizers
 from steepest.data.tokenizers import Tokenizer
 from steepest.eval import (
   likelihoods,
@@ -84,6 +85,38 @@ class Results:
     text = json.dumps(results, indent=1) + '\n'
     # Written last: if it exists, the others are complete.
     files.write(directory / 'results.json', [text.encode()])
+
+  def show(self) -> None:
+    """Prints a table of the scores, and what to know of them."""
+    table = Table('task', 'metric', 'value', 'n', 'chance')
+    groups = [name for name in self.metrics if name in tasks_lib.GROUPS]
+    members = [task for name in groups for task in tasks_lib.GROUPS[name]]
+    for task, values in self.metrics.items():
+      if task in members:
+        continue
+      chances = self.info['chance']
+      chance = f'{chances[task]:.3f}' if task in chances else ''
+      for name, value in values.items():
+        if name == 'n' or name.endswith('_stderr'):
+          continue
+        error = values[f'{name}_stderr']
+        text = f'{value:.4g}' + ('' if error is None else f' ± {error:.2g}')
+        of = chance if name.startswith('acc') else ''
+        table.add_row(task, name, text, str(values['n']), of)
+    if self.metrics:
+      terminal.Console().print(table)
+    shots, limit = self.info['shots'], self.info['limit']
+    truncated = self.info['truncated']
+    counts = ', '.join(map(str, sorted(set(shots.values()))))
+    which = 'all tasks' if len(shots) == len(self.info['tasks']) else 'some'
+    notes = {
+      f'{self.info["requests"]} requests, {self.info["seconds"]:.1f} s': True,
+      'subjects of groups are in results.json': members,
+      f'{counts} shots in {which}': shots,
+      f'limit {limit}: {self.info["limit_rule"]}': limit,
+      f'{truncated} requests lost their start': truncated,
+    }
+    print(*(note for note, holds in notes.items() if holds), sep='\n')
 
 
 def prepare(

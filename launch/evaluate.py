@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from steepest.launch import cli, scores
+from steepest.launch import cli
 
 if TYPE_CHECKING:
   from steepest.eval.evaluation import Results
@@ -95,7 +95,7 @@ def _evaluate(
   given = pathlib.Path(out)
   results = _score(model, selection, directory, limit, requests, given)
   results.write(given)
-  scores.show(results)
+  results.show()
   print(f'results: {pathlib.Path(out) / "results.json"}')
 
 

@@ -123,14 +123,13 @@ def _show_scores(workdir: pathlib.Path, wanted: str) -> None:
   """Prints the scores of the last step, and says which were not asked then."""
   from steepest.data import reading
   from steepest.eval import evaluation, tasks
-  from steepest.launch import scores
 
   path = workdir / 'eval' / 'results.json'
   scored: list[str] = []
   if path.exists():
     read = reading.json_object(path)
     results = evaluation.Results(read['info'], read['metrics'], [], [])
-    scores.show(results)
+    results.show()
     scored = results.info['tasks']
   missing = [t.name for t in tasks.select(wanted).tasks if t.name not in scored]
   if missing:
