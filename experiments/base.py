@@ -285,8 +285,6 @@ def _set_search(study: ConfigDict) -> None:
   study.space = 'all'
   # Trials per cell (sobol, tpe); 0: 8 plus 4 per searched hyperparameter.
   study.trials = 0
-  # Seed of the search points.
-  study.search_seed = 0
   # Runs per trial, with seeds from `seed` on; their mean loss counts.
   study.trial_seeds = 1
   # How often a search may be extended while the best learning rate is at an

@@ -51,6 +51,7 @@ _REMOVED: dict[str, Any] = {
   'spikes.window': _ANY,
   'spikes.z_score': 0.0,
   'study.corpus': 'passages',
+  'study.search_seed': 0,
   'study.vmapped_trials': _ANY,
 }
 
@@ -88,7 +89,6 @@ _RANGES: dict[str, tuple[float, float]] = {
   # Every trial of the search and every target is a directory.
   'study.max_extensions': (0, 1000),
   'study.parallel_trials': (1, _INTEGER),
-  'study.search_seed': (0, _INTEGER),
   'study.seeds': (1, 100_000),
   'study.target_steps': (1, _INTEGER),
   'study.trial_seeds': (1, 1000),

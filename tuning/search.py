@@ -359,7 +359,7 @@ class Search:
       ends, extension = ends + math.ceil(self._count / gaps), extension + 1
     if self._keys.search == 'tpe' and number >= max(4, self._count // 4):
       return self._parzen(number, losses, (low, high))
-    point = _sobol(self._keys.search_seed, number)
+    point = _sobol(number)
     names = dict.fromkeys((*_SHARED, *(d.name for d in self._dimensions)))
     values = {}
     for d in self._dimensions:
@@ -402,7 +402,7 @@ class Search:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = optuna.samplers.TPESampler(
       n_startup_trials=0,
-      seed=(self._keys.search_seed * 100_003 + number) % 2**32,
+      seed=number,
       constant_liar=self._keys.parallel_trials > 1,
     )
     study = optuna.create_study(sampler=sampler)
@@ -468,7 +468,6 @@ class Search:
     """Raises ValueError if the search began with other settings."""
     names = ['search', 'pruning', 'trial_seeds']
     names += ['parallel_trials'] * self._ordered
-    names += ['search_seed'] * (self._keys.search != 'grid')
     now: dict[str, Any] = {name: self._keys[name] for name in names}
     now |= {'trials': self._count} if self._keys.search != 'grid' else {}
     now |= {
@@ -480,6 +479,8 @@ class Search:
       self._study.set_user_attr('search', json.dumps(now))
       return
     begun = json.loads(attributes['search'])
+    # A key of earlier versions; what it can be is in training/config.py.
+    begun.pop('search_seed', None)
     for key in now | begun:
       a, b = (keys[key] if key in keys else () for keys in (begun, now))
       if a != b:
@@ -496,9 +497,9 @@ def _states() -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def _sobol(seed: int, number: int) -> np.ndarray:
-  """Returns a point of the sequence shared by all searches of a seed."""
-  sequence = qmc.Sobol(_COLUMNS, rng=np.random.default_rng(seed))
+def _sobol(number: int) -> np.ndarray:
+  """Returns a point of the sequence that all searches share."""
+  sequence = qmc.Sobol(_COLUMNS, rng=np.random.default_rng(0))
   return sequence.random_base2((number + 1).bit_length())[number]
 
 
