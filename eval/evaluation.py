@@ -13,9 +13,10 @@ from typing import Any
 from etils import epath
 import jax
 from jax.sharding import Mesh
+from rich.console import Console
 from rich.table import Table
 
-from steepest.data import benchmarks, files, terminal, tokenizers
+from steepest.data import benchmarks, files, tokenizers
 from steepest.data.tokenizers import Tokenizer
 from steepest.eval import (
   likelihoods,
@@ -86,7 +87,7 @@ class Results:
     # Written last: if it exists, the others are complete.
     files.write(directory / 'results.json', [text.encode()])
 
-  def show(self) -> None:
+  def show(self, console: Console) -> None:
     """Prints a table of the scores, and what to know of them."""
     table = Table('task', 'metric', 'value', 'n', 'chance')
     groups = [name for name in self.metrics if name in tasks_lib.GROUPS]
@@ -104,7 +105,7 @@ class Results:
         of = chance if name.startswith('acc') else ''
         table.add_row(task, name, text, str(values['n']), of)
     if self.metrics:
-      terminal.Console().print(table)
+      console.print(table)
     shots, limit = self.info['shots'], self.info['limit']
     truncated = self.info['truncated']
     counts = ', '.join(map(str, sorted(set(shots.values()))))

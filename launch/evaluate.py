@@ -84,7 +84,7 @@ def _evaluate(
 ) -> None:
   if not tasks and not requests:
     raise ValueError('give --tasks=… or --requests=FILE.jsonl, or both')
-  from steepest.data import benchmarks
+  from steepest.data import benchmarks, terminal
   from steepest.eval import questions, tasks as tasks_lib
 
   # A mistyped task is found before the model is loaded.
@@ -95,7 +95,7 @@ def _evaluate(
   given = pathlib.Path(out)
   results = _score(model, selection, directory, limit, requests, given)
   results.write(given)
-  results.show()
+  results.show(terminal.Console())
   print(f'results: {pathlib.Path(out) / "results.json"}')
 
 

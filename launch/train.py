@@ -121,7 +121,7 @@ def _directory(workdir: str, first: bool) -> Iterator[pathlib.Path]:
 
 def _show_scores(workdir: pathlib.Path, wanted: str) -> None:
   """Prints the scores of the last step, and says which were not asked then."""
-  from steepest.data import reading
+  from steepest.data import reading, terminal
   from steepest.eval import evaluation, tasks
 
   path = workdir / 'eval' / 'results.json'
@@ -129,7 +129,7 @@ def _show_scores(workdir: pathlib.Path, wanted: str) -> None:
   if path.exists():
     read = reading.json_object(path)
     results = evaluation.Results(read['info'], read['metrics'], [], [])
-    results.show()
+    results.show(terminal.Console())
     scored = results.info['tasks']
   missing = [t.name for t in tasks.select(wanted).tasks if t.name not in scored]
   if missing:
