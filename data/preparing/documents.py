@@ -168,6 +168,8 @@ def blocks(
     found = _dataset_blocks(piece, kind, name)
   for block in found:
     yield block._replace(field=piece.field, most=most)
+    # Otherwise two would be in memory while the next is read.
+    del block
 
 
 def _blocks(piece: Piece, size: int, most: int) -> Iterator[parsing.Block]:
@@ -358,7 +360,6 @@ def _batches(
             yield rows
             done += len(rows)
           left -= len(rows)
-          # Otherwise two batches would be in memory while the next is read.
           del rows
       except MemoryError:
         continue

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import json
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import compute
 
@@ -160,17 +161,24 @@ def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
 
 def _texts(column: pa.Array) -> Iterator[bytes | memoryview | None]:
   """Yields the UTF-8 of texts; long ones are not copied."""
-  kind = column.type
-  kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-  is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-  for scalar in column:
-    if not is_text or not scalar.is_valid:
+  rows: Iterable[int | None] = range(len(column))
+  if pa.types.is_dictionary(column.type):
+    column, rows = column.dictionary, column.indices.to_pylist()
+  large = pa.types.is_large_string(column.type)
+  if not large and not pa.types.is_string(column.type):
+    yield from (None for _ in rows)
+    return
+  # From Arrow's own buffers, as its scalars are copies.
+  _, ends, held = column.buffers()
+  ends_N = np.frombuffer(ends or b'', np.int64 if large else np.int32)
+  ends_N = ends_N[column.offset :]
+  valid = column.is_valid()
+  for i in rows:
+    if i is None or not valid[i].as_py():
       yield None
       continue
-    if isinstance(scalar, pa.DictionaryScalar):
-      scalar = scalar.value
-    held = scalar.as_buffer()
-    yield held.to_pybytes() if held.size <= _LONG else memoryview(held)
+    text = memoryview(held or b'')[ends_N[i] : ends_N[i + 1]]
+    yield text if len(text) > _LONG else bytes(text)
 
 
 def _from_line(block: Block, number: int, line: bytes) -> Document | Reject:

@@ -237,6 +237,8 @@ def write(rules: Rules, task: Task) -> Done:
         blocks.append(block)
         if piece.end and isinstance(block.content, (bytes, bytearray)):
           lines[-1] += block.content.count(b'\n')
+        # A large one is to be freed before the next is read.
+        del block
         if sum(b.bytes for b in blocks) >= rules.size:
           flush()
     if blocks:

@@ -150,10 +150,10 @@ def _table(path, rows, **options):
 def test_rows_that_unpack_to_much_are_read_one_by_one_or_named(
   tmp_path, monkeypatch
 ):
-  """30 MB of one text a hundred times is 3 GB, in a file of some kilobytes."""
+  """20 MB of one text a hundred times is 2 GB, in a file of some kilobytes."""
   monkeypatch.setattr(reading, '_TABLE_BYTES', 1 << 27)
   path = tmp_path / 'a.parquet'
-  text = 'it takes some words ' * 1_500_000
+  text = 'it takes some words ' * 1_000_000
   texts = pa.DictionaryArray.from_arrays([0] + [1] * 100, ['first', text])
   large = {'dictionary_pagesize_limit': 1 << 30, 'store_schema': False}
   _table(path, texts, **large)
@@ -162,7 +162,7 @@ def test_rows_that_unpack_to_much_are_read_one_by_one_or_named(
     if number == 2:
       assert bytes(found.text) == text.encode()
       break
-  _table(path, ['good', text * 5])
+  _table(path, ['good', text * 7], row_group_size=1)
   found = documents.read(documents.find(str(path)))
   assert next(found).text == 'good'
   with pytest.raises(ValueError, match=f'{path}, row 2: takes too much memory'):
