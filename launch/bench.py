@@ -1,4 +1,4 @@
-"""Estimates what a run takes on chips that are not at hand.
+"""Estimates memory and time of a run on chips that you need not have.
 
     python -m launch.bench --plan --config=experiments/gpt2_124m.py:adamw \\
         --devices=8 --chip=h100
@@ -7,10 +7,10 @@ Parameters and optimizer state are exact, other memory is estimated, FLOPs come
 from formulas, and hours from the MFU measured on the chip. Nothing is compiled.
 Exit status 0: it fits; 3: it does not; 1: an error.
 
---compile compiles the step, for this machine's devices or for GPUs or TPUs that
-are not at hand (pip install 'steepest[cuda]' or 'steepest[tpu]'), and reads the
-compiled program: memory, kernels, what the devices send each other, and whether
-they compute meanwhile. --chip=cpu tries both on the CPU.
+--compile compiles the step for this machine's devices, or for GPUs or TPUs that
+it lacks (pip install 'steepest[cuda]' or 'steepest[tpu]'), and reads the
+compiled program: memory, kernels, communication between devices, and how much
+of it overlaps with computation. --chip=cpu tries both on the CPU.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
   from steepest.tuning.plan import StepPlan
 
 _DOES_NOT_FIT = 3
-# Kernels that are listed one by one, the largest first.
+# Number of kernels listed one by one, largest first.
 _LISTED = 12
 
 
@@ -92,7 +92,7 @@ def _bench(
   validation.check_ranges(config)
   name = name if name == 'cpu' else chips.name_of(name)
   chip = chips.host() if name == 'cpu' else chips.find(name)
-  # First, since planning wakes JAX's backends.
+  # First: planning initializes JAX's backends.
   devices = compiled.devices(chip, name, count, slices) if compile_ else []
   planned = plan.plan(config, chip, count)
   _print_plan(config, planned, f'{count} × {name}', price)
@@ -170,7 +170,7 @@ def _compile(
   planned: 'StepPlan',
   chip: 'chips.Chip',
 ) -> int:
-  """Prints what the compiler made of the step; returns a device's bytes."""
+  """Prints memory and kernels of the compiled step; returns bytes a device."""
   from steepest.data.terminal import Console
   from steepest.tuning import compiled
 
@@ -220,7 +220,7 @@ def _kernel_table(kernels: 'list[Kernel]') -> 'Table':
   rows({'every step': steady}, lambda found: '')
   others = [k for k in kernels if not k.steady]
   rows({'in branches': others}, lambda found: 'logging, curvature')
-  # The end of an operation's path says most.
+  # The end of an operation's path is its most specific part.
   source = lambda found: '/'.join(found[0].source.split('/')[1:][-2:])
   rows({k.name: [k] for k in largest}, source)
   hidden = lambda found: (

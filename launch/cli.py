@@ -23,9 +23,9 @@ from steepest.training import chips, processes
 if TYPE_CHECKING:
   from steepest.data.preparing.options import Options
 
-# Characters of an error: values that it quotes may have any number.
+# Most characters of an error line; a value that it quotes may be longer.
 _LONGEST = 800
-# launch/submitters/ has a file for each.
+# Each is a file in launch/submitters/.
 PLACES = ('local', 'slurm', 'sky', 'xmanager', 'files')
 _HELP = ('--help', '-help', '-h', '--helpshort', '--helpfull')
 
@@ -38,13 +38,13 @@ def run(
 ) -> None:
   """Parses the flags, calls `main` and exits.
 
-  `words` receives the arguments that are not flags; None: they are refused.
+  `words` receives the positional arguments; with None they are refused.
   `addresses` names the flags that accept bucket addresses.
-  Any error is one line on stderr with exit status 1; an interruption exits with
-  130. STEEPEST_TRACEBACK=1 adds the traceback. `--help` prints `doc` and the
-  flags and exits with 0.
+  An error prints one line to stderr and exits with status 1; an interruption
+  exits with 130. STEEPEST_TRACEBACK=1 adds the traceback. `--help` prints `doc`
+  and the flags and exits with 0.
   """
-  # Orbax logs pages about errors that are one line here.
+  # Orbax logs pages for errors that take one line here.
   logging.set_verbosity(logging.FATAL)
   standard_logging.getLogger('asyncio').setLevel(standard_logging.CRITICAL)
   sys.unraisablehook = _show_unraisable
@@ -72,7 +72,7 @@ def run(
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     sys.exit(130)
-  except Exception as error:  # The one place where errors become lines.
+  except Exception as error:  # The only place that prints errors.
     if os.environ.get('STEEPEST_TRACEBACK'):
       traceback.print_exc()
     print(f'error: {_one_line(error)}', file=sys.stderr)
@@ -81,15 +81,15 @@ def run(
 
 
 def _show_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
-  """Prints errors that no caller can catch, except late ones of a full disk."""
-  # TensorStore tells each array's failure to an event loop that Orbax closed
-  # at the first.
+  """Prints errors that no caller can catch, but not a full disk's late ones."""
+  # TensorStore reports each array's failure to an event loop that Orbax closed
+  # at the first one.
   if str(unraisable.exc_value) != 'Event loop is closed':
     sys.__unraisablehook__(unraisable)
 
 
 def _leave_others() -> None:
-  """Ends a process of several: at exit JAX would wait for the others."""
+  """Exits at once if JAX spans processes: at exit it would wait for them."""
   jax = sys.modules.get('jax')
   if jax is not None and jax.distributed.is_initialized():
     sys.stdout.flush()
@@ -98,7 +98,7 @@ def _leave_others() -> None:
 
 
 def write(out: flags.FlagHolder, main: Callable[[], None]) -> None:
-  """Calls `main`, which writes to --out, and keeps other commands out.
+  """Calls `main`, which writes to --out, while it locks that directory.
 
   For a bucket, --out becomes the local copy.
   """
@@ -121,13 +121,13 @@ def define_config() -> flags.FlagHolder:
     'Recipe as FILE.py or FILE.py:VARIANT; --config.KEY=VALUE '
     'overrides any key of experiments/base.py.',
     lock_config=False,
-    # Of optimizers; training/config.py refuses what none of them has.
+    # Keys of a single optimizer; training/config.py refuses unknown ones.
     accept_new_attributes=True,
   )
 
 
 def define_place() -> Callable[[], argparse.Namespace]:
-  """Defines the flags of submitted runs; returns a reader of their values."""
+  """Defines the flags of submitted runs; returns a function that reads them."""
   whole, many = flags.DEFINE_integer, flags.DEFINE_multi_string
   defined = [
     flags.DEFINE_string(
@@ -138,7 +138,7 @@ def define_place() -> Callable[[], argparse.Namespace]:
       'nodes',
       1,
       'Machines of a study, with all their accelerators (slurm). For a run, '
-      'machines that --processes share; with --chip, --devices decide.',
+      'machines to divide --processes over; with --chip, --devices decides.',
       lower_bound=1,
     ),
     whole(
@@ -148,7 +148,7 @@ def define_place() -> Callable[[], argparse.Namespace]:
       'study: maximum number of concurrent runs.',
       lower_bound=0,
     ),
-    whole('restarts', 3, 'Restarts in a row without progress.', lower_bound=0),
+    whole('restarts', 3, 'Maximum restarts without progress.', lower_bound=0),
     flags.DEFINE_float(
       'hours',
       None,
@@ -158,10 +158,10 @@ def define_place() -> Callable[[], argparse.Namespace]:
     flags.DEFINE_float(
       'minutes',
       None,
-      'Time limit of a study: it does what fits, saves and stops.',
+      'Time limit of a study: it does as much as fits, saves and stops.',
       lower_bound=0.0,
     ),
-    many('option', [], 'KEY=VALUE, an option of the place.'),
+    many('option', [], 'KEY=VALUE, an option of --to (docs/launching.md).'),
     many('env', [], 'NAME=VALUE, set for the runs; no secrets.'),
     flags.DEFINE_bool('check', True, 'Refuse runs that will not fit.'),
     flags.DEFINE_bool('dry_run', False, 'Only print what would be submitted.'),
@@ -170,11 +170,11 @@ def define_place() -> Callable[[], argparse.Namespace]:
 
 
 def define_preparation() -> Callable[[], 'Options']:
-  """Defines the flags of text preparation that are not defined yet.
+  """Defines the flags of text preparation, except those defined already.
 
   Returns:
-    A function that makes the options from the flags' values. It raises a
-    ValueError that names a missing flag.
+    A function that builds the options from the flags. It raises a ValueError
+    that names a missing flag.
   """
   # Light enough to be imported for --help.
   from steepest.data.preparing import options
@@ -247,7 +247,7 @@ def default_workdir(holder: flags.FlagHolder) -> str:
 
 
 def _find_config(arg: str) -> str:
-  """Lets experiments/F.py be named from any directory."""
+  """Resolves --config=experiments/F.py from any directory."""
   match = re.fullmatch(r'(--?config=)([^:]+\.py)(:.*)?', arg)
   if not match or pathlib.Path(match[2]).exists():
     return arg
@@ -274,7 +274,7 @@ def _check_characters(arguments: Iterable[str]) -> None:
 
 
 def _check_addresses(allowed: Collection[str]) -> None:
-  """Raises a ValueError for an address where only a directory will do."""
+  """Raises a ValueError for an address in a flag that takes only paths."""
   for flag in _own_flags():
     values = flag.value if isinstance(flag.value, list) else [flag.value]
     for value in values if flag.name not in allowed else ():
@@ -296,7 +296,7 @@ def _print_flags() -> None:
   print('Flags:')
   for flag in _own_flags():
     default = f' (default {flag.default})' if flag.default else ''
-    # Abseil's words, in any whitespace.
+    # Abseil's note, whose line breaks vary.
     text = re.sub(r'\.?;\s+repeat this option.*', ' (repeatable)', flag.help)
     print(
       textwrap.fill(
@@ -317,7 +317,7 @@ def _check_keys(argv: list[str]) -> None:
     if not match or match[1] in known:
       continue
     near = difflib.get_close_matches(match[1], known, 1, cutoff=0.3)
-    # A right last part in the wrong group is the commonest mistake.
+    # The right name in the wrong group is the commonest mistake.
     leaf = match[1].rpartition('.')[2]
     near = [k for k in known if k.rpartition('.')[2] == leaf] or near
     hint = f'; did you mean {near[0]}?' if near else ''
@@ -326,9 +326,9 @@ def _check_keys(argv: list[str]) -> None:
 
 def _one_line(error: Exception) -> str:
   text = terminal.escape(' '.join(str(error).split()))
-  # What Abseil puts before the words of define_required.
+  # Abseil's prefix to the message of define_required.
   text = re.sub(r'flag --\w+=: ', '', text)
-  # config_flags wraps the whole traceback of a recipe into its message.
+  # config_flags puts the whole traceback of a recipe into its message.
   if 'Error whilst parsing config file' in text:
     text = re.sub(r'^.*(?<!\w)(?:\w+Error): ', '', text)
   if len(text) > _LONGEST:

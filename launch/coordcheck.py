@@ -1,14 +1,14 @@
-"""Checks that training changes a model equally at every size (µP).
+"""Checks that training changes activations equally at every size (µP).
 
     python -m launch.coordcheck --model=gpt2 --optimizer=lion \\
         --widths=32,64,128,256 --parametrization=mup --out=runs/coordcheck
 
-Trains about 10 steps on the source of Python's standard library at each width,
-with more heads at larger widths and several seeds. It fits the slope over width
-of each activation's change, of the updates and of Sophia's curvature on
-logarithmic scales, and judges each. --depths does the same over layers, at the
-first width. Writes coordcheck.json and coordcheck.html to --out; exits 0 if
-every slope is allowed, 1 if not.
+Trains about 10 steps on the source of Python's standard library at each width
+with several seeds; wider models have more heads. On log-log scales it fits the
+slope over width of each activation's change, of the updates and of Sophia's
+curvature, and judges each. --depths does the same over layers, at the first
+width. Writes coordcheck.json and coordcheck.html to --out; exits 0 if every
+slope is allowed, 1 if not.
 """
 
 import pathlib
@@ -71,7 +71,7 @@ def _check(values: dict[str, Any]) -> None:
     'width': _sizes('widths', values['widths'], 2),
     'depth': _sizes('depths', values['depths'], 0) or (2,),
   }
-  # JAX starts up for seconds; --help need not wait.
+  # JAX takes seconds to start; --help need not wait.
   from steepest.experiments import outside
   from steepest.report import coordinates as report
   from steepest.tuning import coordinates
@@ -109,10 +109,10 @@ def _check(values: dict[str, Any]) -> None:
 
 
 def _sizes(flag: str, words: list[str], least: int) -> tuple[int, ...]:
-  """Returns rising sizes.
+  """Returns a flag's sizes.
 
   Raises:
-    ValueError: they are not.
+    ValueError: they do not increase.
   """
   try:
     sizes = tuple(int(word) for word in words)

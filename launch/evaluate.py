@@ -87,7 +87,7 @@ def _evaluate(
   from steepest.data import benchmarks, terminal
   from steepest.eval import questions, tasks as tasks_lib
 
-  # A mistyped task is found before the model is loaded.
+  # Finds a mistyped task before the model is loaded.
   selection, directory = tasks_lib.Selection((), {}), pathlib.Path('.')
   if tasks:
     selection = tasks_lib.select(tasks, num_fewshot)
@@ -113,7 +113,7 @@ def _score(
   from steepest.eval import evaluation, likelihoods
   from steepest.training import environment, loading
 
-  # Float32 products in float32; bfloat16 ones are what they are.
+  # Multiplies float32 in float32; bfloat16 products do not change.
   jax.config.update('jax_default_matmul_precision', 'highest')
   model = loading.load_model(spec)
   params, mesh = loading.replicate(model.params)
@@ -133,7 +133,7 @@ def _score(
 
 
 def _check_same(out: pathlib.Path, info: Mapping[str, Any]) -> None:
-  """Raises a FileExistsError if `out` has what other words came to."""
+  """Raises a FileExistsError if `out` holds another evaluation's results."""
   path = out / 'results.json'
   if not path.exists():
     return
@@ -142,7 +142,7 @@ def _check_same(out: pathlib.Path, info: Mapping[str, Any]) -> None:
   before = reading.json_object(path)
   held = before['info'] if 'info' in before else {}
   new = json.loads(json.dumps(info))
-  # Of given pairs there need be none.
+  # `info` has no 'given' without --requests.
   keys = dict.fromkeys((*new, 'given'))
   differ = [k for k in keys if held.get(k) != new.get(k)]
   if differ:

@@ -3,8 +3,8 @@
     python -m launch.export --model=ckpt:runs/tiny --out=DIR
 
 Writes config.json, generation_config.json, model.safetensors (float32),
-tokenizer.json and tokenizer_config.json to DIR. It folds the multipliers of µP
-and of a depth rule into the weights, so the logits do not change.
+tokenizer.json and tokenizer_config.json to DIR. Multipliers of µP and of a
+depth rule are folded into the weights, so the logits do not change.
 """
 
 import os

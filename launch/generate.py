@@ -86,7 +86,7 @@ def _encode(prompt: str, tokenizer: 'Tokenizer') -> list[int]:
   ids = tokenizer.encode(prompt)
   if ids:
     return ids
-  # Where texts follow one another, the end of one starts the next.
+  # In packed training data, an end-of-text token precedes the next document.
   start = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
   if start is None:
     raise ValueError('the tokenizer has no token to start with: give --prompt')
@@ -99,7 +99,7 @@ def _write(
   tokenizer: 'Tokenizer',
   max_length: int,
 ) -> None:
-  """Writes a text as it comes, in whole characters."""
+  """Prints tokens as they are generated, in whole characters."""
   ids, shown = list(prompt), ''
 
   def show(last: bool = False) -> None:

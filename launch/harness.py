@@ -1,11 +1,11 @@
-"""lm-evaluation-harness with one more model, `steepest`.
+"""Runs lm-evaluation-harness with this project's models.
 
     python -m launch.harness --model steepest \\
         --model_args model=ckpt:runs/tiny --tasks gsm8k --limit 100
 
-Needs lm-eval (pip install 'steepest[harness]'). All flags except --model and
---model_args are the harness's own: see its --help. For tasks that this project
-has itself, launch.evaluate uses the same prompts and metrics.
+Needs lm-eval (pip install 'steepest[harness]'). All flags are the harness's:
+see its --help. Tasks that this project implements too have the same prompts and
+metrics in launch.evaluate.
 """
 
 import multiprocessing
@@ -15,15 +15,15 @@ from steepest.eval import harness
 
 
 def main() -> None:
-  """The harness's command, which finds the model in its registry."""
+  """The harness's command, with the model `steepest` in its registry."""
   try:
     from lm_eval import __main__ as command
   except ImportError as error:
     line = f'the package lm-eval cannot be imported ({error})'
     sys.exit(f"error: {line}: pip install 'steepest[harness]'")
   harness.register(_load)
-  # The harness starts processes for its bootstraps; after a fork the threads
-  # of JAX would be missing in them.
+  # The harness bootstraps in child processes; forked ones would lack JAX's
+  # threads.
   multiprocessing.set_start_method('spawn')
   command.cli_evaluate()
 

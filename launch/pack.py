@@ -3,17 +3,18 @@
     python -m launch.pack --config=experiments/quickstart.py --out=quick.tar \\
         --platform=manylinux_2_28_x86_64 --python=3.12
 
-There, in the archive's folder, `./run --minutes=12` installs the pack, does
-what fits into 12 minutes and writes results.tar.gz. Back here
+On that machine, unpack it and run `./run --minutes=12` in its folder: this
+installs the pack, does as much as fits into 12 minutes and writes
+results.tar.gz. Back here,
 
     python -m launch.pack --config=experiments/quickstart.py \\
         --merge=results.tar.gz
 
-merges the results into the study's directory. launch.report reads it,
-launch.study resumes from it, and so does the next pack.
+merges the results into the study's directory, which launch.report reads, and
+from which launch.study or the next pack resumes.
 
 With data.source=shards:DIR, the shards are packed. If they do not exist yet,
---input=TEXT --tokenizer=… packs text instead, which is prepared there.
+--input=TEXT --tokenizer=… packs text instead, and ./run prepares it.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def main() -> None:
   workdir = flags.DEFINE_string(
     'workdir',
     None,
-    'Directory of the study or run, packed too (default runs/CONFIG).',
+    'Directory of the study or run, also packed (default runs/CONFIG).',
   )
   out = flags.DEFINE_string(
     'out', None, 'FILE.tar or a directory; neither may exist.'
@@ -48,13 +49,13 @@ def main() -> None:
       'Platform of the wheels: manylinux_2_N_x86_64 or …_aarch64 (glibc 2.N).',
     ),
     flags.DEFINE_string(
-      'python', sysconfig.get_python_version(), 'Python version there.'
+      'python', sysconfig.get_python_version(), 'Python of that machine.'
     ),
     flags.DEFINE_list('extras', [], 'Extras to install, such as cuda.'),
     flags.DEFINE_string(
       'have',
       '',
-      'File with the output of `pip list` there; those packages are left out.',
+      "File with that machine's `pip list`; those packages are left out.",
     ),
     flags.DEFINE_integer('limit_mb', 4000, 'Maximum size.', lower_bound=1),
     flags.DEFINE_bool('checkpoints', False, 'Include checkpoints.'),

@@ -6,9 +6,9 @@
 
 Reads .jsonl, .jsonl.gz, .jsonl.zst and .parquet files with a `text` in each
 record, any other file as one document, and Hugging Face and TFDS datasets. It
-drops duplicates, takes validation documents from every source and ends each
-document with the end-of-text token. Stopped at any point, the same command
-resumes; the result is the same, byte for byte.
+drops duplicates, holds out validation documents from every source and ends each
+document with the end-of-text token. If it is interrupted, the same command
+resumes, and the result is the same, byte for byte.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def _run(
   address: str,
   text: Callable[[], 'Options'],
 ) -> None:
-  # Read by the tokenizers library when it starts its threads.
+  # The tokenizers library reads it when it starts its threads.
   if workers == 1:
     os.environ['RAYON_NUM_THREADS'] = '1'
   from steepest.data import buckets

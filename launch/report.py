@@ -1,13 +1,13 @@
-"""Compares runs: writes a page that opens offline and prints its tables.
+"""Compares runs: writes an offline HTML page and prints its tables.
 
     python -m launch.report --runs=runs/study --out=runs/study/report
     python -m launch.report --compare=scores/a,scores/b --out=scores/a-b
 
---runs: searches directories for runs. Runs with stage=final are compared; those
-with stage=tune show how each optimizer was tuned. Runs may be unfinished. A
-directory with a report's tables works too. --claims: writes a page with a
-paper's claims and the evidence for each.
---compare: compares two models question by question, each scored by
+--runs searches directories for runs, finished or not, or reads a report's
+tables. It compares runs with stage=final; those with stage=tune show how each
+optimizer was tuned. --claims adds a page with a paper's claims and the evidence
+for each.
+--compare compares two models question by question, each scored by
 launch.evaluate (give its --out) or during training (give its workdir).
 """
 
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def _copies(directories: Sequence[str]) -> list[str]:
-  """Returns directories, those of buckets as copies without checkpoints."""
+  """Returns directories; of a bucket's, copies without checkpoints."""
   from steepest.data import buckets
 
   return [str(buckets.read(name, buckets.rows)) for name in directories]

@@ -1,4 +1,4 @@
-"""Tunes optimizers on proxies, trains targets with the best, compares them.
+"""Tunes optimizers on proxies, trains targets with the best values and reports.
 
     python -m launch.study --config=experiments/quickstart.py --workdir=runs/q
 
@@ -6,21 +6,21 @@ For each model × optimizer, it searches on a proxy (study.search), transfers th
 best values to a wider target by µP, trains the target with several seeds and
 scores it on benchmarks; then it writes the report. Started again, it resumes.
 --targets=slurm|sky|xmanager|files submits each target as a separate job, as
-launch.submit does (--chip, --devices, …); started again, the study collects
-the targets that have finished.
+launch.submit does (--chip, --devices, …); run it again to collect the targets
+that have finished.
 
     python -m launch.study --plan --config=experiments/paper_study.py \\
         --chip=h100 --devices=64
 
-estimates what a study takes on chips that are not at hand: runs, memory and
-chip-hours of the trials and targets of each cell. Exit status 0: all of it
-fits; 3: a run does not; 1: an error.
+estimates the study on chips that you need not have: runs, memory and chip-hours
+of the trials and targets of each cell. Exit status 0: every run fits; 3: one
+does not; 1: an error.
 
 On SIGTERM or Ctrl-C, running trials and targets save and stop, with exit status
 75; a second signal exits at once. The same command resumes the study.
 
-With --minutes=N, it lists what fits into N minutes, does that, the most
-important first, saves and stops; with --plan, it lists that for other chips.
+With --minutes=N, it lists the runs that fit into N minutes, does them, most
+important first, saves and stops; --plan --minutes=N lists them for --chip.
 """
 
 import argparse
@@ -105,7 +105,7 @@ def main() -> None:
       return
     if sent is not None:
       sent.check(study)
-    # What runs that have ended saved is not needed any more.
+    # Checkpoints of runs that have ended need no copy.
     choice = buckets.unfinished if sent is None else buckets.trials
     with buckets.staged(directory, 'at this study', choice) as stage:
       _run(study, stage, workers.value, address.value, sent, given.minutes)
@@ -123,7 +123,7 @@ def _directory(workdir: str) -> str:
 
 
 def _config(holder: flags.FlagHolder, optimizers: str | None) -> 'ConfigDict':
-  """Returns the study's configuration, its optimizers by name."""
+  """Returns the study's configuration with the optimizers of --optimizers."""
   config = cli.required(holder)
   if 'study' not in config:
     raise ValueError(
@@ -160,7 +160,7 @@ def _run(
   with locks.hold(workdir, 'at this study'), _stoppable(workdir, budget):
     with engine.machines(address, workers) as machines:
       config = corpus.ready(config, workdir)
-      # Whichever machine trains or goes on reads it there.
+      # Any machine that trains or resumes reads the data there.
       config.data.source = stage.address(config.data.source)
       stage.push()
       send = targets.send if targets else None
@@ -170,7 +170,7 @@ def _run(
       away = targets is not None
       phases = tuning_study.phases(config, machines.machine, away)
       if not processes.has_accelerator():
-        # Should this process be a slot.
+        # In case this process is a slot.
         most = max(size for _, size in phases)
         os.environ.update(engine.cpu_devices(most))
       for kinds, size in phases:
@@ -193,9 +193,9 @@ def _run(
 
 @contextlib.contextmanager
 def _stoppable(workdir: pathlib.Path, budget: 'Budget') -> Iterator[None]:
-  """Turns the first signal into the end of the study's time.
+  """Ends the study's time at the first signal.
 
-  Its runs save and stop; then this process leaves as a run that was stopped.
+  Its runs save and stop; then this process exits with a stopped run's status.
   """
   from steepest.training import interrupts
   from steepest.tuning import worker
@@ -226,7 +226,7 @@ def _stoppable(workdir: pathlib.Path, budget: 'Budget') -> Iterator[None]:
 def _plan(
   config: 'ConfigDict', given: argparse.Namespace, away: bool, price: float
 ) -> None:
-  # Nothing here needs an accelerator, and one may be in use.
+  # Planning needs no accelerator, and one may be in use.
   import jax
 
   jax.config.update('jax_platforms', 'cpu')
@@ -237,7 +237,7 @@ def _plan(
   console = Console(columns=140)
   with console.status('planning'):
     chip, devices = chips.name_of(given.chip or 'h100'), given.devices
-    # As a job of its own a target has all of them.
+    # A target that is its own job has all of them.
     machine = devices if away else 0
     found = plan.stages(config, chips.find(chip), devices, machine)
   console.print(plan.table(found))

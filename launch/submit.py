@@ -1,14 +1,14 @@
-"""Runs a recipe on a cluster, several times, or in several processes.
+"""Runs a recipe on a cluster, as a sweep, or in several processes.
 
     python -m launch.submit --to=slurm --config=experiments/gpt2_124m.py:lion \\
         --chip=h100 --devices=16 --sweep=optimizer.lr=1e-4,2e-4 --dry_run
 
 --to=local runs several processes on this machine as one JAX program; slurm, sky
 and xmanager write a script and submit it; files writes a JSON file for other
-launchers. --dry_run prints it with the plan of launch.bench --plan, and changes
-nothing. --option=KEY=VALUE sets an option of one of these places;
-docs/launching.md lists them. Arguments after `--` are passed to the command,
-as in `… -- --targets=slurm` for a study.
+launchers. --dry_run prints the script and the plan of launch.bench --plan, and
+changes nothing. --option=KEY=VALUE sets an option of --to; docs/launching.md
+lists them. Arguments after `--` are passed to the command, as in
+`… -- --targets=slurm` for a study.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def _submit(
     raise ValueError('--minutes is for studies; a run has --hours')
   home = places.workdir_of(place, workdir or cli.default_workdir(holder))
   fixed = cli.overrides(holder)
-  # A study has a process a machine, which has slots for its runs.
+  # A study is one process on each machine, with slots for its runs.
   many = study and options.processes > 1
   own = (f'--workers={options.processes}',) if many else ()
   given = config_flags.get_config_filename(flags.FLAGS[holder.name])

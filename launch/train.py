@@ -6,9 +6,9 @@
 Started again with the same workdir, it resumes; a finished run does not change.
 The workdir gets config.json, env.json, metrics.jsonl, TensorBoard events,
 checkpoints/, on accelerators programs/ (compiled programs), and at the end
-summary.json. As one of several processes (training/processes.py), which
-`launch.submit` starts, it does its part of the run in a shared workdir. A
-workdir at gs:// or s3:// is written through a local copy (data/buckets.py).
+summary.json. `launch.submit` starts several processes that share a run and its
+workdir (training/processes.py). A workdir at gs:// or s3:// is written through
+a local copy (data/buckets.py).
 """
 
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def _train(
   holder: flags.FlagHolder, workdir: str | None, restart: bool
 ) -> None:
   config = cli.required(holder)
-  # JAX starts up for seconds; --help and mistyped keys need not wait.
+  # JAX takes seconds to start; --help and mistyped keys need not wait.
   from steepest.data import locks
   from steepest.eval import evaluation
   from steepest.training import interrupts, mesh, processes, run
@@ -69,7 +69,7 @@ def _train(
         restart=restart,
       )
       if not first:
-        # The first process shows what goes on, the others help.
+        # Only the first process shows progress.
         train()
         return
       held = locks.hold(directory, 'training there')
@@ -85,10 +85,10 @@ def _train(
 
 @contextlib.contextmanager
 def _directory(workdir: str, first: bool) -> Iterator[pathlib.Path]:
-  """Gives the directory of a run, of a bucket the copy that all share.
+  """Yields a run's directory; of one in a bucket, the copy that all share.
 
   Raises:
-    ValueError: another machine than the first process's does not see it.
+    ValueError: this process does not see the first process's copy.
   """
   from steepest.data import buckets
 
@@ -113,14 +113,14 @@ def _directory(workdir: str, first: bool) -> Iterator[pathlib.Path]:
       if not mark.exists() or mark.read_text() != str(drawn):
         raise ValueError(
           f'--workdir={workdir}: its copy, {directory}, is not the first '
-          "process's: processes on several machines need STEEPEST_CACHE where "
-          'all of them see it, or the bucket mounted'
+          "process's: put STEEPEST_CACHE where all machines see it, or mount "
+          'the bucket'
         )
     yield directory
 
 
 def _show_scores(workdir: pathlib.Path, wanted: str) -> None:
-  """Prints the scores of the last step, and says which were not asked then."""
+  """Prints the scores of the last step, and names tasks that have none."""
   from steepest.data import reading, terminal
   from steepest.eval import evaluation, tasks
 
@@ -137,7 +137,7 @@ def _show_scores(workdir: pathlib.Path, wanted: str) -> None:
     if not any((workdir / 'checkpoints').glob('[0-9]*')):
       how = 'it saved no checkpoint to score (checkpoint_every=0)'
     print(
-      f'note: {workdir} had finished and stays as it is, without scores of '
+      f'note: {workdir} had finished and does not change: no scores of '
       f'{", ".join(missing[:5])}{" and others" * (len(missing) > 5)}: {how}',
       file=sys.stderr,
     )

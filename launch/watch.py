@@ -4,9 +4,9 @@
 
 Takes any number of runs and of directories of runs, such as studies. Shows
 step, loss and its slope in nats per thousand steps, tokens/s, MFU, time spent
-waiting for data, newest checkpoint and its age, time left, and alarms. It reads
-only their directories, or buckets, so it works on any machine that sees them.
---once prints one view and exits. Ctrl-C ends the display, not the runs.
+waiting for data, newest checkpoint and its age, time left, and alarms. It only
+reads directories or buckets, so it works on any machine that sees them. --once
+prints one view and exits. Ctrl-C ends the display, not the runs.
 """
 
 import sys
@@ -56,7 +56,7 @@ def _watch(roots: list[str], once: bool, every: float) -> None:
 
 
 def _fit(roots: list[str], console: 'Console') -> 'Table':
-  # Title and heading take two lines; alarms may take a second line a run.
+  # Title and heading take two lines; two more leave room for wrapped alarms.
   return _view(roots, console.height - 4)
 
 

@@ -1,4 +1,4 @@
-"""Writes packs, and takes back what was done with them."""
+"""Writes packs and merges their results."""
 
 import argparse
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ from steepest.training import config as config_lib, environment, metrics
 from steepest.tuning import merge, study
 
 _MB = 10**6
-# Parts that are named where a pack is too large.
+# Number of files that the error of a too large pack names.
 _NAMED = 5
 _RECIPE = '''"""What was packed."""
 
@@ -43,7 +43,8 @@ def get_config(arg: str = '') -> ConfigDict:
 '''
 
 
-# Keys that name files, and what of their values does: './mine.py:100,adamw'.
+# Keys that name files, and the regular expression of the names in their values,
+# as in './mine.py:100,adamw'.
 _FILES = {
   'data.source': r'(?<=:).+',
   'model.init_from': r'(?<=:).+',
@@ -61,13 +62,13 @@ _FILES = {
 
 
 def named(config: dict[str, Any]) -> dict[str, str]:
-  """Returns the files that a configuration names → their names in a pack.
+  """Maps each file that a configuration names to its name in a pack.
 
   Args:
-    config: of a run or of a study, as config.json holds it.
+    config: of a run or a study, as in config.json.
 
   Raises:
-    ValueError: a file is on no disk of this machine.
+    ValueError: a file is not on this machine.
   """
   found: dict[str, str] = {}
   for key, value in _values(config):
@@ -82,7 +83,7 @@ def named(config: dict[str, Any]) -> dict[str, str]:
 def relocated(
   config: dict[str, Any], names: Mapping[str, str]
 ) -> dict[str, Any]:
-  """Returns a configuration whose files have the other names of a table."""
+  """Returns a configuration with its files renamed by a table."""
   moved = lambda match: names[match[0]] if match[0] in names else match[0]
   found = ConfigDict(config)
   for key, value in _values(config):
@@ -105,18 +106,18 @@ def write(
   out: pathlib.Path,
   asked: argparse.Namespace,
 ) -> str:
-  """Writes a pack and says how large it is.
+  """Writes a pack and returns a line with its size.
 
   Args:
     config: of a study or run.
-    workdir: of it; what was done goes with it.
-    out: a .tar or a directory, which is not there.
-    asked: values of launch.pack's flags, and `text`: what is prepared there, to
-      where data.source says, or None.
+    workdir: of the study or run; its results so far are packed too.
+    out: a .tar or a directory that does not exist yet.
+    asked: values of launch.pack's flags, and `text`: options of text that is
+      prepared there, into data.source, or None.
 
   Raises:
-    OSError: a file is missing, or a wheel could not be had.
-    ValueError: the configuration is wrong, or the pack too large.
+    OSError: a file is missing, or a wheel cannot be downloaded.
+    ValueError: the configuration is invalid, or the pack too large.
   """
   wheels.check(asked.platform, asked.python)
   have = wheels.listed(pathlib.Path(asked.have)) if asked.have else ()
@@ -136,11 +137,11 @@ def write(
 def take_back(
   config: ConfigDict, workdir: pathlib.Path, archive: pathlib.Path
 ) -> merge.Merged:
-  """Takes results.tar.gz of a pack into the directory of its study or run.
+  """Merges a pack's results.tar.gz into the directory of its study or run.
 
   Raises:
     OSError: there is no such file.
-    ValueError: the configuration is wrong, or the archive damaged.
+    ValueError: the configuration is invalid, or the archive damaged.
   """
   if not archive.is_file():
     raise FileNotFoundError(f'--merge={archive}: no such file')
@@ -162,7 +163,7 @@ def take_back(
 
 @contextlib.contextmanager
 def _written(target: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Has a directory filled and makes it the target, a .tar or a directory."""
+  """Yields a directory to fill, then makes it the target: .tar or directory."""
   if target.exists():
     raise ValueError(f'--out={target}: already exists')
   target.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +179,7 @@ def _written(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _ready(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
-  """Returns a checked configuration with its data in place, as JSON."""
+  """Returns the checked configuration as JSON, once its data is there."""
   if 'study' in config:
     study.complete(config)
   else:
@@ -198,14 +199,14 @@ def _write_inputs(
   folder: pathlib.Path,
   asked: argparse.Namespace,
 ) -> list[tuple[str, list[str]]]:
-  """Writes recipe, files, what was done; returns the commands to run there."""
+  """Writes recipe, files and results; returns the commands to run there."""
   text, source = asked.text, config.data.source.removeprefix('shards:')
   if text is not None and (
     source == config.data.source or pathlib.Path(source).exists()
   ):
     raise ValueError(
-      f'data.source={config.data.source}: with --input, which is prepared '
-      'there, give shards:DIR, a directory that does not exist yet'
+      f'data.source={config.data.source}: with --input give shards:DIR, a '
+      'directory that does not exist yet: ./run prepares it there'
     )
   values = _ready(config, workdir)
   names = named(values)
@@ -229,7 +230,7 @@ def _write_inputs(
 
 
 def _copy(source: pathlib.Path, target: pathlib.Path, chosen: str = '') -> None:
-  """Copies a file or a directory, of that of benchmarks those of some tasks."""
+  """Copies a file or a directory; of benchmarks, only those of some tasks."""
   target.parent.mkdir(parents=True, exist_ok=True)
   if not source.exists():
     raise FileNotFoundError(f'{source}: no such file')
@@ -244,7 +245,7 @@ def _copy(source: pathlib.Path, target: pathlib.Path, chosen: str = '') -> None:
 
 
 def _write_text(text: Options, out: str, folder: pathlib.Path) -> list[str]:
-  """Writes what a preparation reads; returns its flags there."""
+  """Writes the text to prepare; returns the flags to prepare it there."""
   at = folder / 'inputs'
   text.check()
   found = documents.find(text.inputs, text.text_field)
@@ -268,7 +269,7 @@ def _write_text(text: Options, out: str, folder: pathlib.Path) -> list[str]:
 
 
 def _write_code(folder: pathlib.Path) -> None:
-  """Writes the package as it is here, and what runs it."""
+  """Writes the package as it is here, and its `run` script."""
   root, code = pathlib.Path(environment.__file__).parents[1], folder / 'code'
   for path in root.iterdir():
     if (path / '__init__.py').is_file():
@@ -285,7 +286,7 @@ def _write_code(folder: pathlib.Path) -> None:
 
 
 def _check_size(folder: pathlib.Path, limit: int) -> int:
-  """Returns the bytes of a pack; raises a ValueError if there are too many."""
+  """Returns a pack's size in bytes; raises a ValueError above the limit."""
   sizes = {p: p.stat().st_size for p in folder.rglob('*') if p.is_file()}
   total = sum(sizes.values())
   if total > limit * _MB:
@@ -294,7 +295,7 @@ def _check_size(folder: pathlib.Path, limit: int) -> int:
       f'{p.relative_to(folder)} {sizes[p] / _MB:,.1f}' for p in largest
     )
     raise ValueError(
-      f'the pack has {total / _MB:,.1f} MB, --limit_mb={limit}; the largest '
-      f'files: {named}'
+      f'the pack has {total / _MB:,.1f} MB, over --limit_mb={limit}; largest '
+      f'files, in MB: {named}'
     )
   return total

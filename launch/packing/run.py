@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Runs a pack of launch.pack where no package index can be reached.
+"""Runs a pack of launch.pack on a machine without a package index.
 
     ./run --minutes=12
 
-Installs what the pack brings into its own directory, looks at the devices,
-prepares text, does what fits into the minutes and leaves results.tar.gz. Run
-again, it goes on.
+Installs the pack into its own directory, checks the devices, prepares text,
+does as much as fits into the minutes and writes results.tar.gz. Run again, it
+resumes.
 """
 
-# Runs before anything is installed: the standard library alone.
+# Runs before anything is installed, so it imports only the standard library.
 import argparse
 from collections.abc import Iterator
 import contextlib
@@ -25,13 +25,13 @@ from typing import Any
 import venv
 
 RESULTS = 'results.tar.gz'
-# Where the study or run of a pack is.
+# Directory of the pack's study or run.
 WORKDIR = 'work'
-# What of it is of use to nobody who goes on from it.
+# Parts of it that nobody needs to resume.
 _LEFT_OUT = ('report', 'data', '.lock')
-# Share of the time, and most seconds, that is kept for the report and results.
+# Share of the time reserved for the report and results, and at most seconds.
 _RESERVE, _LONGEST = 0.05, 60.0
-# Seconds that what runs has to save once it is asked to stop.
+# Seconds that a command has to save once it is asked to stop.
 _GRACE = 20.0
 _DEVICES = (
   'import jax; x = jax.numpy.ones((128, 128)); (x @ x).block_until_ready(); '
@@ -46,9 +46,11 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
-  parser.add_argument('--minutes', type=float, help='what there is time for')
   parser.add_argument(
-    '--checkpoints', action='store_true', help='results hold checkpoints too'
+    '--minutes', type=float, help='time limit (default: none)'
+  )
+  parser.add_argument(
+    '--checkpoints', action='store_true', help='include checkpoints in results'
   )
   options = parser.parse_args()
   if options.minutes is not None and options.minutes < 0:
@@ -74,7 +76,7 @@ def main() -> None:
 
 
 def _install(system: bool) -> str:
-  """Makes the environment, once; returns its Python."""
+  """Creates the virtual environment, once; returns its Python."""
   home = pathlib.Path('environment')
   python, done = str(home.absolute() / 'bin' / 'python'), home / 'complete'
   if done.exists():
@@ -84,7 +86,7 @@ def _install(system: bool) -> str:
   [site] = home.glob('lib/python*/site-packages')
   (site / 'steepest.pth').write_text(f'{pathlib.Path("code").absolute()}\n')
   if wheels := sorted(map(str, pathlib.Path('wheels').glob('*.whl'))):
-    # A wheel of pip runs as it is.
+    # pip runs from its wheel without being installed.
     [pip] = pathlib.Path('wheels').glob('pip-*.whl')
     command = [python, str(pip / 'pip'), 'install', '--quiet', '--no-deps']
     command += ['--no-index', '--disable-pip-version-check', '--no-compile']
@@ -106,25 +108,25 @@ def _look_at_devices(python: str) -> None:
   if gpus and 'JAX_PLATFORMS' not in os.environ and 'cpu ' in done.stdout:
     sys.exit(
       f'error: this machine has {len(gpus)} GPUs and JAX sees none: pack with '
-      '--extras=cuda, or set JAX_PLATFORMS=cpu to do without them'
+      '--extras=cuda, or set JAX_PLATFORMS=cpu to run without them'
     )
 
 
 def _do(
   python: str, name: str, words: list[str], end: float, reserve: float
 ) -> int:
-  """Runs a command, asks it to save when the time is up; returns its status.
+  """Runs a command, stops it when the time is up; returns its exit status.
 
   Args:
-    python: that has the package.
+    python: interpreter of the virtual environment.
     name: of the command.
-    words: that it is given.
-    end: when the time is up.
-    reserve: seconds before it that are kept for what comes after.
+    words: its arguments.
+    end: when the time is up, on the monotonic clock.
+    reserve: seconds before `end` kept for report and results.
   """
   stop = end - reserve
   if name == 'study' and end < math.inf:
-    # Stops by itself; if it does not, the results are worth more.
+    # It should stop by itself; if not, it is stopped to save the results.
     left = stop - time.monotonic()
     words, stop = [*words, f'--minutes={left / 60:.3f}'], end
   process = subprocess.Popen([python, '-m', f'steepest.launch.{name}', *words])
@@ -143,9 +145,9 @@ def _do(
 
 
 def _collect(checkpoints: bool) -> None:
-  """Writes the archive: runs that have ended, with checkpoints all."""
+  """Writes the archive: ended runs; with `checkpoints`, all runs."""
   work, part = pathlib.Path(WORKDIR), pathlib.Path(f'{RESULTS}.part')
-  # As seen from the pack, which may have been anywhere.
+  # Makes paths relative to the pack, which may be anywhere.
   here = json.dumps(f'{pathlib.Path.cwd()}/')[1:-1]
   with tarfile.open(part, 'w:gz') as tar:
     for path in kept(work, checkpoints):
@@ -157,16 +159,16 @@ def _collect(checkpoints: bool) -> None:
   if not checkpoints and (left_out := _unfinished(work)):
     print(
       f'{len(left_out)} runs have not ended and are left out; --checkpoints '
-      'brings what they saved'
+      'includes what they saved'
     )
 
 
 def kept(work: pathlib.Path, checkpoints: bool) -> Iterator[pathlib.Path]:
-  """Yields the files of a study or run that are of use elsewhere.
+  """Yields the files of a study or run that are worth copying.
 
   Args:
     work: its directory.
-    checkpoints: whether these, and runs that have not ended, are too.
+    checkpoints: whether to include checkpoints, and runs that have not ended.
   """
   left_out = set() if checkpoints else _unfinished(work)
   for path in sorted(work.rglob('*')):
@@ -182,7 +184,7 @@ def kept(work: pathlib.Path, checkpoints: bool) -> Iterator[pathlib.Path]:
 def _unfinished(work: pathlib.Path) -> set[pathlib.Path]:
   """Returns the directories of runs that have not ended."""
   found = {path.parent for path in work.rglob('config.json')}
-  # Of a study, the outermost is not a run.
+  # A study's own directory has a config.json but is no run.
   return {
     path
     for path in found

@@ -1,7 +1,7 @@
-"""Wheels of what the package needs, for a platform and a Python of any place.
+"""Wheels of the package's dependencies, for another platform and Python.
 
-pip downloads them, without looking at what they need in turn: it would do that
-for the Python that it runs on itself.
+This resolves the dependencies and pip only downloads each: pip would resolve
+them for the Python that it runs on.
 """
 
 from collections.abc import Collection, Iterable
@@ -15,17 +15,17 @@ import sys
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-# Needed by tensorflow-datasets, and published as source alone, pure Python.
+# A dependency of tensorflow-datasets, pure Python published only as source.
 _SOURCES = ('promise',)
-# The oldest glibc that a manylinux tag names.
+# The oldest glibc of a manylinux tag: 2.5.
 _OLDEST = 5
 _PLATFORM = re.compile(r'manylinux_2_(\d+)_(x86_64|aarch64)')
-# Its names of glibc before there were numbers.
+# Tags older than the numbered ones, by glibc 2.N.
 _OLD_NAMES = {5: 'manylinux1', 12: 'manylinux2010', 17: 'manylinux2014'}
 
 
 def check(platform: str, python: str) -> None:
-  """Raises a ValueError unless there may be wheels for these."""
+  """Raises a ValueError if the platform or Python is malformed."""
   if not _PLATFORM.fullmatch(platform):
     raise ValueError(
       f'--platform={platform}: give manylinux_2_N_x86_64 or …_aarch64; N is at '
@@ -36,10 +36,10 @@ def check(platform: str, python: str) -> None:
 
 
 def listed(path: pathlib.Path) -> frozenset[str]:
-  """Returns the packages in what `pip list` or `pip freeze` printed.
+  """Returns the packages in the output of `pip list` or `pip freeze`.
 
   Raises:
-    ValueError: there is none.
+    ValueError: it has none.
   """
   lines = path.read_text('utf-8').splitlines()
   found = (
@@ -48,7 +48,7 @@ def listed(path: pathlib.Path) -> frozenset[str]:
   names = frozenset(canonicalize_name(match[1]) for match in found if match)
   if not names:
     raise ValueError(
-      f'--have={path}: holds no package; give what pip list says'
+      f'--have={path}: names no package; give the output of pip list'
     )
   return names
 
@@ -60,17 +60,17 @@ def download(
   extras: Iterable[str],
   have: Collection[str],
 ) -> None:
-  """Downloads all that the package needs, each in the version that is here.
+  """Downloads the package's dependencies, in the versions installed here.
 
   Args:
     out: directory of the wheels.
-    platform: 'manylinux_2_28_x86_64', as `check` takes it.
-    python: '3.12'.
+    platform: as in `check`, such as 'manylinux_2_28_x86_64'.
+    python: such as '3.12'.
     extras: of the package, such as 'cuda'.
-    have: packages that are there; what they need is there too.
+    have: packages of the target machine, taken to have their dependencies.
 
   Raises:
-    OSError: pip could not get one.
+    OSError: pip could not download one.
   """
   environment = _environment(platform, python)
   texts = importlib.metadata.requires('steepest') or []
@@ -91,12 +91,12 @@ def download(
       for needed in _needs(_metadata(out, r.name), r.extras, environment)
     ]
   if got:
-    # Installs the others there.
+    # Installs the other wheels there.
     _get([Requirement('pip')], out, platform, python)
 
 
 def _environment(platform: str, python: str) -> dict[str, str]:
-  """Returns what markers are looked up in."""
+  """Returns the target's values of environment markers (PEP 508)."""
   return {
     'implementation_name': 'cpython',
     'os_name': 'posix',
@@ -112,7 +112,7 @@ def _environment(platform: str, python: str) -> dict[str, str]:
 def _needs(
   texts: Iterable[str], extras: Iterable[str], environment: dict[str, str]
 ) -> list[Requirement]:
-  """Returns the requirements that hold in an environment."""
+  """Returns the requirements that apply in an environment."""
   found = []
   for requirement in map(Requirement, texts):
     marker = requirement.marker
@@ -131,7 +131,7 @@ def _get(
   platform: str,
   python: str,
 ) -> None:
-  """Downloads wheels; what is installed here has its version here."""
+  """Downloads wheels; packages installed here keep their version."""
   installed = {
     canonicalize_name(found.name): found.version
     for found in importlib.metadata.distributions()
@@ -140,7 +140,7 @@ def _get(
   for requirement in requirements:
     name = canonicalize_name(requirement.name)
     text = f'{requirement.name}{requirement.specifier}'
-    # The pip of here may be older than the Python of there.
+    # This machine's pip may be too old for the target's Python.
     if name != 'pip' and name in installed:
       text = f'{requirement.name}=={installed[name]}'
     texts[name in _SOURCES].append(text)
@@ -162,18 +162,18 @@ def _get(
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode and importlib.util.find_spec('pip') is None:
       raise OSError(
-        f'{sys.executable} has no pip, which gets wheels: install it'
+        f'{sys.executable} has no pip to download wheels: install it'
       )
     if done.returncode:
       lines = done.stderr.strip().splitlines() or ['no message']
       raise OSError(
-        f'pip has no wheel for Python {python} on {platform}: {lines[-1]}; try '
-        'another --python, or --have what the machine has'
+        f'pip finds no wheel for Python {python} on {platform}: {lines[-1]}; '
+        'try another --python, or list what the machine has in --have'
       )
 
 
 def _metadata(out: pathlib.Path, name: str) -> list[str]:
-  """Returns what the wheel of a package needs."""
+  """Returns the requirements of a downloaded package."""
   wheels = list(map(str, out.glob('*.whl')))
   [found] = importlib.metadata.distributions(name=name, path=wheels)
   return found.requires or []

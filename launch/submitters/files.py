@@ -1,8 +1,8 @@
-"""Files for launchers that this project does not know: a JSON file a job.
+"""A JSON file for each job, for launchers that this project does not know.
 
-`runs` has the command, workdir and point of each, `machines`, `accelerators`
-and `hours` say what one of them needs; docs/launching.md has the variables that
-tell several processes how to find each other.
+`runs` holds the command, workdir and sweep point of each run; `machines`,
+`accelerators` and `hours` say what one run needs. docs/launching.md lists the
+variables with which several processes find each other.
 """
 
 import json
@@ -13,7 +13,7 @@ OPTIONS = {'python': ('python', 'Python of the machines.')}
 
 
 def submission(job: jobs.Job) -> jobs.Submission:
-  """Returns the file; nothing is started."""
+  """Returns the file, and no command."""
   described = {
     'name': job.name,
     'machines': job.hosts,

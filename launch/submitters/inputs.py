@@ -1,4 +1,4 @@
-"""What runs read, and whether it is where they look for it."""
+"""The files and directories that runs read, and whether they exist."""
 
 from collections.abc import Iterable, Iterator
 import pathlib
@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from steepest.experiments import base
 
-# What names a file or a directory, and what lies in that directory.
+# Kinds of KIND:PATH, and the file that must be there ('': the path itself).
 _FILES = {
   **dict.fromkeys(('flat', 'hub', 'tfds'), ''),
   'shards': 'manifest.json',
@@ -16,29 +16,29 @@ _FILES = {
 
 
 def read_by(configs: Iterable[ConfigDict]) -> list[str]:
-  """Returns KEY=VALUE of what some runs read, each once."""
+  """Returns what runs read, as KEY=VALUE without repeats."""
   return list(dict.fromkeys(name for c in configs for name in _read_by(c)))
 
 
 def check(name: str) -> None:
-  """Raises a FileNotFoundError if what is read is not there.
+  """Raises a FileNotFoundError if an input does not exist.
 
   Args:
-    name: KEY=VALUE, as `read_by` returns it.
+    name: KEY=VALUE, from `read_by`.
   """
   value = name.partition('=')[2]
   if not value:
     raise FileNotFoundError(f'{name}: nothing to train on: give shards:DIR')
   kind, _, rest = value.partition(':')
   if kind == 'tfds' and not rest.startswith(('/', '.', '~')):
-    # TFDS knows the name, in its own directory.
+    # A name that TFDS looks up in its own directory.
     return
   path = pathlib.Path(rest if kind in _FILES else value).expanduser()
   if kind in _FILES:
     path /= _FILES[kind]
   if not path.exists():
     raise FileNotFoundError(
-      f'{name}: {path.absolute()} is not there; --nocheck submits it anyway'
+      f'{name}: {path.absolute()} does not exist; --nocheck submits it anyway'
     )
 
 

@@ -1,4 +1,4 @@
-"""One description of what is to run, for every place where it may run."""
+"""Description of a job that every place can run."""
 
 import ast
 import dataclasses
@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 from steepest.experiments import base
 from steepest.training import chips
 
-# What training exits with when a signal stopped it: training/interrupts.py.
+# Exit status of training that a signal stopped: training/interrupts.py.
 STOPPED = 75
-# What each machine of a study of several does: a Ray of this job alone, which
-# the first one heads, where the study, "$@", runs too. Only what a machine
-# started is ended. FIRST is the head's HOST:PORT, RANK the machine's number,
-# CPUS what it has; the token of RAY_AUTH_TOKEN is the same everywhere.
+# Script of each machine of a study on several. They form a Ray cluster of this
+# job alone; the first machine is its head and runs the study, "$@". Each stops
+# only the processes that it started. FIRST is the head's HOST:PORT, RANK the
+# machine's number, CPUS its number of cores; RAY_AUTH_TOKEN is the same on all.
 RAY_NODE = r"""
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 up() { (: < "/dev/tcp/${FIRST%:*}/${FIRST#*:}") 2> /dev/null; }
@@ -41,13 +41,13 @@ status=$?
 kill $!
 exit $status
 """
-# Parts of names whose values would end up in scripts and logs.
+# Parts of secrets' names: their values would end up in scripts and logs.
 _SECRET = re.compile(r'key|token|secret|passw|credential', re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-  """One run: a point of a sweep, or all there is.
+  """One run of a job, or one study.
 
   Attributes:
     workdir: of the run, as the machine that trains sees it.
@@ -66,22 +66,22 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What is to run, wherever that is.
+  """Runs to submit, and what they need.
 
   Attributes:
     name: lower-case letters, digits and dashes.
     module: Python module of the command.
     units: runs, independent of each other.
-    root: directory that commands run in, or that the place is sent.
-    folder: where this machine keeps what is submitted.
+    root: directory that commands run in, or that is sent to the place.
+    folder: this machine's directory of submitted files.
     chip: accelerator as in training/chips.py; '': none.
-    devices: accelerators of one run; without them, of no meaning.
-    nodes: machines of one run where no accelerator says how many.
-    processes: of one run; 0: as many as the place starts by itself.
-    restarts: times that a run may end without having got further.
-    hours: limit of one run; None: the place's own.
+    devices: accelerators of one run; without a chip, meaningless.
+    nodes: machines of one run without accelerators.
+    processes: of one run; 0: the place's own number.
+    restarts: times that a run may fail without progress.
+    hours: time limit of one run; None: the place's own.
     environment: variables of the runs.
-    options: of the place, see its OPTIONS.
+    options: of the place; see its OPTIONS.
   """
 
   name: str
@@ -127,13 +127,13 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Submission:
-  """What a submitter would do.
+  """Files to write and commands to run.
 
   Attributes:
     files: text by path, written first.
     commands: argv of each, run one after the other.
     needs: the program that they need, and how to get it.
-    secrets: environment variables of the commands, with values drawn anew.
+    secrets: environment variables of the commands, random for each command.
   """
 
   files: dict[pathlib.Path, str]
@@ -158,7 +158,7 @@ def name_of(text: str) -> str:
 
 
 def overrides(values: dict[str, Any]) -> tuple[str, ...]:
-  """Returns --config.KEY=VALUE of each."""
+  """Returns a flag --config.KEY=VALUE for each value."""
   return tuple(f'--config.{key}={value}' for key, value in values.items())
 
 
@@ -168,11 +168,11 @@ def sweep(
   """Returns the points of a sweep: a name, and values by key.
 
   Args:
-    config: that they apply to.
-    texts: KEY=VALUE,VALUE,…; several are combined, each with each.
+    config: configuration that has the keys.
+    texts: KEY=VALUE,VALUE,…; several make a grid.
 
   Raises:
-    ValueError: a key is unknown or a value does not fit it.
+    ValueError: a key is unknown or a value has the wrong type.
   """
   axes = []
   for text in texts:
@@ -182,7 +182,7 @@ def sweep(
       raise ValueError(f'--sweep={text}: give KEY=VALUE,VALUE,…')
     axes.append([(key, value) for value in values])
   if len({axis[0][0] for axis in axes}) < len(axes):
-    raise ValueError('--sweep: a key stands in two sweeps')
+    raise ValueError('--sweep: two sweeps have the same key')
   points = [dict(point) for point in itertools.product(*axes)]
   names = [
     ','.join(f'{k}={_plain(str(v))}' for k, v in point.items())
@@ -194,7 +194,7 @@ def sweep(
 
 
 def environment(texts: list[str]) -> dict[str, str]:
-  """Returns NAME=VALUE of the flags as a dictionary.
+  """Returns the variables of --env flags.
 
   Raises:
     ValueError: one is malformed, or looks like a secret.
@@ -216,12 +216,12 @@ def environment(texts: list[str]) -> dict[str, str]:
 def options(
   texts: list[str], known: dict[str, tuple[str, str]], place: str
 ) -> dict[str, str]:
-  """Returns KEY=VALUE of the flags over the defaults of a place.
+  """Returns a place's options: its defaults, overridden by --option flags.
 
   Args:
-    texts: of --option.
-    known: default and meaning by key; with a key '*', any other goes too but
-      for what is nearly one of these or of the names that its default lists.
+    texts: KEY=VALUE of each flag.
+    known: default and meaning by key. A key '*' accepts other keys too; its
+      default lists their names, and a near miss of any name is refused.
     place: its name.
 
   Raises:
@@ -247,7 +247,7 @@ def options(
 
 
 def _parse(config: ConfigDict, key: str, text: str) -> Any:
-  """Returns a value of the type that the key has."""
+  """Returns a value of the key's type."""
   leaves = base.flatten(config)
   if key not in leaves:
     near = difflib.get_close_matches(key, leaves, 1, cutoff=0.3)
@@ -262,12 +262,12 @@ def _parse(config: ConfigDict, key: str, text: str) -> Any:
     return kind(text)
   except (KeyError, ValueError, TypeError, SyntaxError) as error:
     raise ValueError(
-      f'--sweep={key}: {text!r} is no {kind.__name__}'
+      f'--sweep={key}: {text!r} is not of type {kind.__name__}'
     ) from error
 
 
 def _split(text: str) -> list[str]:
-  """Returns the parts between commas that are not inside brackets."""
+  """Splits at the commas outside brackets."""
   parts = re.findall(r'(?:[^,(\[]|\([^)]*\)|\[[^]]*\])+', text)
   return [part.strip() for part in parts if part.strip()]
 

@@ -1,7 +1,7 @@
-"""This machine: processes that JAX joins, watched and started again.
+"""This machine: processes of one JAX program, supervised and restarted.
 
 Each process gets its share of the accelerators. If one fails, the others are
-stopped and all start again from the last checkpoint, a limited number of times
+stopped and all restart from the last checkpoint, a limited number of times
 without progress.
 """
 
@@ -22,10 +22,10 @@ from steepest.data import buckets
 from steepest.launch.submitters import job as jobs
 
 OPTIONS = {
-  'grace_seconds': ('60', 'From asking processes to stop to killing them.'),
+  'grace_seconds': ('60', 'Seconds between asking to stop and killing.'),
 }
 _POLL_SECONDS = 0.1
-# Seconds that the others get to say what they met when one has ended badly.
+# Seconds that the others get to report errors once one process has failed.
 _AFTER_FAILURE = 1.0
 
 
@@ -52,7 +52,7 @@ def run(job: jobs.Job) -> None:
 
 
 class _Signals:
-  """Notes SIGTERM and SIGINT, which ask for an orderly end."""
+  """Records SIGTERM and SIGINT, which ask for an orderly end."""
 
   def __init__(self) -> None:
     self.number: int | None = None
@@ -83,7 +83,8 @@ class Supervisor:
     self._workdir = pathlib.Path(unit.workdir)
     self._logs = self._workdir / 'logs'
     if buckets.is_address(unit.workdir):
-      # The copy of the run's process, which removes what the bucket lacks.
+      # Logs lie elsewhere: the run deletes files of its copy that the bucket
+      # lacks.
       self._workdir = buckets.copy_of(unit.workdir)
       self._logs = job.folder / 'logs' / unit.point
 
@@ -113,7 +114,7 @@ class Supervisor:
           f'of step {now}: see {self._logs}'
         )
       print(
-        f'{failure}: all start again from step {now}',
+        f'{failure}: all restart from step {now}',
         file=sys.stderr,
         flush=True,
       )
@@ -130,7 +131,7 @@ class Supervisor:
         failure = _failed(processes)
         time.sleep(_POLL_SECONDS)
       failure = failure or _failed(processes)
-      # Without one of them the others can only wait.
+      # If one has ended, the others would wait for it forever.
       asked = self._asked.number is not None
       self._stop(processes, self._grace if asked else _AFTER_FAILURE)
       return failure
@@ -142,7 +143,7 @@ class Supervisor:
     if self._count > 1:
       self._logs.mkdir(parents=True, exist_ok=True)
       log = (self._logs / f'process-{i}.log').open('ab')
-      # The first process shows how it goes.
+      # Only the first process writes to the terminal.
       out = None if i == 0 else files.enter_context(log)
     return subprocess.Popen(
       self._unit.command(sys.executable, self._job.module),
@@ -202,12 +203,12 @@ def _environment(job: jobs.Job, i: int, port: str) -> dict[str, str]:
 
 
 def _failed(processes: list[subprocess.Popen[bytes]]) -> str | None:
-  """Says which process failed first, as far as can be seen."""
+  """Describes the process that probably failed first, if any failed."""
   codes = {i: code for i, p in enumerate(processes) if (code := p.poll())}
   if not codes:
     return None
-  # One that was killed takes the others with it, sometimes before it is seen;
-  # they end with a status.
+  # When a signal kills one, the others soon exit with a positive status,
+  # sometimes before this looks.
   i = min(codes, key=lambda i: (codes[i] > 0, i))
   how = f'status {codes[i]}'
   if codes[i] < 0:
@@ -222,7 +223,7 @@ def _free_port() -> int:
 
 
 def _end_with_parent() -> None:
-  """Asks Linux to stop this process when the launcher is gone."""
+  """Asks Linux to stop this process when the launcher dies."""
   if sys.platform.startswith('linux'):
     # PR_SET_PDEATHSIG of prctl(2).
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)

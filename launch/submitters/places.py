@@ -1,4 +1,4 @@
-"""What every place has in common: flags, plans, and handing over."""
+"""What all places share: flags, plans and submission."""
 
 import argparse
 import dataclasses
@@ -24,23 +24,22 @@ if TYPE_CHECKING:
 
 # Places that see this machine's files.
 _SAME_FILES = ('local', 'slurm', 'files')
-# JAX would leave a quarter of a GPU's memory unused.
+# By default JAX leaves a quarter of a GPU's memory unused.
 _GPU_MEMORY = {'XLA_PYTHON_CLIENT_MEM_FRACTION': '.95'}
-# Of the planned time: a run's limit.
+# A run's time limit, as a multiple of its planned time.
 _MARGIN = 1.25
-# Minutes that a study has beside its own: it starts, and writes its report
-# before the signal that comes five minutes before the end.
+# Minutes that a study's job gets beyond --minutes, to start and to write its
+# report before the signal that comes five minutes before the end.
 _AROUND = 15
-# The checkout that this file is of; of an installation, a directory that holds
-# no setup.py.
+# This checkout; in an installation, a directory without setup.py.
 _SOURCE = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
 def root_of(place: str) -> pathlib.Path:
-  """Returns where a place runs its commands: here, or in a copy of the source.
+  """Returns the directory that a place runs its commands in, or is sent.
 
-  Places without this machine's files get the checkout; of an installation, the
-  directory that the command is given in.
+  Places without this machine's files get the checkout; an installation sends
+  the current directory.
   """
   sent = place not in _SAME_FILES and (_SOURCE / 'setup.py').exists()
   return _SOURCE if sent else pathlib.Path.cwd()
@@ -49,7 +48,7 @@ def root_of(place: str) -> pathlib.Path:
 def recipe_of(place: str, spec: str) -> str:
   """Returns a recipe, FILE.py[:VARIANT], as the machines find it.
 
-  Those that are shipped are experiments/F.py on any machine.
+  Recipes of the package are experiments/F.py on any machine.
 
   Raises:
     ValueError: it is not in the directory that the place is sent.
@@ -62,8 +61,7 @@ def recipe_of(place: str, spec: str) -> str:
   elif place not in _SAME_FILES:
     if not found.is_relative_to(root):
       raise ValueError(
-        f'--config={path}: --to={place} is sent {root}, which does not hold '
-        'it: copy it there'
+        f'--config={path}: --to={place} sends only {root}: copy it there'
       )
     path = found.relative_to(root).as_posix()
   return f'{path}{colon}{variant}'
@@ -73,8 +71,7 @@ def workdir_of(place: str, workdir: str) -> str:
   """Returns a run's directory as the machines see it.
 
   Raises:
-    ValueError: it has unprintable characters, or is an address of another
-      storage.
+    ValueError: it has unprintable characters, or is an unsupported address.
   """
   if buckets.is_address(workdir):
     workdir = workdir.rstrip('/')
@@ -93,7 +90,7 @@ def describe(
   home: str,
   study: bool = False,
 ) -> jobs.Job:
-  """Returns a job by the flags of launch/cli.py.
+  """Returns a job from the flags of launch/cli.py.
 
   Args:
     place: where it runs.
@@ -104,7 +101,7 @@ def describe(
     study: whether a unit is a study.
 
   Raises:
-    ValueError: flags do not fit together.
+    ValueError: the flags contradict each other.
   """
   chip = chips.name_of(options.chip) if options.chip else ''
   is_gpu = bool(chip) and chips.find(chip).is_gpu
@@ -112,7 +109,7 @@ def describe(
   if study and chip and options.nodes > 1:
     devices = options.nodes * chips.find(chip).host
   if not chip and devices > 1:
-    raise ValueError(f'--devices={devices}: of which --chip?')
+    raise ValueError(f'--devices={devices}: give their --chip')
   if not chip and processes % options.nodes:
     raise ValueError(
       f'--processes={processes} do not divide over --nodes={options.nodes}'
@@ -144,20 +141,20 @@ def describe(
   if place not in _SAME_FILES and not installs:
     if not (job.root / 'setup.py').exists():
       raise ValueError(
-        f'--to={place}: sends a checkout of steepest, and this is an '
-        'installation: run it in one'
+        f'--to={place}: sends a checkout of steepest, but this is an '
+        'installation: run it from a checkout'
         + ', or add --option=install=WHAT'
         * ('install' in job.options)
       )
   if away and job.hosts > 1 and place not in _SAME_FILES and not study:
     raise ValueError(
-      f'--workdir={home}: the machines of a run write to one copy of it, and '
+      f'--workdir={home}: the machines of a run share one copy of it, but '
       f'those of --to={place} share no files: mount the bucket'
     )
   if study and job.hosts > 1 and place not in ('slurm', 'sky'):
     raise ValueError(
-      f'--to={place}: a study has one machine there, not {job.hosts}; its '
-      '--targets may have more, and so has --engine (docs/launching.md)'
+      f'--to={place}: a study takes one machine there, not {job.hosts}; use '
+      '--targets or --engine for more (docs/launching.md)'
     )
   return job
 
@@ -165,20 +162,19 @@ def describe(
 def prepare(
   place: str, job: jobs.Job, configs: 'list[ConfigDict]', check: bool
 ) -> tuple[jobs.Job, jobs.Submission, str]:
-  """Plans the runs of a job, and looks for what they read; nothing is touched.
+  """Plans a job's runs and checks that their inputs exist; changes nothing.
 
   Args:
     place: where it runs.
-    job: what runs.
+    job: the job.
     configs: of the units.
-    check: whether to refuse what does not fit, or lacks what it reads.
+    check: whether to refuse runs that do not fit or whose inputs are missing.
 
   Returns:
-    The job with its limit of time, what the place would get, and all of it as
-    a text.
+    The job with its time limit, what the place would get, and both as text.
 
   Raises:
-    FileNotFoundError: what a run reads is not where it says.
+    FileNotFoundError: an input of a run does not exist.
     ValueError: a run does not fit, or the place has no such machines.
   """
   unseen = []
@@ -191,17 +187,17 @@ def prepare(
   over = max([plan.peak - plan.capacity for plan in plans], default=0) / 2**30
   if check and over > 0:
     raise ValueError(
-      f'does not fit, by {over:.1f} GiB a device (launch.bench --plan says of '
-      'what); --nocheck submits it anyway'
+      f'does not fit, by {over:.1f} GiB a device (see launch.bench --plan); '
+      '--nocheck submits it anyway'
     )
   hours = [plan.hours(config.steps) for plan, config in zip(plans, configs)]
   if hours and job.hours is None and not math.isnan(max(hours)):
-    # Evaluation, compilation and checkpoints come on top.
+    # Rounded up: the plan leaves out evaluation, compilation and checkpoints.
     limit = round(_MARGIN * max(hours) + 0.5, 1)
     job = dataclasses.replace(job, hours=limit)
   submission = _module(place).submission(job)
   summary = _summary(job, place, plans, hours, why_none)
-  summary += [f'# read there, not looked for from here: {n}' for n in unseen]
+  summary += [f'# read there, not checked from here: {n}' for n in unseen]
   return job, submission, '\n'.join([*summary, submission.describe()])
 
 
@@ -216,10 +212,10 @@ def _plans(
   if not job.chip:
     return [], 'no accelerator'
   if job.is_study:
-    return [], 'launch.study --plan has those of a study'
+    return [], 'launch.study --plan estimates a study'
   import jax
 
-  # Nothing here needs an accelerator, and one may be in use.
+  # Planning needs no accelerator, and one may be in use.
   jax.config.update('jax_platforms', 'cpu')
   from steepest.training import config as validation
   from steepest.tuning import plan
@@ -243,11 +239,11 @@ def _summary(
   hours: list[float],
   why_none: str,
 ) -> list[str]:
-  """Returns lines that say what is to run."""
+  """Returns lines that describe a job."""
   runs = 'one run' if len(job.units) == 1 else f'{len(job.units)} runs'
   lines = [f'# {job.name}: {runs} of {job.module} on {place}']
   if job.chip:
-    # One process a GPU with SLURM, else one a machine.
+    # SLURM starts a process for each GPU, other places one for each machine.
     processes = {'slurm': job.devices, 'local': max(job.processes, 1)}
     if job.is_study:
       processes = {}
@@ -267,23 +263,23 @@ def _summary(
       + (
         f'{plan.seconds:.3f} s a step; {of_run:.1f} h'
         if plan.mfu
-        else 'no MFU is known, so no hours are'
+        else 'no MFU is known, so hours are unknown'
       )
     )
   return lines
 
 
 def check_program(submission: jobs.Submission) -> None:
-  """Raises a FileNotFoundError if what takes a submission is not here."""
+  """Raises a FileNotFoundError if the program that submits is missing."""
   program, hint = submission.needs
   if program and shutil.which(program) is None:
     raise FileNotFoundError(
-      f'no {program} here: {hint}, or add --dry_run to see what it would get'
+      f'no {program} here: {hint}, or add --dry_run to see the submission'
     )
 
 
 def hand_over(place: str, job: jobs.Job, submission: jobs.Submission) -> None:
-  """Writes the files and runs the commands; local runs have ended then.
+  """Writes the files and runs the commands; waits for local runs.
 
   Raises:
     OSError: a program is missing or failed.

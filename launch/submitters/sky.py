@@ -1,11 +1,11 @@
-"""SkyPilot: a task file a run, for any cloud, Kubernetes and TPU VMs.
+"""SkyPilot: a task file for each run, on any cloud, Kubernetes and TPU VMs.
 
-Managed jobs (`sky jobs launch`) find machines, again where spot ones are taken
-away, and start again what fails; the run goes on from its last checkpoint,
-which the machines need to share: in a bucket, which several need to have
-mounted. Each machine is one process; SkyPilot tells it which, and the address
-of the first. A slice of TPUs is one node, whose machines JAX knows. The
-machines of a study of several are those of a Ray of its own, beside SkyPilot's.
+Managed jobs (`sky jobs launch`) find machines, replace spot machines that are
+taken away, and restart runs that fail. A run resumes from its last checkpoint,
+so its workdir must be in a bucket, mounted if several machines share the run.
+Each machine runs one process; SkyPilot gives it its rank and the first
+machine's address. A TPU slice is one node, whose machines JAX finds. A study on
+several machines has its own Ray cluster, beside SkyPilot's.
 """
 
 import shlex
@@ -15,14 +15,17 @@ import yaml
 from steepest.launch.submitters import job as jobs
 from steepest.training import chips
 
-# Keys of a task's resources, so that misspelt ones are found here.
+# Keys of a task's resources, to catch misspelt ones here.
 _RESOURCES = """
   accelerator_args accelerators any_of autostop cloud cpus disk_size disk_tier
   image_id infra instance_type job_recovery labels local_disk max_hourly_cost
   memory network_tier ordered ports priority region use_spot zone
 """
 OPTIONS = {
-  'bucket': ('', 'Mounted at /bucket, as in gs://NAME: --workdir=/bucket/RUN.'),
+  'bucket': (
+    '',
+    'Bucket such as gs://NAME, mounted at /bucket: --workdir=/bucket/RUN.',
+  ),
   'install': (
     '',
     "What pip installs there, such as 'steepest[cuda] @ git+URL' or a wheel in "
@@ -38,9 +41,9 @@ _GPUS = {
   **{name: name.upper() for name, chip in chips.CHIPS.items() if chip.is_gpu},
   'a100': 'A100-80GB',
 }
-# By generation, and what a slice's name counts of a chip.
+# Generation in a slice's name, and the units per chip that the name counts.
 _TPUS = {'v5e': ('v5litepod', 1), 'v5p': ('v5p', 2), 'v6e': ('v6e', 1)}
-# Of the first machine. SkyPilot's own Ray has 6380.
+# Port of the first machine. SkyPilot's own Ray has 6380.
 _PORT = 8476
 _FIRST = 'first=$(head -n 1 <<< "$SKYPILOT_NODE_IPS")'
 _TOKEN = 'RAY_AUTH_TOKEN'
@@ -58,7 +61,7 @@ def submission(job: jobs.Job) -> jobs.Submission:
     number = f'-{i}' if len(job.units) > 1 else ''
     path = job.folder / f'{job.name}{number}.yaml'
     files[path] = _task(job, unit, f'{job.name}{number}')
-    # -d: the jobs are SkyPilot's now, and the next one is to start.
+    # -d returns once the job is submitted.
     secret = [f'--secret={name}' for name in secrets]
     commands.append(('sky', 'jobs', 'launch', '-y', '-d', *secret, str(path)))
   hint = 'pip install skypilot in an environment of its own'
@@ -74,8 +77,8 @@ def _task(job: jobs.Job, unit: jobs.Unit, name: str) -> str:
   if tpu and job.hosts > 1:
     if job.is_study:
       raise ValueError(
-        f'{job.devices} × {job.chip}: a study has one machine of TPUs, not '
-        f'{job.hosts}; its --targets may have more (docs/launching.md)'
+        f'{job.devices} × {job.chip}: a study takes one TPU machine, not '
+        f'{job.hosts}; its --targets may take more (docs/launching.md)'
       )
     environment['STEEPEST_DISTRIBUTED'] = 'auto'
   elif nodes > 1 and job.is_study:
@@ -99,14 +102,14 @@ def _task(job: jobs.Job, unit: jobs.Unit, name: str) -> str:
   own = {k: v for k, v in job.options.items() if k not in _OWN}
   task = {
     'name': name,
-    # With what .gitignore leaves of it.
+    # SkyPilot leaves out what .gitignore names.
     'workdir': str(job.root),
     'num_nodes': nodes,
     'resources': {
       **_accelerators(job),
       'job_recovery': {
         'max_restarts_on_errors': job.restarts,
-        # What asks to be started again is no error.
+        # A stopped run asks to be restarted; that is no error.
         'recover_on_exit_codes': [jobs.STOPPED],
       },
       **{key: _value(value) for key, value in own.items()},
@@ -143,20 +146,20 @@ def _accelerators(job: jobs.Job) -> dict[str, object]:
   if job.is_gpu:
     return {'accelerators': {_GPUS[job.chip]: job.per_host}}
   chips.among(job.chip, [*_GPUS, *_TPUS], f'--chip={job.chip}: --to=sky has')
-  # Raises where there is no such slice.
+  # Raises if there is no such slice.
   chips.topology(job.chip, job.devices)
   generation, cores = _TPUS[job.chip]
   return {'accelerators': {f'tpu-{generation}-{cores * job.devices}': 1}}
 
 
 def _value(text: str) -> object:
-  """Returns true, false and whole numbers as what they are."""
+  """Parses true, false and whole numbers; returns other text as it is."""
   words = {'true': True, 'false': False}
   return int(text) if text.isdigit() else words.get(text, text)
 
 
 class _Dumper(yaml.SafeDumper):
-  """Shows texts of several lines as such."""
+  """Writes multi-line strings as literal blocks."""
 
 
 def _text(dumper: _Dumper, text: str) -> yaml.Node:

@@ -1,11 +1,10 @@
-"""SLURM: a script for sbatch; a sweep is an array, one task a run.
+"""SLURM: a script for sbatch; a sweep is an array, one task for each run.
 
 srun starts one process for each accelerator and tells each how to find the
-others. Before the time is over, and before it takes the machines for a more
-urgent job, SLURM sends SIGTERM to the processes, not to the script: they save
-and leave with a status that says so, and the script gives the job back to the
-queue, where it goes on from its checkpoint. scancel ends the script first.
-A run that fails is tried again in the machines that it has, a limited number
+others. Before the time limit, and before preemption, SLURM sends SIGTERM to the
+processes, not to the script: they save and exit with a status that says so, and
+the script requeues the job, which resumes from its checkpoint. scancel ends the
+script first. A run that fails is retried on the same machines, a limited number
 of times without progress.
 """
 
@@ -16,8 +15,8 @@ import textwrap
 from steepest.data import buckets, downloads
 from steepest.launch.submitters import job as jobs
 
-# Long options of sbatch 24.05, so that misspelt ones are found here; plugins of
-# a cluster add others.
+# Long options of sbatch 24.05, to catch misspelt ones here; a cluster's plugins
+# may add others.
 _SBATCH = """
   account acctg-freq array batch bb bbf begin chdir clusters comment constraint
   contiguous core-spec cores-per-socket cpu-freq cpus-per-gpu cpus-per-task
@@ -51,7 +50,7 @@ cd -- {root}
 {cases}
 esac
 {ray}
-# What would not be lost: checkpoints, and the runs of a study that have ended.
+# Checksum of the progress: checkpoints, and ended runs of a study.
 kept() {{
   find "$workdir" -path '*/checkpoints/*' -prune ! -name '*[!0-9]*' -print \
     -o -name summary.json -print 2> /dev/null | sort | cksum
@@ -66,7 +65,7 @@ while :; do
   case $status in
     0) exit 0 ;;
     {stopped} | 143)
-      echo "stopped: $SLURM_JOB_ID goes back to the queue" >&2
+      echo "stopped: requeueing $SLURM_JOB_ID" >&2
       scontrol requeue "$SLURM_JOB_ID"
       exit $status ;;
   esac
@@ -74,7 +73,7 @@ while :; do
     exit $status
   fi
   if (( status < 128 )) && [ "$(rows)" = "$rows" ]; then
-    echo "status $status, an error that would come again: not tried again" >&2
+    echo "status $status and no new metrics: not retried" >&2
     exit $status
   fi
   futile=$(( futile + 1 ))
@@ -83,10 +82,10 @@ while :; do
     echo "status $status and no progress in $futile tries" >&2
     exit $status
   fi
-  echo "status $status: again from the last checkpoint" >&2
+  echo "status $status: restarting from the last checkpoint" >&2
 done
 """
-# A study on several nodes, one task each: what a task does.
+# Script of each task of a study on several nodes, one task a node.
 _RAY = r"""
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export FIRST=$first:$(( 20000 + SLURM_JOB_ID % 10000 ))
@@ -97,9 +96,9 @@ node='
   RANK=$SLURM_NODEID CPUS=$SLURM_CPUS_ON_NODE
 {node}'
 """
-# Seconds before the end of the time that a run starts to save.
+# Seconds before the time limit at which a run starts to save.
 _WARNING = 300
-# Seconds that the others have once one process has ended.
+# Seconds that the others get once one process has ended.
 _WAIT = 15
 
 
@@ -116,10 +115,10 @@ def submission(job: jobs.Job) -> jobs.Submission:
 def _script(job: jobs.Job) -> str:
   python = job.options['python']
   several = job.is_study and job.hosts > 1
-  # Not at once: who was asked to stop leaves one after the other.
+  # Not killed at once: processes that were asked to stop exit one by one.
   step = f'--kill-on-bad-exit=0 --wait={_WAIT}'
   if job.is_study:
-    # Its slots are pinned to cores by the study.
+    # The study pins its slots to cores itself.
     step += ' --cpu-bind=none'
   if several:
     step += ' bash -c "$node" node'
@@ -146,7 +145,7 @@ def _script(job: jobs.Job) -> str:
 
 
 def _seen(workdir: str) -> str:
-  """Returns what the script looks at: of a bucket, the copy of the run."""
+  """Returns the directory the script checks; for a bucket, the run's copy."""
   if not buckets.is_address(workdir):
     return shlex.quote(workdir)
   copy = buckets.copy_of(workdir).relative_to(downloads.cache_dir().absolute())
@@ -178,13 +177,13 @@ def _directives(job: jobs.Job) -> str:
   values |= {k: v for k, v in job.options.items() if k not in _OWN}
   lines = [f'#SBATCH --{key}={_directive(v)}' for key, v in values.items()]
   if job.is_study and 'cpus-per-task' not in job.options:
-    # All cores are slots, or feed the accelerators.
+    # A study uses all cores, as slots or to feed the accelerators.
     lines.append('#SBATCH --exclusive')
   return '\n'.join([*lines, '#SBATCH --requeue'])
 
 
 def _directive(value: str) -> str:
-  """Returns a value as sbatch reads it: it takes quotes, not expansions."""
+  """Returns a value for sbatch, which reads quotes but expands nothing."""
   if re.search(r'["\\]', value):
     raise ValueError(f'{value!r}: SLURM takes no quotes or backslashes here')
   return value if re.fullmatch(r'[\w@%+=:,./-]*', value) else f'"{value}"'

@@ -1,7 +1,7 @@
-"""Targets of a study as jobs of their own, where there is room for them.
+"""Submits a study's targets as separate jobs, for machines with more room.
 
-Each goes out as launch.submit sends a run, once the search that it waits for
-is done; `sent.json` in its directory says where to and when.
+Each is submitted as launch.submit would, once its search is done; `sent.json`
+in its directory records where and when.
 """
 
 import argparse
@@ -23,7 +23,7 @@ _SENT = 'sent.json'
 
 
 def overrides(config: ConfigDict) -> tuple[str, ...]:
-  """Returns the flags of launch.train for a run: what base.py has otherwise."""
+  """Returns a run's flags for launch.train: where it differs from base.py."""
   own = base.flatten(base.get_config())
   values = {
     key: value
@@ -34,10 +34,10 @@ def overrides(config: ConfigDict) -> tuple[str, ...]:
 
 
 class Targets:
-  """Sends the targets of a study to a place."""
+  """Submits the targets of a study to a place."""
 
   def __init__(self, place: str, options: argparse.Namespace, workdir: str):
-    """Sends nothing yet.
+    """Submits nothing yet.
 
     Args:
       place: as in launch/cli.py.
@@ -50,17 +50,17 @@ class Targets:
       self._stage = buckets.Stage(buckets.copy_of(workdir), workdir)
 
   def check(self, config: ConfigDict) -> None:
-    """Raises what would be raised when targets are sent, and sends nothing.
+    """Raises the errors that submitting would raise; submits nothing.
 
     Args:
-      config: of the study; rates are its proxies'.
+      config: of the study; learning rates are its proxies'.
     """
     for runs in self._runs(config):
       _, submission, _ = self._prepare(runs)
       places.check_program(submission)
 
   def describe(self, config: ConfigDict) -> str:
-    """Returns what would be sent, without what searches are yet to find."""
+    """Returns the submission, without the values yet to be searched."""
     return '\n'.join(self._prepare(runs)[-1] for runs in self._runs(config))
 
   def _runs(self, config: ConfigDict) -> list[list[Run]]:
@@ -68,7 +68,7 @@ class Targets:
     return [target_runs(config, home, cell, {}) for cell in cells.cells(config)]
 
   def send(self, runs: Sequence[Run]) -> None:
-    """Sends the targets of a cell but for those that are on their way.
+    """Submits the targets of a cell that were not submitted before.
 
     Raises:
       ValueError: one does not fit, or the place has no such machines.
@@ -82,7 +82,7 @@ class Targets:
         continue
       sent = json.loads(path.read_text('utf-8'))
       print(
-        f'{run.label}: sent to {sent["to"]} at {sent["at"]}, not done yet; '
+        f'{run.label}: sent to {sent["to"]} at {sent["at"]}, not finished; '
         f'delete {path} to send it again'
       )
     if not new:
@@ -97,7 +97,7 @@ class Targets:
   def _prepare(
     self, runs: Sequence[Run]
   ) -> tuple[jobs.Job, jobs.Submission, str]:
-    """Returns the targets of a cell, a unit a seed, as a place gets them."""
+    """Returns the job of a cell's targets, one unit for each seed."""
     units = [
       jobs.Unit(
         self._stage.address(run.directory),

@@ -1,10 +1,10 @@
-"""XManager: a launch script in its form, for an environment of its own.
+"""XManager: a launch script to run in a separate environment.
 
 XManager's pins clash with this project's, so only the script imports it. Each
-point of a sweep is a work unit, several machines are one job group. Vertex AI
-tells its machines who is who; on Kubernetes the names of the pods do. The
-script packs the commit at HEAD, since XManager alone would pack the whole
-directory, with runs and environments.
+point of a sweep is a work unit; several machines are one job group. They find
+each other by CLUSTER_SPEC on Vertex AI and by the pods' names on Kubernetes.
+The script packs the commit at HEAD: XManager would pack the whole directory,
+with runs and environments.
 """
 
 import pprint
@@ -16,11 +16,11 @@ from steepest.training import chips
 OPTIONS = {
   'executor': ('vertex', 'local, vertex or kubernetes.'),
   'image': ('python:3.12', 'Image that the package is installed into.'),
-  'memory_gib': ('', "Memory of a machine; '': as many as it has."),
-  'mount': ('', 'Directory that a local run sees under its own name.'),
+  'memory_gib': ('', "Memory of a machine in GiB; '': all of it."),
+  'mount': ('', 'Directory mounted in a local run under the same path.'),
 }
 _EXECUTORS = {'local': 'Local', 'vertex': 'Vertex', 'kubernetes': 'Kubernetes'}
-# Vertex AI's machines with that many of a GPU. XManager knows no machine for
+# Vertex AI's machine types by GPU and number of GPUs. XManager knows none for
 # these GPUs and would ask for one that cannot have them.
 _MACHINES = {
   'h100': {n: f'a3-highgpu-{n}g' for n in (1, 2, 4, 8)},
@@ -112,8 +112,8 @@ def main(_) -> None:
 if __name__ == '__main__':
   app.run(main)
 '''
-# XManager starts nothing again; and bash, the container's first process, would
-# keep a signal to stop to itself.
+# XManager restarts nothing, and bash, the container's first process, would not
+# pass on a signal to stop.
 _ENTRYPOINT = """train() {{
   local left={restarts} status stopping=
   trap 'stopping=1; kill -TERM "$!"' TERM
@@ -129,7 +129,7 @@ _ENTRYPOINT = """train() {{
 train "$@"
 """
 _MACHINE = """
-# XManager asks for n1-standard-4 where it knows no machine with such a GPU.
+# XManager asks for n1-standard-4 if it knows no machine with such a GPU.
 _spec_of = vertex.get_machine_spec
 vertex.get_machine_spec = lambda job: {{
   **_spec_of(job),
@@ -144,8 +144,8 @@ def _unit(executable: xm.Executable, arguments: list[str]) -> xm.Job:
 """
 _VERTEX = """
 def _unit(executable: xm.Executable, arguments: list[str]) -> xm.JobGroup:
-  # Vertex AI wants its first pool to be one machine; CLUSTER_SPEC, which it
-  # sets, tells each process which it is.
+  # Vertex AI's first pool must be one machine; the CLUSTER_SPEC that it sets
+  # tells each process its rank.
   make = lambda replicas: xm.Job(
     executable,
     xm_local.Vertex(requirements=_requirements(replicas)),
@@ -186,24 +186,24 @@ def submission(job: jobs.Job) -> jobs.Submission:
   executor = job.options['executor']
   if executor not in _EXECUTORS:
     raise ValueError(
-      f'--option=executor={executor}: there are {", ".join(_EXECUTORS)}'
+      f'--option=executor={executor}: give one of {", ".join(_EXECUTORS)}'
     )
   if executor != 'local' and job.chip:
     said = f'--chip={job.chip}: --to=xmanager has'
     chips.among(job.chip, _RESOURCES, said)
   if executor == 'local' and job.hosts > 1:
-    raise ValueError('--option=executor=local: has one machine only')
+    raise ValueError('--option=executor=local: takes only one machine')
   path = job.folder / f'{job.name.replace("-", "_")}_xm.py'
   return jobs.Submission(
     {path: _script(job)},
     (('xmanager', 'launch', str(path)),),
-    ('xmanager', 'pip install xmanager in an environment of its own'),
+    ('xmanager', 'pip install xmanager in a separate environment'),
   )
 
 
 def _script(job: jobs.Job) -> str:
   executor = job.options['executor']
-  # A slice of TPUs is one job however many machines it has.
+  # A TPU slice is one job, however many machines it has.
   several = job.hosts > 1 and job.is_gpu
   forms = {'vertex': _VERTEX, 'kubernetes': _KUBERNETES}
   unit = (forms[executor] if several else _SINGLE).format(
@@ -249,8 +249,7 @@ def _machine(job: jobs.Job) -> str:
   if job.per_host not in machines:
     counts = ', '.join(map(str, machines))
     raise ValueError(
-      f'--devices={job.devices}: machines of Vertex AI have {counts} × '
-      f'{job.chip}'
+      f'--devices={job.devices}: Vertex AI machines have {counts} × {job.chip}'
     )
   return machines[job.per_host]
 
@@ -264,7 +263,7 @@ def _executor_arguments(job: jobs.Job) -> str:
       f'docker_options=xm_local.DockerOptions(volumes={volumes})'
     )
   if job.options['executor'] == 'kubernetes' and job.is_gpu:
-    # It would select nodes by a label that GKE has for older GPUs only.
+    # Otherwise it selects nodes by a label that GKE sets only for older GPUs.
     arguments.append("cloud_provider='any'")
   return ', '.join(arguments)
 
@@ -272,7 +271,7 @@ def _executor_arguments(job: jobs.Job) -> str:
 def _resources(job: jobs.Job, replicas: bool) -> str:
   arguments = []
   if job.options['executor'] == 'local':
-    # This machine's are not told apart.
+    # Any of this machine's GPUs will do.
     if job.chip:
       arguments.append(f'local_gpu={job.per_host}')
   elif job.is_gpu:

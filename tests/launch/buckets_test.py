@@ -188,7 +188,7 @@ def test_what_cannot_be_in_a_bucket_is_refused(fork_commands):
   for result, said in zip(
     results,
     (
-      '--workdir=s3://a/b: the machines of a run write to one copy of it',
+      '--workdir=s3://a/b: the machines of a run share one copy of it',
       '--out=gs://a/b.tar: takes only local paths',
       'az://a/b: give a directory, gs://BUCKET/PATH or s3://BUCKET/PATH',
     ),

@@ -96,4 +96,4 @@ def test_a_run_prints_its_scores(fork_commands, scored_documents, tmp_path):
   for done in (first, again, other):
     assert any('arc_easy' in x and '±' in x for x in done.out.splitlines())
   assert 'note' not in first.err + again.err
-  assert 'without scores of mmlu_virology: it saved no checkpoint' in other.err
+  assert 'no scores of mmlu_virology: it saved no checkpoint' in other.err

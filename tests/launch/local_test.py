@@ -92,8 +92,8 @@ def test_what_ends_badly_goes_on_while_it_gets_further(tmp_path, capfd):
   local.run(_job(tmp_path, plan))
   assert len(_starts(tmp_path)) == 4
   told = capfd.readouterr().err
-  assert 'process 0 of 1 ended with status 1: all start again' in told
-  assert 'signal SIGKILL: all start again from step 10' in told
+  assert 'process 0 of 1 ended with status 1: all restart' in told
+  assert 'signal SIGKILL: all restart from step 10' in told
 
 
 def test_progress_in_a_bucket_is_that_of_its_copy(tmp_path, monkeypatch):

@@ -203,12 +203,15 @@ def test_mistakes_are_named_before_anything_is_written(fork_commands, tmp_path):
     ([], '--out is missing: give --out=FILE.tar'),
     ([out, '--platform=linux'], '--platform=linux: give manylinux_2_N_x86_64'),
     ([out, '--python=4'], '--python=4: give 3.11 or later'),
-    ([out, f'--have={tmp_path}/empty'], 'holds no package'),
-    ([out, '--limit_mb=1', f'--have={tmp_path}/have'], 'the largest files: '),
+    ([out, f'--have={tmp_path}/empty'], 'names no package'),
+    (
+      [out, '--limit_mb=1', f'--have={tmp_path}/have'],
+      'largest files, in MB: ',
+    ),
     (['--merge=no.tar.gz'], '--merge=no.tar.gz: no such file'),
     ([f'--out={tmp_path}'], f'--out={tmp_path}: already exists'),
     ([out, shards], f'{tmp_path}/shards: no such file'),
-    (text, 'with --input, which is prepared there, give shards:DIR'),
+    (text, 'with --input give shards:DIR'),
     ([*text, shards], f"no file matches --input='{tmp_path}/*.txt'"),
     ([out, '--input=hf:x'], '--tokenizer is missing'),
   ]

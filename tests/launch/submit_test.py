@@ -48,13 +48,13 @@ _MISTAKES = {
   ],
   'secrets do not belong': ['--to=slurm', _GPT2, '--env=WANDB_API_KEY=1'],
   'a run has --hours': ['--to=slurm', _GPT2, '--minutes=9'],
-  'of which --chip?': ['--to=slurm', _GPT2, '--devices=8'],
+  'give their --chip': ['--to=slurm', _GPT2, '--devices=8'],
   '--chip=tpu: there are h100': ['--to=slurm', _GPT2, '--chip=tpu'],
   'give --to=local|slurm': [_GPT2],
   'does not fit, by': [
     *('--to=slurm', _GPT2, _DATA, '--chip=v5e', '--config.microbatches=1')
   ],
-  'gpt2/manifest.json is not there; --nocheck submits': [
+  'gpt2/manifest.json does not exist; --nocheck submits': [
     *('--to=slurm', _GPT2)
   ],
   'data.source=: nothing to train on': ['--to=local', _TINY],
@@ -109,7 +109,7 @@ def test_dry_runs_print_all_and_leave_nothing(submitted):
     assert '--config.optimizer.lr=0.0001' in out
   slurm, local = results['slurm'].out, results['local'].out
   # Other machines' files cannot be seen from here.
-  unseen = '# read there, not looked for from here: data.source=flat:tests'
+  unseen = '# read there, not checked from here: data.source=flat:tests'
   assert unseen in results['sky'].out and unseen not in slurm
   assert '# seed=1: mesh' in slurm and '#SBATCH --array=0-1' in slurm
   assert '# no plan: no accelerator' in local
@@ -177,7 +177,7 @@ def test_a_study_is_one_process_a_machine(submitted):
   assert 'RAY_AUTH_MODE' not in slurm.out
   assert wide.out.count('"$@" --engine="$FIRST"') == 1
   assert 'num_nodes: 2' in wide.out and '[cuda,ray]' in wide.out
-  assert 'a study has one machine of TPUs, not 16' in pod.err
+  assert 'a study takes one TPU machine, not 16' in pod.err
 
 
 def test_what_is_missing_and_what_is_mistaken_is_named(submitted):
@@ -219,12 +219,12 @@ def test_a_sweep_is_each_with_each(config):
 @pytest.mark.parametrize(
   'given, message',
   [
-    (['optimizer.lr=a'], 'is no float'),
-    (['seed=1.5'], 'is no int'),
+    (['optimizer.lr=a'], 'is not of type float'),
+    (['seed=1.5'], 'is not of type int'),
     (['seed='], 'give KEY=VALUE'),
     (['seed=1,1'], 'given twice'),
-    (['seed=1', 'seed=2'], 'stands in two sweeps'),
-    (['optimizer.betas=9'], 'is no tuple'),
+    (['seed=1', 'seed=2'], 'two sweeps have the same key'),
+    (['optimizer.betas=9'], 'is not of type tuple'),
     (['sed=1'], 'did you mean seed'),
   ],
 )

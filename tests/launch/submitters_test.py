@@ -146,7 +146,7 @@ def test_slurm_looks_at_the_copy_of_a_run_in_a_bucket(variables, monkeypatch):
   address = 's3://lab/runs/a b'
   job = _job(slurm, '', 1, workdir=address, environment=variables)
   [script] = slurm.submission(job).files.values()
-  head, _, _ = script.replace('cd -- ', ': ').partition('# What would')
+  head, _, _ = script.replace('cd -- ', ': ').partition('# Checksum of')
   done = subprocess.run(
     ['bash', '-c', f'{head}\nprintf "%s\\n" "$workdir" "$@"'],
     capture_output=True,
@@ -365,9 +365,9 @@ def test_xmanagers_machines_start_again(
   'place, chip, devices, options, message',
   [
     (xmanager, 'v5e', 12, {}, 'slices of v5e have 4, 8'),
-    (xmanager, 'h100', 8, {'executor': 'borg'}, 'there are local, vertex'),
-    (xmanager, 'h100', 16, {'executor': 'local'}, 'one machine only'),
-    (xmanager, 'h200', 4, {}, 'machines of Vertex AI have 8 × h200'),
+    (xmanager, 'h100', 8, {'executor': 'borg'}, 'give one of local, vertex'),
+    (xmanager, 'h100', 16, {'executor': 'local'}, 'only one machine'),
+    (xmanager, 'h200', 4, {}, 'Vertex AI machines have 8 × h200'),
   ],
 )
 def test_what_is_missing_is_named(place, chip, devices, options, message):
