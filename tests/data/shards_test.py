@@ -47,9 +47,10 @@ def _second(directory: pathlib.Path) -> pathlib.Path:
   return sorted(directory.glob('train-*.array_record'))[1]
 
 
-def _flip(path: pathlib.Path, at: int) -> None:
+def _flip(path: pathlib.Path, *places: int) -> None:
   content = bytearray(path.read_bytes())
-  content[at] ^= 1
+  for at in places:
+    content[at] ^= 1
   path.write_bytes(content)
 
 
@@ -323,8 +324,7 @@ def test_storage_that_is_away_is_waited_for(
   kept = {path: path.read_bytes() for path in copy.glob('train-*')}
   for path in kept:
     if away == 'damaged':
-      for at in range(0, len(kept[path]), 50):
-        _flip(path, at)
+      _flip(path, *range(0, len(kept[path]), 50))
     elif away == 'short':
       path.write_bytes(b'')
     else:
