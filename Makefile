@@ -56,7 +56,8 @@ dist: install
 
 # The pages of docs/ as a site, in build/site; a broken link is an error.
 site: install
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[docs]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+	  --editable '.[docs]'
 	$(BIN)/mkdocs build --strict
 
 clean:
