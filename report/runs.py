@@ -186,10 +186,13 @@ def _read_config(directory: pathlib.Path, known: Known) -> dict[str, Any]:
   defaults = {**known.defaults, 'study': known.study}
   _check_config(config, defaults, str(path))
   for key, value in flatten(config).items():
-    least, most = known.ranges[key] if key in known.ranges else (None, None)
-    if least is not None and value is not None and not least <= value <= most:
+    if key not in known.ranges or value is None:
+      continue
+    least, most = known.ranges[key]
+    if not reading.KINDS['number'](value) or not least <= value <= most:
       raise ValueError(
-        f'{path}: {key} is {value}, not of {least:g} to {most:g}; {_AGAIN}'
+        f'{path}: {key} is {reading.shown(value)}, not of {least:g} to '
+        f'{most:g}; {_AGAIN}'
       )
   return config
 

@@ -139,6 +139,7 @@ def test_damaged_files_are_named(run_dir, file, content, message):
     ('config.json', ('optimizer', 'betas', 1), 10**400),
     ('config.json', ('model', 'num_layers'), 'x'),
     ('config.json', ('steps',), -1),
+    ('config.json', ('model', 'norm_eps'), 'x'),
     ('config.json', ('seed',), ['[' * 100_000]),
     ('summary.json', ('status',), 5),
     ('summary.json', ('eval_loss_by_source',), {'web': 'low'}),
