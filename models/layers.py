@@ -4,7 +4,9 @@ B batch, L length, D width, H heads, K key-value heads, h head dim,
 V vocabulary, I inputs, O outputs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import contextvars
 import functools
 import math
 from typing import Any, NamedTuple
@@ -27,6 +29,10 @@ from steepest.models.parametrization import (
 Layer = Callable[[jax.Array], jax.Array]
 # Name of the blocks in a parameter tree with stacked arrays.
 STACKED = 'block_all'
+# Layers that `blocks` left out, in `first_block_only`; None outside of it.
+_left_out: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar(
+  'left_out', default=None
+)
 
 
 def declare(
@@ -200,7 +206,11 @@ def blocks(
   c, rules = model.config, model.rules
   if not model.has_variable('params', STACKED):
     block = remat.block(c.remat, kind)
-    for i in range(c.num_layers):
+    count, left_out = c.num_layers, _left_out.get()
+    if left_out is not None:
+      left_out += range(1, count)
+      count = 1
+    for i in range(count):
       x_BxLxD = block(c, rules, name=f'block_{i}')(x_BxLxD, *inputs)
     return x_BxLxD
   one: Any = remat.block(c.remat, kind, in_loop=True)
@@ -210,6 +220,20 @@ def blocks(
     return block.apply({'params': params}, x_BxLxD, *inputs), None
 
   return jax.lax.scan(body, x_BxLxD, model.get_variable('params', STACKED))[0]
+
+
+@contextlib.contextmanager
+def first_block_only() -> Iterator[list[int]]:
+  """Makes `blocks` apply its first block alone; yields the layers left out.
+
+  All have the same shapes, and one is traced much faster than many.
+  """
+  found: list[int] = []
+  token = _left_out.set(found)
+  try:
+    yield found
+  finally:
+    _left_out.reset(token)
 
 
 def stack(params: Mapping[str, Any]) -> dict[str, Any]:

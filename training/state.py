@@ -230,8 +230,11 @@ def _boxed_shapes(module: Any, model: ModelConfig) -> Any:
   Raises:
     ValueError: layers are to be stacked, but the model has its own loop.
   """
-  shapes = jax.eval_shape(lambda: init_params(module, model, 0))
+  with layers.first_block_only() as left_out:
+    shapes = jax.eval_shape(lambda: _init(module, model, 0))
+  shapes |= {f'block_{i}': shapes['block_0'] for i in left_out}
   if model.scan_layers:
+    shapes = jax.eval_shape(layers.stack, shapes)
     tokens_BxL = jnp.zeros((1, model.context), jnp.int32)
     try:
       jax.eval_shape(module.apply, {'params': nn.unbox(shapes)}, tokens_BxL)
@@ -248,9 +251,13 @@ def init_params(module: Any, model: ModelConfig, seed: Any) -> Any:
 
   Stacking layers does not change the values.
   """
-  tokens_BxL = jnp.zeros((1, model.context), jnp.int32)
-  params = module.init(key_for(seed, 'init', 0), tokens_BxL)['params']
+  params = _init(module, model, seed)
   return layers.stack(params) if model.scan_layers else params
+
+
+def _init(module: Any, model: ModelConfig, seed: Any) -> dict[str, Any]:
+  tokens_BxL = jnp.zeros((1, model.context), jnp.int32)
+  return module.init(key_for(seed, 'init', 0), tokens_BxL)['params']
 
 
 def other_form(of: Setup) -> Setup:

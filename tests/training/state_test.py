@@ -59,6 +59,18 @@ def test_a_search_compiles_the_step_once(
   assert len(losses) == 3
 
 
+@pytest.mark.parametrize('model', ['gpt2', 'llama'])
+def test_shapes_of_one_block_are_those_of_all(configure, make_trainer, model):
+  """Roles and axes too, which are part of the tree's structure."""
+  setup = make_trainer(configure(model, 'adamw', model__num_layers=12)).setup
+  found = state_lib._boxed_shapes(setup.module, setup.model)
+  wanted = jax.eval_shape(
+    lambda: state_lib.init_params(setup.module, setup.model, 0)
+  )
+  assert jax.tree.structure(found) == jax.tree.structure(wanted)
+  assert jax.tree.leaves(found) == jax.tree.leaves(wanted)
+
+
 def test_from_params_equals_the_initial_state(configure, make_trainer):
   trainer = make_trainer(configure('llama', 'sophia'))
   wanted = jax.device_get(trainer.init(3))
