@@ -134,7 +134,8 @@ def _alike(
 ) -> pd.DataFrame:
   """Returns the largest set of runs that are equal in `columns`."""
   rows = runs[[*columns]].itertuples(index=False)
-  keys = pd.Series(['\0'.join(map(str, row)) for row in rows], runs.index)
+  # Not NUL: pandas 2 compares such strings up to the first NUL only.
+  keys = pd.Series(['\x1f'.join(map(str, row)) for row in rows], runs.index)
   sets = [runs[keys == key] for key in keys.unique()]
   best = max(sets, key=size)
   for of in sets:

@@ -284,7 +284,7 @@ def nodes():
 def _attempts(workdir: pathlib.Path) -> list[dict[str, object]]:
   return [
     json.loads(path.read_text())['attempt']
-    for path in workdir.rglob('env.json')
+    for path in workdir.glob('*/*/*/env.json')
   ]
 
 
