@@ -3,11 +3,14 @@
 T is the context, n a number of windows, N the tokens of a file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent import futures
+import functools
 import hashlib
+import itertools
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,11 +23,13 @@ _LLMC: dict[tuple[int, int], np.dtype] = {
   (20240520, 1): np.dtype('<u2'),
   (20240801, 7): np.dtype('<u4'),
 }
-_CHUNK = 1 << 24
+# Tokens of a piece, which is hashed by itself, and pieces read in parallel.
+_PIECE = 1 << 27
+_THREADS = 4
 
 
 class Contents(NamedTuple):
-  """A token file's hash and largest token id."""
+  """The hash of a file's tokens, or of a piece of them, and the largest id."""
 
   sha256: str
   max_id: int
@@ -74,16 +79,52 @@ def open_tokens(path: pathlib.Path) -> np.ndarray:
   )
 
 
-@files.once
+def check(path: pathlib.Path, part: tuple[int, int] = (0, 1)) -> list[Contents]:
+  """Reads pieces of a file; a process reads an unchanged one only once.
+
+  Args:
+    path: of the token file.
+    part: (i, n) for pieces i, i + n, …: what one of n processes reads.
+
+  Raises:
+    FileNotFoundError, ValueError: as `open_tokens`.
+  """
+  count = max(1, -(-len(open_tokens(path)) // _PIECE))
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    read = functools.partial(_read_piece, path)
+    return list(pool.map(read, range(count)[part[0] :: part[1]]))
+
+
+def join(checked: Sequence[Iterable[Sequence[Any]]]) -> Contents:
+  """Returns a file's contents from what each of n processes read of it.
+
+  Takes results of `check`, also as JSON has them. The hash is that of all
+  tokens if they are one piece, else the hashes of all pieces.
+  """
+  # Process i read pieces i, i + n, …
+  pieces = [
+    Contents(*piece)
+    for row in itertools.zip_longest(*checked)
+    for piece in row
+    if piece is not None
+  ]
+  return Contents(
+    ','.join(piece.sha256 for piece in pieces), max(p.max_id for p in pieces)
+  )
+
+
 def contents(path: pathlib.Path) -> Contents:
-  """Reads a file and returns its hash and largest token id."""
-  tokens_N = open_tokens(path)
-  digest, max_id = hashlib.sha256(), 0
-  for start in range(0, len(tokens_N), _CHUNK):
-    chunk = np.ascontiguousarray(tokens_N[start : start + _CHUNK])
-    digest.update(chunk.data)
-    max_id = max(max_id, int(chunk.max()))
-  return Contents(digest.hexdigest(), max_id)
+  """Reads a whole file, once."""
+  return join([check(path)])
+
+
+@files.once
+def _read_piece(path: pathlib.Path, number: int) -> Contents:
+  tokens_N = open_tokens(path)[number * _PIECE :][:_PIECE]
+  return Contents(
+    hashlib.sha256(np.ascontiguousarray(tokens_N).data).hexdigest(),
+    int(tokens_N.max(initial=0)),
+  )
 
 
 def _open_npy(path: pathlib.Path) -> np.ndarray:

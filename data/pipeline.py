@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import hashlib
 import json
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 import grain
@@ -26,6 +26,8 @@ from steepest.data import (
 )
 
 Batch = dict[str, np.ndarray]
+# What each process read of a token file.
+Checked = Sequence[Sequence[Sequence[Any]]]
 
 # Batches read ahead, and the threads that read them.
 _READ_AHEAD = 8
@@ -187,6 +189,31 @@ class _Steps:
     return self._order.read([first + row for row in self._share.rows])
 
 
+def check(
+  config: ConfigDict, part: tuple[int, int] = (0, 1)
+) -> list[flat.Contents]:
+  """Checks a part of the files of `data.source`.
+
+  Args:
+    config: the `data` keys of experiments/base.py.
+    part: (i, n) for the i-th of n processes, each of which reads one n-th.
+
+  Returns:
+    What the process read of a token file; [] for other sources.
+
+  Raises:
+    FileNotFoundError: a file is missing.
+    ValueError: the data are damaged.
+  """
+  kind, _, name = config.source.partition(':')
+  if kind == 'flat' and name:
+    return flat.check(_token_file(name), part)
+  if kind == 'shards' and name:
+    path = _shards(name)
+    checks.verify(path, manifests.load(path), config.verify, part)
+  return []
+
+
 def open_data(
   config: ConfigDict,
   *,
@@ -198,7 +225,7 @@ def open_data(
   vocab_size: int = 0,
   tokenizer_sha256: str | None = None,
   rows: Sequence[int] | None = None,
-  part: tuple[int, int] = (0, 1),
+  checked: Checked | None = None,
 ) -> Data:
   """Opens and checks the data of a run.
 
@@ -212,8 +239,7 @@ def open_data(
     vocab_size: rows of the model's embedding; 0: as many as the data need.
     tokenizer_sha256: of the tokenizer that must have made the shards.
     rows: of each batch that this process reads; None: all.
-    part: (i, n) for the i-th of n processes, each of which checks one n-th of
-      the shards.
+    checked: what `check` returned in each process; None: check all here.
 
   Raises:
     FileNotFoundError: a file is missing.
@@ -221,7 +247,9 @@ def open_data(
   """
   if config.epochs < 1:
     raise ValueError(f'data.epochs={config.epochs}: give 1 or more')
-  corpus = _open_corpus(config, context, vocab_size, tokenizer_sha256, part)
+  if checked is None:
+    checked = [check(config)]
+  corpus = _open_corpus(config, context, vocab_size, tokenizer_sha256, checked)
   weights = orders.parse_mixture(
     config.mixture, {n: len(w) for n, w in corpus.train.items()}
   )
@@ -258,15 +286,14 @@ def _open_corpus(
   context: int,
   vocab_size: int,
   tokenizer: str | None,
-  part: tuple[int, int],
+  checked: Checked,
 ) -> Corpus:
   kind, _, name = config.source.partition(':')
   if kind == 'flat' and name:
-    return _open_flat(pathlib.Path(name).expanduser(), context, vocab_size)
+    return _open_flat(_token_file(name), context, vocab_size, checked)
   if kind == 'shards' and name:
-    path = epath.Path(buckets.for_records(name)).expanduser()
+    path = _shards(name)
     manifest = manifests.load(path)
-    checks.verify(path, manifest, config.verify, part)
     checks.check_tokenizer(path, manifest, tokenizer)
     checks.check_fit(path, manifest, context, vocab_size)
     train, validation = (
@@ -285,6 +312,14 @@ def _open_corpus(
     f'data.source={config.source!r}: write shards:DIR or flat:FILE, or '
     'tfds:NAME'
   )
+
+
+def _token_file(name: str) -> pathlib.Path:
+  return pathlib.Path(name).expanduser()
+
+
+def _shards(name: str) -> epath.Path:
+  return epath.Path(buckets.for_records(name)).expanduser()
 
 
 def _open_tfds(
@@ -327,9 +362,11 @@ def _of_shards(
   )
 
 
-def _open_flat(path: pathlib.Path, context: int, vocab_size: int) -> Corpus:
+def _open_flat(
+  path: pathlib.Path, context: int, vocab_size: int, checked: Checked
+) -> Corpus:
   tokens_N = flat.open_tokens(path)
-  found = flat.contents(path)
+  found = flat.join(checked)
   if vocab_size and found.max_id >= vocab_size:
     raise ValueError(
       f'{path} holds token id {found.max_id} but the model has '

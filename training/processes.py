@@ -18,7 +18,7 @@ import importlib.util
 import json
 import os
 import sys
-from typing import TypeVar, cast
+from typing import TypeVar
 
 _T = TypeVar('_T')
 
@@ -26,7 +26,7 @@ _T = TypeVar('_T')
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _LARGEST = 2**31 - 1
 _EXPLICIT = ('STEEPEST_COORDINATOR', 'STEEPEST_PROCESSES', 'STEEPEST_PROCESS')
-# Longest error message that a process sends to the others.
+# Length of messages between processes, at first.
 _MESSAGE_BYTES = 2048
 
 
@@ -119,24 +119,45 @@ def together(work: Callable[[], _T]) -> _T:
     OSError, ValueError: what `work` raised here; with several processes, all
       raise the error of the first that failed.
   """
+  done: list[_T] = []
+  gathered(lambda: done.append(work()))
+  return done[0]
+
+
+def gathered(work: Callable[[], _T]) -> list[_T]:
+  """Returns the results of all processes, JSON values, like `together`."""
   import jax
+
+  if jax.process_count() == 1:
+    return [work()]
+  try:
+    told = ['', work()]
+  except (OSError, ValueError) as e:
+    told = ['OSError' if isinstance(e, OSError) else 'ValueError', str(e)]
+  results = []
+  for kind, result in map(json.loads, _exchange(json.dumps(told).encode())):
+    if kind:
+      raise (OSError if kind == 'OSError' else ValueError)(result)
+    results.append(result)
+  return results
+
+
+def _exchange(message: bytes) -> list[bytes]:
+  """Returns the messages of all processes, which are not NUL."""
   from jax.experimental import multihost_utils
   import numpy as np
 
-  if jax.process_count() == 1:
-    return work()
-  result: _T | None = None
-  text = ''
-  try:
-    result = work()
-  except (OSError, ValueError) as e:
-    text = f'{"OSError" if isinstance(e, OSError) else "ValueError"}:{e}'
-  data = text.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES)
-  for told in multihost_utils.process_allgather(np.frombuffer(data, np.uint8)):
-    kind, _, text = told.tobytes().decode(errors='replace').partition(':')
-    if text:
-      raise (OSError if kind == 'OSError' else ValueError)(text.strip())
-  return cast(_T, result)
+  def gather(size: int) -> list[bytes]:
+    padded = np.frombuffer(message[:size].ljust(size, b'\0'), np.uint8)
+    return [m.tobytes() for m in multihost_utils.process_allgather(padded)]
+
+  size = _MESSAGE_BYTES
+  told = gather(size)
+  # A longer message leaves no room for a NUL, and all try again.
+  while any(m[-1] for m in told):
+    size *= 16
+    told = gather(size)
+  return [m.rstrip(b'\0') for m in told]
 
 
 def _from_cluster_spec() -> dict[str, str]:

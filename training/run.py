@@ -211,6 +211,8 @@ def open_data(config: ConfigDict) -> pipeline.Data:
   if jax.process_count() > 1:
     mesh = mesh_lib.make_mesh(config.mesh)
     rows = list(mesh_lib.local_rows(mesh, config.batch_size))
+  part = jax.process_index(), jax.process_count()
+  checked = processes.gathered(lambda: pipeline.check(config.data, part))
   opens = functools.partial(
     pipeline.open_data,
     config.data,
@@ -222,7 +224,7 @@ def open_data(config: ConfigDict) -> pipeline.Data:
     vocab_size=config.model.vocab_size,
     tokenizer_sha256=wanted,
     rows=rows,
-    part=(jax.process_index(), jax.process_count()),
+    checked=checked,
   )
   return processes.together(opens)
 

@@ -1,6 +1,9 @@
 """Flat token files against the bytes of the three formats."""
 
+import hashlib
 import io
+import json
+import os
 
 import numpy as np
 import pytest
@@ -22,6 +25,30 @@ def test_npy_and_both_kinds_of_bin_hold_the_same_tokens(tmp_path):
     read = flat.open_tokens(tmp_path / name)
     np.testing.assert_array_equal(read, tokens)
     assert flat.contents(tmp_path / name).max_id == 999
+
+
+def test_each_of_four_processes_reads_its_part(tmp_path, monkeypatch):
+  """Together they read every token once, and find what one would find."""
+  tokens = np.random.default_rng(0).integers(0, 5000, 950).astype(np.uint16)
+  tokens.tofile(tmp_path / 'a.bin')
+  assert flat.contents(tmp_path / 'a.bin').sha256 == _sha256(tokens)
+  monkeypatch.setattr(flat, '_PIECE', 100)
+  read, real = [], flat._read_piece
+  monkeypatch.setattr(
+    flat, '_read_piece', lambda path, i: read.append(i) or real(path, i)
+  )
+  # Other pieces than above: the same file at another time.
+  os.utime(tmp_path / 'a.bin', (1, 1))
+  parts = [flat.check(tmp_path / 'a.bin', (i, 4)) for i in range(4)]
+  assert sorted(read) == list(range(10))
+  assert [len(part) for part in parts] == [3, 3, 2, 2]
+  hashes = ','.join(_sha256(tokens[i : i + 100]) for i in range(0, 950, 100))
+  heard = json.loads(json.dumps(parts))
+  assert flat.join(heard) == (hashes, tokens.max())
+
+
+def _sha256(tokens):
+  return hashlib.sha256(tokens.tobytes()).hexdigest()
 
 
 def _npy(array):

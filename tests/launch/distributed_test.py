@@ -119,13 +119,14 @@ def test_all_processes_raise_what_one_did(monkeypatch, own):
     return 'done'
 
   def gather(text):
-    other = np.frombuffer(b'OSError:gone'.ljust(text.size), np.uint8)
+    said = json.dumps(['OSError', 'gone' * 2000]).encode()[: text.size]
+    other = np.frombuffer(said.ljust(text.size, b'\0'), np.uint8)
     return np.stack([text, other])
 
   assert own is not None or distributed.together(work) == 'done'
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   monkeypatch.setattr(multihost_utils, 'process_allgather', gather)
-  wanted = (OSError, 'gone') if own is None else (ValueError, 'mine')
+  wanted = (OSError, 'gone' * 2000) if own is None else (ValueError, 'mine')
   with pytest.raises(wanted[0], match=f'^{wanted[1]}$'):
     distributed.together(work)
 
