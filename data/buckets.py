@@ -14,7 +14,8 @@ At any time the bucket holds a state that a killed run could leave on a disk:
 * Objects are replaced whole. Files that are written once are sent from hard
   links, so that a checkpoint removed meanwhile still gets there.
 
-One process writes to a directory (data/leases.py).
+One process writes to a directory (data/leases.py). If the processes of its run
+share no disk, each has a copy, and adds only what no other one writes.
 """
 
 from collections.abc import Callable, Iterator, Set
@@ -34,8 +35,6 @@ from typing import Any
 
 from steepest.data import downloads, leases
 
-# Scheme → its client package.
-_PACKAGES = {'gs': 'gcsfs', 's3': 's3fs'}
 # Seconds between two passes.
 _PASS = 10.0
 # Tries of a listing whose objects a writer has just removed.
@@ -48,6 +47,10 @@ _OWN = re.compile(
 # Files that grow in place, rather than being written elsewhere and renamed.
 _GROWS = re.compile(r'(\.jsonl|\.log|tfevents[^/]*)$')
 _LARGE = re.compile(r'(.*/)?(checkpoints|programs|data)/')
+# What all processes of a run write in a checkpoint if each has a directory.
+_COMMON = re.compile(
+  r'(.*/)?checkpoints/\d+/(?!state/(.*/)?[\d.]+$|\d+\.checksums\.json$)'
+)
 _SEAL = re.compile(r'(.*/)?checkpoints/(\d+)/checksums\.json')
 
 # Names of a directory's objects → those to copy here.
@@ -64,7 +67,7 @@ def is_address(path: str | os.PathLike[str]) -> bool:
   if not found:
     return False
   bucket, _, name = rest.partition('/')
-  if scheme not in _PACKAGES or not bucket or not name.strip('/'):
+  if scheme not in leases.PACKAGES or not bucket or not name.strip('/'):
     raise ValueError(
       f'{path}: give a directory, gs://BUCKET/PATH or s3://BUCKET/PATH'
     )
@@ -126,6 +129,15 @@ def read(
   return copy.directory
 
 
+def part(names: Set[str]) -> Set[str]:
+  """Chooses what a process adds to a run, if it has a directory of its own.
+
+  Of a checkpoint that is the chunks of arrays, and their checksums; the first
+  process adds the rest.
+  """
+  return {name for name in names if not _COMMON.match(name)}
+
+
 class Stage:
   """A directory that a command writes to.
 
@@ -162,8 +174,8 @@ class Stage:
       with self._guard:
         self._copy.push()
 
-  def pull(self, directory: pathlib.Path) -> None:
-    """Downloads what others wrote below a directory, without checkpoints.
+  def pull(self, directory: pathlib.Path, choice: Choice = rows) -> None:
+    """Downloads what others wrote below a directory.
 
     Raises:
       OSError: it cannot be read.
@@ -171,7 +183,7 @@ class Stage:
     if self._copy is not None:
       below = directory.relative_to(self.directory).as_posix() + '/'
       with self._guard:
-        self._copy.pull(rows, below)
+        self._copy.pull(choice, below)
 
 
 def for_records(path: str) -> str:
@@ -269,7 +281,28 @@ def staged(
     copy.index.unlink(missing_ok=True)
 
 
-class _Copy:
+@contextlib.contextmanager
+def joined(address: str, kind: str) -> Iterator[Stage]:
+  """Gives a process its own copy of a directory that another one `staged`.
+
+  What it changes there is uploaded by `Stage.push` and at the end.
+
+  Args:
+    address: of the directory.
+    kind: of the copy.
+
+  Raises:
+    OSError: it cannot be read, or the changes could not be uploaded.
+  """
+  copy = _Copy(address, kind, part)
+  copy.load()
+  copy.pull(everything, prune=True)
+  stage = Stage(copy.directory, address, copy)
+  yield stage
+  stage.push()
+
+
+class _Copy(leases.Objects):
   """A directory in a bucket and its copy.
 
   Attributes:
@@ -277,25 +310,16 @@ class _Copy:
     index: file that maps the copy's files to their objects.
   """
 
-  def __init__(self, address: str, kind: str):
+  def __init__(self, address: str, kind: str, uploads: Choice = everything):
     """Transfers nothing yet.
 
     Args:
       address: of the directory.
       kind: of the copy: copies for reading and for writing are separate.
+      uploads: which files to upload.
     """
-    # Do not ask for the kind of bucket, for which gcsfs would load gRPC.
-    os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
-    import fsspec
-
-    self.address = address.rstrip('/')
-    scheme, _, self._root = self.address.partition('://')
-    try:
-      self._files = fsspec.filesystem(scheme, use_listings_cache=False)
-    except ImportError as error:
-      raise OSError(
-        f"{address} needs {_PACKAGES[scheme]}: pip install 'steepest[buckets]'"
-      ) from error
+    super().__init__(address)
+    self._uploads = uploads
     self._home = downloads.cache_dir().absolute() / 'buckets'
     self.directory = copy_of(address, kind)
     index = copy_of(address, f'{kind}-index')
@@ -347,8 +371,10 @@ class _Copy:
     if self._known and not self.directory.is_dir():
       raise OSError(f'{self.directory} is gone: its objects in the bucket stay')
     gone = [n for n in self._known if not (self.directory / n).exists()]
+    # Listed first, so that what they stand for is there.
     seals = {n for n in self._names() if n.endswith('.json')}
-    names = {n for n in self._names() if not n.endswith('.json')} | seals
+    others = {n for n in self._names() if not n.endswith('.json')}
+    names = self._uploads(others | seals)
     self._home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=self._home) as outgoing:
       taken: dict[str, tuple[str, list[int]]] = {}
@@ -386,74 +412,6 @@ class _Copy:
         if name in found:
           self._known[name] = [_tag(found[name]), *taken[name][1]]
       self._save()
-
-  def exists(self, address: str) -> bool:
-    """Returns whether an object exists at an address in the bucket."""
-    with self._named():
-      return bool(self._files.exists(address))
-
-  # ------------------------------------------------ leases.Objects
-
-  def locks(self) -> dict[int, str]:
-    """Returns the lock objects, number → name."""
-    with self._named():
-      try:
-        found = self._files.ls(self._root, detail=False)
-      except FileNotFoundError:
-        return {}
-    names = [path.rpartition('/')[2] for path in found]
-    ours = [
-      n for n in names if re.fullmatch(rf'{re.escape(leases.NAME)}\d+', n)
-    ]
-    return {int(name.removeprefix(leases.NAME)): name for name in ours}
-
-  def write(self, name: str, content: bytes, new: bool = False) -> bool:
-    """Writes an object; with `new`, only if there is none. Returns success."""
-    with self._named():
-      if not new:
-        self._files.pipe_file(self._at(name), content)
-        return True
-      try:
-        self._files.pipe_file(self._at(name), content, mode='create')
-        return True
-      except Exception:
-        # The libraries raise different errors if it exists, and a retried put
-        # may find its own object.
-        found = self.content(name)
-        if found is None:
-          raise
-        return found == content
-
-  def content(self, name: str) -> bytes | None:
-    """Returns the content of an object, None if there is none."""
-    with self._named():
-      try:
-        return bytes(self._files.cat_file(self._at(name)))
-      except FileNotFoundError:
-        return None
-
-  def remove(self, name: str) -> None:
-    """Removes an object, which may be gone already."""
-    with self._named(), contextlib.suppress(FileNotFoundError):
-      self._files.rm_file(self._at(name))
-
-  # ------------------------------------------------------------------
-
-  def _at(self, name: str) -> str:
-    return f'{self._root}/{name}'
-
-  @contextlib.contextmanager
-  def _named(self) -> Iterator[None]:
-    """Turns the libraries' errors into one line that has the address."""
-    try:
-      yield
-    except FileNotFoundError:
-      raise
-    except Exception as error:
-      said = ' '.join(str(error).split()) or type(error).__name__
-      if said.startswith(self.address):
-        raise
-      raise OSError(f'{self.address}: {said}') from error
 
   def _list(self, below: str = '') -> dict[str, dict[str, Any]]:
     """Returns the objects by name.

@@ -7,38 +7,110 @@ clocks are compared. An owner that finds a later lease exits at once; an upload
 then under way may still arrive, which a checkpoint's checksums reveal.
 """
 
+from collections.abc import Iterator
 import contextlib
 import datetime
 import json
 import os
 import pathlib
+import re
 import socket
 import sys
 import time
-from typing import Any, Protocol
+from typing import Any
 import uuid
 
-NAME = '.lock.'
+# Scheme → its client package.
+PACKAGES = {'gs': 'gcsfs', 's3': 's3fs'}
+# Names of locks, which a number follows.
+_NAME = '.lock.'
 # Seconds between heartbeats, and without one until an owner is given up.
 BEAT, _LEASE = 10.0, 60.0
 
 
-class Objects(Protocol):
-  """The objects of a directory in a bucket; all methods raise OSError."""
+class Objects:
+  """The objects of a directory in a bucket; all methods raise OSError.
 
-  address: str
+  Attributes:
+    address: of the directory.
+  """
+
+  def __init__(self, address: str):
+    """Reads and writes nothing yet."""
+    # Do not ask for the kind of bucket, for which gcsfs would load gRPC.
+    os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
+    import fsspec
+
+    self.address = address.rstrip('/')
+    scheme, _, self._root = self.address.partition('://')
+    try:
+      self._files = fsspec.filesystem(scheme, use_listings_cache=False)
+    except ImportError as error:
+      raise OSError(
+        f"{address} needs {PACKAGES[scheme]}: pip install 'steepest[buckets]'"
+      ) from error
+
+  def exists(self, address: str) -> bool:
+    """Returns whether an object exists at an address in the bucket."""
+    with self._named():
+      return bool(self._files.exists(address))
 
   def locks(self) -> dict[int, str]:
     """Returns the lock objects, number → name."""
+    with self._named():
+      try:
+        found = self._files.ls(self._root, detail=False)
+      except FileNotFoundError:
+        return {}
+    names = [path.rpartition('/')[2] for path in found]
+    ours = [n for n in names if re.fullmatch(r'\.lock\.\d+', n)]
+    return {int(name.removeprefix(_NAME)): name for name in ours}
 
   def write(self, name: str, content: bytes, new: bool = False) -> bool:
     """Writes an object; with `new`, only if there is none. Returns success."""
+    with self._named():
+      if not new:
+        self._files.pipe_file(self._at(name), content)
+        return True
+      try:
+        self._files.pipe_file(self._at(name), content, mode='create')
+        return True
+      except Exception:
+        # The libraries raise different errors if it exists, and a retried put
+        # may find its own object.
+        found = self.content(name)
+        if found is None:
+          raise
+        return found == content
 
   def content(self, name: str) -> bytes | None:
     """Returns the content of an object, None if there is none."""
+    with self._named():
+      try:
+        return bytes(self._files.cat_file(self._at(name)))
+      except FileNotFoundError:
+        return None
 
   def remove(self, name: str) -> None:
     """Removes an object, which may be gone already."""
+    with self._named(), contextlib.suppress(FileNotFoundError):
+      self._files.rm_file(self._at(name))
+
+  def _at(self, name: str) -> str:
+    return f'{self._root}/{name}'
+
+  @contextlib.contextmanager
+  def _named(self) -> Iterator[None]:
+    """Turns the libraries' errors into one line that has the address."""
+    try:
+      yield
+    except FileNotFoundError:
+      raise
+    except Exception as error:
+      said = ' '.join(str(error).split()) or type(error).__name__
+      if said.startswith(self.address):
+        raise
+      raise OSError(f'{self.address}: {said}') from error
 
 
 class Lease:
@@ -105,7 +177,7 @@ class Lease:
 
   @property
   def _name(self) -> str:
-    return f'{NAME}{self._number:06d}'
+    return f'{_NAME}{self._number:06d}'
 
   def _content(self) -> bytes:
     return json.dumps(self._me | {'beat': self._beats}).encode()

@@ -22,10 +22,16 @@ import os
 import pathlib
 import sys
 import sysconfig
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from steepest.launch import cli
+
+if TYPE_CHECKING:
+  from contextlib import AbstractContextManager
+
+  from steepest.data import buckets
 
 
 def main() -> None:
@@ -64,11 +70,12 @@ def main() -> None:
 
   def start() -> None:
     given = cli.required(config)
-    home = pathlib.Path(workdir.value or cli.default_workdir(config)).absolute()
     from steepest.launch.packing import bundle
 
+    home = workdir.value or cli.default_workdir(config)
     if merge.value is not None:
-      merged = bundle.take_back(given, home, pathlib.Path(merge.value))
+      with _staged(home, 'merging into this') as stage:
+        merged = bundle.take_back(given, stage, pathlib.Path(merge.value))
       for name, why in merged.refused.items():
         print(f'left out {name}: {why}', file=sys.stderr)
       count = len(merged.taken)
@@ -84,9 +91,21 @@ def main() -> None:
       text=text() if flags.FLAGS.input else None,
     )
     path = pathlib.Path(out.value).absolute()
-    print(bundle.write(given, home, path, given_flags))
+    with _staged(home, 'packing this') as stage:
+      print(bundle.write(given, stage, path, given_flags))
 
-  cli.run(start, __doc__)
+  cli.run(start, __doc__, addresses=('workdir',))
+
+
+def _staged(home: str, what: str) -> 'AbstractContextManager[buckets.Stage]':
+  """Gives a study's or run's directory; of one in a bucket, a copy."""
+  from steepest.data import buckets
+
+  if not buckets.is_address(home):
+    home = os.path.abspath(home)
+  every = flags.FLAGS.checkpoints
+  choice = buckets.everything if every else buckets.unfinished
+  return buckets.staged(home, what, choice)
 
 
 if __name__ == '__main__':

@@ -17,10 +17,14 @@ import functools
 import pathlib
 import secrets
 import sys
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from steepest.launch import cli
+
+if TYPE_CHECKING:
+  from steepest.data import buckets
 
 
 def main() -> None:
@@ -54,7 +58,7 @@ def _train(
   try:
     with (
       interrupts.StopSignals(config.stop_grace_seconds) as stop,
-      _directory(workdir, first) as directory,
+      _directory(workdir, first) as (directory, stage),
     ):
       mesh.keep_programs(directory / 'programs')
       train = functools.partial(
@@ -67,6 +71,7 @@ def _train(
         ),
         stop=stop.requested,
         restart=restart,
+        stage=stage,
       )
       if not first:
         # Only the first process shows progress.
@@ -84,39 +89,46 @@ def _train(
 
 
 @contextlib.contextmanager
-def _directory(workdir: str, first: bool) -> Iterator[pathlib.Path]:
-  """Yields a run's directory; of one in a bucket, the copy that all share.
+def _directory(
+  workdir: str, first: bool
+) -> 'Iterator[tuple[pathlib.Path, buckets.Stage | None]]':
+  """Gives the directory of a run; of one in a bucket, a copy.
 
-  Raises:
-    ValueError: this process does not see the first process's copy.
+  The processes share the first one's copy if all see it. Else each has its own,
+  which comes with what keeps it equal to the bucket.
   """
   from steepest.data import buckets
+  from steepest.training import processes
 
   if not buckets.is_address(workdir):
-    yield pathlib.Path(workdir)
+    yield pathlib.Path(workdir), None
     return
   import jax
-  from jax.experimental import multihost_utils
-  import numpy as np
 
   with contextlib.ExitStack() as stack:
-    directory = buckets.copy_of(workdir)
+    stage = buckets.Stage(buckets.copy_of(workdir))
     if first:
-      stack.enter_context(buckets.staged(workdir, 'training there'))
-    if jax.process_count() > 1:
-      mark = directory / '.lock.job'
-      drawn = np.int32(secrets.randbits(31))
+      stage = stack.enter_context(buckets.staged(workdir, 'training there'))
+    mark = stage.directory / '.lock.job'
+
+    def draw() -> str:
+      drawn = secrets.token_hex()
       if first:
-        directory.mkdir(parents=True, exist_ok=True)
-        mark.write_text(str(drawn))
-      drawn = multihost_utils.broadcast_one_to_all(drawn)
-      if not mark.exists() or mark.read_text() != str(drawn):
-        raise ValueError(
-          f'--workdir={workdir}: its copy, {directory}, is not the first '
-          "process's: put STEEPEST_CACHE where all machines see it, or mount "
-          'the bucket'
-        )
-    yield directory
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(drawn)
+      return drawn
+
+    drawn = processes.gathered(draw)[0]
+    sees = lambda: mark.exists() and mark.read_text() == drawn
+    if all(processes.gathered(sees)):
+      yield stage.directory, None
+      return
+    join = lambda: stack.enter_context(
+      buckets.joined(workdir, f'process-{jax.process_index()}')
+    )
+    # The first one changes nothing before all have their copies.
+    stage = processes.together(lambda: stage if first else join())
+    yield stage.directory, stage
 
 
 def _show_scores(workdir: pathlib.Path, wanted: str) -> None:

@@ -3,9 +3,13 @@
 Checksums reveal torn and changed checkpoints before they are used. With several
 processes, each computes those of the files that it wrote, and verifies an equal
 share of all files when the run restarts.
+
+Processes that share no disk write to copies of a directory in a bucket. There,
+each array is a folder of chunks, to which each process adds some (Zarr), rather
+than one database that the first process merges.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from concurrent import futures
 import contextlib
 import functools
@@ -24,7 +28,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
-from steepest.data import reading
+from steepest.data import buckets, reading
 from steepest.models import layers
 from steepest.training import processes, state as state_lib
 from steepest.training.metrics import write_json
@@ -63,6 +67,7 @@ class Checkpointer:
     read_only: bool = False,
     warn: Callable[[str], None] | None = None,
     check: Callable[[], None] = lambda: None,
+    stage: buckets.Stage | None = None,
   ):
     """Opens the directory.
 
@@ -74,6 +79,7 @@ class Checkpointer:
         default they are written to stderr.
       check: raises a ValueError if another attempt owns the run; from then on
         nothing is written or deleted.
+      stage: of the directory, if each process has its own copy of it.
     """
     self.directory = pathlib.Path(directory).absolute()
     self._kept = kept
@@ -84,18 +90,47 @@ class Checkpointer:
     self._written = threading.Event()
     self._written.set()
     self._failure: str | None = None
-    if not read_only and jax.process_index() == 0:
+    self._alone = stage is not None
+    self._stage = stage or buckets.Stage(self.directory)
+    # Whether this process looks after the directory.
+    self._keeps = self._alone or jax.process_index() == 0
+    if not read_only and self._keeps:
       self._clear_unfinished()
+    first: int | None = 0
+    arrays: dict[str, Any] = {}
+    if self._alone:
+      self.directory.mkdir(parents=True, exist_ok=True)
+      # Each process acts like the first one, in its own directory.
+      first = None
+      handler = ocp.type_handlers.ArrayHandler(primary_host=None)
+      registry = ocp.type_handlers.create_type_handler_registry(
+        (jax.Array, handler)
+      )
+      arrays = {'use_ocdbt': False, 'type_handler_registry': registry}
+    multiprocessing = ocp.options.MultiprocessingOptions(primary_host=first)
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
-        enable_async_checkpointing=not read_only, read_only=read_only
+        enable_async_checkpointing=not read_only,
+        read_only=read_only,
+        create=not self._alone,
+        # Of the other processes, Orbax would write before these are there.
+        async_options=ocp.AsyncOptions(
+          create_directories_asynchronously=not self._alone
+        ),
+        multiprocessing_options=multiprocessing,
       ),
       # Compression would hold a second copy in memory until it is written, and
       # save only some eight percent of the disk space.
       item_handlers={
-        'state': ocp.PyTreeCheckpointHandler(use_compression=False),
-        'books': ocp.JsonCheckpointHandler(),
+        'state': ocp.PyTreeCheckpointHandler(
+          use_compression=False,
+          multiprocessing_options=multiprocessing,
+          **arrays,
+        ),
+        'books': ocp.JsonCheckpointHandler(
+          multiprocessing_options=multiprocessing
+        ),
       },
     )
 
@@ -111,7 +146,9 @@ class Checkpointer:
     while True:
       sealed = set(_steps(self.directory, verified=True)) - set(damage)
       found = _told(max(sealed, default=_NONE))
-      check = functools.partial(verify, self.directory / str(found))
+      check = functools.partial(
+        verify, self.directory / str(found), self._alone
+      )
       try:
         if found != _NONE:
           processes.together(check)
@@ -125,7 +162,7 @@ class Checkpointer:
       )
     if found == _NONE:
       found = _told(max(_steps(self.directory), default=_NONE))
-    elif jax.process_index() == 0:
+    elif self._keeps:
       self._leave(found, damage)
     self._manager.reload()
     return None if found == _NONE else found
@@ -295,6 +332,7 @@ class Checkpointer:
       self._seal(self.directory / str(steps))
       if jax.process_index() == 0 and self._has_the_run():
         write_json(self.directory.with_name(_LATEST), {'steps': steps})
+      if self._keeps and self._has_the_run():
         kept = _steps(self.directory, verified=True)[-self._kept :]
         for old in _steps(self.directory):
           if old < min(kept, default=0):
@@ -309,20 +347,41 @@ class Checkpointer:
 
     Runs no JAX computation, so training continues meanwhile.
     """
-    part = lambda i: directory / f'.{i}.{CHECKSUMS}'
+    index, stage = jax.process_index(), self._stage
+    # Hidden files stay on this machine.
+    hidden = '' if self._alone else '.'
+    part = lambda i: directory / f'{hidden}{i}.{CHECKSUMS}'
+    barrier = functools.partial(
+      ocp.multihost.get_barrier_sync_fn(), timeout_ms=_SEAL_MINUTES * 60_000
+    )
     try:
       if self._has_the_run():
-        write_json(part(jax.process_index()), checksums(directory, own=True))
+        write_json(part(index), checksums(directory, self._owns))
+        stage.push()
     finally:
       # A process that failed leaves no file.
-      barrier = ocp.multihost.get_barrier_sync_fn()
-      barrier(key=f'seal {directory}', timeout_ms=_SEAL_MINUTES * 60_000)
-    if jax.process_index() == 0 and self._has_the_run():
-      files: dict[str, Any] = {}
-      for i in range(jax.process_count()):
-        files |= reading.json_object(part(i))
-        part(i).unlink()
-      write_checksums(directory, files)
+      barrier(key=f'written {directory.name}')
+    try:
+      if index == 0 and self._has_the_run():
+        stage.pull(directory, _parts)
+        files: dict[str, Any] = {}
+        for i in range(jax.process_count()):
+          files |= reading.json_object(part(i))
+          part(i).unlink()
+        write_checksums(directory, files)
+        stage.push()
+    finally:
+      if self._alone:
+        barrier(key=f'sealed {directory.name}')
+    # The others get the seal.
+    stage.pull(directory)
+
+  def _owns(self, path: pathlib.Path) -> bool:
+    """Returns whether this process answers for a file of a checkpoint."""
+    if not self._alone:
+      return _writer(path) == jax.process_index()
+    name = path.relative_to(self._stage.directory).as_posix()
+    return jax.process_index() == 0 or bool(buckets.part({name}))
 
   def _give_up(self, steps: int, error: Exception) -> None:
     if not self._has_the_run():
@@ -332,7 +391,7 @@ class Checkpointer:
     left = _steps(self.directory, verified=True)
     stays = f'the one of step {left[-1]} stays' if left else 'there is none yet'
     self._warn(f'warning: {self._failure}; {stays}, training continues')
-    if jax.process_index() == 0:
+    if self._keeps:
       # The next one may already be being written.
       self._clear_unfinished(str(steps))
       self._clear_unverified(steps)
@@ -347,7 +406,7 @@ class Checkpointer:
   def _clear_unverified(self, steps: int) -> None:
     """Removes a checkpoint that its writer, maybe another, did not finish."""
     at = self.directory / str(steps)
-    if jax.process_index() == 0 and not has_checksums(at):
+    if self._keeps and not has_checksums(at):
       shutil.rmtree(at, ignore_errors=True)
 
   def _clear_unfinished(self, steps: str = '*') -> None:
@@ -388,13 +447,14 @@ class Checkpointer:
 
 
 def checksums(
-  directory: pathlib.Path, own: bool = False
+  directory: pathlib.Path,
+  owns: Callable[[pathlib.Path], bool] = lambda path: True,
 ) -> dict[str, dict[str, Any]]:
   """Reads files of a complete checkpoint and returns sizes and checksums.
 
   Args:
     directory: one checkpoint's, no longer being written.
-    own: only files that this process wrote; unowned ones count as the first's.
+    owns: which of its files to read.
 
   Raises:
     OSError: a file cannot be read.
@@ -402,9 +462,7 @@ def checksums(
   names = [
     str(path.relative_to(directory))
     for path in sorted(directory.rglob('*'))
-    if path.is_file()
-    and CHECKSUMS not in path.name
-    and (not own or _writer(path) == jax.process_index())
+    if path.is_file() and CHECKSUMS not in path.name and owns(path)
   ]
   return {
     name: {'bytes': (directory / name).stat().st_size, 'sha256': sha256}
@@ -412,8 +470,16 @@ def checksums(
   }
 
 
+def _parts(names: Set[str]) -> set[str]:
+  """Chooses the checksums of single processes."""
+  return {name for name in names if name.endswith(f'.{CHECKSUMS}')}
+
+
 def _writer(path: pathlib.Path) -> int:
-  """Returns the process that wrote a file, from Orbax's folder name."""
+  """Returns the process that wrote a file, from Orbax's folder name.
+
+  Files outside such folders count as the first one's.
+  """
   folders = [p for p in path.parts if p.startswith('ocdbt.process_')]
   number = folders[-1].rpartition('_')[2] if folders else '0'
   return int(number) if number.isdigit() else 0
@@ -436,10 +502,10 @@ def has_checksums(directory: pathlib.Path) -> bool:
   return (directory / CHECKSUMS).exists()
 
 
-def verify(directory: pathlib.Path) -> None:
+def verify(directory: pathlib.Path, alone: bool = False) -> None:
   """Compares the files of a checkpoint with their checksums.
 
-  With several processes, each reads its share.
+  With several processes, each reads its share, unless it has a copy `alone`.
 
   Raises:
     ValueError: a file differs from what was written; names the first one.
@@ -469,7 +535,9 @@ def verify(directory: pathlib.Path) -> None:
         f'{path} has {path.stat().st_size} bytes, {size} were written'
       )
   by_size = sorted(wanted, key=lambda name: (wanted[name][0], name))
-  share = by_size[jax.process_index() :: jax.process_count()]
+  share = by_size
+  if not alone:
+    share = by_size[jax.process_index() :: jax.process_count()]
   for name, sha256 in _sha256(directory, share).items():
     if sha256 != wanted[name][1]:
       raise ValueError(f'{directory / name} has changed since it was written')

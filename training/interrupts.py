@@ -18,6 +18,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from steepest.data import buckets
+
 # EX_TEMPFAIL of sysexits.h: nothing is wrong; run the same command again.
 EXIT_CODE = 75
 # Seconds between checks of the step.
@@ -120,22 +122,25 @@ class StallTimer:
     directory: pathlib.Path,
     where: Callable[[], dict[str, Any]],
     tell: Callable[[str, bool], None],
+    stage: buckets.Stage | None = None,
   ):
     """Does nothing yet.
 
     Args:
       seconds: longest time for one step; 0: no limit.
-      directory: gets a report from each process. All processes must see it, and
-        it belongs to this start only: the others act once it exists.
+      directory: gets a report from each process. It belongs to this start
+        only: others that see it act once it exists.
       where: says what this process is 'doing', for how many 'seconds', at which
         'step', and whether it 'waits' for others there.
       tell: (one line, whether this process speaks for all).
+      stage: brings the others' reports if they see another directory.
     """
     self.paused = 0.0
     self._seconds = seconds
     self._directory = directory
     self._where = where
     self._tell = tell
+    self._stage = stage or buckets.Stage(directory)
     # Seconds that the current step has taken.
     self._taken: list[float] | None = None
     self._over = threading.Event()
@@ -224,8 +229,10 @@ class StallTimer:
     """Returns which process hangs where, and whether this one reports it."""
     end = time.monotonic() + _ANSWER
     paths = [self._directory / f'process-{i}.txt' for i in range(self._count)]
+    self._stage.push()
     while not all(p.exists() for p in paths) and time.monotonic() < end:
       time.sleep(0.2)
+      self._stage.pull(self._directory)
     reports = {
       i: json.loads(path.read_text('utf-8').partition('\n')[0])
       for i, path in enumerate(paths)

@@ -14,6 +14,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from steepest.data import buckets
 from steepest.optimizers import role_statistics
 from steepest.training import (
   chips,
@@ -92,6 +93,7 @@ class Callbacks:
     check: raises if another attempt owns the run's directory; called before
       anything is written there.
     began: start of the run's first attempt, as of time.time(); None: now.
+    stage: the workdir's, if each process has its own copy of one in a bucket.
   """
 
   evaluate: Callable[[Any, int, bool], dict[str, float]] | None = None
@@ -102,6 +104,7 @@ class Callbacks:
   )
   check: Callable[[], None] = lambda: None
   began: float | None = None
+  stage: buckets.Stage | None = None
 
 
 class Ended(ValueError):
@@ -316,6 +319,7 @@ class _Record:
       self.workdir / 'logs' / f'stall-{_start_number()}',
       self._where,
       self._tell_stall,
+      callbacks.stage,
     )
     self._writers: list[metrics.Writer] = []
     self._rows = 0
@@ -414,6 +418,7 @@ class _Record:
       self.config.checkpoints_kept,
       warn=lambda text: self._events.add('checkpoint', self.step, text),
       check=self._callbacks.check,
+      stage=self._callbacks.stage,
     )
 
     def close() -> None:

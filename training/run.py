@@ -54,6 +54,7 @@ def train(
   on_row: Callable[[dict[str, Any]], None] | None = None,
   stop: Callable[[int], bool] = lambda steps: False,
   restart: bool = False,
+  stage: buckets.Stage | None = None,
 ) -> dict[str, Any]:
   """Trains or resumes one run and returns its summary.
 
@@ -67,6 +68,7 @@ def train(
     on_row: called with each row of metrics.
     stop: (steps done) → whether to save and stop; called once per step.
     restart: continue even if the workdir lost checkpoints or rows.
+    stage: the workdir's, if each process has its own copy of one in a bucket.
 
   Raises:
     ValueError: the configuration, the data or the workdir do not fit, or the
@@ -105,7 +107,7 @@ def train(
   attempt = _open_workdir(config, workdir, about, data.tokenizer_dir, began)
   check = attempt.check if attempt else lambda: None
   began = attempt.began if attempt else began
-  callbacks = Callbacks(evaluate, on_row, stop, writers, check, began)
+  callbacks = Callbacks(evaluate, on_row, stop, writers, check, began, stage)
   try:
     with jax.debug_nans(config.debug_nans or jax.debug_nans.value):
       summary = fit(

@@ -16,7 +16,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from steepest.data import corpus, decontamination, files, locks, tokenizers
+from steepest.data import (
+  buckets,
+  corpus,
+  decontamination,
+  files,
+  locks,
+  tokenizers,
+)
 from steepest.data.preparing import documents
 from steepest.data.preparing.options import Options
 from steepest.eval import questions, tasks
@@ -68,13 +75,12 @@ def named(config: dict[str, Any]) -> dict[str, str]:
     config: of a run or a study, as in config.json.
 
   Raises:
-    ValueError: a file is not on this machine.
+    ValueError: a file is neither on this machine nor in a bucket.
   """
   found: dict[str, str] = {}
   for key, value in _values(config):
     for path in re.findall(_FILES[key], value):
-      if '://' in path:
-        raise ValueError(f'{path}: only files of this machine can be packed')
+      buckets.is_address(path)  # Or it raises.
       name = pathlib.PurePath(path).name
       found.setdefault(path, f'inputs/{len(found)}/{name}')
   return found
@@ -102,7 +108,7 @@ def _values(config: dict[str, Any]) -> list[tuple[str, str]]:
 
 def write(
   config: ConfigDict,
-  workdir: pathlib.Path,
+  stage: buckets.Stage,
   out: pathlib.Path,
   asked: argparse.Namespace,
 ) -> str:
@@ -110,7 +116,7 @@ def write(
 
   Args:
     config: of a study or run.
-    workdir: of the study or run; its results so far are packed too.
+    stage: of its directory; its results so far are packed too.
     out: a .tar or a directory that does not exist yet.
     asked: values of launch.pack's flags, and `text`: options of text that is
       prepared there, into data.source, or None.
@@ -122,8 +128,8 @@ def write(
   wheels.check(asked.platform, asked.python)
   have = wheels.listed(pathlib.Path(asked.have)) if asked.have else ()
   with _written(out) as folder:
-    with locks.hold(workdir, 'packing this'):
-      commands = _write_inputs(config, workdir, folder, asked)
+    with locks.hold(stage.directory, 'packing this'):
+      commands = _write_inputs(config, stage, folder, asked)
     _write_code(folder)
     about = {'python': asked.python, 'system': bool(have), 'commands': commands}
     metrics.write_json(folder / 'pack.json', about)
@@ -135,7 +141,7 @@ def write(
 
 
 def take_back(
-  config: ConfigDict, workdir: pathlib.Path, archive: pathlib.Path
+  config: ConfigDict, stage: buckets.Stage, archive: pathlib.Path
 ) -> merge.Merged:
   """Merges a pack's results.tar.gz into the directory of its study or run.
 
@@ -145,8 +151,9 @@ def take_back(
   """
   if not archive.is_file():
     raise FileNotFoundError(f'--merge={archive}: no such file')
+  workdir = stage.directory
   with locks.hold(workdir, 'merging into this'):
-    values = _ready(config, workdir)
+    values = _ready(config, stage)
     paths = {name: path for path, name in named(values).items()}
     back = lambda held: relocated(held, paths)
     whole, beside = ConfigDict(values), workdir.parent
@@ -178,7 +185,7 @@ def _written(target: pathlib.Path) -> Iterator[pathlib.Path]:
     os.rename(ready, target)
 
 
-def _ready(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+def _ready(config: ConfigDict, stage: buckets.Stage) -> dict[str, Any]:
   """Returns the checked configuration as JSON, once its data is there."""
   if 'study' in config:
     study.complete(config)
@@ -190,12 +197,16 @@ def _ready(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     '(shards|flat):', source
   ):
     raise ValueError(f'data.source={source}: give shards:DIR or flat:FILE')
-  return config_lib.as_json(corpus.ready(config, workdir))
+  config = corpus.ready(config, stage.directory)
+  # As launch.study names it.
+  config.data.source = stage.address(config.data.source)
+  stage.push()
+  return config_lib.as_json(config)
 
 
 def _write_inputs(
   config: ConfigDict,
-  workdir: pathlib.Path,
+  stage: buckets.Stage,
   folder: pathlib.Path,
   asked: argparse.Namespace,
 ) -> list[tuple[str, list[str]]]:
@@ -208,12 +219,12 @@ def _write_inputs(
       f'data.source={config.data.source}: with --input give shards:DIR, a '
       'directory that does not exist yet: ./run prepares it there'
     )
-  values = _ready(config, workdir)
+  values, workdir = _ready(config, stage), stage.directory
   names = named(values)
   for path, name in names.items():
     if text is None or path != source:
       chosen = values['eval_tasks'] if path == values['eval_tasks_data'] else ''
-      _copy(pathlib.Path(path).expanduser(), folder / name, chosen)
+      _copy(buckets.read(path).expanduser(), folder / name, chosen)
   metrics.write_json(folder / 'recipe.json', relocated(values, names))
   files.write(folder / 'recipe.py', [_RECIPE.encode()])
   for file in run.kept(workdir, asked.checkpoints):

@@ -146,11 +146,6 @@ def describe(
         + ', or add --option=install=WHAT'
         * ('install' in job.options)
       )
-  if away and job.hosts > 1 and place not in _SAME_FILES and not study:
-    raise ValueError(
-      f'--workdir={home}: the machines of a run share one copy of it, but '
-      f'those of --to={place} share no files: mount the bucket'
-    )
   if study and job.hosts > 1 and place not in ('slurm', 'sky'):
     raise ValueError(
       f'--to={place}: a study takes one machine there, not {job.hosts}; use '

@@ -1,6 +1,7 @@
 """Commands whose directories are in buckets, of a server on this machine."""
 
 import argparse
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -40,6 +41,11 @@ def open_(copy, *arguments):
 
 buckets._Copy.__init__ = open_
 importlib.import_module(f'steepest.launch.{sys.argv.pop(1)}').main()
+"""
+# On a machine of its own.
+_APART = """
+import os
+os.environ['STEEPEST_CACHE'] += os.environ['STEEPEST_PROCESS']
 """
 _SMALL = {
   'model.width': 16,
@@ -134,6 +140,50 @@ def test_a_run_that_is_killed_goes_on_elsewhere_bit_for_bit(
   assert (out / 'model.safetensors').stat().st_size > 0
 
 
+@pytest.mark.parametrize('bucket', ['s3'], indirect=True)
+def test_machines_that_share_nothing_go_on_where_they_were_killed(
+  bucket, machine, start_processes, tmp_path, monkeypatch
+):
+  source = {'data.source': 'flat:tests/golden/tokens.npy'}
+  values = {**_SMALL, **source, 'mesh.fsdp': 2, 'batch_size': 4}
+  values |= {'steps': 6, 'schedule.kind': 'constant'}
+  tiny = 'experiments/tiny.py:gpt2'
+  command, arguments = _with('train', tiny, bucket, values)
+
+  def start(name, seals):
+    words = ['-c', _APART + _KILLED, str(seals), command, *arguments]
+    return start_processes(2, words, STEEPEST_CACHE=str(tmp_path / name))
+
+  first, second = start('killed', 2)
+  assert first.wait(timeout=300) == -signal.SIGKILL, first.stderr.read()
+  second.kill()
+  for process in start('elsewhere', 99):
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+  # Each has written a part, and what both have is whole.
+  chunks = {
+    name: list((tmp_path / name).glob('**/run/checkpoints/6/state/*/[0-9]*'))
+    for name in ('elsewhere0', 'elsewhere1')
+  }
+  assert all(chunks.values()), chunks
+  local, values = tmp_path / 'local', {**values, 'mesh.fsdp': 1}
+  done = machine(
+    'one',
+    _with('train', tiny, local, {**values, 'steps': 8}),
+    _with('train', tiny, bucket, {**values, 'steps': 8}),
+  )
+  for result in done:
+    assert result.code == 0, result.err
+  monkeypatch.setenv('STEEPEST_CACHE', str(tmp_path / 'reader'))
+  whole = buckets.read(bucket)
+  losses = [[r['train/loss'] for r in _rows(d)] for d in (whole, local)]
+  assert len(losses[0]) == 8
+  assert losses[0] == pytest.approx(losses[1], rel=2e-5)
+  env = json.loads((whole / 'env.json').read_text())
+  assert env['attempt']['number'] == 3
+  assert not list(whole.glob('**/*?checksums.json'))
+
+
 def test_a_study_that_is_killed_goes_on_elsewhere(bucket, machine, tmp_path):
   values = {
     **_SMALL,
@@ -166,6 +216,27 @@ def test_a_study_that_is_killed_goes_on_elsewhere(bucket, machine, tmp_path):
   assert (page / 'report.html').exists()
 
 
+@pytest.mark.parametrize('bucket', ['gs'], indirect=True)
+def test_a_pack_takes_what_is_in_buckets(bucket, machine, tmp_path):
+  have, shards = tmp_path / 'have.txt', f'{bucket}-shards'
+  names = sorted({d.name for d in importlib.metadata.distributions()})
+  have.write_text(''.join(f'{name} 1.0\n' for name in names))
+  with buckets.staged(bucket, 'busy') as stage:
+    stage.directory.mkdir(parents=True)
+    (stage.directory / 'metrics.jsonl').write_text('1\n')
+  source = {'data.source': f'shards:{shards}'}
+  command, arguments = _with('pack', 'experiments/tiny.py', bucket, source)
+  arguments += [f'--have={have}', f'--out={tmp_path}/pack']
+  prepared, packed = machine('one', _prepare(shards), (command, arguments))
+  assert prepared.code == 0, prepared.err
+  assert packed.code == 0, packed.err
+  recipe = json.loads((tmp_path / 'pack' / 'recipe.json').read_text())
+  inside = tmp_path / 'pack' / recipe['data']['source'].removeprefix('shards:')
+  assert (inside / 'manifest.json').exists()
+  [rows] = (tmp_path / 'pack').glob('*/metrics.jsonl')
+  assert rows.read_text() == '1\n'
+
+
 def test_targets_go_where_the_study_is(fork_commands):
   study = ['--config=experiments/quickstart.py', '--workdir=gs://a/b/']
   words = ['--targets=files', '--dry_run', '--nocheck']
@@ -177,10 +248,8 @@ def test_targets_go_where_the_study_is(fork_commands):
 
 def test_what_cannot_be_in_a_bucket_is_refused(fork_commands):
   tiny = '--config=experiments/tiny.py'
-  sent = ['--to=sky', '--chip=h100', '--devices=16', '--dry_run']
   results = fork_commands(
     [
-      ('submit', [tiny, '--workdir=s3://a/b', *sent]),
       ('pack', [tiny, '--out=gs://a/b.tar']),
       ('train', [tiny, '--workdir=az://a/b']),
     ]
@@ -188,7 +257,6 @@ def test_what_cannot_be_in_a_bucket_is_refused(fork_commands):
   for result, said in zip(
     results,
     (
-      '--workdir=s3://a/b: the machines of a run share one copy of it',
       '--out=gs://a/b.tar: takes only local paths',
       'az://a/b: give a directory, gs://BUCKET/PATH or s3://BUCKET/PATH',
     ),

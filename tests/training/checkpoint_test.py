@@ -95,9 +95,9 @@ def test_a_save_does_not_wait_until_the_one_before_is_verified(
   state = make_state('adamw')[1]
   checksums, goes_on = checkpoint.checksums, threading.Event()
 
-  def slow(directory, own):
+  def slow(directory, owns):
     assert goes_on.wait(60), 'the second save waited'
-    return checksums(directory, own)
+    return checksums(directory, owns)
 
   monkeypatch.setattr(checkpoint, 'checksums', slow)
   writer = Checkpointer(tmp_path, 1)
@@ -121,7 +121,8 @@ def test_each_of_four_processes_reads_its_part(tmp_path, monkeypatch):
   monkeypatch.setattr(jax, 'process_index', lambda: here[0])
   parts = []
   for here[0] in range(4):
-    parts.append(checkpoint.checksums(tmp_path, own=True))
+    owns = lambda path: checkpoint._writer(path) == here[0]
+    parts.append(checkpoint.checksums(tmp_path, owns))
   # What has no writer in its name is the first's.
   assert [len(part) for part in parts] == [4, 1, 1, 1]
   whole = {name: file for part in parts for name, file in part.items()}
