@@ -212,6 +212,7 @@ class Chain:
     cautious: decay only where it does not oppose the update.
     cautious_updates: drop update entries that oppose the gradient.
     layout: PartitionSpecs like the parameters; None: unknown.
+    state_layout: PartitionSpecs like the state; None: unknown.
   """
 
   optimizer: Optimizer
@@ -222,6 +223,7 @@ class Chain:
   cautious: bool = False
   cautious_updates: bool = False
   layout: Any = None
+  state_layout: Any = None
 
   @property
   def wants_curvature(self) -> bool:
@@ -387,6 +389,7 @@ class Chain:
       lr_factors=each(self._lr_factor),
       eps_factors=each(lambda f: f.eps),
       layout=self.layout,
+      state_layout=self.state_layout,
     )
 
   def _scaled(self, value: Any, factor: str) -> Any:

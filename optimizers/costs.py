@@ -45,7 +45,7 @@ def update_flops(chain: Chain, params: Any) -> float:
   )
 
 
-def exchanged_bytes(chain: Chain, params: Any) -> int:
+def exchanged_bytes(chain: Chain, params: Any, state: Any) -> int:
   """Returns the bytes that a device of a mesh exchanges for the update itself.
 
   0 where the optimizer does not say (`Optimizer.exchanged`).
@@ -53,12 +53,13 @@ def exchanged_bytes(chain: Chain, params: Any) -> int:
   Args:
     chain: the optimizer's chain.
     params: shapes with shardings.
+    state: the optimizer's, likewise.
   """
   if chain.optimizer.exchanged is None:
     return 0
   arrays = zip(jax.tree.leaves(chain.factors), jax.tree.leaves(params))
   moved = [x for f, x in arrays if f.kind in chain.optimizer.moves]
-  return chain.optimizer.exchanged(moved, chain.static)
+  return chain.optimizer.exchanged(moved, state, chain.static)
 
 
 def description(chain: Chain, params: Any) -> str:

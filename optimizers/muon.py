@@ -4,17 +4,17 @@ Other optimizers here that orthogonalise take their Newton-Schulz iterations
 from this file.
 """
 
-import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import math
 from typing import Any
 
 import jax
 from jax import numpy as jnp
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import PartitionSpec
 import optax
 from optax import contrib
 
+from steepest.optimizers import spread
 from steepest.optimizers.alias import alias
 from steepest.optimizers.optimizer import MUP, Hyper, Optimizer, lr, momentum
 from steepest.optimizers.trees import Number, average
@@ -69,97 +69,27 @@ def orthogonalize(
   if precision == 'bfloat16':
     matrices = [x.astype(jnp.bfloat16) for x in wide]
 
-  def iterate(xs: Sequence[jax.Array]) -> list[jax.Array]:
-    return newton_schulz.update(list(xs), newton_schulz.init(list(xs)))[0]
+  def iterate(x: jax.Array) -> jax.Array:
+    return newton_schulz.update([x], newton_schulz.init([x]))[0][0]
 
-  mesh = jax.sharding.get_abstract_mesh()
-  if layout is None or mesh.size <= 1:
-    found = iterate(matrices)
-  else:
-    found = _each_on_one_device(iterate, matrices, layout, mesh)
+  found = spread.each(iterate, matrices, layout)
   return [x.astype(w.dtype) for x, w in zip(found, wide)]
 
 
-def _each_on_one_device(
-  fn: Callable[[Sequence[jax.Array]], list[jax.Array]],
-  matrices: Sequence[jax.Array],
-  layout: Sequence[PartitionSpec],
-  mesh: AbstractMesh,
-) -> list[jax.Array]:
-  """Returns fn(matrices), computing each matrix on one device only.
-
-  Matrices of equal shape and layout are stacked, and each stack is spread over
-  the devices: each device sends its shards once and its results once.
-  """
-  alike: dict[Any, list[int]] = {}
-  for i, (x, spec) in enumerate(zip(matrices, layout, strict=True)):
-    alike.setdefault((x.shape, spec), []).append(i)
-  found: list[jax.Array] = list(matrices)
-  for (shape, spec), members in alike.items():
-    count, before = len(members), len(shape) - 2
-    stack = jnp.stack([matrices[i] for i in members])
-    stack = stack.reshape(-1, *shape[before:])
-    # Pad to the same number for each device.
-    extra = -stack.shape[0] % mesh.size
-    stack = jnp.pad(stack, ((0, extra), (0, 0), (0, 0)))
-    stages = _stages(tuple(spec)[before:], mesh)
-    for stage in stages:
-      stack = jax.lax.with_sharding_constraint(stack, stage)
-    (stack,) = fn([stack])
-    for stage in reversed(stages):
-      stack = jax.lax.with_sharding_constraint(stack, stage)
-    results = stack[: stack.shape[0] - extra].reshape(count, *shape)
-    for n, i in enumerate(members):
-      found[i] = results[n]
-  return found
-
-
-def _stages(spec: Sequence[Any], mesh: AbstractMesh) -> list[PartitionSpec]:
-  """Returns layouts of a stack of matrices, from sharded to whole matrices.
-
-  Each moves one axis of the mesh, by one exchange between devices.
-
-  Args:
-    spec: mesh axes along rows and columns.
-    mesh: the mesh of the devices.
-  """
-  axes = lambda entry: (entry,) if isinstance(entry, str) else entry or ()
-  rows, columns = (axes(x) for x in (*spec, None, None)[:2])
-  idle = tuple(a for a in mesh.axis_names if a not in (*rows, *columns))
-  return [
-    PartitionSpec(None, rows, columns),
-    PartitionSpec(idle, rows, columns),
-    PartitionSpec((*idle, *rows), None, columns),
-    PartitionSpec((*idle, *rows, *columns)),
-  ]
-
-
-def exchanged(matrices: Sequence[Any], static: Mapping[str, Any]) -> int:
+def exchanged(
+  matrices: Sequence[Any], state: Any, static: Mapping[str, Any]
+) -> int:
   """Returns the bytes that a device exchanges to orthogonalize matrices.
-
-  Counts operands and results of the exchanges of `_stages`, there and back;
-  over mesh axes that split no matrix, only results are gathered.
 
   Args:
     matrices: shapes with shardings.
+    state: the optimizer's, likewise; not used.
     static: hyperparameters; `newton_schulz` is the precision.
   """
-  stacks: collections.Counter[Any] = collections.Counter()
-  for x in matrices:
-    before = len(x.shape) - 2
-    spec = (*x.sharding.spec, None, None)[before : before + 2]
-    stacks[x.shape[before:], spec, x.dtype] += math.prod(x.shape[:before])
-  total = 0
-  for (shape, spec, dtype), count in stacks.items():
-    mesh = matrices[0].sharding.mesh
-    item = 2 if static['newton_schulz'] == 'bfloat16' else dtype.itemsize
-    own = -(-count // mesh.size) * math.prod(shape) * item
-    axes = [(a,) if isinstance(a, str) else a or () for a in spec]
-    split = [math.prod(mesh.shape[a] for a in group) for group in axes]
-    idle = mesh.size // math.prod(split)
-    total += 4 * own * sum(n > 1 for n in split)
-    total += own * (idle + 1) * (idle > 1)
-  return total
+  del state
+  if static['newton_schulz'] == 'bfloat16':
+    matrices = [x.update(dtype=jnp.dtype('bfloat16')) for x in matrices]
+  return spread.exchanged(matrices)
 
 
 def nesterov(b1: Number, m: Any, grads: Any) -> tuple[Any, Any]:

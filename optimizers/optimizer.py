@@ -187,8 +187,9 @@ class Optimizer:
       also `learning_rate` (s_t·lr), `step` (number of steps before this one),
       `steps` (of the run); the trees `kinds` (roles), `lr_factors` and
       `eps_factors` (numbers), `layers` (how many are stacked along a leaf's
-      first axis under model.scan_layers, else 0); and `layout`, how a mesh
-      splits parameters (PartitionSpecs), None if unknown.
+      first axis under model.scan_layers, else 0); and `layout` and
+      `state_layout`, how a mesh splits parameters and the state of all roles
+      (PartitionSpecs), None if unknown.
     hyperparameters: by name; `weight_decay` is added, as are `hessian_…` with
       `curvature`, and `auxiliary_…` if AdamW moves some roles.
     lr_factors: role → column of the µP table, or a function of the static
@@ -212,9 +213,9 @@ class Optimizer:
       or ''; None: it never does.
     flops: (role and shape of a leaf it moves, static hyperparameters) → FLOPs
       of the matrix products.
-    exchanged: (shapes of the leaves it moves, with shardings, static
-      hyperparameters) → bytes per device of the operands and results of its
-      collectives on their mesh; None: none, or unknown.
+    exchanged: (shapes of the leaves it moves and of the state of all roles,
+      with shardings, static hyperparameters) → bytes per device of the operands
+      and results of its collectives on their mesh; None: none, or unknown.
   """
 
   name: str
@@ -239,7 +240,9 @@ class Optimizer:
   flops: Callable[[str, tuple[int, ...], Mapping[str, Any]], float] = (
     no_products
   )
-  exchanged: Callable[[Sequence[Any], Mapping[str, Any]], int] | None = None
+  exchanged: Callable[[Sequence[Any], Any, Mapping[str, Any]], int] | None = (
+    None
+  )
 
   def __post_init__(self):
     # Directories are named after it.

@@ -1,12 +1,15 @@
 """SOAP (Vyas et al., arXiv 2409.11321)."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
+from jax.sharding import PartitionSpec
 import optax
 
+from steepest.optimizers import spread
 from steepest.optimizers.alias import alias
 from steepest.optimizers.optimizer import (
   Hyper,
@@ -39,6 +42,19 @@ class MatrixState(NamedTuple):
   right: Basis | None
 
 
+class _Given(NamedTuple):
+  """What a matrix's direction depends on; numbers as 1×1 matrices."""
+
+  g: Any
+  m: Any
+  v: Any
+  left: Any
+  right: Any
+  b1: Any
+  b2: Any
+  eps: Any
+
+
 class ScaleBySoapState(NamedTuple):
   """Steps, and the states of the matrices."""
 
@@ -52,6 +68,7 @@ def scale_by_soap(
   eps: Number,
   precondition_every: Any,
   step: Any = None,
+  layout: Any = None,
 ) -> optax.GradientTransformation:
   r"""Adam in the eigenbasis of Shampoo's preconditioner, for a list of leaves.
 
@@ -65,7 +82,8 @@ def scale_by_soap(
   estimated eigenvalues as in the authors' code (nikhilvyas/SOAP, soap.py). As
   there, the first gradient only gives the first bases: in its own basis, v
   would be zero off the diagonal. Axes before the last two are layers, each with
-  its own matrix.
+  its own matrix. On a mesh, each device is given whole matrices
+  (optimizers/spread.py); what is averaged entry by entry stays split.
 
   Args:
     b1: decay of the first moment; like b2 and eps, a number, a traced scalar
@@ -74,7 +92,10 @@ def scale_by_soap(
     eps: added to the denominator, outside the root.
     precondition_every: steps between new bases, a number or traced scalar.
     step: number of steps before this one; None: number of updates.
+    layout: PartitionSpecs of the state, or of one that contains it; None: the
+      mesh splits nothing, or is unknown.
   """
+  specs = _states(layout) or None
 
   def init(params: Any) -> ScaleBySoapState:
     matrices = [_init_matrix(p) for p in params]
@@ -86,12 +107,43 @@ def scale_by_soap(
     every = jnp.asarray(precondition_every).astype(jnp.int32)
     # Eigenvectors at the first step, later power iterations.
     how = jnp.where(at == 0, 0, jnp.where(at % every == 0, 1, 2))
-    hypers = (like(x, grads) for x in (b1, b2, eps))
-    found = [
-      _update_matrix(g, of, how, state.steps, *hyper)
-      for g, of, *hyper in zip(grads, state.matrices, *hypers)
+    b1s, b2s, epss = (like(x, grads) for x in (b1, b2, eps))
+    old = state.matrices
+    average = lambda b, x, new: b * x + (1 - b) * new
+    ms = [average(b, s.m, g) for b, s, g in zip(b1s, old, grads)]
+    found = spread.each(
+      functools.partial(_direction, state.steps),
+      [_given(*x) for x in zip(grads, ms, old, b1s, b2s, epss)],
+      specs and [_given(s.m, s.m, s, *[PartitionSpec()] * 3) for s in specs],
+      lambda s: (s.m, s.v, s.left, s.right),
+    )
+    keep = lambda new, old: jnp.where(how == 0, old, new)
+    updates, matrices = [], []
+    for (u, v, *products), m, s, b in zip(found, ms, old, b2s):
+      bases = [
+        basis and Basis(average(b, basis.covariance, product), basis.vectors)
+        for basis, product in zip((s.left, s.right), products)
+      ]
+      updates.append(keep(u, jnp.zeros_like(u)))
+      matrices.append(MatrixState(keep(m, s.m), keep(v, s.v), *bases))
+    renew = lambda fn: lambda given: spread.each(fn, given, specs, _turned)
+    turned = jax.lax.switch(
+      how,
+      (
+        renew(_eigenvectors),
+        renew(_power_iteration),
+        lambda given: [_turned(s) for s in given],
+      ),
+      matrices,
+    )
+    matrices = [
+      s._replace(
+        v=v,
+        left=s.left and s.left._replace(vectors=left),
+        right=s.right and s.right._replace(vectors=right),
+      )
+      for s, (v, left, right) in zip(matrices, turned)
     ]
-    updates, matrices = [u for u, _ in found], [s for _, s in found]
     return updates, ScaleBySoapState(state.steps + 1, matrices)
 
   return optax.GradientTransformation(init, update)
@@ -118,72 +170,70 @@ def _init_matrix(parameter: Any) -> MatrixState:
   return MatrixState(zeros(), zeros(), basis(-2), basis(-1))
 
 
-def _update_matrix(
-  g: jax.Array,
-  state: MatrixState,
-  how: jax.Array,
-  steps: jax.Array,
-  b1: Any,
-  b2: Any,
-  eps: Any,
-) -> tuple[jax.Array, MatrixState]:
-  """Returns a matrix's direction and its next state; see scale_by_soap."""
-  first = how == 0
-  left, right = state.left, state.right
-  m = b1 * state.m + (1 - b1) * g
-  turned = _rotate(g, left, right)
-  v = b2 * state.v + (1 - b2) * (turned * turned)
+def _states(tree: Any) -> list[MatrixState]:
+  """Returns the matrices' states in a tree."""
+  is_state = lambda x: isinstance(x, MatrixState)
+  return [x for x in jax.tree.leaves(tree, is_leaf=is_state) if is_state(x)]
+
+
+def _given(g: Any, m: Any, state: MatrixState, *numbers: Any) -> _Given:
+  if not isinstance(g, PartitionSpec):
+    shape = (*g.shape[:-2], 1, 1)
+    numbers = tuple(jnp.broadcast_to(x, shape) for x in numbers)
+  _, left, right = _turned(state)
+  return _Given(g, m, state.v, left, right, *numbers)
+
+
+def _turned(state: MatrixState) -> tuple[Any, Any, Any]:
+  """Returns what new bases change: v and the vectors."""
+  vectors = lambda basis: basis and basis.vectors
+  return state.v, vectors(state.left), vectors(state.right)
+
+
+def _direction(steps: jax.Array, x: _Given) -> tuple[Any, Any, Any, Any]:
+  """Returns a matrix's u, next v, G·Gᵀ and Gᵀ·G; see scale_by_soap."""
+  turned = _rotate(x.g, x.left, x.right)
+  v = x.b2 * x.v + (1 - x.b2) * (turned * turned)
   # The first gradient does not enter the averages.
-  t = jnp.maximum(steps, 1).astype(m.dtype)
-  m_hat = _rotate(m, left, right) / (1 - b1**t)
-  u = m_hat / (jnp.sqrt(v / (1 - b2**t)) + eps)
-  u = _rotate(u, left, right, back=True)
-  keep = lambda new, old: jnp.where(first, old, new)
-  left, v = _follow(left, -2, _product(g, g.mT), v, how, b2)
-  right, v = _follow(right, -1, _product(g.mT, g), v, how, b2)
-  state = MatrixState(keep(m, state.m), keep(v, state.v), left, right)
-  return keep(u, jnp.zeros_like(u)), state
+  t = jnp.maximum(steps, 1).astype(x.m.dtype)
+  m_hat = _rotate(x.m, x.left, x.right) / (1 - x.b1**t)
+  u = m_hat / (jnp.sqrt(v / (1 - x.b2**t)) + x.eps)
+  u = _rotate(u, x.left, x.right, back=True)
+  left = None if x.left is None else _product(x.g, x.g.mT)
+  right = None if x.right is None else _product(x.g.mT, x.g)
+  return u, v, left, right
 
 
-def _follow(
-  basis: Basis | None,
-  side: int,
-  covariance: jax.Array,
-  v: jax.Array,
-  how: jax.Array,
-  b2: Any,
-) -> tuple[Basis | None, jax.Array]:
-  """Returns a side's next basis, updated if due, and v in that basis."""
-  if basis is None:
-    return None, v
-  average = b2 * basis.covariance + (1 - b2) * covariance
+def _eigenvectors(state: MatrixState) -> tuple[Any, Any, Any]:
+  # Largest first, as power iterations leave them.
+  vectors = lambda x: jnp.linalg.eigh(x)[1][..., ::-1]
+  left, right = (b and vectors(b.covariance) for b in (state.left, state.right))
+  return state.v, left, right
 
-  def eigenvectors():
-    # Largest first, as power iterations leave them.
-    return jnp.linalg.eigh(average)[1][..., ::-1], v
 
-  def power_iteration():
-    moved = _product(average, basis.vectors)
+def _power_iteration(state: MatrixState) -> tuple[Any, Any, Any]:
+  v = state.v
+  vectors: list[Any] = []
+  for side, basis in ((-2, state.left), (-1, state.right)):
+    if basis is None:
+      vectors.append(None)
+      continue
+    moved = _product(basis.covariance, basis.vectors)
     eigenvalues = (basis.vectors * moved).sum(-2)
     order = jnp.argsort(-eigenvalues, axis=-1)
     columns = jnp.take_along_axis(moved, order[..., None, :], -1)
     along = order[..., None] if side == -2 else order[..., None, :]
-    return jnp.linalg.qr(columns)[0], jnp.take_along_axis(v, along, side)
-
-  vectors, v = jax.lax.switch(
-    how, (eigenvectors, power_iteration, lambda: (basis.vectors, v))
-  )
-  return Basis(average, vectors), v
+    v = jnp.take_along_axis(v, along, side)
+    vectors.append(jnp.linalg.qr(columns)[0])
+  return v, vectors[0], vectors[1]
 
 
-def _rotate(
-  x: jax.Array, left: Basis | None, right: Basis | None, back: bool = False
-) -> jax.Array:
+def _rotate(x: jax.Array, left: Any, right: Any, back: bool = False) -> Any:
   """Returns Qₗᵀ·X·Qᵣ, or Qₗ·X·Qᵣᵀ."""
   if left is not None:
-    x = _product(left.vectors if back else left.vectors.mT, x)
+    x = _product(left if back else left.mT, x)
   if right is not None:
-    x = _product(x, right.vectors.mT if back else right.vectors)
+    x = _product(x, right.mT if back else right)
   return x
 
 
@@ -202,12 +252,25 @@ def _flops(kind: str, shape: tuple[int, ...], static: Any) -> float:
   return products * math.prod(shape[:-2])
 
 
+def _exchanged(matrices: Any, state: Any, static: Any) -> int:
+  """Returns the bytes that a device exchanges in most steps.
+
+  Those that renew no bases.
+  """
+  del matrices, static
+  return spread.exchanged(
+    _states(state),
+    lambda s: (s.m, s.m, *_turned(s)),
+    lambda s: (s.m, *_turned(s)),
+  )
+
+
 OPTIMIZER = Optimizer(
   name='soap',
   label='SOAP',
   reference='Vyas et al., arXiv 2409.11321, algorithm 3',
   transform=lambda h: scale_by_soap(
-    h.b1, h.b2, h.eps, h.precondition_every, h.step
+    h.b1, h.b2, h.eps, h.precondition_every, h.step, h.state_layout
   ),
   hyperparameters={
     'lr': lr(6e-4, range=(1e-3, 8e-3)),
@@ -222,5 +285,6 @@ OPTIMIZER = Optimizer(
   },
   moves=('hidden',),
   flops=_flops,
+  exchanged=_exchanged,
 )
 soap = alias(OPTIMIZER)

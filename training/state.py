@@ -134,12 +134,15 @@ def setup(
     lambda s: s.spec, mesh_lib.shardings(mesh, nn.get_partition_spec(boxed))
   )
   chain = build.build(o, spec.schedule, factors, layout)
+  shapes = _shapes(chain, mesh, boxed, spec.mesh.shard_optimizer_over_data)
+  layout = jax.tree.map(lambda s: s.sharding.spec, shapes.opt_state)
+  chain = dataclasses.replace(chain, state_layout=layout)
   made = Setup(
     module,
     model,
     chain,
     mesh,
-    _shapes(chain, mesh, boxed, spec.mesh.shard_optimizer_over_data),
+    shapes,
     spec.batch_size,
     spec.microbatches,
     spec=spec,

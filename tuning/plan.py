@@ -173,20 +173,21 @@ def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
     o = build.settings(setup.chain.optimizer, config.optimizer)
     curvature = flops.of_estimate(o['hessian_estimator'], o['hessian_subset'])
     curvature /= o['hessian_every']
-  memory, peak = _memory(setup, sizes, _fused(m, chip, sizes))
+  sent = _sent(setup, sizes)
+  memory, peak = _memory(setup, sizes, _fused(m, chip, sizes), sent)
   tokens = config.batch_size * m.context
   params = setup.shapes.params
   of_step = flops.per_token(params, m) * tokens
   update = costs.update_flops(setup.chain, params)
   count = flops.count(params)['parameters']
   mfu = chip.mfu(count)
-  seconds = math.nan
+  seconds = of_update = math.nan
   if mfu is not None:
     readout = 6.0 * m.vocab_size * m.width * tokens
     again = (of_step - readout) / 3 if m.remat == 'full' else 0.0
-    done = (of_step + again) * (1 + curvature) + update
-    seconds = done / (devices * chip.peak * mfu.share)
-  sent = _sent(setup, sizes)
+    rate = devices * chip.peak * mfu.share
+    of_update = update / rate
+    seconds = (of_step + again) * (1 + curvature) / rate + of_update
   return StepPlan(
     sizes,
     count,
@@ -201,7 +202,7 @@ def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
     mfu,
     _bytes(setup.shapes),
     sent,
-    _exposed(setup, sizes, sent, chip, seconds),
+    _exposed(setup, sizes, sent, chip, seconds, of_update),
   )
 
 
@@ -209,15 +210,16 @@ def _sent(setup: Setup, sizes: Mapping[str, int]) -> dict[str, int]:
   """Returns bytes of a device's collectives, by purpose.
 
   Counts shard and whole of each matrix in the compute dtype: gathered for the
-  forward pass, twice for recomputed layers, and scattered as a gradient; shards
-  are reduced over replicas. Along `tensor`, each pass reduces two residual
-  streams per layer, and two outside. Includes the optimizer's exchanges if it
-  declares them; leaves out gains and biases.
+  forward pass, again for the backward pass of layers that are recomputed or
+  looped over, and scattered as a gradient; shards are reduced over replicas.
+  Along `tensor`, each pass reduces two residual streams per layer, and two
+  outside. Includes the optimizer's exchanges if it declares them; leaves out
+  gains and biases.
   """
   m, n = setup.model, setup.microbatches
   item = jnp.dtype(m.compute_dtype).itemsize
   own = _matrices(setup, 'embedding', 'hidden', 'readout')
-  again = _matrices(setup, 'hidden') if m.remat != 'none' else 0
+  again = _matrices(setup, 'hidden') if _gathers_again(m) else 0
   data, fsdp = sizes['data'], sizes['fsdp']
   whole = n * item * (fsdp + 1) if fsdp > 1 else 0
   sent = {
@@ -231,7 +233,11 @@ def _sent(setup: Setup, sizes: Mapping[str, int]) -> dict[str, int]:
     # Each replica updates a part of the parameters.
     sent['gathered'] += 4 * own * (data + 1) // data
   sent['reduced'] += _streams(setup, sizes)
-  if exchanged := costs.exchanged_bytes(setup.chain, setup.shapes.params):
+  shapes = setup.shapes
+  exchanged = costs.exchanged_bytes(
+    setup.chain, shapes.params, shapes.opt_state
+  )
+  if exchanged:
     sent['exchanged'] = exchanged
   return sent
 
@@ -242,13 +248,24 @@ def _exposed(
   sent: Mapping[str, int],
   chip: chips.Chip,
   seconds: float,
+  of_update: float,
 ) -> float:
   """Returns the seconds in which a device only communicates.
 
   As compiled for H100s: the reductions along `tensor` in the forward pass, and
   those over replicas after the last backward pass (all of them if micro-batches
   are summed, else the embedding's and the first layer's). Everything if the
-  scheduler is off. At least the communication that exceeds the computation.
+  scheduler is off. At least the communication that exceeds the computation. The
+  optimizer's exchange, at the speed of the slowest links, overlaps only with
+  its own products, since clipping needs all gradients first.
+
+  Args:
+    setup: of the run, on an abstract mesh.
+    sizes: of that mesh.
+    sent: see `_sent`.
+    chip: its links.
+    seconds: of a step's computation; NaN if unknown.
+    of_update: of which in the optimizer's matrix products.
   """
   m, fsdp = setup.model, sizes['fsdp']
   devices = math.prod(sizes.values())
@@ -269,8 +286,16 @@ def _exposed(
   if chip.is_gpu and not step_lib.hides(m):
     alone = of_streams + of_copies + of_weights
   in_all = of_streams + of_copies + of_weights
-  in_all += time(sent.get('exchanged', 0) / 2, devices)
-  return alone if math.isnan(seconds) else max(in_all - seconds, alone)
+  exchange = time(sent.get('exchanged', 0) / 2, devices)
+  if math.isnan(seconds):
+    return alone + exchange
+  alone += max(exchange - of_update, 0.0)
+  return max(in_all + exchange - seconds, alone)
+
+
+def _gathers_again(m: ModelConfig) -> bool:
+  """Returns whether a layer's weights are gathered in both passes."""
+  return m.remat != 'none' or m.scan_layers
 
 
 def _matrices(setup: Setup, *kinds: str) -> int:
@@ -312,7 +337,7 @@ def _bytes(tree: Any) -> int:
 
 
 def _memory(
-  setup: Setup, sizes: Mapping[str, int], fused: bool
+  setup: Setup, sizes: Mapping[str, int], fused: bool, sent: Mapping[str, int]
 ) -> tuple[dict[str, int], int]:
   """Returns a device's bytes by use, and its peak.
 
@@ -320,6 +345,7 @@ def _memory(
     setup: of the run, on an abstract mesh.
     sizes: of that mesh.
     fused: whether attention is fused.
+    sent: see `_sent`.
   """
   m, microbatches = setup.model, setup.microbatches
   params, shards = setup.shapes.params, _shards(setup.shapes.params)
@@ -349,15 +375,19 @@ def _memory(
     'computed again': again,
     # Their gradient overwrites them.
     'logits': tokens * item * m.vocab_size // sizes['tensor'],
+    # What the optimizer receives, and what it sends back.
+    'matrices exchanged': sent.get('exchanged', 0) // 2,
   }
   state = memory['parameters'] + memory['optimizer']
+  update = memory['gradients'] + memory['matrices exchanged']
   forward = copies + memory['activations'] + max(memory['logits'], again)
   if summed:
-    return memory, state + memory['gradients'] + forward
+    forward += memory['gradients']
+    return memory, state + max(forward, update)
   # Gradients replace activations. XLA frees copies on the way, but defers some
   # products, whose operands stay.
   backward = memory['gradients'] + copies + layer + again
-  return memory, state + max(forward, backward)
+  return memory, state + max(forward, backward, update)
 
 
 def _kept(
@@ -408,7 +438,7 @@ def _copies(
 
   A device rounds its shard once a step. With fsdp, weights are gathered too:
   all, from the forward to the backward pass, which leaves the shards for
-  further micro-batches; or, if layers are recomputed, two layers at a time.
+  further micro-batches; or, if both passes gather, two layers at a time.
   """
   item = jnp.dtype(m.compute_dtype).itemsize
   pairs = zip(jax.tree.leaves(shards), jax.tree.leaves(used), strict=True)
@@ -421,7 +451,7 @@ def _copies(
     x.size for x in jax.tree.leaves(tree) if x.ndim > 1
   )
   gathered = matrices(params)
-  if m.remat != 'none':
+  if _gathers_again(m):
     block = gathered - matrices([params[k] for k in params if k in _OUTSIDE])
     gathered -= block - 2 * block // m.num_layers
   elif microbatches == 1:

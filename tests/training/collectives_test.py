@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import pytest
 
+from steepest.optimizers import costs
 from steepest.training import step as step_lib
 
 _BATCH, _LENGTH, _WIDTH, _VOCAB = 16, 16, 32, 160
@@ -289,16 +290,30 @@ def test_a_subset_moves_nothing(compiled, mesh, subset, estimator):
     assert sum(part[kind]) <= sum(whole[kind]), kind
 
 
-def test_muon_deals_whole_matrices_out(compiled):
-  """No more is sent than one gather of all momenta, twice."""
-  setup, found = compiled('llama', 'muon', mesh__fsdp=8, model__num_layers=4)
-  of_update = [c for c in found if 'Model' not in c.source]
-  sent = _of_kind(of_update, 'all-to-all')
-  momenta = sum(
-    x.size for x in jax.tree.leaves(setup.shapes.opt_state.matrices)
-  )
-  # Four matrices a group of eight devices: as many again are filled up.
-  assert 0 < sum(c.elements for c in sent) <= 2 * 2 * momenta // 8
+@pytest.mark.parametrize('optimizer', ['muon', 'soap'])
+def test_whole_matrices_are_dealt_out(compiled, optimizer):
+  """Each device gets whole ones of four layers, and sends back their results.
+
+  Of twelve of query, key and value it gets two (four are repeated to fill up
+  the devices), and one each of four outputs, eight that widen, four that
+  narrow. Muon sends momenta and updates; SOAP sends the gradient, two moments
+  and two bases, and gets the update, one moment and two products.
+  """
+  setup, found = compiled('llama', optimizer, mesh__fsdp=8, model__num_layers=4)
+  of_update = [
+    c for c in found if 'Model' not in c.source and 'branch' not in c.source
+  ]
+  sent = sum(c.elements for c in _of_kind(of_update, 'all-to-all'))
+  per_matrix = {
+    'muon': lambda m, n: 2 * m * n,
+    'soap': lambda m, n: 5 * m * n + 2 * m * m + 2 * n * n,
+  }[optimizer]
+  wide = per_matrix(_WIDTH, setup.model.mlp_dim)
+  assert sent == 3 * per_matrix(_WIDTH, _WIDTH) + 2 * wide
+  # The plan counts operands and results, of four bytes each.
+  shapes = setup.shapes
+  planned = costs.exchanged_bytes(setup.chain, shapes.params, shapes.opt_state)
+  assert planned == 2 * 4 * sent
   # Beside them, norms.
   others = [c for c in of_update if c.kind != 'all-to-all']
   assert {c.kind for c in others} == {'all-reduce'}

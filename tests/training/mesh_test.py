@@ -214,7 +214,10 @@ def test_curvature_of_a_subset(
     ),
     # Eigenvectors whose values lie close are not the same after rounding, and
     # where a gradient has nothing, a small eps leaves nothing but rounding.
-    ('soap', {'optimizer__eps': 1e-3}),
+    (
+      'soap',
+      {'optimizer__eps': 1e-3, 'mesh__shard_optimizer_over_data': True},
+    ),
   ],
 )
 def test_updates_from_equal_gradients(
