@@ -12,6 +12,7 @@ dimension, F width of the MLP, V vocabulary.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
+import gc
 import math
 import pathlib
 from typing import Any
@@ -520,16 +521,26 @@ def stages(
       plans[key] = plan(run, chip, count)
     return plans[key]
 
-  for cell in dict.fromkeys(cells.search_of(config, c) for c in every):
-    run = cells.trial_config(config, cell, {}, 0)
-    count = search.count(config, cell.optimizer) * config.study.trial_seeds
-    step = of_step(run, _devices(run, min(machine, chip.host)))
-    found.append(Stage(cell, 'tune', count, run.steps, step))
-  for cell in every:
-    run = cells.target_config(config, cell, {}, 0)
-    step = of_step(run, _devices(run, machine))
-    of = cells.search_of(config, cell)
-    found.append(Stage(cell, 'train', config.study.seeds, run.steps, step, of))
+  # The collector would go through all objects of each trace, which are no
+  # garbage.
+  collects = gc.isenabled()
+  gc.disable()
+  try:
+    for cell in dict.fromkeys(cells.search_of(config, c) for c in every):
+      run = cells.trial_config(config, cell, {}, 0)
+      count = search.count(config, cell.optimizer) * config.study.trial_seeds
+      step = of_step(run, _devices(run, min(machine, chip.host)))
+      found.append(Stage(cell, 'tune', count, run.steps, step))
+    for cell in every:
+      run = cells.target_config(config, cell, {}, 0)
+      step = of_step(run, _devices(run, machine))
+      of = cells.search_of(config, cell)
+      found.append(
+        Stage(cell, 'train', config.study.seeds, run.steps, step, of)
+      )
+  finally:
+    if collects:
+      gc.enable()
   return found
 
 
