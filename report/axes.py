@@ -47,10 +47,10 @@ def sections(comparison: tables.Comparison) -> list[section.Section]:
         'effects',
         known,
         'Change of loss (nats per token)',
-        'Change of the final validation loss, seed by seed, with its 95 % '
-        'interval: left of the line the change helps. Full marks: beyond '
-        'chance after Holm’s correction for the optimizers of the panel; open '
-        'ones: not.',
+        'Change in final validation loss, paired by seed, with 95 % '
+        'intervals; left of the line, the change helps. Filled marks are '
+        'significant after Holm’s correction for the optimizers of the panel; '
+        'open marks are not.',
         theme.styles(comparison.tables.runs['optimizer']),
       )
     )
@@ -102,8 +102,8 @@ def _interaction_table(
       'order': Column('Order', best='swapped'),
     },
     heading='change',
-    note='The order is kept or swapped where the difference between the '
-    'two is beyond chance before and after; else it is not resolved.',
+    note='The order is kept or swapped if the difference between the two is '
+    'significant before and after; otherwise it is not resolved.',
     folded=True,
   )
 

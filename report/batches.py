@@ -60,9 +60,9 @@ def sections(comparison: tables.Comparison) -> list[section.Section]:
       'remark': Column('Remark'),
     },
     heading='model',
-    note='The loss is the lowest that every batch size reaches. Tokens to it, '
-    'D = D_min · (1 + B / B_crit), are fitted over batches of B tokens (arXiv '
-    '2505.13738); the interval is that of the fit.',
+    note='The loss is the lowest that every batch size reaches. The tokens to '
+    'reach it with batches of B tokens are fitted by D = D_min · (1 + B / '
+    'B_crit) (arXiv 2505.13738); the interval is the fit’s.',
   )
   title = 'From which batch size on are tokens wasted?'
   return [section.Section('batches', title, [table])]

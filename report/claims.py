@@ -86,17 +86,17 @@ _CLAIMS: tuple[tuple[str, str, str, Test], ...] = (
 _RULES = (
   f'“{words.capitalized(SEEN)}”: the difference exceeds what the spread over '
   'seeds allows, corrected for the number of comparisons (Holm 1979). '
-  f'“{words.capitalized(OPPOSITE)}”: the difference of the other sign does. '
+  f'“{words.capitalized(OPPOSITE)}”: a difference of the opposite sign does. '
   f'“{words.capitalized(UNRESOLVED)}”: neither does, or the runs were not '
-  'comparable, which does not show that there is no difference. None of this '
+  'comparable; this does not show that there is no difference. None of this '
   'says what happens at another scale.',
   'Claims of “about the same” are tested for equivalence: the 95 % interval '
-  'has to lie within a band. For losses it is '
+  'must lie within a band. The band is, for losses, '
   f'{100 * findings.SAME_RANGE:.0f} % of the lowest, '
   'for “about twice” {:.2f} to {:.2f} times, '.format(*findings.ABOUT_TWICE)
-  + 'for rates that hold, a factor of two either way. The opposite is seen '
-  'where the interval lies outside the band altogether.',
-  'Intervals are of each comparison alone; p-values are corrected within a '
+  + 'and for learning rates that hold, a factor of two either way. The '
+  'opposite is seen if the whole interval lies outside the band.',
+  'Each interval is for one comparison alone; p-values are corrected within a '
   'group, not for the number of groups or claims.',
 )
 

@@ -118,6 +118,6 @@ def _figure(axis: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
     f'over-{axis}',
     f'Measured quantities over {axis}',
     'Geometric means over seeds; point at a line for its name and slope. ✕: '
-    'the slope is not allowed.',
+    'the slope is outside its allowed range.',
     {'data': data, 'layout': layout, 'csv': {'x': axis, 'y': 'value'}},
   )

@@ -83,11 +83,11 @@ def loss(comparison: tables.Comparison) -> list[Section]:
   figure = section.Figure(
     'loss',
     'Loss against tokens, FLOPs or training time',
-    'Lines are means over seeds, bands reach from the lowest to the highest '
-    'seed; × is where a seed diverged, at the lowest loss that it had. Drag to '
-    'enlarge a part; double-click to return. Training loss: running mean over '
-    f'{_SMOOTHING:.0%} of the run. Training time leaves out compilation, '
-    'evaluation and checkpoints. Runs under way are pale.',
+    'Lines are means over seeds, bands span the lowest to the highest seed; × '
+    'marks where a seed diverged, at its lowest loss. Drag to zoom; '
+    'double-click to reset. Training loss is a running mean over '
+    f'{_SMOOTHING:.0%} of the run. Training time excludes compilation, '
+    'evaluation and checkpoints. Unfinished runs are pale.',
     {
       'data': data,
       'layout': layout,

@@ -40,10 +40,10 @@ def sections(comparison: tables.Comparison) -> list[Section]:
         'differences',
         few,
         _AXIS,
-        'Differences of the final validation loss, seed by seed, each with its '
-        '95 % interval: left of the line the first has the lower loss. Full '
-        'marks: beyond chance after Holm’s correction for the number of pairs; '
-        'open ones: not.',
+        'Differences in final validation loss, paired by seed, with 95 % '
+        'intervals; left of the line, the first optimizer has the lower loss. '
+        'Filled marks are significant after Holm’s correction for the number '
+        'of pairs; open marks are not.',
       )
     )
   if len(many):
@@ -58,9 +58,9 @@ def sections(comparison: tables.Comparison) -> list[Section]:
         ),
         _AXIS,
         'Final validation loss of each optimizer minus that of the one with '
-        'the lowest mean, seed by seed, with 95 % intervals. Full marks: '
-        'beyond chance after Holm’s correction for all pairs of the group; '
-        'open ones: not.',
+        'the lowest mean, paired by seed, with 95 % intervals. Filled marks '
+        'are significant after Holm’s correction for all pairs of the group; '
+        'open marks are not.',
         theme.styles(comparison.tables.runs['optimizer']),
       )
     )
@@ -144,7 +144,7 @@ def forest(
       trace['marker']['line'] = {'width': 2, 'color': look['color']}
       trace['marker']['symbol'] += '' if row['counts'] else '-open'
       data.append(trace)
-  csv = {'x': title.lower(), 'error_x': 'half of the interval of 95 %'}
+  csv = {'x': title.lower(), 'error_x': 'half of the 95 % interval'}
   return section.Figure(
     key,
     title,
@@ -185,13 +185,13 @@ def _table(pairs: pd.DataFrame) -> section.Table:
       'interval': Column('95 % interval', 'nats', True),
       'p': Column('p', number=True),
       'p_holm': Column('p, corrected', number=True),
-      'detectable': Column('Seen with 80 % chance', 'nats', True, form='.4f'),
+      'detectable': Column('Detectable difference', 'nats', True, form='.4f'),
       'n': Column('Seeds', number=True),
     },
     heading='group',
-    note='Intervals are those of one comparison alone; corrected p-values hold '
-    'for all pairs of a group. The last but one column is the difference that '
-    'as many seeds would have shown with 80 % chance.',
+    note='Each interval is for one comparison alone; p-values are corrected '
+    'for all pairs of a group. The detectable difference is the one that this '
+    'number of seeds would have shown with a probability of 80 %.',
     folded=True,
   )
 

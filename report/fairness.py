@@ -334,7 +334,7 @@ def _at_edges(tuned: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     (
       row['optimizer'],
       'edge',
-      f'its best {words.name(name)} is at the edge of what was tried',
+      f'its best {words.name(name)} is at the edge of the range tried',
     )
     for row in tuned
     if row['trials']
@@ -364,7 +364,7 @@ def _unequal(tuned: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
           row['optimizer'],
           subject,
           f'{words.plural(int(row[key]), unit)}'
-          f'{" in a trial" if unit == "token" else ""}, not equal',
+          f'{" per trial" if unit == "token" else ""}, not equal',
         )
         for row in tuned
       ]
@@ -404,8 +404,8 @@ def _lacking(
         lacking += sorted(_FULL - own - {*lacking})
       if lacking:
         text = (
-          f'no search of {words.join(lacking)}, beside that of '
-          f'{words.join(sorted(found))} for {words.name(other["optimizer"])}'
+          f'no search of {words.join(lacking)}, while '
+          f'{words.name(other["optimizer"])} had {words.join(sorted(found))}'
         )
         said.append((row['optimizer'], 'hyperparameters', text))
         break
@@ -438,18 +438,19 @@ def refusal(fairness: pd.DataFrame, group: str) -> str:
 def sections(comparison: Comparison) -> list[section.Section]:
   """Returns the section on equal tuning and on the runs left out."""
   blocks: list[section.Block] = [
-    'Data and their order, initial weights, schedule, clipping, precision and '
-    'everything else of a configuration are equal within a group, but for the '
-    'optimizer and its hyperparameters; what differs is left out below. Every '
-    'optimizer is to have the same search: as many trials of as many tokens '
-    '(or by one rule more for more hyperparameters), over as wide a span of '
-    'rates, of the same kinds of hyperparameters, its best rate inside what '
-    'was tried, and final runs at that best.',
+    'Within a group, only the optimizer and its hyperparameters differ: data '
+    'and their order, initial weights, schedule, clipping, precision and the '
+    'rest of the configuration are equal. Runs that differ otherwise are left '
+    'out, as listed below. Every optimizer must have the same search: as many '
+    'trials (or, by one rule, more for more hyperparameters) of as many '
+    'tokens, learning rates over as wide a range, the same kinds of '
+    'hyperparameters, the best learning rate inside the range tried, and '
+    'final runs at that best.',
   ]
   unequal = comparison.fairness
   if len(unequal):
     names = unequal['optimizer'].map(lambda name: words.name(name) or 'all')
-    effects = {True: 'not ranked', False: 'said beside the ranking'}
+    effects = {True: 'not ranked', False: 'noted beside the ranking'}
     frame = unequal.assign(
       group=unequal['group'].map(words.named),
       who=names,

@@ -307,7 +307,7 @@ def fewest_hours(comparison: tables.Comparison) -> list[Finding]:
     names = set(runs[runs['group'] == group]['optimizer']) & set(AMONG)
     timed = speed.timing(comparison.tables, group, sorted(names))
     if 'lion' not in timed.seconds or len(timed.seconds) < 2:
-      why = timed.reason or 'no Lion beside another optimizer'
+      why = timed.reason or 'no runs of Lion and another optimizer'
       return _untested(words.named(group), why)
     others = {k: s for k, s in timed.seconds.items() if k != 'lion'}
     rival = min(others, key=lambda name: others[name])
@@ -318,11 +318,11 @@ def fewest_hours(comparison: tables.Comparison) -> list[Finding]:
       if size > speed.AGREEMENT:
         conclusion = SEEN if ratio < 1 else OPPOSITE
       else:
-        why = f'repeats may differ by {speed.AGREEMENT:.0%}, too'
+        why = f'repeats may also differ by {speed.AGREEMENT:.0%}'
     return Finding(
       words.named(group),
       conclusion,
-      f'Lion’s seconds of a step over {words.name(rival)}’s: {ratio:.3f}',
+      f'Lion’s seconds per step over {words.name(rival)}’s: {ratio:.3f}',
       n=timed.repeats,
       remark=words.named(why),
       **_scale(comparison, group),
@@ -353,7 +353,7 @@ def twice_the_rate(comparison: tables.Comparison) -> list[Finding]:
       found.append(_untested(place, why))
       continue
     if None in both:
-      why = 'a search has no parabola around its best rate'
+      why = 'no parabola fits around the best learning rate of a search'
       found.append(_untested(place, why))
       continue
     (a, error_a), (b, error_b) = (v for v in both if v is not None)
@@ -364,7 +364,7 @@ def twice_the_rate(comparison: tables.Comparison) -> list[Finding]:
       Finding(
         place,
         within(low, high, ABOUT_TWICE) if known else UNRESOLVED,
-        f'ratio of the best rates: {2 ** (a - b):.2f}',
+        f'ratio of the best learning rates: {2 ** (a - b):.2f}',
         words.interval(low, high, '.2f') if known else '',
         n=1,
         remark='one seed of trials, with the noise of the final runs'

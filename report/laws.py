@@ -104,8 +104,8 @@ def why_not(points: pd.DataFrame) -> str:
     )
   if (budgets > 1).sum() < 2:
     return (
-      'tokens change with the size alone, so that nothing tells their share '
-      'of the loss from its own: two sizes need several budgets'
+      'tokens change only with the size, so their effects on the loss cannot '
+      'be told apart: two sizes need several budgets'
     )
   if budgets.sum() < FEWEST_POINTS:
     return f'five unknowns need {FEWEST_POINTS} points, not {budgets.sum()}'

@@ -45,16 +45,16 @@ _REQUEST = {
 }
 _RULES = (
   'A and B answered the same questions: both the questions and the files that '
-  'hold them were checked to be equal. A − B is the mean of the differences '
-  'question by question, of perplexities that of mean log-likelihoods of a '
-  'word; its standard error is their standard deviation over √n. The 95 % '
+  'hold them were checked to be equal. A − B is the mean difference over the '
+  'questions (for perplexities, of the mean log-likelihood per word); its '
+  'standard error is the differences’ standard deviation over √n. The 95 % '
   'interval and p are Student’s t for paired differences. “Only A” and “only '
-  'B” count the questions that one of them alone got right; p (signs) is '
+  'B” count the questions that only that model got right; p (signs) is '
   'McNemar’s exact test of these two counts.',
-  'p (all) is corrected for the number of rows (Holm 1979). A difference is '
-  'marked where it is below 0.05. The score of a group is the mean over all of '
-  'its questions. Another training seed of either model would add a spread '
-  'that no number of questions shows.',
+  'p (all) is corrected for the number of rows (Holm 1979); a difference is '
+  'marked if it is below 0.05. The score of a group is the mean over all of '
+  'its questions. Training seeds add a spread that no number of questions '
+  'shows.',
 )
 
 
@@ -220,8 +220,8 @@ def _check_same(first: Evaluation, second: Evaluation, task: str) -> None:
   ]
   if shots[0] != shots[1]:
     raise ValueError(
-      f'{task}: {first.path} and {second.path} put unlike numbers of solved '
-      'examples before a question: score both with the same number'
+      f'{task}: {first.path} and {second.path} used different numbers of '
+      'few-shot examples: score both with the same --num_fewshot'
     )
 
 
@@ -237,7 +237,7 @@ def _notes(
     if e.info['truncated']:
       count = words.plural(int(e.info['truncated']), 'request')
       notes.append(
-        f'{e.path}: {count} lost their start to a context of '
+        f'{e.path}: {count} lost their start, to fit into '
         f'{e.info["max_length"]} tokens'
       )
     if e.info['limit']:
@@ -246,7 +246,7 @@ def _notes(
         'scores are not those of the full benchmarks'
       )
   if first.info['tokenizer']['sha256'] != second.info['tokenizer']['sha256']:
-    notes.append('the models have unlike tokenizers')
+    notes.append('the models have different tokenizers')
   return notes
 
 
@@ -374,7 +374,7 @@ def _figure(pairing: Pairing) -> list[section.Figure]:
       frame,
       'A − B (points)',
       'Accuracy of A minus that of B with its 95 % interval; right of the line '
-      'A is better. Full marks: the difference counts.',
+      'A is better. Filled marks: significant after correction.',
       form='.1f',
     )
   ]

@@ -21,13 +21,12 @@ _COLUMNS = (
   'flops',
 )
 _INSISTED = (
-  'Ranked although the search was unequal, as was asked: no claim below is a '
-  'fair one.'
+  'Ranked on request, although the search was unequal: no claim below is fair.'
 )
 _NOTE = (
-  '± is the standard deviation over seeds, of accuracies the standard error '
-  'over seeds and questions; ● better than every other optimizer, beyond '
-  'chance.'
+  '± is the standard deviation over seeds; for accuracies, the standard error '
+  'over seeds and questions. ● is significantly better than every other '
+  'optimizer.'
 )
 
 
@@ -56,7 +55,7 @@ def _answer(comparison: Comparison, group: str) -> str:
     for name, of in won.groupby('winner', sort=False)
   ]
   if parts:
-    text += f' Best beyond chance elsewhere: {words.join(parts)}.'
+    text += f' Significantly best elsewhere: {words.join(parts)}.'
   return text
 
 
@@ -93,10 +92,11 @@ def _fairness(comparison: Comparison, group: str, refusal: str) -> str:
   fewer = f'{least} to ' if least < most else ''
   notes = comparison.fairness
   notes = notes[(notes['group'] == group) & (notes['subject'] == 'memories')]
-  hand = ' Memories were set by hand and are unlike.' if len(notes) else ''
+  hand = ' Memories were set by hand and differ.' if len(notes) else ''
   return (
     f'{fewer}{words.plural(most, "trial")} of equal length for each optimizer, '
-    f'over equal spans of rates; the best ones lie inside what was tried.{hand}'
+    'learning rates over equally wide ranges, the best ones inside the range '
+    f'tried.{hand}'
   )
 
 

@@ -194,7 +194,7 @@ def sections(comparison: tables.Comparison) -> list[section.Section]:
       blocks.append(_figure(several, fitted, looks))
     blocks.append(_table(rows))
   blocks += [*_law_table(fitted), *notes]
-  title = 'Does the advantage last with tokens and size?'
+  title = 'Does the advantage last as tokens and size grow?'
   return [section.Section('scaling', title, blocks)] if blocks else []
 
 
@@ -227,8 +227,8 @@ def _losses(
     section.Figure(
       'budgets',
       'Final validation loss over token budgets',
-      'Final validation loss of runs trained to their end with each budget, '
-      'means over seeds.',
+      'Final validation loss of runs planned for each token budget, means over '
+      'seeds.',
       {'data': data, 'layout': layout, 'csv': csv},
       optimizers=theme.names(trace['legendgroup'] for trace in data),
     )
@@ -277,11 +277,11 @@ def _figure(
   return section.Figure(
     'scaling',
     'Speed-up over model size',
-    f'Tokens that {words.name(BASELINE)} needs for the same loss, over those '
-    'used, with 95 % intervals: above 1 the optimizer is faster. Full marks '
-    f'are read between {words.name(BASELINE)}’s own budgets of that size; '
-    'open ones, and lines, off the fitted law; dotted parts lie beyond all '
-    'sizes that were trained.',
+    f'Tokens that {words.name(BASELINE)} needs for the same loss, divided by '
+    'the tokens used, with 95 % intervals: above 1, the optimizer is faster. '
+    f'Filled marks are interpolated between {words.name(BASELINE)}’s own '
+    'budgets of that size; open marks and lines come from the fitted law; '
+    'dotted parts lie beyond all sizes that were trained.',
     {
       'data': data,
       'layout': layout,
@@ -380,8 +380,8 @@ def _ticks(at: Sequence[float]) -> dict[str, Any]:
 
 
 def _table(rows: pd.DataFrame) -> section.Table:
-  far = f'off the law: not between {words.name(BASELINE)}’s budgets'
-  none = f'not between {words.name(BASELINE)}’s budgets of this size'
+  far = f'from the law: outside {words.name(BASELINE)}’s budgets'
+  none = f'outside {words.name(BASELINE)}’s budgets of this size'
   rows = rows.assign(
     size=rows['parameters'].map(words.count),
     budget=rows['tokens'].map(words.count),
@@ -449,9 +449,9 @@ def _law_table(fitted: Mapping[str, Law]) -> list[section.Block]:
         'at': Column('At N, D', number=True),
       },
       heading='model',
-      note='L(N, D) = E + A / N^a + B / D^b (arXiv 2203.15556), with what size '
-      'and tokens add at the geometric mean of the runs; ± is half of a 95 % '
-      'interval.',
+      note='L(N, D) = E + A / N^a + B / D^b (arXiv 2203.15556), with the terms '
+      'of size and tokens at the geometric mean of the runs; ± is half of a '
+      '95 % interval.',
       folded=True,
     )
   ]

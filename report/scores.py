@@ -169,7 +169,7 @@ def _table(
     {'optimizer': Column('Optimizer'), **heads},
     heading='group',
     note='Mean over seeds ± standard error; seeds share their questions. ● is '
-    'better than every other optimizer of its group after correction for their '
-    'number.',
+    'significantly better than every other optimizer of its group, after '
+    'correction for their number.',
     style='wide',
   )

@@ -184,7 +184,7 @@ def _same_start(runs: pd.DataFrame, out: list[tuple[str, str]]) -> pd.DataFrame:
           (
             run['run'],
             f'its loss before the first update is {run["first_loss"]:.6g}, '
-            f'not {other["first_loss"]:.6g} as of {other["run"]}: other '
+            f'not {other["first_loss"]:.6g} as in {other["run"]}: other '
             'initial weights or another first batch',
           )
         )

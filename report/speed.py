@@ -53,11 +53,11 @@ def timing(tables_: Tables, group: str, optimizers: Sequence[str]) -> Timing:
   lacking = [words.name(name) for name in optimizers if name not in seconds]
   reason = ''
   if rows['device'].nunique() > 1 or rows['commit'].nunique() > 1:
-    reason = 'the steps were timed on unlike machines or commits'
+    reason = 'the steps were timed on different machines or commits'
   elif lacking:
     reason = f'the timing pass lacks {words.join(lacking)}'
   elif repeats < 2:
-    reason = 'the timing pass has one repeat, which nothing confirms'
+    reason = 'the timing pass has only one repeat'
   elif apart[worst] > AGREEMENT:
     reason = (
       f'the repeats of {words.name(worst)} differ by {apart[worst]:.1%}, more '
@@ -115,13 +115,13 @@ def trade_off(comparison: Comparison) -> list[section.Section]:
     ]
   caption = (
     'Means over seeds; bars are standard deviations over seeds. Open marks: '
-    'another optimizer is shown to be faster and lower in loss. A label names '
-    'a mean accuracy where it stands above chance and differs from another one.'
+    'another optimizer is shown to be both faster and lower in loss. A label '
+    'gives a mean accuracy that is above chance and differs from another one.'
   )
   if not marks['timed'].all():
     caption += (
-      ' Dotted marks: times of unlike moments or machines, which are shown '
-      'and not compared.'
+      ' Dotted marks: times from different moments or machines, shown but not '
+      'compared.'
     )
   csv = dict(zip('xy', titles, strict=True)) | {
     'error_x': 'sd of the time over seeds',
@@ -134,7 +134,7 @@ def trade_off(comparison: Comparison) -> list[section.Section]:
     {'data': data, 'layout': layout, 'csv': csv},
     optimizers=theme.names(marks['optimizer']),
   )
-  title = 'What a lower loss takes'
+  title = 'What a lower loss costs'
   return [section.Section('trade-off', title, [figure], folded=False)]
 
 
@@ -247,9 +247,9 @@ def sections(comparison: Comparison) -> list[section.Section]:
   if not len(reached):
     return found
   blocks = (
-    'How long each optimizer takes to the final loss of AdamW’s run of the '
-    'same seed. Where the learning rate decays, a loss on the way is one '
-    'before the decay, so that a speed-up is a lower bound: a run planned to '
+    'How long each optimizer takes to reach the final loss of AdamW’s run with '
+    'the same seed. If the learning rate decays, a run reaches that loss '
+    'before its decay ends, so the speed-up is a lower bound: a run planned to '
     'end there would take less.',
     _target_table(comparison, reached),
   )
@@ -270,8 +270,8 @@ def _goodput(runs: pd.DataFrame) -> section.Table | None:
     {'optimizer': Column('Optimizer')} | columns,
     heading='group',
     note='Shares of the time from a run’s first start to its end, means over '
-    'seeds. Restarting: what passed outside of training, while starting too, '
-    'and what had to be done again.',
+    'seeds. Restarting: time outside of training, which includes start-up, and '
+    'steps that had to be repeated.',
   )
 
 
@@ -374,7 +374,7 @@ def _target_table(
       'hours': Column('Less time', number=True),
     },
     heading='group',
-    note='Geometric means over seeds with 95 % intervals; 2× is half as much.',
+    note='Geometric means over seeds, 95 % intervals; 2× means half as much.',
   )
 
 

@@ -23,7 +23,7 @@ _MEMORIES = ('b1', 'b2', 'b3')
 _AT_EDGE = {
   'diverged': 'x',
   'ended early': 'triangle-down',
-  'above what is shown': 'triangle-up',
+  'above the range shown': 'triangle-up',
 }
 
 
@@ -140,9 +140,9 @@ def _figure(
   return section.Figure(
     'tuning',
     'Loss of the proxy over the hyperparameters that were searched',
-    'Every trial, its loss at the end; lines where trials differ in nothing '
+    'The final loss of every trial; lines join trials that differ in nothing '
     'else. A ring marks what the final runs use. At the upper edge: × '
-    'diverged, ▾ ended early, ▴ finished above what is shown.',
+    'diverged, ▾ ended early, ▴ finished above the range shown.',
     {
       'data': data,
       'layout': layout,
@@ -181,7 +181,7 @@ def _trials(
   held = {
     'diverged': of[of['status'] == 'diverged'],
     'ended early': of[of['status'] == 'pruned'],
-    'above what is shown': done[done['loss'] > high],
+    'above the range shown': done[done['loss'] > high],
   }
   made = []
   for kind, frame in held.items():
@@ -269,11 +269,11 @@ def _table(tuned: pd.DataFrame) -> section.Table:
 
 _COLUMNS = {
   'trials': 'Trials',
-  'tokens': 'Tokens of a trial',
+  'tokens': 'Tokens per trial',
   'all': 'Tokens in all',
   'searched': 'Searched',
-  'span': 'Span of rates',
-  'best': 'Best rate',
-  'chosen': 'Rate of final runs',
+  'span': 'Range of learning rates',
+  'best': 'Best learning rate',
+  'chosen': 'Learning rate of final runs',
   'seconds': 'Time of all trials',
 }

@@ -352,7 +352,7 @@ def _decide(
   if k < 2:
     why = 'there is one optimizer to compare'
     if not column.values:
-      why = 'the runs scored unlike questions'
+      why = 'the runs were scored on different questions'
     elif runs['optimizer'].nunique() > 1:
       why = f'only {words.name(names[0])} finished any seed'
     return pd.DataFrame(), verdict | {'reason': reason or why}
@@ -389,8 +389,8 @@ def _claim(
     seeds = words.plural(int(ended['seeds'].min()), 'seed')
     needed = statistics.seeds_needed(4 / math.sqrt(2), k)
     return {
-      'reason': f'{seeds} can show nothing: {statistics.FEWEST_SEEDS} are the '
-      f'fewest, and {needed} show a gap of four seed standard deviations'
+      'reason': f'{seeds} can show nothing: at least {statistics.FEWEST_SEEDS} '
+      f'are needed, and {needed} for a gap of four seed standard deviations'
     }
   if ended['diverged'][best]:
     seeds = words.plural(int(ended['seeds'][best]), 'seed')
@@ -404,7 +404,7 @@ def _claim(
     listed = words.join(map(words.name, sorted(behind)))
     return {'reason': f'{listed} finished too few seeds to compare with'}
   if not math.isnan(column.chance) and not above_chance(column, best):
-    return {'reason': 'the best score is not above guessing', 'p': p}
+    return {'reason': 'the best score is not above chance', 'p': p}
   if p < statistics.LEVEL:
     return {'winner': best, 'reason': '', 'p': p}
   rivals = [
@@ -416,7 +416,7 @@ def _claim(
   return {
     'reason': f'no difference shown between {name} and '
     f'{words.join(rivals, "or")}; one of {unseen.removeprefix("+")} would have '
-    f'been seen with {statistics.POWER:.0%} chance',
+    f'been found with a probability of {statistics.POWER:.0%}',
     'p': p,
   }
 
@@ -453,7 +453,7 @@ def _measured(
     if len(ranked) < 2:
       winner, why = '', 'there is one optimizer to compare'
     elif ranked.iloc[1] <= ranked.iloc[0] * (1 + _EQUAL):
-      winner, why = '', 'equal: they are counted, and the same for several'
+      winner, why = '', 'equal: several optimizers take as many operations'
     verdict = {'winner': winner, 'reason': why, 'n': len(done)}
     found.append((rows, {'column': 'flops', **verdict}))
   return found

@@ -153,7 +153,7 @@ def sections(comparison: tables.Comparison) -> list[Section]:
     _curves(found, means),
     _table(found, best, means),
   ]
-  return [Section('widths', 'The best rate over widths', blocks)]
+  return [Section('widths', 'The best learning rate over widths', blocks)]
 
 
 def _curves(found: pd.DataFrame, means: pd.DataFrame) -> section.Figure:
@@ -182,10 +182,10 @@ def _curves(found: pd.DataFrame, means: pd.DataFrame) -> section.Figure:
   return section.Figure(
     'transfer',
     'Loss over the learning rate at several widths',
-    f'A line a width, from dark ({sizes[0]}) to light ({sizes[-1]}): means '
-    'over seeds with their standard errors. Stars: the best rate, by a '
-    'parabola through the lowest loss and its neighbours. A rate carries over '
-    'where the stars stand above one another.',
+    f'One line per width, from dark ({sizes[0]}) to light ({sizes[-1]}): means '
+    'over seeds with their standard errors. Stars: the best learning rate, by '
+    'a parabola through the lowest loss and its neighbours. The learning rate '
+    'transfers if the stars lie above one another.',
     {
       'data': data,
       'layout': layout,
@@ -280,19 +280,21 @@ def _table(
     )
   sizes = map(str, sorted(found['width'].unique()))
   return section.Table.of(
-    'Best rates over widths',
+    'Best learning rates over widths',
     pd.DataFrame(rows),
     {
       'optimizer': Column('Optimizer'),
-      **{w: Column(f'Width {w}', '', True, 'Best rate') for w in sizes},
-      'drift': Column('Drift', 'doublings a doubling', True),
+      **{
+        w: Column(f'Width {w}', '', True, 'Best learning rate') for w in sizes
+      },
+      'drift': Column('Drift', 'doublings per doubling', True),
       'cost': Column('Cost at the widest', 'nats', True),
-      'better': Column('Wider is better', 'at equal rates', True),
+      'better': Column('Wider is better', 'at equal learning rates', True),
     },
     heading='panel',
     note='Means over seeds ± standard error. Drift: slope of log₂ of the best '
-    'rate over log₂ of the width. Cost: loss of the widest at the best rate of '
-    'the narrowest, above its own best.',
+    'learning rate over log₂ of the width. Cost: loss of the widest model at '
+    'the narrowest one’s best learning rate, above its own lowest.',
   )
 
 

@@ -202,7 +202,7 @@ def test_ratios_of_best_rates(tmp_path, ratio, noise, expected):
   if ratio == 5.0:  # The best rate of LLaMA lies at the edge.
     assert adamw.conclusion in (OPPOSITE, UNTESTED)
     return
-  assert adamw.effect == f'ratio of the best rates: {ratio:.2f}'
+  assert adamw.effect == f'ratio of the best learning rates: {ratio:.2f}'
   assert adamw.conclusion == expected
 
 

@@ -78,7 +78,7 @@ def test_who_insists_gets_a_ranking_with_a_warning(plant):
   found = plant(_LOSSES, rates={'adamw': ()}, insist=True)
   assert found.winner('gpt2', 'eval_loss') == 'adamw'
   first = results.sections(found)[0].blocks[0]
-  assert 'no claim below is a fair one' in first.text
+  assert 'no claim below is fair' in first.text
 
 
 def test_rates_added_at_an_edge_are_no_unequal_effort(plant, tmp_path):
@@ -113,7 +113,7 @@ def test_more_trials_for_more_hyperparameters_are_fair_by_the_rule(
   # The second trial is best, whose b2 is near the lowest, and b1 is not.
   said = found.fairness[~found.fairness['refuses']]
   assert said[['optimizer', 'text']].to_numpy().tolist() == [
-    ['lion', 'its best half-life of β₂ is at the edge of what was tried']
+    ['lion', 'its best half-life of β₂ is at the edge of the range tried']
   ]
 
 
@@ -126,7 +126,7 @@ def test_an_optimizer_whose_file_has_no_decay_is_ranked_with_a_remark(
   assert found.winner('gpt2', 'eval_loss') == 'adamw'
   said = found.fairness.set_index('subject').loc['hyperparameters']
   assert said['optimizer'] == 'adamw' and not said['refuses']
-  assert said['text'].startswith('no search of weight decay, beside that')
+  assert said['text'].startswith('no search of weight decay, while ')
 
 
 @pytest.mark.parametrize(

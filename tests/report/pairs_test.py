@@ -151,7 +151,7 @@ def test_pairs_are_those_of_the_answers(two):
   'change, words',
   [
     ({'data': {'arc_easy.jsonl': {'sha256': 'cd' * 32}}}, 'arc_easy: arc_easy'),
-    ({'shots': {'arc_easy': 5}}, 'arc_easy: .* unlike numbers of solved'),
+    ({'shots': {'arc_easy': 5}}, 'arc_easy: .* different numbers of few-shot'),
   ],
 )
 def test_unlike_questions_are_refused(two, tmp_path, change, words):
@@ -199,7 +199,7 @@ def test_what_differs_besides_the_model_is_said(two, tmp_path):
     tokenizer={'sha256': 'd'},
   )
   notes = ' '.join(_compare(two[0], other.parent).notes)
-  for words in ('2 requests lost', 'limited to 9', 'unlike tokenizers'):
+  for words in ('2 requests lost', 'limited to 9', 'different tokenizers'):
     assert words in notes
 
 

@@ -96,7 +96,7 @@ def test_a_law_of_both_says_how_the_speed_up_goes_on():
 @pytest.mark.parametrize(
   'change, reason',
   [
-    (lambda p: p[p['tokens'] == 20 * p['parameters']], 'change with the size'),
+    (lambda p: p[p['tokens'] == 20 * p['parameters']], 'only with the size'),
     (lambda p: p[p['parameters'] > 1e5], 'need 3 sizes, there are 2'),
   ],
   ids=['one ratio', 'two sizes'],
