@@ -14,6 +14,7 @@ from mkdocs.structure.files import File
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _LINK = re.compile(r'\]\(((?:\.\./)+[^)#\s]+)')
+_CODE = re.compile(r'`[^`\n]+`')
 _GROUP = re.compile(r'  c\.(\w+) = .*ConfigDict\(')
 _KEY = re.compile(r'  (\w+)\.(\w+) = (.*)')
 _LANGUAGES = {'.py': 'python', '.md': 'markdown'}
@@ -36,6 +37,8 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, **_):
   """Leads links to files of the repository to the pages that show them."""
   here = page.file.src_uri
+  if here.startswith('code/'):
+    return markdown
 
   def lead(link):
     path = linked(here, link[1])
@@ -44,7 +47,9 @@ def on_page_markdown(markdown, page, **_):
     to = posixpath.relpath(f'code/{path}.md', posixpath.dirname(here) or '.')
     return f']({to}'
 
-  return _LINK.sub(lead, markdown)
+  # Unlike GitHub, MkDocs takes bars in code as they are.
+  bare = _CODE.sub(lambda code: code[0].replace(r'\|', '|'), markdown)
+  return _LINK.sub(lead, bare)
 
 
 def linked(page: str, link: str) -> str:
@@ -76,7 +81,7 @@ def keys() -> str:
       group, name, value = found.groups()
       prefix = '' if group == 'c' else f'{group}.'
       value = re.sub(r'placeholder\(.*\)', 'None', value)
-      meaning = ' '.join(comment).replace('|', r'\|')
+      meaning = ' '.join(comment).replace('|', r'\|').replace("''", "`''`")
       groups.setdefault(group, []).append(
         f'| `{prefix}{name}` | `{value}` | {meaning} |'
       )

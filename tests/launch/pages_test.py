@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 
 import pytest
@@ -16,6 +17,27 @@ python() {
   [ "$1" = -c ] && { command python "$@"; return; }
   printf '%s\0' "${@:2}" $'\n'
 }
+"""
+# Two machines: network namespaces, with a home and a /tmp/ray each.
+_MACHINES = r"""
+printf '127.0.0.1 localhost\n10.9.0.1 A\n10.9.0.2 B\n' > hosts
+mount --bind hosts /etc/hosts
+hostname A
+mkdir -p /tmp/ray b/.ray
+mount -t tmpfs none /tmp/ray
+touch net
+unshare --net=net ip link add name vb type veth peer name va netns $$
+ip addr add 10.9.0.1/24 dev va
+nsenter --net=net ip addr add 10.9.0.2/24 dev vb
+ip link set lo up
+ip link set va up
+nsenter --net=net ip link set lo up
+nsenter --net=net ip link set vb up
+on_b() {
+  HOME=$PWD/b nsenter --net=net unshare --mount --uts \
+    bash -ec "hostname B; mount -t tmpfs none /tmp/ray; $1"
+}
+python() { command python "$@" "${SMALLER[@]}"; }
 """
 # What makes it quick: the page's own commands take minutes.
 _SMALLER: dict[str, dict[str, object]] = {
@@ -40,10 +62,9 @@ _SMALLER: dict[str, dict[str, object]] = {
 
 def _commands(text: str, python: pathlib.Path) -> list[tuple[str, list[str]]]:
   """Returns the launch commands in lines of shell and their arguments."""
-  path = f'{python.parent}:{os.environ["PATH"]}'
   done = subprocess.run(
     ['bash', '-e', '-c', _ARGUMENTS + text],
-    env={**os.environ, 'PATH': path},
+    env={**os.environ, 'PATH': _path(python)},
     stdout=subprocess.PIPE,
     text=True,
     check=True,
@@ -53,6 +74,10 @@ def _commands(text: str, python: pathlib.Path) -> list[tuple[str, list[str]]]:
     module, *arguments = line.rstrip('\0').split('\0')
     found.append((module.removeprefix('steepest.launch.'), arguments))
   return found
+
+
+def _path(python: pathlib.Path) -> str:
+  return f'{python.parent}:{os.environ["PATH"]}'
 
 
 def _page(name: str, where: pathlib.Path) -> str:
@@ -151,3 +176,59 @@ def test_the_tutorials_for_one_machine(run_commands, installed, tmp_path):
     check=True,
   )
   assert 'train_loss' in done.stdout
+
+
+@pytest.mark.slow
+def test_the_tutorial_for_two_machines(installed, command_env, tmp_path):
+  pytest.importorskip('ray')
+  alone = ['unshare', '--user', '--map-root-user', '--mount', '--net', '--uts']
+  alone += ['--pid', '--fork', '--mount-proc']
+  if subprocess.run([*alone, 'ip', 'link'], check=False).returncode:
+    pytest.skip('no namespaces here')
+  ray = installed.parent / 'ray'
+  ray.write_text(
+    f'#!{installed}\nfrom ray.scripts.scripts import main\nmain()\n'
+  )
+  ray.chmod(0o755)
+  page = (_ROOT / 'docs/tutorials/two_machines.md').read_text('utf-8')
+  head, join, study, stop = (
+    body for kind, _, body in _BLOCK.findall(page) if kind == 'sh'
+  )
+  tokens = f'flat:{_ROOT}/tests/golden/tokens.npy'
+  smaller = _SMALLER['study'] | {
+    'workers': 2,
+    'config.data.source': tokens,
+    'config.study.optimizers': 'adamw,lion',
+    'config.study.seeds': 1,
+  }
+  flags = shlex.join(f'--{key}={value}' for key, value in smaller.items())
+  # One core of each machine.
+  on_a = head.replace('--head', '--head --num-cpus=1')
+  on_b = join.replace('ray start', 'ray start --num-cpus=1')
+  script = [
+    'set -e',
+    f'SMALLER=({flags})',
+    _MACHINES,
+    on_a,
+    'cp ~/.ray/auth_token b/.ray/auth_token',
+    f'on_b {shlex.quote(on_b)}',
+    study.replace('/shared', 'shared'),
+    f'on_b {shlex.quote(stop)}',
+    stop,
+  ]
+  done = subprocess.run(
+    [*alone, 'bash', '-c', '\n'.join(script)],
+    cwd=tmp_path,
+    env={**command_env, 'PATH': _path(installed), 'HOME': str(tmp_path)},
+    capture_output=True,
+    text=True,
+    timeout=900,
+  )
+  assert done.returncode == 0, (done.stdout, done.stderr)
+  runs = tmp_path / 'shared/runs/two'
+  assert 'AdamW' in (runs / 'report/report.md').read_text('utf-8')
+  nodes = {
+    json.loads(path.read_text())['attempt']['node']
+    for path in runs.rglob('env.json')
+  }
+  assert len(nodes) == 2
