@@ -45,8 +45,8 @@ def test_a_study_of_an_own_recipe_is_submitted_from_a_wheel(
     commands, str(installed), tmp_path
   )
   assert missing.err == (
-    f'error: data.source=shards:gone: {tmp_path}/gone/manifest.json is not '
-    'there; --nocheck submits it anyway\n'
+    f'error: data.source=shards:gone: {tmp_path}/gone/manifest.json does not '
+    'exist; --nocheck submits it anyway\n'
   )
   assert 'this is an installation' in sky.err
   assert f'workdir: {tmp_path}\n' in sent.out
