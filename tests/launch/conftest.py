@@ -1,13 +1,17 @@
 """Runs commands, here or from a wheel, with one start-up for all of them."""
 
+import contextlib
+import fcntl
+import functools
 import json
 import os
 import pathlib
+import select
 import shutil
 import socket
 import subprocess
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import venv
 import zipfile
 
@@ -20,26 +24,27 @@ _FORKS = """
 import importlib, json, os, sys, traceback
 from steepest.training import run
 from steepest.tuning import status
-results = []
-for name, argv, out, err in json.load(sys.stdin):
-  pid = os.fork()
-  if not pid:
-    for fd, path in ((1, out), (2, err)):
-      os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), fd)
-    sys.argv = [f'launch/{name}.py', *argv]
-    code = 0
-    try:
-      importlib.import_module(f'steepest.launch.{name}').main()
-    except SystemExit as error:
-      code = error.code or 0
-    except BaseException:
-      traceback.print_exc()
-      code = 99
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-  results.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-print(json.dumps(results))
+for line in sys.stdin:
+  codes = []
+  for name, argv, out, err in json.loads(line):
+    pid = os.fork()
+    if not pid:
+      for fd, path in ((0, os.devnull), (1, out), (2, err)):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), fd)
+      sys.argv = [f'launch/{name}.py', *argv]
+      code = 0
+      try:
+        importlib.import_module(f'steepest.launch.{name}').main()
+      except SystemExit as error:
+        code = error.code or 0
+      except BaseException:
+        traceback.print_exc()
+        code = 99
+      sys.stdout.flush()
+      sys.stderr.flush()
+      os._exit(code)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+  print(json.dumps(codes), flush=True)
 """
 
 
@@ -53,44 +58,76 @@ class Result(NamedTuple):
 
 @pytest.fixture(scope='session')
 def fork_commands(command_env, tmp_path_factory):
-  """Returns a function that runs a list of (command, arguments)."""
+  """Returns a function that runs a list of (command, arguments).
+
+  All calls share the start of one Python, but for those that name another, its
+  directory or variables.
+  """
+  log = tmp_path_factory.mktemp('forks') / 'log'
+
+  @contextlib.contextmanager
+  def start(python=sys.executable, cwd=_ROOT, **env):
+    process = subprocess.Popen(
+      [python, '-c', _FORKS],
+      cwd=cwd,
+      env={**command_env, **env},
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=log.open('a'),
+      text=True,
+    )
+    with process:
+      try:
+        yield process
+      finally:
+        process.kill()
 
   def run(
-    commands: list[tuple[str, list[str]]],
-    python: str = sys.executable,
-    cwd: pathlib.Path = _ROOT,
-    **env: str,
+    commands: list[tuple[str, list[str]]], *other: Any, **env: str
   ) -> list[Result]:
     where = tmp_path_factory.mktemp('commands')
     jobs = [
       (name, argv, str(where / f'{i}.out'), str(where / f'{i}.err'))
       for i, (name, argv) in enumerate(commands)
     ]
-    done = subprocess.run(
-      [python, '-c', _FORKS],
-      input=json.dumps(jobs),
-      cwd=cwd,
-      env={**command_env, **env},
-      capture_output=True,
-      text=True,
-      timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    codes = json.loads(done.stdout.splitlines()[-1])
+    given = start(*other, **env) if other or env else None
+    with given or contextlib.nullcontext(shared()) as process:
+      process.stdin.write(json.dumps(jobs) + '\n')
+      process.stdin.flush()
+      ready, _, _ = select.select([process.stdout], [], [], 600)
+      line = process.stdout.readline() if ready else ''
+    assert line, log.read_text()
     return [
       Result(code, *(pathlib.Path(p).read_text('utf-8') for p in job[2:]))
-      for code, job in zip(codes, jobs)
+      for code, job in zip(json.loads(line), jobs)
     ]
 
-  return run
+  with contextlib.ExitStack() as stack:
+    shared = functools.cache(lambda: stack.enter_context(start()))
+    yield run
 
 
 @pytest.fixture(scope='session')
 def installed(tmp_path_factory) -> pathlib.Path:
-  """An interpreter that has version 9.8.7 from the wheel of `make dist`."""
+  """An interpreter that has version 9.8.7 from the wheel of `make dist`.
+
+  The first of pytest's workers to need it makes it for all.
+  """
   for package in ('build', 'setuptools_scm'):
     pytest.importorskip(package)
-  where = tmp_path_factory.mktemp('wheel')
+  of_all = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    of_all = of_all.parent
+  where = of_all / 'wheel'
+  with (of_all / 'wheel.lock').open('w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not (where / 'done').exists():
+      _install(where)
+      (where / 'done').touch()
+  return where / 'venv' / 'bin' / 'python'
+
+
+def _install(where: pathlib.Path) -> None:
   source = where / 'source'
   # Building leaves files beside the source, and takes what git knows.
   not_built = ('.*', '__pycache__', '*.egg-info', 'build', 'dist', 'runs')
@@ -124,17 +161,18 @@ def installed(tmp_path_factory) -> pathlib.Path:
   # That is what installing a wheel of Python alone does.
   [wheel] = (source / 'dist').glob('*.whl')
   zipfile.ZipFile(wheel).extractall(site)
-  found = where / 'venv' / 'bin' / 'python'
   code = (
     'from importlib import metadata; from steepest.launch import train; '
     'print(train.__file__, metadata.version("steepest"))'
   )
   done = subprocess.run(
-    [found, '-c', code], cwd=where, capture_output=True, text=True
+    [where / 'venv' / 'bin' / 'python', '-c', code],
+    cwd=where,
+    capture_output=True,
+    text=True,
   )
   path, version = done.stdout.split()
   assert path.startswith(str(site)) and version == '9.8.7', done
-  return found
 
 
 @pytest.fixture(scope='module')
