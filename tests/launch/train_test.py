@@ -11,6 +11,9 @@ import sys
 import numpy as np
 import pytest
 
+from steepest.experiments import tiny
+from steepest.training import run
+
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _DATA = '--config.data.source=flat:tests/golden/tokens.npy'
 # What a user may have around.
@@ -47,16 +50,20 @@ def _command(variant, workdir, *more):
   ]
 
 
-def test_training_is_that_of_pytorch(fork_commands, golden, tmp_path):
+# Optimized as users' programs are, and compiled quickly.
+@pytest.mark.parametrize(
+  'flags', [{}, pytest.param({'XLA_FLAGS': ''}, marks=pytest.mark.slow)]
+)
+def test_training_is_that_of_pytorch(fork_commands, golden, tmp_path, flags):
   """The PyTorch loops of tests/golden/training.json, replayed."""
   reference = json.loads((golden / 'training.json').read_text('utf-8'))
   commands = {}
-  for run in reference['losses']:
-    model, optimizer = run.split('/')
+  for name in reference['losses']:
+    model, optimizer = name.split('/')
     hyper = reference['hyperparameters'][optimizer]
-    commands[run] = _command(
+    commands[name] = _command(
       f'{model},{optimizer}',
-      tmp_path / run,
+      tmp_path / name,
       f'--config.model.init_from=hf:tests/golden/{model}',
       '--config.data.shuffle=False',
       f'--config.batch_size={reference["batch"]}',
@@ -69,16 +76,16 @@ def test_training_is_that_of_pytorch(fork_commands, golden, tmp_path):
       f'--config.schedule.kind={reference["schedule"]}',
       '--config.schedule.warmup_steps=0',
     )
-  env = {'XLA_FLAGS': '', **dict.fromkeys(_SECRETS, _SECRET)}
+  env = {**flags, **dict.fromkeys(_SECRETS, _SECRET)}
   for result in fork_commands([('train', c) for c in commands.values()], **env):
     assert result.code == 0, result.err
   assert len(commands) == 4
-  for run, wanted in reference['losses'].items():
-    rows = _rows(tmp_path / run)
+  for name, wanted in reference['losses'].items():
+    rows = _rows(tmp_path / name)
     assert [row['step'] for row in rows] == list(range(reference['steps']))
     got = [row['train/loss'] for row in rows]
     # A thousandth is required; rounding in another order makes 1e-5.
-    np.testing.assert_allclose(got, wanted, atol=1e-4, rtol=0, err_msg=run)
+    np.testing.assert_allclose(got, wanted, atol=1e-4, rtol=0, err_msg=name)
     assert wanted[0] - wanted[-1] > 0.5
   _check_what_is_left(tmp_path / 'gpt2' / 'adamw', reference)
 
@@ -157,9 +164,8 @@ def test_unlike_workdirs_are_refused(fork_commands, tmp_path):
   few = ('--config.steps=4', '--config.checkpoint_every=2')
   few += (f'--config.data.source=flat:{data}',)
   start = lambda *more: ('train', _command('gpt2,lion', workdir, *few, *more))
-  wider = '--config.model.width=32'
   cases = {
-    wider: 'model.width=64, asked for 32',
+    '--config.model.width=32': 'model.width=64, asked for 32',
     '--config.optimizer.lr=0.5': 'optimizer.lr=',
     '--config.seed=7': 'seed=0, asked for 7',
     '--config.batch_size=4': 'batch_size=8, asked for 4',
@@ -172,20 +178,24 @@ def test_unlike_workdirs_are_refused(fork_commands, tmp_path):
   again, *others = fork_commands([start(), *map(start, cases), llama])
   assert again.code == 0 and not again.err
   assert _hashes(workdir) == before
-  # The checkpoint itself knows, should what is read before it be replaced.
-  (workdir / 'summary.json').unlink()
-  np.save(data, np.roll(tokens, 1))
-  others += fork_commands([start()])
-  np.save(data, tokens)
-  config = json.loads((workdir / 'config.json').read_text('utf-8'))
-  config['model']['width'] = 32
-  (workdir / 'config.json').write_text(json.dumps(config), 'utf-8')
-  others += fork_commands([start(wider)])
-  said = [*cases.values(), '--workdir', 'other data', 'is of another model']
-  for result, part in zip(others, said, strict=True):
+  for result, part in zip(others, [*cases.values(), '--workdir'], strict=True):
     assert result.code == 1
     assert len(result.err.splitlines()) == 1
     assert part in result.err
+  # The checkpoint itself knows, should what is read before it be replaced.
+  (workdir / 'summary.json').unlink()
+  np.save(data, np.roll(tokens, 1))
+  config = tiny.get_config('gpt2,lion')
+  config.steps, config.data.source = 4, f'flat:{data}'
+  config.checkpoint_every = 2
+  with pytest.raises(ValueError, match='other data'):
+    run.train(config, workdir)
+  np.save(data, tokens)
+  saved = json.loads((workdir / 'config.json').read_text('utf-8'))
+  saved['model']['width'] = config.model.width = 32
+  (workdir / 'config.json').write_text(json.dumps(saved), 'utf-8')
+  with pytest.raises(ValueError, match='is of another model'):
+    run.train(config, workdir)
 
 
 def test_workdir_defaults_to_the_variant(command_env, tmp_path):
