@@ -56,13 +56,22 @@ _SMALL = {
 }
 
 
+# Both kinds of buckets, one in each test; tests/data/buckets_test.py has more.
+_GOOGLE, _S3 = (
+  pytest.mark.parametrize(
+    'bucket', [kind, pytest.param(other, marks=pytest.mark.slow)], indirect=True
+  )
+  for kind, other in (('gs', 's3'), ('s3', 'gs'))
+)
+
+
 @pytest.fixture
-def machine(bucket, tmp_path, fork_commands, command_env):
+def machine(bucket, tmp_path, fork_commands, command_env, compiled_once):
   """Returns what runs commands on a machine, one that is killed or several."""
 
   def run(name, *commands, killed=0):
     env = {k: v for k, v in os.environ.items() if k.startswith(_VARIABLES)}
-    env['STEEPEST_CACHE'] = str(tmp_path / name)
+    env |= {**compiled_once, 'STEEPEST_CACHE': str(tmp_path / name)}
     if not killed:
       return fork_commands(list(commands), **env)
     ((command, arguments),) = commands
@@ -98,6 +107,7 @@ def _rows(directory):
   ]
 
 
+@_GOOGLE
 def test_a_run_that_is_killed_goes_on_elsewhere_bit_for_bit(
   bucket, machine, tmp_path, monkeypatch
 ):
@@ -184,6 +194,7 @@ def test_machines_that_share_nothing_go_on_where_they_were_killed(
   assert not list(whole.glob('**/*?checksums.json'))
 
 
+@_S3
 def test_a_study_that_is_killed_goes_on_elsewhere(bucket, machine, tmp_path):
   values = {
     **_SMALL,

@@ -103,6 +103,8 @@ def test_a_run_saves_at_the_deadline_and_goes_on_from_there(
   assert worker.train({**stopped, 'deadline': None}) == loss
 
 
+# tests/launch/buckets_test.py has both kinds of buckets.
+@pytest.mark.parametrize('bucket', ['gs'], indirect=True)
 def test_workers_elsewhere_bring_their_runs_to_the_bucket(
   bucket, tmp_path, monkeypatch
 ):
