@@ -90,7 +90,7 @@ def _losses(home):
 
 
 def test_a_study_is_packed_done_elsewhere_and_goes_on_here(
-  run_command, alone, tmp_path
+  run_command, fork_commands, alone, tmp_path
 ):
   # All is there already, as in an image: nothing is downloaded.
   have = tmp_path / 'have.txt'
@@ -140,23 +140,18 @@ def test_a_study_is_packed_done_elsewhere_and_goes_on_here(
   done = run_command('pack', *flags, merge)
   assert done.returncode == 0, done.stderr
   assert done.stdout.endswith(': 4 runs, 0 were there already, 0 left out\n')
-  losses, times = _losses(home), _times(home)
-  assert len(losses) == 4
-  done = run_command('study', *flags, '--workers=1')
-  assert done.returncode == 0, done.stderr
+  times = _times(home)
+  assert len(times) == 4
+  again = [*pack, f'--out={tmp_path}/again']
+  done, packed_again = fork_commands(
+    [('study', [*flags, '--workers=1']), ('pack', again)]
+  )
+  assert done.code == 0, done.err
   report = home / 'report' / 'report.md'
   assert 'Mine' in report.read_text() and _times(home) == times
-
-  # Packed again, it goes on where it is: a target is missing.
-  shutil.rmtree(home / 'finals' / 'gpt2-mine' / 'seed=1')
-  done = run_command('pack', *pack, f'--out={tmp_path}/again')
-  assert done.returncode == 0, done.stderr
-  done = alone(sys.executable, tmp_path / 'again' / 'run', **there)
-  assert done.returncode == 0, (done.stdout, done.stderr)
-  merge = f'--merge={tmp_path / "again" / packed.RESULTS}'
-  done = run_command('pack', *flags, merge)
-  assert done.stdout.endswith(': 1 run, 3 were there already, 0 left out\n')
-  assert _losses(home) == losses
+  # What was done goes along.
+  assert packed_again.code == 0, packed_again.err
+  assert _losses(tmp_path / 'again' / packed.WORKDIR) == _losses(home)
 
 
 @pytest.mark.slow
@@ -188,6 +183,19 @@ def test_a_pack_brings_all_that_another_python_needs(
   merge = f'--merge={run.with_name(packed.RESULTS)}'
   done = run_command('pack', *flags, merge)
   assert done.stdout.endswith(': 4 runs, 0 were there already, 0 left out\n')
+  # Packed again, it goes on where it is: a target is missing.
+  home = tmp_path / 'home'
+  losses = _losses(home)
+  assert len(losses) == 4
+  shutil.rmtree(home / 'finals' / 'gpt2-mine' / 'seed=1')
+  again = tmp_path / 'again'
+  done = run_command('pack', *flags, f'--out={again}', f'--python={version}')
+  assert done.returncode == 0, done.stderr
+  done = alone(python, again / 'run', PYTHONPATH='')
+  assert done.returncode == 0, (done.stdout, done.stderr)
+  done = run_command('pack', *flags, f'--merge={again / packed.RESULTS}')
+  assert done.stdout.endswith(': 1 run, 3 were there already, 0 left out\n')
+  assert _losses(home) == losses
 
 
 def test_mistakes_are_named_before_anything_is_written(fork_commands, tmp_path):
