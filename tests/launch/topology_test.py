@@ -31,7 +31,12 @@ _PLACES = (
 
 @pytest.mark.parametrize(
   'variant',
-  ['llama,sophia', pytest.param('gpt2,adamw', marks=pytest.mark.slow)],
+  [
+    'llama,lion',
+    # training/mesh_test.py has its curvature.
+    pytest.param('llama,sophia', marks=pytest.mark.slow),
+    pytest.param('gpt2,adamw', marks=pytest.mark.slow),
+  ],
 )
 def test_eight_devices_then_four_two_and_one(
   tmp_path, monkeypatch, golden, variant

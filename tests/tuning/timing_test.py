@@ -22,7 +22,7 @@ def _study():
   config.dtype.compute = 'float32'
   config.batch_size, config.steps, config.eval_sequences = 8, 10, 0
   config.study.update(
-    models='gpt2', optimizers='adamw,sophia', target_steps=10, seeds=1
+    models='gpt2', optimizers='adamw,lion', target_steps=10, seeds=1
   )
   config.study.axis_epochs = (2,)
   config.study.timing_repeats = 2
@@ -46,7 +46,7 @@ def test_optimizers_of_a_group_take_turns(tmp_path):
     assert [of['tokens'] for of in groups] == [1280, 1280]
     for of in found['groups']:
       turns = [turn['optimizer'] for turn in of['repeats']]
-      assert turns == ['adamw', 'sophia'] * 2
+      assert turns == ['adamw', 'lion'] * 2
     rows = runs.read_timing(path)
     assert [row['repeat'] for row in rows] == [1, 1, 2, 2] * 2
     assert all(0 < row['seconds_per_step'] < 10 for row in rows)
