@@ -96,7 +96,8 @@ def test_an_interruption_changes_nothing(bare_setup, name, tmp_path):
   assert np.isfinite(stats['train/loss'])
 
 
-@pytest.mark.parametrize('name', _UNLIKE)
+# No optimizer sees micro-batches; what it makes of rounding is its own.
+@pytest.mark.parametrize('name', ['muon', 'soap'])
 def test_micro_batches_are_one_batch(bare_setup, name):
   a, b = (
     _train(step, _start(setup), args, range(4))[0]
