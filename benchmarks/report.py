@@ -112,7 +112,7 @@ def _measure(what: str, *command: str) -> None:
   child = subprocess.Popen(
     [sys.executable, *command],
     stdout=subprocess.DEVNULL,
-    preexec_fn=lambda: os.sched_setaffinity(0, {0}),
+    preexec_fn=lambda: os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]),
   )
   _, child.returncode, used = os.wait4(child.pid, 0)
   print(

@@ -81,6 +81,8 @@ METRICS = ('acc', 'acc_norm', 'perplexity')
 _POINTS = 400
 # Bytes of rows read at a time.
 _BLOCK = 1 << 24
+# Bytes that a thread parses at once. A longer row is read the slow way.
+_PARSED = 1 << 20
 
 
 COLUMNS = {
@@ -396,7 +398,7 @@ def _numbers(content: bytes) -> pd.DataFrame | None:
   # Arrow's stack overflows on values nested some 20,000 deep.
   if b'[' in content or content.count(b'{') > content.count(b'\n') + 1:
     return None
-  options = arrow_json.ReadOptions(block_size=len(content) + 1)
+  options = arrow_json.ReadOptions(block_size=_PARSED)
   try:
     table = arrow_json.read_json(pa.BufferReader(content), options)
     # Arrow does not check that names are UTF-8.
