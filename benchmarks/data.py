@@ -1,13 +1,13 @@
-"""Tokenizing and reading data, against the alternatives.
+"""Compares tokenizing and reading data with alternatives.
 
     python -m launch.prepare --input='corpus/*.jsonl' --tokenizer=gpt2 \\
         --out=shards --shard_tokens=8388608
     python benchmarks/data.py 'corpus/*.jsonl' shards
 
-Compares tokenizing, per second of one core's time, and shuffled windows, per
-second on the clock from one process; rounds of the sides alternate. Says how
-much text a process that reads for others gives them per second of its time, and
-how much one whose tasks read for themselves; and what a shard takes.
+Compares tokenizing, per second of one core's time, and reading shuffled
+windows, per second of wall-clock time in one process; the sides alternate.
+Prints how much text a process that reads for others hands out per second of its
+time, how much if tasks read for themselves, and the time to write a shard.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import statistics
 import tempfile
 import time
 
-# One thread, as each process of a preparation has.
+# One thread, as in each process of a preparation.
 os.environ['TOKENIZERS_PARALLELISM'] = 'false'
 
 from array_record.python import array_record_data_source
@@ -34,10 +34,10 @@ from steepest.data.preparing import documents, options, parsing, tokenize
 from steepest.tuning import engine
 
 _ROUNDS = 5
-# Text of each file that is tokenized, in bytes.
+# Bytes of text tokenized from each file.
 _TEXT = 1 << 20
 _TOKENS = 20_000_000
-# Bytes that are read for others, in chunks as those of a preparation.
+# Bytes read for others, in chunks like a preparation's.
 _FED, _CHUNK = 1 << 27, 1 << 22
 _BATCH = 512
 
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _tokenizing(text: str, home: pathlib.Path) -> None:
-  """Compares tokenize.write with a plain encode_batch of its text."""
+  """Compares tokenize.write with plain encode_batch of the same text."""
   pieces = [
     next(found.pieces(_TEXT)) for found in documents.find(text) if found.bytes
   ]
@@ -207,7 +207,7 @@ def _reading(home: pathlib.Path, context: int) -> None:
 
 
 def _open(home: pathlib.Path, context: int, steps: int) -> pipeline.Data:
-  # As many passes as that takes.
+  # In as many passes as needed.
   held = sum(
     s.tokens for s in manifests.load(home).shards if s.split == 'train'
   )
@@ -234,7 +234,7 @@ def _open(home: pathlib.Path, context: int, steps: int) -> pipeline.Data:
 def _alternate(
   *functions: Callable[[], object], clock: Callable[[], float]
 ) -> list[float]:
-  """Returns the median of the seconds that each function takes."""
+  """Returns the median seconds of each function."""
   seconds: list[list[float]] = [[] for _ in functions]
   for _ in range(_ROUNDS + 1):
     for function, taken in zip(functions, seconds):

@@ -1,10 +1,10 @@
-"""Requests and documents scored per second, task by task.
+"""Measures requests and documents scored per second, task by task.
 
     python benchmarks/eval.py --limit=50
 
 Scores the first questions of ARC, HellaSwag and MMLU with a GPT-2 of 124M
-random parameters, in float32, on whatever device there is. Neither compilation
-nor loading counts, tokenisation does.
+random parameters, in float32, on this machine's device. Times include
+tokenization, but neither compilation nor loading.
 """
 
 import pathlib

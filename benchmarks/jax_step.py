@@ -1,9 +1,9 @@
-"""Training steps of this project, timed.
+"""Times training steps of this project.
 
     python -m benchmarks.jax_step SHAPE
 
-The counterpart of pytorch_baseline.py, with `profile` in SHAPE besides: whether
-to list the operations that take longest and their seconds in a step.
+The counterpart of pytorch_baseline.py; SHAPE also has `profile`: whether to
+list the longest operations and their seconds in a step.
 """
 
 import collections
@@ -22,7 +22,7 @@ from typing import Any
 if __name__ == '__main__' and hasattr(os, 'sched_setaffinity'):
   from steepest.training import processes
 
-  # Before JAX starts, as in every run.
+  # Set before JAX starts, as in every run.
   if json.loads(sys.argv[1])['one_core']:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
   processes.keep_memory()
@@ -85,7 +85,7 @@ class Trainer:
     )
     self.seed = put(np.uint32(0))
     self.state = state.init(self.setup, 0)
-    # Without and with what is measured where a row is written.
+    # Without and with the measurements of a logged step.
     self.flags = put((np.bool_(False), np.bool_(True)))
     self._steps = 0
     self._log_every = config.log_every
@@ -94,7 +94,7 @@ class Trainer:
       self._clock = time.process_time
 
   def step(self) -> None:
-    """One training step; some measure what is logged, as in a run."""
+    """One training step; some also measure what is logged, as in a run."""
     measure = self._steps % self._log_every == 0
     self._steps += 1
     compiled = step.compile_step(self.setup, self.hypers)
@@ -103,7 +103,7 @@ class Trainer:
     )
 
   def seconds(self, count: int) -> float:
-    """Returns how long `count` steps take until all is done."""
+    """Returns the seconds of `count` steps until all work is done."""
     jax.block_until_ready(self.state)
     start = self._clock()
     for _ in range(count):
@@ -112,7 +112,7 @@ class Trainer:
     return self._clock() - start
 
   def memory(self) -> int:
-    """Returns the highest bytes in use so far."""
+    """Returns the peak bytes in use so far."""
     statistics = jax.devices()[0].memory_stats()
     if statistics:
       return statistics['peak_bytes_in_use']
@@ -129,7 +129,7 @@ class Trainer:
     total: collections.Counter[str] = collections.Counter()
     for event in events:
       if 'hlo_op' in event.get('args', {}):
-        # Copies of an operation differ by a number at the end.
+        # Instances of an operation differ by a number at the end.
         name = re.sub(r'(\.\d+|\.clone|\.remat)+$', '', event['name'])
         total[name] += event['dur'] / 1e6 / _PROFILED
     return total.most_common(_LISTED)

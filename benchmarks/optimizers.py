@@ -1,13 +1,12 @@
-"""What an optimizer's update costs.
+"""Measures the cost of optimizers' updates.
 
     python -m benchmarks.optimizers [NAME ...]
 
 Times the chain's update (clip, direction, role factors, decay, schedule) of a
-GPT-2's random parameters in memory that is donated, as a training step does,
-and prints for each optimizer, or those named: milliseconds, the
-time that its bytes take at the bandwidth of a copy measured here, their ratio,
-bytes a parameter that it moves, bytes a parameter of state, and the FLOPs a
-parameter of matrix products.
+GPT-2's random parameters with donated buffers, as in a training step, for all
+optimizers or those named. Prints milliseconds, the time that the bytes moved
+would take at the measured bandwidth of a copy, the ratio of the two, and per
+parameter the bytes moved, the bytes of state and the FLOPs of matrix products.
 """
 
 import dataclasses
@@ -27,7 +26,7 @@ from steepest.optimizers import build, costs, optimizer
 from steepest.training import run
 from steepest.training.state import Setup
 
-# Updates that are timed.
+# Number of timed updates.
 _ROUNDS = 7
 
 
@@ -48,7 +47,7 @@ def main() -> None:
 
 
 def copy_bandwidth(size: int) -> float:
-  """Returns bytes read and written a second by x + 1 of so many numbers."""
+  """Returns bytes read and written per second by x + 1 of `size` numbers."""
   x = jnp.zeros(size, jnp.float32)
   add = jax.jit(lambda x: x + 1, donate_argnums=0)
   x = jax.block_until_ready(add(x))
@@ -99,7 +98,7 @@ def _costs(row: shapes.Row, names: list[str], bandwidth: float) -> Table:
 
 
 def update_seconds(setup: Setup, hypers: Any) -> float:
-  """Returns an update's time, the least as of the copy."""
+  """Returns the shortest time of an update, as for the copy."""
   chain = setup.chain
   params, grads = (_random(setup.shapes.params, seed) for seed in (0, 1))
   state = jax.jit(chain.init)(params)
@@ -110,10 +109,10 @@ def update_seconds(setup: Setup, hypers: Any) -> float:
     donate_argnums=(0, 1),
   )
   found = []
-  # The first two compile, and give SOAP its bases.
+  # The first two compile and set SOAP's bases.
   for step in range(_ROUNDS + 2):
     start = time.perf_counter()
-    # Without what is measured where a row is written.
+    # Without the measurements of a logged step.
     params, state = update(
       params, state, grads, jnp.int32(step + 1), np.bool_(False)
     )
@@ -128,7 +127,7 @@ def _drawn(shape: tuple[int, ...], key: jax.Array) -> jax.Array:
 
 
 def _random(shapes: Any, seed: int) -> Any:
-  """Draws numbers on the device, where there may be billions."""
+  """Draws numbers on the device: there may be billions."""
   leaves, structure = jax.tree.flatten(shapes)
   keys = jax.random.split(jax.random.key(seed), len(leaves))
   return structure.unflatten(

@@ -1,11 +1,11 @@
-"""Training steps of the same shapes in PyTorch; needs only torch.
+"""Times training steps of the same shapes in PyTorch; needs only torch.
 
     python benchmarks/pytorch_baseline.py SHAPE
 
-benchmarks/throughput.py starts it and says what SHAPE, a JSON object, has.
-nanoGPT's recipe: torch.compile, scaled_dot_product_attention, fused AdamW,
-clipping by global norm; on a GPU autocast to bfloat16 over float32 parameters.
-Prints what it measured as a line of JSON.
+benchmarks/throughput.py starts it with SHAPE, a JSON object. nanoGPT's recipe:
+torch.compile, scaled_dot_product_attention, fused AdamW, clipping by global
+norm; on a GPU, autocast to bfloat16 over float32 parameters. Prints the
+measurements as a line of JSON.
 
 B batch, L length, D width, H heads, h head dim, V vocabulary.
 """
@@ -167,7 +167,7 @@ class Trainer:
     self.optimizer.zero_grad(set_to_none=True)
 
   def seconds(self, count: int) -> float:
-    """Returns how long `count` steps take until all is done."""
+    """Returns the seconds of `count` steps until all work is done."""
     self._wait()
     start = self.clock()
     for _ in range(count):
@@ -176,7 +176,7 @@ class Trainer:
     return self.clock() - start
 
   def memory(self) -> int:
-    """Returns the highest bytes in use so far."""
+    """Returns the peak bytes in use so far."""
     if self.device == 'cuda':
       return torch.cuda.max_memory_allocated()
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

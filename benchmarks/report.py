@@ -1,4 +1,4 @@
-"""Seconds and memory of a report over 200 runs of 10,000 logged rows.
+"""Measures seconds and memory of a report on 200 runs of 10,000 logged rows.
 
     python -m benchmarks.report [--runs=200] [--rows=10000] [--values=0]
 

@@ -1,9 +1,9 @@
-"""Shapes that benchmarks train, as reference figures have them."""
+"""Model shapes of the benchmarks, as in published reference figures."""
 
 import dataclasses
 from typing import Any
 
-# Layers times width squared from which on a model takes fewer steps.
+# From this value of layers × width², a model takes fewer steps.
 _LARGE = 10**8
 
 
@@ -26,7 +26,7 @@ class Row:
     return self.layers * self.width**2 > _LARGE
 
   def shape(self, **more: Any) -> dict[str, Any]:
-    """Returns what jax_step.py and pytorch_baseline.py take."""
+    """Returns the SHAPE of jax_step.py and pytorch_baseline.py."""
     return {
       **dataclasses.asdict(self),
       'optimizer': 'adamw',

@@ -1,12 +1,12 @@
-"""Training speed side by side with PyTorch, on whatever device there is.
+"""Compares training speed with PyTorch's on this machine's device.
 
     python -m benchmarks.throughput --rows=proxy --torch_python=PYTHON
 
-Two processes in turn, never at once, and anew for each round:
-benchmarks/jax_step.py here, and benchmarks/pytorch_baseline.py under PYTHON,
-which needs only torch. Prints one table in Markdown: medians over the rounds,
-and the median of the rounds' ratios. Steps of Sophia estimate curvature as
-often as a run does. With --profile, the longest operations of ours besides.
+Each round starts two processes, one after the other: benchmarks/jax_step.py
+here, and benchmarks/pytorch_baseline.py under PYTHON, which needs only torch.
+Prints a Markdown table with medians over the rounds and the median of the
+rounds' ratios. Sophia's steps estimate curvature as often as a run does.
+--profile also lists our longest operations.
 """
 
 import json
@@ -46,7 +46,7 @@ _ONE_CORE = flags.DEFINE_bool(
 )
 _PROFILE = flags.DEFINE_bool('profile', False, 'List the longest operations.')
 
-# What each side measures in a round.
+# Measurements of each side in a round.
 _NUMBERS = ('step_seconds', 'compile_seconds', 'bytes')
 
 
@@ -86,7 +86,7 @@ def main(_: list[str]) -> None:
 
 
 def _measure(row: shapes.Row, optimizer: str) -> list[dict[str, Any]]:
-  """Returns what each side says of itself in one round, ours first."""
+  """Returns each side's measurements in one round, ours first."""
   shape = row.shape(
     optimizer=optimizer,
     steps=-(-_STEPS.value // (4 if row.large else 1)),
@@ -111,7 +111,7 @@ def _run(command: list[str], shape: dict[str, Any]) -> dict[str, Any]:
   )
   if done.returncode:
     raise OSError(f'{command[-1]} failed: see its error above')
-  # Libraries may print too.
+  # Libraries may print as well.
   return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -1,13 +1,13 @@
-"""AdamW, Lion and Sophia-G on GPT-2 and LLaMA, one epoch against four.
+"""Compares AdamW, Lion and Sophia-G on GPT-2 and LLaMA, one epoch and four.
 
     python -m launch.study --config=experiments/cpu_study.py --workdir=runs/cpu
 
-What: 4 layers, proxies 32 wide, targets 64 wide (0.3 M parameters), 3.5 M
+What: 4 layers, proxies 32 wide, targets 64 wide (0.3 M parameters); 3.5 M
 tokens of experiments/corpora/debian.md in a byte-level BPE of 1024 entries,
-more than ten per parameter, read once or a quarter of them four times.
+more than ten per parameter, read once, or a quarter of them four times.
 Learning rates, betas, weight decay and Sophia's rho are searched in trials a
-fifth as long and transferred; four seeds. docs/results/study has the criteria
-set in advance, and the results.
+fifth as long and transferred; four seeds. docs/results/study has the
+preregistered criteria and the results.
 
     python experiments/corpora/debian.py --out=corpus
     python -m launch.prepare --input='corpus/*.jsonl' \
@@ -31,7 +31,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.eval_sequences = 128
   config.checkpoint_every = 425
   config.eval_tasks = 'arc_easy,arc_challenge,hellaswag,mmlu'
-  # One standard error of a score is about 3 %.
+  # The standard error of a score is then about 3 %.
   config.eval_tasks_limit = 200
   config.study.target_steps = 1700
   config.study.seeds = 4

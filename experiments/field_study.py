@@ -1,4 +1,4 @@
-"""Every optimizer of the repository on one small LLaMA.
+"""Compares every optimizer of the repository on one small LLaMA.
 
     python -m launch.study --config=experiments/field_study.py \
         --workdir=runs/field
@@ -6,10 +6,10 @@
 What: LLaMA of 4 layers, proxies 32 wide, targets 64 wide (0.28 M parameters),
 2.9 M tokens of experiments/corpora/debian.md in a BPE of 512 entries, prepared
 as in experiments/size_study.py: ten per parameter. For each optimizer it
-searches everything that has a range in its file, learning rates over a factor
-of sixteen, in trials an eighth as long; three seeds. docs/results/field has the
-criteria set in advance, and the results of an earlier form that searched only
-learning rates.
+searches everything that has a range in its file, with learning rates over a
+factor of sixteen, in trials an eighth as long; three seeds. docs/results/field
+has the preregistered criteria, and the results of an earlier version that
+searched only learning rates.
 
 Hardware: two CPU cores.
 """
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from steepest.experiments import small
 
-# Methods whose steps are of Adam's size, of a sign's or an angle; the rest.
+# Learning rates for updates of Adam's size, of a sign's, and by an angle.
 _ADAM = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
 _SIGN = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 _ANGLE = (5e-3, 1e-2, 2e-2, 4e-2, 8e-2)

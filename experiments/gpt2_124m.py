@@ -7,8 +7,8 @@ What: 10.5 B tokens, 84 per parameter, half a million per step, to compare
 with numbers of llm.c and modded-nanogpt. `:adamw`, `:lion` or
 `:sophia`; the learning rates are base.py's starting points, not tuned ones.
 
-Hardware: one 80 GB accelerator or a node of eight; on smaller memory raise
-`microbatches`, which changes nothing else. No scores are given here: none
+Hardware: one 80 GB accelerator or a node of eight; with less memory, raise
+`microbatches`, which changes nothing else. No scores are given because none
 has been measured yet.
 """
 
@@ -23,7 +23,7 @@ def get_config(arg: str = '') -> ConfigDict:
   if 'llama' in words:
     raise ValueError('gpt2_124m is a GPT-2: use experiments/llama_130m.py')
   config.data.source = 'shards:corpora/slimpajama-gpt2'
-  # 50257 rounded up to a multiple of 128, for tensor cores and meshes.
+  # 50257 rounded up to a multiple of 128, for tensor cores and sharding.
   config.model.vocab_size = 50_304
   config.batch_size = 512
   config.microbatches = 8

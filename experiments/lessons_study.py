@@ -1,17 +1,17 @@
-"""What else changes which optimizer is ahead.
+"""Tests which other settings change the ranking of optimizers.
 
     python -m launch.study --config=experiments/lessons_study.py:llama,b1 \
         --workdir=runs/lessons-b1
 
 What: AdamW, Lion and Sophia-G on a model of 2 layers, 32 wide, for 300 steps,
-two seeds: four learning rates beside four values of the word's setting, all of
-them; `b1` and `decay`, which are horizons, for 1,200 steps too. Everything else
-is as in experiments/transfer_study.py.
-docs/results/lessons says what would count, and has what came out.
+two seeds: every pair of four learning rates and four values of the word's
+setting; `b1` and `decay`, which are horizons, also for 1,200 steps. Everything
+else is as in experiments/transfer_study.py. docs/results/lessons has the
+preregistered criteria and the results.
 
-`b1` varies the half-life of the first average, in tokens, `decay` the share of
-the run in which decay takes a weight to 1/e, `clip` the largest norm of the
-gradient, `warmup` the share of the run that warms up. `batch` has batches of a
+`b1` varies the half-life of the first average, in tokens; `decay` the share of
+the run in which decay takes a weight to 1/e; `clip` the largest norm of the
+gradient; `warmup` the share of the run that warms up. `batch` has batches of a
 quarter and of four times the sequences at equal tokens.
 
 Hardware: two CPU cores.
@@ -22,9 +22,9 @@ from ml_collections import ConfigDict
 from steepest.experiments import base, transfer_study
 
 _SETTINGS = {
-  # Tokens: 0.75 to 48 steps.
+  # In tokens: 0.75 to 48 steps.
   'b1': ('b1_half_life', (384.0, 1536.0, 6144.0, 24_576.0)),
-  # Neighbours are one decay of a step at the two lengths.
+  # A value and the next have equal decay per step at the two lengths.
   'decay': ('decay_timescale', (0.25, 1.0, 4.0, 16.0)),
   'clip': ('clip_norm', (0.03, 0.1, 0.3, 1.0)),
   'warmup': ('warmup', (0.01, 0.03, 0.1, 0.3)),

@@ -1,4 +1,4 @@
-"""LLaMA 134M: gpt2_124m's depth, width and tokens in the other family.
+"""LLaMA 134M, with the depth, width and tokens of gpt2_124m.
 
     python -m launch.train --config=experiments/llama_130m.py:lion \
         --config.data.source=shards:DIR --workdir=runs/llama-130m-lion
@@ -8,8 +8,8 @@ otherwise as gpt2_124m, so the two families can be compared. `:adamw`,
 `:lion` or `:sophia`; the learning rates are base.py's starting points, not
 tuned ones.
 
-Hardware: one 80 GB accelerator or a node of eight; on smaller memory raise
-`microbatches`, which changes nothing else. No scores are given here: none
+Hardware: one 80 GB accelerator or a node of eight; with less memory, raise
+`microbatches`, which changes nothing else. No scores are given because none
 has been measured yet.
 """
 

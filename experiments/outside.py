@@ -1,4 +1,4 @@
-"""Files outside the repository that a configuration names by their path."""
+"""Loads Python files that a configuration names by path."""
 
 from collections.abc import Sequence
 import functools
@@ -16,24 +16,24 @@ def is_path(name: str) -> bool:
 
 
 def stem(name: str) -> str:
-  """Returns the stem of a path, and a name as it is."""
+  """Returns the stem of a path; returns a name unchanged."""
   return pathlib.Path(name).stem if is_path(name) else name
 
 
 def absolute(name: str) -> str:
-  """Returns a path as an absolute one, and a name as it is.
+  """Makes a path absolute; returns a name unchanged.
 
-  A limit may follow, './trivia.py:100'.
+  A limit may follow the path: './trivia.py:100'.
   """
   match = re.fullmatch(r'\s*(.+\.py)((?::\d+)?)\s*', name)
   return name if match is None else os.path.abspath(match[1]) + match[2]
 
 
 def absolute_each(names: str) -> str:
-  """Returns `absolute` of names separated by commas.
+  """Applies `absolute` to comma-separated names.
 
   Raises:
-    ValueError: a path would hold a comma.
+    ValueError: an absolute path contains a comma.
   """
   found = [absolute(name) for name in names.split(',')]
   for path in found:
@@ -48,9 +48,9 @@ def load(
   """Returns a file as a module, loaded once.
 
   Args:
-    what: stands before the path in errors, such as 'model.name='.
+    what: precedes the path in errors, such as 'model.name='.
     path: of the file.
-    contents: what it must define.
+    contents: names that it must define.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -60,7 +60,7 @@ def load(
     raise FileNotFoundError(f'{what}{path}: no such file')
   try:
     module = _load(pathlib.Path(path).resolve())
-  # SystemExit: of a script that was given by mistake.
+  # SystemExit: a script was given by mistake.
   except (Exception, SystemExit) as error:
     text = ' '.join(str(error).split())
     raise ValueError(

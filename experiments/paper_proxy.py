@@ -1,4 +1,4 @@
-"""Proxies on which arXiv 2507.08472's comparison is tuned: 39 M and 44 M.
+"""Proxies of 39 M and 44 M to tune the comparison of arXiv 2507.08472.
 
     python -m launch.train --config=experiments/paper_proxy.py:gpt2,lion \
         --config.data.source=shards:DIR --config.optimizer.lr=4e-4 \
@@ -6,17 +6,17 @@
 
 What: the targets of paper_target.py at a tenth of the width. Depth, context,
 batch, vocabulary and head size are the targets', since µP promises transfer
-across width only; warm-up and decay are the same fractions of the run.
+only across width; warm-up and decay are the same fractions of the run.
 `:gpt2|llama,adamw|lion|sophia,single|multi`: `multi` reads a quarter of the
 tokens four times. experiments/paper_study.py searches learning rates, betas and
 weight decay in the same way for each optimizer.
 
-Our choices, which the paper does not give: shapes, batch, schedule and the
-2.6 B tokens of a trial. Sophia's curvature is bias-corrected here and in the
-targets: a trial is too short for the average to warm up.
+The paper does not give shapes, batch, schedule or the 2.6 B tokens of a trial;
+these are our choices. Sophia's curvature is bias-corrected here and in the
+targets, because a trial is too short for the average to warm up.
 
 Hardware: one accelerator of 24 GB or more for each trial; trials are
-independent. No scores are given here: none has been measured yet.
+independent. No scores are given because none has been measured yet.
 """
 
 from ml_collections import ConfigDict
@@ -44,7 +44,7 @@ def get_config(arg: str = '') -> ConfigDict:
     config.data.source = 'shards:corpora/slimpajama-llama'
   else:
     model.mlp_dim = 1024
-    # 50257 rounded up to a multiple of 128, for tensor cores and meshes.
+    # 50257 rounded up to a multiple of 128, for tensor cores and sharding.
     model.vocab_size = 50_304
     config.data.source = 'shards:corpora/slimpajama-gpt2'
   config.parametrization.base_width = model.width
@@ -55,7 +55,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.batch_size = 256
   config.microbatches = 32
   config.steps = 5000
-  # As shares of the run: the target's is 23 times as long.
+  # Shares of the run: the target's run is 23 times as long.
   config.schedule.warmup = 0.02
   config.optimizer.decay_timescale = 0.1
   config.eval_every = 0

@@ -11,10 +11,10 @@ study must share to compare losses: GPT-2's tokenizer for both models, and for
 LLaMA an MLP ten times as wide as the proxy's. One seed, as in the paper, which
 says nothing about noise.
 
-Hardware: --plan says what each part takes on given chips. Trials take one chip
+Hardware: --plan estimates each part on the given chips. Trials take one chip
 each; a target takes the devices of one machine, here 8 of 80 GB, or with
 --targets as many machines as --devices need, as a separate job
-(docs/launching.md). No scores are given here: none has been measured yet.
+(docs/launching.md). No scores are given because none has been measured yet.
 """
 
 from ml_collections import ConfigDict
@@ -27,7 +27,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config, _ = base.with_variant(arg, base.get_study_config())
   target = paper_target.get_config('gpt2')
   config.update(paper_proxy.get_config('gpt2').to_dict())
-  # Of each model by its own rule; targets have width_ratio times as much.
+  # 0: each model's own rule; targets have width_ratio times as much.
   config.model.mlp_dim = 0
   config.eval_every = target.eval_every
   config.eval_tasks = target.eval_tasks

@@ -9,13 +9,13 @@ the proxy's best learning rate, transferred by µP.
 `:gpt2|llama,adamw|lion|sophia,single|multi`: `single` reads 60 B tokens of
 SlimPajama once, `multi` 15 B of them four times.
 
-Our choices, which the paper does not give: 32 layers, 20 heads of 128 features
-(GPT-3 2.7B has 32 of 80; the size is the proxy's, which transfers better),
+The paper does not give these, so they are our choices: 32 layers, 20 heads of
+128 features (GPT-3 2.7B has 32 of 80; the proxy's head size transfers better),
 SwiGLU of 6912, batch, schedule.
 
 Hardware: 6·N·D is 1e21 FLOPs per run. Parameters and optimizer state are
-sharded over the 8 accelerators of a node (`mesh.fsdp`), 80 GB each; nodes hold
-copies. No scores are given here: none has been measured yet.
+sharded over the 8 accelerators of a node (`mesh.fsdp`), 80 GB each, and
+replicated over nodes. No scores are given because none has been measured yet.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,12 @@
-"""AdamW, Lion and Sophia-G on GPT-2 and LLaMA in minutes on two CPU cores.
+"""Compares AdamW, Lion and Sophia-G in minutes on two CPU cores.
 
     make quickstart
 
-Targets of 0.3 to 0.5 M parameters, proxies a quarter as wide, 8 MB of English
-prose and Python code, a byte-level BPE of 2048 entries. Learning rate, betas,
-weight decay and Sophia's ρ are searched in trials a fifth as long as a target
-and transferred by µP and horizons. The study shows every part of a real one,
-but is too small to say which optimizer is best for a real model.
+GPT-2 and LLaMA targets of 0.3 to 0.5 M parameters, proxies a quarter as wide, 8
+MB of English prose and Python code, a byte-level BPE of 2048 entries. Learning
+rate, betas, weight decay and Sophia's ρ are searched in trials a fifth as long
+as a target's run and transferred by µP and horizons. The study has every part
+of a real one, but is too small to say which optimizer is best for a real model.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ from steepest.experiments import base
 def get_config(arg: str = '') -> ConfigDict:
   """Takes no variant."""
   config, _ = base.with_variant(arg, base.get_study_config())
-  # Proxy: a head of 16, of which a target has four.
+  # The proxy has one head of 16 features, the target four.
   config.model.num_layers = 3
   config.model.width = 16
   config.model.num_heads = 1
@@ -32,7 +32,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.eval_sequences = 64
   config.checkpoint_every = 200
   config.checkpoints_kept = 1
-  # A hundred questions of each benchmark: one standard error is 4 to 5 %.
+  # With a hundred questions a benchmark, the standard error is 4 to 5 %.
   config.eval_tasks = 'arc_easy,arc_challenge,hellaswag,mmlu'
   config.eval_tasks_limit = 100
   config.data.verify = 'size'

@@ -1,7 +1,7 @@
-"""What the studies of models of 0.1 M to 1 M parameters share.
+"""Settings shared by the studies of models of 0.1 M to 1 M parameters.
 
-Proxies of 4 layers, 32 wide, on experiments/corpora/debian.md, prepared as
-experiments/cpu_study.py says, by two CPU cores.
+Proxies of 4 layers, 32 wide, trained on two CPU cores on
+experiments/corpora/debian.md, prepared as in experiments/cpu_study.py.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ def get_study_config(
   config.model.num_heads = 2
   config.model.context = 128
   config.batch_size = 16
-  # Runs are far too short for the curvature's average to fill.
+  # Runs are far too short for the curvature's average to warm up.
   config.optimizer.hessian_bias_correction = True
   config.dtype.compute = 'float32'
   config.checkpoints_kept = 1

@@ -3,7 +3,7 @@
     python -m launch.train --config=experiments/tiny.py:gpt2,adamw \
         --config.data.source=flat:tokens.npy --workdir=runs/tiny
 
-0.1 M parameters, no evaluation, no checkpoint unless asked for.
+0.1 M parameters; no evaluation and no checkpoint unless you ask for them.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.model.context = 64
   config.parametrization.base_width = 64
   config.parametrization.base_head_dim = 16
-  # The others have the rate of their files.
+  # Other optimizers keep the learning rate of their files.
   lrs = {'adamw': 1e-3, 'lion': 3e-4, 'sophia': 3e-4}
   if config.optimizer.name in lrs:
     config.optimizer.lr = lrs[config.optimizer.name]

@@ -1,19 +1,19 @@
-"""Whether the best learning rates and betas stay the same as models grow.
+"""Tests whether the best learning rates and betas stay as models grow.
 
     python -m launch.study --config=experiments/transfer_study.py:gpt2 \
         --workdir=runs/transfer-gpt2
 
-What: AdamW, Lion and Sophia-G in µP and in the standard parametrization, widths
-16 to 128 of 2 layers; at each a grid of rates in factors of two with two seeds,
-on real text (English prose and Python code) in a byte-level BPE of 512 entries.
-Heads have 16 features at every width; their number grows. `:gpt2` or `:llama`,
-one model a study, since their curvatures, and so Sophia's rho, differ in scale.
-Half-lives are the same for all three optimizers. docs/results/transfer has the
-criteria set in advance, and the results of an earlier form.
+What: AdamW, Lion and Sophia-G in µP and in the standard parametrization, 2
+layers of width 16 to 128; at each width a grid of learning rates in factors of
+two with two seeds, on real text (English prose and Python code) in a byte-level
+BPE of 512 entries. Heads have 16 features at every width; their number grows.
+`:gpt2` or `:llama`, one model per study, since their curvatures, and so
+Sophia's rho, differ in scale. Half-lives are the same for all three optimizers.
+docs/results/transfer has the preregistered criteria and the results.
 
-Further words change one thing, in µP alone: `b1` and `b2` (half-lives in
-factors of four beside the rates, at the narrowest and the widest) and `depth`
-(2 to 8 layers under CompleteP instead of widths).
+Further words change one thing, under µP only: `b1` and `b2` (half-lives in
+factors of four with each learning rate, at the narrowest and the widest) and
+`depth` (2 to 8 layers under CompleteP instead of widths).
 
 Hardware: two CPU cores.
 """
@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from steepest.experiments import base
 
-# Half-lives in tokens: 0.75 to 48 steps.
+# Half-lives in tokens, of 0.75 to 48 steps.
 _HALF_LIVES = (384, 1536, 6144, 24_576)
 _MEMORIES = ('b1', 'b2')
 _CHANGES = (*_MEMORIES, 'depth')
@@ -40,12 +40,12 @@ def get_config(arg: str = '') -> ConfigDict:
   config.batch_size = 8
   config.steps = 300
   config.schedule.warmup = 0.1
-  # Of 3 and 12 steps, for every optimizer.
+  # 3 and 12 steps, for every optimizer.
   config.optimizer.b1_half_life = 1536.0
   config.optimizer.b2_half_life = 6144.0
-  # A run is far too short for the curvature's average to fill.
+  # A run is far too short for the curvature's average to warm up.
   config.optimizer.hessian_bias_correction = True
-  # At the base 10 to 50 % of the coordinates are unclipped near the best rate.
+  # Near the base's best learning rate, 10 to 50 % of coordinates are unclipped.
   config.optimizer.rho = 0.03 if config.model.name == 'llama' else 0.25
   config.dtype.compute = 'float32'
   config.eval_every = 0
@@ -66,13 +66,13 @@ def get_config(arg: str = '') -> ConfigDict:
   study.axes_mode = 'product'
   study.retune = 'width,parametrization'
   study.target_steps = config.steps
-  # The trials are what is compared.
+  # The trials are compared, not the targets.
   study.seeds = 1
   for name in words & set(_MEMORIES):
     study[f'space_{name}_half_life'] = _HALF_LIVES
     study.axis_width, study.trial_seeds = (1, 8), 1
-    # A grid grows around its best alone, so all half-lives need rates on both
-    # sides of theirs.
+    # A grid grows only around its best point, so it must have learning rates on
+    # both sides of each half-life's best.
     study.lrs_adamw = study.lrs_adamw[1:5]
     study.lrs_lion, study.lrs_sophia = study.lrs_lion[2:], study.lrs_sophia[2:]
   if 'depth' in words:

@@ -1,10 +1,10 @@
-"""Counts what XLA makes of each variant for a GPU that need not be here.
+"""Counts each variant's compiled kernels, for a GPU that need not be here.
 
     python -m benchmarks.gpu_round.count --row=124m [--layers=2] [--chip=h200]
 
-Needs pip install 'steepest[cuda]'. Prints a line of JSON for each variant:
-kernels of a step, gigabytes that they read and write at most, by kind, and the
-memory beside the state. XLA does not tune here as on the device, so its choice
+Needs pip install 'steepest[cuda]'. Prints a line of JSON for each variant: the
+kernels of a step, the gigabytes that they read and write at most, by kind, and
+the memory beyond the state. XLA cannot autotune as on the device, so its choice
 of kernels may differ.
 """
 
@@ -46,7 +46,7 @@ def main(_: list[str]) -> None:
 
 
 def _counted(program: jax.stages.Compiled) -> dict[str, float]:
-  """Returns kernels, gigabytes by kind and GiB beside the arguments."""
+  """Returns kernels, gigabytes by kind and GiB beyond the arguments."""
   memory = program.memory_analysis()
   kernels = [k for k in compiled.kernels(program.as_text()) if k.steady]
   moved: collections.Counter[str] = collections.Counter()

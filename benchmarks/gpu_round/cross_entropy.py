@@ -1,9 +1,9 @@
-"""Mean cross-entropy and its gradient from one reading of the logits.
+"""Mean cross-entropy and its gradient in one pass over the logits.
 
-A Pallas kernel for GPUs: a program takes one token's logits, a piece at a time,
-first for their maximum and Σ exp, then, from the cache, for softmax - one-hot,
-which takes the place of the logits. Today's form (training/loss.py) reads them
-from memory twice for the normalizer and once more for the gradient.
+A Pallas kernel for GPUs: each program reads one token's logits in pieces, first
+for their maximum and Σ exp, then, from the cache, for softmax - one-hot, which
+overwrites the logits. training/loss.py reads them from memory twice for the
+normalizer and once more for the gradient.
 
 B batch, L length, V vocabulary, T tokens B·L, P entries of a piece.
 """
@@ -20,7 +20,7 @@ from jax.experimental.pallas import triton as plgpu
 from steepest.models import remat
 from steepest.training import loss
 
-# Entries that a program holds at once: a power of two, as Triton asks.
+# Entries that a program holds at once: a power of two, as Triton requires.
 _PIECE = 4096
 _WARPS = 8
 _LEAST = float(jnp.finfo(jnp.float32).min)
@@ -77,7 +77,7 @@ def _once(
     functools.partial(_program, T, V),
     shapes,
     grid=(T,),
-    # The gradient takes the place of the logits.
+    # The gradient overwrites the logits.
     input_output_aliases={0: 1},
     compiler_params=plgpu.CompilerParams(num_warps=_WARPS, num_stages=2),
     # On a CPU, for tests and dry runs.

@@ -1,8 +1,8 @@
-"""Normalisation whose backward pass is one Pallas kernel for GPUs.
+"""Normalization whose backward pass is one Pallas kernel for GPUs.
 
-It reads the stream, the gradients of what is normalised and of the stream
-itself, and writes their sum, with parts of the gain's gradient, which XLA
-computes by reading all of it again. For models with gains and without biases.
+It reads the residual stream and the gradients of the normalized stream and of
+the stream itself, and writes the stream's gradient with parts of the gain's,
+for which XLA would read everything again. For models with gains and no biases.
 
 B batch, L length, D width, T tokens B·L, R tokens at once, P the power of two
 from D on, S parts of the gain's gradient.

@@ -1,4 +1,4 @@
-"""Compiled forms of one training step, timed in turn."""
+"""Compiles variants of one training step and times them in turn."""
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
@@ -41,7 +41,7 @@ class Program:
 
     From the initial weights, so that forms may be compared.
     """
-    # There may be no room for two.
+    # Memory may not hold two states.
     self.trainer.state = None
     self.trainer.state = state_lib.init(self.trainer.setup, 0)
     found = {}
@@ -71,7 +71,7 @@ class Program:
   def _steps(self, held: Any, count: int) -> tuple[Any, Any]:
     t, stats = self.trainer, None
     for _ in range(count):
-      # Without what is measured where a row is written.
+      # Without the measurements of a logged step.
       held, stats = self.step(held, t.batch, t.hypers, t.seed, t.flags[False])
     return held, stats
 

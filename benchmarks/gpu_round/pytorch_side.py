@@ -1,10 +1,10 @@
-"""PyTorch's side of run.py: a process that holds a model and times its steps.
+"""PyTorch's side of run.py: a process that times a model's steps.
 
     python benchmarks/gpu_round/pytorch_side.py
 
-Needs only torch. Each line of its input is JSON: a SHAPE, as
-../pytorch_baseline.py has them, to make and compile, or {"steps": N} to run.
-Each is answered by a line of what was measured.
+Needs only torch. Each line of its input is JSON: a SHAPE of
+../pytorch_baseline.py to build and compile, or {"steps": N} to run. It answers
+each with a line of measurements.
 """
 
 import gc
@@ -21,7 +21,7 @@ import torch
 
 def main() -> None:
   """Answers until its input ends."""
-  # Compilers print too, so they get another output.
+  # Compilers print as well, so they get another output.
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)
   trainer = None

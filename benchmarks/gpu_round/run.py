@@ -1,17 +1,17 @@
-"""Ten minutes on one GPU that decide which forms of a step are faster.
+"""Finds the faster variants of a training step in ten minutes on one GPU.
 
     python -m benchmarks.gpu_round.run --part=variants [--torch_python=PYTHON]
     python -m benchmarks.gpu_round.run --part=rest
     python -m benchmarks.gpu_round.run --part=variants --dry_run
 
-The first part alternates the forms of variants.py and PyTorch over three rows
-of benchmarks/shapes.py. The second times Sophia-G, with estimates of curvature
-on the whole batch and on half of it, and Lion beside AdamW, updates against the
-bandwidth of a copy, and holds them against the plan; then it prepares shards,
-trains 60 steps, is killed on the way, goes on, and evaluates. Each prints a
-line of JSON as soon as something is known, so that a time limit loses nothing;
-the last line of a row has the medians. With --dry_run all shapes are tiny:
-both parts run to their last line on a CPU.
+The first part alternates the variants of variants.py and PyTorch on three rows
+of benchmarks/shapes.py. The second times Sophia-G, with curvature estimated on
+the whole batch and on half of it, and Lion beside AdamW; it compares updates
+with the bandwidth of a copy and with the plan. Then it prepares shards, trains
+60 steps, is killed on the way, resumes, and evaluates. Each part prints a line
+of JSON for each result at once, so that a time limit loses nothing; the last
+line of a row has the medians. With --dry_run all shapes are tiny, and both
+parts run to their last line on a CPU.
 """
 
 from collections.abc import Callable

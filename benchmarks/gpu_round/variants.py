@@ -1,9 +1,9 @@
-"""Forms of the training step that may be faster on a GPU.
+"""Variants of the training step that may be faster on a GPU.
 
-Each is one patch of a function, or options of XLA, with the milliseconds that
-it was expected to gain on one H200 before it was timed, by row of
-benchmarks/shapes.py; a row that is not named has nothing to gain. None is a
-default: what a measured time does not confirm stays here.
+Each patches one function or sets XLA options. It states the milliseconds that
+it was expected to save on one H200 before it was timed, by row of
+benchmarks/shapes.py; rows not named have nothing to gain. None is a default: a
+variant that no measured time confirms stays here.
 
 B batch, L length, D width, F MLP features, V vocabulary.
 """

@@ -1,12 +1,12 @@
-"""Gets 100 MB of English text out of Debian packages, by source.
+"""Extracts 100 MB of English text from Debian packages, by source.
 
     apt-get update
     python experiments/corpora/debian.py --out=corpus
     python -m launch.prepare --input='corpus/*.jsonl' --tokenizer=gpt2 \\
         --out=shards
 
-Needs apt-get and dpkg-deb, but no root: nothing is installed, and nothing of a
-package is run. debian.md lists the packages, their licences and sizes.
+Needs apt-get and dpkg-deb, but not root: it installs nothing and runs nothing
+from the packages. debian.md lists the packages, their licences and sizes.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _BREAKS = re.compile(r'\s*\n\s*\n\s*')
 
 
 class _Package(NamedTuple):
-  """Name of the source that a package becomes, and what yields its texts."""
+  """A package's source name, and the function that yields its texts."""
 
   source: str
   texts: Callable[[pathlib.Path], Iterator[str]]
@@ -59,7 +59,7 @@ def main() -> None:
 def fetch(out: pathlib.Path) -> dict[str, dict[str, int]]:
   """Writes a directory of `<source>.jsonl`, unless it is complete already.
 
-  Its packages.json has the packages' versions and the counts by source.
+  Its packages.json holds the packages' versions and the counts by source.
 
   Returns:
     Documents and bytes by source.
@@ -123,7 +123,7 @@ def _run(command: list[str], folder: pathlib.Path) -> str:
 
 
 def _files(tree: pathlib.Path, pattern: str) -> list[pathlib.Path]:
-  """Returns the files that match; links out of the package are left out."""
+  """Returns the matching files, except links that leave the package."""
   top = tree.resolve()
   found = sorted(tree.rglob(pattern))
   return [path for path in found if path.resolve().is_relative_to(top)]
@@ -173,7 +173,7 @@ class _Page(html.parser.HTMLParser):
 
   def handle_data(self, data: str) -> None:
     if not self._hidden:
-      # The source of a page breaks lines anywhere.
+      # Line breaks in HTML source mean nothing.
       self.pieces.append(re.sub(r'\s+', ' ', data))
 
 
@@ -198,7 +198,7 @@ def _entries(tree: pathlib.Path) -> Iterator[str]:
 
 
 def _number(text: str) -> int:
-  """Reads a number of dictd's: base64 digits, the most significant first."""
+  """Parses a dictd number: base64 digits, most significant first."""
   padded = 'A' * (-len(text) % 4) + text
   return int.from_bytes(base64.b64decode(padded), 'big')
 
