@@ -15,6 +15,7 @@ from mkdocs.structure.files import File
 _ROOT = pathlib.Path(__file__).parent.parent
 _LINK = re.compile(r'\]\(((?:\.\./)+[^)#\s]+)')
 _CODE = re.compile(r'`[^`\n]+`')
+_FILE = re.compile(r'^```(\w+) (\S+)$', re.M)
 _GROUP = re.compile(r'  c\.(\w+) = .*ConfigDict\(')
 _KEY = re.compile(r'  (\w+)\.(\w+) = (.*)')
 _LANGUAGES = {'.py': 'python', '.md': 'markdown'}
@@ -49,7 +50,8 @@ def on_page_markdown(markdown, page, **_):
 
   # Unlike GitHub, MkDocs takes bars in code as they are.
   bare = _CODE.sub(lambda code: code[0].replace(r'\|', '|'), markdown)
-  return _LINK.sub(lead, bare)
+  # A file's name is a title there.
+  return _FILE.sub(r'```\1 title="\2"', _LINK.sub(lead, bare))
 
 
 def linked(page: str, link: str) -> str:
