@@ -70,7 +70,11 @@ def code(path: str) -> str:
 
 
 def keys() -> str:
-  """Returns the page of all keys, from the comments in experiments/base.py."""
+  """Returns the page of all keys, from the comments in experiments/base.py.
+
+  Raises:
+    ValueError: a key has no comment.
+  """
   groups: dict[str, list[str]] = {}
   comment: list[str] = []
   source = (_ROOT / 'experiments/base.py').read_text('utf-8')
@@ -79,6 +83,8 @@ def keys() -> str:
       comment.append(line.removeprefix('  # '))
       continue
     found = _KEY.match(line)
+    if found and not comment and not line.endswith('ConfigDict()'):
+      raise ValueError(f'experiments/base.py: {line.strip()}: no comment')
     if found and comment and found[2] != found[1]:
       group, name, value = found.groups()
       prefix = '' if group == 'c' else f'{group}.'

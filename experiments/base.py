@@ -231,9 +231,9 @@ def get_study_config() -> ConfigDict:
   """Returns the base with the keys that only launch.study reads."""
   c = get_config().unlock()
   c.study = study = ConfigDict()
-  # Cells are models × optimizers, names or paths (./mine.py), comma-separated;
-  # optimizers='all': every file in optimizers/.
+  # Cells are models × optimizers: names or paths (./mine.py), comma-separated.
   study.models = 'gpt2,llama'
+  # The same; 'all': every file in optimizers/.
   study.optimizers = 'adamw,lion,sophia'
   _set_search(study)
   # Devices of a trial, like `mesh`; targets use the mesh of the recipe.
