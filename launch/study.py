@@ -26,6 +26,7 @@ important first, saves and stops; --plan --minutes=N lists them for --chip.
 import argparse
 from collections.abc import Iterator
 import contextlib
+import gc
 import json
 import os
 import pathlib
@@ -239,6 +240,8 @@ def _plan(
     chip, devices = chips.name_of(given.chip or 'h100'), given.devices
     # A target that is its own job has all of them.
     machine = devices if away else 0
+    # It would go through what each trace leaves, which is no garbage.
+    gc.disable()
     found = plan.stages(config, chips.find(chip), devices, machine)
   console.print(plan.table(found))
   print(plan.summary(found, chip, devices, price))

@@ -12,7 +12,6 @@ dimension, F width of the MLP, V vocabulary.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-import gc
 import math
 import pathlib
 from typing import Any
@@ -514,44 +513,30 @@ def stages(
   every = cells.cells(config)
   plans: dict[tuple[str, int, int], StepPlan] = {}
 
-  def of_step(run: ConfigDict, count: int) -> StepPlan:
+  def of_step(run: ConfigDict, most: int) -> StepPlan:
+    count = cells.devices(run.mesh, most)
+    if count > most:
+      raise ValueError(
+        f'mesh: {dict(run.mesh)} needs {count} devices of one machine, which '
+        f'has {most}'
+      )
     read = ConfigDict({k: run[k] for k in _OF_STEP}).to_json()
     key = read, vocab_size(run), count
     if key not in plans:
       plans[key] = plan(run, chip, count)
     return plans[key]
 
-  # The collector would go through all objects of each trace, which are no
-  # garbage.
-  collects = gc.isenabled()
-  gc.disable()
-  try:
-    for cell in dict.fromkeys(cells.search_of(config, c) for c in every):
-      run = cells.trial_config(config, cell, {}, 0)
-      count = search.count(config, cell.optimizer) * config.study.trial_seeds
-      step = of_step(run, _devices(run, min(machine, chip.host)))
-      found.append(Stage(cell, 'tune', count, run.steps, step))
-    for cell in every:
-      run = cells.target_config(config, cell, {}, 0)
-      step = of_step(run, _devices(run, machine))
-      of = cells.search_of(config, cell)
-      found.append(
-        Stage(cell, 'train', config.study.seeds, run.steps, step, of)
-      )
-  finally:
-    if collects:
-      gc.enable()
+  for cell in dict.fromkeys(cells.search_of(config, c) for c in every):
+    run = cells.trial_config(config, cell, {}, 0)
+    count = search.count(config, cell.optimizer) * config.study.trial_seeds
+    step = of_step(run, min(machine, chip.host))
+    found.append(Stage(cell, 'tune', count, run.steps, step))
+  for cell in every:
+    run = cells.target_config(config, cell, {}, 0)
+    step = of_step(run, machine)
+    of = cells.search_of(config, cell)
+    found.append(Stage(cell, 'train', config.study.seeds, run.steps, step, of))
   return found
-
-
-def _devices(run: ConfigDict, machine: int) -> int:
-  count = cells.devices(run.mesh, machine)
-  if count > machine:
-    raise ValueError(
-      f'mesh: {dict(run.mesh)} needs {count} devices of one machine, which has '
-      f'{machine}'
-    )
-  return count
 
 
 def summary(
@@ -567,8 +552,7 @@ def summary(
   """
   of = lambda kind: sum(stage.hours for stage in found if stage.kind == kind)
   tune, train = of('tune'), of('train')
-  total = tune + train
-  runs = sum(stage.runs for stage in found)
+  total, runs = tune + train, sum(stage.runs for stage in found)
   if math.isnan(total):
     return f'{runs} runs; no MFU of {chip} is known, so no hours are'
   far = [f'\nat {stage.plan.basis}' for stage in found if stage.plan.far]
