@@ -1,6 +1,6 @@
 # CPU:  git archive HEAD | docker build -t steepest -
 # CUDA: git archive HEAD | docker build --build-arg EXTRAS=cuda,ray -t steepest:cuda -
-# The archive tells the version (.git_archival.txt). docs/launching.md: its use.
+# The archive has the version (.git_archival.txt); docs/launching.md says how to use it.
 FROM python:3.12-slim-trixie
 
 ENV PYTHONUNBUFFERED=1 \
@@ -10,7 +10,7 @@ ENV PYTHONUNBUFFERED=1 \
 # Extras of setup.py, comma-separated: cuda, tpu, ray, buckets, harness …
 ARG EXTRAS=ray
 
-# What the pins ask for, in a layer that changes with them alone.
+# Dependencies first: this layer changes only with the pins.
 WORKDIR /opt/steepest
 COPY setup.py pyproject.toml constraints.txt ./
 RUN touch README.md \

@@ -266,7 +266,7 @@ def staged(
       try:
         stage.push()
       except OSError as error:
-        said = f'{error}: not all of it is there; run the same command again'
+        said = f'{error}: the bucket is incomplete; run the same command again'
         if not failed:
           raise OSError(said) from error
         print(f'warning: {said}', file=sys.stderr)
@@ -446,8 +446,8 @@ class _Copy(leases.Objects):
     free = shutil.disk_usage(self._home).free
     if size > free:
       raise OSError(
-        f'{self.address}: {size:,} bytes are to be copied to {self._home}, '
-        f'which has {free:,}: set STEEPEST_CACHE to a larger disk'
+        f'{self.address}: its {size:,} bytes do not fit into {self._home}, '
+        f'which has {free:,} free: set STEEPEST_CACHE to a larger disk'
       )
     with tempfile.TemporaryDirectory(dir=self._home) as incoming:
       paths = [f'{incoming}/{i}' for i in range(len(left))]

@@ -59,8 +59,8 @@ def _resolve(
   has_samples = all(s.sampled_sha256 for s in manifest.shards)
   if mode == 'sampled' and not has_samples:
     raise ValueError(
-      f'{directory / manifests.NAME} has no sampled checksums (it is of an '
-      "older version): set data.verify to 'full' or 'size'"
+      f'{directory / manifests.NAME} has no sampled checksums (an older '
+      "version wrote it): set data.verify to 'full' or 'size'"
     )
   if mode != 'auto':
     return mode
@@ -98,7 +98,7 @@ def check_tokenizer(
     )
   if wanted is not None and wanted != made.sha256:
     raise ValueError(
-      f'the shards in {directory} are made with tokenizer {made.name} '
+      f'the shards in {directory} were made with tokenizer {made.name} '
       f'(sha256 {made.sha256[:12]}), the model with another '
       f"({wanted[:12]}): prepare the text with the model's"
     )
@@ -118,7 +118,7 @@ def check_fit(
   if vocab_size and vocab_size < manifest.tokenizer.vocab_size:
     raise ValueError(
       f'the shards in {directory} have a vocabulary of '
-      f'{manifest.tokenizer.vocab_size}, the model {vocab_size} rows: set '
+      f'{manifest.tokenizer.vocab_size}, but the model {vocab_size} rows: set '
       f'model.vocab_size to 0 or to {manifest.tokenizer.vocab_size} or more'
     )
   tokens = manifest.record_tokens

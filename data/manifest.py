@@ -139,7 +139,7 @@ def load(directory: epath.PathLike) -> Manifest:
     version = content['version']
     if version not in _READABLE:
       raise ValueError(
-        f'version {version!r}, this program reads {VERSION} at most'
+        f'version {version!r} is unknown: this program reads up to {VERSION}'
       )
     # Earlier versions counted documents by length.
     content.pop('lengths', None)

@@ -54,7 +54,7 @@ class Order:
     self.names = tuple(weights)
     if not weights:
       raise ValueError(
-        f'{config.source} holds no window of the context: shorten '
+        f'{config.source} is too short for one context window: shorten '
         'model.context or prepare more text'
       )
     self._windows = [train[name] for name in self.names]
@@ -65,8 +65,8 @@ class Order:
       available = len(train[name])
       if not available:
         raise ValueError(
-          f'source {name!r} of {config.source} holds no window of the context: '
-          'leave it out of data.mixture'
+          f'source {name!r} of {config.source} is too short for one context '
+          'window: leave it out of data.mixture'
         )
       if distinct > available:
         raise ValueError(

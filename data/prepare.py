@@ -421,7 +421,7 @@ class _Tally:
         f'{bad} of {lines} lines contain no document, more than '
         f'--max_rejected={self._most:g}; the first is line {line} of '
         f'{first["file"]} ({first["reason"]}): {first["quoted"]}'
-        + ('; --text_field=KEY names what holds the text' if unread else '')
+        + ('; --text_field=KEY names the field with the text' if unread else '')
       )
 
 
@@ -447,8 +447,8 @@ def _notes(
   notes = []
   if distinct.pooled:
     notes.append(
-      f'{len(distinct.pooled)} sources of less than {_R + 1} tokens, as '
-      f'{min(distinct.pooled)!r}, are together the source '
+      f'{len(distinct.pooled)} sources with fewer than {_R + 1} tokens, such '
+      f'as {min(distinct.pooled)!r}, are merged into the source '
       f'{manifests.POOLED!r} in the shards'
     )
   validated = {s.source for s in shards if s.split == 'validation'}

@@ -411,7 +411,7 @@ def _split_limit(word: str) -> tuple[str, int | None]:
   if not colon or not number.isdigit():
     return word, None
   if not int(number):
-    raise ValueError(f'{word}: a limit is at least 1; leave it out for all')
+    raise ValueError(f'{word}: a limit is at least 1; omit it to score all')
   return name, int(number)
 
 

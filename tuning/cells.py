@@ -109,7 +109,7 @@ def _check_distinct(key: str, given: str, named: Sequence[str]) -> None:
   if len(set(named)) < len(named):
     raise ValueError(
       f'study.{key}={given!r}: these are named {", ".join(named)}; give each '
-      'once, by a name of its own'
+      'once, with its own name'
     )
 
 

@@ -196,8 +196,8 @@ def capability(device: jax.Device) -> Iterator[None]:
   kept = {name: getattr(cudnn, name, None) for name in answers}
   if None in kept.values():
     raise ValueError(
-      f'JAX {jax.__version__} asks for the compute capability in another way '
-      'than this project knows: compile where there is such a GPU'
+      f'JAX {jax.__version__} takes the compute capability in a way that this '
+      'project does not know: compile on a machine with such a GPU'
     )
   try:
     for name, answer in answers.items():
@@ -234,7 +234,7 @@ def compile_step(config: ConfigDict, devices: list[jax.Device]) -> Compiled:
   m, text = step.memory_analysis(), step.as_text()
   if m is None or text is None:
     raise ValueError(
-      'the compiler of this JAX tells neither memory nor program'
+      'the compiler of this JAX reports neither memory nor program'
     )
   return Compiled(
     m.argument_size_in_bytes,

@@ -414,7 +414,7 @@ def places(size: int, most: int = 0) -> list[Place]:
     ]
   if len(groups) > 1 and size not in _TPU_BOUNDS:
     raise ValueError(
-      f'{size} TPU chips a run: a part of a machine has '
+      f'{size} TPU chips per run: part of a machine can have '
       f'{", ".join(map(str, _TPU_BOUNDS))}'
     )
   return [

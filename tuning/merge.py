@@ -122,7 +122,7 @@ def into(
     if cells.has_ended(workdir / other):
       merged.kept.append(other)
     else:
-      merged.refused[other] = 'this study would not do it, or not yet'
+      merged.refused[other] = 'this study does not plan it, or not yet'
   if not (workdir / timing.FILE).exists():
     with contextlib.suppress(FileNotFoundError):
       os.replace(found / timing.FILE, workdir / timing.FILE)

@@ -65,7 +65,7 @@ class Cluster:
     """
     if os.environ[_MODE] != 'token':
       raise ValueError(
-        f'{_MODE}={os.environ[_MODE]}: whoever reaches Ray runs code; set '
+        f'{_MODE}={os.environ[_MODE]}: who reaches Ray can run code; set '
         f'{_MODE}=token where Ray is started too (SECURITY.md)'
       )
     host, _, port = address.rpartition(':')
@@ -77,8 +77,8 @@ class Cluster:
     except (OSError, RuntimeError, ValueError, exceptions.RayError) as error:
       lines = str(error).splitlines() or ['']
       raise OSError(
-        f'--engine={address}: no Ray there that takes this token '
-        f'({lines[0]}): start it (docs/launching.md) or leave --engine out'
+        f'--engine={address}: no Ray there accepts this token '
+        f'({lines[0]}): start it (docs/launching.md) or omit --engine'
       ) from error
     self._resource = next(
       r for r in _RESOURCES if any(_count(node, r) for node in _alive())

@@ -117,12 +117,14 @@ def dimensions(config: ConfigDict, optimizer: str) -> list[Dimension]:
   if key in study:
     lrs = tuple(float(lr) for lr in study[key])
     if len(lrs) < 4 or list(lrs) != sorted(set(lrs)) or lrs[0] <= 0:
-      raise ValueError(f'study.{key}={lrs}: give four or more rising rates')
+      raise ValueError(
+        f'study.{key}={lrs}: give four or more increasing learning rates'
+      )
   else:
     ends = find(optimizer).hyperparameters['lr'].range
     if ends is None:
       raise ValueError(
-        f'study.{key} is missing, and {optimizer} has no range of rates'
+        f'study.{key} is missing, and {optimizer} has no range for them'
       )
     lrs = tuple(float(f'{x:.6g}') for x in np.geomspace(*ends, _RATES))
   found = [Dimension('lr', lrs)]
@@ -163,7 +165,7 @@ def _given_values(
   values = tuple(float(v) for v in config.study[key])
   shown = f'study.{key}={values}'
   if not values or list(values) != sorted(set(values)):
-    raise ValueError(f'{shown}: give rising values')
+    raise ValueError(f'{shown}: give increasing values')
   if config.study.search != 'grid':
     if len(values) < 2:
       raise ValueError(f'{shown}: give a lowest and a highest value')
@@ -485,7 +487,7 @@ class Search:
       a, b = (keys[key] if key in keys else () for keys in (begun, now))
       if a != b:
         raise ValueError(
-          f'the search of {cell} was begun with study.{key}={a}, asked for '
+          f'the search of {cell} was started with study.{key}={a}, asked for '
           f'{b}: use another --workdir'
         )
 
@@ -522,20 +524,22 @@ def notes(config: ConfigDict) -> list[str]:
   trials = {cells.name_of(name): count(config, name) for name in names}
   if is_grid and len(set(trials.values())) > 1:
     said.append(
-      f'unequal grids, in trials: {_listed(trials)}; study.search=sobol has '
-      'the same for as many hyperparameters'
+      f'unequal grids, in trials: {_listed(trials)}; study.search=sobol gives '
+      'equally many hyperparameters equally many'
     )
   gaps = {n: max(b / a for a, b in zip(r, r[1:])) for n, r in rates.items()}
   if is_grid and _unequal(gaps):
-    said.append(f'unequal grids, rates in factors of {_listed(gaps)}')
+    said.append(f'unequal grids, learning rates in factors of {_listed(gaps)}')
   spans = {name: lrs[-1] / lrs[0] for name, lrs in rates.items()}
   if _unequal(spans):
-    said.append(f'unequal ranges, rates span factors of {_listed(spans)}')
+    said.append(
+      f'unequal ranges, learning rates span factors of {_listed(spans)}'
+    )
   counts = {name: len(of) for name, of in found.items()}
   if len(set(counts.values())) > 1 and not is_grid and config.study.trials:
     said.append(
-      f'unequal searches, in hyperparameters: {_listed(counts)}; as many '
-      'trials cover more of them less well'
+      f'unequal searches, in hyperparameters: {_listed(counts)}; the same '
+      'number of trials covers more of them less densely'
     )
   return said
 

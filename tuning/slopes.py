@@ -73,10 +73,10 @@ class Row:
 # features per head, logits still shrink.
 _ANY = -math.inf
 _STREAM = Band(
-  -0.15, 0.15, 'training must change the residual stream alike at every size'
+  -0.15, 0.15, 'training must change the residual stream equally at every size'
 )
 _LOGITS = Band(
-  _ANY, 0.1, 'may shrink, as outputs do that start random, but not grow'
+  _ANY, 0.1, 'may shrink, as randomly initialized outputs do, but not grow'
 )
 _ATTENTION = Band(
   _ANY,
@@ -114,7 +114,7 @@ _BANDS = {
       -2.3, -1.4, 'squared gradients fall as 1/width², which rho makes up for'
     ),
     'unclipped/*': Band(
-      -0.2, 0.25, 'where it falls, Sophia turns into the sign of its momentum'
+      -0.2, 0.25, 'if it falls, Sophia becomes the sign of its momentum'
     ),
   },
   # If branches shrink with depth, so does the contribution of the first.

@@ -285,7 +285,7 @@ def _alarms(
   alarms = []
   # Rows hold only numbers, but other programs may have written them.
   if found.loss is None or not math.isfinite(found.loss):
-    alarms.append('loss is no number')
+    alarms.append('loss is not a number')
   else:
     losses = [row['train/loss'] for row in rows]
     best = min(losses)

@@ -204,7 +204,7 @@ def test_small_sources_are_told_of(tmp_path, console):
   assert manifest.sources_of('train') == ['large', 'small sources']
   assert manifest.sources_of('validation') == ['large']
   pooled, no_validation = manifest.notes
-  assert "3 sources of less than 2049 tokens, as 'a'" in pooled
+  assert "3 sources with fewer than 2049 tokens, such as 'a'" in pooled
   assert "'small sources' gives no validation" in no_validation
   _write(tmp_path / 'tiny.jsonl', ['a few words'])
   with pytest.raises(ValueError, match='less than a record of 2049 tokens'):

@@ -151,7 +151,7 @@ _nothing = lambda directory: None
     (_save_another_tokenizer, {}, 'is not the tokenizer bpe-train:512'),
     (lambda d: (d / 'tokenizer.json').unlink(), {}, 'tokenizer.json'),
     (_nothing, {'tokenizer_sha256': '0' * 64}, 'the model with another'),
-    (_nothing, {'vocab_size': 500}, 'vocabulary of 512, the model 500'),
+    (_nothing, {'vocab_size': 500}, 'vocabulary of 512, but the model 500'),
     (_nothing, {'context': 100}, 'use one of 2048, 1024, 512, .*1$'),
     (_nothing, {'context': 4096}, 'use one of 2048, 1024, 512, .*1$'),
     (_nothing, {'context': 0}, 'use one of 2048, 1024, 512, .*1$'),

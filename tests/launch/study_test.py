@@ -182,7 +182,7 @@ def test_a_study_survives_kills_and_signals(shards, whole, tmp_path):
   changed = _run(_command(shards, whole, 1, **{**study, 'trials': 8}))
   assert changed.returncode == 1
   last = changed.stderr.strip().splitlines()[-1]
-  assert 'was begun with study.trials=4, asked for 8' in last
+  assert 'was started with study.trials=4, asked for 8' in last
   config = json.loads((whole / 'config.json').read_text())
   assert config['study']['trials'] == 4
 

@@ -198,7 +198,7 @@ def test_files_outside_name_no_directories(tmp_path, monkeypatch):
   run = cells.target_config(config, found[1], {}, 0)
   assert run.optimizer.name == str(tmp_path / 'a.py')
   config.study.optimizers += f',{tmp_path / "b.py"}'
-  with pytest.raises(ValueError, match='once, by a name of its own'):
+  with pytest.raises(ValueError, match='once, with its own name'):
     cells.cells(config)
   monkeypatch.chdir(tmp_path)
   config.eval_tasks = 'arc_easy:5,./trivia.py:20'

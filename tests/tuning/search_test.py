@@ -238,7 +238,7 @@ def test_a_search_that_has_begun_cannot_be_changed(begun, now, said):
   storage = optuna.storages.InMemoryStorage()
   _open(_config(**begun), storage=storage).trials({})
   _open(_config(**begun, max_extensions=9), storage=storage)
-  with pytest.raises(ValueError, match=f'begun with .*{said}'.replace("'", '')):
+  with pytest.raises(ValueError, match=f'with .*{said}'.replace("'", '')):
     _open(_config(**{**begun, **now}), storage=storage)
 
 
@@ -249,12 +249,12 @@ def test_a_search_that_has_begun_cannot_be_changed(begun, now, said):
     ({'pruning': 'hyperband'}, 'study.pruning'),
     ({'space_b1': (0.9, 0.99)}, 'space_b1: no optimizer of the study searches'),
     ({'space': 'lr,rhoo'}, 'study.space=rhoo: no optimizer'),
-    ({'space_b1_half_life': ()}, 'rising'),
-    ({'space_rho': (2.0, 1.0)}, 'rising'),
+    ({'space_b1_half_life': ()}, 'increasing'),
+    ({'space_rho': (2.0, 1.0)}, 'increasing'),
     ({'search': 'sobol', 'space_rho': (0.1,)}, 'lowest and a highest'),
     ({'search': 'tpe', 'space_b1_half_life': (0.0, 0.1)}, 'above 0'),
-    ({'lrs_sophia': (1e-3, 2e-3, 4e-3)}, 'four or more rising'),
-    ({'lrs_sophia': (4e-3, 2e-3, 1e-3, 5e-4)}, 'four or more rising'),
+    ({'lrs_sophia': (1e-3, 2e-3, 4e-3)}, 'four or more increasing'),
+    ({'lrs_sophia': (4e-3, 2e-3, 1e-3, 5e-4)}, 'four or more increasing'),
   ],
 )
 def test_wrong_keys_are_named(study, said):

@@ -153,7 +153,7 @@ def test_a_rising_loss_and_none_at_all_are_said(tmp_path):
   [alarm] = status.read(rising, _NOW).alarms
   assert alarm == 'loss rose from 3.710'
   bad = _run(tmp_path / 'b', [4.0, float('nan')])
-  assert 'loss is no number' in status.read(bad, _NOW).alarms
+  assert 'loss is not a number' in status.read(bad, _NOW).alarms
 
 
 def test_old_events_are_no_news(tmp_path):
