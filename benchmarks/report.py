@@ -5,7 +5,8 @@
 Runs are written to a temporary directory first, with four benchmarks of 500
 questions each. Then one run's metrics are opened again, as when it is started
 again near its end, and launch.report runs, each as a process of its own on one
-core. A long run alone, with rows of 1.5 kB as of a model with many layers:
+core. A long run alone, whose per-layer statistics are in every tenth row, as
+training/loop.py writes them:
 
     python -m benchmarks.report --runs=1 --rows=500000 --values=36
 """
@@ -25,7 +26,8 @@ from steepest.experiments import base
 
 _RUNS = flags.DEFINE_integer('runs', 200, 'Runs, half of them final.')
 _ROWS = flags.DEFINE_integer('rows', 10_000, 'Logged rows of a run.')
-_VALUES = flags.DEFINE_integer('values', 0, 'Further numbers of a row.')
+_VALUES = flags.DEFINE_integer('values', 0, 'Per-layer numbers of a row.')
+_EVERY = flags.DEFINE_integer('every', 10, 'One in this many rows has them.')
 _OPTIMIZERS = ('adamw', 'lion', 'sophia', 'muon', 'soap')
 _TASKS = ('arc_easy', 'arc_challenge', 'hellaswag', 'piqa')
 _QUESTIONS = 500
@@ -60,7 +62,10 @@ def _write_run(
   more = {f'layers/{i}/update_rms': rng.random() for i in range(_VALUES.value)}
   tail = f', {json.dumps(more)[1:-1]}' if more else ''
   with (path / 'metrics.jsonl').open('w') as out:
-    out.writelines(f'{json.dumps(row)[:-1]}{tail}}}\n' for row in rows)
+    out.writelines(
+      f'{json.dumps(row)[:-1]}{"" if row["step"] % _EVERY.value else tail}}}\n'
+      for row in rows
+    )
   summary = {
     'status': 'finished',
     'steps': _ROWS.value,
