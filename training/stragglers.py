@@ -1,8 +1,8 @@
 """Finds which of several processes holds up the others.
 
 A run's processes wait for each other in every step, so a step takes as long as
-the slowest. Every five seconds and ten steps, what each of P processes needs by
-itself is measured:
+the slowest. Every five seconds and five steps, what each of P processes needs
+by itself is measured:
 
 * host: seconds per step outside the devices' work, mostly for data;
 * step: seconds of one step that begins after the previous one has ended;
@@ -34,9 +34,9 @@ SLOW = 1.5
 _SHARE = 0.05
 # Least seconds and steps between two measurements, which drain the devices'
 # queues.
-_EVERY = 5.0, 10
+_EVERY = 5.0, 5
 # Number of measurements whose median counts.
-_KEPT = 5
+_KEPT = 3
 # Seconds until a process is reported again.
 _AGAIN = 600.0
 _LONGEST_NAME = 64
