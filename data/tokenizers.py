@@ -23,9 +23,9 @@ _GPT2_SHA256 = (
   '2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6'
 )
 _END_OF_TEXT = '<|endoftext|>'
-# Bytes, and the end of text, before the first merge.
+# 256 bytes and the end-of-text token, before the first merge.
 _MIN_TRAINED = 257
-# transformers writes 1e30 where there is no limit.
+# transformers writes 1e30 if there is no limit.
 _UNLIMITED = 1e9
 # Characters of a text that the library is given at once; where it is cut, those
 # on either side that show whether that is right, those that are searched for
@@ -34,9 +34,9 @@ _PART = 1 << 18
 _AROUND = 256
 _LOOK = 1 << 12
 _TRIES = 32
-# A blank or a line break between words.
+# A space or a line break between words.
 _GAP = re.compile(r'(?<=\S)[ \n](?=\S)')
-# A SentencePiece model must keep its meaning when converted; these tell.
+# Texts that must give the same ids after a SentencePiece model is converted.
 _PROBES = (
   'Hello world',
   '  two  blanks and\ta tab\n\nlines ',
@@ -71,9 +71,9 @@ class Tokenizer:
   Attributes:
     name: what it was loaded from.
     vocab_size: number of ids, added tokens included.
-    bos_token, eos_token: text of the special tokens, None where there is none.
+    bos_token, eos_token: text of the special tokens, None if there is none.
     bos_id, eos_id: their ids.
-    model_max_length: tokens its model reads at most, None if unknown.
+    model_max_length: maximum tokens that its model reads; None if unknown.
   """
 
   def __init__(
@@ -118,9 +118,9 @@ class Tokenizer:
     """Returns the ids of a text.
 
     Args:
-      text: the text of a special token inside it becomes that token.
-      special_tokens: put the tokenizer's own ones around it (LLaMA: BOS in
-        front; GPT-2: none).
+      text: may contain special tokens as text, which become these tokens.
+      special_tokens: whether to add the tokenizer's own around it (LLaMA: BOS
+        in front; GPT-2: none).
     """
     return self._backend.encode(text, add_special_tokens=special_tokens).ids
 
@@ -134,16 +134,16 @@ class Tokenizer:
     return [e.ids for e in encodings]
 
   def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """Returns the ids of each document, uint32, with its end of text.
+    """Returns the ids of each document, uint32, with the end-of-text token.
 
-    Documents come from anywhere, so the text of a special token is read as
-    plain text: a document has exactly one end. Special tokens in front
-    (LLaMA: BOS) are the tokenizer's own. A long document is read in parts: the
-    library takes hundreds of bytes for each of a text.
+    Documents are untrusted, so a special token's text in one is plain text, and
+    a document has exactly one end. Special tokens in front (LLaMA: BOS) are the
+    tokenizer's own. A long document is read in parts, because the library takes
+    hundreds of bytes of memory for each byte of text.
 
     Raises:
-      ValueError: the tokenizer has no end of text, or a long text no place
-        where it can be cut.
+      ValueError: the tokenizer has no end-of-text token, or a long text has no
+        place where it can be cut.
     """
     if self.eos_id is None:
       raise ValueError(
@@ -160,7 +160,7 @@ class Tokenizer:
     ]
 
   def encode_parts(self, pieces: Iterable[str]) -> Iterator[np.ndarray]:
-    """Yields what `encode_documents` gives for a long document, in parts.
+    """Yields the ids of a long document in parts, as `encode_documents`.
 
     Args:
       pieces: of the document, in order.
@@ -183,11 +183,12 @@ class Tokenizer:
     return ids if ids and ids[-1] == self.eos_id else [*ids, self.eos_id]
 
   def parts(self, pieces: Iterable[str]) -> Iterator[str]:
-    """Yields a text in parts whose ids, in a row, are those of the text.
+    """Yields a text in parts whose concatenated ids are those of the text.
 
-    A blank or line break between words is such a place if it is one for the
-    text around it, as pre-tokenizers look at a few characters and merges stay
-    within a word; some tokenizers put the blank there themselves.
+    It cuts at a space or line break between words if cutting there does not
+    change the ids of the text around it: pre-tokenizers look at a few
+    characters, and merges stay within a word. Some tokenizers add the space
+    themselves.
 
     Args:
       pieces: of the text, in order.
@@ -239,10 +240,10 @@ class Tokenizer:
     return backend
 
   def find_end(self) -> None:
-    """Takes <|endoftext|> as the end of text where nothing names another.
+    """Takes <|endoftext|> as the end-of-text token if no file names another.
 
-    A tokenizer.json by itself, such as GPT-NeoX's, does not say what its
-    special tokens are for.
+    A tokenizer.json alone, such as GPT-NeoX's, does not say what its special
+    tokens are for.
     """
     if self.eos_id is None:
       self.eos_id = self._backend.token_to_id(_END_OF_TEXT)
@@ -316,7 +317,7 @@ def load(spec: str, cache: str | os.PathLike[str] | None = None) -> Tokenizer:
 def train_bpe(texts: Iterator[str], vocab_size: int) -> Tokenizer:
   """Trains a byte-level BPE with GPT-2's splitting rule on some texts.
 
-  The vocabulary is smaller than asked where the texts have no more pairs.
+  The vocabulary is smaller than `vocab_size` if the texts have no more pairs.
   """
   if vocab_size < _MIN_TRAINED:
     raise ValueError(
@@ -338,7 +339,7 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> Tokenizer:
 
 
 def _training_parts(text: str) -> Iterator[str]:
-  """Yields a text in parts, of which the library's counts are those of it."""
+  """Yields a text in parts with the same total counts of words."""
   begin = 0
   while len(text) - begin > _PART:
     gaps = _last_gaps(text, begin + _PART // 2, begin + _PART)
@@ -349,7 +350,7 @@ def _training_parts(text: str) -> Iterator[str]:
 
 
 def _last_gaps(text: str, begin: int, end: int) -> list[re.Match[str]]:
-  """Returns the last gaps between words within a part, the last one first."""
+  """Returns the last gaps between words within a part, last one first."""
   for start in range(end - _LOOK, begin - _LOOK, -_LOOK):
     found = list(_GAP.finditer(text, max(begin, start), start + _LOOK))
     if found:
@@ -413,13 +414,13 @@ def _hugging_face(path: epath.Path) -> Tokenizer:
 
 @functools.lru_cache(maxsize=64)
 def _try_out(definition: bytes, where: str) -> None:
-  """Loads a tokenizer.json and uses it, in a process of its own.
+  """Loads and tries out a tokenizer.json in a separate process.
 
-  The library ends a process on some files, and others hold regular expressions
-  that take for ever.
+  Some files crash the library, and others hold regular expressions that never
+  finish.
 
   Raises:
-    ValueError: it does not work, or gives other tokens each time.
+    ValueError: it does not work, or gives different tokens each time.
   """
   model = reading.value(definition, where)
   model = model['model'] if isinstance(model, dict) and 'model' in model else {}
@@ -447,7 +448,7 @@ def _try_out(definition: bytes, where: str) -> None:
 
 
 def _special(backend: hf.Tokenizer, token: Any, token_id: Any) -> str | None:
-  """Returns a special token's text from what the two files say of it."""
+  """Returns a special token's text from its entries in the two files."""
   if isinstance(token, dict):
     token = token['content']
   if isinstance(token, str) and backend.token_to_id(token) is not None:
@@ -480,7 +481,7 @@ def _sentencepiece(path: pathlib.Path) -> Tokenizer:
       byte_fallback=True,
     )
   )
-  # Blanks as SentencePiece writes them, with one in front of a text.
+  # Spaces as SentencePiece writes them, with one in front of a text.
   backend.normalizer = hf.normalizers.Sequence(
     [hf.normalizers.Prepend('▁'), hf.normalizers.Replace(' ', '▁')]
   )
@@ -513,7 +514,7 @@ def _sentencepiece(path: pathlib.Path) -> Tokenizer:
 
 
 def _merges(model: Any) -> list[tuple[str, str]]:
-  """Returns the merges of a SentencePiece model, those of high scores first."""
+  """Returns the merges of a SentencePiece model, highest scores first."""
   normal = {
     model.IdToPiece(i): model.GetScore(i)
     for i in range(model.GetPieceSize())
@@ -528,7 +529,7 @@ def _merges(model: Any) -> list[tuple[str, str]]:
 
 
 def _without_offsets(part: Any) -> Any:
-  """Drops what changes a token's offsets but never its id."""
+  """Drops settings that change a token's offsets but never its id."""
   if isinstance(part, dict):
     return {
       k: _without_offsets(v) for k, v in part.items() if k != 'trim_offsets'

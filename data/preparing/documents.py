@@ -1,8 +1,8 @@
-"""Documents out of local files, and out of datasets of the hub and of TFDS.
+"""Documents from local files and from Hugging Face and TFDS datasets.
 
-An input is divided into pieces, each of which a process reads by itself: a
-block of lines, a compressed or other file, a file or some rows of a dataset. A
-piece is read in blocks, which are parsed at once.
+An input is divided into pieces that processes read independently: a block of
+lines, a compressed or other file, a file or some rows of a dataset. A piece is
+read in blocks, each parsed at once.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,17 +36,17 @@ _PIECE_ROWS = 8192
 
 
 class Piece(NamedTuple):
-  """A part of an input, which is read by itself.
+  """A part of an input that is read independently.
 
   Attributes:
     input: the input's name.
-    bytes: about its size on the disk, 0 where that is not known.
-    begin: first byte of a file of lines, whose lines are those that begin in
-      the piece; first row of a TFDS dataset; number of a file of a hub's.
+    bytes: approximate size on disk; 0 if unknown.
+    begin: first byte in a file of lines, where a line belongs to the piece it
+      begins in; first row of a TFDS dataset; file number of a hub dataset.
     end: where the next piece begins; 0: the piece is the whole input.
     field: of a line or row that holds the text.
-    cut: bytes of a document, about, that a text is cut into at ends of lines;
-      0: it is one document.
+    cut: approximate bytes of the documents that a text is cut into, at line
+      ends; 0: the text is one document.
   """
 
   input: str
@@ -132,10 +132,10 @@ def read(
   """Yields the documents of some inputs, in order.
 
   A `.jsonl` (also `.gz`, `.zst`) or `.parquet` file holds one in each line or
-  row; any other file is one document, or is cut into some. The source is
+  row; any other file is one document, or is cut into several. The source is
   `meta.redpajama_set_name`, else `meta.source`, else `source`, else the
-  file's name without its suffixes. Of a source that is a path, such as
-  cc/2019-30/en_head_0000.json.gz/line14, the first folder counts.
+  file's name without its suffixes. If it is a path, such as
+  cc/2019-30/en_head_0000.json.gz/line14, its first folder is the source.
 
   Raises:
     ValueError: a file as a whole is damaged.
@@ -155,8 +155,8 @@ def blocks(
   Args:
     piece: of an input.
     size: of a block.
-    most: bytes of a document or a line; no more are kept of a longer one, which
-      becomes a reject.
+    most: maximum bytes of a document or line; a longer one is rejected, and no
+      more than these are kept.
 
   Raises:
     OSError: a dataset cannot be read.
@@ -226,7 +226,7 @@ def _compression(path: pathlib.Path) -> str | None:
 
 
 def lines_before(name: str, begin: int) -> int:
-  """Returns how many lines of a file begin before a byte of it."""
+  """Returns the number of a file's lines that begin before a byte."""
   count, last = 0, b'\n'
   with open(name, 'rb') as file:
     while begin > 0 and (content := file.read(min(begin, _BLOCK))):
@@ -247,8 +247,8 @@ def _open(path: pathlib.Path) -> io.BufferedIOBase:
   compression = _compression(path)
   if compression is None:
     return path.open('rb')
-  # Unlike gzip's and zstandard's readers, Arrow's raises where a file of
-  # either format is cut short.
+  # Unlike gzip's and zstandard's readers, Arrow's raises if the file is
+  # truncated.
   return io.BufferedReader(pa.input_stream(str(path), compression), 1 << 20)
 
 
@@ -258,7 +258,7 @@ def _lines_within(
   """Yields one block of the lines that begin in a piece."""
   with _open(path) as file:
     if piece.begin:
-      # The line that holds the byte before belongs to the piece before.
+      # The line of the previous byte belongs to the previous piece.
       file.seek(piece.begin - 1)
       _skip_line(file)
     if (rest := piece.end - file.tell()) > 0:
@@ -280,7 +280,7 @@ def _line_blocks(
 def _finish_line(
   file: io.BufferedIOBase, content: bytes, most: int
 ) -> bytes | bytearray:
-  """Returns content to the end of its last line, of one too long enough."""
+  """Extends content to the end of its last line, or until that is too long."""
   have = len(content) - (content.rfind(b'\n') + 1)
   if not have:
     return content
@@ -306,7 +306,7 @@ def _row_blocks(path: pathlib.Path, field: str) -> Iterator[parsing.Block]:
   with _table(path, reading.allocated()) as file:
     names = file.schema_arrow.names
     about = file.metadata
-  # After opening the file, as the stacks of Arrow's threads count.
+  # After opening the file: the stacks of Arrow's threads count as well.
   before = reading.allocated()
   if field not in names:
     raise ValueError(
@@ -316,7 +316,7 @@ def _row_blocks(path: pathlib.Path, field: str) -> Iterator[parsing.Block]:
   columns = [c for c in (field, *parsing.COLUMNS) if c in names]
   number = 1
   for group in range(about.num_row_groups):
-    # Rows of large documents are read a few at a time.
+    # Rows with large documents are read a few at a time.
     held = about.row_group(group)
     fit = _ROW_BYTES * held.num_rows // max(1, held.total_byte_size)
     count = min(max(1, fit), _ROWS)
@@ -425,7 +425,7 @@ def _dataset_blocks(
 
 @contextlib.contextmanager
 def _told(item: str) -> Iterator[None]:
-  """Tells errors of a dataset's library, which share no class, in a line."""
+  """Puts errors of a dataset's library, which share no class, into one line."""
   try:
     yield
   except Exception as error:
@@ -434,7 +434,7 @@ def _told(item: str) -> Iterator[None]:
 
 
 def _check_hub(name: str) -> None:
-  """Raises where a dataset of the hub cannot be read or is not well named."""
+  """Raises if a hub dataset cannot be read or its name is malformed."""
   if importlib.util.find_spec('datasets') is None:
     raise OSError(
       f"--input=hf:{name} needs datasets: pip install 'steepest[hub]'"
@@ -457,7 +457,7 @@ def _hub(name: str) -> Any:
 
 
 def _tfds(name: str) -> Sequence[Mapping[str, Any]]:
-  """Opens a dataset of TFDS, any row of which can be read."""
+  """Opens a TFDS dataset with random access to its rows."""
   import tensorflow_datasets as tfds
 
   dataset, _, split = name.partition(':')

@@ -1,7 +1,8 @@
-"""Token chunks: some megabytes of text as tokens, and an index of documents.
+"""Token chunks: the tokens of some megabytes of text, and a document index.
 
-D is the documents of a chunk, in the order of the input. Tokens lie by source
-and in the shuffled order, so that a shard reads each chunk in one sweep.
+D is the number of documents in a chunk, indexed in the order of the input.
+Tokens are stored by source in shuffled order, so that a shard reads each chunk
+sequentially.
 """
 
 import collections
@@ -24,8 +25,8 @@ from steepest.data import (
 )
 from steepest.data.preparing import documents, parsing
 
-# Hash in two halves, first token in the chunk's file, tokens, UTF-8 bytes, and
-# the number of the source in the chunk's own list.
+# Hash in two halves, position of the first token in the chunk's file, tokens,
+# UTF-8 bytes, and the source's number in the chunk's list.
 INDEX = np.dtype(
   [
     ('high', '<u8'),
@@ -36,33 +37,33 @@ INDEX = np.dtype(
     ('source', '<u4'),
   ]
 )
-# Bits of a chunk's number that count the chunks of a task; 20 are the task's.
+# Bits of a chunk's number for its place in the task; 20 are for the task.
 _PART_BITS = 12
 MOST_TASKS = 1 << 20
-# Characters that are tokenized at a time.
+# Characters tokenized at a time.
 _CHARACTERS = 1 << 20
-# Bytes of tokens that are copied at a time.
+# Bytes of tokens copied at a time.
 _COPIED = 1 << 20
 
 
 class Task(NamedTuple):
-  """Pieces that a process reads by itself; some chunks come of them."""
+  """Pieces that one process reads and turns into chunks."""
 
   number: int
   pieces: list[documents.Piece]
 
 
 class Rules(NamedTuple):
-  """What decides the chunks, but the text.
+  """Everything but the text that determines the chunks.
 
   Attributes:
     directory: of the chunks.
-    size: bytes of a chunk's text, which ends with the block that reaches them.
-    most: bytes of a document.
+    size: bytes of text after which a chunk ends, with the current block.
+    most: maximum bytes of a document.
     tokenizer: directory of the tokenizer.json.
     source: the source of all documents; '': as the files say.
     seed: fixes the order of documents.
-    decontaminate: '', or what becomes of documents that repeat a benchmark:
+    decontaminate: what to do with documents that repeat a benchmark: '',
       'drop' or 'report'.
     benchmarks: files of the benchmarks.
   """
@@ -78,11 +79,11 @@ class Rules(NamedTuple):
 
 
 class Chunk(NamedTuple):
-  """What became of the lines of a chunk.
+  """Contents of a chunk, and the lines that gave no document.
 
   Attributes:
-    number: by which chunks are in the order of the input: the task's in the
-      upper bits, then which one of its chunks it is.
+    number: sorts chunks in the order of the input: the task's number in the
+      upper bits, then the chunk's number in the task.
     sources: names of the sources in the index.
     documents: rows of the index.
     tokens: of all documents.
@@ -101,12 +102,12 @@ class Chunk(NamedTuple):
 
 
 class Done(NamedTuple):
-  """A task that is done.
+  """A finished task.
 
   Attributes:
-    task: that it was.
+    task: the task.
     lines: in each of its pieces that is a block of lines, 0 in others.
-    chunks: what came of it.
+    chunks: that it wrote.
   """
 
   task: Task
@@ -125,7 +126,7 @@ def tasks(found: Iterable[documents.Input], size: int) -> Iterator[Task]:
   number, total = 0, 0
   for one in found:
     for piece in one.pieces(size):
-      # Nobody knows how much is in a piece of a dataset.
+      # The size of a dataset's piece is unknown.
       held = piece.bytes or size
       if pieces and total + held > size:
         yield Task(number, pieces)
@@ -137,7 +138,7 @@ def tasks(found: Iterable[documents.Input], size: int) -> Iterator[Task]:
 
 
 def load(directory: pathlib.Path, task: Task) -> Done | None:
-  """Returns what a task came to; None where it is not on disk."""
+  """Returns a finished task; None if it is not on disk."""
   path = _done(directory, task.number)
   if not path.exists():
     return None
@@ -158,7 +159,7 @@ def load_lines(
 ) -> Iterator[bytes]:
   """Yields the 'rejects' or 'contaminated' lines of tasks, in their order.
 
-  A line's number in its file is known now that all before it are counted.
+  Numbers them within their files, now that all lines before are counted.
   """
   before: collections.Counter[str] = collections.Counter()
   for done in finished:
@@ -173,7 +174,7 @@ def load_lines(
 
 
 def keep(directory: pathlib.Path, inputs: Iterable[str]) -> None:
-  """Discards the tasks that have read anything but these inputs."""
+  """Discards the tasks that have read other inputs than these."""
   same = set(inputs)
   for path in directory.glob('*/*.json'):
     pieces, _, _ = json.loads(path.read_text('utf-8'))
@@ -198,7 +199,7 @@ def save(
 
 
 def order_keys(high_D: np.ndarray, seed: int) -> np.ndarray:
-  """Returns uint64[D], in whose order the seed puts documents of these hashes.
+  """Returns uint64[D], sort keys that shuffle documents by hash and seed.
 
   The order depends on neither the files nor their order.
   """
@@ -351,7 +352,7 @@ def _cuttable(
   line: int,
   item: parsing.Document | parsing.Reject,
 ) -> parsing.Document | parsing.Reject:
-  """Returns what `parse` gave, or a reject of a text that cannot be cut."""
+  """Returns the parsed document, or a reject if its text cannot be cut."""
   if isinstance(item, parsing.Document):
     try:
       collections.deque(_parts(rules, item.text), 0)
@@ -366,7 +367,7 @@ def _parts(rules: Rules, text: str | parsing.Utf8) -> Iterator[str]:
 
 
 def _repeated(rules: Rules, texts: list[str | parsing.Utf8]) -> list[bool]:
-  """Tells which texts repeat a benchmark; long ones part by part."""
+  """Returns which texts repeat a benchmark; reads long ones part by part."""
   known = _benchmarks(rules.benchmarks)
   short = iter(known.repeated_in([t for t in texts if isinstance(t, str)]))
   return [
