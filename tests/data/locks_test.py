@@ -1,4 +1,4 @@
-"""One process at a time, and none that has died."""
+"""A lock admits one process at a time, and a dead one's is free."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Stopped, refused and started again: the bytes are those of one go."""
+"""Preparation that is stopped, refused and resumed writes the same bytes."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""The adapter to lm-evaluation-harness, against our own scores."""
+"""The adapter for lm-evaluation-harness, against our own scores."""
 
 import math
 import pathlib

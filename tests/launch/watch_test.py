@@ -1,4 +1,4 @@
-"""What the command shows of runs."""
+"""What `launch.watch` shows of runs."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""How names and numbers are written."""
+"""Formatting of names and numbers."""
 
 import io
 
