@@ -133,7 +133,7 @@ def forest(
         number,
         [row['value']],
         [place],
-        'beyond chance' if row['counts'] else 'within chance',
+        'significant' if row['counts'] else 'not significant',
         look,
         errors={'error_x': [(row['high'] - row['low']) / 2]},
         size=9,
