@@ -110,7 +110,8 @@ def get_config() -> ConfigDict:
   # 'dots' (attention too) or 'full' (every block); models/remat.py.
   model.remat = 'none'
   # Run the blocks as one compiled loop over stacked parameters. Compiles faster
-  # with many layers, but takes more memory without remat.
+  # with many layers, but without remat steps are slower and take more memory
+  # (docs/performance.md).
   model.scan_layers = False
   # '': random weights; 'hf:DIR': config.json and safetensors from DIR.
   model.init_from = ''
