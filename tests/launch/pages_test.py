@@ -182,7 +182,7 @@ def test_the_tutorials_for_one_machine(run_commands, installed, tmp_path):
 def test_the_tutorial_for_two_machines(installed, command_env, tmp_path):
   pytest.importorskip('ray')
   alone = ['unshare', '--user', '--map-root-user', '--mount', '--net', '--uts']
-  alone += ['--pid', '--fork', '--mount-proc']
+  alone += ['--pid', '--fork', '--kill-child', '--mount-proc']
   if subprocess.run([*alone, 'ip', 'link'], check=False).returncode:
     pytest.skip('no namespaces here')
   ray = installed.parent / 'ray'
