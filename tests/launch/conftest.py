@@ -200,7 +200,8 @@ def start_processes(command_env):
     with socket.socket() as s:
       s.bind(('127.0.0.1', 0))
       env['STEEPEST_COORDINATOR'] = f'127.0.0.1:{s.getsockname()[1]}'
-    env = {**command_env, **env, 'STEEPEST_PROCESSES': str(count)}
+    # With what a test's servers have added since.
+    env = {**os.environ, **command_env, **env, 'STEEPEST_PROCESSES': str(count)}
     made = [
       subprocess.Popen(
         [sys.executable, *words],

@@ -353,7 +353,7 @@ def test_a_wrong_token_is_refused(shards, nodes, tmp_path):
   assert refused.returncode == 1
   last = refused.stderr.splitlines()[-1]
   assert last.startswith(
-    f'error: --engine={nodes.address}: no Ray there that takes'
+    f'error: --engine={nodes.address}: no Ray there accepts'
   )
   open_ = _run(command, {**_RAY, 'RAY_AUTH_MODE': 'disabled'})
   assert open_.returncode == 1

@@ -232,7 +232,7 @@ def test_what_was_begun_otherwise_is_refused(tmp_path):
   more = _Slots(_config(seeds=3, axis_epochs=(4,)), tmp_path)
   more.finish()
   assert len(more.done) == 4 + 4 * 3
-  with pytest.raises(ValueError, match='begun with study.search=grid'):
+  with pytest.raises(ValueError, match='started with study.search=grid'):
     studies.Study(_config(search='tpe'), tmp_path)
 
 
