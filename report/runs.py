@@ -80,7 +80,7 @@ METRICS = ('acc', 'acc_norm', 'perplexity')
 # Logged points kept per run, besides all evaluations.
 _POINTS = 400
 # Bytes of rows read at a time.
-_BLOCK = 1 << 24
+_BLOCK = 1 << 23
 # Bytes that a thread parses at once. A longer row is read the slow way.
 _PARSED = 1 << 20
 
