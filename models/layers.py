@@ -320,8 +320,7 @@ class _Spread(NamedTuple):
   of_table: Any
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _look_up(
+def _rows(
   embedding_VxD: jax.Array, tokens_BxL: jax.Array, spread: _Spread
 ) -> jax.Array:
   whole_VxD = nn.with_logical_constraint(
@@ -330,12 +329,16 @@ def _look_up(
   return whole_VxD[tokens_BxL]
 
 
+_look_up = jax.custom_vjp(_rows, nondiff_argnums=(2,))
+
+
 def _look_up_forward(
   embedding_VxD: jax.Array, tokens_BxL: jax.Array, spread: _Spread
 ):
   # The backward pass only needs the table's number of rows and its dtype.
   like_Vx0 = jnp.zeros_like(embedding_VxD, shape=(embedding_VxD.shape[0], 0))
-  return _look_up(embedding_VxD, tokens_BxL, spread), (like_Vx0, tokens_BxL)
+  # Not _look_up, through which a Hessian-vector product cannot go.
+  return _rows(embedding_VxD, tokens_BxL, spread), (like_Vx0, tokens_BxL)
 
 
 def _look_up_backward(

@@ -113,8 +113,9 @@ def test_gradient_and_curvature(
   _close(curvatures, curvature)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', _NAMES)
+@pytest.mark.parametrize(
+  'name', ['gpt2', pytest.param('llama', marks=pytest.mark.slow)]
+)
 def test_hutchinson(configure, make_trainer, make_batch, single, name):
   params, (_, curvature) = single(name, 'hutchinson')
   config = configure(
