@@ -7,7 +7,6 @@ V vocabulary, I inputs, O outputs.
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import contextvars
-import functools
 import math
 from typing import Any, NamedTuple
 
