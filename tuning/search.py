@@ -480,9 +480,9 @@ class Search:
     if 'search' not in attributes:
       self._study.set_user_attr('search', json.dumps(now))
       return
-    begun = json.loads(attributes['search'])
-    # A key of earlier versions; what it can be is in training/config.py.
-    begun.pop('search_seed', None)
+    # Earlier versions had a seed; there is only that of 0 now.
+    begun = {'search_seed': 0} | json.loads(attributes['search'])
+    now['search_seed'] = 0
     for key in now | begun:
       a, b = (keys[key] if key in keys else () for keys in (begun, now))
       if a != b:

@@ -242,6 +242,22 @@ def test_a_search_that_has_begun_cannot_be_changed(begun, now, said):
     _open(_config(**{**begun, **now}), storage=storage)
 
 
+def test_a_search_of_an_earlier_version_resumes_if_its_points_are_the_same():
+  storage = optuna.storages.InMemoryStorage()
+  config = _config(search='sobol')
+  _open(config, storage=storage)
+  [(name, kept)] = [
+    (s.study_name, s.user_attrs['search'])
+    for s in optuna.get_all_study_summaries(storage)
+  ]
+  study = optuna.load_study(study_name=name, storage=storage)
+  study.set_user_attr('search', kept[:-1] + ', "search_seed": 0}')
+  _open(config, storage=storage)
+  study.set_user_attr('search', kept[:-1] + ', "search_seed": 5}')
+  with pytest.raises(ValueError, match='with study.search_seed=5, asked for 0'):
+    _open(config, storage=storage)
+
+
 @pytest.mark.parametrize(
   ('study', 'said'),
   [
