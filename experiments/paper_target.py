@@ -15,7 +15,9 @@ SwiGLU of 6912, batch, schedule.
 
 Hardware: 6·N·D is 1e21 FLOPs per run. Parameters and optimizer state are
 sharded over the 8 accelerators of a node (`mesh.fsdp`), 80 GB each, and
-replicated over nodes. No scores are given because none has been measured yet.
+replicated over nodes. Micro-batches and recomputation are for eight of them; on
+more, `launch.bench --plan` names faster keys that fit. No scores are given
+because none has been measured yet.
 """
 
 from ml_collections import ConfigDict

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import math
 import re
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -96,15 +96,26 @@ def _bench(
   devices = compiled.devices(chip, name, count, slices) if compile_ else []
   planned = plan.plan(config, chip, count)
   _print_plan(config, planned, f'{count} × {name}', price)
+  fastest = plan.fastest(config, chip, count)
   peak = planned.peak
   if compile_:
     peak = _compile(config, devices, planned, chip)
   if peak > planned.capacity:
-    print(
-      f'does not fit, by {(peak - planned.capacity) / 2**30:.1f} GiB a device: '
-      'try mesh.fsdp, more microbatches, or model.remat'
-    )
+    over = (peak - planned.capacity) / 2**30
+    print(f'does not fit, by {over:.1f} GiB a device: {_advice(fastest)}')
     sys.exit(_DOES_NOT_FIT)
+  if fastest and fastest[0]:
+    print(f'may be faster: {_advice(fastest)}')
+
+
+def _advice(fastest: 'tuple[dict[str, Any], StepPlan] | None') -> str:
+  """Says which keys fit, or make a step faster."""
+  if not fastest or not fastest[0]:
+    return 'try mesh.fsdp or a smaller batch_size'
+  keys, planned = fastest
+  words = ' '.join(f'--config.{key}={value}' for key, value in keys.items())
+  time = '' if planned.mfu is None else f', {planned.waiting:.3g} s a step'
+  return f'try {words} ({planned.peak / 2**30:.1f} GiB a device{time})'
 
 
 def _print_plan(

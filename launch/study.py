@@ -233,7 +233,7 @@ def _plan(
   jax.config.update('jax_platforms', 'cpu')
   from steepest.data.terminal import Console
   from steepest.training import chips
-  from steepest.tuning import budget, plan
+  from steepest.tuning import budget, stages
 
   console = Console(columns=140)
   with console.status('planning'):
@@ -242,9 +242,9 @@ def _plan(
     machine = devices if away else 0
     # It would go through what each trace leaves, which is no garbage.
     gc.disable()
-    found = plan.stages(config, chips.find(chip), devices, machine)
-  console.print(plan.table(found))
-  print(plan.summary(found, chip, devices, price))
+    found = stages.of_study(config, chips.find(chip), devices, machine)
+  console.print(stages.table(found))
+  print(stages.summary(found, chip, devices, price))
   if given.minutes is not None:
     said = (
       f'timed steps will tell what {given.minutes:g} minutes are enough for'

@@ -23,7 +23,7 @@ from steepest.tuning import cells, worker
 from steepest.tuning.engine import Engine, JobFailedError
 
 if TYPE_CHECKING:
-  from steepest.tuning.plan import Stage
+  from steepest.tuning.stages import Stage
   from steepest.tuning.study import Run, Study
 
 _TIMES = (
@@ -108,7 +108,7 @@ def within(found: Sequence['Stage'], devices: int, minutes: float) -> str:
   """Says which part of a planned study fits into some minutes.
 
   Args:
-    found: stages from tuning/plan.py.
+    found: from tuning/stages.py.
     devices: available chips.
     minutes: for which they are available; compilation, validation and
       benchmarks are not counted.

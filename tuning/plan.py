@@ -1,4 +1,4 @@
-"""Plans what a run or a study will take, before paying for any of it.
+"""Plans what a run will take, before paying for any of it.
 
 Nothing is compiled or run. Parameters and optimizer state are exact, from
 their shapes and shardings. All else is an estimate: activations by the remat
@@ -9,7 +9,7 @@ B sequences, L tokens of one, D width, H heads, K key-value heads, h head
 dimension, F width of the MLP, V vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 import dataclasses
 import functools
 import math
@@ -21,10 +21,9 @@ import jax
 from jax import numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
-from rich.table import Table
 
 from steepest.data import flat, manifest
-from steepest.models import attention, config as model_config, layers
+from steepest.models import attention, config as model_config, layers, remat
 from steepest.models.config import ModelConfig
 from steepest.optimizers import build, costs
 from steepest.training import (
@@ -35,8 +34,6 @@ from steepest.training import (
   step as step_lib,
 )
 from steepest.training.state import Setup
-from steepest.tuning import cells, search
-from steepest.tuning.cells import Cell
 
 # Share of the memory that arrays may fill. The runtime and the gaps between
 # arrays take the rest.
@@ -44,12 +41,8 @@ USABLE = 0.92
 # Factor between the model's size and that of the measured MFU, from which on
 # the plan warns.
 _FAR = 10
-# Keys that a step's plan reads, besides the data's vocabulary. Points of a
-# study that differ only in others, such as tokens, share a plan.
-_OF_STEP = (
-  *('model', 'optimizer', 'parametrization', 'dtype', 'mesh'),
-  *('batch_size', 'microbatches'),
-)
+# Share of a step's time by which a plan has to be faster to count as such.
+_TIE = 0.01
 # Parameters outside the blocks.
 _OUTSIDE = ('embedding', 'positions', 'readout')
 
@@ -112,6 +105,11 @@ class StepPlan:
     """The assumption behind the seconds."""
     trust = '; far from this size: less than it takes' if self.far else ''
     return f'an MFU of {self.mfu}{trust}'
+
+  @property
+  def waiting(self) -> float:
+    """Seconds of a step, with those that are not overlapped."""
+    return self.seconds + self.exposed
 
   def hours(self, steps: int) -> float:
     """Returns the hours of a run's steps."""
@@ -204,6 +202,52 @@ def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
     sent,
     _exposed(setup, sizes, sent, chip, seconds, of_update),
   )
+
+
+def fastest(
+  config: ConfigDict, chip: chips.Chip, devices: int
+) -> tuple[dict[str, Any], StepPlan] | None:
+  """Returns keys that make a run's step fastest where it fits, and its plan.
+
+  Chooses among numbers of micro-batches, policies of recomputation and layers
+  by loop or one by one; none of them changes what is computed. Of equally fast
+  ones, the given one, else that which recomputes, loops and divides the least.
+
+  Returns:
+    The keys that differ from the configuration's; None if nothing fits.
+
+  Raises:
+    ValueError: the configuration is inconsistent.
+  """
+  best: tuple[dict[str, Any], StepPlan] | None = None
+  for keys in ({}, *_alternatives(config, mesh_sizes(config, devices))):
+    changed = ConfigDict(config.to_dict())
+    changed.update_from_flattened_dict(keys)
+    found = plan(changed, chip, devices)
+    if found.fits and (
+      best is None or found.waiting < (1 - _TIE) * best[1].waiting
+    ):
+      best = keys, found
+  if best is None:
+    return None
+  given = traverse_util.flatten_dict(config.to_dict(), sep='.')
+  return {k: v for k, v in best[0].items() if v != given[k]}, best[1]
+
+
+def _alternatives(
+  config: ConfigDict, sizes: Mapping[str, int]
+) -> Iterator[dict[str, Any]]:
+  """Yields keys of steps that compute the same, the simplest first."""
+  rows = config.batch_size // (sizes['data'] * sizes['fsdp'])
+  counts = {2**n for n in range(rows.bit_length()) if rows % 2**n == 0}
+  for policy in remat.POLICIES:
+    for scan in (False, True):
+      for count in sorted(counts):
+        yield {
+          'microbatches': count,
+          'model.remat': policy,
+          'model.scan_layers': scan,
+        }
 
 
 def _sent(setup: Setup, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -459,142 +503,6 @@ def _copies(
   return own + item * gathered // sizes['tensor']
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-  """The trials or the targets of a cell.
-
-  Attributes:
-    cell: model, optimizer and point of the study's axes.
-    kind: 'tune' or 'train'.
-    runs: number of runs.
-    steps: of a run.
-    plan: of a step.
-    search: cell whose trials come first; None for trials.
-  """
-
-  cell: Cell
-  kind: str
-  runs: int
-  steps: int
-  plan: StepPlan
-  search: Cell | None = None
-
-  @property
-  def hours(self) -> float:
-    """Chip-hours of all its runs."""
-    return self.runs * self.plan.devices * self.plan.hours(self.steps)
-
-
-def stages(
-  config: ConfigDict, chip: chips.Chip, devices: int, machine: int = 0
-) -> list[Stage]:
-  """Returns the stages of a study, searches first.
-
-  A run takes the chips of its mesh, as in `cells.devices`. Trials that extend a
-  search are not counted.
-
-  Args:
-    config: of the study.
-    chip: that it runs on.
-    devices: number of chips.
-    machine: chips that data=-1 fills in a target's mesh, at most; 0: those of
-      one machine.
-
-  Raises:
-    ValueError: the configuration is inconsistent, or the mesh does not fit the
-      chips.
-  """
-  machine = machine or min(devices, chip.host)
-  if not config.data.source and not config.model.vocab_size:
-    # The tokenizer does not exist yet.
-    config = ConfigDict(config.to_dict())
-    config.model.vocab_size = config.study.vocab_size
-  found = []
-  every = cells.cells(config)
-  plans: dict[tuple[str, int, int], StepPlan] = {}
-
-  def of_step(run: ConfigDict, most: int) -> StepPlan:
-    count = cells.devices(run.mesh, most)
-    if count > most:
-      raise ValueError(
-        f'mesh: {dict(run.mesh)} needs {count} devices of one machine, which '
-        f'has {most}'
-      )
-    read = ConfigDict({k: run[k] for k in _OF_STEP}).to_json()
-    key = read, vocab_size(run), count
-    if key not in plans:
-      plans[key] = plan(run, chip, count)
-    return plans[key]
-
-  for cell in dict.fromkeys(cells.search_of(config, c) for c in every):
-    run = cells.trial_config(config, cell, {}, 0)
-    count = search.count(config, cell.optimizer) * config.study.trial_seeds
-    step = of_step(run, min(machine, chip.host))
-    found.append(Stage(cell, 'tune', count, run.steps, step))
-  for cell in every:
-    run = cells.target_config(config, cell, {}, 0)
-    step = of_step(run, machine)
-    of = cells.search_of(config, cell)
-    found.append(Stage(cell, 'train', config.study.seeds, run.steps, step, of))
-  return found
-
-
-def summary(
-  found: Sequence[Stage], chip: str, devices: int, price: float = 0.0
-) -> str:
-  """Returns the total cost of a study, in words.
-
-  Args:
-    found: its stages.
-    chip: name of the chip.
-    devices: number of chips.
-    price: dollars per chip-hour; 0: unknown.
-  """
-  of = lambda kind: sum(stage.hours for stage in found if stage.kind == kind)
-  tune, train = of('tune'), of('train')
-  total, runs = tune + train, sum(stage.runs for stage in found)
-  if math.isnan(total):
-    return f'{runs} runs; no MFU of {chip} is known, so no hours are'
-  far = [f'\nat {stage.plan.basis}' for stage in found if stage.plan.far]
-  return (
-    f'{runs} runs, {_number(total)} {chip}-hours: {_number(tune)} for tuning '
-    f'({tune / total:.1%}) and {_number(train)} for targets '
-    f'({train / total:.1%}); {_number(total / devices / 24)} days on '
-    f'{devices} chip{"s" * (devices > 1)}{cost(total, price)}'
-    + ''.join(far[:1])
-  )
-
-
 def cost(hours: float, price: float) -> str:
   """Returns the cost of chip-hours as a clause; '' without a price."""
   return f', ${hours * price:,.2f} at ${price:g} a chip-hour' if price else ''
-
-
-def table(found: Sequence[Stage]) -> Table:
-  """Returns a row for each stage."""
-  heads = ('stage', 'runs', 'tokens', 'chips', 'memory', 'checkpoint', 'step')
-  shown = Table(*heads, 'chip-hours', box=None, pad_edge=False)
-  for column in shown.columns[1:]:
-    column.justify = 'right'
-  for stage in found:
-    step = stage.plan
-    fits = '' if step.fits else ' too much'
-    shown.add_row(
-      f'{stage.kind} {stage.cell}',
-      str(stage.runs),
-      _tokens(stage.steps * step.tokens),
-      str(step.devices),
-      f'{step.peak / 2**30:.3g} of {step.capacity / 2**30:.3g} GiB{fits}',
-      f'{step.checkpoint / 2**30:.3g} GiB',
-      f'{step.seconds:.3g} s' if step.mfu else '–',
-      _number(stage.hours) if step.mfu else '–',
-    )
-  return shown
-
-
-def _number(value: float) -> str:
-  return f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'
-
-
-def _tokens(count: float) -> str:
-  return f'{count / 1e9:.3g} G' if count >= 1e8 else f'{count / 1e6:.3g} M'

@@ -43,7 +43,11 @@ def test_exit_status_says_whether_it_fits(fork_commands):
   assert abs(checkpoint - 3 * parameters) < 0.02
   assert large.code == 3, large.err
   assert unknown.code == 0 and 'no MFU is known' in unknown.out
-  assert re.search(r'does not fit, by \d+\.\d GiB a device', large.out)
+  assert re.search(
+    r'does not fit, by \d+\.\d GiB a device: try --config\.microbatches=2 '
+    r'\(14\.\d GiB a device, 0\.\d+ s a step\)\n$',
+    large.out,
+  )
 
 
 def test_the_plan_of_a_study_has_prices_checkpoints_and_what_fits(

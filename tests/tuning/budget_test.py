@@ -13,7 +13,7 @@ from steepest.tuning import (
   budget as budgets,
   cells,
   engine,
-  plan,
+  stages,
   study as studies,
 )
 
@@ -205,13 +205,13 @@ def test_the_plan_of_other_chips_says_what_fits():
   config = _config(vocab_size=1024)
   config.model.update(width=64, num_layers=1, num_heads=1, context=64)
   config.batch_size = 4
-  stages = plan.stages(config, chips.find('h100'), 1)
-  hours = math.fsum(stage.hours for stage in stages)
-  whole = budgets.within(stages, 1, 61 * hours)
+  found = stages.of_study(config, chips.find('h100'), 1)
+  hours = math.fsum(stage.hours for stage in found)
+  whole = budgets.within(found, 1, 61 * hours)
   assert whole.endswith('are enough for 10 of 10 runs')
   assert '\n' not in whole
-  trials = math.fsum(stage.hours for stage in stages if stage.kind == 'tune')
-  said = budgets.within(stages, 1, 60.001 * trials).splitlines()
+  trials = math.fsum(stage.hours for stage in found if stage.kind == 'tune')
+  said = budgets.within(found, 1, 60.001 * trials).splitlines()
   assert said[0].endswith('enough for 8 of 10 runs')
   assert said[1:] == [
     'no time for targets of gpt2-adamw 1 of 1, gpt2-sophia 1 of 1'

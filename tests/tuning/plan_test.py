@@ -9,7 +9,7 @@ import pytest
 from steepest.experiments import base, paper_study, paper_target
 from steepest.models import config as model_config
 from steepest.training import chips, run as run_lib, state as state_lib
-from steepest.tuning import cells, plan, search
+from steepest.tuning import cells, plan, search, stages
 
 _GPT2_124M = {'model.vocab_size': 50_304, 'batch_size': 64}
 _GPT2_3B = {
@@ -128,6 +128,30 @@ def test_devices_send_what_compiled_programs_for_h100s_do(
     wanted, rel=0.01
   )
   assert found.exposed / 1e9 == pytest.approx(alone, rel=0.01)
+
+
+def test_the_fastest_step_recomputes_only_what_does_not_fit():
+  keys = {**_LLAMA_3B, **_TARGET}
+  config = _config('llama,adamw', keys)
+  simple = {
+    'microbatches': 1,
+    'model.remat': 'none',
+    'model.scan_layers': False,
+  }
+  changed, found = plan.fastest(config, chips.CHIPS['h100'], 64)
+  assert changed == simple
+  assert found == _plan('llama,adamw', keys | simple, 64)
+  # Where it runs so already, nothing is to be changed.
+  config = _config('llama,adamw', keys | simple)
+  assert plan.fastest(config, chips.CHIPS['h100'], 64) == ({}, found)
+  # In 14.7 GiB, half the batch fits, and recomputation would take longer.
+  config = _config('gpt2,adamw', _GPT2_124M | {'batch_size': 512})
+  changed, found = plan.fastest(config, chips.CHIPS['v5e'], 8)
+  assert changed == {'microbatches': 2} and found.fits
+  assert not plan.plan(config, chips.CHIPS['v5e'], 8).fits
+  # Parameters and moments alone are larger.
+  config = _config('llama,adamw', _LLAMA_3B)
+  assert plan.fastest(config, chips.CHIPS['v5e'], 1) is None
 
 
 def test_soap_and_looped_layers_are_as_compiled_for_h100s():
@@ -308,7 +332,7 @@ def test_a_study_takes_the_sum_of_its_runs():
   config.model.vocab_size = 50_304
   config.study.update(models='gpt2', optimizers='adamw,lion', seeds=3)
   config.study.update(target_steps=800, width_ratio=1)
-  found = plan.stages(config, chips.CHIPS['a100'], 8)
+  found = stages.of_study(config, chips.CHIPS['a100'], 8)
   trials = search.count(config, 'adamw')
   assert [(s.kind, str(s.cell), s.runs) for s in found] == [
     ('tune', 'gpt2-adamw', trials),
@@ -321,28 +345,28 @@ def test_a_study_takes_the_sum_of_its_runs():
   seconds = found[0].plan.flops / (312e12 * 0.448)
   assert found[0].hours == pytest.approx(trials * 500 * seconds / 3600)
   assert found[2].hours == pytest.approx(3 * 800 * seconds / 3600)
-  said = plan.summary(found, 'a100', 8)
+  said = stages.summary(found, 'a100', 8)
   total = sum(stage.hours for stage in found)
   assert said.startswith(f'{sum(s.runs for s in found)} runs, {total:.3g} a100')
   # Far from 124 M parameters, a plan says so.
   assert 'far from' not in said
   config.model.update(num_layers=1, width=192, vocab_size=1024)
-  small = plan.stages(config, chips.CHIPS['a100'], 8)
-  assert 'far from this size' in plan.summary(small, 'a100', 8)
+  small = stages.of_study(config, chips.CHIPS['a100'], 8)
+  assert 'far from this size' in stages.summary(small, 'a100', 8)
   config.model.update(num_layers=12, width=768, vocab_size=50_304)
   # What one chip cannot hold is said; a larger mesh of the trials may hold it.
   config.update(batch_size=256)
-  found = plan.stages(config, chips.CHIPS['a100'], 8)
+  found = stages.of_study(config, chips.CHIPS['a100'], 8)
   assert [s.plan.fits for s in found] == [False, False, True, True]
   config.study.trial_mesh.fsdp = 2
-  found = plan.stages(config, chips.CHIPS['a100'], 8)
+  found = stages.of_study(config, chips.CHIPS['a100'], 8)
   assert [s.plan.devices for s in found] == [2, 2, 8, 8]
   assert all(s.plan.fits for s in found)
   # A run stays on one machine, however many there are.
-  assert plan.stages(config, chips.CHIPS['a100'], 64) == found
+  assert stages.of_study(config, chips.CHIPS['a100'], 64) == found
   config.study.target = {'mesh': {'data': 16}}
   with pytest.raises(ValueError, match='16 devices of one machine, which has'):
-    plan.stages(config, chips.CHIPS['a100'], 64)
+    stages.of_study(config, chips.CHIPS['a100'], 64)
 
 
 def test_points_that_share_a_plan_have_that_of_their_run():
@@ -353,7 +377,7 @@ def test_points_that_share_a_plan_have_that_of_their_run():
   config.study.update(axis_batch_size=(8, 64), axis_depth=(2,), axis_width=(2,))
   config.study.update(axis_epochs=(2,), axis_tokens=(2.0,))
   config.study.update(axis_schedule=('cosine', 'wsd'))
-  found = plan.stages(config, chips.CHIPS['a100'], 1)
+  found = stages.of_study(config, chips.CHIPS['a100'], 1)
   assert len({id(s.plan) for s in found}) < len(found) - 2
   for stage in found[1:]:
     run = cells.target_config(config, stage.cell, {}, 0)
