@@ -22,9 +22,15 @@ from typing import TypeVar
 
 _T = TypeVar('_T')
 
-# Parameters of mallopt(3), from malloc.h.
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _LARGEST = 2**31 - 1
+# Parameters of mallopt(3), from malloc.h, their environment variables (without
+# MALLOC_), and values.
+_KEEPING = (
+  (-4, 'MMAP_MAX_', 0),
+  (-1, 'TRIM_THRESHOLD_', _LARGEST),
+  # Other threads' arenas are too small for large buffers.
+  (-8, 'ARENA_MAX', 1),
+)
 _EXPLICIT = ('STEEPEST_COORDINATOR', 'STEEPEST_PROCESSES', 'STEEPEST_PROCESS')
 # Length of messages between processes, at first.
 _MESSAGE_BYTES = 2048
@@ -36,8 +42,10 @@ def keep_memory() -> None:
   XLA allocates a step's temporary buffer anew each time, and glibc maps and
   unmaps large ones, so the kernel clears every page again at every step.
 
-  Call it before JAX starts its threads. Does nothing with another C library or
-  if there is an accelerator.
+  Call it before this process starts threads: those that exist have arenas of
+  their own, which later ones may share. Processes that this one starts do so
+  from their beginning. Does nothing with another C library or if there is an
+  accelerator.
   """
   if not sys.platform.startswith('linux') or has_accelerator():
     return
@@ -45,10 +53,14 @@ def keep_memory() -> None:
     mallopt = ctypes.CDLL(None).mallopt
   except (OSError, AttributeError):
     return  # Another C library.
-  mallopt(_MMAP_MAX, 0)
-  mallopt(_TRIM_THRESHOLD, _LARGEST)
-  # Other threads' arenas are too small for large buffers.
-  mallopt(_ARENA_MAX, 1)
+  for parameter, _, value in _KEEPING:
+    mallopt(parameter, value)
+  os.environ.update(memory_variables())
+
+
+def memory_variables() -> dict[str, str]:
+  """Returns what makes glibc keep memory in a process that starts with it."""
+  return {f'MALLOC_{name}': str(value) for _, name, value in _KEEPING}
 
 
 def has_accelerator() -> bool:

@@ -21,6 +21,7 @@ import sys
 import threading
 from typing import Any, NamedTuple
 
+from steepest.training import processes
 from steepest.tuning import engine
 
 _MODE = 'RAY_AUTH_MODE'
@@ -188,12 +189,20 @@ class RayEngine(engine.Engine):
           'CPU': {'num_cpus': self._size},
           'TPU': {'num_cpus': 0, 'resources': {'TPU': self._size}},
         }
+        # A process that Ray has started has threads.
+        variables = {}
+        if self._resource == 'CPU':
+          variables = processes.memory_variables()
         strategy = scheduling_strategies.NodeAffinitySchedulingStrategy(
           at.node, soft=False
         )
         self._actors[slot] = (
           ray.remote(_Worker)
-          .options(**options[self._resource], scheduling_strategy=strategy)
+          .options(
+            **options[self._resource],
+            scheduling_strategy=strategy,
+            runtime_env={'env_vars': variables},
+          )
           .remote(
             slot,
             at,

@@ -53,6 +53,53 @@ def test_slots_are_processes_on_cores_of_their_own(tmp_path):
       os.kill(pid, 0)
 
 
+_ALLOCATES = """
+import ctypes, threading
+from steepest.training import processes
+processes.keep_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+def again(libc, size):
+  import ctypes, resource
+  for _ in range(9):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = ctypes.c_void_p(libc.malloc(ctypes.c_size_t(size)))
+    ctypes.memset(block, 1, size)
+    libc.free(block)
+  faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+  print('faults', faults, flush=True)
+# glibc assigns arenas to threads in turn.
+for _ in range(4):
+  thread = threading.Thread(target=again, args=(libc, 2**27))
+  thread.start()
+  thread.join()
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='glibc is asked')
+def test_threads_of_a_worker_get_the_memory_that_they_freed(tmp_path):
+  """As a step's buffers, though the worker has a thread from its beginning."""
+  script = f"""
+import pathlib
+from steepest.training import processes
+processes.keep_memory()
+from steepest.tuning import engine
+with engine.local([engine.Place()] * 2, pathlib.Path({str(tmp_path)!r})) as s:
+  s.submit(0, exec, {_ALLOCATES!r}).result()
+"""
+  environment = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith('MALLOC_')
+  }
+  subprocess.run([sys.executable, '-c', script], check=True, env=environment)
+  said = (tmp_path / 'worker-0.log').read_text()
+  faults = [int(number) for number in said.replace('faults', '').split()]
+  assert len(faults) == 4
+  # Else every page anew.
+  assert max(faults) < 2**27 / os.sysconf('SC_PAGESIZE') / 100
+
+
 def _dies(path, times):
   """Returns a job that kills its worker so often, then leaves its number."""
   return (
