@@ -216,8 +216,8 @@ def get_config() -> ConfigDict:
   mesh.tensor = 1
   # Number of shards of each sequence.
   mesh.sequence = 1
-  # Shard the optimizer state over the copies of the model (ZeRO-1,
-  # arXiv 1910.02054).
+  # Shard the optimizer state over the copies of the model (ZeRO-1, arXiv
+  # 1910.02054); Muon's and SOAP's work too.
   mesh.shard_optimizer_over_data = False
 
   c.dtype = dtype = ConfigDict()

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
 from steepest.optimizers.build import Chain
 
@@ -52,13 +53,18 @@ def exchanged_bytes(chain: Chain, params: Any, state: Any) -> int:
 
   Args:
     chain: the optimizer's chain.
-    params: shapes with shardings.
+    params: shapes with shardings; those of their momenta are the chain's.
     state: the optimizer's, likewise.
   """
   if chain.optimizer.exchanged is None:
     return 0
-  arrays = zip(jax.tree.leaves(chain.factors), jax.tree.leaves(params))
-  moved = [x for f, x in arrays if f.kind in chain.optimizer.moves]
+  trees = chain.factors, params, chain.layout
+  arrays = zip(*map(jax.tree.leaves, trees), strict=True)
+  moved = [
+    x.update(sharding=NamedSharding(x.sharding.mesh, spec))
+    for f, x, spec in arrays
+    if f.kind in chain.optimizer.moves
+  ]
   return chain.optimizer.exchanged(moved, state, chain.static)
 
 

@@ -1,12 +1,16 @@
 """Spreads whole matrices over the devices of a mesh.
 
 An update that needs whole matrices, on a mesh that splits each of them: every
-device receives its share of all matrices, whole, and sends results back.
+device receives its share of all matrices, whole, and sends results back. It
+does so over the axes that split them; copies of the model compute the same,
+since sending between machines takes longer (docs/scaling.md). If nothing splits
+them, all devices share the work.
 """
 
 import collections
 from collections.abc import Callable, Sequence
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -21,7 +25,7 @@ def each(
   specs: Sequence[Any] | None,
   like: Callable[[Any], Any] = lambda spec: spec,
 ) -> list[Any]:
-  """Returns fn(item) for each item, computing it on one device only.
+  """Returns fn(item) for each item, computing it on one device of a copy.
 
   Arrays of items that are alike are stacked, and each stack is spread over the
   devices: each device sends its shards once and its results once.
@@ -68,7 +72,8 @@ def exchanged(
   """Returns the bytes that a device exchanges in `each`.
 
   Counts operands and results: of an exchange along each mesh axis that splits
-  an array, and, over the others, of a gather of the results.
+  an array, and, over the others that share the work, of a gather of the
+  results.
 
   Args:
     items: trees of shapes with shardings, that `fn` depends on.
@@ -85,23 +90,26 @@ def exchanged(
   total = 0
   for (inward, outward), count in counts.items():
     mesh = inward[0][2].mesh
+    order = _order([x.spec for *_, x in (*inward, *outward)], mesh)
+    sharing = math.prod(mesh.shape[axis] for axis in order)
     stacked = count * math.prod(inward[0][0][:-2])
-    of_device = -(-stacked // mesh.size)
+    of_device = -(-stacked // sharing)
     for is_result, arrays in enumerate((inward, outward)):
       for shape, dtype, sharding in arrays:
         own = of_device * math.prod(shape[-2:]) * dtype.itemsize
-        rows, columns = _of_matrix(sharding.spec, len(shape))
-        split = [mesh.shape[axis] for axis in (*rows, *columns)]
-        idle = mesh.size // math.prod(split)
+        stacks, *matrix = _split(sharding.spec, len(shape))
+        split = [mesh.shape[axis] for axes in matrix for axis in axes]
+        of_stacks = math.prod(mesh.shape[axis] for axis in stacks)
+        idle = sharing // of_stacks // math.prod(split)
         total += 2 * own * sum(n > 1 for n in split)
         total += own * (idle + 1) * (is_result and idle > 1)
   return total
 
 
-def _of_matrix(spec: PartitionSpec, ndim: int) -> tuple[tuple, tuple]:
-  """Returns the mesh axes along rows and columns."""
-  rows, columns = [_axes(x) for x in (*spec, *[None] * ndim)][ndim - 2 : ndim]
-  return rows, columns
+def _split(spec: PartitionSpec, ndim: int) -> tuple[tuple[str, ...], ...]:
+  """Returns the mesh axes along stacked matrices, rows and columns."""
+  *before, rows, columns = ([_axes(x) for x in spec] + ndim * [()])[:ndim]
+  return tuple(itertools.chain(*before)), rows, columns
 
 
 def _axes(entry: Any) -> tuple[str, ...]:
@@ -111,12 +119,14 @@ def _axes(entry: Any) -> tuple[str, ...]:
 def _order(
   specs: Sequence[PartitionSpec], mesh: AbstractMesh
 ) -> tuple[str, ...]:
-  """Returns the mesh's axes in the order in which they take over a stack.
+  """Returns the mesh axes that share the work, as they take over a stack.
 
-  First those that split no array: nothing is sent, only gathered at the end.
+  Those that split an array; if there are none, all: then nothing is sent, only
+  gathered at the end.
   """
-  used = {axis for spec in specs for entry in spec for axis in _axes(entry)}
-  return tuple(sorted(mesh.axis_names, key=lambda axis: axis in used))
+  found = {axis for spec in specs for entry in spec for axis in _axes(entry)}
+  parts = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
+  return tuple(axis for axis in parts if axis in found) or tuple(parts)
 
 
 def _stages(
@@ -126,9 +136,10 @@ def _stages(
 
   Each moves one axis of the mesh, by one exchange between devices.
   """
-  rows, columns = _of_matrix(spec, ndim)
+  stacks, rows, columns = _split(spec, ndim)
   stages = []
-  for n in range(len(order) + 1):
+  first = len(stacks) if stacks == order[: len(stacks)] else 0
+  for n in range(first, len(order) + 1):
     left = lambda axes, n=n: tuple(a for a in axes if a not in order[:n])
     stages.append(PartitionSpec(tuple(order[:n]), left(rows), left(columns)))
   return list(dict.fromkeys(stages))
@@ -139,9 +150,12 @@ def _dealt(
 ) -> jax.Array:
   """Returns a stack of arrays, spread over the devices."""
   shape = arrays[0].shape
-  stack = jnp.stack(arrays).reshape(-1, *shape[-2:])
+  # Those of one layer are adjacent, so that layers stay where they are.
+  stack = jnp.stack(arrays, -3).reshape(-1, *shape[-2:])
+  mesh = jax.sharding.get_abstract_mesh()
+  sharing = math.prod(mesh.shape[axis] for axis in order)
   # Repeat the last one until all devices have equally many.
-  extra = -stack.shape[0] % jax.sharding.get_abstract_mesh().size
+  extra = -stack.shape[0] % sharing
   stack = jnp.pad(stack, ((0, extra), (0, 0), (0, 0)), 'edge')
   for stage in _stages(spec, len(shape), order):
     stack = jax.lax.with_sharding_constraint(stack, stage)
@@ -159,4 +173,5 @@ def _collected(
   for stage in reversed(_stages(spec, len(before) + 2, order)):
     stack = jax.lax.with_sharding_constraint(stack, stage)
   size = count * math.prod(before)
-  return stack[:size].reshape(count, *before, *stack.shape[1:])
+  found = stack[:size].reshape(*before, count, *stack.shape[1:])
+  return jnp.moveaxis(found, -3, 0)

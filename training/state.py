@@ -130,11 +130,15 @@ def setup(
   module = model_config.find_model(model.name).Model(model, spec.rules)
   boxed = _boxed_shapes(module, model)
   factors = _map_boxes(lambda _, p: _factors(spec.rules, p), boxed)
+  over_data = spec.mesh.shard_optimizer_over_data
+  # Of momenta.
   layout = jax.tree.map(
-    lambda s: s.spec, mesh_lib.shardings(mesh, nn.get_partition_spec(boxed))
+    lambda s, p: (mesh_lib.over_data(s, p.shape) if over_data else s).spec,
+    mesh_lib.shardings(mesh, nn.get_partition_spec(boxed)),
+    nn.unbox(boxed),
   )
   chain = build.build(o, spec.schedule, factors, layout)
-  shapes = _shapes(chain, mesh, boxed, spec.mesh.shard_optimizer_over_data)
+  shapes = _shapes(chain, mesh, boxed, over_data)
   layout = jax.tree.map(lambda s: s.sharding.spec, shapes.opt_state)
   chain = dataclasses.replace(chain, state_layout=layout)
   made = Setup(

@@ -9,9 +9,10 @@ B sequences, L tokens of one, D width, H heads, K key-value heads, h head
 dimension, F width of the MLP, V vocabulary.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 from typing import Any
@@ -184,7 +185,7 @@ def plan(config: ConfigDict, chip: chips.Chip, devices: int) -> StepPlan:
     readout = 6.0 * m.vocab_size * m.width * tokens
     again = (of_step - readout) / 3 if m.remat == 'full' else 0.0
     rate = devices * chip.peak * mfu.share
-    of_update = update / rate
+    of_update = update / rate * devices / _sharing(setup, sizes)
     seconds = (of_step + again) * (1 + curvature) / rate + of_update
   return StepPlan(
     sizes,
@@ -209,9 +210,10 @@ def fastest(
 ) -> tuple[dict[str, Any], StepPlan] | None:
   """Returns keys that make a run's step fastest where it fits, and its plan.
 
-  Chooses among numbers of micro-batches, policies of recomputation and layers
-  by loop or one by one; none of them changes what is computed. Of equally fast
-  ones, the given one, else that which recomputes, loops and divides the least.
+  Chooses among policies of recomputation, an optimizer state that is split
+  over copies or not, layers by loop or one by one, and numbers of
+  micro-batches, none of which changes what is computed. Of equally fast ones,
+  the given one, else the simplest.
 
   Returns:
     The keys that differ from the configuration's; None if nothing fits.
@@ -219,8 +221,11 @@ def fastest(
   Raises:
     ValueError: the configuration is inconsistent.
   """
+  sizes = mesh_sizes(config, devices)
   best: tuple[dict[str, Any], StepPlan] | None = None
-  for keys in ({}, *_alternatives(config, mesh_sizes(config, devices))):
+
+  def fits(keys: dict[str, Any]) -> bool:
+    nonlocal best
     changed = ConfigDict(config.to_dict())
     changed.update_from_flattened_dict(keys)
     found = plan(changed, chip, devices)
@@ -228,26 +233,27 @@ def fastest(
       best is None or found.waiting < (1 - _TIE) * best[1].waiting
     ):
       best = keys, found
+    return found.fits
+
+  fits({})
+  rows = config.batch_size // (sizes['data'] * sizes['fsdp'])
+  counts = [2**n for n in range(rows.bit_length()) if rows % 2**n == 0]
+  # Of these, recomputing or dividing more than what fits is never faster.
+  over_data = (False, True)[: sizes['data']]
+  for split, scan in itertools.product(over_data, (False, True)):
+    keys: dict[str, Any] = {
+      'mesh.shard_optimizer_over_data': split,
+      'model.scan_layers': scan,
+    }
+    for policy in remat.POLICIES:
+      keys['model.remat'] = policy
+      least = (n for n in counts if fits(keys | {'microbatches': n}))
+      if next(least, None) == 1:
+        break
   if best is None:
     return None
   given = traverse_util.flatten_dict(config.to_dict(), sep='.')
   return {k: v for k, v in best[0].items() if v != given[k]}, best[1]
-
-
-def _alternatives(
-  config: ConfigDict, sizes: Mapping[str, int]
-) -> Iterator[dict[str, Any]]:
-  """Yields keys of steps that compute the same, the simplest first."""
-  rows = config.batch_size // (sizes['data'] * sizes['fsdp'])
-  counts = {2**n for n in range(rows.bit_length()) if rows % 2**n == 0}
-  for policy in remat.POLICIES:
-    for scan in (False, True):
-      for count in sorted(counts):
-        yield {
-          'microbatches': count,
-          'model.remat': policy,
-          'model.scan_layers': scan,
-        }
 
 
 def _sent(setup: Setup, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -286,6 +292,20 @@ def _sent(setup: Setup, sizes: Mapping[str, int]) -> dict[str, int]:
   return sent
 
 
+def _sharing(setup: Setup, sizes: Mapping[str, int]) -> int:
+  """Returns how many devices share the work of the optimizer's exchange.
+
+  Those of a copy of the model, if it has several and the state is not split
+  over copies (optimizers/spread.py).
+  """
+  assert setup.spec is not None
+  copy = sizes['fsdp'] * sizes['tensor']
+  apart = setup.chain.optimizer.exchanged is not None and copy > 1
+  if apart and not setup.spec.mesh.shard_optimizer_over_data:
+    return copy
+  return math.prod(sizes.values())
+
+
 def _exposed(
   setup: Setup,
   sizes: Mapping[str, int],
@@ -300,8 +320,8 @@ def _exposed(
   those over replicas after the last backward pass (all of them if micro-batches
   are summed, else the embedding's and the first layer's). Everything if the
   scheduler is off. At least the communication that exceeds the computation. The
-  optimizer's exchange, at the speed of the slowest links, overlaps only with
-  its own products, since clipping needs all gradients first.
+  optimizer's exchange, at the speed of the slowest of its links, overlaps only
+  with its own products, since clipping needs all gradients first.
 
   Args:
     setup: of the run, on an abstract mesh.
@@ -330,7 +350,7 @@ def _exposed(
   if chip.is_gpu and not step_lib.hides(m):
     alone = of_streams + of_copies + of_weights
   in_all = of_streams + of_copies + of_weights
-  exchange = time(sent.get('exchanged', 0) / 2, devices)
+  exchange = time(sent.get('exchanged', 0) / 2, _sharing(setup, sizes))
   if math.isnan(seconds):
     return alone + exchange
   alone += max(exchange - of_update, 0.0)

@@ -290,16 +290,27 @@ def test_a_subset_moves_nothing(compiled, mesh, subset, estimator):
     assert sum(part[kind]) <= sum(whole[kind]), kind
 
 
+@pytest.mark.parametrize(
+  'mesh, squares, oblongs',
+  [
+    # Of twelve of query, key and value it gets two (four are repeated to fill
+    # up the devices), and one each of four outputs, eight that widen, four that
+    # narrow.
+    ({'mesh__fsdp': 8}, 3, 2),
+    # The four devices of a copy share them; copies do not send each other any.
+    ({'mesh__data': 2, 'mesh__fsdp': 4}, 4, 3),
+  ],
+)
 @pytest.mark.parametrize('optimizer', ['muon', 'soap'])
-def test_whole_matrices_are_dealt_out(compiled, optimizer):
+def test_whole_matrices_are_dealt_out(
+  compiled, optimizer, mesh, squares, oblongs
+):
   """Each device gets whole ones of four layers, and sends back their results.
 
-  Of twelve of query, key and value it gets two (four are repeated to fill up
-  the devices), and one each of four outputs, eight that widen, four that
-  narrow. Muon sends momenta and updates; SOAP sends the gradient, two moments
-  and two bases, and gets the update, one moment and two products.
+  Muon sends momenta and updates; SOAP sends the gradient, two moments and two
+  bases, and gets the update, one moment and two products.
   """
-  setup, found = compiled('llama', optimizer, mesh__fsdp=8, model__num_layers=4)
+  setup, found = compiled('llama', optimizer, **mesh, model__num_layers=4)
   of_update = [
     c for c in found if 'Model' not in c.source and 'branch' not in c.source
   ]
@@ -309,7 +320,7 @@ def test_whole_matrices_are_dealt_out(compiled, optimizer):
     'soap': lambda m, n: 5 * m * n + 2 * m * m + 2 * n * n,
   }[optimizer]
   wide = per_matrix(_WIDTH, setup.model.mlp_dim)
-  assert sent == 3 * per_matrix(_WIDTH, _WIDTH) + 2 * wide
+  assert sent == squares * per_matrix(_WIDTH, _WIDTH) + oblongs * wide
   # The plan counts operands and results, of four bytes each.
   shapes = setup.shapes
   planned = costs.exchanged_bytes(setup.chain, shapes.params, shapes.opt_state)

@@ -208,6 +208,7 @@ def test_curvature_of_a_subset(
     *((name, {}) for name in _OPTIMIZERS),
     ('adamw', {'mesh__shard_optimizer_over_data': True}),
     ('muon', {}),
+    ('muon', {'mesh__shard_optimizer_over_data': True}),
     # Steps as long as Muon's: theirs are 30 times as long, and so is rounding.
     *(
       pytest.param(name, {'optimizer__lr': 6e-4}, marks=pytest.mark.slow)
