@@ -18,34 +18,6 @@ from ml_collections import ConfigDict
 
 from steepest.experiments import small
 
-# Learning rates for updates of Adam's size, of a sign's, and by an angle.
-_ADAM = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
-_SIGN = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
-_ANGLE = (5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
-_RATES = {
-  'adafactor': _ADAM,
-  'adamh': _ANGLE,
-  'adamw': _ADAM,
-  'ademamix': _ADAM,
-  'adopt': _ADAM,
-  'cautious_adamw': _ADAM,
-  'cautious_lion': _SIGN,
-  'dion': _ANGLE,
-  'kron': _SIGN,
-  'lion': _SIGN,
-  'mars': _ADAM,
-  'muon': _ADAM,
-  'muonh': _ANGLE,
-  'nadamw': _ADAM,
-  'normuon': _ANGLE,
-  'prodigy': (0.25, 0.5, 1.0, 2.0, 4.0),
-  'schedule_free': (4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2),
-  'scion': (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3),
-  'signum': _SIGN,
-  'soap': _ADAM,
-  'sophia': _SIGN,
-}
-
 
 def get_config(arg: str = '') -> ConfigDict:
   """Takes no variant."""
@@ -60,6 +32,6 @@ def get_config(arg: str = '') -> ConfigDict:
   config.study.models = 'llama'
   config.study.optimizers = 'all'
   config.study.target_steps = 1400
-  for name, rates in _RATES.items():
+  for name, rates in small.RATES.items():
     config.study[f'lrs_{name}'] = rates
   return config

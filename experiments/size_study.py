@@ -37,6 +37,8 @@ from steepest.experiments import small
 def get_config(arg: str = '') -> ConfigDict:
   """`arg` is `others`, `gpu`, both or neither."""
   config, words = small.get_study_config(arg, ('others', 'gpu'))
+  # Heads of 32 features: smaller ones cost a CPU more.
+  config.model.num_heads = 1
   config.model.vocab_size = 512
   config.steps = 400
   config.schedule.warmup = 0.05
@@ -55,6 +57,7 @@ def get_config(arg: str = '') -> ConfigDict:
   if 'gpu' in words:
     config.model.num_layers = 8
     config.model.width = 128
+    config.model.num_heads = 2
     config.model.context = 512
     config.model.vocab_size = 4096
     config.batch_size = 64
@@ -62,4 +65,7 @@ def get_config(arg: str = '') -> ConfigDict:
     config.dtype.compute = 'bfloat16'
     config.data.source = 'shards:runs/corpora/slimpajama-4096'
     config.data.verify = 'sampled'
+  else:
+    for name, rates in small.RATES.items():
+      study[f'lrs_{name}'] = rates
   return config
