@@ -37,13 +37,16 @@ from steepest.experiments import small
 def get_config(arg: str = '') -> ConfigDict:
   """`arg` is `others`, `gpu`, both or neither."""
   config, words = small.get_study_config(arg, ('others', 'gpu'))
-  # Heads of 32 features: smaller ones cost a CPU more.
+  # On a CPU, a long context and heads of fewer features cost more than they do
+  # by FLOPs.
+  config.model.context = 64
+  config.batch_size = 32
   config.model.num_heads = 1
   config.model.vocab_size = 512
   config.steps = 400
   config.schedule.warmup = 0.05
   config.eval_every = 0
-  config.eval_sequences = 256
+  config.eval_sequences = 512
   config.checkpoint_every = 500
   config.data.source = 'shards:runs/corpora/debian-512'
   study = config.study
@@ -61,6 +64,7 @@ def get_config(arg: str = '') -> ConfigDict:
     config.model.context = 512
     config.model.vocab_size = 4096
     config.batch_size = 64
+    config.eval_sequences = 256
     config.steps = 800
     config.dtype.compute = 'bfloat16'
     config.data.source = 'shards:runs/corpora/slimpajama-4096'
