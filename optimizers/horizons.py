@@ -47,7 +47,8 @@ def apply(
   """Sets the plain values that horizons imply.
 
   Args:
-    optimizer: the slice; unchanged if it sets no horizons.
+    optimizer: the slice; unchanged if it sets no horizons, and no b1 or b2
+      beside `betas`.
     schedule: the slice.
     steps: number of steps in the run.
     of_step: tokens per step.
@@ -60,6 +61,10 @@ def apply(
   found = find(optimizer.name)
   own, mode = found.hyperparameters, found.decay_mode or optimizer.decay_mode
   betas = pair(optimizer.betas)
+  # As a search sets those that have no horizon.
+  for name in {'b1', 'b2'} & set(optimizer):
+    betas[name] = optimizer[name]
+    del optimizer[name]
   for name, hyper in own.items():
     if hyper.scale not in ('half_life', 'timescale'):
       continue

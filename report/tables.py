@@ -250,7 +250,7 @@ def config(run: Mapping[str, Any], key: str) -> Any:
   """Returns the value of a config key in a row of runs; None if missing."""
   name = f'config.{key}'
   value = run[name] if name in run else None
-  if isinstance(value, str) and value[:1] in '[{':
+  if isinstance(value, str) and value.startswith(('[', '{')):
     return json.loads(value)
   return None if missing(value) else value
 
@@ -273,6 +273,11 @@ def hyperparameters(run: Mapping[str, Any]) -> dict[str, float]:
       value, bool | np.bool_
     ):
       found[key] = float(value)
+  # By default the auxiliary AdamW takes some values from the optimizer itself.
+  for name in [n for n in found if n.startswith('auxiliary_')]:
+    own = name.removeprefix('auxiliary_')
+    if own in found and found[own] == found[name]:
+      del found[name]
   # A hyperparameter that a horizon determines is not free; 0 is no horizon.
   for name in [n for n in found if n.endswith('_half_life')] + list(_HORIZONS):
     plain = _HORIZONS[name] if name in _HORIZONS else name[: -len('_half_life')]

@@ -70,6 +70,13 @@ def test_a_run_is_a_row(study):
   share = {**run, 'config.optimizer.b2_half_life': 0.25}
   held = tables.hyperparameters(share)
   assert held['b2_half_life'] == run['planned_tokens'] / 4 and 'b2' not in held
+  # What the auxiliary AdamW takes over is not free either. No value is no JSON.
+  changed = {'weight_decay': 0.25, 'auxiliary_weight_decay': 0.25}
+  changed |= {'auxiliary_lr': 0.5, 'memory_save_mode': ''}
+  changed = {f'config.optimizer.{key}': x for key, x in changed.items()}
+  held = tables.hyperparameters({**run, **changed})
+  assert held['auxiliary_lr'] == 0.5 and 'memory_save_mode' not in held
+  assert 'auxiliary_weight_decay' not in held and held['weight_decay'] == 0.25
   # Trials served the final runs of the same cell.
   assert run['cell'] == runs.loc['trials/gpt2-sophia/lr=0.0008', 'cell']
   diverged = runs.loc['trials/gpt2-sophia/lr=0.0032']

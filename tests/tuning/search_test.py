@@ -14,7 +14,7 @@ import pytest
 
 from steepest import experiments
 from steepest.experiments import base
-from steepest.optimizers import horizons
+from steepest.optimizers import build, horizons
 from steepest.optimizers.optimizer import find, names as optimizer_names
 from steepest.training import config as config_lib
 from steepest.tuning import cells, pruning, search
@@ -367,6 +367,26 @@ def test_values_reach_the_run():
     assert math.log(0.5, b2) * 10 == pytest.approx(run.steps / 10)
     assert found.optimizer.weight_decay == pytest.approx(4 / run.steps)
     assert found.schedule.warmup_steps == round(0.07 * run.steps)
+
+
+@pytest.mark.parametrize('optimizer', optimizer_names())
+def test_each_value_that_is_searched_changes_the_run(optimizer):
+  config = _config(
+    search='sobol', space='all', models='llama', optimizers=optimizer
+  )
+  config.model.vocab_size = 256
+  (cell,) = cells.cells(config)
+  dimensions = search.dimensions(config, optimizer)
+  middle = {d.name: d.values[0] for d in dimensions}
+
+  def reached(values):
+    run = cells.trial_config(config, cell, values, 0)
+    run = config_lib.resolve(run)
+    return build.hyperparameters(run.optimizer, run.schedule, run.steps)
+
+  for d in dimensions:
+    other = reached(middle | {d.name: d.values[-1]})
+    assert other != reached(middle), d.name
 
 
 _STUDIES = [
