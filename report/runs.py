@@ -340,7 +340,7 @@ def _read_points(path: pathlib.Path) -> pd.DataFrame:
     lasts.append(of_point.nth(-1).set_axis(np.unique(point_P)))
     rows, points = rows + len(frame), points + int(ends_P.sum())
   if not rows:
-    return pd.DataFrame(columns=['step', 'tokens', 'seconds'])
+    return pd.DataFrame(columns=['step', 'tokens', 'seconds'], dtype=np.float64)
   total, count = (pd.concat(of).groupby(level=0).sum() for of in (sums, counts))
   means = total / count
   last = pd.concat(lasts).groupby(level=0).nth(-1)

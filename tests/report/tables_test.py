@@ -1,6 +1,7 @@
 """Run directories and the tables of a report, read into frames."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -81,6 +82,16 @@ def test_a_run_is_a_row(study):
   assert run['cell'] == runs.loc['trials/gpt2-sophia/lr=0.0008', 'cell']
   diverged = runs.loc['trials/gpt2-sophia/lr=0.0032']
   assert diverged['status'] == 'diverged' and diverged['loss'] == np.inf
+
+
+def test_a_run_that_has_just_begun_leaves_numbers_numbers(study, tmp_path):
+  begun = tmp_path / 'begun'
+  shutil.copytree(study / 'finals/gpt2-sophia/seed=1', begun)
+  (begun / 'summary.json').unlink()
+  (begun / 'metrics.jsonl').write_text('')
+  found = tables.read([study, begun])
+  assert (found.runs['status'] == 'unfinished').sum() == 1
+  assert found.points['tokens'].dtype.kind == 'f'
 
 
 def test_scores_and_answers(study):
