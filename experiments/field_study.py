@@ -8,8 +8,7 @@ What: LLaMA of 4 layers, proxies 32 wide, targets 64 wide (0.28 M parameters),
 as in experiments/size_study.py: ten per parameter. For each optimizer it
 searches everything that has a range in its file, with learning rates over a
 factor of sixteen, in trials an eighth as long; three seeds. docs/results/field
-has the preregistered criteria, and the results of an earlier version that
-searched only learning rates.
+has the criteria, set in advance, and the results.
 
 Hardware: two CPU cores.
 """

@@ -9,12 +9,13 @@
 
 What: LLaMAs of 4 layers, 32, 64 and 128 wide (0.09, 0.28 and 0.98 M
 parameters), three seeds. AdamW reads 10, 20 and 40 tokens per parameter, which
-gives its loss as a function of both; with `others`, Lion, Sophia-G and Muon
-read 20 (`--optimizers=NAME` adds any). Hyperparameters are searched once, at
-width 32, and transferred to the other sizes by µP and by horizons as fractions
-of a run. `gpu`: 8 layers, 128, 256 and 512 wide (2.7, 8.5 and 30 M), the same
-ratios, with a context of 512; `launch.pack` splits it into parts as long as a
-machine is available. docs/results/atlas has the preregistered criteria.
+gives its loss as a function of both; with `others`, Lion, Sophia-G, Muon and
+MuonH read 20 (`--optimizers=NAME` adds any). Hyperparameters are searched once,
+at width 32, and transferred to the other sizes by µP and by horizons as
+fractions of a run. `gpu`: 8 layers, 128, 256 and 512 wide (2.7, 8.5 and 30 M),
+the same ratios, with a context of 512; `launch.pack` splits it into parts as
+long as a machine is available. docs/results/atlas has the preregistered
+criteria.
 
 Data: experiments/corpora/debian.md in a BPE of 512 entries, or for `gpu` a
 sample of SlimPajama in one of 4096:
@@ -51,7 +52,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.data.source = 'shards:runs/corpora/debian-512'
   study = config.study
   study.models = 'llama'
-  study.optimizers = 'lion,sophia,muon' if 'others' in words else 'adamw'
+  study.optimizers = 'lion,sophia,muon,muonh' if 'others' in words else 'adamw'
   study.width_ratio = 1
   study.axis_width = (1, 2, 4)
   study.axes_mode = 'product'
