@@ -395,8 +395,13 @@ def _frames(path: pathlib.Path) -> Iterator[pd.DataFrame]:
 
 def _numbers(content: bytes) -> pd.DataFrame | None:
   """Returns rows of numbers; None if anything is out of the ordinary."""
-  # Arrow's stack overflows on values nested some 20,000 deep.
-  if b'[' in content or content.count(b'{') > content.count(b'\n') + 1:
+  # Arrow's stack overflows on values nested some 20,000 deep, and a row that is
+  # no object, such as null, is a segmentation fault.
+  rows = content.rstrip(b'\n').count(b'\n') + 1
+  starts = content.startswith(b'{') + content.count(b'\n{')
+  ends = content.endswith(b'}') + content.count(b'}\n')
+  braces = content.count(b'{'), content.count(b'}')
+  if b'[' in content or {starts, ends, *braces} != {rows}:
     return None
   options = arrow_json.ReadOptions(block_size=_PARSED)
   try:

@@ -47,6 +47,15 @@ def test_deep_rows_are_named(run_dir, known, nested):
     tables.read([run_dir], known)
 
 
+@pytest.mark.parametrize('row', ['null', '{"step": 3000} null', '3', ' {}'])
+def test_rows_that_are_no_objects_are_named(run_dir, known, row):
+  """Arrow's own reader ends the process on the first."""
+  with (run_dir / 'metrics.jsonl').open('a') as rows:
+    rows.write(f'{row}\n{{"step": 3001}}\n')
+  with pytest.raises(ValueError, match=r'metrics\.jsonl'):
+    tables.read([run_dir], known)
+
+
 def test_names_that_are_no_unicode_are_named(run_dir, known):
   with (run_dir / 'metrics.jsonl').open('ab') as rows:
     rows.write(b'{"step": 3000, "l\xfer": 1.0}\n{"step": 3001}\n')
