@@ -152,7 +152,8 @@ def test_the_papers_target_on_64_devices(run_command, tmp_path, words):
   sizes = r'# each: 64 × \w+, machines: (\d+) of (\d+), processes: (\d+)'
   machines, each_has, processes = map(int, re.fullmatch(sizes, each).groups())
   assert machines * each_has == 64
-  assert processes == (64 if '--to=slurm' in words else machines)
+  of_device = {'--to=slurm', '--to=local'} & set(words)
+  assert processes == (64 if of_device else machines)
   assert ': mesh data=8 fsdp=8 tensor=1 sequence=1; ' in plan
   assert 1 < float(plan.split()[-2]) < 1000 and plan.endswith(' h')
   assert not (tmp_path / 'paper').exists()
