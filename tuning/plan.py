@@ -228,7 +228,13 @@ def fastest(
     nonlocal best
     changed = ConfigDict(config.to_dict())
     changed.update_from_flattened_dict(keys)
-    found = plan(changed, chip, devices)
+    try:
+      found = plan(changed, chip, devices)
+    except ValueError:
+      # Not every model's layers can be looped over.
+      if keys:
+        return False
+      raise
     if found.fits and (
       best is None or found.waiting < (1 - _TIE) * best[1].waiting
     ):
@@ -239,7 +245,7 @@ def fastest(
   rows = config.batch_size // (sizes['data'] * sizes['fsdp'])
   counts = [2**n for n in range(rows.bit_length()) if rows % 2**n == 0]
   # Of these, recomputing or dividing more than what fits is never faster.
-  over_data = (False, True)[: sizes['data']]
+  over_data = (False, True) if sizes['data'] > 1 else (False,)
   for split, scan in itertools.product(over_data, (False, True)):
     keys: dict[str, Any] = {
       'mesh.shard_optimizer_over_data': split,

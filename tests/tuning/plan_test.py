@@ -154,6 +154,37 @@ def test_the_fastest_step_recomputes_only_what_does_not_fit():
   assert plan.fastest(config, chips.CHIPS['v5e'], 1) is None
 
 
+_OWN_LOOP = """
+from flax import linen as nn
+from steepest.models import gpt2, layers
+from steepest.models.gpt2 import HABITS, check, default_mlp_dim
+
+class Model(nn.Module):
+  config: object
+  rules: object
+
+  @nn.compact
+  def __call__(self, tokens, segment_ids=None, positions=None, features=False):
+    c, rules = self.config, self.rules
+    embedding = layers.embedding(self, rules)
+    x = layers.look_up(embedding, tokens, c.compute_dtype)
+    for i in range(c.num_layers):
+      x = gpt2.Block(c, rules, name=f'block_{i}')(x, segment_ids, positions)
+    return layers.read_out(self, rules, x, embedding, features)
+"""
+
+
+def test_what_a_model_cannot_do_is_not_proposed(tmp_path):
+  path = tmp_path / 'own.py'
+  path.write_text(_OWN_LOOP)
+  keys = {**_GPT2_124M, 'model.name': str(path), 'microbatches': 2}
+  looped = _config('gpt2,adamw', {**keys, 'model.scan_layers': True})
+  with pytest.raises(ValueError, match='its own loop'):
+    plan.fastest(looped, chips.CHIPS['t4'], 1)
+  changed = plan.fastest(_config('gpt2,adamw', keys), chips.CHIPS['rtx4090'], 1)
+  assert changed is not None and 'model.scan_layers' not in changed[0]
+
+
 def test_soap_and_looped_layers_are_as_compiled_for_h100s():
   """Looped layers are gathered in both passes; whole matrices come and go.
 
