@@ -112,6 +112,17 @@ def why_not(points: pd.DataFrame) -> str:
   return ''
 
 
+def refusals(points: pd.DataFrame) -> str:
+  """Says which optimizers' runs determine no law, and why; '' if all do."""
+  by_reason: dict[str, list[str]] = {}
+  for name, of in points.groupby('optimizer'):
+    by_reason.setdefault(why_not(of), []).append(words.name(str(name)))
+  by_reason.pop('', None)
+  return '; '.join(
+    f'{words.join(names)}: {reason}' for reason, names in by_reason.items()
+  )
+
+
 def fit(points: pd.DataFrame, seed: int = 0) -> Law:
   """Fits the laws of all optimizers whose runs determine one.
 
@@ -125,14 +136,11 @@ def fit(points: pd.DataFrame, seed: int = 0) -> Law:
   Raises:
     ValueError: no optimizer's runs determine one, or no exponent in range fits.
   """
-  reasons = {str(name): why_not(of) for name, of in points.groupby('optimizer')}
-  names = tuple(name for name, reason in reasons.items() if not reason)
+  names = tuple(
+    str(name) for name, of in points.groupby('optimizer') if not why_not(of)
+  )
   if not names:
-    raise ValueError(
-      '; '.join(
-        f'{words.name(name)}: {reason}' for name, reason in reasons.items()
-      )
-    )
+    raise ValueError(refusals(points))
   points = points[points['optimizer'].isin(names)]
   whose_P = points['optimizer'].map(names.index).to_numpy()
   given = np.log(points[['parameters', 'tokens', 'loss']].to_numpy(float).T)

@@ -8,7 +8,7 @@ is read off the law of report/laws.py.
 Shapes: B budgets.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 import math
 from typing import Any
 
@@ -24,6 +24,10 @@ from steepest.report.statistics import Array
 
 # The largest size drawn, over the largest measured.
 _BEYOND = 10.0
+# Marks of one size are this share of the axis apart.
+_APART = 0.012
+# An axis with more values than these has round ticks.
+_MOST_TICKS = 6
 # Axis ticks of speed-ups.
 _TICKS = [0.2, 0.3, 0.5, 0.7, 1, 1.2, 1.5, 2, 3, 5]
 
@@ -186,6 +190,8 @@ def sections(comparison: tables.Comparison) -> list[section.Section]:
     except ValueError as error:
       notes.append(section.Note(f'{words.named(model)}: no law. {error}.'))
     law = fitted[model] if model in fitted else None
+    if law is not None and (lacking := laws.refusals(points)):
+      notes.append(section.Note(f'{words.named(model)}: no law of {lacking}.'))
     parts.append(speedups(points, law).assign(model=model, sizes=sizes))
   rows = pd.concat(parts) if parts else pd.DataFrame()
   if len(rows):
@@ -209,15 +215,15 @@ def _losses(
   ]
   if not panels:
     return []
-  tokens = pd.concat(runs['planned_tokens'] for _, runs in panels)
   layout = theme.layout(
     [words.named(model) for model, _ in panels],
     280,
-    {'title': 'Tokens', **_ticks(sorted(set(tokens)))},
+    {'title': 'Tokens'},
     {'title': 'Validation loss'},
   )
   data: list[dict[str, Any]] = []
   for panel, (_, runs) in enumerate(panels, 1):
+    layout[theme.axis('x', panel)] |= _ticks(runs['planned_tokens'])
     for name, own in runs.groupby('optimizer'):
       mean = own.groupby('planned_tokens')['eval_loss'].mean()
       at = mean.index, mean, 'mean over seeds', looks[str(name)]
@@ -244,10 +250,7 @@ def _figure(
   layout = theme.layout(
     [words.named(str(model)) for model in by_model],
     280,
-    {
-      'title': 'Parameters',
-      **_ticks(theme.log_ticks(rows['parameters'])['tickvals']),
-    },
+    {'title': 'Parameters'},
     {
       'title': f'Speed-up over {words.name(BASELINE)} (×)',
       'type': 'log',
@@ -258,6 +261,10 @@ def _figure(
   data: list[dict[str, Any]] = []
   for panel, (model, of) in enumerate(by_model.items(), 1):
     ends = [of['parameters'].min(), of['parameters'].max()]
+    law = fitted[model] if model in fitted else None
+    far = [] if law is None else [_BEYOND * ends[1]]
+    layout[theme.axis('x', panel)] |= _ticks([*of['parameters'], *far])
+    apart = _side_by_side(of)
     data.append(
       theme.trace(
         BASELINE,
@@ -271,17 +278,20 @@ def _figure(
       )
     )
     for name, own in of.groupby('optimizer'):
-      if model in fitted and {name, BASELINE} <= set(fitted[model].optimizers):
-        data += _lines(fitted[model], str(name), own, panel, looks[str(name)])
-      data += _marks(own, str(name), panel, looks[str(name)])
+      at = str(name), own, panel, looks[str(name)]
+      follows = law is not None and {name, BASELINE} <= set(law.optimizers)
+      if law is not None and follows:
+        data += _lines(law, *at)
+      data += _marks(*at, apart[str(name)], joined=not follows)
   return section.Figure(
     'scaling',
     'Speed-up over model size',
     f'Tokens that {words.name(BASELINE)} needs for the same loss, divided by '
     'the tokens used, with 95 % intervals: above 1, the optimizer is faster. '
-    f'Filled marks are interpolated between {words.name(BASELINE)}’s own '
-    'budgets of that size; open marks and lines come from the fitted law; '
-    'dotted parts lie beyond all sizes that were trained.',
+    'Filled marks, drawn side by side, are interpolated between '
+    f'{words.name(BASELINE)}’s own budgets of that size; thin lines guide the '
+    'eye. Open marks and thick lines come from the fitted law, dotted beyond '
+    'all sizes that were trained.',
     {
       'data': data,
       'layout': layout,
@@ -295,18 +305,45 @@ def _figure(
   )
 
 
+def _side_by_side(of: pd.DataFrame) -> dict[str, float]:
+  """Returns factors of the sizes that keep optimizers' marks apart."""
+  logs = np.log(np.unique(of['parameters']))
+  names = sorted(set(of['optimizer']))
+  step = min(_APART * np.ptp(logs), np.diff(logs).min() / (2 * len(names)))
+  middle = (len(names) - 1) / 2
+  return {name: math.exp((i - middle) * step) for i, name in enumerate(names)}
+
+
 def _marks(
-  own: pd.DataFrame, name: str, panel: int, look: Mapping[str, str]
+  name: str,
+  own: pd.DataFrame,
+  panel: int,
+  look: Mapping[str, str],
+  shift: float,
+  joined: bool,
 ) -> list[dict[str, Any]]:
-  """Returns marks of an optimizer's speed-ups, hollow where extrapolated."""
+  """Returns marks of an optimizer's speed-ups, hollow where extrapolated.
+
+  Args:
+    name: of the optimizer.
+    own: its rows of `speedups`.
+    panel: number of the panel.
+    look: see theme.trace.
+    shift: factor of the sizes, for drawing only.
+    joined: whether a line joins the marks, if there is one of each size.
+  """
+  joined = joined and own['parameters'].is_unique
   return [
     theme.trace(
       name,
       panel,
-      part['parameters'],
+      shift * part['parameters'],
       part['speedup'],
       'beyond the budgets' if beyond else 'measured',
       look,
+      {'x': theme.rounded(part['parameters'])},
+      mode='lines+markers' if joined else 'markers',
+      line={'color': look['color'], 'width': 1, 'dash': look['dash']},
       # Plotly's asymmetric error bars.
       error_y={
         'type': 'data',
@@ -373,9 +410,11 @@ def _lines(
   return drawn
 
 
-def _ticks(at: Sequence[float]) -> dict[str, Any]:
-  """Returns a logarithmic axis with counts at its ticks."""
-  at = list(map(float, at))
+def _ticks(values: Iterable[float]) -> dict[str, Any]:
+  """Returns a logarithmic axis with counts at its values, if not too many."""
+  at = sorted({float(value) for value in values})
+  if len(at) > _MOST_TICKS:
+    at = theme.log_ticks(at)['tickvals']
   return {'type': 'log', 'tickvals': at, 'ticktext': [*map(words.count, at)]}
 
 

@@ -9,8 +9,8 @@ A figure is a dict of plain values: Plotly's `data` and `layout`, and
     `titles`, the vertical axes depend on a switch.
   xnames: {'switch': name, 'of': option → horizontal axis} likewise.
 The `meta` of a trace has `kind` (a column of the CSV), `optimizer` and `seed`
-where it has one, `run`, `labels` of its points, and `when`: switch → option
-that shows it.
+where it has one, `run`, `labels` of its points, `x` of its points if they are
+drawn beside it, and `when`: switch → option that shows it.
 
 Text from files is escaped here, since Plotly reads labels as HTML.
 """

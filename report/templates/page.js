@@ -384,7 +384,7 @@ function toCsv(id) {
       const row = [panel, trace.name, kind, meta.run, label];
       const all = trace.xs === undefined ? {} : positions[trace.xs];
       row.push(...keys.map((key) => (all[key] || [])[i]));
-      if (columns.x) row.push(trace.x[i]);
+      if (columns.x) row.push((meta.x || trace.x)[i]);
       if (columns.y) row.push(meta.edge ? null : height);
       for (const name of ['error_x', 'error_y']) {
         if (columns[name]) row.push(((trace[name] || {}).array || [])[i]);

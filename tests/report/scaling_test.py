@@ -151,7 +151,7 @@ def test_a_study_over_sizes_gets_its_section(study_runs, tmp_path):
   _write_study(study_runs, tmp_path)
   found = verdicts.compare(tables.read([tmp_path]))
   [made] = scaling.sections(found)
-  losses, figure, speedups, fitted = made.blocks
+  losses, figure, speedups, fitted, note = made.blocks
   # AdamW's three budgets and Lion's one at each of three widths.
   drawn = [len(trace['x']) for trace in losses.content['data']]
   assert drawn == [3, 1] * 3
@@ -161,10 +161,13 @@ def test_a_study_over_sizes_gets_its_section(study_runs, tmp_path):
     if trace['meta']['kind'] == 'measured'
   ]
   assert measured['y'] == pytest.approx([1.5] * 3, rel=0.05)
+  sizes = figure.content['layout']['xaxis']['tickvals'][:3]
+  assert measured['meta']['x'] == pytest.approx(sizes, rel=1e-5)
   heading, *rows = speedups.rows
   assert heading == 'GPT-2' and len(rows) == 3
   assert [row[1] for row in rows] == ['1.05\xa0M', '3.67\xa0M', '13.6\xa0M']
   assert len(fitted.rows) == 2
+  assert 'no law of Lion: tokens change only with the size' in note.text
   # The baseline alone has its law, and no table of none.
   for path in (tmp_path / 'finals').glob('gpt2-lion*'):
     shutil.rmtree(path)
