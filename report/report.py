@@ -32,15 +32,15 @@ from steepest.report import (
 )
 from steepest.report.tables import Comparison
 
-# The topics of the page, in order.
+# The topics of the page, in order; those that start open come first.
 SECTIONS: tuple[Callable[[Comparison], list[section.Section]], ...] = (
+  scaling.sections,
   speed.trade_off,
   results.sections,
   curves.loss,
   tuning.sections,
   differences.sections,
   axes.sections,
-  scaling.sections,
   batches.sections,
   speed.sections,
   scores.sections,
@@ -120,6 +120,7 @@ def write(
   origin = _origin(comparison, command)
   page.replace(out / 'report.json', _json(comparison, origin))
   answers = results.answers(comparison)
+  parts = [part for topic in SECTIONS for part in topic(comparison)]
   heads, rows = results.plain_table(comparison)
   text = words.render(
     'report.md.j2',
@@ -135,7 +136,7 @@ def write(
     out / 'report.html',
     title='Optimizer comparison',
     subtitle=_subtitle(comparison),
-    sections=[part for topic in SECTIONS for part in topic(comparison)],
+    sections=sorted(parts, key=lambda part: part.folded),
     optimizers=comparison.tables.runs['optimizer'].unique(),
     answers=answers,
     origin=origin,

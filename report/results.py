@@ -31,7 +31,7 @@ _NOTE = (
 
 
 def answers(comparison: Comparison) -> list[section.Answer]:
-  """Returns the answers at the top of the page, one per group."""
+  """Returns the answers at the top of the page, one per contest."""
   return [
     section.Answer(
       words.named(group),
@@ -39,7 +39,7 @@ def answers(comparison: Comparison) -> list[section.Answer]:
       not (refusal := fairness.refusal(comparison.fairness, group)),
       _fairness(comparison, group, refusal),
     )
-    for group in comparison.groups
+    for group in comparison.contests
   ]
 
 

@@ -176,7 +176,10 @@ def models(comparison: tables.Comparison) -> dict[str, pd.DataFrame]:
 
 
 def sections(comparison: tables.Comparison) -> list[section.Section]:
-  """Returns the section of losses and speed-ups over budgets and sizes."""
+  """Returns the section of losses and speed-ups over budgets and sizes.
+
+  It starts open if there are several sizes, since these are then the question.
+  """
   looks = theme.styles(comparison.tables.runs['optimizer'])
   blocks = _losses(comparison, looks)
   fitted: dict[str, Law] = {}
@@ -194,14 +197,17 @@ def sections(comparison: tables.Comparison) -> list[section.Section]:
       notes.append(section.Note(f'{words.named(model)}: no law of {lacking}.'))
     parts.append(speedups(points, law).assign(model=model, sizes=sizes))
   rows = pd.concat(parts) if parts else pd.DataFrame()
+  sized = False
   if len(rows):
     several = rows[rows['sizes'] > 1]
-    if several['speedup'].notna().any():
-      blocks.append(_figure(several, fitted, looks))
+    sized = bool(several['speedup'].notna().any())
+    if sized:
+      blocks.insert(0, _figure(several, fitted, looks))
     blocks.append(_table(rows))
   blocks += [*_law_table(fitted), *notes]
   title = 'Does the advantage last as tokens and size grow?'
-  return [section.Section('scaling', title, blocks)] if blocks else []
+  found = section.Section('scaling', title, blocks, folded=not sized)
+  return [found] if blocks else []
 
 
 def _losses(

@@ -141,7 +141,7 @@ def trade_off(comparison: Comparison) -> list[section.Section]:
 def _marks(comparison: Comparison) -> pd.DataFrame:
   """Returns group, optimizer, seconds, loss and the display of each."""
   parts = []
-  for group in comparison.groups:
+  for group in comparison.contests:
     of = comparison.cells
     of = of[(of['group'] == group) & of['mean'].notna()]
     wide = of.pivot(index='optimizer', columns='column', values=['mean', 'sd'])

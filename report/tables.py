@@ -144,6 +144,14 @@ class Comparison:
     """The groups that have final runs, in display order."""
     return list(dict.fromkeys(self.verdicts['group']))
 
+  @property
+  def contests(self) -> list[str]:
+    """The groups of several optimizers; all groups if there are none."""
+    runs = self.tables.runs
+    finals = runs[runs['stage'] == 'final'].groupby('group')['optimizer']
+    several = finals.nunique() > 1
+    return [g for g in self.groups if several[g]] or self.groups
+
   def refused(self, group: str) -> bool:
     """Whether unequal search keeps a group's losses and scores unranked."""
     of = self.fairness[self.fairness['group'] == group]

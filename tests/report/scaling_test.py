@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steepest.report import batches, laws, scaling, tables, verdicts
+from steepest.report import batches, laws, results, scaling, tables, verdicts
 
 _SIZES = (1e5, 3e5, 1e6)
 _RATIOS = (10, 20, 40)
@@ -151,7 +151,10 @@ def test_a_study_over_sizes_gets_its_section(study_runs, tmp_path):
   _write_study(study_runs, tmp_path)
   found = verdicts.compare(tables.read([tmp_path]))
   [made] = scaling.sections(found)
-  losses, figure, speedups, fitted, note = made.blocks
+  assert not made.folded
+  # Six of nine groups are AdamW's alone.
+  assert len(results.answers(found)) == 3
+  figure, losses, speedups, fitted, note = made.blocks
   # AdamW's three budgets and Lion's one at each of three widths.
   drawn = [len(trace['x']) for trace in losses.content['data']]
   assert drawn == [3, 1] * 3
