@@ -285,10 +285,10 @@ def _figure(
     )
     for name, own in of.groupby('optimizer'):
       at = str(name), own, panel, looks[str(name)]
-      follows = law is not None and {name, BASELINE} <= set(law.optimizers)
-      if law is not None and follows:
+      joined = law is None or not {name, BASELINE} <= set(law.optimizers)
+      if law is not None and not joined:
         data += _lines(law, *at)
-      data += _marks(*at, apart[str(name)], joined=not follows)
+      data += _marks(*at, apart[str(name)], joined)
   return section.Figure(
     'scaling',
     'Speed-up over model size',
@@ -315,7 +315,9 @@ def _side_by_side(of: pd.DataFrame) -> dict[str, float]:
   """Returns factors of the sizes that keep optimizers' marks apart."""
   logs = np.log(np.unique(of['parameters']))
   names = sorted(set(of['optimizer']))
-  step = min(_APART * np.ptp(logs), np.diff(logs).min() / (2 * len(names)))
+  # One size has an axis of its own.
+  span = float(np.ptp(logs)) or 1.0
+  step = min(_APART * span, np.diff(logs).min(initial=span) / (2 * len(names)))
   middle = (len(names) - 1) / 2
   return {name: math.exp((i - middle) * step) for i, name in enumerate(names)}
 

@@ -171,6 +171,11 @@ def test_a_study_over_sizes_gets_its_section(study_runs, tmp_path):
   assert [row[1] for row in rows] == ['1.05\xa0M', '3.67\xa0M', '13.6\xa0M']
   assert len(fitted.rows) == 2
   assert 'no law of Lion: tokens change only with the size' in note.text
+  # Of a study under way, the baseline may have more sizes than the others.
+  for width in (256, 512):
+    shutil.rmtree(tmp_path / f'finals/gpt2-lion-{width}-20')
+  [begun] = scaling.sections(verdicts.compare(tables.read([tmp_path])))
+  assert begun.blocks[0].content['data'][-1]['x'] == [1048580.0]
   # The baseline alone has its law, and no table of none.
   for path in (tmp_path / 'finals').glob('gpt2-lion*'):
     shutil.rmtree(path)
