@@ -30,6 +30,9 @@ AXIS_KEYS = {
   'batch_size': 'batch_size',
   'schedule': 'schedule.kind',
 }
+# Columns of `runs` that a run shares with its copies alone: no two runs take
+# equally long, to the last digit of their seconds.
+_IDENTITY = ['optimizer', 'seed', 'lr', 'steps', 'loss', 'seconds']
 # Columns of `runs` that tables from elsewhere need.
 _NEEDED = {'run', 'stage', 'status', 'architecture', 'optimizer', 'seed', 'lr'}
 
@@ -350,15 +353,26 @@ def _read_tables(directory: pathlib.Path) -> Tables:
 
 
 def _joined(tables: Sequence[Tables]) -> Tables:
-  """Concatenates tables; runs with the same name are made distinct."""
+  """Concatenates tables; a copy of a run is left out.
+
+  Different runs with the same name are made distinct.
+  """
   if len(tables) == 1:
     return tables[0]
   frames: dict[str, list[pd.DataFrame]] = {name: [] for name in NAMES}
   seen: set[str] = set()
+  known: set[tuple[Any, ...]] = set()
   for i, of in enumerate(tables):
+    # A run without a summary has no seconds yet.
+    ended = of.runs.reindex(columns=['run', *_IDENTITY]).dropna()
+    rows = list(ended.itertuples(index=False, name=None))
+    copies = [run for run, *rest in rows if tuple(rest) in known]
+    known |= {tuple(rest) for _, *rest in rows}
     repeated = not seen.isdisjoint(of.runs['run'])
     for name in NAMES:
       frame = getattr(of, name).copy()
+      if 'run' in frame:
+        frame = frame[~frame['run'].isin(copies)]
       for column in ('run', 'study'):
         if repeated and column in frame:
           frame[column] = f'{i}/' + frame[column]

@@ -227,6 +227,10 @@ def test_written_tables_are_read_again(study, tmp_path, suffix):
       pd.testing.assert_frame_equal(
         getattr(again, name), frame, check_dtype=False
       )
+  # Runs that are there in both forms count once.
+  both = tables.read([study, tmp_path])
+  for name in ('runs', 'points', 'scores'):
+    assert list(getattr(both, name)['run']) == list(getattr(found, name)['run'])
 
 
 def test_keys_that_older_runs_lack_have_the_default(run_dir):
