@@ -101,8 +101,9 @@ def train(
   )
   writers = _writers(config, workdir)
   who = costs.description(setup.chain, setup.shapes.params)
-  if who and jax.process_index() == 0:
-    print(f'{setup.chain.optimizer.name}: {who}', file=sys.stderr)
+  # A trial moves what its final runs move.
+  if who and config.stage == 'final' and jax.process_index() == 0:
+    print(who, file=sys.stderr)
   about = {'optimizer': setup.chain.optimizer.describe()}
   attempt = _open_workdir(config, workdir, about, data.tokenizer_dir, began)
   check = attempt.check if attempt else lambda: None
