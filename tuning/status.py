@@ -463,6 +463,10 @@ class StudyDisplay:
     self._ended = set(ended)
     self._running: dict[int, tuple[pathlib.Path, str]] = {}
     self._slots = slots
+    # Run directory → the share of the run that is done.
+    self._done = {
+      path: 1.0 if path in self._ended else _share(path) for path in weights
+    }
     self._start = time.monotonic()
     self._before = self._fraction()
     self._live = Live(
@@ -497,6 +501,7 @@ class StudyDisplay:
     directory, _ = self._running.pop(slot)
     if not stopped:
       self._ended.add(directory)
+      self._done[directory] = 1.0
     self.say(text)
 
   def say(self, text: str) -> None:
@@ -535,11 +540,16 @@ class StudyDisplay:
     if done - self._before < 0.01:
       return said
     left = spent * (1 - done) / (done - self._before)
-    return f'{said} {left // 60:.0f}:{left % 60:02.0f} left'
+    return f'{said}, {_clock(left)} left'
 
   def _fraction(self) -> float:
-    done = [self._weights[path] for path in self._ended]
     for directory, _ in list(self._running.values()):
-      now = read(directory, time.time())
-      done.append(self._weights[directory] * now.done / max(1, now.steps))
+      self._done[directory] = _share(directory)
+    done = [self._weights[path] * x for path, x in list(self._done.items())]
     return math.fsum(done) / math.fsum(self._weights.values())
+
+
+def _share(directory: pathlib.Path) -> float:
+  """Returns the share of its steps that a run has done."""
+  now = read(directory, time.time())
+  return now.done / max(1, now.steps)

@@ -296,3 +296,21 @@ def test_the_view_puts_what_matters_first(tmp_path):
   with console.capture() as captured:
     console.print(status.table(found, 1))
   assert '2 not shown' in captured.get()
+
+
+def test_time_left_is_by_what_this_process_did(tmp_path, monkeypatch, capsys):
+  """Not by what a resumed run had done at another time."""
+  ended, resumed, new = (tmp_path / name for name in 'abc')
+  _run(resumed, [3.0] * 80)
+  clock = [0.0]
+  monkeypatch.setattr(status.time, 'monotonic', lambda: clock[0])
+  display = status.StudyDisplay({ended: 1, resumed: 2, new: 1}, [ended], [0])
+  display.begin(0, resumed, 'resumed')
+  clock[0] = 100.0
+  assert display._status() == '1 of 3 runs'
+  # 0.4 of 1.4 in 100 seconds.
+  shutil.rmtree(resumed)
+  _run(resumed, [3.0] * 100)
+  assert display._status() == '1 of 3 runs, 4 min left'
+  display.end(0, 'loss 3')
+  assert capsys.readouterr().out.startswith(' 75% loss 3')
