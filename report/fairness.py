@@ -432,6 +432,27 @@ def refusal(fairness: pd.DataFrame, group: str) -> str:
   return '; '.join(reasons)
 
 
+def answer(comparison: Comparison, groups: Sequence[str]) -> tuple[bool, str]:
+  """Returns whether groups with the same search are fair, and why (not)."""
+  refused = [refusal(comparison.fairness, group) for group in groups]
+  if any(refused):
+    return False, f'Unequal search: {next(filter(None, refused))}.'
+  tuned = comparison.tuning
+  tuned = tuned[tuned['group'].isin(groups)]
+  if not len(tuned):
+    return True, 'Nothing was searched.'
+  least, most = int(tuned['planned'].min()), int(tuned['planned'].max())
+  fewer = f'{least} to ' if least < most else ''
+  notes = comparison.fairness
+  notes = notes[notes['group'].isin(groups) & (notes['subject'] == 'memories')]
+  hand = ' Memories were set by hand and differ.' if len(notes) else ''
+  return True, (
+    f'{fewer}{words.plural(most, "trial")} of equal length for each optimizer, '
+    'learning rates over equally wide ranges, the best ones inside the range '
+    f'tried.{hand}'
+  )
+
+
 # The section.
 
 

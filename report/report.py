@@ -8,6 +8,7 @@ import pathlib
 import shlex
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 
 from steepest.report import (
@@ -48,14 +49,7 @@ SECTIONS: tuple[Callable[[Comparison], list[section.Section]], ...] = (
   fairness.sections,
 )
 # Frames of a comparison that are not in its tables.
-_CONCLUDED = (
-  'verdicts',
-  'pairs',
-  'cells',
-  'tuning',
-  'fairness',
-  'left_out',
-)
+_CONCLUDED = ('verdicts', 'pairs', 'cells', 'tuning', 'fairness', 'left_out')
 # Frames too long for the JSON: they are in tables/ only.
 _LONG = ('points', 'answers')
 
@@ -113,8 +107,7 @@ def write(
   out = pathlib.Path(out_dir)
   out.mkdir(parents=True, exist_ok=True)
   tables.write(comparison.tables, out / 'tables')
-  for name in _CONCLUDED:
-    frame = getattr(comparison, name)
+  for name, frame in _concluded(comparison).items():
     tables.write_table(frame, out / 'tables' / f'{name}.csv')
   tables.write_table(comparison.verdicts, out / 'verdicts.csv')
   origin = _origin(comparison, command)
@@ -143,9 +136,16 @@ def write(
   )
 
 
+def _concluded(comparison: Comparison) -> dict[str, pd.DataFrame]:
+  """Returns the frames that say what follows from the tables."""
+  frames = {name: getattr(comparison, name) for name in _CONCLUDED}
+  speedups = scaling.measured(comparison).speedups
+  return frames | ({'speedups': speedups} if len(speedups) else {})
+
+
 def _json(comparison: Comparison, origin: dict[str, str]) -> str:
   """Returns the tables as JSON, each a list of rows; see tables.Comparison."""
-  frames = {name: getattr(comparison, name) for name in _CONCLUDED} | {
+  frames = _concluded(comparison) | {
     name: getattr(comparison.tables, name)
     for name in tables.NAMES
     if name not in _LONG

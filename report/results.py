@@ -7,7 +7,14 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from steepest.report import divergences, fairness, section, verdicts, words
+from steepest.report import (
+  divergences,
+  fairness,
+  scaling,
+  section,
+  verdicts,
+  words,
+)
 from steepest.report.section import Cell, Column
 from steepest.report.tables import Comparison
 
@@ -31,13 +38,12 @@ _NOTE = (
 
 
 def answers(comparison: Comparison) -> list[section.Answer]:
-  """Returns the answers at the top of the page, one per contest."""
-  return [
+  """Returns the answers at the top: of each model's sizes, of each contest."""
+  return scaling.answers(comparison) + [
     section.Answer(
       words.named(group),
       _answer(comparison, group),
-      not (refusal := fairness.refusal(comparison.fairness, group)),
-      _fairness(comparison, group, refusal),
+      *fairness.answer(comparison, [group]),
     )
     for group in comparison.contests
   ]
@@ -78,25 +84,6 @@ def _lowest_loss(comparison: Comparison, group: str) -> str:
     f'{words.name(winner)} ends with the lowest validation loss, '
     f'{unit.text(means[winner])}, {gap} below {words.name(following)} '
     f'({words.p_equals(v["p"].iloc[0])}, {words.plural(n, "seed")}).'
-  )
-
-
-def _fairness(comparison: Comparison, group: str, refusal: str) -> str:
-  if refusal:
-    return f'Unequal search: {refusal}.'
-  tuned = comparison.tuning
-  tuned = tuned[tuned['group'] == group]
-  if not len(tuned):
-    return 'Nothing was searched.'
-  least, most = int(tuned['planned'].min()), int(tuned['planned'].max())
-  fewer = f'{least} to ' if least < most else ''
-  notes = comparison.fairness
-  notes = notes[(notes['group'] == group) & (notes['subject'] == 'memories')]
-  hand = ' Memories were set by hand and differ.' if len(notes) else ''
-  return (
-    f'{fewer}{words.plural(most, "trial")} of equal length for each optimizer, '
-    'learning rates over equally wide ranges, the best ones inside the range '
-    f'tried.{hand}'
   )
 
 

@@ -8,7 +8,9 @@ is read off the law of report/laws.py.
 Shapes: B budgets.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -16,7 +18,15 @@ import numpy as np
 import pandas as pd
 from scipy import interpolate, optimize
 
-from steepest.report import laws, section, statistics, tables, theme, words
+from steepest.report import (
+  fairness,
+  laws,
+  section,
+  statistics,
+  tables,
+  theme,
+  words,
+)
 from steepest.report.laws import Law
 from steepest.report.section import Column
 from steepest.report.speed import BASELINE
@@ -160,19 +170,117 @@ def _read(
   return log, 1 / float(curve.derivative(log)), weights_B
 
 
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+  """What a comparison shows over token budgets and sizes.
+
+  Attributes:
+    speedups: of all models, as `speedups` returns them, and the model.
+    laws: model → fitted law.
+    groups: model of several sizes → its groups.
+    remarks: sentences on laws that were not fitted.
+  """
+
+  speedups: pd.DataFrame
+  laws: Mapping[str, Law]
+  groups: Mapping[str, Sequence[str]]
+  remarks: Sequence[str]
+
+
+@functools.lru_cache(maxsize=1)
+def measured(comparison: tables.Comparison) -> Scaling:
+  """Returns the speed-ups and laws of all models."""
+  parts = []
+  fitted: dict[str, Law] = {}
+  groups: dict[str, list[str]] = {}
+  remarks = []
+  for model, points in models(comparison).items():
+    law = None
+    if points['parameters'].nunique() > 1:
+      groups[model] = list(points['group'].unique())
+      try:
+        law = fitted[model] = laws.fit(points)
+        if lacking := laws.refusals(points):
+          remarks.append(f'{words.named(model)}: no law of {lacking}.')
+      except ValueError as error:
+        remarks.append(f'{words.named(model)}: no law. {error}.')
+    found = speedups(points, law)
+    found.insert(0, 'model', model)
+    parts.append(found)
+  rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+  return Scaling(rows, fitted, groups, remarks)
+
+
 def models(comparison: tables.Comparison) -> dict[str, pd.DataFrame]:
   """Returns runs of models with several sizes or budgets, as `fit` takes them.
 
-  Keyed by model and all axes but width, depth and tokens.
+  Keyed by model and all axes but width, depth and tokens; `group` says which
+  group a run is of.
   """
   found = {}
-  columns = ['optimizer', 'parameters', 'planned_tokens', 'eval_loss']
-  names = ['optimizer', 'parameters', 'tokens', 'loss']
+  columns = ['optimizer', 'parameters', 'planned_tokens', 'eval_loss', 'group']
+  names = ['optimizer', 'parameters', 'tokens', 'loss', 'group']
   for model, runs in tables.by_model(comparison, ('width', 'depth', 'tokens')):
     counts = runs[['parameters', 'planned_tokens']].nunique()
     if counts.max() > 1 and BASELINE in set(runs['optimizer']):
       found[model] = runs[columns].set_axis(names, axis=1)
   return found
+
+
+def answers(comparison: tables.Comparison) -> list[section.Answer]:
+  """Returns which optimizers are faster than the baseline at every size."""
+  found = measured(comparison)
+  said = []
+  for model, groups in found.groups.items():
+    of = found.speedups[found.speedups['model'] == model]
+    sizes = of.groupby('optimizer')['parameters'].transform('nunique')
+    of = of[sizes > 1]
+    contests = [group for group in comparison.contests if group in groups]
+    if not len(of) or not contests:
+      continue
+    span = words.join(map(words.count, sorted(of['parameters'].unique())))
+    text = f'No speed-up over {words.name(BASELINE)} is claimed.'
+    if not any(map(comparison.refused, contests)):
+      text = _at_every_size(of)
+    said.append(
+      section.Answer(
+        f'{words.named(model)}, {span} parameters',
+        text,
+        *fairness.answer(comparison, contests),
+      )
+    )
+  return said
+
+
+def _at_every_size(of: pd.DataFrame) -> str:
+  """Says which optimizers are faster or slower at all sizes of a model."""
+  sentences = []
+  rest: dict[str, list[str]] = {}
+  fastest = of.groupby('optimizer')['speedup'].mean().sort_values()[::-1]
+  for name in fastest.index:
+    own = of[of['optimizer'] == name]
+    shown = words.name(str(name))
+    inside = ~own['extrapolated'] & own['speedup'].notna()
+    for kind, holds, factors in (
+      ('fewer', own['low'] > 1, own['speedup']),
+      ('more', own['high'] < 1, 1 / own['speedup']),
+    ):
+      if (inside & holds).all():
+        numbers = words.join(f'{factor:.2f}' for factor in factors)
+        sentences.append(
+          f'{shown} needs {kind} tokens than {words.name(BASELINE)} for the '
+          f'same loss at every size: by factors of {numbers}.'
+        )
+        break
+    else:
+      rest.setdefault('within' if inside.all() else 'outside', []).append(shown)
+  for kind, text in (
+    ('within', 'Neither faster nor slower at every size'),
+    ('outside', f'Outside {words.name(BASELINE)}’s budgets'),
+  ):
+    if kind in rest:
+      sentences.append(f'{text}: {words.join(rest[kind])}.')
+  return ' '.join(sentences)
 
 
 def sections(comparison: tables.Comparison) -> list[section.Section]:
@@ -181,33 +289,20 @@ def sections(comparison: tables.Comparison) -> list[section.Section]:
   It starts open if there are several sizes, since these are then the question.
   """
   looks = theme.styles(comparison.tables.runs['optimizer'])
+  found = measured(comparison)
   blocks = _losses(comparison, looks)
-  fitted: dict[str, Law] = {}
-  notes: list[section.Block] = []
-  parts = []
-  for model, points in models(comparison).items():
-    sizes = points['parameters'].nunique()
-    try:
-      if sizes > 1:
-        fitted[model] = laws.fit(points)
-    except ValueError as error:
-      notes.append(section.Note(f'{words.named(model)}: no law. {error}.'))
-    law = fitted[model] if model in fitted else None
-    if law is not None and (lacking := laws.refusals(points)):
-      notes.append(section.Note(f'{words.named(model)}: no law of {lacking}.'))
-    parts.append(speedups(points, law).assign(model=model, sizes=sizes))
-  rows = pd.concat(parts) if parts else pd.DataFrame()
+  rows = found.speedups
   sized = False
   if len(rows):
-    several = rows[rows['sizes'] > 1]
+    several = rows[rows['model'].isin(found.groups)]
     sized = bool(several['speedup'].notna().any())
     if sized:
-      blocks.insert(0, _figure(several, fitted, looks))
+      blocks.insert(0, _figure(several, found.laws, looks))
     blocks.append(_table(rows))
-  blocks += [*_law_table(fitted), *notes]
+  blocks += [*_law_table(found.laws), *map(section.Note, found.remarks)]
   title = 'Does the advantage last as tokens and size grow?'
-  found = section.Section('scaling', title, blocks, folded=not sized)
-  return [found] if blocks else []
+  made = section.Section('scaling', title, blocks, folded=not sized)
+  return [made] if blocks else []
 
 
 def _losses(

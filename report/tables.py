@@ -107,7 +107,7 @@ class Axis:
   values: tuple[Any, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Comparison:
   """The tables and the conclusions from them; the input of every topic.
 

@@ -2,13 +2,22 @@
 
 import json
 import math
+import re
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from steepest.report import batches, laws, results, scaling, tables, verdicts
+from steepest.report import (
+  batches,
+  laws,
+  report,
+  results,
+  scaling,
+  tables,
+  verdicts,
+)
 
 _SIZES = (1e5, 3e5, 1e6)
 _RATIOS = (10, 20, 40)
@@ -71,6 +80,24 @@ def test_planted_speed_ups_are_read_off_with_and_without_a_law():
   alone = scaling.speedups(points, None).set_index('optimizer')
   pd.testing.assert_frame_equal(alone.loc['lion'], lion)
   assert alone.loc['muon', 'speedup'].isna().all()
+
+
+def test_only_what_holds_at_every_size_is_claimed():
+  rng = np.random.default_rng(7)
+  points = _points(rng, lion=1.3, muon=2.6, sophia=0.7, soap=1.0)
+  said = scaling._at_every_size(scaling.speedups(points, None))
+  number = r'(\d\.\d\d)'
+  numbers = rf'{number}, {number} and {number}\.'
+  held = re.fullmatch(
+    'Lion needs fewer tokens than AdamW for the same loss at every size: by '
+    rf'factors of {numbers} Sophia needs more tokens than AdamW for the same '
+    rf'loss at every size: by factors of {numbers} Neither faster nor slower '
+    'at every size: SOAP. Outside AdamW’s budgets: Muon.',
+    said,
+  )
+  assert held, said
+  planted = [1.3] * 3 + [1 / 0.7] * 3
+  assert [*map(float, held.groups())] == pytest.approx(planted, rel=0.05)
 
 
 def test_a_law_of_both_says_how_the_speed_up_goes_on():
@@ -153,7 +180,17 @@ def test_a_study_over_sizes_gets_its_section(study_runs, tmp_path):
   [made] = scaling.sections(found)
   assert not made.folded
   # Six of nine groups are AdamW's alone.
-  assert len(results.answers(found)) == 3
+  sizes, *contests = results.answers(found)
+  assert len(contests) == 3
+  # Nothing was searched.
+  assert sizes.text == 'No speed-up over AdamW is claimed.' and not sizes.fair
+  insisted = verdicts.compare(tables.read([tmp_path]), insist=True)
+  assert 'Lion needs fewer tokens' in results.answers(insisted)[0].text
+  report.write(found, tmp_path / 'report', [])
+  pd.testing.assert_frame_equal(
+    pd.read_csv(tmp_path / 'report/tables/speedups.csv'),
+    scaling.measured(found).speedups,
+  )
   figure, losses, speedups, fitted, note = made.blocks
   # AdamW's three budgets and Lion's one at each of three widths.
   drawn = [len(trace['x']) for trace in losses.content['data']]
