@@ -244,7 +244,10 @@ def _copy(source: pathlib.Path, target: pathlib.Path, chosen: str = '') -> None:
   """Copies a file or a directory; of benchmarks, only those of some tasks."""
   target.parent.mkdir(parents=True, exist_ok=True)
   if not source.exists():
-    raise FileNotFoundError(f'{source}: no such file')
+    raise FileNotFoundError(
+      f'{source}: no such file, but the configuration names it; text for '
+      'missing shards is packed with --input and --tokenizer'
+    )
   if not source.is_dir():
     shutil.copy(source, target)
     return
