@@ -180,7 +180,7 @@ def fit(
     stack.enter_context(record.stall)
     profile = stack.enter_context(Profile(record.workdir, config.profile_steps))
     stragglers = Stragglers(setup) if jax.process_count() > 1 else None
-    record.begin()
+    record.begin(first)
     batches = data.train(first)
     compiled = None
     pending: _Pending | None = None
@@ -341,9 +341,10 @@ class _Record:
       self._doing = 'other', self._left
       self.seconds[what] += self._left - start
 
-  def begin(self) -> None:
-    """From here on counts untimed seconds as other."""
+  def begin(self, first: int) -> None:
+    """From here on counts untimed seconds as other, and speed since `first`."""
     self._left = time.perf_counter()
+    self._paced = self._tokens(first), self.seconds['train']
 
   def lag(self, stragglers: Stragglers, seconds: float) -> dict[str, float]:
     """Returns process timings for the row of a step that took `seconds`."""
@@ -468,16 +469,20 @@ class _Record:
           f'{kept}',
           step,
         )
-    tokens = (step + 1) * self.setup.batch_size * self.setup.model.context
-    return {'step': step, 'tokens': tokens, **row, **lag}
+    return {'step': step, 'tokens': self._tokens(step + 1), **row, **lag}
+
+  def _tokens(self, steps: int) -> int:
+    return steps * self.setup.batch_size * self.setup.model.context
 
   def write(self, row: dict[str, Any], always: bool = False) -> None:
-    """Writes a row if one is due."""
+    """Writes a row if one is due; its speed is that since the last one."""
     step = row['step']
     row['seconds'] = seconds = self.seconds['train']
+    tokens, before = self._paced
     row['data/wait_seconds'] = self.seconds['data']
     row['goodput'] = seconds / self._total()
-    row['tokens_per_second'] = row['tokens'] / max(seconds, 1e-9)
+    recent = max(seconds - before, 1e-9)
+    row['tokens_per_second'] = (row['tokens'] - tokens) / recent
     if self._peak:
       achieved = row['tokens_per_second'] * self._flops_per_token
       row['mfu'] = achieved / self._peak
@@ -492,6 +497,7 @@ class _Record:
       for writer in self._writers:
         writer.write_scalars(step, values)
       self._rows += 1
+      self._paced = row['tokens'], seconds
     if self._callbacks.on_row:
       self._callbacks.on_row(row)
 

@@ -436,7 +436,11 @@ class TrainingDisplay:
     self._bar.set_postfix_str(escape(status))
     tenth = max(1, self._steps // 10)
     if self._bar.disable and done % tenth == 0:
-      self._console.print(f'step {done}/{self._steps} {status}', soft_wrap=True)
+      tokens = row['tokens'] / done * (self._steps - done)
+      left = _clock(tokens / row['tokens_per_second'])
+      self._console.print(
+        f'step {done}/{self._steps} {status} {left} left', soft_wrap=True
+      )
 
 
 class StudyDisplay:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import itertools
 import json
 import math
 import shutil
@@ -29,6 +30,9 @@ def test_rows_and_summary(train, tmp_path):
   for row in rows:
     assert {'train/loss', 'lr', 'grad_norm', 'update_rms'} <= row.keys()
     assert row['tokens'] == (row['step'] + 1) * 256
+  for before, row in itertools.pairwise(rows):
+    recent = row['seconds'] - before['seconds']
+    assert row['tokens_per_second'] * recent == pytest.approx(256)
   assert summary['train_loss'] == rows[-1]['train/loss']
   assert summary['tokens'] == 7 * 256
   assert summary['tokens_per_second'] * summary['seconds'] == pytest.approx(
