@@ -325,7 +325,11 @@ def _check_keys(argv: list[str]) -> None:
 
 
 def _one_line(error: Exception) -> str:
-  text = terminal.escape(' '.join(str(error).split()))
+  said = str(error)
+  if isinstance(error, OSError) and error.filename and error.strerror:
+    # Not '[Errno 13] Permission denied: …'.
+    said = f'{error.filename}: {error.strerror.lower()}'
+  text = terminal.escape(' '.join(said.split()))
   # Abseil's prefix to the message of define_required.
   text = re.sub(r'flag --\w+=: ', '', text)
   # config_flags puts the whole traceback of a recipe into its message.

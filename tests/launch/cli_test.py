@@ -130,6 +130,12 @@ _WRONG_OTHERS = [
   ('report', [_OUT, '--runs=HERE/gone'], 'no such directory'),
   ('report', [_OUT, '--runs=HERE/empty'], 'no run in it'),
   ('report', [_OUT, '--runs=HERE/broken'], 'config.json: not valid JSON'),
+  # Where to write comes first: a report may take minutes.
+  (
+    'report',
+    ['--runs=HERE/broken', '--out=HERE/file/report'],
+    'file/report: not a directory',
+  ),
   ('study', ['--config=experiments/tiny.py'], 'not a study'),
   ('watch', ['--once'], 'give their directories'),
   ('watch', ['HERE/gone', '--once'], 'no such directory'),
