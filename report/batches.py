@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize
 
-from steepest.report import scaling, section, statistics, tables, words
+from steepest.report import section, speedups, statistics, tables, words
 from steepest.report.section import Column
 
 # Two unknowns; the third batch size can contradict them.
@@ -92,7 +92,7 @@ def critical(points: pd.DataFrame) -> dict[str, float]:
   if loss > min(of['loss'].max() for of in budgets):
     raise ValueError('no loss lies between the budgets of every batch size')
   batch_B = np.array([of['batch'].iloc[0] for of in budgets], float)
-  tokens_B = np.array([scaling.tokens_between(of, loss) for of in budgets])
+  tokens_B = np.array([speedups.tokens_between(of, loss) for of in budgets])
   if np.isnan(tokens_B).any():
     raise ValueError('losses do not fall with the tokens')
   unit = float(np.exp(np.log(batch_B).mean()))

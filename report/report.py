@@ -25,6 +25,7 @@ from steepest.report import (
   scores,
   section,
   speed,
+  speedups,
   tables,
   tuning,
   verdicts,
@@ -139,8 +140,10 @@ def write(
 def _concluded(comparison: Comparison) -> dict[str, pd.DataFrame]:
   """Returns the frames that say what follows from the tables."""
   frames = {name: getattr(comparison, name) for name in _CONCLUDED}
-  speedups = scaling.measured(comparison).speedups
-  return frames | ({'speedups': speedups} if len(speedups) else {})
+  found = speedups.of(comparison)
+  if len(found.rows):
+    frames |= {'speedups': found.rows, 'trends': found.trends}
+  return frames
 
 
 def _json(comparison: Comparison, origin: dict[str, str]) -> str:

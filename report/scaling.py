@@ -1,27 +1,17 @@
-"""An optimizer's speed-up at each token budget and model size.
+"""The section on speed-ups over token budgets and model sizes."""
 
-The speed-up at a size is the tokens that the baseline needs there for the same
-loss, over those used (arXiv 2509.02046). Between the baseline's budgets of that
-size it is interpolated, without any law; beyond them, and beyond the sizes, it
-is read off the law of report/laws.py.
-
-Shapes: B budgets.
-"""
-
-from collections.abc import Iterable, Mapping, Sequence
-import dataclasses
-import functools
+from collections.abc import Iterable, Mapping
 import math
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import interpolate, optimize
 
 from steepest.report import (
   fairness,
   laws,
   section,
+  speedups,
   statistics,
   tables,
   theme,
@@ -30,7 +20,6 @@ from steepest.report import (
 from steepest.report.laws import Law
 from steepest.report.section import Column
 from steepest.report.speed import BASELINE
-from steepest.report.statistics import Array
 
 # The largest size drawn, over the largest measured.
 _BEYOND = 10.0
@@ -42,197 +31,12 @@ _MOST_TICKS = 6
 _TICKS = [0.2, 0.3, 0.5, 0.7, 1, 1.2, 1.5, 2, 3, 5]
 
 
-def speedups(points: pd.DataFrame, law: Law | None) -> pd.DataFrame:
-  """Returns every optimizer's speed-up over the baseline.
-
-  The interval combines the seed variances of both optimizers, each pooled over
-  an optimizer's points; beyond the baseline's budgets, the variance of the
-  redrawn law replaces that of the baseline's seeds.
-
-  Args:
-    points: optimizer, parameters, tokens and loss of each run.
-    law: of the baseline; None: nothing beyond its budgets.
-
-  Returns:
-    One row per optimizer, size and budget: optimizer, parameters, tokens, loss
-    (mean over seeds), n, speedup, low, high (95 %), extrapolated.
-  """
-  cells = points.groupby(['optimizer', 'parameters', 'tokens'])['loss']
-  means = cells.agg(['mean', 'count']).reset_index()
-  spread = {}
-  for name, of in points.groupby('optimizer'):
-    groups = of.groupby(['parameters', 'tokens'])['loss']
-    freedom = len(of) - groups.ngroups
-    squares = ((of['loss'] - groups.transform('mean')) ** 2).sum()
-    spread[name] = (squares / freedom if freedom else math.nan, freedom)
-  rows = []
-  for row in means[means['optimizer'] != BASELINE].to_dict('records'):
-    own = means[
-      (means['optimizer'] == BASELINE)
-      & (means['parameters'] == row['parameters'])
-    ].sort_values('tokens')
-    loss, size = row['mean'], row['parameters']
-    variance, freedom = spread[row['optimizer']]
-    variance /= row['count']
-    read = _between(own, loss, spread[BASELINE]) if len(own) else None
-    beyond = read is None and law is not None and BASELINE in law.optimizers
-    if read is not None:
-      log, slope, of_baseline = read
-    elif beyond and law is not None:
-      at = law.tokens_for(BASELINE, size, loss)
-      log = float(np.log(at))
-      nearby = law.tokens_for(BASELINE, size, loss + 1e-4)
-      slope = float((np.log(nearby) - log) / 1e-4)
-      redrawn = np.log(law.tokens_for(BASELINE, size, loss, redrawn=True))
-      of_baseline = (float(np.var(redrawn)), law.freedom)
-    else:
-      log = slope = math.nan
-      of_baseline = (math.nan, 1)
-    of_own = np.asarray(slope**2 * variance), float(freedom)
-    found = statistics.Differences(
-      np.asarray(log - math.log(row['tokens'])),
-      (of_own, (np.asarray(of_baseline[0]), float(of_baseline[1]))),
-      row['count'],
-    )
-    ends = [
-      float(e) if math.isfinite(e) else math.nan for e in found.interval()
-    ]
-    rows.append(
-      {
-        'optimizer': row['optimizer'],
-        'parameters': size,
-        'tokens': row['tokens'],
-        'loss': loss,
-        'n': row['count'],
-        'speedup': float(np.exp(found.value)),
-        'low': math.exp(min(ends[0], 700)),
-        'high': math.exp(min(ends[1], 700)),
-        'extrapolated': beyond,
-      }
-    )
-  columns = ['optimizer', 'parameters', 'tokens', 'loss', 'n', 'speedup']
-  return pd.DataFrame(rows, columns=[*columns, 'low', 'high', 'extrapolated'])
-
-
-def tokens_between(own: pd.DataFrame, loss: float) -> float:
-  """Returns the tokens that reach a loss, interpolated; NaN beyond budgets.
-
-  Args:
-    own: tokens and mean loss of each budget, tokens ascending.
-    loss: to reach.
-  """
-  found = _read(own['tokens'].to_numpy(), own['loss'].to_numpy(), loss)
-  return math.nan if found is None else math.exp(found[0])
-
-
-def _between(
-  own: pd.DataFrame, loss: float, spread: tuple[float, int]
-) -> tuple[float, float, tuple[float, int]] | None:
-  """Interpolates a loss between a size's budgets.
-
-  Returns:
-    Log of the tokens, its slope over the loss, and its variance from the
-    baseline's seeds with their degrees of freedom; None beyond the budgets.
-  """
-  read = _read(own['tokens'].to_numpy(), own['mean'].to_numpy(), loss)
-  if read is None:
-    return None
-  log, slope, weights_B = read
-  variance = slope**2 * spread[0] * (weights_B**2 / own['count']).sum()
-  return log, slope, (float(variance), spread[1])
-
-
-def _read(
-  tokens_B: Array, losses_B: Array, loss: float
-) -> tuple[float, float, Array] | None:
-  """Interpolates a loss by a parabola over log tokens through three budgets.
-
-  With two budgets, by a straight line.
-
-  Returns:
-    Log of the tokens, its slope over the loss, and the weight of each budget's
-    loss there; None if no two neighbouring budgets bracket the loss.
-  """
-  logs_B = np.log(tokens_B)
-  for i in range(len(logs_B) - 1):
-    if losses_B[i + 1] <= loss <= losses_B[i] > losses_B[i + 1]:
-      break
-  else:
-    return None
-  far_B = np.abs(logs_B - (logs_B[i] + logs_B[i + 1]) / 2)
-  near = np.sort(np.argsort(far_B, kind='stable')[:3])
-  curve = interpolate.BarycentricInterpolator(logs_B[near], losses_B[near])
-  ends = logs_B[i], logs_B[i + 1]
-  log = float(optimize.brentq(lambda x: float(curve(x)) - loss, *ends))
-  basis = interpolate.BarycentricInterpolator(logs_B[near], np.eye(len(near)))
-  weights_B = np.zeros(len(logs_B))
-  weights_B[near] = basis(log)
-  return log, 1 / float(curve.derivative(log)), weights_B
-
-
-@dataclasses.dataclass(frozen=True)
-class Scaling:
-  """What a comparison shows over token budgets and sizes.
-
-  Attributes:
-    speedups: of all models, as `speedups` returns them, and the model.
-    laws: model → fitted law.
-    groups: model of several sizes → its groups.
-    remarks: sentences on laws that were not fitted.
-  """
-
-  speedups: pd.DataFrame
-  laws: Mapping[str, Law]
-  groups: Mapping[str, Sequence[str]]
-  remarks: Sequence[str]
-
-
-@functools.lru_cache(maxsize=1)
-def measured(comparison: tables.Comparison) -> Scaling:
-  """Returns the speed-ups and laws of all models."""
-  parts = []
-  fitted: dict[str, Law] = {}
-  groups: dict[str, list[str]] = {}
-  remarks = []
-  for model, points in models(comparison).items():
-    law = None
-    if points['parameters'].nunique() > 1:
-      groups[model] = list(points['group'].unique())
-      try:
-        law = fitted[model] = laws.fit(points)
-        if lacking := laws.refusals(points):
-          remarks.append(f'{words.named(model)}: no law of {lacking}.')
-      except ValueError as error:
-        remarks.append(f'{words.named(model)}: no law. {error}.')
-    found = speedups(points, law)
-    found.insert(0, 'model', model)
-    parts.append(found)
-  rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-  return Scaling(rows, fitted, groups, remarks)
-
-
-def models(comparison: tables.Comparison) -> dict[str, pd.DataFrame]:
-  """Returns runs of models with several sizes or budgets, as `fit` takes them.
-
-  Keyed by model and all axes but width, depth and tokens; `group` says which
-  group a run is of.
-  """
-  found = {}
-  columns = ['optimizer', 'parameters', 'planned_tokens', 'eval_loss', 'group']
-  names = ['optimizer', 'parameters', 'tokens', 'loss', 'group']
-  for model, runs in tables.by_model(comparison, ('width', 'depth', 'tokens')):
-    counts = runs[['parameters', 'planned_tokens']].nunique()
-    if counts.max() > 1 and BASELINE in set(runs['optimizer']):
-      found[model] = runs[columns].set_axis(names, axis=1)
-  return found
-
-
 def answers(comparison: tables.Comparison) -> list[section.Answer]:
   """Returns which optimizers are faster than the baseline at every size."""
-  found = measured(comparison)
+  found = speedups.of(comparison)
   said = []
   for model, groups in found.groups.items():
-    of = found.speedups[found.speedups['model'] == model]
+    of = found.rows[found.rows['model'] == model]
     sizes = of.groupby('optimizer')['parameters'].transform('nunique')
     of = of[sizes > 1]
     contests = [group for group in comparison.contests if group in groups]
@@ -241,7 +45,8 @@ def answers(comparison: tables.Comparison) -> list[section.Answer]:
     span = words.join(map(words.count, sorted(of['parameters'].unique())))
     text = f'No speed-up over {words.name(BASELINE)} is claimed.'
     if not any(map(comparison.refused, contests)):
-      text = _at_every_size(of)
+      trends = found.trends[found.trends['model'] == model]
+      text = _at_every_size(of, trends.set_index('optimizer'))
     said.append(
       section.Answer(
         f'{words.named(model)}, {span} parameters',
@@ -252,7 +57,7 @@ def answers(comparison: tables.Comparison) -> list[section.Answer]:
   return said
 
 
-def _at_every_size(of: pd.DataFrame) -> str:
+def _at_every_size(of: pd.DataFrame, trends: pd.DataFrame) -> str:
   """Says which optimizers are faster or slower at all sizes of a model."""
   sentences = []
   rest: dict[str, list[str]] = {}
@@ -267,9 +72,10 @@ def _at_every_size(of: pd.DataFrame) -> str:
     ):
       if (inside & holds).all():
         numbers = words.join(f'{factor:.2f}' for factor in factors)
+        trend = _trend(trends.loc[name]) if name in trends.index else ''
         sentences.append(
           f'{shown} needs {kind} tokens than {words.name(BASELINE)} for the '
-          f'same loss at every size: by factors of {numbers}.'
+          f'same loss at every size: by factors of {numbers}{trend}.'
         )
         break
     else:
@@ -283,15 +89,25 @@ def _at_every_size(of: pd.DataFrame) -> str:
   return ' '.join(sentences)
 
 
+def _trend(found: pd.Series) -> str:
+  """Says whether an optimizer's speed-ups change with the size."""
+  low, high = found['low'], found['high']
+  kind = 'no trend shown' if low <= 1 <= high else 'a trend'
+  return (
+    f' ({kind}: × {found["change"]:.2f} for ten times the size, '
+    f'{words.interval(low, high, ".2f")})'
+  )
+
+
 def sections(comparison: tables.Comparison) -> list[section.Section]:
   """Returns the section of losses and speed-ups over budgets and sizes.
 
   It starts open if there are several sizes, since these are then the question.
   """
   looks = theme.styles(comparison.tables.runs['optimizer'])
-  found = measured(comparison)
+  found = speedups.of(comparison)
   blocks = _losses(comparison, looks)
-  rows = found.speedups
+  rows = found.rows
   sized = False
   if len(rows):
     several = rows[rows['model'].isin(found.groups)]
@@ -299,6 +115,8 @@ def sections(comparison: tables.Comparison) -> list[section.Section]:
     if sized:
       blocks.insert(0, _figure(several, found.laws, looks))
     blocks.append(_table(rows))
+  if len(found.trends):
+    blocks.append(_trend_table(found.trends))
   blocks += [*_law_table(found.laws), *map(section.Note, found.remarks)]
   title = 'Does the advantage last as tokens and size grow?'
   made = section.Section('scaling', title, blocks, folded=not sized)
@@ -429,7 +247,7 @@ def _marks(
 
   Args:
     name: of the optimizer.
-    own: its rows of `speedups`.
+    own: its rows of `speedups.measure`.
     panel: number of the panel.
     look: see theme.trace.
     shift: factor of the sizes, for drawing only.
@@ -553,6 +371,24 @@ def _table(rows: pd.DataFrame) -> section.Table:
     },
     heading='model',
     folded=True,
+  )
+
+
+def _trend_table(trends: pd.DataFrame) -> section.Table:
+  ends = zip(trends['low'], trends['high'], strict=True)
+  return section.Table.of(
+    'Do speed-ups change with the size?',
+    trends.assign(interval=[words.interval(*pair, '.2f') for pair in ends]),
+    {
+      'optimizer': Column('Optimizer'),
+      'sizes': Column('Sizes', number=True),
+      'change': Column('For ten times the size', '×', True, form='.2f'),
+      'interval': Column('95 % interval', number=True),
+    },
+    heading='model',
+    note='The factor by which a speed-up changes, along a straight line '
+    'through its logarithm over that of the size. Intervals that hold 1 show '
+    'no trend.',
   )
 
 

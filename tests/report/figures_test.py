@@ -12,6 +12,7 @@ from steepest.report import (
   differences,
   scaling,
   scores,
+  speedups,
   tables,
   tuning,
   verdicts,
@@ -160,9 +161,9 @@ def test_planted_axes_and_budgets_are_found(study_runs, tmp_path):
     assert row['difference'] == pytest.approx(added, abs=1.5e-3)
     assert row['low'] < added < row['high'] and row['n'] == 3
   # Between AdamW's three budgets; of one size nothing is read beyond them.
-  ((model, points),) = scaling.models(found).items()
+  ((model, points),) = speedups.models(found).items()
   assert model == 'gpt2, epochs 1'
-  rows = scaling.speedups(points, None).dropna(subset='speedup')
+  rows = speedups.measure(points, None).dropna(subset='speedup')
   assert list(rows['optimizer']) == ['lion', 'lion', 'sophia', 'sophia']
   for row in rows.to_dict('records'):
     planted = study_runs.SPEEDUPS[row['optimizer']]

@@ -15,6 +15,7 @@ from steepest.report import (
   report,
   results,
   scaling,
+  speedups,
   tables,
   verdicts,
 )
@@ -67,7 +68,7 @@ def test_planted_speed_ups_are_read_off_with_and_without_a_law():
   points = _points(np.random.default_rng(1), lion=1.3, muon=2.6)
   law = laws.fit(points)
   assert law.optimizers == ('adamw',)
-  both = scaling.speedups(points, law).set_index('optimizer')
+  both = speedups.measure(points, law).set_index('optimizer')
   lion, muon = both.loc['lion'], both.loc['muon']
   assert list(lion['speedup']) == pytest.approx([1.3] * 3, rel=0.03)
   assert not lion['extrapolated'].any()
@@ -77,7 +78,7 @@ def test_planted_speed_ups_are_read_off_with_and_without_a_law():
   assert (
     (both['low'] < both['speedup']) & (both['speedup'] < both['high'])
   ).all()
-  alone = scaling.speedups(points, None).set_index('optimizer')
+  alone = speedups.measure(points, None).set_index('optimizer')
   pd.testing.assert_frame_equal(alone.loc['lion'], lion)
   assert alone.loc['muon', 'speedup'].isna().all()
 
@@ -85,7 +86,7 @@ def test_planted_speed_ups_are_read_off_with_and_without_a_law():
 def test_only_what_holds_at_every_size_is_claimed():
   rng = np.random.default_rng(7)
   points = _points(rng, lion=1.3, muon=2.6, sophia=0.7, soap=1.0)
-  said = scaling._at_every_size(scaling.speedups(points, None))
+  said = scaling._at_every_size(speedups.measure(points, None), pd.DataFrame())
   number = r'(\d\.\d\d)'
   numbers = rf'{number}, {number} and {number}\.'
   held = re.fullmatch(
@@ -137,13 +138,37 @@ def test_runs_that_cannot_carry_a_law_are_refused(change, reason):
 def test_equal_optimizers_have_a_speed_up_of_one():
   """Of 180 comparisons of equals about 9 intervals leave 1 out."""
   rng = np.random.default_rng(3)
-  missed = [
-    not row.low <= 1 <= row.high
+  found = [
+    speedups.measure(_points(rng, 5e-3, lion=1.0), None).assign(model='llama')
     for _ in range(60)
-    for row in scaling.speedups(_points(rng, 5e-3, lion=1.0), None).itertuples()
   ]
+  missed, trends = (
+    [not row.low <= 1 <= row.high for of in frames for row in of.itertuples()]
+    for frames in (found, map(speedups.trends, found))
+  )
   # Three standard deviations above one in twenty.
   assert len(missed) == 180 and sum(missed) <= 17
+  assert len(trends) == 60 and sum(trends) <= 8
+
+
+def test_a_speed_up_that_shrinks_has_a_trend():
+  rng = np.random.default_rng(8)
+  shrinking = [
+    _points(rng, 1e-3, muon=1.6 * (size / 1e5) ** -0.1, lion=1.3).query(
+      f'parameters == {size}'
+    )
+    for size in _SIZES
+  ]
+  rows = speedups.measure(pd.concat(shrinking), None).assign(model='llama')
+  trends = speedups.trends(rows).set_index('optimizer')
+  assert list(trends['sizes']) == [3, 3]
+  muon, lion = trends.loc['muon'], trends.loc['lion']
+  assert muon['change'] == pytest.approx(10**-0.1, rel=0.05)
+  assert muon['low'] < 10**-0.1 < muon['high'] < 1
+  assert lion['low'] < 1 < lion['high']
+  assert scaling._at_every_size(rows, trends).count('(a trend: × 0.') == 1
+  # One size inside the budgets has none.
+  assert not len(speedups.trends(rows[rows['parameters'] == 1e5]))
 
 
 def _write_study(study_runs, root):
@@ -189,9 +214,9 @@ def test_a_study_over_sizes_gets_its_section(study_runs, tmp_path):
   report.write(found, tmp_path / 'report', [])
   pd.testing.assert_frame_equal(
     pd.read_csv(tmp_path / 'report/tables/speedups.csv'),
-    scaling.measured(found).speedups,
+    speedups.of(found).rows,
   )
-  figure, losses, speedups, fitted, note = made.blocks
+  figure, losses, table, trends, fitted, note = made.blocks
   # AdamW's three budgets and Lion's one at each of three widths.
   drawn = [len(trace['x']) for trace in losses.content['data']]
   assert drawn == [3, 1] * 3
@@ -203,7 +228,7 @@ def test_a_study_over_sizes_gets_its_section(study_runs, tmp_path):
   assert measured['y'] == pytest.approx([1.5] * 3, rel=0.05)
   sizes = figure.content['layout']['xaxis']['tickvals'][:3]
   assert measured['meta']['x'] == pytest.approx(sizes, rel=1e-5)
-  heading, *rows = speedups.rows
+  heading, *rows = table.rows
   assert heading == 'GPT-2' and len(rows) == 3
   assert [row[1] for row in rows] == ['1.05\xa0M', '3.67\xa0M', '13.6\xa0M']
   assert len(fitted.rows) == 2
