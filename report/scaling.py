@@ -107,19 +107,16 @@ def sections(comparison: tables.Comparison) -> list[section.Section]:
   looks = theme.styles(comparison.tables.runs['optimizer'])
   found = speedups.of(comparison)
   blocks = _losses(comparison, looks)
-  rows = found.rows
-  sized = False
-  if len(rows):
-    several = rows[rows['model'].isin(found.groups)]
-    sized = bool(several['speedup'].notna().any())
-    if sized:
-      blocks.insert(0, _figure(several, found.laws, looks))
-    blocks.append(_table(rows))
+  several = found.rows[found.rows['model'].isin(found.groups)]
+  if len(several):
+    blocks.insert(0, _figure(several, found.laws, looks))
+  if len(found.rows):
+    blocks.append(_table(found.rows))
   if len(found.trends):
     blocks.append(_trend_table(found.trends))
   blocks += [*_law_table(found.laws), *map(section.Note, found.remarks)]
   title = 'Does the advantage last as tokens and size grow?'
-  made = section.Section('scaling', title, blocks, folded=not sized)
+  made = section.Section('scaling', title, blocks, folded=not len(several))
   return [made] if blocks else []
 
 

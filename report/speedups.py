@@ -240,7 +240,9 @@ def of(comparison: tables.Comparison) -> Speedups:
         remarks.append(f'{words.named(model)}: no law. {error}.')
     found = measure(points, law)
     found.insert(0, 'model', model)
-    parts.append(found)
+    # Sizes alone, with one budget each, say nothing of speed-ups.
+    if found['speedup'].notna().any():
+      parts.append(found)
   rows = pd.DataFrame(columns=['model', *_COLUMNS])
   if parts:
     rows = pd.concat(parts, ignore_index=True)

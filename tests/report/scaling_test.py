@@ -245,6 +245,18 @@ def test_a_study_over_sizes_gets_its_section(study_runs, tmp_path):
   assert [block.title for block in alone.blocks[1:]] == ['The fitted laws']
 
 
+def test_sizes_with_one_budget_each_say_nothing(study_runs, tmp_path):
+  _write_study(study_runs, tmp_path)
+  for path in (tmp_path / 'finals').glob('gpt2-adamw-*-[14]0'):
+    shutil.rmtree(path)
+  found = verdicts.compare(tables.read([tmp_path]))
+  [made] = scaling.sections(found)
+  assert made.folded
+  assert 'tokens change only with the size' in made.blocks[-1].text
+  assert len(results.answers(found)) == 3
+  assert not len(speedups.of(found).rows)
+
+
 def _batches(rng, critical, noise=0.0):
   rows = []
   for batch in (1e3, 4e3, 1.6e4, 6.4e4):
