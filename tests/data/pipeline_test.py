@@ -218,13 +218,16 @@ def test_masked_batches_carry_segments_of_the_inputs(shards_dir, data_config):
   masked = _open(data_config)
   assert masked.fingerprint != plain.fingerprint
   eos_id = tokenizers.load(f'hf:{shards_dir}').eos_id
-  batch = masked.batch(0)
-  for name in ('inputs', 'targets'):
-    np.testing.assert_array_equal(batch[name], plain.batch(0)[name])
-  segment_ids, positions = pipeline.segments(batch['inputs'], eos_id)
-  assert segment_ids.max() > 1
-  np.testing.assert_array_equal(batch['segment_ids'], segment_ids)
-  np.testing.assert_array_equal(batch['positions'], positions)
+  most = 0
+  for step in range(4):
+    batch = masked.batch(step)
+    for name in ('inputs', 'targets'):
+      np.testing.assert_array_equal(batch[name], plain.batch(step)[name])
+    segment_ids, positions = pipeline.segments(batch['inputs'], eos_id)
+    most = max(most, segment_ids.max())
+    np.testing.assert_array_equal(batch['segment_ids'], segment_ids)
+    np.testing.assert_array_equal(batch['positions'], positions)
+  assert most > 1
   validation = next(iter(masked.validation().values()))[0]
   assert set(validation) == {*batch, 'mask'}
 
