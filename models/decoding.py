@@ -138,7 +138,7 @@ class Sampler:
       ValueError: a prompt has more than `max_length` tokens.
     """
     lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
-    longest = int(lengths_B.max())
+    longest = max(map(len, prompts))
     if longest > max_length:
       raise ValueError(
         f'a prompt has {longest} tokens, the model takes at most {max_length}: '
