@@ -61,11 +61,15 @@ def _at_every_size(of: pd.DataFrame, trends: pd.DataFrame) -> str:
   """Says which optimizers are faster or slower at all sizes of a model."""
   sentences = []
   rest: dict[str, list[str]] = {}
+  sizes = set(of['parameters'])
   fastest = of.groupby('optimizer')['speedup'].mean().sort_values()[::-1]
   for name in fastest.index:
     own = of[of['optimizer'] == name]
     shown = words.name(str(name))
     inside = ~own['extrapolated'] & own['speedup'].notna()
+    if set(own['parameters']) < sizes:
+      rest.setdefault('missing', []).append(shown)
+      continue
     for kind, holds, factors in (
       ('fewer', own['low'] > 1, own['speedup']),
       ('more', own['high'] < 1, 1 / own['speedup']),
@@ -81,6 +85,7 @@ def _at_every_size(of: pd.DataFrame, trends: pd.DataFrame) -> str:
     else:
       rest.setdefault('within' if inside.all() else 'outside', []).append(shown)
   for kind, text in (
+    ('missing', 'Not trained at every size'),
     ('within', 'Neither faster nor slower at every size'),
     ('outside', f'Outside {words.name(BASELINE)}’s budgets'),
   ):

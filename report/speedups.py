@@ -88,7 +88,7 @@ def measure(points: pd.DataFrame, law: Law | None) -> pd.DataFrame:
         'tokens': row['tokens'],
         'loss': loss,
         'n': row['count'],
-        'speedup': math.exp(value),
+        'speedup': _exp(value),
         'low': low,
         'high': high,
         'extrapolated': beyond,
@@ -140,10 +140,15 @@ def _interval(
   sources = [(np.asarray(v), float(freedom)) for v, freedom in (own, baseline)]
   found = statistics.Differences(np.asarray(value), tuple(sources), n)
   low, high = (
-    math.exp(min(float(end), 700)) if math.isfinite(end) else math.nan
+    _exp(float(end)) if math.isfinite(end) else math.nan
     for end in found.interval()
   )
   return low, high
+
+
+def _exp(value: float) -> float:
+  """Returns the exponential, at most what a float holds."""
+  return math.exp(min(value, 700))
 
 
 def tokens_between(own: pd.DataFrame, loss: float) -> float:

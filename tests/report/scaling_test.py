@@ -86,7 +86,8 @@ def test_planted_speed_ups_are_read_off_with_and_without_a_law():
 def test_only_what_holds_at_every_size_is_claimed():
   rng = np.random.default_rng(7)
   points = _points(rng, lion=1.3, muon=2.6, sophia=0.7, soap=1.0)
-  said = scaling._at_every_size(speedups.measure(points, None), pd.DataFrame())
+  rows = speedups.measure(points, None)
+  said = scaling._at_every_size(rows, pd.DataFrame())
   number = r'(\d\.\d\d)'
   numbers = rf'{number}, {number} and {number}\.'
   held = re.fullmatch(
@@ -97,6 +98,10 @@ def test_only_what_holds_at_every_size_is_claimed():
     said,
   )
   assert held, said
+  begun = rows[(rows['optimizer'] != 'lion') | (rows['parameters'] < 1e6)]
+  said = scaling._at_every_size(begun, pd.DataFrame())
+  assert 'Lion needs' not in said
+  assert 'Not trained at every size: Lion.' in said
   planted = [1.3] * 3 + [1 / 0.7] * 3
   assert [*map(float, held.groups())] == pytest.approx(planted, rel=0.05)
 
