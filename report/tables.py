@@ -336,7 +336,12 @@ def _read_tables(directory: pathlib.Path) -> Tables:
       # Parquet turns flags that some runs lack into None.
       frames[name] = pd.read_parquet(path).fillna(math.nan)
     elif (path := directory / f'{name}.csv').exists():
-      frames[name] = pd.read_csv(path, keep_default_na=False, na_values=[''])
+      frames[name] = pd.read_csv(
+        path,
+        keep_default_na=False,
+        na_values=[''],
+        float_precision='round_trip',
+      )
     else:
       frames[name] = runs_lib.as_frame(name, [])
   for name in ('study', 'source', 'group'):

@@ -30,7 +30,11 @@ ray() {
 if (( RANK )); then
   until up; do sleep 1; done
   ray --address="$FIRST"
-  while up; do sleep 1; done
+  while up; do
+    # Ray gives up on a head that is slow to start.
+    kill -0 $! 2> /dev/null || ray --address="$FIRST"
+    sleep 1
+  done
   kill $!
   exit 0
 fi

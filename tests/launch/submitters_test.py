@@ -6,8 +6,10 @@ import math
 import os
 import pathlib
 import shlex
+import socket
 import subprocess
 import sys
+import time
 from unittest import mock
 
 import pytest
@@ -213,6 +215,30 @@ def test_a_study_of_sky_is_told_its_machines():
   assert '--secret=RAY_AUTH_TOKEN' in shell({}).stderr
   [argv] = submission.commands
   assert '--secret=RAY_AUTH_TOKEN' in argv
+
+
+def test_a_machine_of_a_study_joins_a_head_that_is_slow_to_start(tmp_path):
+  """Ray's first start fails there; the machine leaves when the head does."""
+  ray = tmp_path / 'python'
+  ray.write_text(
+    f'#!/bin/bash\necho "$@" >> {tmp_path}/starts\n'
+    f'(( $(wc -l < {tmp_path}/starts) > 1 )) && exec sleep 60\nexit 1\n'
+  )
+  ray.chmod(0o755)
+  with socket.create_server(('127.0.0.1', 0)) as head:
+    first = f'127.0.0.1:{head.getsockname()[1]}'
+    joined = subprocess.Popen(
+      ['bash', '-c', jobs.RAY_NODE],
+      env={'PYTHON': str(ray), 'FIRST': first, 'RANK': '1', 'CPUS': '2'}
+      | {'PATH': os.environ['PATH']},
+    )
+    starts = tmp_path / 'starts'
+    deadline = time.monotonic() + 60
+    while not starts.exists() or len(starts.read_text().splitlines()) < 2:
+      assert joined.poll() is None and time.monotonic() < deadline
+      time.sleep(0.1)
+  assert joined.wait(60) == 0
+  assert starts.read_text().count(f'--address={first}') == 2
 
 
 _LOAD = """
