@@ -29,13 +29,15 @@ ray() {
 }
 if (( RANK )); then
   until up; do sleep 1; done
-  ray --address="$FIRST"
-  while up; do
-    # Ray gives up on a head that is slow to start.
-    kill -0 $! 2> /dev/null || ray --address="$FIRST"
+  # Ray gives up on a head that is slow to start, and on one of another version.
+  for (( tries = 10; tries > 0; tries-- )); do
+    up || exit 0
+    ray --address="$FIRST"
+    while up && kill -0 $! 2> /dev/null; do sleep 1; done
+    kill $! 2> /dev/null
     sleep 1
   done
-  kill $!
+  echo "Ray cannot join $FIRST: the study goes on without this machine" >&2
   exit 0
 fi
 ray --head --port="${FIRST#*:}" --include-dashboard=false

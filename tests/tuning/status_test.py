@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from steepest.data import locks, reading
+from steepest.experiments import base
 from steepest.tuning import status
 
 _NOW = 1_800_000_000.0
@@ -314,3 +315,19 @@ def test_time_left_is_by_what_this_process_did(tmp_path, monkeypatch, capsys):
   assert display._status() == '1 of 3 runs, 4 min left'
   display.end(0, 'loss 3')
   assert capsys.readouterr().out.startswith(' 75% loss 3')
+
+
+def test_a_log_without_a_terminal_says_the_time_left(capsys):
+  config = base.get_config()
+  config.steps = 200
+  config.model.name, config.optimizer.name = 'llama', 'lion'
+  row = {'train/loss': 3.0, 'tokens_per_second': 500.0}
+  with status.TrainingDisplay(config, 'run') as display:
+    for step in (9, 19, 39):
+      display.on_row({'step': step, 'tokens': 1000 * (step + 1)} | row)
+  # 180,000 and 160,000 tokens at 500 a second; a line every tenth.
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split(' mfu n/a ')[1] for line in lines] == [
+    '6 min left',
+    '5 min left',
+  ]
