@@ -29,7 +29,7 @@ ray() {
 }
 if (( RANK )); then
   until up; do sleep 1; done
-  # Ray gives up on a head that is slow to start, and on one of another version.
+  # Ray gives up on a head that is slow to start; it may also never join one.
   for (( tries = 10; tries > 0; tries-- )); do
     up || exit 0
     ray --address="$FIRST"
